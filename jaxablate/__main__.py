@@ -1,0 +1,5 @@
+"""`python -m jaxablate` is the command line."""
+
+from jaxablate.cli import main
+
+main()

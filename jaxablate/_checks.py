@@ -1,0 +1,52 @@
+"""Shared checks of what a user hands in; every message says what was expected, what came and what to do."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+
+class InputError(ValueError):
+    """A user's mistake, told in one sentence; the command line prints it without a traceback."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `InputError(message)` unless the condition holds."""
+    if not condition:
+        raise InputError(message)
+
+
+def require_known(kind: str, name: str, known: Iterable[str]) -> None:
+    """Raise unless `name` is among the known ones, which the message lists."""
+    known = list(known)
+    require(name in known, f"unknown {kind} {name!r}: expected one of {', '.join(known)}")
+
+
+def require_finite(what: str, values: np.ndarray) -> None:
+    """Raise if any value is NaN or infinite."""
+    bad = int(values.size - np.isfinite(values).sum())
+    require(bad == 0, f"{what}: expected finite numbers, got {bad} NaN or infinite of {values.size}")
+
+
+def require_shape(what: str, array: np.ndarray, shape: tuple[int | None, ...], meaning: str) -> None:
+    """Raise unless the array has this shape; None stands for any length, `meaning` names the axes."""
+    fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
+    wanted = ", ".join("any" if n is None else str(n) for n in shape)
+    require(fits, f"{what}: expected shape ({wanted}) = [{meaning}], got {array.shape}")
+
+
+def require_integers(what: str, array: np.ndarray) -> None:
+    """Raise unless the dtype is an integer one."""
+    require(np.issubdtype(array.dtype, np.integer), f"{what}: expected integers, got dtype {array.dtype}")
+
+
+def require_range(what: str, values: np.ndarray, low: int, high: int) -> None:
+    """Raise unless every value lies in low..high, both included."""
+    if values.size and (values.min() < low or values.max() > high):
+        raise InputError(f"{what}: expected values in {low}..{high}, got {values.min()}..{values.max()}")
+
+
+def require_labels(labels: np.ndarray, num_examples: int, num_classes: int) -> None:
+    """Raise unless labels are integers [example] in 0..num_classes-1, one for each example."""
+    require_integers("labels", labels)
+    require_shape("labels", labels, (num_examples,), "example")
+    require_range("labels", labels, 0, num_classes - 1)

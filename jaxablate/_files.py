@@ -1,0 +1,43 @@
+"""Atomic writing: a file is either the whole new one or not there at all."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxablate._checks import InputError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, and move it there when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # mkdtemp makes a private name, and a folder lets writers that insist on a file's suffix have theirs
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    temporary = folder / path.name
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def require_writable(folder: str | Path) -> None:
+    """Prove that a folder can be written, or made where it does not exist yet; nothing is left behind.
+
+    Raises:
+        InputError: if it cannot.
+    """
+    path = Path(folder).absolute()
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"output folder {folder}: expected a folder that can be written, got '{error.strerror}' for {existing}; "
+            "choose another one"
+        ) from None

@@ -1,0 +1,25 @@
+"""Axis-named array types: what a signature promises about shape and dtype.
+
+They are annotations only. The test suite checks them at run time (jaxtyping and beartype); in normal use they
+cost nothing. Axis names: `example`, `neuron` (all hidden neurons in network order, unless a layer is named),
+`class`, `code`, `mask`, `order`, `rank`, `step`.
+"""
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, Int32
+
+AnyArray = jax.Array | np.ndarray
+
+Images = Float[AnyArray, "example ..."]
+Labels = Int[AnyArray, "example"]
+Activations = Float32[AnyArray, "example neuron"]
+Codes = Int[AnyArray, "example neuron"]
+Counts = Int32[AnyArray, "neuron class code"]
+Scores = Float[AnyArray, "neuron"]
+Fill = Float[AnyArray, "neuron"]
+Masks = Bool[AnyArray, "mask neuron"]
+Order = Int32[AnyArray, "rank"]
+Orders = Int[AnyArray, "order rank"]
+CorrectPerMask = Int32[AnyArray, "mask"]
+CorrectPerStep = Int32[AnyArray, "order step"]
