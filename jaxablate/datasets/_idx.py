@@ -1,0 +1,104 @@
+"""IDX files, the format of MNIST: magic number, dimensions, bytes; gzipped or not."""
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from jaxablate._checks import require
+from jaxablate.datasets._types import Dataset, InputError, Source, make_split, sha256_of, split_off_validation
+
+IMAGES_MAGIC = 0x00000803  # unsigned bytes, three dimensions
+LABELS_MAGIC = 0x00000801  # unsigned bytes, one dimension
+FILES = {
+    "train_images": "train-images-idx3-ubyte",
+    "train_labels": "train-labels-idx1-ubyte",
+    "test_images": "t10k-images-idx3-ubyte",
+    "test_labels": "t10k-labels-idx1-ubyte",
+}
+MAX_BYTES = 2**32
+
+
+def read_idx(path: str | Path, magic: int) -> np.ndarray:
+    """Read one IDX file of unsigned bytes.
+
+    Args:
+        path: the file; gzipped if its name ends in `.gz`.
+        magic: the magic number it must begin with, `IMAGES_MAGIC` or `LABELS_MAGIC`.
+
+    Returns:
+        uint8 array of the dimensions in the file's header. Memory: no more than the header declares.
+
+    Raises:
+        InputError: for another magic number, an absurd header, or a damaged, short or overlong file.
+    """
+    path = Path(path)
+    num_dims = magic & 0xFF
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            header = file.read(4 + 4 * num_dims)
+            require(len(header) == 4 + 4 * num_dims, f"{path}: expected an IDX header, got {len(header)} bytes")
+            found, *dims = struct.unpack(f">{1 + num_dims}I", header)
+            require(
+                found == magic,
+                f"{path}: expected IDX magic number {magic:#010x}, got {found:#010x}; it is another kind of file",
+            )
+            size = math.prod(dims)
+            require(size <= MAX_BYTES, f"{path}: expected at most {MAX_BYTES} bytes, its header declares {size}")
+            data = file.read(size)
+            surplus = file.read(1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: expected a whole gzip file, got a damaged one ({error}); fetch it again") from None
+    require(
+        len(data) == size and not surplus,
+        f"{path}: expected {size} bytes after the header, got {'more' if surplus else len(data)}; fetch it again",
+    )
+    return np.frombuffer(data, np.uint8).reshape(dims)
+
+
+def dataset_from_idx(paths: dict[str, Path], name: str, origin: str, seed: int, num_classes: int | None) -> Dataset:
+    """Build a dataset from four IDX files.
+
+    Args:
+        paths: the four files under the keys of `FILES`.
+        name: the dataset's name.
+        origin: a sentence on where the files came from.
+        seed: of the permutation that cuts the validation split off.
+        num_classes: None takes the largest training label + 1.
+
+    Raises:
+        InputError: for a file or a label that is not what it should be.
+    """
+    arrays = {
+        key: read_idx(path, IMAGES_MAGIC if key.endswith("images") else LABELS_MAGIC) for key, path in paths.items()
+    }
+    if num_classes is None:
+        num_classes = int(arrays["train_labels"].max(initial=0)) + 1
+    full_train, test = (
+        make_split(f"{name} {split}", arrays[f"{split}_images"], arrays[f"{split}_labels"], num_classes)
+        for split in ("train", "test")
+    )
+    train, validation = split_off_validation(full_train, seed)
+    sha256 = {path.name: sha256_of(path) for path in paths.values()}
+    return Dataset(train, validation, test, num_classes, Source(name, origin, sha256))
+
+
+def load_idx_folder(folder: Path, seed: int) -> Dataset:
+    """Read a folder that holds the four canonical files, each gzipped or not.
+
+    Raises:
+        InputError: naming the files that are missing, or what is wrong with one.
+    """
+    paths = {}
+    for key, name in FILES.items():
+        candidates = [folder / f"{name}.gz", folder / name]
+        paths[key] = next((path for path in candidates if path.is_file()), None)
+    missing = [FILES[key] for key, path in paths.items() if path is None]
+    require(
+        not missing,
+        f"folder {folder}: expected the four IDX files (each with or without .gz), missing {', '.join(missing)}",
+    )
+    return dataset_from_idx(paths, folder.resolve().name, f"IDX files in {folder}", seed, None)

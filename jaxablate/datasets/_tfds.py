@@ -1,0 +1,138 @@
+"""MNIST and its siblings through TensorFlow Datasets: its URLs, checksums, download manager and cache.
+
+TensorFlow itself is not needed: TFDS fetches and verifies the IDX files, `_idx` parses them.
+"""
+
+import os
+import tempfile
+import threading
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from jaxablate._checks import require
+from jaxablate.datasets._idx import FILES, dataset_from_idx
+from jaxablate.datasets._types import Dataset, InputError, sha256_of
+
+NAMES = ("mnist", "fashion_mnist", "kmnist")
+DATA_DIR_VARIABLE = "JAXABLATE_DATA_DIR"
+PROBE_SECONDS = 5.0  # a request; name look-ups included, twice that
+
+
+class DatasetUnavailableError(InputError):
+    """The files are neither at hand nor can they be fetched."""
+
+
+def local_folder(name: str, data_dir: str | Path | None) -> Path | None:
+    """The folder that the user says holds canonical files: `data_dir`, else the environment variable, else None.
+
+    A subfolder named like the dataset goes first, since MNIST's siblings share its file names.
+    """
+    given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
+    if not given:
+        return None
+    return Path(given) / name if (Path(given) / name).is_dir() else Path(given)
+
+
+def _reachable(url: str) -> bool:
+    """Whether a server answers for the URL; TFDS itself would retry for minutes before it says no."""
+    answers = []
+
+    def probe() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_SECONDS):
+                answers.append(True)
+        except (OSError, ValueError):  # URLError and time-outs are OSErrors
+            answers.append(False)
+
+    # a thread, since no time-out covers the look-up of the name
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(2 * PROBE_SECONDS)
+    return answers == [True]
+
+
+class _Registry:
+    """What TFDS knows of one dataset: the four URLs, their checksums, and where the cache keeps them."""
+
+    def __init__(self, name: str):
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core import constants
+        from tensorflow_datasets.core.download.resource import get_dl_fname, is_locally_cached
+
+        tfds.disable_progress_bar()
+        builder: Any = tfds.builder_cls(name)
+        self.url_infos: Any = builder.url_infos
+        self.urls = {key: f"{builder.URL}{file}.gz" for key, file in FILES.items()}
+        self.downloads = Path(os.path.expanduser(constants.DATA_DIR)) / "downloads"
+        is_cached: Any = is_locally_cached
+        names = (get_dl_fname(url, self.url_infos[url].checksum) for url in self.urls.values())
+        self.cached = all(is_cached(self.downloads / name / file) for file in names)
+
+
+def availability(name: str, data_dir: str | Path | None = None) -> str:
+    """Where `load_dataset(name)` would take the files from: a folder, the cache, a server, or nowhere."""
+    if folder := local_folder(name, data_dir):
+        return f"in {folder}"
+    registry = _Registry(name)
+    if registry.cached:
+        return "cached"
+    return "reachable" if _reachable(registry.urls["test_labels"]) else "not reachable"
+
+
+def load_tfds(name: str, seed: int, data_dir: str | Path | None) -> Dataset:
+    """Fetch (or take from `data_dir` or the cache), verify and read one of `NAMES`.
+
+    Raises:
+        DatasetUnavailableError: if the files are not at hand and no server answers.
+        InputError: for a folder without the four files, or a file with another checksum.
+    """
+    from tensorflow_datasets.core import download
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+
+    folder = local_folder(name, data_dir)
+    registry = _Registry(name)
+    if folder:
+        missing = [f"{file}.gz" for file in FILES.values() if not (folder / f"{file}.gz").is_file()]
+        require(
+            not missing,
+            f"{name} in folder {folder}: expected the four gzipped IDX files, missing {', '.join(missing)}; "
+            "a folder of other IDX files is read when given as the dataset itself",
+        )
+        origin = f"canonical files in {folder}, checksums verified by TFDS"
+    elif registry.cached:
+        origin = "cache of TFDS"
+    elif _reachable(registry.urls["test_labels"]):
+        origin = f"downloaded by TFDS from {os.path.dirname(registry.urls['test_labels'])}"
+    else:
+        raise DatasetUnavailableError(
+            f"{name} is neither cached nor reachable: connect to the internet, or hand over a folder with the four "
+            f"files ({', '.join(f'{file}.gz' for file in FILES.values())}) as data_dir, --data-dir or "
+            f"{DATA_DIR_VARIABLE}, or use mnist5k, which is always there"
+        )
+    with tempfile.TemporaryDirectory() as scratch:  # a folder handed over leaves the cache alone
+        try:
+            manager: Any = download.DownloadManager(
+                download_dir=scratch if folder else registry.downloads,
+                manual_dir=folder,
+                url_infos=registry.url_infos,
+                dataset_name=name,
+                force_checksums_validation=True,
+            )
+            paths = {key: Path(path) for key, path in manager.download(registry.urls).items()}
+        except NonMatchingChecksumError:
+            raise InputError(
+                f"{name}: expected files with the checksums that TFDS knows, got others in "
+                f"{folder or 'the download'}; they are damaged or belong to another dataset"
+            ) from None
+        except (download.DownloadError, OSError) as error:
+            raise DatasetUnavailableError(
+                f"{name}: the download failed ({' '.join(str(error).split())}); try again"
+            ) from None
+    for key, path in paths.items():  # TFDS trusts the names in its cache
+        want, got = registry.url_infos[registry.urls[key]].checksum, sha256_of(path)
+        require(
+            want == got,
+            f"{path}: expected {name}'s file with SHA-256 {want}, got {got}; remove it and try again",
+        )
+    return dataset_from_idx(paths, name, origin, seed, num_classes=10)

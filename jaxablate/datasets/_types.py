@@ -1,0 +1,97 @@
+"""What a dataset is: three splits of images and labels, the number of classes, and where it came from."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxablate._checks import InputError, require, require_finite, require_labels
+from jaxablate._typing import Images, Labels
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples of one split: images float32 [example, height, width] in [0, 1], labels int32 [example]."""
+
+    images: Images
+    labels: Labels
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a dataset came from: its name, a sentence on its origin, the SHA-256 of every file read."""
+
+    name: str
+    origin: str
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training, validation and test split, the number of classes, and the source."""
+
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    source: Source
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_split(what: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> Split:
+    """Check raw arrays and turn them into a `Split`; `what` names them in messages.
+
+    Args:
+        what: which split of which source, for messages.
+        images: uint8 [example, height, width] in 0..255, or floating in [0, 1].
+        labels: integers [example] in 0..num_classes-1.
+        num_classes: the number of classes.
+
+    Raises:
+        InputError: for any other shape, dtype, range or count.
+    """
+    require(
+        images.ndim == 3 and images.size > 0,
+        f"{what} images: expected a non-empty array [example, height, width], got shape {images.shape}",
+    )
+    require(
+        labels.ndim == 1 and len(labels) == len(images),
+        f"{what}: expected one label for each image, got {len(images)} images and labels of shape {labels.shape}",
+    )
+    try:
+        require_labels(labels, len(images), num_classes)
+    except InputError as error:
+        raise InputError(f"{what} {error}") from None
+    if images.dtype == np.uint8:
+        images = images.astype(np.float32) / np.float32(255)
+    else:
+        require(
+            np.issubdtype(images.dtype, np.floating),
+            f"{what} images: expected uint8 in 0..255 or floating numbers in [0, 1], got dtype {images.dtype}",
+        )
+        require_finite(f"{what} images", images)
+        require(
+            bool(images.min() >= 0 and images.max() <= 1),
+            f"{what} images: expected floating pixels in [0, 1], got {images.min():g}..{images.max():g}; "
+            "rescale them or store uint8",
+        )
+    return Split(images.astype(np.float32, copy=False), labels.astype(np.int32))
+
+
+def split_off_validation(split: Split, seed: int) -> tuple[Split, Split]:
+    """Cut a sixth off the training examples for validation by a seeded permutation (MNIST: 50 000 + 10 000)."""
+    require(len(split) >= 6, f"training split: expected at least 6 examples, got {len(split)}")
+    order = np.random.default_rng(seed).permutation(len(split))
+    cut = len(split) - len(split) // 6
+    train, validation = order[:cut], order[cut:]
+    return Split(split.images[train], split.labels[train]), Split(split.images[validation], split.labels[validation])

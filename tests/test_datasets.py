@@ -1,0 +1,299 @@
+"""Datasets: every way in, and every way it can go wrong."""
+
+import functools
+import gzip
+import hashlib
+import http.server
+import os
+import shutil
+import struct
+import threading
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from helpers import rejects
+
+import jaxablate as ja
+from jaxablate import datasets
+from jaxablate.datasets import _tfds
+from jaxablate.datasets._idx import FILES
+
+CLASSES = 3
+
+
+def idx(array: np.ndarray, magic: int | None = None) -> bytes:
+    magic = 0x800 + array.ndim if magic is None else magic
+    return struct.pack(f">{1 + array.ndim}I", magic, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+def arrays(num_train: int = 60, num_test: int = 9) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    result = {}
+    for split, size in (("train", num_train), ("test", num_test)):
+        result[f"{split}_images"] = random.integers(0, 256, (size, 4, 5)).astype(np.uint8)
+        result[f"{split}_labels"] = (np.arange(size) % CLASSES).astype(np.uint8)
+    return result
+
+
+def write_folder(folder, zipped: bool = True, **changed):
+    folder.mkdir(exist_ok=True)
+    for key, array in {**arrays(), **changed}.items():
+        data = array if isinstance(array, bytes) else idx(array)
+        path = folder / (FILES[key] + (".gz" if zipped else ""))
+        path.write_bytes(gzip.compress(data) if zipped else data)
+    return folder
+
+
+def same_examples(split, images, labels) -> bool:
+    """Whether a split holds exactly these examples, in any order."""
+
+    def keys(xs, ys):
+        return sorted(np.asarray(x, np.float32).tobytes() + bytes([int(y)]) for x, y in zip(xs, ys, strict=True))
+
+    return keys(split.images, split.labels) == keys(images.astype(np.float32) / np.float32(255), labels)
+
+
+def joined(first, second):
+    return datasets.Split(np.concatenate([first.images, second.images]), np.concatenate([first.labels, second.labels]))
+
+
+def test_mnist5k_is_split_within_every_class(mnist5k):
+    for split, size in ((mnist5k.train, 350), (mnist5k.validation, 50), (mnist5k.test, 100)):
+        assert split.images.shape == (10 * size, 28, 28)
+        assert split.images.dtype == np.float32
+        assert split.labels.dtype == np.int32
+        assert (split.images.min(), split.images.max()) == (0, 1)
+        assert np.bincount(split.labels).tolist() == [size] * 10
+        assert len(set(split.labels[:30].tolist())) > 3, "shuffled"
+    images = np.concatenate([mnist5k.train.images, mnist5k.validation.images, mnist5k.test.images])
+    assert len({image.tobytes() for image in images}) == 5000, "no image twice"
+    assert mnist5k.num_classes == 10
+    assert mnist5k.source.name == "mnist5k"
+    assert len(next(iter(mnist5k.source.sha256.values()))) == 64
+
+
+def test_the_seed_decides_the_split(mnist5k):
+    again, other = ja.load_dataset("mnist5k", seed=2045), ja.load_dataset("mnist5k", seed=1)
+    np.testing.assert_array_equal(again.train.images, mnist5k.train.images)
+    assert not np.array_equal(other.train.images, mnist5k.train.images)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_idx_folder(tmp_path, zipped):
+    raw = arrays()
+    data = ja.load_dataset(write_folder(tmp_path / "mine", zipped), seed=1)
+    assert (len(data.train), len(data.validation), len(data.test)) == (50, 10, 9)
+    assert same_examples(joined(data.train, data.validation), raw["train_images"], raw["train_labels"])
+    np.testing.assert_array_equal(data.test.images, raw["test_images"] / np.float32(255))
+    np.testing.assert_array_equal(data.test.labels, raw["test_labels"])
+    assert data.num_classes == CLASSES
+    assert data.source.name == "mine"
+    for name, digest in data.source.sha256.items():
+        assert digest == hashlib.sha256((tmp_path / "mine" / name).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("floating", [True, False])
+def test_npz(tmp_path, floating):
+    raw = arrays()
+    stored = {k: v / np.float32(255) if floating and k.endswith("images") else v for k, v in raw.items()}
+    np.savez(tmp_path / "mine.npz", **stored)
+    data = ja.load_dataset(tmp_path / "mine.npz")
+    assert same_examples(joined(data.train, data.validation), raw["train_images"], raw["train_labels"])
+    assert data.source.name == "mine"
+    np.savez(
+        tmp_path / "own.npz", **stored, validation_images=stored["test_images"], validation_labels=raw["test_labels"]
+    )
+    own = ja.load_dataset(str(tmp_path / "own.npz"))
+    np.testing.assert_array_equal(own.validation.images, own.test.images)
+    assert len(own.train) == 60
+
+
+def test_mnist_comes_verified_from_a_local_folder(mnist):
+    assert (len(mnist.train), len(mnist.validation), len(mnist.test)) == (50_000, 10_000, 10_000)
+    assert mnist.train.images.dtype == np.float32
+    assert np.bincount(np.concatenate([mnist.train.labels, mnist.validation.labels]))[:3].tolist() == [5923, 6742, 5958]
+    assert "verified" in mnist.source.origin
+    assert mnist.source.sha256["t10k-labels-idx1-ubyte.gz"].startswith("f7ae60f92e00ec6d")
+
+
+def test_siblings_of_mnist_are_told_apart_by_checksum(mnist_dir):
+    with rejects("kmnist: expected files with the checksums that TFDS knows, got others in"):
+        ja.load_dataset("kmnist", data_dir=mnist_dir)
+
+
+def test_a_subfolder_named_like_the_dataset_goes_first(tmp_path, monkeypatch):
+    write_folder(tmp_path / "kmnist")
+    assert _tfds.local_folder("kmnist", tmp_path) == tmp_path / "kmnist"
+    assert _tfds.local_folder("mnist", tmp_path) == tmp_path
+    monkeypatch.setenv("JAXABLATE_DATA_DIR", str(tmp_path))
+    assert _tfds.local_folder("mnist", None) == tmp_path
+    assert _tfds.local_folder("mnist", tmp_path / "other") == tmp_path / "other"
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch, no_data_dir):
+    """A server on this machine that TFDS takes for the home of MNIST, with its checksums, and an empty cache."""
+    served = write_folder(tmp_path / "served", train_images=np.zeros((60, 4, 5)), train_labels=np.arange(60) % 10)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=served)
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{httpd.server_address[1]}/"
+    builder = tfds.builder_cls("mnist")
+    infos = {}
+    for path in served.iterdir():
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        size = tfds.core.utils.Size(path.stat().st_size)
+        infos[url + path.name] = tfds.core.download.checksums.UrlInfo(size=size, checksum=digest, filename=path.name)
+    monkeypatch.setattr(builder, "URL", url)
+    monkeypatch.setattr(builder, "url_infos", infos)
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path / "cache"))
+    yield httpd
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_tfds_downloads_then_caches(server):
+    assert datasets.availability("mnist") == "reachable"
+    data = ja.load_dataset("auto")
+    assert data.source.name == "mnist"
+    assert "downloaded by TFDS from http://127.0.0.1" in data.source.origin
+    server.shutdown()
+    assert datasets.availability("mnist") == "cached"
+    again = ja.load_dataset("mnist")
+    assert again.source.origin == "cache of TFDS"
+    np.testing.assert_array_equal(again.train.labels, data.train.labels)
+
+
+def test_a_damaged_download_is_refused(server, tmp_path):
+    (tmp_path / "served" / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.arange(9))))
+    with rejects("expected files with the checksums that TFDS knows, got others in the download"):
+        ja.load_dataset("mnist")
+
+
+def test_a_damaged_cache_is_refused(server, tmp_path):
+    ja.load_dataset("mnist")
+    (path,) = (tmp_path / "cache").rglob("*t10k-labels*gz")
+    path.write_bytes(gzip.compress(idx(np.arange(9))))
+    with rejects("expected mnist's file with SHA-256"):
+        ja.load_dataset("mnist")
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch, no_data_dir):
+    """Neither a cache nor a server: the address refuses connections."""
+    builder = tfds.builder_cls("mnist")
+    url = "http://127.0.0.1:9/"
+    infos = {url + key.rpartition("/")[2]: info for key, info in builder.url_infos.items()}
+    monkeypatch.setattr(builder, "URL", url)
+    monkeypatch.setattr(builder, "url_infos", infos)
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path / "cache"))
+
+
+def test_without_a_network_mnist_fails_soon_and_says_what_to_do(offline):
+    start = time.monotonic()
+    with rejects("mnist is neither cached nor reachable: connect to the internet, or hand over a folder"):
+        ja.load_dataset("mnist")
+    assert time.monotonic() - start < 15  # the promise to users, not a measurement
+
+
+def test_a_silent_server_is_given_up(offline, monkeypatch):
+    answer = threading.Event()
+
+    def silent(*_, **__):
+        answer.wait()
+        raise TimeoutError
+
+    monkeypatch.setattr(_tfds.urllib.request, "urlopen", silent)
+    monkeypatch.setattr(_tfds, "PROBE_SECONDS", 0.1)
+    with rejects("neither cached nor reachable"):
+        ja.load_dataset("mnist")
+    answer.set()
+
+
+def test_auto_without_a_network_is_the_embedded_set(offline, mnist5k):
+    data = ja.load_dataset("auto")
+    assert data.source.name == "mnist5k"
+    np.testing.assert_array_equal(data.test.labels, mnist5k.test.labels)
+
+
+def test_auto_with_a_faulty_folder_does_not_fall_back(tmp_path):
+    with rejects("expected the four gzipped IDX files, missing train-images"):
+        ja.load_dataset("auto", data_dir=tmp_path)
+
+
+def test_unknown_names_and_paths(tmp_path):
+    with rejects("unknown dataset 'cifar': expected auto, mnist, fashion_mnist, kmnist, mnist5k, an existing folder"):
+        ja.load_dataset("cifar")
+    with rejects("unknown dataset"):
+        ja.load_dataset(tmp_path / "missing.npz")
+
+
+def test_damaged_idx_folders(tmp_path):
+    folder = write_folder(tmp_path / "data")
+
+    def broken(**changed):
+        shutil.rmtree(folder)
+        return write_folder(folder, **changed)
+
+    os.remove(folder / "t10k-labels-idx1-ubyte.gz")
+    with rejects("expected the four IDX files .* missing t10k-labels-idx1-ubyte$"):
+        ja.load_dataset(folder)
+    path = broken() / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:100])
+    with rejects("train-images-idx3-ubyte.gz: expected a whole gzip file, got a damaged one"):
+        ja.load_dataset(folder)
+    path.write_bytes(b"no gzip at all")
+    with rejects("expected a whole gzip file"):
+        ja.load_dataset(folder)
+    with rejects("expected IDX magic number 0x00000803, got 0x00000801"):
+        ja.load_dataset(broken(train_images=idx(arrays()["train_images"], 0x801)))
+    with rejects("train: expected one label for each image, got 60 images and labels of shape"):
+        ja.load_dataset(broken(train_labels=np.zeros(59)))
+    with rejects("test labels: expected values in 0..2, got 0..3"):
+        ja.load_dataset(broken(test_labels=np.arange(9) % 4))
+    with rejects("expected 1200 bytes after the header, got 1199"):
+        ja.load_dataset(broken(train_images=idx(arrays()["train_images"])[:-1]))
+    with rejects("expected 1200 bytes after the header, got more"):
+        ja.load_dataset(broken(train_images=idx(arrays()["train_images"]) + b"x"))
+    with rejects("expected at most 4294967296 bytes, its header declares"):
+        ja.load_dataset(broken(train_images=struct.pack(">4I", 0x803, 2**32 - 1, 2**32 - 1, 9)))
+    with rejects("expected an IDX header, got 3 bytes"):
+        ja.load_dataset(broken(test_labels=b"abc"))
+    with rejects("expected a non-empty array"):
+        ja.load_dataset(broken(test_images=np.zeros((0, 4, 5)), test_labels=np.zeros(0)))
+
+
+def test_damaged_npz(tmp_path):
+    path = tmp_path / "mine.npz"
+
+    def store(**changed):
+        kept = {key: value for key, value in {**arrays(), **changed}.items() if value is not None}
+        np.savez(path, **kept)
+        return path
+
+    with rejects("expected the arrays .*, missing test_labels; it has"):
+        ja.load_dataset(store(test_labels=None))
+    with rejects("missing validation_labels"):
+        ja.load_dataset(store(validation_images=np.zeros((3, 4, 5), np.uint8)))
+    bad = arrays()["train_images"] / 255
+    bad[0, 0, 0] = np.nan
+    with rejects("mine.npz train images: expected finite numbers, got 1 NaN"):
+        ja.load_dataset(store(train_images=bad))
+    with rejects(r"floating pixels in \[0, 1\], got 0..255"):
+        ja.load_dataset(store(train_images=arrays()["train_images"].astype(float)))
+    with rejects("uint8 in 0..255 or floating numbers"):
+        ja.load_dataset(store(train_images=arrays()["train_images"].astype(np.int64)))
+    with rejects("train labels: expected values in 0..2, got -1..2"):
+        ja.load_dataset(store(train_labels=np.arange(60) % 4 - 1))
+    with rejects("train_labels: expected integers"):
+        ja.load_dataset(store(train_labels=np.zeros(60)))
+    with rejects("expected a non-empty array"):
+        ja.load_dataset(store(train_images=np.zeros((60, 20), np.uint8)))
+    with rejects("expected an .npz archive of plain arrays"):
+        ja.load_dataset(store(train_labels=np.array([object()] * 60)))
+    path.write_bytes(b"PK not a zip")
+    with rejects("expected an .npz archive of plain arrays"):
+        ja.load_dataset(path)
