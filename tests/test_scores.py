@@ -1,0 +1,150 @@
+"""Quantizers, histograms, metrics and orders against loops, scikit-learn and their laws."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from helpers import rejects, scores_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.metrics import mutual_info_score
+
+import jaxablate as ja
+
+
+def random_counts(seed: int, neurons: int = 40, classes: int = 10, codes: int = 2) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    counts = random.integers(0, 1500, (neurons, classes, codes)).astype(np.int32)
+    counts[0, :, 1:] = 0  # a neuron that never fires
+    counts[1, :, :-1] = 0  # one that always does
+    counts[2, 3] = 0  # an absent class
+    counts[3, 4, 0] = 0  # an empty cell
+    counts[4] = [7, 5] + [0] * (codes - 2)  # a neuron that knows nothing of the class
+    return counts
+
+
+@pytest.mark.parametrize("codes", [2, 3, 8])
+@pytest.mark.parametrize("name", sorted(ja.METRICS))
+def test_metrics_equal_the_loop(name, codes):
+    counts = random_counts(codes, codes=codes)
+    got = ja.METRICS[name](counts)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, scores_of(counts)[name], rtol=0, atol=1e-6)
+
+
+def test_constant_and_ignorant_neurons_score_zero():
+    counts = random_counts(0)
+    for metric in ja.METRICS.values():
+        assert metric(counts)[:2].tolist() == [0, 0]
+    assert ja.mutual_information(counts)[4] == pytest.approx(0, abs=1e-6)
+
+
+def test_mutual_information_equals_scikit_learn():
+    random = np.random.default_rng(5)
+    labels = random.integers(0, 10, 3000)
+    codes = (random.random((3000, 30)) < random.random(30) * (labels[:, None] + 1) / 10).astype(np.int32)
+    counts = ja.joint_histogram(codes, labels, num_codes=2, num_classes=10)
+    expected = [mutual_info_score(labels, column) for column in codes.T]
+    np.testing.assert_allclose(ja.mutual_information(counts), expected, rtol=0, atol=1e-6)
+
+
+tables = hnp.arrays(
+    np.int32, st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 5)), elements=st.integers(0, 60_000)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables, st.randoms(use_true_random=False))
+def test_laws_of_the_metrics(counts, random):
+    counts[:, 0, 0] += 1
+    entropy, information, selectivity = (np.asarray(metric(counts), np.float64) for metric in ja.METRICS.values())
+    rounding = 1e-6
+    assert (entropy >= 0).all()
+    assert (entropy <= math.log(counts.shape[2]) + rounding).all()
+    assert (information >= 0).all()
+    assert (information <= entropy + rounding).all()
+    assert (information <= np.asarray(ja.entropy(counts.swapaxes(1, 2))) + rounding).all()
+    assert (information <= selectivity + rounding).all()
+    classes = random.sample(range(counts.shape[1]), counts.shape[1])
+    neurons = random.sample(range(len(counts)), len(counts))
+    for metric, scores in zip(ja.METRICS.values(), (entropy, information, selectivity), strict=True):
+        np.testing.assert_allclose(metric(counts[:, classes]), scores, rtol=0, atol=rounding)
+        np.testing.assert_array_equal(metric(counts[neurons]), scores[neurons].astype(np.float32))
+
+
+def test_histogram_equals_the_loop_and_adds_over_batches():
+    random = np.random.default_rng(1)
+    codes, labels = random.integers(0, 3, (500, 7)), random.integers(0, 4, 500)
+    expected = np.zeros((7, 4, 3), int)
+    for row, label in zip(codes, labels, strict=True):
+        for neuron, code in enumerate(row):
+            expected[neuron, label, code] += 1
+    counts = ja.joint_histogram(codes, labels, num_codes=3, num_classes=4)
+    np.testing.assert_array_equal(counts, expected)
+    parts = [ja.joint_histogram(codes[i], labels[i], num_codes=3, num_classes=4) for i in np.split(np.arange(500), 4)]
+    np.testing.assert_array_equal(np.sum(parts, axis=0), expected)
+
+
+def test_quantizers():
+    values = np.array([[-0.1, 0.0, 0.4999, 0.5, 0.7]], np.float32)
+    assert ja.threshold(0.5)(values).tolist() == [[0, 0, 0, 1, 1]]
+    assert ja.threshold(0.5, strict=True)(values).tolist() == [[0, 0, 0, 0, 1]]
+    assert ja.default_quantizer("sigmoid")(values).tolist() == [[0, 0, 0, 1, 1]]
+    assert ja.default_quantizer("relu")(values).tolist() == [[0, 0, 1, 1, 1]]
+    assert ja.default_quantizer("tanh")(values).tolist() == [[0, 1, 1, 1, 1]]
+    assert ja.threshold(0.5)(values).dtype == np.int32
+
+
+def test_orders_are_stable_both_ways():
+    scores = np.array([2.0, 1.0, 2.0, 1.0, 3.0], np.float32)
+    assert ja.ablation_order(scores, direction="low").tolist() == [1, 3, 0, 2, 4]
+    assert ja.ablation_order(scores, direction="high").tolist() == [4, 0, 2, 1, 3]
+    assert ja.ablation_order(np.zeros(5, np.float32), direction="high").tolist() == [0, 1, 2, 3, 4]
+
+
+def test_random_orders_are_independent_uniform_permutations():
+    orders = np.asarray(ja.random_orders(jax.random.key(0), 6, 3000))
+    assert (np.sort(orders, axis=1) == np.arange(6)).all()
+    frequency = np.stack([(orders == neuron).mean(axis=0) for neuron in range(6)])
+    assert np.abs(frequency - 1 / 6).max() < 0.035  # five standard deviations of 3000 draws
+    np.testing.assert_array_equal(orders, ja.random_orders(jax.random.key(0), 6, 3000))
+
+
+def test_masks_are_nested():
+    order = np.array([[3, 0, 4, 1], [1, 2, 3, 4]])
+    masks = ja.masks_of_orders(order, 5, 3).reshape(2, 4, 5)
+    for ranks, steps in zip(order, masks, strict=True):
+        for step, keep in enumerate(steps):
+            assert set(np.flatnonzero(~keep)) == set(ranks[:step])
+
+
+def test_bad_input():
+    counts = random_counts(0)
+    with rejects("counts: expected integers"):
+        ja.entropy(counts / 2)
+    with rejects(r"counts: expected shape \[neuron, class, code\], got \(10, 2\)"):
+        ja.entropy(counts[0])
+    with rejects("at least one example for every neuron"):
+        ja.mutual_information(np.zeros((2, 3, 2), np.int32))
+    with rejects("unknown metric 'gini': expected one of entropy, mutual_information, kl_selectivity"):
+        ja.get_metric("gini")
+    with rejects("unknown activation 'softplus'"):
+        ja.default_quantizer("softplus")
+    with rejects(r"codes: expected values in 0..1, got 0..2"):
+        ja.joint_histogram(np.array([[0], [2]]), np.array([0, 0]), num_codes=2, num_classes=1)
+    with rejects(r"labels: expected values in 0..2, got 0..3"):
+        ja.joint_histogram(np.zeros((2, 1), int), np.array([0, 3]), num_codes=2, num_classes=3)
+    with rejects(r"labels: expected shape \(2\)"):
+        ja.joint_histogram(np.zeros((2, 1), int), np.array([0]), num_codes=2, num_classes=3)
+    with rejects("scores: expected finite numbers, got 1 NaN"):
+        ja.ablation_order(np.array([0.0, np.nan]), direction="low")
+    with rejects("unknown direction 'up': expected one of low, high"):
+        ja.ablation_order(np.zeros(2), direction="up")
+    with rejects(r"expected each neuron once, got neuron \[1\] twice"):
+        ja.masks_of_orders(np.array([[1, 0, 1]]), 3, 2)
+    with rejects(r"orders: expected values in 0..2, got 0..3"):
+        ja.masks_of_orders(np.array([[3, 0, 1]]), 3, 2)
+    with rejects("steps: expected at most the 3 neurons of the scope, got 4; 3 is the largest possible"):
+        ja.masks_of_orders(np.array([[2, 0, 1]]), 3, 4)
