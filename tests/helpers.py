@@ -1,0 +1,88 @@
+"""Slow, independent sources for every number: float64 NumPy, one neuron, mask and example at a time."""
+
+import contextlib
+import math
+
+import jaxtyping
+import numpy as np
+import pytest
+
+import jaxablate as ja
+
+TIE = 1e-5  # examples whose two largest float64 logits are closer may be counted either way
+
+
+@contextlib.contextmanager
+def rejects(match: str):
+    """The block must raise an InputError whose one line matches; shapes go unchecked, as in normal use."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(ja.InputError, match=match) as caught:
+            yield caught
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    assert "\n" not in str(caught.value)
+
+
+def scores_of(counts: np.ndarray) -> dict[str, list[float]]:
+    """Entropy, mutual information and KL selectivity by the formulas of the paper, in loops."""
+    scores = {"entropy": [], "mutual_information": [], "kl_selectivity": []}
+    for table in counts.tolist():
+        total = sum(map(sum, table))
+        p_class = [sum(row) / total for row in table]
+        p_code = [sum(column) / total for column in zip(*table, strict=True)]
+        entropy = -sum(p * math.log(p) for p in p_code if p > 0)
+        conditional = 0.0
+        divergences = []
+        for row, of_class in zip(table, p_class, strict=True):
+            if of_class == 0:
+                continue
+            given = [n / sum(row) for n in row]
+            conditional -= of_class * sum(p * math.log(p) for p in given if p > 0)
+            divergences.append(sum(p * math.log(p / q) for p, q in zip(given, p_code, strict=True) if p > 0))
+        scores["entropy"].append(entropy)
+        scores["mutual_information"].append(entropy - conditional)
+        scores["kl_selectivity"].append(max(divergences))
+    return scores
+
+
+ACTIVATIONS = {
+    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+    "relu": lambda z: np.maximum(z, 0),
+    "tanh": np.tanh,
+}
+
+
+def weights64(model) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [tuple(np.asarray(array, np.float64) for array in stage.weights) for stage in model.stages]
+
+
+def logits64(model, images, keep=None, fill=None) -> np.ndarray:
+    """The logits of a network in float64, neurons masked as in the paper's formula m h + (1 - m) f."""
+    num_neurons = sum(model.hidden)
+    keep = np.ones(num_neurons) if keep is None else np.asarray(keep, np.float64)
+    fill = np.zeros(num_neurons) if fill is None else np.asarray(fill, np.float64)
+    outputs, start = np.asarray(images, np.float64).reshape(len(images), -1), 0
+    *hidden, last = weights64(model)
+    for kernel, bias in hidden:
+        outputs = ACTIVATIONS[model.activation](outputs @ kernel + bias)
+        m, f = keep[start : start + len(bias)], fill[start : start + len(bias)]
+        outputs, start = m * outputs + (1 - m) * f, start + len(bias)
+    return outputs @ last[0] + last[1]
+
+
+def assert_counts(counts, model, masks, images, labels, fill=None) -> None:
+    """Each count equals that of the float64 forward pass, but for examples that are nearly a tie."""
+    counts = np.asarray(counts)
+    assert counts.dtype == np.int32
+    assert counts.shape == (len(masks),)
+    for count, keep in zip(counts.tolist(), masks, strict=True):
+        logits = logits64(model, images, keep, fill)
+        correct = int((logits.argmax(axis=1) == labels).sum())
+        second, first = np.sort(logits, axis=1)[:, -2:].T
+        assert abs(count - correct) <= int((first - second < TIE).sum()), (count, correct)
+
+
+def random_masks(seed: int, num_masks: int, num_neurons: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return random.random((num_masks, num_neurons)) < random.random((num_masks, 1))
