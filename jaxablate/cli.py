@@ -1,0 +1,199 @@
+"""The command line: parses, calls the library, prints. Nothing is computed here."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
+
+app = typer.Typer(
+    name="jaxablate",
+    help="Information-ordered cumulative ablation of neural networks, in JAX.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+
+def main() -> None:
+    """Run the command line; a termination signal ends it like an interrupt, so that temporary files go."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    app()
+
+
+@contextlib.contextmanager
+def _one_sentence_errors() -> Iterator[None]:
+    """Print a user's mistake, or what the file system refused, as one sentence and exit with 1."""
+    from jaxablate import InputError
+
+    try:
+        yield
+    except (InputError, OSError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        raise typer.Exit(1) from None
+
+
+class _Bars:
+    """Progress bars, one for each thing that the library reports on."""
+
+    def __init__(self):
+        self.progress = Progress(
+            TextColumn("{task.description}", table_column=Column(min_width=14, no_wrap=True)),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+            console=console,
+            expand=True,
+        )
+        self.tasks = {}
+
+    def __call__(self, what: str, done: int, total: int, note: str) -> None:
+        """Move the bar of `what`; it is made when first heard of."""
+        if what not in self.tasks:
+            self.tasks[what] = self.progress.add_task(what, total=total, note=note)
+        self.progress.update(self.tasks[what], completed=done, total=total, note=note)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import jaxablate
+
+        console.print(f"jaxablate {jaxablate.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def reproduce(
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="mnist, fashion_mnist, kmnist, mnist5k, a folder of IDX files or an .npz file; auto takes mnist "
+            "where it is at hand or can be fetched, else mnist5k."
+        ),
+    ] = "auto",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with canonical files; default: JAXABLATE_DATA_DIR, if set.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Networks of each kind to train, with seeds 0, 1, ...")] = 1,
+    random_orders: Annotated[int, typer.Option(min=1, help="Random orders for each network and scope.")] = 10,
+    steps: Annotated[int, typer.Option(min=1, help="Neurons to ablate, one after another.")] = 80,
+    activation: Annotated[str, typer.Option(help="sigmoid, relu, tanh or gelu.")] = "sigmoid",
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Default: as many as keep the optimiser steps near the paper's 15 620."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results, networks and figures.")] = Path("results"),
+) -> None:
+    """Train the paper's networks, score and ablate their neurons, draw all 22 figures.
+
+    Example: jaxablate reproduce --dataset mnist --seeds 3 --out results
+    """
+    with _one_sentence_errors():
+        from jaxablate import StudyConfig, run_study, save_results
+        from jaxablate._files import require_writable
+        from jaxablate.figures import save_figures
+
+        config = StudyConfig(
+            dataset=dataset,
+            data_dir=None if data_dir is None else str(data_dir),
+            seeds=tuple(range(seeds)),
+            random_orders=random_orders,
+            steps=steps,
+            activation=activation,
+            epochs=epochs,
+        )
+        require_writable(out)
+        bars = _Bars()
+        with bars.progress:
+            results = run_study(config, network_dir=out / "networks", on_progress=bars)
+            save_results(results, out / "results.nc")
+            files = save_figures(results, out / "figures", on_progress=bars)
+        _print_summary(results)
+        _print_dataset(results, asked=dataset)
+        console.print(f"Results: {out / 'results.nc'}", highlight=False, soft_wrap=True)
+        console.print(f"Figures: {files[-1].parent} ({files[-1].name} shows them all)", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def datasets(
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with canonical files; default: JAXABLATE_DATA_DIR, if set.")
+    ] = None,
+) -> None:
+    """List the datasets by name and where each would come from: a folder, the cache, a server.
+
+    Example: jaxablate datasets --data-dir ~/mnist
+    """
+    with _one_sentence_errors():
+        from jaxablate.datasets import KNOWN, dataset_status
+
+        table = Table("name", "what it is", "where")
+        for name, status in dataset_status(data_dir).items():
+            table.add_row(name, KNOWN[name], status)
+        console.print(table)
+        console.print("Also: a folder with the four canonical IDX files, or an .npz file, given by its path.")
+
+
+def _print_dataset(results, asked: str) -> None:
+    name, origin = escape(results.attrs["dataset"]), escape(results.attrs["dataset_origin"])
+    console.print(f"[bold]Dataset: {name}[/] ({origin})", highlight=False)
+    if asked == "auto" and results.attrs["dataset"] != "mnist":
+        console.print(
+            "[bold yellow]Full MNIST is neither cached nor reachable, so these are not the paper's numbers:[/] "
+            "connect to the internet, or give the folder of its four files with --data-dir.",
+            highlight=False,
+        )
+
+
+_SHORT = {"mutual_information": "MI", "kl_selectivity": "KL"}
+
+
+def _print_summary(results) -> None:
+    """The table: test accuracy, and accuracy after 40 and 80 ablated neurons for each scope and ordering."""
+    from jaxablate import summarize
+
+    rows = summarize(results)
+    steps = [step for step in rows[0].accuracy if step > 0]
+    columns = [(fill, step) for fill in ("mean", "zero") for step in steps]
+    table = Table(
+        Column("network", no_wrap=True),
+        "scope",
+        Column("order", no_wrap=True),
+        *(Column(f"{fill}\nk = {step}", justify="right") for fill, step in columns),
+        title="Test accuracy in % after k ablated neurons (mean: bias balanced; zero: not)",
+        title_justify="left",
+    )
+    cells: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
+    for row in rows:
+        order = f"{_SHORT.get(row.ranking, row.ranking)} {row.direction}".strip()
+        cells.setdefault((row.network, row.scope, order), {})[row.fill] = row.accuracy
+    intact = {network: by_fill["zero"][0] for (network, _, _), by_fill in cells.items()}
+    previous = None
+    for (network, scope, order), by_fill in cells.items():
+        head = (f"{network} ({100 * intact[network]:.2f})", scope)
+        if head != previous:
+            table.add_section()
+        values = (f"{100 * by_fill[fill][step]:.2f}" for fill, step in columns)
+        table.add_row(*(head if head != previous else ("", "")), order, *values)
+        previous = head
+    console.print(table)
+    console.print("In brackets: test accuracy of the intact network. Random: mean over orders.", highlight=False)

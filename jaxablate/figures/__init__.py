@@ -1,0 +1,128 @@
+"""Figures: results come in, the 22 figures of the paper and five extras go out, drawn by matplotlib.
+
+They draw only; summaries come from `results`. Memory: one figure at a time.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.style
+import xarray as xr
+from matplotlib.figure import Figure
+from PIL import Image
+
+from jaxablate._checks import require
+from jaxablate._files import atomic_path, require_writable
+from jaxablate.figures._catalogue import EXTRAS, FIGURES, METRIC_NAMES, FigureSpec
+from jaxablate.figures._draw import STYLE, draw
+
+__all__ = ["EXTRAS", "FIGURES", "METRIC_NAMES", "FigureSpec", "draw_figure", "save_figure", "save_figures"]
+
+CONTACT_SHEET = "contact_sheet.png"
+
+
+def draw_figure(results: xr.DataTree, number: int) -> Figure:
+    """Draw one figure of the paper.
+
+    Args:
+        results: from `run_study` or `load_results`.
+        number: 1 to 22, as in the paper.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        InputError: for an unknown number, or results without the network that the figure shows.
+    """
+    return _draw(results, _spec(results, number))
+
+
+def save_figure(results: xr.DataTree, number: int, folder: str | Path) -> list[Path]:
+    """Draw one figure of the paper into a folder, as PNG and PDF.
+
+    Returns:
+        The two files.
+
+    Raises:
+        InputError: as `draw_figure`, or for a folder that cannot be written.
+    """
+    require_writable(folder)
+    return _save(results, _spec(results, number), Path(folder))
+
+
+def save_figures(
+    results: xr.DataTree,
+    folder: str | Path,
+    *,
+    on_progress: Callable[[str, int, int, str], None] | None = None,
+) -> list[Path]:
+    """Draw every figure that the results have the network for, and a contact sheet of them all.
+
+    Args:
+        results: from `run_study` or `load_results`.
+        folder: where PNG and PDF files go.
+        on_progress: called with ("draw", figures done, figures in all, file name).
+
+    Returns:
+        The files written: two for each figure, then the contact sheet.
+
+    Raises:
+        InputError: for a folder that cannot be written, or results without any network of the paper.
+    """
+    require_writable(folder)
+    folder = Path(folder)
+    specs = [spec for spec in (*FIGURES.values(), *EXTRAS) if _missing(results, spec) is None]
+    require(len(specs) > 0, f"figures: expected a 2-layer or 3-layer network, got {list(results.children)}")
+    files = []
+    for i, spec in enumerate(specs):
+        files += _save(results, spec, folder)
+        if on_progress is not None:
+            on_progress("draw", i + 1, len(specs), spec.stem)
+    return [*files, _contact_sheet([file for file in files if file.suffix == ".png"], folder)]
+
+
+def _missing(results: xr.DataTree, spec: FigureSpec) -> str | None:
+    """What the results lack for this figure, or None."""
+    if spec.network not in results.children:
+        return f"a {spec.network} network"
+    metrics = {"scores": {spec.subject}, "balancing": {"mutual_information"}, "orders": set(METRIC_NAMES)}
+    absent = metrics.get(spec.kind, set()) - set(results[spec.network].to_dataset()["metric"].values)
+    return f"the metrics {sorted(absent)}" if absent else None
+
+
+def _spec(results: xr.DataTree, number: int) -> FigureSpec:
+    require(number in FIGURES, f"figure: expected a number in 1..{len(FIGURES)}, got {number}")
+    spec = FIGURES[number]
+    missing = _missing(results, spec)
+    require(missing is None, f"figure {number}: expected results with {missing}, got {list(results.children)}")
+    return spec
+
+
+def _draw(results: xr.DataTree, spec: FigureSpec) -> Figure:
+    with matplotlib.style.context(STYLE):
+        return draw(results, spec)
+
+
+def _save(results: xr.DataTree, spec: FigureSpec, folder: Path) -> list[Path]:
+    files = [folder / f"{spec.stem}.{suffix}" for suffix in ("png", "pdf")]
+    with matplotlib.style.context(STYLE):
+        figure = draw(results, spec)
+        for file in files:
+            with atomic_path(file) as temporary:
+                figure.savefig(temporary)
+    return files
+
+
+def _contact_sheet(pictures: list[Path], folder: Path) -> Path:
+    """All pictures on one page, at half their size."""
+    images = [Image.open(picture).convert("RGB") for picture in pictures]
+    width, height = (size // 2 for size in images[0].size)
+    columns = min(5, len(images))
+    sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
+    for i, image in enumerate(images):
+        row, column = divmod(i, columns)
+        sheet.paste(image.resize((width, height), Image.Resampling.LANCZOS), (column * width, row * height))
+    path = folder / CONTACT_SHEET
+    with atomic_path(path) as temporary:
+        sheet.save(temporary)
+    return path

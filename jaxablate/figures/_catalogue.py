@@ -1,0 +1,92 @@
+"""The figures of the paper: what each shows, under the paper's numbers."""
+
+from dataclasses import dataclass
+
+METRIC_NAMES = {
+    "entropy": "Entropy",
+    "mutual_information": "Mutual information",
+    "kl_selectivity": "KL selectivity",
+}
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """One figure: what kind it is, of which network, and the kind's own settings.
+
+    Attributes:
+        number: in the paper; None for an extra.
+        network: the node of the results.
+        kind: `training` (subject: accuracy or cost), `scores` (subject: a metric), `balancing` (random and mutual
+            information, each with both fills) or `orders` (random and every metric, bias balanced).
+        subject: see `kind`.
+        scope: of `balancing` and `orders`.
+        direction: of `balancing` and `orders`.
+    """
+
+    number: int | None
+    network: str
+    kind: str
+    subject: str = ""
+    scope: str = ""
+    direction: str = "low"
+
+    @property
+    def stem(self) -> str:
+        """The file name without its suffix, such as `fig06_2layer_bias_balancing_layer1`."""
+        parts = {
+            "training": f"training_{self.subject}",
+            "scores": self.subject,
+            "balancing": f"bias_balancing_{self.scope}",
+            "orders": f"{self.scope}_{self.direction}_first",
+        }
+        prefix = "extra" if self.number is None else f"fig{self.number:02d}"
+        return f"{prefix}_{self.network.replace('-', '')}_{parts[self.kind]}"
+
+    @property
+    def title(self) -> str:
+        """The heading, such as `Figure 11. 2-layer network, layer 1`."""
+        number = "" if self.number is None else f"Figure {self.number}. "
+        place = {"": "", "network": ", whole network"}.get(self.scope, f", {self.scope.replace('layer', 'layer ')}")
+        return f"{number}{self.network} network{place}"
+
+    @property
+    def subtitle(self) -> str:
+        """What the figure shows of it, such as `high values first, bias balanced`."""
+        return {
+            "training": f"training {self.subject}",
+            "scores": METRIC_NAMES.get(self.subject, self.subject),
+            "balancing": "with and without bias balancing",
+            "orders": f"{self.direction} values first, bias balanced",
+        }[self.kind]
+
+
+def _descriptions(network: str, first: int | None) -> list[FigureSpec]:
+    """Training curves and score distributions; the paper numbers those of the 3-layer network 1 to 5."""
+    kinds = [("training", "accuracy"), ("training", "cost"), *(("scores", metric) for metric in METRIC_NAMES)]
+    return [
+        FigureSpec(None if first is None else first + i, network, kind, subject)
+        for i, (kind, subject) in enumerate(kinds)
+    ]
+
+
+def _sweeps(network: str, depth: int, balancing: int, high: int, low: int, whole: int) -> list[FigureSpec]:
+    """The ablation figures of one network, from the numbers of the first of each group."""
+    layers = [f"layer{i + 1}" for i in range(depth)]
+    return [
+        *(FigureSpec(balancing + i, network, "balancing", scope=scope) for i, scope in enumerate(layers)),
+        *(FigureSpec(high + i, network, "orders", scope=scope, direction="high") for i, scope in enumerate(layers)),
+        *(FigureSpec(low + i, network, "orders", scope=scope, direction="low") for i, scope in enumerate(layers)),
+        FigureSpec(whole, network, "orders", scope="network", direction="low"),
+    ]
+
+
+_NUMBERED = [
+    *_descriptions("3-layer", 1),
+    *_sweeps("2-layer", 2, balancing=6, high=11, low=13, whole=21),
+    *_sweeps("3-layer", 3, balancing=8, high=15, low=18, whole=22),
+]
+FIGURES = {spec.number: spec for spec in sorted(_NUMBERED, key=lambda spec: spec.number or 0)}
+"""The 22 figures of the paper by number."""
+
+EXTRAS = _descriptions("2-layer", None)
+"""Training curves and score distributions of the 2-layer network, which the paper leaves out."""

@@ -1,0 +1,114 @@
+"""Drawing: a node of the results and a `FigureSpec` come in, a matplotlib figure goes out. No statistics here."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from jaxablate.figures._catalogue import METRIC_NAMES, FigureSpec
+from jaxablate.results import BAND, RANDOM, Curve, curve
+
+STYLE = Path(__file__).with_name("jaxablate.mplstyle")
+
+# Okabe and Ito's palette, told apart by colour-blind readers; line styles tell the curves apart in grey
+LOOKS = {
+    RANDOM: {"color": "#000000", "linestyle": "-"},
+    "mutual_information": {"color": "#0072B2", "linestyle": (0, (5, 1.5))},
+    "kl_selectivity": {"color": "#D55E00", "linestyle": (0, (3, 1, 1, 1))},
+    "entropy": {"color": "#009E73", "linestyle": (0, (1, 1))},
+}
+LAYER_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
+
+
+def draw(results: xr.DataTree, spec: FigureSpec) -> Figure:
+    """Draw one figure; the caller sets the style."""
+    network = results[spec.network].to_dataset()
+    figure = Figure()
+    axes = figure.add_subplot()
+    {"training": _training, "scores": _scores, "balancing": _balancing, "orders": _orders}[spec.kind](
+        axes, network, spec
+    )
+    axes.set_title(f"{spec.title}\n{spec.subtitle}; data: {results.attrs['dataset']}")
+    figure.text(0.01, 0.012, _provenance(results, network, spec), fontsize="x-small", color="#555555")
+    return figure
+
+
+def _provenance(results: xr.DataTree, network: xr.Dataset, spec: FigureSpec) -> str:
+    seeds = network.sizes["seed"]
+    version = json.loads(results.attrs["versions"])["jaxablate"]
+    parts = [f"{seeds} network{'s' if seeds > 1 else ''} trained on {results.attrs['dataset']}"]
+    if spec.kind in ("balancing", "orders"):
+        parts.append(f"{network.attrs['num_test_examples']:,} test images".replace(",", " "))
+        parts.append(f"band: {BAND[0]:.0%} to {BAND[1]:.0%} of the curves")
+    return ", ".join([*parts, f"jaxablate {version}"])
+
+
+def _training(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
+    quantity = "accuracy" if spec.subject == "accuracy" else "loss"
+    for split, style in (("train", "-"), ("validation", (0, (4, 2)))):
+        values = network[f"{split}_{quantity}"]
+        for row in values.values:
+            axes.plot(network["epoch"], row, color="#0072B2" if split == "train" else "#D55E00", linestyle=style)
+        axes.lines[-1].set_label(values.attrs["long_name"])
+    axes.set_xlabel(network["epoch"].attrs["long_name"].capitalize())
+    if quantity == "accuracy":
+        axes.set_ylabel("Accuracy")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    else:
+        axes.set_ylabel("Cross-entropy (nats)")
+    axes.legend()
+
+
+def _scores(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
+    values = network["scores"].sel(metric=spec.subject)
+    layers = np.unique(network["layer"])
+    groups = [values.values[:, network["layer"].values == layer].ravel() for layer in layers]
+    parts = axes.violinplot(groups, positions=layers, showextrema=False, quantiles=[[0.25, 0.5, 0.75]] * len(layers))
+    for body, color in zip(parts["bodies"], np.resize(LAYER_COLORS, len(layers)), strict=True):  # pyright: ignore[reportArgumentType]
+        body.set(facecolor=color, edgecolor="#333333", alpha=0.6)
+    parts["cquantiles"].set(color="#333333", linewidth=1)
+    random = np.random.default_rng(0)
+    for layer, group in zip(layers, groups, strict=True):
+        axes.scatter(layer + random.uniform(-0.04, 0.04, len(group)), group, s=2, color="#333333", alpha=0.4)
+    axes.set_xticks(layers)
+    axes.set_xlabel("Hidden layer (lines: quartiles)")
+    axes.set_ylabel(f"{METRIC_NAMES[spec.subject]} ({values.attrs['units']}s)")
+
+
+def _plot_curve(axes: Axes, shown: Curve, label: str, **look) -> None:
+    (line,) = axes.plot(shown.step, shown.mean, label=label, **look)
+    if shown.num_curves > 1:
+        axes.fill_between(shown.step, shown.low, shown.high, color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def _curve_axes(axes: Axes, network: xr.Dataset) -> None:
+    axes.set_xlabel(network["step"].attrs["long_name"].capitalize())
+    axes.set_ylabel(network["accuracy"].attrs["long_name"].capitalize())
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.set_xlim(0, int(network["step"][-1]))
+    axes.legend()
+
+
+def _random_name(network: xr.Dataset) -> str:
+    return f"random (mean of {int((network['ranking'] == RANDOM).sum()) * network.sizes['seed']})"
+
+
+def _balancing(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
+    names = {RANDOM: _random_name(network), "mutual_information": "MI, low values first"}
+    for ranking, name in names.items():
+        for fill, suffix, linestyle in (("mean", "bias balanced", "-"), ("zero", "zeros", (0, (4, 2)))):
+            shown = curve(network, scope=spec.scope, ranking=ranking, direction=spec.direction, fill=fill)
+            _plot_curve(axes, shown, f"{name}; {suffix}", color=LOOKS[ranking]["color"], linestyle=linestyle)
+    _curve_axes(axes, network)
+
+
+def _orders(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
+    for ranking, look in LOOKS.items():
+        shown = curve(network, scope=spec.scope, ranking=ranking, direction=spec.direction, fill="mean")
+        name = _random_name(network) if ranking == RANDOM else METRIC_NAMES[ranking]
+        _plot_curve(axes, shown, name, **look)
+    _curve_axes(axes, network)

@@ -1,0 +1,25 @@
+"""Draw one figure of the paper from saved results: `python scripts/figure.py 11 [--results FILE] [--out FOLDER]`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import jaxablate as ja
+from jaxablate.figures import save_figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw one figure of the paper from saved results.")
+    parser.add_argument("number", type=int, help="1 to 22, as in the paper")
+    parser.add_argument("--results", type=Path, default=Path("results/results.nc"), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("results/figures"), help="default: %(default)s")
+    arguments = parser.parse_args()
+    try:
+        for path in save_figure(ja.load_results(arguments.results), arguments.number, arguments.out):
+            print(path)
+    except (ja.InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

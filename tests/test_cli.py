@@ -1,0 +1,130 @@
+"""The command line and the scripts, run as a user runs them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import jaxablate as ja
+
+ROOT = Path(__file__).parents[1]
+REPRODUCE = ["reproduce", "--dataset", "mnist5k", "--epochs", "1", "--steps", "4", "--random-orders", "2"]
+
+
+def run(*arguments, program=("-m", "jaxablate"), **environment):
+    return subprocess.run(
+        [sys.executable, *program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "100", **environment},
+    )
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "out"
+    return out, run(*REPRODUCE, "--out", out)
+
+
+def test_reproduce_leaves_everything(reproduced):
+    out, process = reproduced
+    assert process.returncode == 0, process.stderr
+    results = ja.load_results(out / "results.nc")
+    assert list(results.children) == ["2-layer", "3-layer"]
+    assert len(list((out / "figures").glob("fig*.png"))) == 22
+    assert len(list((out / "figures").glob("fig*.pdf"))) == 22
+    assert (out / "figures" / "contact_sheet.png").exists()
+    assert {path.name for path in (out / "networks").iterdir()} == {
+        "2-layer_seed0.safetensors",
+        "3-layer_seed0.safetensors",
+    }
+    assert not [path for path in out.rglob(".*")], "no temporary file is left"
+    accuracy = 100 * results["3-layer"]["accuracy"].sel(scope="layer2", ordering="entropy_high", fill="mean", step=4)
+    (row,) = [line for line in process.stdout.splitlines() if "entropy high" in line][4:5]
+    assert f"{accuracy.item():.2f}" in row
+    assert "Dataset: mnist5k" in process.stdout
+
+
+def test_a_second_run_reuses_the_networks(reproduced):
+    out, _ = reproduced
+    process = run(*REPRODUCE, "--out", out)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("reused 1 trained before") == 2
+
+
+def test_the_scripts(reproduced, tmp_path):
+    out, _ = reproduced
+    script = ROOT / "scripts" / "figure.py"
+    process = run(8, "--results", out / "results.nc", "--out", tmp_path, program=[script])
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "fig08_3layer_bias_balancing_layer1.png").exists()
+    process = run(80, "--results", out / "results.nc", "--out", tmp_path / "x", program=[script])
+    assert process.returncode == 1
+    assert process.stderr == "error: figure: expected a number in 1..22, got 80\n"
+    assert not (tmp_path / "x").exists()
+    process = run("--help", program=[ROOT / "scripts" / "reproduce.py"])
+    assert process.returncode == 0
+    assert "--random-orders" in process.stdout
+
+
+def test_version_and_datasets(tmp_path):
+    assert run("--version").stdout == f"jaxablate {ja.__version__}\n"
+    process = run("datasets", "--data-dir", tmp_path, COLUMNS="300")
+    assert process.returncode == 0
+    for word in ("mnist5k", "fashion_mnist", "kmnist", "embedded", f"in {tmp_path}"):
+        assert word in process.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "cifar"], "unknown dataset 'cifar': expected auto, mnist,"),
+        (["--dataset", "mnist", "--data-dir", "."], "mnist in folder .: expected the four gzipped IDX files, missing"),
+        (["--activation", "swish"], "unknown activation 'swish': expected one of sigmoid, relu, tanh, gelu"),
+        (["--steps", "201"], "steps: expected 1 to 200, the neurons of the smallest layer, got 201"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, arguments, message):
+    process = run("reproduce", *arguments, "--out", tmp_path / "out")
+    assert process.returncode == 1
+    assert process.stderr.startswith(f"error: {message}")
+    assert process.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    process = run(*REPRODUCE, "--out", tmp_path / "file")
+    assert process.returncode == 1
+    assert "output folder" in process.stderr
+    assert "choose another one" in process.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_leaves_no_half_file(tmp_path, how):
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxablate", *REPRODUCE, "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("figures/*.png")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(how)
+    assert process.wait() != 0
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in out.rglob(".*")]
+    for path in files:
+        data = path.read_bytes()
+        if path.suffix == ".pdf":
+            assert data.rstrip().endswith(b"%%EOF")
+        if path.suffix == ".png":
+            assert data.endswith(b"IEND\xaeB`\x82")
+    ja.load_results(out / "results.nc")

@@ -1,0 +1,111 @@
+"""Figures: the paper's catalogue, and that what is drawn is what the results hold."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from helpers import rejects
+from matplotlib.image import imread
+
+import jaxablate as ja
+from jaxablate.figures import EXTRAS, FIGURES, draw_figure, save_figure, save_figures
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Both networks of the paper, barely trained."""
+    config = ja.StudyConfig(dataset="mnist5k", epochs=1, random_orders=3, steps=5)
+    return ja.run_study(config)
+
+
+def test_the_catalogue_is_the_paper():
+    assert list(FIGURES) == list(range(1, 23))
+    stems = {number: spec.stem for number, spec in FIGURES.items()}
+    assert stems[1] == "fig01_3layer_training_accuracy"
+    assert stems[2] == "fig02_3layer_training_cost"
+    assert stems[4] == "fig04_3layer_mutual_information"
+    assert stems[6] == "fig06_2layer_bias_balancing_layer1"
+    assert stems[10] == "fig10_3layer_bias_balancing_layer3"
+    assert stems[12] == "fig12_2layer_layer2_high_first"
+    assert stems[13] == "fig13_2layer_layer1_low_first"
+    assert stems[17] == "fig17_3layer_layer3_high_first"
+    assert stems[20] == "fig20_3layer_layer3_low_first"
+    assert stems[21] == "fig21_2layer_network_low_first"
+    assert stems[22] == "fig22_3layer_network_low_first"
+    assert EXTRAS[0].stem == "extra_2layer_training_accuracy"
+    assert len({spec.stem for spec in (*FIGURES.values(), *EXTRAS)}) == 27
+
+
+def lines_of(figure) -> dict[str, np.ndarray]:
+    return {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
+
+
+def test_order_figures_draw_the_curves(results):
+    node = results["2-layer"].to_dataset()
+    lines = lines_of(draw_figure(results, 12))
+    assert set(lines) == {"random (mean of 3)", "Entropy", "Mutual information", "KL selectivity"}
+    shown = node["accuracy"].sel(scope="layer2", fill="mean").isel(seed=0)
+    np.testing.assert_allclose(lines["KL selectivity"], shown.sel(ordering="kl_selectivity_high"))
+    np.testing.assert_allclose(lines["random (mean of 3)"], shown[-3:].mean("ordering"))
+    low = lines_of(draw_figure(results, 21))
+    whole = node["accuracy"].sel(scope="network", fill="mean", ordering="entropy_low").isel(seed=0)
+    np.testing.assert_allclose(low["Entropy"], whole)
+
+
+def test_balancing_figures_draw_both_fills(results):
+    lines = lines_of(draw_figure(results, 9))
+    shown = results["3-layer"]["accuracy"].sel(scope="layer2", ordering="mutual_information_low").isel(seed=0)
+    np.testing.assert_allclose(lines["MI, low values first; bias balanced"], shown.sel(fill="mean"))
+    np.testing.assert_allclose(lines["MI, low values first; zeros"], shown.sel(fill="zero"))
+    assert len(lines) == 4
+
+
+def test_training_figures_draw_the_history(results):
+    node = results["3-layer"]
+    np.testing.assert_allclose(lines_of(draw_figure(results, 1))["training accuracy"], node["train_accuracy"][0])
+    np.testing.assert_allclose(lines_of(draw_figure(results, 2))["training loss"], node["train_loss"][0])
+
+
+def test_every_figure_says_its_data(results):
+    for number, spec in FIGURES.items():
+        figure = draw_figure(results, number)
+        title = figure.axes[0].get_title(loc="left")
+        assert title.startswith(f"Figure {number}. {spec.network} network")
+        assert "data: mnist5k" in title
+        assert figure.axes[0].get_ylabel()
+
+
+def test_all_figures_are_saved(results, tmp_path):
+    told = []
+    files = save_figures(results, tmp_path / "figures", on_progress=lambda *now: told.append(now))
+    assert len(files) == 2 * 27 + 1
+    assert told[-1][:3] == ("draw", 27, 27)
+    assert sorted(files) == sorted((tmp_path / "figures").iterdir())
+    for file in files:
+        if file.suffix == ".pdf":
+            assert file.read_bytes().startswith(b"%PDF")
+        else:
+            assert imread(file).std() > 0.02, "not blank"
+
+
+def test_figures_of_other_networks(small_results, results, tmp_path):
+    with rejects("figures: expected a 2-layer or 3-layer network, got"):
+        save_figures(small_results, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    with rejects(r"figure 11: expected results with a 2-layer network, got \['2-layer-12-10'"):
+        draw_figure(small_results, 11)
+    with rejects("figure: expected a number in 1..22, got 23"):
+        draw_figure(results, 23)
+    (tmp_path / "file").write_text("")
+    with rejects("output folder .* expected a folder that can be written"):
+        save_figure(results, 1, tmp_path / "file")
+
+
+def test_figures_without_a_metric(tmp_path):
+    config = ja.StudyConfig(dataset="mnist5k", epochs=1, random_orders=1, steps=2, networks=((200, 200),))
+    results = ja.run_study(dataclasses.replace(config, metrics=("entropy", "mutual_information")))
+    names = {file.stem for file in save_figures(results, tmp_path)}
+    assert "fig06_2layer_bias_balancing_layer1" in names
+    assert "fig11_2layer_layer1_high_first" not in names
+    with rejects(r"figure 11: expected results with the metrics \['kl_selectivity'\]"):
+        draw_figure(results, 11)

@@ -1,0 +1,182 @@
+"""The study and its results: every number again by hand, labels, files, summaries, reuse of networks."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+from helpers import assert_counts, rejects, scores_of
+
+import jaxablate as ja
+
+
+@pytest.fixture(scope="module")
+def node(small_results):
+    return small_results["3-layer-10-8-9"].to_dataset()
+
+
+def test_everything_is_labelled(small_results, node):
+    assert list(small_results.children) == ["2-layer-12-10", "3-layer-10-8-9"]
+    assert node["accuracy"].dims == ("seed", "scope", "ordering", "fill", "step")
+    assert node["accuracy"].shape == (2, 4, 9, 2, 7)
+    assert node["seed"].values.tolist() == [0, 3]
+    assert node["scope"].values.tolist() == ["layer1", "layer2", "layer3", "network"]
+    assert node["ordering"].values.tolist() == [
+        *("entropy_low", "entropy_high", "mutual_information_low", "mutual_information_high"),
+        *("kl_selectivity_low", "kl_selectivity_high", "random_0", "random_1", "random_2"),
+    ]
+    assert node["fill"].values.tolist() == ["zero", "mean"]
+    assert node["step"].values.tolist() == list(range(7))
+    assert node["layer"].values.tolist() == [1] * 10 + [2] * 8 + [3] * 9
+    for name, variable in node.variables.items():
+        assert variable.attrs["long_name"], name
+    assert node["scores"].attrs["units"] == "nat"
+    assert node["accuracy"].attrs["units"] == "1"
+
+
+def test_provenance(small_results, small_config, mnist5k):
+    attrs = small_results.attrs
+    assert json.loads(attrs["config"])["steps"] == 6
+    assert attrs["dataset"] == "mnist5k"
+    assert json.loads(attrs["dataset_sha256"]) == mnist5k.source.sha256
+    assert json.loads(attrs["versions"])["jaxablate"] == ja.__version__
+    assert attrs["matmul_precision"] == "highest"
+    assert "cpu" in attrs["device"] or "gpu" in attrs["device"] or "cuda" in attrs["device"]
+
+
+def test_every_number_by_hand(small_config, small_results, node, mnist5k):
+    """Seed 3 of the 3-layer network again, from training on, with NumPy for scores, orders and the sweep."""
+    model, history = ja.train(mnist5k, (10, 8, 9), 3, epochs=8)
+    np.testing.assert_allclose(node["train_loss"].sel(seed=3), history.loss, atol=1e-5)
+    validation, test = mnist5k.validation, mnist5k.test
+    activations = np.concatenate(ja.record_activations(model, validation.images), axis=1)
+    counts = np.zeros((27, 10, 2), int)
+    for row, label in zip(activations >= 0.5, validation.labels, strict=True):
+        counts[np.arange(27), label, row.astype(int)] += 1
+    np.testing.assert_array_equal(node["joint_counts"].sel(seed=3), counts)
+    fill = activations.mean(axis=0, dtype=np.float64)
+    np.testing.assert_allclose(node["mean_activation"].sel(seed=3), fill, atol=1e-6)
+    for metric, expected in scores_of(counts).items():
+        scores = node["scores"].sel(seed=3, metric=metric)
+        np.testing.assert_allclose(scores, expected, atol=1e-6)
+        for scope, neurons in (("layer2", range(10, 18)), ("network", range(27))):
+            for direction, sign in (("low", 1), ("high", -1)):
+                got = node["ablated"].sel(seed=3, scope=scope, ordering=f"{metric}_{direction}").values
+                assert got.tolist() == sorted(neurons, key=lambda j: sign * scores.values[j])[:6]
+    for scope in node["scope"].values:
+        for ordering in node["ordering"].values:
+            chosen = node.sel(seed=3, scope=scope, ordering=ordering)
+            order = chosen["ablated"].values
+            keep = np.array([[j not in order[:k] for j in range(27)] for k in range(7)])
+            for name, value in (("zero", None), ("mean", fill)):
+                assert_counts(chosen["correct"].sel(fill=name), model, keep, test.images, test.labels, value)
+    np.testing.assert_array_equal(node["accuracy"], node["correct"] / 1000)
+
+
+def test_random_orders_stay_in_their_scope_and_differ(node):
+    bounds = {"layer1": (0, 10), "layer2": (10, 18), "layer3": (18, 27), "network": (0, 27)}
+    random = node["ablated"].isel(ordering=node["ranking"].values == "random")
+    for scope, (start, stop) in bounds.items():
+        ranks = random.sel(scope=scope).values
+        assert ((ranks >= start) & (ranks < stop)).all()
+        assert len({tuple(order) for order in ranks.reshape(-1, 6).tolist()}) == 6
+
+
+def test_the_study_repeats_itself(small_config, small_results):
+    small = dataclasses.replace(small_config, networks=((12, 10),))
+    again = ja.run_study(small)
+    xr.testing.assert_identical(
+        again["2-layer-12-10"].to_dataset()[["correct", "ablated", "scores"]],
+        small_results["2-layer-12-10"].to_dataset()[["correct", "ablated", "scores"]],
+    )
+
+
+def test_networks_are_reused_where_the_settings_agree(small_config, tmp_path):
+    config = dataclasses.replace(small_config, networks=((12, 10),), epochs=2)
+    notes = []
+
+    def run(config):
+        notes.clear()
+        return ja.run_study(config, network_dir=tmp_path, on_progress=lambda *told: notes.append(told))
+
+    first = run(config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "2-layer-12-10_seed0.safetensors",
+        "2-layer-12-10_seed3.safetensors",
+    ]
+    assert not any("reused" in note for *_, note in notes)
+    second = run(config)
+    assert any("reused 2 trained before" in note for *_, note in notes)
+    xr.testing.assert_identical(first["2-layer-12-10"].to_dataset(), second["2-layer-12-10"].to_dataset())
+    run(dataclasses.replace(config, seeds=(0, 1)))
+    assert any("reused 1 trained before" in note for *_, note in notes)
+    run(dataclasses.replace(config, l2=0.0))
+    assert not any("reused" in note for *_, note in notes)
+
+
+def test_file_round_trip(small_results, tmp_path):
+    ja.save_results(small_results, tmp_path / "results.nc")
+    loaded = ja.load_results(tmp_path / "results.nc")
+    xr.testing.assert_identical(loaded, small_results)
+    assert loaded["2-layer-12-10"]["correct"].dtype == np.int32
+    assert [path.name for path in tmp_path.iterdir()] == ["results.nc"]
+
+
+def test_an_interrupted_save_leaves_the_old_file(small_results, tmp_path, monkeypatch):
+    path = tmp_path / "results.nc"
+    path.write_bytes(b"old")
+
+    def interrupted(self, target, **_):
+        target.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(xr.DataTree, "to_netcdf", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ja.save_results(small_results, path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_curves_and_summary(small_results, node):
+    shown = ja.curve(node, scope="layer1", ranking="random", direction="", fill="mean")
+    values = node["accuracy"].sel(scope="layer1", fill="mean").values[:, -3:].reshape(6, 7)
+    np.testing.assert_allclose(shown.mean, values.mean(axis=0))
+    np.testing.assert_allclose(shown.low, np.quantile(values, 0.1, axis=0))
+    np.testing.assert_allclose(shown.high, np.quantile(values, 0.9, axis=0))
+    rows = ja.summarize(small_results, steps=(0, 3, 99))
+    assert len(rows) == (3 + 4) * 7 * 2
+    row = next(
+        r for r in rows if (r.network, r.scope, r.ranking, r.fill) == ("3-layer-10-8-9", "layer1", "random", "mean")
+    )
+    assert row.accuracy == pytest.approx({step: values[:, step].mean() for step in (0, 3, 6)})
+
+
+def test_bad_input(tmp_path, small_results):
+    with rejects("unknown activation 'swish'"):
+        ja.StudyConfig(activation="swish")
+    with rejects("unknown metric 'gini': expected one of entropy"):
+        ja.StudyConfig(metrics=("entropy", "gini"))
+    with rejects("steps: expected 1 to 200, .* 200 is the largest possible"):
+        ja.StudyConfig(steps=201)
+    with rejects("seeds: expected different ones"):
+        ja.StudyConfig(seeds=(1, 1))
+    with rejects("networks: expected at least one"):
+        ja.StudyConfig(networks=())
+    with rejects("networks: expected different ones"):
+        ja.StudyConfig(networks=((200, 200), (200, 200)))
+    with rejects("random_orders: expected at least 1"):
+        ja.StudyConfig(random_orders=0)
+    with rejects("expected a file, got none"):
+        ja.load_results(tmp_path / "none.nc")
+    (tmp_path / "text.nc").write_text("not netCDF")
+    with rejects("expected netCDF, got an unreadable file"):
+        ja.load_results(tmp_path / "text.nc")
+    xr.Dataset({"a": 1}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
+    with rejects("expected format 'jaxablate results 1', got None"):
+        ja.load_results(tmp_path / "other.nc")
+    (tmp_path / "file").write_text("")
+    with rejects("results file .* expected a place that can be written"):
+        ja.save_results(small_results, tmp_path / "file" / "results.nc")
+    with rejects("output folder .* expected a folder that can be written"):
+        ja.run_study(ja.StudyConfig(dataset="mnist5k"), network_dir=tmp_path / "file" / "networks")
