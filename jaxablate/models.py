@@ -6,7 +6,7 @@ its outputs are the hidden neurons, counted through in network order. The last s
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import InputError, require, require_known
+from jaxablate._checks import InputError, require, require_finite, require_known
 from jaxablate._files import atomic_path
 from jaxablate._typing import Images
 
@@ -73,13 +73,14 @@ class MLP(nnx.Module):
     def __init__(
         self,
         in_features: int,
-        hidden: tuple[int, ...],
+        hidden: Sequence[int],
         num_classes: int,
         *,
         activation: str = "sigmoid",
         rngs: nnx.Rngs,
     ):
         require_known("activation", activation, ACTIVATIONS)
+        require(isinstance(hidden, Sequence), f"hidden: expected a sequence of layer sizes, got {hidden!r}")
         sizes = (in_features, *hidden, num_classes)
         require(
             len(hidden) > 0 and min(sizes) >= 1,
@@ -105,16 +106,27 @@ def flatten_images(images: Images) -> Images:
     return images.reshape(len(images), -1)
 
 
-def check_images(model: MLP, images: Images) -> None:
-    """Raise `InputError` unless images [example, ...] have as many pixels as the network takes in."""
+def check_images(model: MLP, images: Images) -> jax.Array:
+    """Raise `InputError` unless images [example, ...] are floating and as large as the network's input; return them."""
     wanted = model.stages[0].linear.in_features
+    images = jnp.asarray(images)
+    require(
+        jnp.issubdtype(images.dtype, jnp.floating),
+        f"images: expected floating pixels in [0, 1], got dtype {images.dtype}; divide uint8 pixels by 255",
+    )
     require(
         images.ndim >= 2 and len(images) > 0 and math.prod(images.shape[1:]) == wanted,
         f"images: expected at least one example of {wanted} pixels, got shape {images.shape}",
     )
+    return images
 
 
-def layer_of_neuron(hidden: tuple[int, ...]) -> np.ndarray:
+def site_bounds(model: MLP) -> np.ndarray:
+    """Where the neurons of each hidden layer begin and end in network order: int [layer + 1], from 0."""
+    return np.cumsum((0, *model.hidden))
+
+
+def layer_of_neuron(hidden: Sequence[int]) -> np.ndarray:
     """The layer of every hidden neuron.
 
     Args:
@@ -180,15 +192,21 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, str], dict[str, np.ndar
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"network file {path}: expected safetensors, got an unreadable file ({error})") from None
+        raise InputError(
+            f"network file {path}: expected safetensors, got an unreadable file ({error}); remove it"
+        ) from None
     require(
         metadata.pop("format", None) == FORMAT,
         f"network file {path}: expected format {FORMAT!r}; it was not written by this version of jaxablate",
     )
     num_stages = sum(name.startswith("stages.") and name.endswith(".kernel") for name in tensors)
-    kernels = [tensors.pop(f"stages.{i}.kernel") for i in range(num_stages)]
-    biases = [tensors.pop(f"stages.{i}.bias") for i in range(num_stages)]
-    return from_arrays(kernels, biases, activation=metadata.pop("activation")), metadata, tensors
+    try:
+        kernels = [tensors.pop(f"stages.{i}.kernel") for i in range(num_stages)]
+        biases = [tensors.pop(f"stages.{i}.bias") for i in range(num_stages)]
+        model = from_arrays(kernels, biases, activation=metadata.pop("activation"))
+    except (KeyError, InputError) as error:
+        raise InputError(f"network file {path}: expected the weights of a whole network, but {error}") from None
+    return model, metadata, tensors
 
 
 def from_arrays(kernels: list[np.ndarray], biases: list[np.ndarray], *, activation: str = "sigmoid") -> MLP:
@@ -210,14 +228,19 @@ def from_arrays(kernels: list[np.ndarray], biases: list[np.ndarray], *, activati
         >>> model(np.ones((1, 3), np.float32)).tolist()
         [[3.0, 3.0]]
     """
-    sizes = [kernels[0].shape[0], *(kernel.shape[-1] for kernel in kernels)] if kernels else []
+    require(
+        len(kernels) == len(biases) >= 2,
+        f"network: expected a kernel and a bias for each of two or more stages, got {len(kernels)} and {len(biases)}",
+    )
+    sizes = [kernels[0].shape[0], *(kernel.shape[-1] for kernel in kernels)]
     for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
         wanted = (sizes[i], sizes[i + 1])
         require(
             kernel.shape == wanted and bias.shape == wanted[1:],
             f"stage {i}: expected kernel {wanted} and bias {wanted[1:]}, got {kernel.shape} and {bias.shape}",
         )
-    require(len(kernels) >= 2, f"network: expected at least two stages, got {len(kernels)}")
+        require_finite(f"stage {i} kernel", np.asarray(kernel))
+        require_finite(f"stage {i} bias", np.asarray(bias))
     model = nnx.eval_shape(
         lambda: MLP(sizes[0], tuple(sizes[1:-1]), sizes[-1], activation=activation, rngs=nnx.Rngs(0))
     )

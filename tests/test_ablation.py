@@ -12,7 +12,7 @@ from flax import nnx
 from helpers import assert_counts, logits64, random_masks, rejects, weights64
 
 import jaxablate as ja
-from jaxablate import ablation
+from jaxablate.ablation import _incremental, _machine, _vmap
 
 
 @pytest.fixture(scope="module")
@@ -42,24 +42,75 @@ def test_masks_equal_numpy_for_other_activations(examples, activation):
     assert_counts(ja.evaluate_masks(model, masks, *examples, fill), model, masks, *examples, fill)
 
 
-def test_curves_equal_numpy(small_model, examples, fill):
-    orders = np.asarray(ja.random_orders(jax.random.key(2), 27, 4))
-    counts = np.asarray(ja.cumulative_ablation(small_model, orders, *examples, fill, steps=27))
-    assert counts.shape == (4, 28)
-    assert_counts(counts.ravel(), small_model, ja.masks_of_orders(orders, 27, 27), *examples, fill)
+SCOPES = {"layer 1": (0, 10), "layer 2": (10, 18), "layer 3": (18, 27), "network": (0, 27), "deep layers": (10, 27)}
+ENGINES = ("vmap", "incremental")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("neurons_per_step", [1, 3])
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_curves_equal_numpy(small_model, examples, fill, scope, balanced, neurons_per_step, engine):
+    start, stop = SCOPES[scope]
+    value = fill if balanced else None
+    orders = np.asarray(ja.random_orders(jax.random.key(2), stop - start, 3)) + start
+    steps = (stop - start) // neurons_per_step
+    counts = np.asarray(
+        ja.cumulative_ablation(
+            small_model, orders, *examples, value, steps=steps, neurons_per_step=neurons_per_step, engine=engine
+        )
+    )
+    assert counts.shape == (3, steps + 1)
+    masks = ja.masks_of_orders(orders, 27, steps * neurons_per_step).reshape(3, -1, 27)[:, ::neurons_per_step]
+    assert_counts(counts.ravel(), small_model, masks.reshape(-1, 27), *examples, value)
     intact = int((logits64(small_model, examples[0]).argmax(axis=1) == examples[1]).sum())
     assert (counts[:, 0] == intact).all()
-    assert len(set(counts[:, -1].tolist())) == 1, "with nothing left every order ends at the same prediction"
+    if steps * neurons_per_step == 27:
+        assert len(set(counts[:, -1].tolist())) == 1, "with nothing left every order ends at the same prediction"
+    else:
+        assert len(set(counts.ravel().tolist())) > 3
 
 
-@pytest.mark.parametrize("rows", [1, 7, 203, 50_000])
-@pytest.mark.parametrize("batch", [1, 4, 100])
-def test_chunks_do_not_matter(small_model, examples, fill, monkeypatch, rows, batch):
-    masks = random_masks(1, 9, 27)
-    expected = ja.evaluate_masks(small_model, masks, *examples, fill)
-    monkeypatch.setattr(ablation, "MAX_ROWS", rows * batch)
-    monkeypatch.setattr(ablation, "MASKS_PER_BATCH", batch)
-    np.testing.assert_array_equal(ja.evaluate_masks(small_model, masks, *examples, fill), expected)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_layer_between_may_stay_whole(small_model, examples, fill, engine):
+    """Orders that skip the second layer, and a network of four hidden layers."""
+    orders = np.array([[0, 20, 5, 19, 26, 2], [25, 1, 3, 18, 9, 22]])
+    counts = ja.cumulative_ablation(small_model, orders, *examples, fill, steps=6, engine=engine)
+    assert_counts(counts.ravel(), small_model, ja.masks_of_orders(orders, 27, 6), *examples, fill)
+    deep = ja.MLP(784, (7, 6, 5, 6), 10, activation="tanh", rngs=nnx.Rngs(1))
+    orders = np.asarray(ja.random_orders(jax.random.key(5), 24, 2))
+    counts = ja.cumulative_ablation(deep, orders, *examples, np.full(24, 0.5), steps=24, engine=engine)
+    assert_counts(counts.ravel(), deep, ja.masks_of_orders(orders, 24, 24), *examples, np.full(24, 0.5))
+
+
+def test_equal_orders_are_followed_once(small_model, examples, monkeypatch):
+    seen = []
+    count_steps = _incremental.count_steps
+    monkeypatch.setattr(
+        _incremental, "count_steps", lambda m, orders, *a, **k: seen.append(orders) or count_steps(m, orders, *a, **k)
+    )
+    orders = np.array([[5, 1, 2, 3], [0, 1, 2, 3], [5, 1, 2, 4], [5, 2, 1, 3]])
+    counts = ja.cumulative_ablation(small_model, orders, *examples, steps=3, engine="incremental")
+    assert seen[0].tolist() == [[0, 1, 2], [5, 1, 2], [5, 2, 1]]
+    assert_counts(counts.ravel(), small_model, ja.masks_of_orders(orders, 27, 3), *examples)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3])
+@pytest.mark.parametrize("memory_limit", [2_000, 20_000, 10**9])
+@pytest.mark.parametrize("masks_per_batch", [1, 4, 100])
+def test_chunks_and_threads_do_not_matter(
+    small_model, examples, fill, monkeypatch, cores, memory_limit, masks_per_batch
+):
+    orders = np.asarray(ja.random_orders(jax.random.key(3), 27, 2))
+    expected = ja.cumulative_ablation(small_model, orders, *examples, fill, steps=9)
+    monkeypatch.setattr(_machine, "num_cores", lambda: cores)
+    monkeypatch.setattr(_vmap, "MASKS_PER_BATCH", masks_per_batch)
+    monkeypatch.setattr(_vmap, "SLAB", 7)
+    for engine in ENGINES:
+        counts = ja.cumulative_ablation(
+            small_model, orders, *examples, fill, steps=9, engine=engine, memory_limit=memory_limit
+        )
+        np.testing.assert_array_equal(counts, expected)
 
 
 def test_each_mask_alone_equals_all_together(small_model, examples, fill):
@@ -99,12 +150,17 @@ def test_mean_fill_is_cutting_neurons_and_moving_their_mean_into_the_bias(small_
 def test_programs_are_compiled_once_per_shape(small_model, examples):
     images, labels = map(jnp.asarray, examples)
     other = ja.MLP(784, (10, 8, 9), 10, rngs=nnx.Rngs(77))
-    ablation._count_correct.clear_cache()
+    _vmap._count.clear_cache()
+    _incremental._count.clear_cache()
     for model in (small_model, other):
         for seed in range(3):
+            fill = np.full(27, seed, np.float32)
+            orders = ja.random_orders(jax.random.key(seed), 27, 4)
             ja.evaluate_masks(model, random_masks(seed, 11, 27), images, labels)
-            ja.evaluate_masks(model, random_masks(seed, 11, 27), images, labels, np.full(27, seed, np.float32))
-    assert ablation._count_correct._cache_size() == 1
+            ja.evaluate_masks(model, random_masks(seed, 11, 27), images, labels, fill)
+            ja.cumulative_ablation(model, orders, images, labels, fill, steps=20, engine="incremental")
+    assert _vmap._count._cache_size() == 1
+    assert _incremental._count._cache_size() == 1
 
 
 def test_ten_thousand_masks_on_full_mnist_stay_under_two_gigabytes(mnist_dir):
@@ -121,6 +177,71 @@ print(counts.shape[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 102
     masks, megabytes = map(int, run.stdout.split())
     assert masks == 10_000
     assert megabytes < 2000
+
+
+def test_full_size_programs_keep_to_the_memory_limit(mnist5k):
+    """What XLA sets aside for 8 192 masks of 3 x 200 neurons on 10 000 examples, without running it."""
+    model = ja.MLP(784, (200, 200, 200), 10, rngs=nnx.Rngs(0))
+    images, labels = np.zeros((10_000, 784), np.float32), np.zeros(10_000, np.int32)
+    calls = []
+    for module, run in (
+        (_vmap, lambda: ja.evaluate_masks(model, np.zeros((8192, 600), bool), images, labels)),
+        (_incremental, lambda: ja.cumulative_ablation(model, np.arange(600)[None], images, labels)),
+    ):
+        count = module._count
+
+        def record(*arguments, count=count):
+            calls.append(count.lower(*arguments).compile().memory_analysis().temp_size_in_bytes)
+            raise StopIteration
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "_count", record)
+            with pytest.raises(StopIteration):
+                run()
+    assert len(calls) == 2
+    assert max(calls) < 100e6
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_matrix_products_are_of_highest_precision(small_model, examples, monkeypatch, engine):
+    module = {"vmap": _vmap, "incremental": _incremental}[engine]
+    count, programs = module._count, []
+
+    def record(*arguments):
+        programs.append(count.lower(*arguments).as_text())
+        return count(*arguments)
+
+    monkeypatch.setattr(module, "_count", record)
+    orders = np.arange(27)[None]
+    ja.cumulative_ablation(small_model, orders, *examples, steps=2, engine=engine)
+    ja.cumulative_ablation(small_model, orders, *examples, steps=2, engine=engine, precision="tensorfloat32")
+    exact, fast = programs[0], programs[-1]
+    assert exact.count("dot_general") == exact.count("precision = [HIGHEST, HIGHEST]") > 3
+    assert "HIGHEST" not in fast
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_comes_before_the_first_ablated_layer_is_computed_once(small_model, examples, monkeypatch, engine):
+    """The last layer's program holds the two products before it outside the loop over masks, and one inside."""
+    module = {"vmap": _vmap, "incremental": _incremental}[engine]
+    count, seen = module._count, []
+    monkeypatch.setattr(module, "_count", lambda *arguments: seen.append(arguments) or count(*arguments))
+    ja.cumulative_ablation(small_model, np.arange(18, 27)[None], *examples, steps=4, engine=engine)
+    touched = seen[0][1]
+    assert touched == (2 if engine == "vmap" else (2,))
+
+
+def test_a_logit_that_is_not_finite_is_found_in_any_chunk(small_model, examples, monkeypatch):
+    images, labels = examples
+    monkeypatch.setattr(_machine, "num_cores", lambda: 2)
+    for place in (0, 120, 202):
+        broken = np.array(images)
+        broken[place, 0, 0] = np.nan
+        for engine in ENGINES:
+            with rejects("logits: expected finite numbers"):
+                ja.cumulative_ablation(
+                    small_model, np.arange(27)[None], broken, labels, steps=2, engine=engine, memory_limit=20_000
+                )
 
 
 def test_bad_input(small_model, examples):
@@ -152,6 +273,19 @@ def test_bad_input(small_model, examples):
     order = np.arange(27)[None]
     with rejects("steps: expected at most the 27 neurons of the scope, got 80; 27 is the largest possible"):
         ja.cumulative_ablation(small_model, order, images, labels)
+    with rejects("steps: expected at least 1, got 0"):
+        ja.cumulative_ablation(small_model, order, images, labels, steps=0)
+    with rejects("neurons_per_step: expected at least 1, got 0"):
+        ja.cumulative_ablation(small_model, order, images, labels, steps=1, neurons_per_step=0)
+    with rejects("unknown engine 'magic': expected one of auto, vmap, incremental"):
+        ja.cumulative_ablation(small_model, order, images, labels, steps=1, engine="magic")
+    with rejects("unknown precision 'low': expected one of highest, TF32_TF32_F32_X3, tensorfloat32"):
+        ja.evaluate_masks(small_model, keep, images, labels, precision="low")
+    with rejects("memory_limit: expected at least [0-9]+ bytes for one example of this network at a time, got 10"):
+        ja.cumulative_ablation(small_model, order, images, labels, steps=1, memory_limit=10)
+    for engine in ENGINES:
+        with rejects("logits: expected finite numbers, got NaN or infinite ones under [0-9]+ of [0-9]+"):
+            ja.cumulative_ablation(small_model, order, broken, labels, steps=3, engine=engine)
     with rejects("expected each neuron once"):
         ja.cumulative_ablation(small_model, np.array([[1, 1]]), images, labels, steps=1)
     with rejects(r"orders: expected values in 0..26"):

@@ -1,0 +1,1 @@
+"""Benchmarks: each script asks a few questions, checks every answer, and prints and saves what it measured."""

@@ -1,0 +1,52 @@
+"""`python -m benchmarks [NAME ...]`: run all benchmarks, or those named, and rewrite the tables of the README."""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+NAMES = ("sweep", "growth", "training", "histograms", "startup", "captum_single")
+README = Path(__file__).with_name("README.md")
+MARK = "<!-- measured: everything below is written by `python -m benchmarks` -->"
+
+
+def write_readme() -> None:
+    """Put the last numbers of every script under the README's mark."""
+    from benchmarks._harness import FOLDER, HEADINGS, cells_of
+
+    parts = [README.read_text().split(MARK)[0] + MARK]
+    for path in sorted(FOLDER.glob("*.json")):
+        record = json.loads(path.read_text())
+        versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        parts += [
+            f"\n## {record['title']}\n",
+            f"`python -m benchmarks {record['name']}` on {record['device']}, {record['cores']} cores; {versions}; "
+            f"{record['when'][:10]}. ![{record['name']}](results/{path.stem}.png)\n",
+            "| " + " | ".join(HEADINGS) + " |",
+            "| " + " | ".join("---" for _ in HEADINGS) + " |",
+            *("| " + " | ".join(cells_of(row, record["unit"])) + " |" for row in record["rows"]),
+        ]
+    README.write_text("\n".join(parts) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*NAMES, []], metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: what JAX finds")
+    parser.add_argument("--readme", action="store_true", help="only rewrite the README from the saved numbers")
+    arguments = parser.parse_args()
+    if arguments.device:
+        os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[arguments.device]
+    if not arguments.readme:
+        for name in arguments.names or NAMES:
+            if name == "captum_single" and not importlib.util.find_spec("captum"):
+                print("captum_single: captum is not installed, left out")
+                continue
+            importlib.import_module(f"benchmarks.{name}").main()
+    write_readme()
+
+
+if __name__ == "__main__":
+    main()

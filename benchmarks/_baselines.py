@@ -1,0 +1,107 @@
+"""What the engines are compared with: NumPy, a naive JAX loop, PyTorch as in the notebooks, `torch.func.vmap`.
+
+Every function counts correct predictions for keep bool [mask, neuron], with the fill in place of ablated neurons.
+PyTorch and captum are optional: `pip install ".[bench]"`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxablate as ja
+
+
+def numpy_loop(model: ja.MLP, keep, fill, images, labels) -> np.ndarray:
+    """A full forward pass in NumPy for each mask."""
+    weights = [tuple(map(np.asarray, stage.weights)) for stage in model.stages]
+    splits = np.cumsum(model.hidden)[:-1]
+    fills = np.split(fill, splits)
+    pixels = np.asarray(images).reshape(len(images), -1)
+    counts = []
+    for mask in keep:
+        outputs = pixels
+        for (kernel, bias), m, f in zip(weights[:-1], np.split(mask, splits), fills, strict=True):
+            outputs = np.where(m, 1 / (1 + np.exp(-(outputs @ kernel + bias))), f)
+        logits = outputs @ weights[-1][0] + weights[-1][1]
+        counts.append((logits.argmax(axis=1) == labels).sum())
+    return np.array(counts)
+
+
+@jax.jit
+def _one_mask(weights, mask, fills, pixels, labels):
+    outputs = pixels
+    for (kernel, bias), m, f in zip(weights[:-1], mask, fills, strict=True):
+        outputs = jnp.where(m, jax.nn.sigmoid(outputs @ kernel + bias), f)
+    logits = outputs @ weights[-1][0] + weights[-1][1]
+    return (logits.argmax(axis=1) == labels).sum()
+
+
+def naive_jax(model: ja.MLP, keep, fill, images, labels) -> np.ndarray:
+    """One jitted full forward pass for each mask, in a Python loop."""
+    weights = [stage.weights for stage in model.stages]
+    splits = np.cumsum(model.hidden)[:-1]
+    fills = jnp.split(jnp.asarray(fill), splits)
+    pixels, labels = jnp.asarray(images).reshape(len(images), -1), jnp.asarray(labels)
+    masks = [np.split(mask, splits) for mask in keep]
+    return np.array([int(_one_mask(weights, mask, fills, pixels, labels)) for mask in masks])
+
+
+def _torch_parts(model: ja.MLP, fill, images, labels):
+    import torch
+
+    weights = [tuple(torch.from_numpy(np.array(array)) for array in stage.weights) for stage in model.stages]
+    fills = torch.split(torch.from_numpy(np.array(fill)), list(model.hidden))
+    pixels = torch.from_numpy(np.array(images).reshape(len(images), -1))
+    return torch, weights, fills, pixels, torch.from_numpy(np.array(labels)).long()
+
+
+def torch_batches_of_32(model: ja.MLP, keep, fill, images, labels) -> np.ndarray:
+    """The notebooks' way: for each mask, batches of 32 examples in a Python loop."""
+    torch, weights, fills, pixels, labels = _torch_parts(model, fill, images, labels)
+    counts = []
+    with torch.no_grad():
+        for mask in keep:
+            masks = torch.split(torch.from_numpy(mask), list(model.hidden))
+            correct = 0
+            for x, y in zip(pixels.split(32), labels.split(32), strict=True):
+                for (kernel, bias), m, f in zip(weights[:-1], masks, fills, strict=True):
+                    x = torch.where(m, torch.sigmoid(x @ kernel + bias), f)
+                correct += ((x @ weights[-1][0] + weights[-1][1]).argmax(dim=1) == y).sum().item()
+            counts.append(correct)
+    return np.array(counts)
+
+
+def torch_func_vmap(model: ja.MLP, keep, fill, images, labels, masks_per_batch: int = 10) -> np.ndarray:
+    """`torch.func.vmap` over masks, the first layer computed once."""
+    torch, weights, fills, pixels, labels = _torch_parts(model, fill, images, labels)
+
+    def count(mask, first):
+        masks = torch.split(mask, list(model.hidden))
+        outputs = torch.where(masks[0], first, fills[0])
+        for (kernel, bias), m, f in zip(weights[1:-1], masks[1:], fills[1:], strict=True):
+            outputs = torch.where(m, torch.sigmoid(outputs @ kernel + bias), f)
+        return ((outputs @ weights[-1][0] + weights[-1][1]).argmax(dim=1) == labels).sum()
+
+    with torch.no_grad():
+        first = torch.sigmoid(pixels @ weights[0][0] + weights[0][1])
+        batches = torch.split(torch.from_numpy(np.array(keep)), masks_per_batch)
+        counts = [torch.func.vmap(count, in_dims=(0, None))(batch, first) for batch in batches]
+    return torch.cat(counts).numpy()
+
+
+def captum_single_neurons(model: ja.MLP, layer: int, fill, images, target: int) -> np.ndarray:
+    """captum's `LayerFeatureAblation`: the change of one logit as each neuron of a layer goes alone, [neuron]."""
+    import torch
+    from captum.attr import LayerFeatureAblation  # pyright: ignore[reportMissingImports] (optional)
+
+    _, weights, fills, pixels, _ = _torch_parts(model, fill, images, np.zeros(len(images), int))
+    modules = []
+    for i, (kernel, bias) in enumerate(weights):
+        linear = torch.nn.Linear(kernel.shape[0], kernel.shape[1])
+        linear.weight.data, linear.bias.data = kernel.T.contiguous(), bias
+        modules += [linear] + ([torch.nn.Sigmoid()] if i < len(weights) - 1 else [])
+    network = torch.nn.Sequential(*modules)
+    ablation = LayerFeatureAblation(network, network[2 * layer + 1])
+    with torch.no_grad():
+        change = ablation.attribute(pixels, layer_baselines=fills[layer][None], target=target)
+    return change.mean(dim=0).numpy()

@@ -1,0 +1,200 @@
+"""Timing, tables, files: what every benchmark shares.
+
+A row is a variant's answer to a question: set-up outside, a warm-up that compiles (timed apart), the median and the
+spread of the repeats, and whether its answer was checked. Times on shared machines vary: trust ratios within one run.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+FOLDER = Path(__file__).parent / "results"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "captum")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds: of the first call less a later one (compilation), and of the repeats; and the cores kept busy."""
+
+    compile: float
+    median: float
+    low: float
+    high: float
+    cores: float
+
+
+def measure(function: Callable[[], Any], repeats: int = 5) -> tuple[Timing, Any]:
+    """Time a function that returns when its work is done; also what it returned."""
+    start = time.perf_counter()
+    answer = function()
+    first = time.perf_counter() - start
+    walls, busy = [], 0.0
+    for _ in range(repeats):
+        start, cpu = time.perf_counter(), time.process_time()
+        answer = function()
+        walls.append(time.perf_counter() - start)
+        busy += time.process_time() - cpu
+    median = statistics.median(walls)
+    return Timing(max(0.0, first - median), median, min(walls), max(walls), busy / sum(walls)), answer
+
+
+@dataclass
+class Row:
+    """One variant's answer to one question.
+
+    Attributes:
+        question: what is compared.
+        variant: whose answer this is.
+        value: the median, in the table's unit.
+        low: the smallest repeat.
+        high: the largest repeat.
+        check: how the answer was checked; a wrong one raises instead.
+        against: the value of the row that this one is compared with, the ratio being against / value.
+        ceiling: the least time the hardware needs, in the same unit, measured in the same run.
+        compile_s: seconds of compilation, apart from the value.
+        cores: processor cores kept busy.
+        note: anything else.
+    """
+
+    question: str
+    variant: str
+    value: float
+    low: float
+    high: float
+    check: str
+    against: float | None = None
+    ceiling: float | None = None
+    compile_s: float | None = None
+    cores: float | None = None
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times faster than the row it is compared with."""
+        return None if self.against is None else self.against / self.value
+
+    @property
+    def of_ceiling(self) -> float | None:
+        """The fraction of the measured ceiling that is reached."""
+        return None if self.ceiling is None else self.ceiling / self.value
+
+
+def row_of(question: str, variant: str, timing: Timing, per: float, check: str, **more) -> Row:
+    """A row from a timing, its seconds divided by `per` (masks, say) and given in milliseconds."""
+    scale = 1e3 / per
+    return Row(
+        question,
+        variant,
+        timing.median * scale,
+        timing.low * scale,
+        timing.high * scale,
+        check,
+        compile_s=timing.compile,
+        cores=timing.cores,
+        **more,
+    )
+
+
+@dataclass
+class Report:
+    """The rows of one benchmark script."""
+
+    name: str
+    title: str
+    unit: str
+    rows: list[Row] = field(default_factory=list)
+
+    def add(self, row: Row) -> Row:
+        """Keep a row and print it at once, since some benchmarks take minutes."""
+        self.rows.append(row)
+        Console().print(f"  {row.question}: {row.variant}: {row.value:.4g} {self.unit}", highlight=False)
+        return row
+
+    def finish(self) -> None:
+        """Print the table, write JSON and a picture."""
+        versions = {"python": platform.python_version()}
+        for package in PACKAGES:
+            try:
+                versions[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        device = jax.devices()[0]
+        record = {
+            "name": self.name,
+            "title": self.title,
+            "unit": self.unit,
+            "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "device": f"{device.platform}: {device.device_kind}",
+            "cores": os.cpu_count(),
+            "versions": versions,
+            "rows": [{**asdict(row), "ratio": row.ratio, "of_ceiling": row.of_ceiling} for row in self.rows],
+        }
+        Console().print(_table(record))
+        FOLDER.mkdir(exist_ok=True)
+        stem = self.name if device.platform == "cpu" else f"{self.name}_{device.platform}"
+        (FOLDER / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
+        _picture(record).savefig(FOLDER / f"{stem}.png", dpi=110)
+
+
+HEADINGS = ("question", "variant", "median", "spread", "ratio", "of ceiling", "compile", "cores", "checked")
+
+
+def cells_of(row: dict, unit: str) -> tuple[str, ...]:
+    """The cells of a row under `HEADINGS`."""
+
+    def shown(value: float | None, form: str) -> str:
+        return "" if value is None else form.format(value)
+
+    return (
+        row["question"],
+        row["variant"],
+        f"{row['value']:.4g} {unit}",
+        f"{row['low']:.4g} to {row['high']:.4g}",
+        shown(row["ratio"], "{:.1f}x"),
+        shown(row["of_ceiling"], "{:.0%}"),
+        shown(row["compile_s"], "{:.1f} s"),
+        shown(row["cores"], "{:.1f}"),
+        "; ".join(filter(None, (row["check"], row["note"]))),
+    )
+
+
+def _table(record: dict) -> Table:
+    table = Table(*HEADINGS, title=f"{record['title']} ({record['device']}, {record['cores']} cores)")
+    question = None
+    for row in record["rows"]:
+        if question not in (None, row["question"]):
+            table.add_section()
+        question = row["question"]
+        table.add_row(*cells_of(row, record["unit"]))
+    return table
+
+
+def _picture(record: dict) -> Figure:
+    rows = record["rows"]
+    figure = Figure(figsize=(7, 1 + 0.28 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    places = range(len(rows))
+    axes.barh(places, [row["value"] for row in rows], color="#0072B2", height=0.7)
+    for place, row in zip(places, rows, strict=True):
+        axes.plot([row["low"], row["high"]], [place, place], color="black", linewidth=1)
+        if row["ceiling"]:
+            axes.plot([row["ceiling"]] * 2, [place - 0.4, place + 0.4], color="#D55E00", linewidth=2)
+    axes.set_yticks(places, [f"{row['question']}: {row['variant']}" for row in rows], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel(f"{record['unit']} (black: spread; orange: measured ceiling)")
+    axes.set_title(f"{record['title']}\n{record['device']}, {record['cores']} cores", fontsize=9)
+    return figure

@@ -1,0 +1,168 @@
+"""How long does the sweep of the paper's figures 6 to 22 take, per mask, scope and in all, and against what?
+
+The curves are those of the figures: for each layer random orders, mutual information low values first with zeros, and
+every metric both ways bias balanced; for the whole network random orders and every metric low values first.
+`auto` runs all of them; slower variants run a sample of masks, and their total is their time per mask times the masks.
+"""
+
+import functools
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxablate as ja
+from benchmarks import _baselines
+from benchmarks._harness import Report, Row, measure, row_of
+from benchmarks._setup import NETWORKS, assert_same_counts, dataset, scopes_of, trained
+from jaxablate._parallel import num_cores
+from jaxablate.ablation._machine import run_shards
+
+STEPS = 80
+SAMPLE = {"naive JAX loop": 24, "torch, batches of 32": 3, "torch.func.vmap": 20, "NumPy loop": 6}
+VMAP_CURVES = 3
+
+
+def figure_orders(name: str) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """For each scope of a network the orders of the figures, with the fill that they go with."""
+    data, (model, _) = dataset(), trained(name)
+    codes = np.concatenate([ja.threshold(0.5)(a) for a in ja.record_activations(model, data.validation.images)], 1)
+    counts = ja.joint_histogram(codes, data.validation.labels, num_codes=2, num_classes=data.num_classes)
+    scores = {metric: np.asarray(ja.METRICS[metric](counts)) for metric in ja.METRICS}
+    found = {}
+    for i, (scope, (start, stop)) in enumerate(scopes_of(name).items()):
+
+        def ranked(metric, direction, start=start, stop=stop):
+            return np.asarray(ja.ablation_order(scores[metric][start:stop], direction=direction)) + start
+
+        random = np.asarray(ja.random_orders(jax.random.fold_in(jax.random.key(0), i), stop - start, 10)) + start
+        directions = ("low",) if scope == "network" else ("low", "high")
+        balanced = np.stack([*(ranked(m, d) for m in ja.METRICS for d in directions), *random])
+        found[scope] = [("mean", balanced)]
+        if scope != "network":
+            found[scope].append(("zero", np.stack([ranked("mutual_information", "low"), *random])))
+    return found
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _products(repeats: int, last: int, kernels, x, labels):
+    """What a step cannot do without: the products and sigmoids behind a layer, on a chunk that stays in the cache."""
+
+    def step(carry, _):
+        z = carry
+        for kernel in kernels:
+            z = jax.nn.sigmoid(z) @ kernel
+        # a scalar that depends on the result keeps the work from being done once for all
+        return carry + z.mean() * 1e-30, (z[:, :last].argmax(axis=1) == labels).sum()
+
+    def chunk(_, x):
+        return None, jax.lax.scan(step, x, None, length=repeats)[1].sum()
+
+    return jax.lax.scan(chunk, None, x)[1].sum(), jnp.array(True)
+
+
+def ceilings(name: str, num_examples: int) -> dict[str, float]:
+    """Milliseconds for each layer's step: its products and sigmoids alone, on all cores, best of three chunk sizes."""
+    model, _ = trained(name)
+    kernels = [np.asarray(stage.weights[0]) for stage in model.stages]
+    cores, repeats, found = num_cores(), 40, {}
+    for layer in range(len(model.hidden)):
+        best = float("inf")
+        for chunk in (250, 500, 1000):
+            shape = (num_examples // cores // chunk, chunk, kernels[layer].shape[1])
+            if layer == len(model.hidden) - 1:
+                shape = (*shape[:2], kernels[-1].shape[1])
+            shard = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+            call = functools.partial(
+                _products, repeats, kernels[-1].shape[1], [jnp.asarray(k) for k in kernels[layer + 2 :]]
+            )
+            labels = jnp.zeros(chunk, jnp.int32)
+            shards = [(jnp.asarray(shard), labels)] * cores
+            timing, _ = measure(lambda call=call, shards=shards: run_shards(call, shards), repeats=3)
+            done = shape[0] * chunk * cores
+            best = min(best, timing.low * 1e3 / repeats * num_examples / done)
+        found[f"layer{layer + 1}"] = best
+    return found
+
+
+def variants_for(device: str) -> dict:
+    """The baselines to run: PyTorch's only where it is installed."""
+    variants = {"naive JAX loop": _baselines.naive_jax, "NumPy loop": _baselines.numpy_loop}
+    if importlib.util.find_spec("torch") and device == "cpu":
+        variants["torch, batches of 32"] = _baselines.torch_batches_of_32
+        variants["torch.func.vmap"] = _baselines.torch_func_vmap
+    return variants
+
+
+def main() -> None:
+    data, device = dataset(), jax.default_backend()
+    images, labels = jnp.asarray(data.test.images), jnp.asarray(data.test.labels)
+    report = Report("sweep", f"The sweep of figures 6 to 22 on {data.source.name}", "ms per mask")
+    totals: dict[str, list[float]] = {}
+    num_masks = 0
+    for name in NETWORKS:
+        model, mean = trained(name)
+        fills = {"mean": mean, "zero": np.zeros_like(mean)}
+        step_ceiling = ceilings(name, len(labels)) if device == "cpu" else {}
+        for scope, curves in figure_orders(name).items():
+            question = f"{name}, {scope}"
+            masks = sum(len(orders) for _, orders in curves) * STEPS
+            num_masks += masks
+            fill, orders = curves[0]
+
+            def sweep(engine, curves, model=model, fills=fills):
+                return [
+                    np.asarray(ja.cumulative_ablation(model, o, images, labels, fills[f], steps=STEPS, engine=engine))
+                    for f, o in curves
+                ]
+
+            auto, counts = measure(functools.partial(sweep, "auto", curves), repeats=3)
+            some = [(f, o[-VMAP_CURVES:]) for f, o in curves[:1]]
+            vmap, few = measure(functools.partial(sweep, "vmap", some), repeats=3)
+            keep = ja.masks_of_orders(orders[-VMAP_CURVES:], sum(model.hidden), STEPS)
+            whole = counts[0][-VMAP_CURVES:].ravel()
+            same = functools.partial(
+                assert_same_counts, model=model, fill=fills[fill], images=data.test.images, labels=data.test.labels
+            )
+            pick = np.random.default_rng(1).permutation(len(keep))
+            rows = []
+            for variant, function in variants_for(device).items():
+                chosen = pick[: SAMPLE[variant]]
+                run = functools.partial(function, model, keep[chosen], fills[fill], data.test.images, data.test.labels)
+                timing, answer = measure(run, repeats=3)
+                check = same(whole[chosen], answer, keep=keep[chosen])
+                rows.append(row_of(question, variant, timing, len(chosen), check))
+            naive = rows[0].value
+            check = same(few[0].ravel(), whole, keep=keep)
+            ceiling = step_ceiling.get(scope)
+            if scope == "network" and step_ceiling:
+                bounds = [stop for _, stop in scopes_of(name).values()][:-1]
+                layers = np.searchsorted(bounds, np.unique(orders[:, :STEPS], axis=0), side="right")
+                ceiling = float(np.mean([step_ceiling[f"layer{layer + 1}"] for layer in layers.ravel()]))
+                ceiling *= len(np.unique(orders[:, :STEPS], axis=0)) / len(orders)
+            elif ceiling:
+                unique = sum(len(np.unique(o[:, :STEPS], axis=0)) for _, o in curves)
+                ceiling *= unique * STEPS / masks
+            for row in rows:
+                row.against = naive
+            rows.append(row_of(question, "engine vmap", vmap, VMAP_CURVES * STEPS, check, against=naive))
+            rows.append(row_of(question, "engine auto", auto, masks, check, against=naive, ceiling=ceiling))
+            for row in rows:
+                report.add(row)
+                totals.setdefault(row.variant, []).append(row.value * masks / 1e3)
+    add_totals(report, totals, num_masks)
+    report.finish()
+
+
+def add_totals(report: Report, totals: dict[str, list[float]], num_masks: int) -> None:
+    """One row for each variant: all masks of all figures."""
+    naive = sum(totals["naive JAX loop"]) * 1e3 / num_masks
+    for variant, seconds in totals.items():
+        value = sum(seconds) * 1e3 / num_masks
+        note = f"{sum(seconds):.1f} s for {num_masks} masks"
+        report.add(Row("all figures", variant, value, value, value, "as above", against=naive, note=note))
+
+
+if __name__ == "__main__":
+    main()

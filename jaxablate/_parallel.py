@@ -1,0 +1,59 @@
+"""Threads: how many cores there are, and work shared out among them that stops when one part fails."""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class StoppedError(Exception):
+    """Raised inside a job that ends early because another one failed or the user interrupted."""
+
+
+class Stop:
+    """Asks running jobs to end: they call `check` now and then."""
+
+    def __init__(self):
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        """Ask the jobs to end."""
+        self._event.set()
+
+    def check(self) -> None:
+        """Raise `StoppedError` if the jobs are asked to end."""
+        if self._event.is_set():
+            raise StoppedError
+
+
+def num_cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_all(function: Callable[[Job, Stop], Result], jobs: Sequence[Job], *, threads: int) -> list[Result]:
+    """Call function(job, stop) for every job, on several threads, and return the results in the order of the jobs.
+
+    Where a job fails, or an interrupt reaches the calling thread, jobs not begun are dropped, running ones are asked
+    to end, and the error is raised when they have.
+    """
+    if len(jobs) <= 1:
+        return [function(job, Stop()) for job in jobs]
+    stop = Stop()
+    with ThreadPoolExecutor(threads) as pool:
+        futures = [pool.submit(function, job, stop) for job in jobs]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            errors = [error for future in done if (error := future.exception()) is not None]
+            if errors:
+                raise errors[0]
+            return [future.result() for future in futures]
+        except BaseException:
+            stop.set()
+            for future in futures:
+                future.cancel()
+            raise

@@ -1,0 +1,79 @@
+"""How work is cut to fit a machine: threads, shards of examples, chunks within a memory budget."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxablate._checks import InputError, require
+from jaxablate._parallel import num_cores, run_all
+
+MEMORY_LIMIT = 2**30
+"""Bytes of activations that an engine may hold at a time, unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the examples are cut: `shards` run side by side, each in `chunks` of `chunk` examples, one after another."""
+
+    shards: int
+    chunks: int
+    chunk: int
+
+    def split(self, images: jax.Array, labels: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        """Pixels [chunk, example, pixel] and labels [chunk, example] of each shard.
+
+        The last examples are repeated to fill the last chunk, with the label -1, which is never predicted.
+        """
+        surplus = self.shards * self.chunks * self.chunk - len(labels)
+        images = jnp.pad(images.reshape(len(images), -1), ((0, surplus), (0, 0)), mode="edge")
+        labels = jnp.pad(labels.astype(jnp.int32), (0, surplus), constant_values=-1)
+        shape = (self.shards, self.chunks, self.chunk)
+        return list(zip(images.reshape(*shape, -1), labels.reshape(shape), strict=True))
+
+
+def lay_out(num_examples: int, bytes_per_example: int, memory_limit: int | None, preferred_chunk: int) -> Layout:
+    """Choose shards (one for each CPU core) and chunks that keep within the memory limit.
+
+    Raises:
+        InputError: if not even one example at a time fits; the message says how much is needed.
+    """
+    shards = min(num_cores() if jax.default_backend() == "cpu" else 1, num_examples)
+    limit = MEMORY_LIMIT if memory_limit is None else memory_limit
+    needed = shards * bytes_per_example
+    require(
+        limit >= needed,
+        f"memory_limit: expected at least {needed} bytes for one example of this network at a time, got {limit}",
+    )
+    per_shard = -(-num_examples // shards)
+    chunks = -(-per_shard // min(preferred_chunk, limit // needed))
+    return Layout(shards, chunks, -(-per_shard // chunks))
+
+
+def run_shards(function: Callable, shards: Sequence[tuple]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Call the jitted function on every shard, on a thread each: one XLA program alone does not fill a CPU.
+
+    The first call comes from this thread, so that the program is compiled once.
+    """
+    first = function(*shards[0])
+    others = run_all(lambda shard, _: jax.block_until_ready(function(*shard)), shards[1:], threads=len(shards))
+    return [jax.tree.map(np.asarray, result) for result in (first, *others)]
+
+
+def total(results: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[Any, Any]:
+    """Add the counts of all shards; logits are finite where those of every shard are."""
+    counts, finite = map(np.stack, zip(*results, strict=True))
+    return counts.sum(axis=0, dtype=np.int32), finite.all(axis=0)
+
+
+def require_finite_logits(finite: np.ndarray, what: str) -> None:
+    """Raise unless every entry is true; `what` names what an entry stands for."""
+    if not finite.all():
+        first = ", ".join(map(str, np.unravel_index(finite.argmin(), finite.shape)))
+        raise InputError(
+            f"logits: expected finite numbers, got NaN or infinite ones under {(~finite).sum()} of {finite.size} "
+            f"{what}s, the first being {what} {first}; check the weights and the images"
+        )

@@ -1,0 +1,85 @@
+"""The engine for any masks: masked forward passes, batched by `vmap` over the masks.
+
+A batch of masks by `vmap`, the batches by `lax.map`, chunks of examples by `lax.scan`, all in one jitted call for up
+to `SLAB` masks. What comes before the first ablated layer is computed once for each call.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxablate.ablation._machine import lay_out, require_finite_logits, run_shards, total
+from jaxablate.models import MLP, site_bounds
+
+SLAB = 8192  # masks of one call: bounds what masks and counts take on the device
+MASKS_PER_BATCH = 81
+ROWS = {"cpu": 8_100}  # mask x example of one activation in flight: what a core's cache holds
+ROWS_ELSEWHERE = 40_000
+
+
+def count_masks(model: MLP, keep, fill, images, labels, *, memory_limit: int | None, precision: str) -> np.ndarray:
+    """Correct predictions int32 [mask] for keep bool [mask, neuron]; arguments are checked by the caller."""
+    ablated = np.flatnonzero(~keep.all(axis=0))
+    ends = site_bounds(model)[1:]
+    first = int(np.searchsorted(ends, ablated[0], side="right")) if len(ablated) else len(ends) - 1
+    num_slabs = -(-len(keep) // SLAB)
+    batches = -(-len(keep) // (num_slabs * MASKS_PER_BATCH))
+    batch = -(-len(keep) // (num_slabs * batches))  # evenly, so that little is padded
+    padded = np.ones((num_slabs * batches * batch, keep.shape[1]), bool)
+    padded[: len(keep)] = keep
+    rows = ROWS.get(jax.default_backend(), ROWS_ELSEWHERE)
+    # an activation and its successor in flight for each mask of the batch, and the prefix
+    width = 2 * max(model.hidden)
+    layout = lay_out(len(images), 4 * width * (batch + 1), memory_limit, max(1, rows // batch))
+    graphdef, state = nnx.split(model)
+    shards = layout.split(images, labels)
+    counts, finite = [], []
+    for slab in padded.reshape(num_slabs, batches, batch, -1):
+        call = partial(_count, graphdef, first, precision, state, jnp.asarray(slab), fill)
+        correct, good = total(run_shards(call, shards))
+        counts.append(correct.ravel())
+        finite.append(good.ravel())
+    require_finite_logits(np.concatenate(finite)[: len(keep)], "mask")
+    return np.concatenate(counts)[: len(keep)]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _count(graphdef: nnx.GraphDef, first: int, precision: str, state, keep, fill, images, labels):
+    """Correct predictions, and whether all logits were finite, both [batch, mask], for keep [batch, mask, neuron].
+
+    `first` is the first hidden layer that any mask touches; images are [chunk, example, pixel].
+    """
+    model = nnx.merge(graphdef, state)
+    stages = list(model.stages)
+    splits = site_bounds(model)[1:-1]
+    fills = jnp.split(fill, splits)
+
+    def logits_of(prefix, masks):
+        outputs = jnp.where(masks[first], prefix, fills[first])
+        for layer in range(first + 1, len(fills)):
+            outputs = jnp.where(masks[layer], stages[layer](outputs), fills[layer])
+        return stages[-1](outputs)
+
+    def prefix_of(pixels):
+        for stage in stages[: first + 1]:
+            pixels = stage(pixels)
+        return pixels
+
+    def count_batch(keep):
+        masks = jnp.split(keep, splits, axis=1)
+
+        def count_chunk(totals, examples):
+            prefix, labels = examples
+            logits = jax.vmap(logits_of, in_axes=(None, 0))(prefix, masks)
+            correct = (logits.argmax(axis=-1) == labels).sum(axis=-1, dtype=jnp.int32)
+            return (totals[0] + correct, totals[1] & jnp.isfinite(logits).all(axis=(1, 2))), None
+
+        start = jnp.zeros(len(keep), jnp.int32), jnp.ones(len(keep), bool)
+        return jax.lax.scan(count_chunk, start, (prefixes, labels))[0]
+
+    with jax.default_matmul_precision(precision):
+        prefixes = jax.lax.map(prefix_of, images)
+        return jax.lax.map(count_batch, keep)
