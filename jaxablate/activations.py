@@ -36,7 +36,7 @@ def record_activations(model: MLP, images: Images) -> tuple[Activations, ...]:
         >>> [a.shape for a in ja.record_activations(model, np.zeros((5, 2, 2), np.float32))]
         [(5, 3), (5, 2)]
     """
-    check_images(model, images)
+    images = check_images(model, images)
     graphdef, state = nnx.split(model)
     batches = [_hidden(graphdef, state, images[i : i + BATCH_SIZE]) for i in range(0, len(images), BATCH_SIZE)]
     return tuple(jnp.concatenate(layer) for layer in zip(*batches, strict=True))
@@ -62,7 +62,7 @@ def mean_activations(model: MLP, images: Images) -> Fill:
         >>> ja.mean_activations(model, np.zeros((5, 2, 2), np.float32)).shape
         (5,)
     """
-    check_images(model, images)
+    images = check_images(model, images)
     graphdef, state = nnx.split(model)
     total = sum(  # in float64: a float32 sum over many batches would lose digits
         np.concatenate(

@@ -1,8 +1,11 @@
 """The command line: parses, calls the library, prints. Nothing is computed here."""
 
 import contextlib
+import io
+import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -23,10 +26,28 @@ app = typer.Typer(
 console = Console()
 
 
+_signals: list[int] = []
+
+
 def main() -> None:
-    """Run the command line; a termination signal ends it like an interrupt, so that temporary files go."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Run the command line; an interrupt or a termination signal ends it so that temporary files go."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_signal)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character still gets the rest
     app()
+
+
+def _on_signal(number: int, _) -> None:
+    _signals.append(number)
+    _end_if_asked()
+
+
+def _end_if_asked() -> None:
+    """Exit as the signal asks; called at every progress report too, since Python drops what a finalizer raises."""
+    if _signals:
+        raise SystemExit(128 + _signals[0])
 
 
 @contextlib.contextmanager
@@ -58,6 +79,7 @@ class _Bars:
 
     def __call__(self, what: str, done: int, total: int, note: str) -> None:
         """Move the bar of `what`; it is made when first heard of."""
+        _end_if_asked()
         if what not in self.tasks:
             self.tasks[what] = self.progress.add_task(what, total=total, note=note)
         self.progress.update(self.tasks[what], completed=done, total=total, note=note)
@@ -102,6 +124,10 @@ def reproduce(
         typer.Option(min=1, help="Default: as many as keep the optimiser steps near the paper's 15 620."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for results, networks and figures.")] = Path("results"),
+    cache: Annotated[
+        bool,
+        typer.Option(help="Keep compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxablate."),
+    ] = True,
 ) -> None:
     """Train the paper's networks, score and ablate their neurons, draw all 22 figures.
 
@@ -109,6 +135,7 @@ def reproduce(
     """
     with _one_sentence_errors():
         from jaxablate import StudyConfig, run_study, save_results
+        from jaxablate._checks import require
         from jaxablate._files import require_writable
         from jaxablate.figures import save_figures
 
@@ -121,7 +148,12 @@ def reproduce(
             activation=activation,
             epochs=epochs,
         )
-        require_writable(out)
+        for folder in (out, out / "networks", out / "figures"):
+            require_writable(folder)
+        require(not (out / "results.nc").is_dir(), f"{out / 'results.nc'}: expected a file or nothing, got a folder")
+        if cache:
+            _keep_compiled_programs()
+        start = time.monotonic()
         bars = _Bars()
         with bars.progress:
             results = run_study(config, network_dir=out / "networks", on_progress=bars)
@@ -129,6 +161,7 @@ def reproduce(
             files = save_figures(results, out / "figures", on_progress=bars)
         _print_summary(results)
         _print_dataset(results, asked=dataset)
+        console.print(f"Time: {time.monotonic() - start:.0f} s; the bars say where it went.", highlight=False)
         console.print(f"Results: {out / 'results.nc'}", highlight=False, soft_wrap=True)
         console.print(f"Figures: {files[-1].parent} ({files[-1].name} shows them all)", highlight=False, soft_wrap=True)
 
@@ -151,6 +184,16 @@ def datasets(
             table.add_row(name, KNOWN[name], status)
         console.print(table)
         console.print("Also: a folder with the four canonical IDX files, or an .npz file, given by its path.")
+
+
+def _keep_compiled_programs() -> None:
+    """Let JAX keep compiled programs in a folder of the user's cache, unless the user has named another."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "jaxablate" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _print_dataset(results, asked: str) -> None:

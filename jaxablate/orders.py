@@ -34,7 +34,8 @@ def ablation_order(scores: Scores, *, direction: str) -> Order:
     values = np.asarray(scores)
     require(values.ndim == 1, f"scores: expected shape [neuron], got {values.shape}")
     require_finite("scores", values)
-    return jnp.argsort(jnp.asarray(scores), stable=True, descending=direction == "high").astype(jnp.int32)
+    # NumPy's sort keeps the precision that the scores came in
+    return jnp.asarray(np.argsort(-values if direction == "high" else values, kind="stable").astype(np.int32))
 
 
 def random_orders(key: jax.Array, num_neurons: int, num_orders: int) -> Orders:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from jaxablate._checks import InputError, require
+from jaxablate._checks import InputError, require, require_known
 from jaxablate._files import atomic_path
 from jaxablate.datasets import Source
 from jaxablate.models import layer_of_neuron
@@ -130,7 +130,7 @@ def network_results(
             ),
         },
         attrs={
-            "hidden": np.asarray(hidden),
+            "hidden": json.dumps([int(n) for n in hidden]),
             "activation": activation,
             "num_test_examples": num_test_examples,
         },
@@ -206,7 +206,25 @@ def load_results(path: str | Path) -> xr.DataTree:
         raise InputError(f"results file {path}: expected netCDF, got an unreadable file ({error})") from None
     found = results.attrs.get("format")
     require(found == FORMAT, f"results file {path}: expected format {FORMAT!r}, got {found!r}")
+    absent = [name for name in ("dataset", "dataset_origin", "versions", "config") if name not in results.attrs]
+    require(not absent, f"results file {path}: expected the attributes {', '.join(absent)}; the file is damaged")
+    for name, node in results.children.items():
+        _require_whole(path, name, node.to_dataset())
     return results
+
+
+def _require_whole(path: Path, name: str, network: xr.Dataset) -> None:
+    """Raise unless a network's node has all that `network_results` puts there."""
+    for variable, (dims, _, _) in _VARIABLES.items():
+        require(
+            variable in network and network[variable].dims == dims and network[variable].size > 0,
+            f"results file {path}: expected {variable} over {', '.join(dims)} in {name}; the file is damaged",
+        )
+    require(
+        {*_COORDINATES, "layer", "ranking", "direction"} <= set(network.coords)
+        and set(network["fill"].values) == {"zero", "mean"},
+        f"results file {path}: expected the labels that jaxablate writes in {name}; the file is damaged",
+    )
 
 
 @dataclass(frozen=True)
@@ -236,11 +254,21 @@ def curve(network: xr.Dataset, *, scope: str, ranking: str, direction: str, fill
     Returns:
         A `Curve` over the steps.
 
+    Raises:
+        InputError: for a scope, ranking, direction or fill that the results do not have.
+
     Example:
         >>> network = results["2-layer-12-10"].to_dataset()
         >>> ja.curve(network, scope="layer1", ranking="random", direction="low", fill="mean").num_curves
         6
     """
+    for kind, value, known in (
+        ("scope", scope, network["scope"].values),
+        ("ranking", ranking, np.unique(network["ranking"].values)),
+        ("fill", fill, network["fill"].values),
+        ("direction", "low" if ranking == RANDOM else direction, ("low", "high")),
+    ):
+        require_known(kind, value, map(str, known))
     chosen = network["ranking"] == ranking
     if ranking != RANDOM:
         chosen &= network["direction"] == direction
@@ -276,6 +304,7 @@ def summarize(results: xr.DataTree, steps: Sequence[int] = (0, 40, 80)) -> list[
         >>> sorted(ja.summarize(results)[0].accuracy)[0]
         0
     """
+    require(all(step >= 0 for step in steps), f"steps: expected numbers of at least 0, got {tuple(steps)}")
     rows = []
     for name, node in results.children.items():
         network = node.to_dataset()

@@ -6,7 +6,8 @@ The one place where the stages meet: load, train, record, score, order, ablate, 
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from jaxablate._checks import require, require_known
+from jaxablate._checks import InputError, require, require_known
 from jaxablate._files import require_writable
+from jaxablate._parallel import Stop, run_all
 from jaxablate._typing import Counts, Fill
 from jaxablate.ablation import cumulative_ablation
 from jaxablate.activations import mean_activations, record_activations
@@ -56,40 +58,69 @@ class StudyConfig:
 
     Raises:
         InputError: for an unknown activation or metric, more steps than the smallest layer has neurons, or a
-            setting out of range.
+            setting out of range or of another kind.
 
     Example:
         >>> ja.StudyConfig(dataset="mnist5k", seeds=(0, 1)).steps
         80
     """
 
-    dataset: str = "auto"
-    data_dir: str | None = None
+    dataset: str | Path = "auto"
+    data_dir: str | Path | None = None
     split_seed: int = 2045
-    networks: tuple[tuple[int, ...], ...] = ((200, 200), (200, 200, 200))
+    networks: Sequence[Sequence[int]] = ((200, 200), (200, 200, 200))
     activation: str = "sigmoid"
-    seeds: tuple[int, ...] = (0,)
+    seeds: Sequence[int] = (0,)
     epochs: int | None = None
     batch_size: int = 32
     learning_rate: float = 1e-3
     l2: float = 1e-3
-    metrics: tuple[str, ...] = tuple(METRICS)
+    metrics: Sequence[str] = tuple(METRICS)
     random_orders: int = 10
     steps: int = 80
 
     def __post_init__(self):
+        for name in ("seeds", "metrics", "networks"):
+            value = getattr(self, name)
+            require(
+                isinstance(value, Iterable) and not isinstance(value, str),
+                f"{name}: expected a sequence, got {value!r}",
+            )
+        require(
+            all(isinstance(hidden, Iterable) for hidden in self.networks),
+            f"networks: expected the hidden layers of each network, such as ((200, 200),), got {self.networks!r}",
+        )
+        plain = {
+            "dataset": str(self.dataset),
+            "data_dir": None if self.data_dir is None else str(self.data_dir),
+            "networks": tuple(tuple(int(width) for width in hidden) for hidden in self.networks),
+            "seeds": tuple(int(seed) for seed in self.seeds),
+            "metrics": tuple(self.metrics),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)  # the documented way to fill a frozen dataclass
+        self._check()
+
+    def _check(self) -> None:
         require_known("activation", self.activation, ACTIVATIONS)
         for metric in self.metrics:
             require_known("metric", metric, METRICS)
+        for name in ("networks", "seeds", "metrics"):
+            values = getattr(self, name)
+            require(len(values) > 0, f"{name}: expected at least one, got none")
+            require(len(set(values)) == len(values), f"{name}: expected different ones, got {values}")
         require(
-            len(self.networks) > 0 and all(len(hidden) > 0 for hidden in self.networks),
-            f"networks: expected at least one, each with a hidden layer, got {self.networks}",
+            all(len(hidden) > 0 and min(hidden) >= 1 for hidden in self.networks),
+            f"networks: expected hidden layers of at least one neuron each, got {self.networks}",
         )
-        names = [network_name(hidden) for hidden in self.networks]
-        require(len(set(names)) == len(names), f"networks: expected different ones, got {self.networks}")
-        require(len(self.seeds) > 0, "seeds: expected at least one, got none")
-        require(len(set(self.seeds)) == len(self.seeds), f"seeds: expected different ones, got {self.seeds}")
-        require(self.random_orders >= 1, f"random_orders: expected at least 1, got {self.random_orders}")
+        require(
+            all(0 <= seed < 2**32 for seed in self.seeds), f"seeds: expected numbers in 0..2^32-1, got {self.seeds}"
+        )
+        for name in ("random_orders", "batch_size", "epochs"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name}: expected at least 1, got {value}")
+        require(self.learning_rate > 0, f"learning_rate: expected a number above 0, got {self.learning_rate}")
+        require(self.l2 >= 0, f"l2: expected a number of at least 0, got {self.l2}")
         largest = min(min(hidden) for hidden in self.networks)
         require(
             1 <= self.steps <= largest,
@@ -104,7 +135,7 @@ class StudyConfig:
         return (*ranked, *(Ordering(RANDOM, str(i)) for i in range(self.random_orders)))
 
 
-def network_name(hidden: tuple[int, ...]) -> str:
+def network_name(hidden: Sequence[int]) -> str:
     """The name of a network in the results: `2-layer` for (200, 200), `2-layer-100-50` for (100, 50).
 
     Args:
@@ -149,25 +180,36 @@ def run_study(
     folder = None if network_dir is None else Path(network_dir)
     if folder:
         require_writable(folder)
-    report("data", 0, 1, config.dataset)
+    report("data", 0, 1, str(config.dataset))
     data = load_dataset(config.dataset, seed=config.split_seed, data_dir=config.data_dir)
     report("data", 1, 1, f"{data.source.name}: {data.source.origin}")
-    networks = {}
-    for hidden in config.networks:
-        trained = _trained(config, hidden, data, folder, report)
-        networks[network_name(hidden)] = _analyse(config, hidden, data, trained, report)
+
+    def train(hidden: Sequence[int], stop: Stop) -> list[tuple[MLP, History]]:
+        def report_unless_stopped(what: str, done: int, total: int, note: str) -> None:
+            stop.check()
+            report(what, done, total, note)
+
+        return _trained(config, hidden, data, folder, report_unless_stopped)
+
+    # one network's small steps do not fill a CPU, so there the kinds are trained side by side
+    threads = len(config.networks) if jax.default_backend() == "cpu" else 1
+    trained = run_all(train, config.networks, threads=threads)
+    networks = {
+        network_name(hidden): _analyse(config, hidden, data, models, report)
+        for hidden, models in zip(config.networks, trained, strict=True)
+    }
     return study_results(networks, dataclasses.asdict(config), data.source)
 
 
 def _trained(
-    config: StudyConfig, hidden: tuple[int, ...], data: Dataset, folder: Path | None, report: OnProgress
+    config: StudyConfig, hidden: Sequence[int], data: Dataset, folder: Path | None, report: OnProgress
 ) -> list[tuple[MLP, History]]:
     """One network for each seed, read from the folder where it fits, trained (and saved there) otherwise."""
     name = network_name(hidden)
     what = f"train {name}"
     settings = {
         "activation": config.activation,
-        "epochs": config.epochs or default_epochs(len(data.train), config.batch_size),
+        "epochs": default_epochs(len(data.train), config.batch_size) if config.epochs is None else config.epochs,
         "batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
         "l2": config.l2,
@@ -176,21 +218,25 @@ def _trained(
     found: dict[int, tuple[MLP, History]] = {}
     paths = {seed: folder / f"{name}_seed{seed}.safetensors" for seed in config.seeds} if folder else {}
     texts = {seed: json.dumps({**identity, "seed": seed}, sort_keys=True) for seed in config.seeds}
+    notes = []
     for seed, path in paths.items():
         if path.is_file():
-            model, metadata, arrays = load_model(path)
-            if metadata.get("training") == texts[seed]:
-                found[seed] = model, History(**arrays)
+            try:
+                found[seed] = _reusable(path, texts[seed])
+            except InputError as error:
+                notes.append(f"trained anew: {error}")
     missing = [seed for seed in config.seeds if seed not in found]
     if found:
-        report(what, len(found), len(config.seeds), f"reused {len(found)} trained before, in {folder}")
+        notes.append(f"reused {len(found)} trained before, in {folder}")
+    if notes:
+        report(f"reuse {name}", len(found), len(config.seeds), "; ".join(notes))
     if missing:
         new = train_many(
             data,
             hidden,
             missing,
-            on_epoch=lambda epoch, epochs, loss, accuracy: report(
-                what, epoch, epochs, f"loss {loss:.3f}, accuracy {accuracy:.1%}"
+            on_epoch=lambda done, total, loss, accuracy: report(
+                what, done, total, f"loss {loss:.3f}, accuracy {accuracy:.1%}"
             ),
             **settings,
         )
@@ -201,9 +247,22 @@ def _trained(
     return [found[seed] for seed in config.seeds]
 
 
+def _reusable(path: Path, training: str) -> tuple[MLP, History]:
+    """The network and history of a file, if they were trained just so.
+
+    Raises:
+        InputError: saying why the file is of no use.
+    """
+    model, metadata, arrays = load_model(path)
+    require(metadata.get("training") == training, f"{path.name} comes from other settings or data")
+    names = {field.name for field in dataclasses.fields(History)}
+    require(set(arrays) == names, f"{path.name} lacks a whole history")
+    return model, History(**arrays)
+
+
 def _analyse(
     config: StudyConfig,
-    hidden: tuple[int, ...],
+    hidden: Sequence[int],
     data: Dataset,
     trained: list[tuple[MLP, History]],
     report: OnProgress,
@@ -268,8 +327,9 @@ def _score(config: StudyConfig, model: MLP, data: Dataset) -> tuple[Counts, Fill
     return counts, mean_activations(model, data.validation.images), scores
 
 
-def _orders(config: StudyConfig, hidden: tuple[int, ...], seed: int, scores: np.ndarray) -> list[np.ndarray]:
+def _orders(config: StudyConfig, hidden: Sequence[int], seed: int, scores: np.ndarray) -> list[np.ndarray]:
     """For each layer and then for the whole network: int32 [ordering, rank] of network-wide neuron ids."""
+    name = network_name(hidden)
     bounds = np.cumsum((0, *hidden))
     scopes = [*itertools.pairwise(bounds), (0, bounds[-1])]
     orders = []
@@ -277,7 +337,8 @@ def _orders(config: StudyConfig, hidden: tuple[int, ...], seed: int, scores: np.
         ranked = [
             ablation_order(score[start:stop], direction=direction) for score in scores for direction in DIRECTIONS
         ]
-        key = jax.random.fold_in(jax.random.key(seed), i)
+        # a stream of its own for each network and scope, apart from those of initial weights and example order
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode())), i)
         shuffled = random_orders(key, int(stop - start), config.random_orders)
         orders.append(np.concatenate([np.stack(ranked), shuffled]).astype(np.int32) + np.int32(start))
     return orders

@@ -4,9 +4,8 @@ An epoch is one jitted `lax.scan` over the optimiser steps, on data that stay on
 Memory: the training images once, and three times the weights for each network.
 """
 
-import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ import optax
 from flax import nnx
 
 from jaxablate._checks import InputError, require, require_known
+from jaxablate._parallel import Stop, num_cores, run_all
 from jaxablate.datasets import Dataset
 from jaxablate.models import MLP
 
@@ -25,7 +25,7 @@ PAPER_STEPS = 15_620  # 10 epochs of 50 000 examples in batches of 32
 PARALLEL = ("auto", "vmap", "threads")
 
 OnEpoch = Callable[[int, int, float, float], None]
-"""Called after every epoch with the epoch (from 1), the number of epochs, training loss and accuracy."""
+"""Called after every epoch with epochs done, epochs in all, and the epoch's training loss and accuracy."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class History:
 
 def train(
     data: Dataset,
-    hidden: tuple[int, ...] = (200, 200),
+    hidden: Sequence[int] = (200, 200),
     seed: int = 0,
     *,
     activation: str = "sigmoid",
@@ -113,7 +113,7 @@ def default_epochs(num_examples: int, batch_size: int = 32) -> int:
 
 def train_many(
     data: Dataset,
-    hidden: tuple[int, ...] = (200, 200),
+    hidden: Sequence[int] = (200, 200),
     seeds: Sequence[int] = (0,),
     *,
     activation: str = "sigmoid",
@@ -131,7 +131,8 @@ def train_many(
     Args:
         data, hidden, activation, epochs, batch_size, learning_rate, l2: as in `train`.
         seeds: one network each.
-        on_epoch: called once for each epoch, with loss and accuracy averaged over the networks trained together.
+        on_epoch: called after every epoch of a network (or of all that one program trains, with the mean of loss and
+            accuracy); epochs done and in all are those of all networks.
         parallel: "vmap" trains all seeds in one batched program, "threads" one seed on each core, "auto" takes
             threads on CPU and vmap elsewhere.
 
@@ -149,6 +150,8 @@ def train_many(
         1 <= batch_size <= num_examples,
         f"batch_size: expected 1 to {num_examples}, the size of the training split, got {batch_size}",
     )
+    require(learning_rate > 0, f"learning_rate: expected a number above 0, got {learning_rate}")
+    require(l2 >= 0, f"l2: expected a number of at least 0, got {l2}")
     epochs = default_epochs(num_examples, batch_size) if epochs is None else epochs
     require(epochs >= 1, f"epochs: expected at least 1, got {epochs}")
     in_features = int(np.prod(data.train.images.shape[1:]))
@@ -161,16 +164,18 @@ def train_many(
         (jnp.asarray(split.images.reshape(len(split), -1)), jnp.asarray(split.labels))
         for split in (data.train, data.validation)
     ]
-    run = partial(_train_together, graphdef, _Recipe(batch_size, learning_rate, l2), epochs, splits)
+    shared = (graphdef, _Recipe(batch_size, learning_rate, l2), epochs, splits)
+    told = _Told(on_epoch, epochs * len(seeds))
     if parallel == "threads" or (parallel == "auto" and jax.default_backend() == "cpu"):
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            jobs = [
-                pool.submit(run, jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], params), keys[i : i + 1], callback)
-                for i, callback in enumerate([on_epoch] + [None] * (len(seeds) - 1))
-            ]
-            finished = [job.result() for job in jobs]
+        groups = [slice(i, i + 1) for i in range(len(seeds))]
     else:
-        finished = [run(params, keys, on_epoch)]
+        groups = [slice(None)]
+
+    def run(group: slice, stop: Stop) -> tuple[nnx.State, np.ndarray]:
+        chosen = jax.tree.map(lambda leaf: leaf[group], params)
+        return _train_together(*shared, chosen, keys[group], told, stop)
+
+    finished = run_all(run, groups, threads=num_cores())
     return [
         (nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], params)), History(*records[:, i].T))
         for params, records in finished
@@ -182,19 +187,33 @@ def _stack(trees: list[nnx.State]) -> nnx.State:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
+class _Told:
+    """Tells the progress of networks that are trained side by side, in epochs of all of them."""
+
+    def __init__(self, on_epoch: OnEpoch | None, total: int):
+        self.on_epoch, self.total, self.done, self.lock = on_epoch, total, 0, threading.Lock()
+
+    def epochs(self, number: int, loss: float, accuracy: float) -> None:
+        """So many more epochs are done, with this loss and accuracy."""
+        if self.on_epoch is not None:
+            with self.lock:
+                self.done += number
+                self.on_epoch(self.done, self.total, loss, accuracy)
+
+
 def _train_together(
-    graphdef: nnx.GraphDef, recipe: "_Recipe", epochs: int, splits, params, keys, on_epoch: OnEpoch | None
+    graphdef: nnx.GraphDef, recipe: "_Recipe", epochs: int, splits, params, keys, told: _Told, stop: Stop
 ) -> tuple[nnx.State, np.ndarray]:
     """Train networks stacked on a leading axis: their final states, and their records [epoch, network, 4]."""
     opt_state, records = jax.vmap(recipe.optimizer().init)(params), []
     for number in range(1, epochs + 1):
+        stop.check()
         params, opt_state, record = _epoch(graphdef, recipe, splits, params, opt_state, keys, number)
         records.append(np.asarray(record))
         if not np.isfinite(records[-1]).all():
             raise InputError(f"training diverged in epoch {number}: expected a finite loss; lower learning_rate")
-        if on_epoch is not None:
-            loss, accuracy = records[-1][:, :2].mean(axis=0)
-            on_epoch(number, epochs, float(loss), float(accuracy))
+        loss, accuracy = records[-1][:, :2].mean(axis=0)
+        told.epochs(len(keys), float(loss), float(accuracy))
     return params, np.stack(records)
 
 

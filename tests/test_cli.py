@@ -43,9 +43,13 @@ def test_reproduce_leaves_everything(reproduced):
         "3-layer_seed0.safetensors",
     }
     assert not [path for path in out.rglob(".*")], "no temporary file is left"
-    accuracy = 100 * results["3-layer"]["accuracy"].sel(scope="layer2", ordering="entropy_high", fill="mean", step=4)
+    shown = results["3-layer"]["accuracy"].sel(scope="layer2", ordering="entropy_high", step=4).isel(seed=0)
     (row,) = [line for line in process.stdout.splitlines() if "entropy high" in line][4:5]
-    assert f"{accuracy.item():.2f}" in row
+    assert [float(cell) for cell in row.replace("│", " ").split()[2:]] == pytest.approx(
+        [100 * shown.sel(fill=fill).item() for fill in ("mean", "zero")], abs=0.006
+    )
+    header = process.stdout[: process.stdout.index("entropy")]
+    assert header.rindex("mean") < header.rindex("zero")
     assert "Dataset: mnist5k" in process.stdout
 
 
@@ -75,8 +79,18 @@ def test_version_and_datasets(tmp_path):
     assert run("--version").stdout == f"jaxablate {ja.__version__}\n"
     process = run("datasets", "--data-dir", tmp_path, COLUMNS="300")
     assert process.returncode == 0
-    for word in ("mnist5k", "fashion_mnist", "kmnist", "embedded", f"in {tmp_path}"):
+    for word in ("mnist5k", "fashion_mnist", "kmnist", "embedded", f"not in {tmp_path}"):
         assert word in process.stdout
+
+
+def test_auto_without_a_network_says_so(tmp_path):
+    nowhere = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    environment = {**nowhere, "TFDS_DATA_DIR": str(tmp_path / "cache"), "JAXABLATE_DATA_DIR": ""}
+    process = run("reproduce", *REPRODUCE[3:], "--out", tmp_path / "out", **environment)
+    assert process.returncode == 0, process.stderr
+    assert "Dataset: mnist5k" in process.stdout
+    assert "Full MNIST is neither cached nor reachable" in process.stdout
+    assert ja.load_results(tmp_path / "out" / "results.nc").attrs["dataset"] == "mnist5k"
 
 
 @pytest.mark.parametrize(
@@ -106,6 +120,17 @@ def test_an_output_folder_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_ends_training(tmp_path, how):
+    arguments = ["reproduce", "--dataset", "mnist5k", "--epochs", "100000", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxablate", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    time.sleep(15)
+    process.send_signal(how)
+    assert process.wait(timeout=60) == 128 + how
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_leaves_no_half_file(tmp_path, how):
     out = tmp_path / "out"
     process = subprocess.Popen(
@@ -117,7 +142,7 @@ def test_an_interrupted_run_leaves_no_half_file(tmp_path, how):
     while not list(out.glob("figures/*.png")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(how)
-    assert process.wait() != 0
+    assert process.wait() == 128 + how
     files = [path for path in out.rglob("*") if path.is_file()]
     assert files
     assert not [path for path in out.rglob(".*")]

@@ -80,6 +80,15 @@ def test_the_seed_decides_the_split(mnist5k):
     assert not np.array_equal(other.train.images, mnist5k.train.images)
 
 
+def test_the_validation_split_is_a_seeded_permutation(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    first, again, other = (ja.load_dataset(folder, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.validation.images, again.validation.images)
+    assert not np.array_equal(first.validation.images, other.validation.images)
+    tail = arrays()["train_images"][-10:] / np.float32(255)
+    assert not np.array_equal(first.validation.images, tail), "not merely the last examples"
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_idx_folder(tmp_path, zipped):
     raw = arrays()
@@ -119,6 +128,8 @@ def test_mnist_comes_verified_from_a_local_folder(mnist):
 
 
 def test_siblings_of_mnist_are_told_apart_by_checksum(mnist_dir):
+    assert datasets.availability("mnist", mnist_dir) == f"in {mnist_dir}"
+    assert datasets.availability("kmnist", mnist_dir) == f"not in {mnist_dir}"
     with rejects("kmnist: expected files with the checksums that TFDS knows, got others in"):
         ja.load_dataset("kmnist", data_dir=mnist_dir)
 
@@ -199,6 +210,10 @@ def test_without_a_network_mnist_fails_soon_and_says_what_to_do(offline):
     assert time.monotonic() - start < 15  # the promise to users, not a measurement
 
 
+def test_the_promise_of_15_seconds_covers_the_probe():
+    assert 2 * _tfds.PROBE_SECONDS <= 12  # the rest is for importing TFDS
+
+
 def test_a_silent_server_is_given_up(offline, monkeypatch):
     answer = threading.Event()
 
@@ -221,6 +236,20 @@ def test_auto_without_a_network_is_the_embedded_set(offline, mnist5k):
 
 def test_auto_with_a_faulty_folder_does_not_fall_back(tmp_path):
     with rejects("expected the four gzipped IDX files, missing train-images"):
+        ja.load_dataset("auto", data_dir=tmp_path)
+    with rejects("mnist: expected a folder with its four files, got .*nowhere, which is none"):
+        ja.load_dataset("auto", data_dir=tmp_path / "nowhere")
+    assert datasets.availability("kmnist", tmp_path) == f"not in {tmp_path}"
+
+
+def test_a_folder_that_cannot_be_read_does_not_fall_back(tmp_path, monkeypatch):
+    write_folder(tmp_path / "mnist")
+
+    def denied(*_, **__):
+        raise PermissionError("permission denied")
+
+    monkeypatch.setattr(tfds.core.download.DownloadManager, "download", denied)
+    with rejects("mnist: reading .*mnist failed .permission denied.; try again"):
         ja.load_dataset("auto", data_dir=tmp_path)
 
 
@@ -252,6 +281,8 @@ def test_damaged_idx_folders(tmp_path):
         ja.load_dataset(broken(train_images=idx(arrays()["train_images"], 0x801)))
     with rejects("train: expected one label for each image, got 60 images and labels of shape"):
         ja.load_dataset(broken(train_labels=np.zeros(59)))
+    with rejects(r"data: expected images of one size, got \[\(4, 5\), \(5, 4\)\]"):
+        ja.load_dataset(broken(test_images=np.zeros((9, 5, 4))))
     with rejects("test labels: expected values in 0..2, got 0..3"):
         ja.load_dataset(broken(test_labels=np.arange(9) % 4))
     with rejects("expected 1200 bytes after the header, got 1199"):
@@ -288,7 +319,9 @@ def test_damaged_npz(tmp_path):
         ja.load_dataset(store(train_images=arrays()["train_images"].astype(np.int64)))
     with rejects("train labels: expected values in 0..2, got -1..2"):
         ja.load_dataset(store(train_labels=np.arange(60) % 4 - 1))
-    with rejects("train_labels: expected integers"):
+    with rejects("train labels: expected 0 to classes - 1, got 1099511627778; number the classes anew"):
+        ja.load_dataset(store(train_labels=np.arange(60) % 3 + 2**40))
+    with rejects("train labels: expected integers"):
         ja.load_dataset(store(train_labels=np.zeros(60)))
     with rejects("expected a non-empty array"):
         ja.load_dataset(store(train_images=np.zeros((60, 20), np.uint8)))

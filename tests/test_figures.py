@@ -66,6 +66,23 @@ def test_training_figures_draw_the_history(results):
     np.testing.assert_allclose(lines_of(draw_figure(results, 2))["training loss"], node["train_loss"][0])
 
 
+@pytest.mark.parametrize(("number", "metric"), [(3, "entropy"), (4, "mutual_information"), (5, "kl_selectivity")])
+def test_violins_show_every_neuron_of_their_metric(results, number, metric):
+    axes = draw_figure(results, number).axes[0]
+    points = np.concatenate([c.get_offsets()[:, 1] for c in axes.collections if len(c.get_offsets()) == 200])
+    np.testing.assert_allclose(points, results["3-layer"]["scores"].sel(metric=metric).values.ravel(), rtol=1e-6)
+
+
+def test_the_band_spans_the_random_curves(results):
+    (band,) = draw_figure(results, 12).axes[0].collections
+    shown = results["2-layer"]["accuracy"].sel(scope="layer2", fill="mean").isel(seed=0)[-3:]
+    low, high = np.quantile(shown, (0.1, 0.9), axis=0)
+    points = band.get_paths()[0].vertices
+    for step in range(6):
+        at = points[points[:, 0] == step, 1]
+        assert (at.min(), at.max()) == pytest.approx((low[step], high[step]))
+
+
 def test_every_figure_says_its_data(results):
     for number, spec in FIGURES.items():
         figure = draw_figure(results, number)

@@ -77,6 +77,14 @@ def test_every_number_by_hand(small_config, small_results, node, mnist5k):
 def test_random_orders_stay_in_their_scope_and_differ(node):
     bounds = {"layer1": (0, 10), "layer2": (10, 18), "layer3": (18, 27), "network": (0, 27)}
     random = node["ablated"].isel(ordering=node["ranking"].values == "random")
+    wide = ja.StudyConfig(dataset="mnist5k", networks=((9, 9), (9, 9, 9)), epochs=1, random_orders=1, steps=9)
+    drawn = [
+        tuple(tree["ablated"].sel(ordering="random_0", scope=scope).values[0] % 9)
+        for tree in ja.run_study(wide).children.values()
+        for scope in tree["scope"].values
+        if scope != "network"
+    ]
+    assert len(set(drawn)) == 5, "every network and layer has orders of its own"
     for scope, (start, stop) in bounds.items():
         ranks = random.sel(scope=scope).values
         assert ((ranks >= start) & (ranks < stop)).all()
@@ -111,8 +119,46 @@ def test_networks_are_reused_where_the_settings_agree(small_config, tmp_path):
     xr.testing.assert_identical(first["2-layer-12-10"].to_dataset(), second["2-layer-12-10"].to_dataset())
     run(dataclasses.replace(config, seeds=(0, 1)))
     assert any("reused 1 trained before" in note for *_, note in notes)
-    run(dataclasses.replace(config, l2=0.0))
-    assert not any("reused" in note for *_, note in notes)
+    run(config)
+    for change in (
+        {"l2": 0.0},
+        {"learning_rate": 0.002},
+        {"batch_size": 64},
+        {"epochs": 1},
+        {"activation": "tanh"},
+        {"split_seed": 1},
+    ):
+        run(dataclasses.replace(config, **change))
+        assert not any("reused" in note for *_, note in notes), change
+        assert any("comes from other settings or data" in note for *_, note in notes)
+        run(config)
+    name = tmp_path / "2-layer-12-10_seed0.safetensors"
+    name.write_bytes(name.read_bytes()[:1000])
+    assert run(config)["2-layer-12-10"].identical(first["2-layer-12-10"])
+    assert any("trained anew: network file" in note and "reused 1" in note for *_, note in notes)
+
+
+def test_networks_of_other_data_are_not_reused(tmp_path):
+    random = np.random.default_rng(0)
+    for number in (1, 2):
+        arrays = {}
+        for split, size in (("train", 60), ("test", 20)):
+            arrays[f"{split}_images"] = random.random((size, 3, 3)).astype(np.float32)
+            arrays[f"{split}_labels"] = np.arange(size) % 3
+        np.savez(tmp_path / "data.npz", **arrays)
+        notes = []
+        config = ja.StudyConfig(
+            dataset=tmp_path / "data.npz",
+            networks=[[5]],
+            epochs=1,
+            batch_size=10,
+            steps=2,
+            random_orders=1,
+            seeds=range(2),
+        )
+        ja.run_study(config, network_dir=tmp_path / "n", on_progress=lambda *told, n=notes: n.append(told[-1]))
+        assert any("comes from other settings or data" in note for note in notes) == (number == 2)
+        assert not any("reused" in note for note in notes)
 
 
 def test_file_round_trip(small_results, tmp_path):
@@ -121,6 +167,13 @@ def test_file_round_trip(small_results, tmp_path):
     xr.testing.assert_identical(loaded, small_results)
     assert loaded["2-layer-12-10"]["correct"].dtype == np.int32
     assert [path.name for path in tmp_path.iterdir()] == ["results.nc"]
+
+
+def test_file_round_trip_of_one_layer(tmp_path):
+    config = ja.StudyConfig(dataset="mnist5k", networks=((6,),), epochs=1, random_orders=1, steps=2)
+    results = ja.run_study(config)
+    ja.save_results(results, tmp_path / "results.nc")
+    xr.testing.assert_identical(ja.load_results(tmp_path / "results.nc"), results)
 
 
 def test_an_interrupted_save_leaves_the_old_file(small_results, tmp_path, monkeypatch):
@@ -165,8 +218,23 @@ def test_bad_input(tmp_path, small_results):
         ja.StudyConfig(networks=())
     with rejects("networks: expected different ones"):
         ja.StudyConfig(networks=((200, 200), (200, 200)))
-    with rejects("random_orders: expected at least 1"):
-        ja.StudyConfig(random_orders=0)
+    for name in ("random_orders", "epochs", "batch_size"):
+        with rejects(f"{name}: expected at least 1, got 0"):
+            ja.StudyConfig(**{name: 0})
+    with rejects("metrics: expected at least one, got none"):
+        ja.StudyConfig(metrics=())
+    with rejects("metrics: expected different ones"):
+        ja.StudyConfig(metrics=("entropy", "entropy"))
+    with rejects("learning_rate: expected a number above 0"):
+        ja.StudyConfig(learning_rate=-1)
+    with rejects(r"networks: expected the hidden layers of each network, .* got \(20, 20\)"):
+        ja.StudyConfig(networks=(20, 20))
+    with rejects("networks: expected hidden layers of at least one neuron"):
+        ja.StudyConfig(networks=((0,),))
+    with rejects("seeds: expected numbers in 0..2.32-1"):
+        ja.StudyConfig(seeds=(0, 2**32))
+    with rejects("seeds: expected a sequence, got 3"):
+        ja.StudyConfig(seeds=3)
     with rejects("expected a file, got none"):
         ja.load_results(tmp_path / "none.nc")
     (tmp_path / "text.nc").write_text("not netCDF")
@@ -175,6 +243,24 @@ def test_bad_input(tmp_path, small_results):
     xr.Dataset({"a": 1}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
     with rejects("expected format 'jaxablate results 1', got None"):
         ja.load_results(tmp_path / "other.nc")
+    for change in ("variable", "attribute", "fill"):
+        damaged = small_results.copy()
+        if change == "variable":
+            damaged["2-layer-12-10"] = damaged["2-layer-12-10"].to_dataset().drop_vars("accuracy")
+        elif change == "fill":
+            damaged["2-layer-12-10"] = damaged["2-layer-12-10"].to_dataset().isel(fill=[0])
+        else:
+            del damaged.attrs["versions"]
+        ja.save_results(damaged, tmp_path / "damaged.nc")
+        with rejects("expected .*; the file is damaged"):
+            ja.load_results(tmp_path / "damaged.nc")
+    node = small_results["2-layer-12-10"].to_dataset()
+    with rejects("unknown scope 'layer9': expected one of layer1, layer2, network"):
+        ja.curve(node, scope="layer9", ranking="random", direction="low", fill="mean")
+    with rejects("unknown ranking 'gini'"):
+        ja.curve(node, scope="layer1", ranking="gini", direction="low", fill="mean")
+    with rejects("steps: expected numbers of at least 0"):
+        ja.summarize(small_results, steps=(-1,))
     (tmp_path / "file").write_text("")
     with rejects("results file .* expected a place that can be written"):
         ja.save_results(small_results, tmp_path / "file" / "results.nc")

@@ -18,7 +18,8 @@ def toy(num_examples: int = 70, seed: int = 0) -> Dataset:
     images = random.random((num_examples, 3, 2)).astype(np.float32)
     labels = (images.sum(axis=(1, 2)) > 3).astype(np.int32) + (images[:, 0, 0] > 0.5)
     split = Split(images, labels.astype(np.int32))
-    return Dataset(split, split, split, 3, Source("toy", "made in the test", {}))
+    other = Split(images[::-2] ** 2, labels[::-2].astype(np.int32))
+    return Dataset(split, other, other, 3, Source("toy", "made in the test", {}))
 
 
 def numpy_adam_with_coupled_l2(model, batches, learning_rate, l2):
@@ -66,6 +67,8 @@ def test_history_measures_validation_after_the_epoch():
     data = toy()
     model, history = ja.train(data, (5,), epochs=2, batch_size=16)
     accuracy = (np.asarray(model(data.validation.images)).argmax(axis=1) == data.validation.labels).mean()
+    on_train = (np.asarray(model(data.train.images)).argmax(axis=1) == data.train.labels).mean()
+    assert abs(accuracy - on_train) > 0.01
     assert history.validation_accuracy[-1] == pytest.approx(accuracy, abs=1e-6)
     assert history.loss.shape == history.accuracy.shape == history.validation_loss.shape == (2,)
 
@@ -90,6 +93,25 @@ def test_progress_is_told_after_every_epoch():
     assert [(epoch, epochs) for epoch, epochs, _, _ in told] == [(1, 3), (2, 3), (3, 3)]
     np.testing.assert_allclose([loss for _, _, loss, _ in told], history.loss)
     np.testing.assert_allclose([accuracy for _, _, _, accuracy in told], history.accuracy)
+
+
+def test_progress_of_many_counts_all_their_epochs():
+    told = []
+    ja.train_many(toy(), (4,), (1, 2, 3), epochs=2, batch_size=8, on_epoch=lambda *now: told.append(now[:2]))
+    assert told == [(done, 6) for done in range(1, 7)]
+
+
+def test_an_interrupt_stops_training_soon():
+    """The error of one epoch's callback ends every network within an epoch, here of very many."""
+    told = []
+
+    def interrupt(*now):
+        told.append(now)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ja.train_many(toy(), (4,), range(8), epochs=10**6, batch_size=8, on_epoch=interrupt)
+    assert len(told) <= 8
 
 
 def test_the_program_is_compiled_once():

@@ -3,6 +3,7 @@
 Memory: four bytes for each pixel (188 MB for MNIST's 60 000 training images).
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -88,13 +89,18 @@ def dataset_status(data_dir: str | Path | None = None) -> dict[str, str]:
         data_dir: as in `load_dataset`.
 
     Returns:
-        By name: "embedded", "in FOLDER", "cached", "reachable" or "not reachable".
+        By name: "embedded"; where a folder is given "in FOLDER" or "not in FOLDER"; else "cached", "reachable" or
+        "not reachable".
 
     Example:
         >>> ja.dataset_status()["mnist5k"]
         'embedded'
     """
-    return {name: "embedded" if name == EMBEDDED else availability(name, data_dir) for name in KNOWN}
+    with ThreadPoolExecutor(len(NAMES)) as pool:  # servers may take their time to answer
+        found: dict[str, str] = dict(
+            zip(NAMES, pool.map(lambda name: availability(name, data_dir), NAMES), strict=True)
+        )
+    return {name: found.get(name, "embedded") for name in KNOWN}
 
 
 def _load_embedded(seed: int) -> Dataset:

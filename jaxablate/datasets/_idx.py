@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from jaxablate._checks import require
-from jaxablate.datasets._types import Dataset, InputError, Source, make_split, sha256_of, split_off_validation
+from jaxablate.datasets._types import (
+    Dataset,
+    InputError,
+    Source,
+    count_classes,
+    make_dataset,
+    make_split,
+    sha256_of,
+    split_off_validation,
+)
 
 IMAGES_MAGIC = 0x00000803  # unsigned bytes, three dimensions
 LABELS_MAGIC = 0x00000801  # unsigned bytes, one dimension
@@ -76,14 +85,14 @@ def dataset_from_idx(paths: dict[str, Path], name: str, origin: str, seed: int, 
         key: read_idx(path, IMAGES_MAGIC if key.endswith("images") else LABELS_MAGIC) for key, path in paths.items()
     }
     if num_classes is None:
-        num_classes = int(arrays["train_labels"].max(initial=0)) + 1
+        num_classes = count_classes(f"{name} train", arrays["train_labels"])
     full_train, test = (
         make_split(f"{name} {split}", arrays[f"{split}_images"], arrays[f"{split}_labels"], num_classes)
         for split in ("train", "test")
     )
     train, validation = split_off_validation(full_train, seed)
     sha256 = {path.name: sha256_of(path) for path in paths.values()}
-    return Dataset(train, validation, test, num_classes, Source(name, origin, sha256))
+    return make_dataset(train, validation, test, num_classes, Source(name, origin, sha256))
 
 
 def load_idx_folder(folder: Path, seed: int) -> Dataset:

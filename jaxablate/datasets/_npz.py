@@ -6,8 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxablate._checks import require, require_integers
-from jaxablate.datasets._types import Dataset, InputError, Source, make_split, sha256_of, split_off_validation
+from jaxablate._checks import require
+from jaxablate.datasets._types import (
+    Dataset,
+    InputError,
+    Source,
+    count_classes,
+    make_dataset,
+    make_split,
+    sha256_of,
+    split_off_validation,
+)
 
 REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
 OPTIONAL = ("validation_images", "validation_labels")
@@ -33,8 +42,7 @@ def load_npz(path: Path, seed: int) -> Dataset:
         not missing,
         f"{path}: expected the arrays {', '.join(wanted)}, missing {', '.join(missing)}; it has {present}",
     )
-    require_integers(f"{path.name} train_labels", arrays["train_labels"])
-    num_classes = int(arrays["train_labels"].max(initial=0)) + 1
+    num_classes = count_classes(f"{path.name} train", arrays["train_labels"])
 
     def split(which: str):
         images, labels = arrays[f"{which}_images"], arrays[f"{which}_labels"]
@@ -45,4 +53,4 @@ def load_npz(path: Path, seed: int) -> Dataset:
     else:
         train, validation = split("train"), split("validation")
     source = Source(path.stem, f"NumPy archive {path}", {path.name: sha256_of(path)})
-    return Dataset(train, validation, split("test"), num_classes, source)
+    return make_dataset(train, validation, split("test"), num_classes, source)

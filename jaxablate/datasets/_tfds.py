@@ -20,7 +20,7 @@ PROBE_SECONDS = 5.0  # a request; name look-ups included, twice that
 
 
 class DatasetUnavailableError(InputError):
-    """The files are neither at hand nor can they be fetched."""
+    """The files are not at hand and no server answers."""
 
 
 def local_folder(name: str, data_dir: str | Path | None) -> Path | None:
@@ -71,10 +71,12 @@ class _Registry:
 
 
 def availability(name: str, data_dir: str | Path | None = None) -> str:
-    """Where `load_dataset(name)` would take the files from: a folder, the cache, a server, or nowhere."""
-    if folder := local_folder(name, data_dir):
-        return f"in {folder}"
-    registry = _Registry(name)
+    """Where `load_dataset(name)` would take the files from: a folder (or not), the cache, a server, or nowhere."""
+    folder, registry = local_folder(name, data_dir), _Registry(name)
+    if folder:
+        files = {folder / f"{FILES[key]}.gz": url for key, url in registry.urls.items()}
+        found = all(p.is_file() and sha256_of(p) == registry.url_infos[url].checksum for p, url in files.items())
+        return f"{'in' if found else 'not in'} {folder}"
     if registry.cached:
         return "cached"
     return "reachable" if _reachable(registry.urls["test_labels"]) else "not reachable"
@@ -93,6 +95,7 @@ def load_tfds(name: str, seed: int, data_dir: str | Path | None) -> Dataset:
     folder = local_folder(name, data_dir)
     registry = _Registry(name)
     if folder:
+        require(folder.is_dir(), f"{name}: expected a folder with its four files, got {folder}, which is none")
         missing = [f"{file}.gz" for file in FILES.values() if not (folder / f"{file}.gz").is_file()]
         require(
             not missing,
@@ -126,9 +129,8 @@ def load_tfds(name: str, seed: int, data_dir: str | Path | None) -> Dataset:
                 f"{folder or 'the download'}; they are damaged or belong to another dataset"
             ) from None
         except (download.DownloadError, OSError) as error:
-            raise DatasetUnavailableError(
-                f"{name}: the download failed ({' '.join(str(error).split())}); try again"
-            ) from None
+            doing = f"reading {folder}" if folder else "the download"
+            raise InputError(f"{name}: {doing} failed ({' '.join(str(error).split())}); try again") from None
     for key, path in paths.items():  # TFDS trusts the names in its cache
         want, got = registry.url_infos[registry.urls[key]].checksum, sha256_of(path)
         require(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxablate._checks import InputError, require, require_finite, require_labels
+from jaxablate._checks import InputError, require, require_finite, require_integers, require_labels
 from jaxablate._typing import Images, Labels
 
 
@@ -86,6 +86,28 @@ def make_split(what: str, images: np.ndarray, labels: np.ndarray, num_classes: i
             "rescale them or store uint8",
         )
     return Split(images.astype(np.float32, copy=False), labels.astype(np.int32))
+
+
+MAX_CLASSES = 100_000
+
+
+def count_classes(what: str, labels: np.ndarray) -> int:
+    """The largest label + 1.
+
+    Raises:
+        InputError: for labels that are not integers, or more than `MAX_CLASSES`.
+    """
+    require_integers(f"{what} labels", labels)
+    largest = int(labels.max(initial=0))
+    require(largest < MAX_CLASSES, f"{what} labels: expected 0 to classes - 1, got {largest}; number the classes anew")
+    return largest + 1
+
+
+def make_dataset(train: Split, validation: Split, test: Split, num_classes: int, source: Source) -> Dataset:
+    """Join the splits, whose images must have one size."""
+    sizes = {split.images.shape[1:] for split in (train, validation, test)}
+    require(len(sizes) == 1, f"{source.name}: expected images of one size, got {sorted(sizes)}")
+    return Dataset(train, validation, test, num_classes, source)
 
 
 def split_off_validation(split: Split, seed: int) -> tuple[Split, Split]:
