@@ -55,15 +55,25 @@ def _torch_parts(model: ja.MLP, fill, images, labels):
     return torch, weights, fills, pixels, torch.from_numpy(np.array(labels)).long()
 
 
-def torch_batches_of_32(model: ja.MLP, keep, fill, images, labels) -> np.ndarray:
-    """The notebooks' way: for each mask, batches of 32 examples in a Python loop."""
+def torch_data_loader(model: ja.MLP, keep, fill, images, labels) -> np.ndarray:
+    """The notebooks' way: for each mask a `DataLoader` in batches of 32."""
+    import torch
+
+    data = torch.utils.data.TensorDataset(torch.from_numpy(np.array(images)), torch.from_numpy(np.array(labels)))
+    loader = torch.utils.data.DataLoader(data, batch_size=32)
+    return torch_batches_of_32(model, keep, fill, images, labels, lambda pixels, labels: loader)
+
+
+def torch_batches_of_32(model: ja.MLP, keep, fill, images, labels, batches=None) -> np.ndarray:
+    """The same without the `DataLoader`: slices of 32 examples in a Python loop."""
     torch, weights, fills, pixels, labels = _torch_parts(model, fill, images, labels)
     counts = []
     with torch.no_grad():
         for mask in keep:
             masks = torch.split(torch.from_numpy(mask), list(model.hidden))
             correct = 0
-            for x, y in zip(pixels.split(32), labels.split(32), strict=True):
+            for x, y in batches(pixels, labels) if batches else zip(pixels.split(32), labels.split(32), strict=True):
+                x = x.flatten(1)
                 for (kernel, bias), m, f in zip(weights[:-1], masks, fills, strict=True):
                     x = torch.where(m, torch.sigmoid(x @ kernel + bias), f)
                 correct += ((x @ weights[-1][0] + weights[-1][1]).argmax(dim=1) == y).sum().item()

@@ -142,7 +142,9 @@ class Report:
             "versions": versions,
             "rows": [{**asdict(row), "ratio": row.ratio, "of_ceiling": row.of_ceiling} for row in self.rows],
         }
-        Console().print(_table(record))
+        console = Console()
+        console = console if console.is_terminal else Console(width=200)
+        console.print(_table(record))
         FOLDER.mkdir(exist_ok=True)
         stem = self.name if device.platform == "cpu" else f"{self.name}_{device.platform}"
         (FOLDER / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")

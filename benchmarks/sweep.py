@@ -20,8 +20,14 @@ from jaxablate._parallel import num_cores
 from jaxablate.ablation._machine import run_shards
 
 STEPS = 80
-SAMPLE = {"naive JAX loop": 24, "torch, batches of 32": 3, "torch.func.vmap": 20, "NumPy loop": 6}
-VMAP_CURVES = 3
+SAMPLE = {
+    "naive JAX loop": 16,
+    "torch, DataLoader of 32": 2,
+    "torch, slices of 32": 2,
+    "torch.func.vmap": 10,
+    "NumPy loop": 4,
+}
+VMAP_CURVES = 2
 
 
 def figure_orders(name: str) -> dict[str, list[tuple[str, np.ndarray]]]:
@@ -90,7 +96,8 @@ def variants_for(device: str) -> dict:
     """The baselines to run: PyTorch's only where it is installed."""
     variants = {"naive JAX loop": _baselines.naive_jax, "NumPy loop": _baselines.numpy_loop}
     if importlib.util.find_spec("torch") and device == "cpu":
-        variants["torch, batches of 32"] = _baselines.torch_batches_of_32
+        variants["torch, DataLoader of 32"] = _baselines.torch_data_loader
+        variants["torch, slices of 32"] = _baselines.torch_batches_of_32
         variants["torch.func.vmap"] = _baselines.torch_func_vmap
     return variants
 

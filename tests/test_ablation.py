@@ -196,6 +196,7 @@ def test_full_size_programs_keep_to_the_memory_limit(mnist5k):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "_count", record)
+            patch.setattr(_machine, "num_cores", lambda: 1)
             with pytest.raises(StopIteration):
                 run()
     assert len(calls) == 2

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate.ablation._machine import lay_out, require_finite_logits, run_shards, total
+from jaxablate.ablation._machine import COMPILER_OPTIONS, lay_out, require_finite_logits, run_shards, total
 from jaxablate.models import ACTIVATIONS, MLP, site_bounds
 
 CHUNK = 500  # examples whose state a CPU core's cache holds
@@ -39,7 +39,7 @@ def count_steps(
     return correct
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=COMPILER_OPTIONS)
 def _count(graphdef: nnx.GraphDef, touched: tuple[int, ...], precision: str, state, orders, fill, images, labels):
     """Correct predictions and whether all logits were finite, both [order, step + 1], for orders [order, step, neuron].
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate.ablation._machine import lay_out, require_finite_logits, run_shards, total
+from jaxablate.ablation._machine import COMPILER_OPTIONS, lay_out, require_finite_logits, run_shards, total
 from jaxablate.models import MLP, site_bounds
 
 SLAB = 8192  # masks of one call: bounds what masks and counts take on the device
@@ -46,7 +46,7 @@ def count_masks(model: MLP, keep, fill, images, labels, *, memory_limit: int | N
     return np.concatenate(counts)[: len(keep)]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=COMPILER_OPTIONS)
 def _count(graphdef: nnx.GraphDef, first: int, precision: str, state, keep, fill, images, labels):
     """Correct predictions, and whether all logits were finite, both [batch, mask], for keep [batch, mask, neuron].
 
