@@ -196,6 +196,7 @@ def _picture(record: dict) -> Figure:
             axes.plot([row["ceiling"]] * 2, [place - 0.4, place + 0.4], color="#D55E00", linewidth=2)
     axes.set_yticks(places, [f"{row['question']}: {row['variant']}" for row in rows], fontsize=7)
     axes.invert_yaxis()
+    axes.margins(y=0.01)
     axes.set_xscale("log")
     axes.set_xlabel(f"{record['unit']} (black: spread; orange: measured ceiling)")
     axes.set_title(f"{record['title']}\n{record['device']}, {record['cores']} cores", fontsize=9)

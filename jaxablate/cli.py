@@ -85,12 +85,13 @@ class _Bars:
         self.progress.update(self.tasks[what], completed=done, total=total, note=note)
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         import jaxablate
 
         console.print(f"jaxablate {jaxablate.__version__}", highlight=False)
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

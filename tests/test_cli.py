@@ -7,9 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from test_datasets import arrays, idx, write_folder
+from typer.testing import CliRunner
 
 import jaxablate as ja
+import jaxablate.cli
 
 ROOT = Path(__file__).parents[1]
 REPRODUCE = ["reproduce", "--dataset", "mnist5k", "--epochs", "1", "--steps", "4", "--random-orders", "2"]
@@ -107,6 +111,56 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, arguments, messa
     assert process.returncode == 1
     assert process.stderr.startswith(f"error: {message}")
     assert process.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def damaged_folder(path: Path, damage: str) -> Path:
+    """A folder of IDX files, or an archive, with one thing wrong."""
+    if damage == "key":
+        np.savez(path / "data.npz", **{k: v for k, v in arrays().items() if k != "test_labels"})
+        return path / "data.npz"
+    if damage == "nan":
+        np.savez(path / "data.npz", **{**arrays(), "test_images": np.full((9, 4, 5), np.nan)})
+        return path / "data.npz"
+    changed = {
+        "magic": {"train_images": idx(arrays()["train_images"], 0x801)},
+        "count": {"train_labels": np.zeros(59)},
+        "labels": {"test_labels": np.arange(9)},
+    }
+    folder = write_folder(path / "data", **changed.get(damage, {}))
+    if damage == "gzip":
+        file = folder / "train-images-idx3-ubyte.gz"
+        file.write_bytes(file.read_bytes()[:80])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("gzip", "expected a whole gzip file, got a damaged one"),
+        ("magic", "expected IDX magic number 0x00000803, got 0x00000801"),
+        ("count", "expected one label for each image, got 60 images"),
+        ("labels", "expected values in 0..2, got 0..8"),
+        ("key", "missing test_labels"),
+        ("nan", "expected finite numbers, got 180 NaN"),
+    ],
+)
+def test_damaged_data_is_one_sentence_and_leaves_nothing(tmp_path, damage, message):
+    out = tmp_path / "out"
+    data = damaged_folder(tmp_path, damage)
+    result = CliRunner().invoke(jaxablate.cli.app, ["reproduce", "--dataset", str(data), "--out", str(out)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_wrong_checksum_is_one_sentence_and_leaves_nothing(tmp_path, mnist_dir):
+    arguments = ["reproduce", "--dataset", "kmnist", "--data-dir", str(mnist_dir), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(jaxablate.cli.app, arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: kmnist: expected files with the checksums that TFDS knows")
     assert not (tmp_path / "out").exists()
 
 
