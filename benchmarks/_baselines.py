@@ -47,7 +47,7 @@ def naive_jax(model: ja.MLP, keep, fill, images, labels) -> np.ndarray:
 
 
 def _torch_parts(model: ja.MLP, fill, images, labels):
-    import torch
+    import torch  # pyright: ignore[reportMissingImports] (optional)
 
     weights = [tuple(torch.from_numpy(np.array(array)) for array in stage.weights) for stage in model.stages]
     fills = torch.split(torch.from_numpy(np.array(fill)), list(model.hidden))
@@ -57,7 +57,7 @@ def _torch_parts(model: ja.MLP, fill, images, labels):
 
 def torch_data_loader(model: ja.MLP, keep, fill, images, labels) -> np.ndarray:
     """The notebooks' way: for each mask a `DataLoader` in batches of 32."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports] (optional)
 
     data = torch.utils.data.TensorDataset(torch.from_numpy(np.array(images)), torch.from_numpy(np.array(labels)))
     loader = torch.utils.data.DataLoader(data, batch_size=32)
@@ -101,7 +101,7 @@ def torch_func_vmap(model: ja.MLP, keep, fill, images, labels, masks_per_batch: 
 
 def captum_single_neurons(model: ja.MLP, layer: int, fill, images, target: int) -> np.ndarray:
     """captum's `LayerFeatureAblation`: the change of one logit as each neuron of a layer goes alone, [neuron]."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports] (optional)
     from captum.attr import LayerFeatureAblation  # pyright: ignore[reportMissingImports] (optional)
 
     _, weights, fills, pixels, _ = _torch_parts(model, fill, images, np.zeros(len(images), int))

@@ -13,7 +13,7 @@ TIE = 1e-5  # examples whose two largest float64 logits are closer may be counte
 
 
 @contextlib.contextmanager
-def rejects(match: str):
+def raises_input_error(match: str):
     """The block must raise an InputError whose one line matches; shapes go unchecked, as in normal use."""
     jaxtyping.config.update("jaxtyping_disable", True)
     try:

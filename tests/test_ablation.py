@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import assert_counts, logits64, random_masks, rejects, weights64
+from helpers import assert_counts, logits64, raises_input_error, random_masks, weights64
 
 import jaxablate as ja
 from jaxablate.ablation import _incremental, _machine, _vmap
@@ -239,7 +239,7 @@ def test_a_logit_that_is_not_finite_is_found_in_any_chunk(small_model, examples,
         broken = np.array(images)
         broken[place, 0, 0] = np.nan
         for engine in ENGINES:
-            with rejects("logits: expected finite numbers"):
+            with raises_input_error("logits: expected finite numbers"):
                 ja.cumulative_ablation(
                     small_model, np.arange(27)[None], broken, labels, steps=2, engine=engine, memory_limit=20_000
                 )
@@ -248,46 +248,48 @@ def test_a_logit_that_is_not_finite_is_found_in_any_chunk(small_model, examples,
 def test_bad_input(small_model, examples):
     images, labels = examples
     keep = np.ones((2, 27), bool)
-    with rejects(r"keep: expected shape \(any, 27\) = \[mask, neuron\], got \(2, 26\)"):
+    with raises_input_error(r"keep: expected shape \(any, 27\) = \[mask, neuron\], got \(2, 26\)"):
         ja.evaluate_masks(small_model, keep[:, 1:], images, labels)
-    with rejects("keep: expected booleans"):
+    with raises_input_error("keep: expected booleans"):
         ja.evaluate_masks(small_model, keep.astype(int), images, labels)
-    with rejects("keep: expected at least one mask"):
+    with raises_input_error("keep: expected at least one mask"):
         ja.evaluate_masks(small_model, keep[:0], images, labels)
-    with rejects("fill: expected finite numbers, got 1 NaN"):
+    with raises_input_error("fill: expected finite numbers, got 1 NaN"):
         ja.evaluate_masks(small_model, keep, images, labels, np.where(np.arange(27) == 3, np.nan, 0))
-    with rejects(r"fill: expected shape \(27\)"):
+    with raises_input_error(r"fill: expected shape \(27\)"):
         ja.evaluate_masks(small_model, keep, images, labels, np.zeros(10))
-    with rejects("images: expected at least one example of 784 pixels"):
+    with raises_input_error("images: expected at least one example of 784 pixels"):
         ja.evaluate_masks(small_model, keep, images[:, 1:], labels)
-    with rejects("labels: expected values in 0..9, got 1..10"):
+    with raises_input_error("labels: expected values in 0..9, got 1..10"):
         ja.evaluate_masks(small_model, keep, images, labels + 1)
-    with rejects(r"labels: expected shape \(203\)"):
+    with raises_input_error(r"labels: expected shape \(203\)"):
         ja.evaluate_masks(small_model, keep, images, labels[1:])
     broken = np.array(images)
     broken[7, 0, 0] = np.nan
-    with rejects(
+    with raises_input_error(
         "logits: expected finite numbers, got NaN or infinite ones under 1 of 2 masks, the first being mask 1"
     ):
         everything = np.array([[False] * 10 + [True] * 17, [True] * 27])
         ja.evaluate_masks(small_model, everything, broken, labels)
     order = np.arange(27)[None]
-    with rejects("steps: expected at most the 27 neurons of the scope, got 80; 27 is the largest possible"):
+    with raises_input_error("steps: expected at most the 27 neurons of the scope, got 80; 27 is the largest possible"):
         ja.cumulative_ablation(small_model, order, images, labels)
-    with rejects("steps: expected at least 1, got 0"):
+    with raises_input_error("steps: expected at least 1, got 0"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=0)
-    with rejects("neurons_per_step: expected at least 1, got 0"):
+    with raises_input_error("neurons_per_step: expected at least 1, got 0"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, neurons_per_step=0)
-    with rejects("unknown engine 'magic': expected one of auto, vmap, incremental"):
+    with raises_input_error("unknown engine 'magic': expected one of auto, vmap, incremental"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, engine="magic")
-    with rejects("unknown precision 'low': expected one of highest, TF32_TF32_F32_X3, tensorfloat32"):
+    with raises_input_error("unknown precision 'low': expected one of highest, TF32_TF32_F32_X3, tensorfloat32"):
         ja.evaluate_masks(small_model, keep, images, labels, precision="low")
-    with rejects("memory_limit: expected at least [0-9]+ bytes for one example of this network at a time, got 10"):
+    with raises_input_error(
+        "memory_limit: expected at least [0-9]+ bytes for one example of this network at a time, got 10"
+    ):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, memory_limit=10)
     for engine in ENGINES:
-        with rejects("logits: expected finite numbers, got NaN or infinite ones under [0-9]+ of [0-9]+"):
+        with raises_input_error("logits: expected finite numbers, got NaN or infinite ones under [0-9]+ of [0-9]+"):
             ja.cumulative_ablation(small_model, order, broken, labels, steps=3, engine=engine)
-    with rejects("expected each neuron once"):
+    with raises_input_error("expected each neuron once"):
         ja.cumulative_ablation(small_model, np.array([[1, 1]]), images, labels, steps=1)
-    with rejects(r"orders: expected values in 0..26"):
+    with raises_input_error(r"orders: expected values in 0..26"):
         ja.cumulative_ablation(small_model, order + 1, images, labels, steps=1)

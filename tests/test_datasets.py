@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from helpers import rejects
+from helpers import raises_input_error
 
 import jaxablate as ja
 from jaxablate import datasets
@@ -130,7 +130,7 @@ def test_mnist_comes_verified_from_a_local_folder(mnist):
 def test_siblings_of_mnist_are_told_apart_by_checksum(mnist_dir):
     assert datasets.availability("mnist", mnist_dir) == f"in {mnist_dir}"
     assert datasets.availability("kmnist", mnist_dir) == f"not in {mnist_dir}"
-    with rejects("kmnist: expected files with the checksums that TFDS knows, got others in"):
+    with raises_input_error("kmnist: expected files with the checksums that TFDS knows, got others in"):
         ja.load_dataset("kmnist", data_dir=mnist_dir)
 
 
@@ -180,7 +180,7 @@ def test_tfds_downloads_then_caches(server):
 
 def test_a_damaged_download_is_refused(server, tmp_path):
     (tmp_path / "served" / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.arange(9))))
-    with rejects("expected files with the checksums that TFDS knows, got others in the download"):
+    with raises_input_error("expected files with the checksums that TFDS knows, got others in the download"):
         ja.load_dataset("mnist")
 
 
@@ -188,7 +188,7 @@ def test_a_damaged_cache_is_refused(server, tmp_path):
     ja.load_dataset("mnist")
     (path,) = (tmp_path / "cache").rglob("*t10k-labels*gz")
     path.write_bytes(gzip.compress(idx(np.arange(9))))
-    with rejects("expected mnist's file with SHA-256"):
+    with raises_input_error("expected mnist's file with SHA-256"):
         ja.load_dataset("mnist")
 
 
@@ -205,7 +205,7 @@ def offline(tmp_path, monkeypatch, no_data_dir):
 
 def test_without_a_network_mnist_fails_soon_and_says_what_to_do(offline):
     start = time.monotonic()
-    with rejects("mnist is neither cached nor reachable: connect to the internet, or hand over a folder"):
+    with raises_input_error("mnist is neither cached nor reachable: connect to the internet, or hand over a folder"):
         ja.load_dataset("mnist")
     assert time.monotonic() - start < 15  # the promise to users, not a measurement
 
@@ -223,7 +223,7 @@ def test_a_silent_server_is_given_up(offline, monkeypatch):
 
     monkeypatch.setattr(_tfds.urllib.request, "urlopen", silent)
     monkeypatch.setattr(_tfds, "PROBE_SECONDS", 0.1)
-    with rejects("neither cached nor reachable"):
+    with raises_input_error("neither cached nor reachable"):
         ja.load_dataset("mnist")
     answer.set()
 
@@ -235,9 +235,9 @@ def test_auto_without_a_network_is_the_embedded_set(offline, mnist5k):
 
 
 def test_auto_with_a_faulty_folder_does_not_fall_back(tmp_path):
-    with rejects("expected the four gzipped IDX files, missing train-images"):
+    with raises_input_error("expected the four gzipped IDX files, missing train-images"):
         ja.load_dataset("auto", data_dir=tmp_path)
-    with rejects("mnist: expected a folder with its four files, got .*nowhere, which is none"):
+    with raises_input_error("mnist: expected a folder with its four files, got .*nowhere, which is none"):
         ja.load_dataset("auto", data_dir=tmp_path / "nowhere")
     assert datasets.availability("kmnist", tmp_path) == f"not in {tmp_path}"
 
@@ -249,14 +249,16 @@ def test_a_folder_that_cannot_be_read_does_not_fall_back(tmp_path, monkeypatch):
         raise PermissionError("permission denied")
 
     monkeypatch.setattr(tfds.core.download.DownloadManager, "download", denied)
-    with rejects("mnist: reading .*mnist failed .permission denied.; try again"):
+    with raises_input_error("mnist: reading .*mnist failed .permission denied.; try again"):
         ja.load_dataset("auto", data_dir=tmp_path)
 
 
 def test_unknown_names_and_paths(tmp_path):
-    with rejects("unknown dataset 'cifar': expected auto, mnist, fashion_mnist, kmnist, mnist5k, an existing folder"):
+    with raises_input_error(
+        "unknown dataset 'cifar': expected auto, mnist, fashion_mnist, kmnist, mnist5k, an existing folder"
+    ):
         ja.load_dataset("cifar")
-    with rejects("unknown dataset"):
+    with raises_input_error("unknown dataset"):
         ja.load_dataset(tmp_path / "missing.npz")
 
 
@@ -268,32 +270,32 @@ def test_damaged_idx_folders(tmp_path):
         return write_folder(folder, **changed)
 
     os.remove(folder / "t10k-labels-idx1-ubyte.gz")
-    with rejects("expected the four IDX files .* missing t10k-labels-idx1-ubyte$"):
+    with raises_input_error("expected the four IDX files .* missing t10k-labels-idx1-ubyte$"):
         ja.load_dataset(folder)
     path = broken() / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:100])
-    with rejects("train-images-idx3-ubyte.gz: expected a whole gzip file, got a damaged one"):
+    with raises_input_error("train-images-idx3-ubyte.gz: expected a whole gzip file, got a damaged one"):
         ja.load_dataset(folder)
     path.write_bytes(b"no gzip at all")
-    with rejects("expected a whole gzip file"):
+    with raises_input_error("expected a whole gzip file"):
         ja.load_dataset(folder)
-    with rejects("expected IDX magic number 0x00000803, got 0x00000801"):
+    with raises_input_error("expected IDX magic number 0x00000803, got 0x00000801"):
         ja.load_dataset(broken(train_images=idx(arrays()["train_images"], 0x801)))
-    with rejects("train: expected one label for each image, got 60 images and labels of shape"):
+    with raises_input_error("train: expected one label for each image, got 60 images and labels of shape"):
         ja.load_dataset(broken(train_labels=np.zeros(59)))
-    with rejects(r"data: expected images of one size, got \[\(4, 5\), \(5, 4\)\]"):
+    with raises_input_error(r"data: expected images of one size, got \[\(4, 5\), \(5, 4\)\]"):
         ja.load_dataset(broken(test_images=np.zeros((9, 5, 4))))
-    with rejects("test labels: expected values in 0..2, got 0..3"):
+    with raises_input_error("test labels: expected values in 0..2, got 0..3"):
         ja.load_dataset(broken(test_labels=np.arange(9) % 4))
-    with rejects("expected 1200 bytes after the header, got 1199"):
+    with raises_input_error("expected 1200 bytes after the header, got 1199"):
         ja.load_dataset(broken(train_images=idx(arrays()["train_images"])[:-1]))
-    with rejects("expected 1200 bytes after the header, got more"):
+    with raises_input_error("expected 1200 bytes after the header, got more"):
         ja.load_dataset(broken(train_images=idx(arrays()["train_images"]) + b"x"))
-    with rejects("expected at most 4294967296 bytes, its header declares"):
+    with raises_input_error("expected at most 4294967296 bytes, its header declares"):
         ja.load_dataset(broken(train_images=struct.pack(">4I", 0x803, 2**32 - 1, 2**32 - 1, 9)))
-    with rejects("expected an IDX header, got 3 bytes"):
+    with raises_input_error("expected an IDX header, got 3 bytes"):
         ja.load_dataset(broken(test_labels=b"abc"))
-    with rejects("expected a non-empty array"):
+    with raises_input_error("expected a non-empty array"):
         ja.load_dataset(broken(test_images=np.zeros((0, 4, 5)), test_labels=np.zeros(0)))
 
 
@@ -305,28 +307,28 @@ def test_damaged_npz(tmp_path):
         np.savez(path, **kept)
         return path
 
-    with rejects("expected the arrays .*, missing test_labels; it has"):
+    with raises_input_error("expected the arrays .*, missing test_labels; it has"):
         ja.load_dataset(store(test_labels=None))
-    with rejects("missing validation_labels"):
+    with raises_input_error("missing validation_labels"):
         ja.load_dataset(store(validation_images=np.zeros((3, 4, 5), np.uint8)))
     bad = arrays()["train_images"] / 255
     bad[0, 0, 0] = np.nan
-    with rejects("mine.npz train images: expected finite numbers, got 1 NaN"):
+    with raises_input_error("mine.npz train images: expected finite numbers, got 1 NaN"):
         ja.load_dataset(store(train_images=bad))
-    with rejects(r"floating pixels in \[0, 1\], got 0..255"):
+    with raises_input_error(r"floating pixels in \[0, 1\], got 0..255"):
         ja.load_dataset(store(train_images=arrays()["train_images"].astype(float)))
-    with rejects("uint8 in 0..255 or floating numbers"):
+    with raises_input_error("uint8 in 0..255 or floating numbers"):
         ja.load_dataset(store(train_images=arrays()["train_images"].astype(np.int64)))
-    with rejects("train labels: expected values in 0..2, got -1..2"):
+    with raises_input_error("train labels: expected values in 0..2, got -1..2"):
         ja.load_dataset(store(train_labels=np.arange(60) % 4 - 1))
-    with rejects("train labels: expected 0 to classes - 1, got 1099511627778; number the classes anew"):
+    with raises_input_error("train labels: expected 0 to classes - 1, got 1099511627778; number the classes anew"):
         ja.load_dataset(store(train_labels=np.arange(60) % 3 + 2**40))
-    with rejects("train labels: expected integers"):
+    with raises_input_error("train labels: expected integers"):
         ja.load_dataset(store(train_labels=np.zeros(60)))
-    with rejects("expected a non-empty array"):
+    with raises_input_error("expected a non-empty array"):
         ja.load_dataset(store(train_images=np.zeros((60, 20), np.uint8)))
-    with rejects("expected an .npz archive of plain arrays"):
+    with raises_input_error("expected an .npz archive of plain arrays"):
         ja.load_dataset(store(train_labels=np.array([object()] * 60)))
     path.write_bytes(b"PK not a zip")
-    with rejects("expected an .npz archive of plain arrays"):
+    with raises_input_error("expected an .npz archive of plain arrays"):
         ja.load_dataset(path)

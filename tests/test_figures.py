@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from helpers import rejects
+from helpers import raises_input_error
 from matplotlib.image import imread
 
 import jaxablate as ja
@@ -106,15 +106,15 @@ def test_all_figures_are_saved(results, tmp_path):
 
 
 def test_figures_of_other_networks(small_results, results, tmp_path):
-    with rejects("figures: expected a 2-layer or 3-layer network, got"):
+    with raises_input_error("figures: expected a 2-layer or 3-layer network, got"):
         save_figures(small_results, tmp_path / "none")
     assert not (tmp_path / "none").exists()
-    with rejects(r"figure 11: expected results with a 2-layer network, got \['2-layer-12-10'"):
+    with raises_input_error(r"figure 11: expected results with a 2-layer network, got \['2-layer-12-10'"):
         draw_figure(small_results, 11)
-    with rejects("figure: expected a number in 1..22, got 23"):
+    with raises_input_error("figure: expected a number in 1..22, got 23"):
         draw_figure(results, 23)
     (tmp_path / "file").write_text("")
-    with rejects("output folder .* expected a folder that can be written"):
+    with raises_input_error("output folder .* expected a folder that can be written"):
         save_figure(results, 1, tmp_path / "file")
 
 
@@ -124,5 +124,5 @@ def test_figures_without_a_metric(tmp_path):
     names = {file.stem for file in save_figures(results, tmp_path)}
     assert "fig06_2layer_bias_balancing_layer1" in names
     assert "fig11_2layer_layer1_high_first" not in names
-    with rejects(r"figure 11: expected results with the metrics \['kl_selectivity'\]"):
+    with raises_input_error(r"figure 11: expected results with the metrics \['kl_selectivity'\]"):
         draw_figure(results, 11)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import logits64, rejects
+from helpers import logits64, raises_input_error
 from safetensors.numpy import save_file
 
 import jaxablate as ja
@@ -47,28 +47,28 @@ def test_file_round_trip(tmp_path):
 
 
 def test_bad_input(tmp_path):
-    with rejects("unknown activation 'swish': expected one of sigmoid, relu, tanh, gelu"):
+    with raises_input_error("unknown activation 'swish': expected one of sigmoid, relu, tanh, gelu"):
         ja.MLP(4, (3,), 2, activation="swish", rngs=nnx.Rngs(0))
-    with rejects("expected at least one hidden layer"):
+    with raises_input_error("expected at least one hidden layer"):
         ja.MLP(4, (), 2, rngs=nnx.Rngs(0))
-    with rejects(r"stage 1: expected kernel \(3, 2\) and bias \(2,\), got \(4, 2\)"):
+    with raises_input_error(r"stage 1: expected kernel \(3, 2\) and bias \(2,\), got \(4, 2\)"):
         ja.from_arrays([np.eye(3), np.ones((4, 2))], [np.zeros(3), np.zeros(2)])
-    with rejects("expected a file, got none"):
+    with raises_input_error("expected a file, got none"):
         ja.load_model(tmp_path / "none.safetensors")
-    with rejects("hidden: expected a sequence of layer sizes, got 200"):
+    with raises_input_error("hidden: expected a sequence of layer sizes, got 200"):
         ja.MLP(4, 200, 2, rngs=nnx.Rngs(0))
-    with rejects("expected a kernel and a bias for each of two or more stages, got 2 and 1"):
+    with raises_input_error("expected a kernel and a bias for each of two or more stages, got 2 and 1"):
         ja.from_arrays([np.eye(3), np.eye(3)], [np.zeros(3)])
-    with rejects("stage 0 kernel: expected finite numbers, got 1 NaN"):
+    with raises_input_error("stage 0 kernel: expected finite numbers, got 1 NaN"):
         ja.from_arrays([np.array([[np.nan]]), np.eye(1)], [np.zeros(1), np.zeros(1)])
-    with rejects("images: expected floating pixels .* got dtype uint8; divide uint8 pixels by 255"):
+    with raises_input_error("images: expected floating pixels .* got dtype uint8; divide uint8 pixels by 255"):
         ja.record_activations(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), np.zeros((5, 2, 2), np.uint8))
     whole = {f"stages.{i}.{part}": np.ones((3, 3) if part == "kernel" else 3) for i in (0, 1) for part in PARTS}
     for missing in ("stages.1.bias", "stages.0.kernel"):
         kept = {name: array for name, array in whole.items() if name != missing}
         save_file(kept, tmp_path / "part.safetensors", {"format": "jaxablate network 1", "activation": "tanh"})
-        with rejects("expected the weights of a whole network"):
+        with raises_input_error("expected the weights of a whole network"):
             ja.load_model(tmp_path / "part.safetensors")
     (tmp_path / "text.safetensors").write_text("not a network at all")
-    with rejects("expected safetensors, got an unreadable file"):
+    with raises_input_error("expected safetensors, got an unreadable file"):
         ja.load_model(tmp_path / "text.safetensors")

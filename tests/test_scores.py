@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from helpers import rejects, scores_of
+from helpers import raises_input_error, scores_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -122,29 +122,29 @@ def test_masks_are_nested():
 
 def test_bad_input():
     counts = random_counts(0)
-    with rejects("counts: expected integers"):
+    with raises_input_error("counts: expected integers"):
         ja.entropy(counts / 2)
-    with rejects(r"counts: expected shape \[neuron, class, code\], got \(10, 2\)"):
+    with raises_input_error(r"counts: expected shape \[neuron, class, code\], got \(10, 2\)"):
         ja.entropy(counts[0])
-    with rejects("at least one example for every neuron"):
+    with raises_input_error("at least one example for every neuron"):
         ja.mutual_information(np.zeros((2, 3, 2), np.int32))
-    with rejects("unknown metric 'gini': expected one of entropy, mutual_information, kl_selectivity"):
+    with raises_input_error("unknown metric 'gini': expected one of entropy, mutual_information, kl_selectivity"):
         ja.get_metric("gini")
-    with rejects("unknown activation 'softplus'"):
+    with raises_input_error("unknown activation 'softplus'"):
         ja.default_quantizer("softplus")
-    with rejects(r"codes: expected values in 0..1, got 0..2"):
+    with raises_input_error(r"codes: expected values in 0..1, got 0..2"):
         ja.joint_histogram(np.array([[0], [2]]), np.array([0, 0]), num_codes=2, num_classes=1)
-    with rejects(r"labels: expected values in 0..2, got 0..3"):
+    with raises_input_error(r"labels: expected values in 0..2, got 0..3"):
         ja.joint_histogram(np.zeros((2, 1), int), np.array([0, 3]), num_codes=2, num_classes=3)
-    with rejects(r"labels: expected shape \(2\)"):
+    with raises_input_error(r"labels: expected shape \(2\)"):
         ja.joint_histogram(np.zeros((2, 1), int), np.array([0]), num_codes=2, num_classes=3)
-    with rejects("scores: expected finite numbers, got 1 NaN"):
+    with raises_input_error("scores: expected finite numbers, got 1 NaN"):
         ja.ablation_order(np.array([0.0, np.nan]), direction="low")
-    with rejects("unknown direction 'up': expected one of low, high"):
+    with raises_input_error("unknown direction 'up': expected one of low, high"):
         ja.ablation_order(np.zeros(2), direction="up")
-    with rejects(r"expected each neuron once, got neuron \[1\] twice"):
+    with raises_input_error(r"expected each neuron once, got neuron \[1\] twice"):
         ja.masks_of_orders(np.array([[1, 0, 1]]), 3, 2)
-    with rejects(r"orders: expected values in 0..2, got 0..3"):
+    with raises_input_error(r"orders: expected values in 0..2, got 0..3"):
         ja.masks_of_orders(np.array([[3, 0, 1]]), 3, 2)
-    with rejects("steps: expected at most the 3 neurons of the scope, got 4; 3 is the largest possible"):
+    with raises_input_error("steps: expected at most the 3 neurons of the scope, got 4; 3 is the largest possible"):
         ja.masks_of_orders(np.array([[2, 0, 1]]), 3, 4)

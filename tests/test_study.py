@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
-from helpers import assert_counts, rejects, scores_of
+from helpers import assert_counts, raises_input_error, scores_of
 
 import jaxablate as ja
 
@@ -206,42 +206,42 @@ def test_curves_and_summary(small_results, node):
 
 
 def test_bad_input(tmp_path, small_results):
-    with rejects("unknown activation 'swish'"):
+    with raises_input_error("unknown activation 'swish'"):
         ja.StudyConfig(activation="swish")
-    with rejects("unknown metric 'gini': expected one of entropy"):
+    with raises_input_error("unknown metric 'gini': expected one of entropy"):
         ja.StudyConfig(metrics=("entropy", "gini"))
-    with rejects("steps: expected 1 to 200, .* 200 is the largest possible"):
+    with raises_input_error("steps: expected 1 to 200, .* 200 is the largest possible"):
         ja.StudyConfig(steps=201)
-    with rejects("seeds: expected different ones"):
+    with raises_input_error("seeds: expected different ones"):
         ja.StudyConfig(seeds=(1, 1))
-    with rejects("networks: expected at least one"):
+    with raises_input_error("networks: expected at least one"):
         ja.StudyConfig(networks=())
-    with rejects("networks: expected different ones"):
+    with raises_input_error("networks: expected different ones"):
         ja.StudyConfig(networks=((200, 200), (200, 200)))
     for name in ("random_orders", "epochs", "batch_size"):
-        with rejects(f"{name}: expected at least 1, got 0"):
+        with raises_input_error(f"{name}: expected at least 1, got 0"):
             ja.StudyConfig(**{name: 0})
-    with rejects("metrics: expected at least one, got none"):
+    with raises_input_error("metrics: expected at least one, got none"):
         ja.StudyConfig(metrics=())
-    with rejects("metrics: expected different ones"):
+    with raises_input_error("metrics: expected different ones"):
         ja.StudyConfig(metrics=("entropy", "entropy"))
-    with rejects("learning_rate: expected a number above 0"):
+    with raises_input_error("learning_rate: expected a number above 0"):
         ja.StudyConfig(learning_rate=-1)
-    with rejects(r"networks: expected the hidden layers of each network, .* got \(20, 20\)"):
+    with raises_input_error(r"networks: expected the hidden layers of each network, .* got \(20, 20\)"):
         ja.StudyConfig(networks=(20, 20))
-    with rejects("networks: expected hidden layers of at least one neuron"):
+    with raises_input_error("networks: expected hidden layers of at least one neuron"):
         ja.StudyConfig(networks=((0,),))
-    with rejects("seeds: expected numbers in 0..2.32-1"):
+    with raises_input_error("seeds: expected numbers in 0..2.32-1"):
         ja.StudyConfig(seeds=(0, 2**32))
-    with rejects("seeds: expected a sequence, got 3"):
+    with raises_input_error("seeds: expected a sequence, got 3"):
         ja.StudyConfig(seeds=3)
-    with rejects("expected a file, got none"):
+    with raises_input_error("expected a file, got none"):
         ja.load_results(tmp_path / "none.nc")
     (tmp_path / "text.nc").write_text("not netCDF")
-    with rejects("expected netCDF, got an unreadable file"):
+    with raises_input_error("expected netCDF, got an unreadable file"):
         ja.load_results(tmp_path / "text.nc")
     xr.Dataset({"a": 1}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
-    with rejects("expected format 'jaxablate results 1', got None"):
+    with raises_input_error("expected format 'jaxablate results 1', got None"):
         ja.load_results(tmp_path / "other.nc")
     for change in ("variable", "attribute", "fill"):
         damaged = small_results.copy()
@@ -252,17 +252,17 @@ def test_bad_input(tmp_path, small_results):
         else:
             del damaged.attrs["versions"]
         ja.save_results(damaged, tmp_path / "damaged.nc")
-        with rejects("expected .*; the file is damaged"):
+        with raises_input_error("expected .*; the file is damaged"):
             ja.load_results(tmp_path / "damaged.nc")
     node = small_results["2-layer-12-10"].to_dataset()
-    with rejects("unknown scope 'layer9': expected one of layer1, layer2, network"):
+    with raises_input_error("unknown scope 'layer9': expected one of layer1, layer2, network"):
         ja.curve(node, scope="layer9", ranking="random", direction="low", fill="mean")
-    with rejects("unknown ranking 'gini'"):
+    with raises_input_error("unknown ranking 'gini'"):
         ja.curve(node, scope="layer1", ranking="gini", direction="low", fill="mean")
-    with rejects("steps: expected numbers of at least 0"):
+    with raises_input_error("steps: expected numbers of at least 0"):
         ja.summarize(small_results, steps=(-1,))
     (tmp_path / "file").write_text("")
-    with rejects("results file .* expected a place that can be written"):
+    with raises_input_error("results file .* expected a place that can be written"):
         ja.save_results(small_results, tmp_path / "file" / "results.nc")
-    with rejects("output folder .* expected a folder that can be written"):
+    with raises_input_error("output folder .* expected a folder that can be written"):
         ja.run_study(ja.StudyConfig(dataset="mnist5k"), network_dir=tmp_path / "file" / "networks")

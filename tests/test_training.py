@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import rejects, weights64
+from helpers import raises_input_error, weights64
 
 import jaxablate as ja
 from jaxablate import training
@@ -128,13 +128,13 @@ def test_epochs_keep_the_steps_of_the_paper():
 
 
 def test_bad_input():
-    with rejects("batch_size: expected 1 to 70, the size of the training split, got 71"):
+    with raises_input_error("batch_size: expected 1 to 70, the size of the training split, got 71"):
         ja.train(toy(), (4,), batch_size=71)
-    with rejects("epochs: expected at least 1, got 0"):
+    with raises_input_error("epochs: expected at least 1, got 0"):
         ja.train(toy(), (4,), epochs=0)
-    with rejects("unknown activation 'swish'"):
+    with raises_input_error("unknown activation 'swish'"):
         ja.train(toy(), (4,), activation="swish")
-    with rejects("seeds: expected at least one"):
+    with raises_input_error("seeds: expected at least one"):
         ja.train_many(toy(), (4,), ())
-    with rejects("training diverged in epoch 1: expected a finite loss"):
+    with raises_input_error("training diverged in epoch 1: expected a finite loss"):
         ja.train(toy(), (4,), activation="relu", learning_rate=1e30, epochs=5, batch_size=8)

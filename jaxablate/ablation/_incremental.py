@@ -5,7 +5,9 @@ changes by (f_j - h_j) w_j, a rank-one update; only the layers after it are comp
 to step is the pre-activation behind every layer that the orders touch, and which neurons are still there.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +30,10 @@ def count_steps(
     touched = tuple(int(layer) for layer in np.unique(layers))
     last_only = touched == (len(model.hidden) - 1,)
     preferred = CHUNK if jax.default_backend() == "cpu" and not last_only else CHUNK_ELSEWHERE
-    # pre-activations behind the touched layers, twice for the update in flight, and the activations on the way out
-    per_example = 4 * (2 * len(touched) + 2) * max(*model.hidden, model.stages[-1].linear.out_features)
+    widest = max(*model.hidden, model.stages[-1].linear.out_features)
+    # pre-activations behind the layers from the first touched to the last, twice for the update in flight, and what is
+    # on the way out
+    per_example = 4 * (2 * (touched[-1] - touched[0] + 1) + 2) * widest
     layout = lay_out(len(images), per_example, memory_limit, preferred)
     graphdef, state = nnx.split(model)
     grouped = orders.reshape(len(orders), -1, neurons_per_step)
@@ -39,6 +43,25 @@ def count_steps(
     return correct
 
 
+class _Network(NamedTuple):
+    """What a program knows of the network: `weights` of every stage, `fills` of every hidden layer, where its neurons
+    begin and end (`bounds`), the activation function, and the hidden layers that any order touches."""
+
+    weights: list[tuple[jax.Array, jax.Array]]
+    fills: list[jax.Array]
+    bounds: np.ndarray
+    activate: Callable[[jax.Array], jax.Array]
+    touched: tuple[int, ...]
+
+    def behind(self, layer: int, before: jax.Array, kept: dict[int, jax.Array]) -> jax.Array:
+        """The pre-activation behind a hidden layer, from the pre-activation before it and which neurons are kept."""
+        outputs = self.activate(before)
+        if layer in kept:
+            outputs = jnp.where(kept[layer], outputs, self.fills[layer])
+        kernel, bias = self.weights[layer + 1]
+        return outputs @ kernel + bias
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=COMPILER_OPTIONS)
 def _count(graphdef: nnx.GraphDef, touched: tuple[int, ...], precision: str, state, orders, fill, images, labels):
     """Correct predictions and whether all logits were finite, both [order, step + 1], for orders [order, step, neuron].
@@ -46,82 +69,80 @@ def _count(graphdef: nnx.GraphDef, touched: tuple[int, ...], precision: str, sta
     `touched` are the hidden layers that any order touches; images are [chunk, example, pixel].
     """
     model = nnx.merge(graphdef, state)
-    weights = [stage.weights for stage in model.stages]
-    activate = ACTIVATIONS[model.activation]
     bounds = site_bounds(model)
-    fills = jnp.split(fill, bounds[1:-1])
-    first, num_layers = touched[0], len(fills)
-
-    def masked(layer, outputs, kept):
-        return jnp.where(kept[layer], outputs, fills[layer]) if layer in kept else outputs
-
-    def onwards(layer, pre, kept):
-        """All pre-activations behind `layer` on, the last being the logits, from the one just behind it."""
-        found = {layer: pre}
-        for later in range(layer + 1, num_layers):
-            kernel, bias = weights[later + 1]
-            pre = masked(later, activate(pre), kept) @ kernel + bias
-            found[later] = pre
-        return found
-
-    def count(logits, labels):
-        correct = (logits.argmax(axis=-1) == labels).sum(dtype=jnp.int32)
-        return correct, jnp.isfinite(logits).all()
-
-    def count_chunk(examples):
-        outputs, labels = examples
-        for kernel, bias in weights[: first + 1]:
-            outputs = activate(outputs @ kernel + bias)
-        kernel, bias = weights[first + 1]
-        kept = {layer: jnp.ones(bounds[layer + 1] - bounds[layer], bool) for layer in touched}
-        start = onwards(first, outputs @ kernel + bias, kept)
-        logits = start[num_layers - 1]
-
-        def update(layer, state, neurons):
-            """The state after these neurons are ablated, none of which lies before `layer`, and the logits."""
-            pre, kept = state
-            kept = {
-                at: flags & (jnp.arange(bounds[at], bounds[at + 1])[:, None] != neurons).all(axis=1)
-                for at, flags in kept.items()
-            }
-            here = (neurons >= bounds[layer]) & (neurons < bounds[layer + 1])
-            local = jnp.where(here, neurons - bounds[layer], 0)
-            intact = outputs[:, local] if layer == first else activate(pre[layer - 1][:, local])
-            change = jnp.where(here, fills[layer][local] - intact, 0)
-            if len(neurons) == 1:
-                behind = pre[layer] + change * weights[layer + 1][0][local]
-            else:
-                behind = pre[layer] + change @ weights[layer + 1][0][local]
-            found = onwards(layer, behind, kept)
-            return ({**pre, **{at: found[at] for at in pre if at >= layer}}, kept), found[num_layers - 1]
-
-        def step(state, neurons):
-            if len(touched) == 1:
-                state, logits = update(first, state, neurons)
-            else:
-                lowest = jnp.searchsorted(jnp.asarray(bounds[1:]), neurons.min(), side="right")
-                branch = jnp.searchsorted(jnp.asarray(touched), lowest)
-                state, logits = jax.lax.switch(branch, [partial(update, layer) for layer in touched], state, neurons)
-            return state, count(logits, labels)
-
-        # a layer's pre-activation is carried if its neurons, or those of the layer before, can go later
-        carried = {layer: start[layer] for layer in start if layer in touched or layer + 1 in touched}
-
-        def curve(order):
-            return jax.lax.scan(step, (carried, kept), order)[1]
-
-        intact = count(logits, labels)
-        return jax.tree.map(
-            lambda one, steps: jnp.concatenate([jnp.broadcast_to(one, (len(orders), 1)), steps], axis=1),
-            intact,
-            jax.lax.map(curve, orders),
-        )
+    weights = [stage.weights for stage in model.stages]
+    network = _Network(weights, jnp.split(fill, bounds[1:-1]), bounds, ACTIVATIONS[model.activation], touched)
 
     def add_chunk(totals, examples):
-        correct, finite = count_chunk(examples)
+        correct, finite = _count_chunk(network, orders, *examples)
         return (totals[0] + correct, totals[1] & finite), None
 
     with jax.default_matmul_precision(precision):
         shape = (orders.shape[0], orders.shape[1] + 1)
         start = jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool)
         return jax.lax.scan(add_chunk, start, (images, labels))[0]
+
+
+def _count_chunk(network: _Network, orders, pixels, labels) -> tuple[jax.Array, jax.Array]:
+    """Counts and finiteness of one chunk of examples, both [order, step + 1]."""
+    kernel, bias = network.weights[0]
+    before = [pixels @ kernel + bias]  # the pre-activation of every layer, the last being the logits
+    for layer in range(len(network.fills)):
+        before.append(network.behind(layer, before[layer], {}))
+    first, last = network.touched[0], network.touched[-1]
+    intact, logits = network.activate(before[first]), before[-1]
+    # behind the last touched layer everything follows from what is before it
+    carried = {layer: before[layer + 1] for layer in range(first, last + 1)}
+    kept = {layer: jnp.ones(len(network.fills[layer]), bool) for layer in network.touched}
+
+    def count(logits):
+        correct = (logits.argmax(axis=-1) == labels).sum(dtype=jnp.int32)
+        return correct, jnp.isfinite(logits).all()
+
+    def step(state, neurons):
+        pre, kept = state
+        state, logits = _ablate(network, intact, pre, kept, neurons)
+        return state, count(logits)
+
+    def curve(order):
+        return jax.lax.scan(step, (carried, kept), order)[1]
+
+    return jax.tree.map(
+        lambda one, steps: jnp.concatenate([jnp.broadcast_to(one, (len(orders), 1)), steps], axis=1),
+        count(logits),
+        jax.lax.map(curve, orders),
+    )
+
+
+def _ablate(network: _Network, intact, pre: dict[int, jax.Array], kept: dict[int, jax.Array], neurons):
+    """One step: the state (pre-activation behind each layer, flags of the kept neurons) after these neurons go, and
+    the logits. `intact` are the outputs of the first touched layer, which nothing before it changes."""
+    bounds, first, last = network.bounds, network.touched[0], network.touched[-1]
+    kept = {
+        layer: flags & (jnp.arange(bounds[layer], bounds[layer + 1])[:, None] != neurons).all(axis=1)
+        for layer, flags in kept.items()
+    }
+    new: dict[int, jax.Array] = {}
+    changed = jnp.array(False)  # whether what is before the layer has changed
+    for layer in range(first, last + 1):
+        here = (neurons >= bounds[layer]) & (neurons < bounds[layer + 1])
+
+        def moved(layer=layer, here=here):
+            """Only neurons of this layer go: their share in what is behind it."""
+            if layer not in network.touched:
+                return pre[layer]
+            local = jnp.where(here, neurons - bounds[layer], 0)
+            outputs = intact[:, local] if layer == first else network.activate(pre[layer - 1][:, local])
+            change = jnp.where(here, network.fills[layer][local] - outputs, 0)
+            rows = network.weights[layer + 1][0][local]
+            return pre[layer] + (change * rows if len(neurons) == 1 else change @ rows)
+
+        def anew(layer=layer):
+            return network.behind(layer, new[layer - 1], kept)
+
+        new[layer] = moved() if layer == first else jax.lax.cond(changed, anew, moved)
+        changed |= here.any()
+    logits = new[last]
+    for layer in range(last + 1, len(network.fills)):
+        logits = network.behind(layer, logits, kept)
+    return (new, kept), logits
