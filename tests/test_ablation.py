@@ -282,9 +282,7 @@ def test_bad_input(small_model, examples):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, engine="magic")
     with raises_input_error("unknown precision 'low': expected one of highest, TF32_TF32_F32_X3, tensorfloat32"):
         ja.evaluate_masks(small_model, keep, images, labels, precision="low")
-    with raises_input_error(
-        "memory_limit: expected at least [0-9]+ bytes for one example .*, got 10"
-    ):
+    with raises_input_error("memory_limit: expected at least [0-9]+ bytes for one example .*, got 10"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, memory_limit=10)
     for engine in ENGINES:
         with raises_input_error("logits: expected finite numbers, got NaN or infinite ones under [0-9]+ of [0-9]+"):
