@@ -46,7 +46,7 @@ def mutual_information(counts: Counts) -> Scores:
         counts: int32 [neuron, class, code], from `joint_histogram`.
 
     Returns:
-        float32 [neuron] in nats, in [0, min(H(T), H(Y))]; rounding below 0 is set to 0.
+        float32 [neuron] in nats, in [0, min(H(T), H(Y))] up to rounding, never outside [0, log num_codes].
 
     Raises:
         InputError: for counts of another shape or dtype, or without an example.
@@ -131,11 +131,19 @@ def _xlogx_ratio(p: AnyArray, numerator: AnyArray, denominator: AnyArray) -> Any
     return p * jnp.log(ratio)
 
 
+def _bounded(scores: AnyArray, num_codes: int) -> AnyArray:
+    """Keep rounding within [0, log num_codes]; the float32 nearest to log 2 lies above it."""
+    bound = np.float32(np.log(num_codes))
+    if bound > np.log(num_codes):
+        bound = np.nextafter(bound, np.float32(0))
+    return jnp.clip(scores, 0, bound)
+
+
 @jax.jit
 def _entropy(counts: Counts) -> Scores:
     per_code = counts.sum(axis=1)
     p = _fraction(per_code, per_code.sum(axis=1, keepdims=True))
-    return _xlogx_ratio(p, jnp.ones_like(p), p).sum(axis=1)
+    return _bounded(_xlogx_ratio(p, jnp.ones_like(p), p).sum(axis=1), counts.shape[2])
 
 
 def _conditional(counts: Counts) -> tuple[AnyArray, AnyArray, AnyArray]:
@@ -150,7 +158,7 @@ def _conditional(counts: Counts) -> tuple[AnyArray, AnyArray, AnyArray]:
 def _mutual_information(counts: Counts) -> Scores:
     given_class, code, of_class = _conditional(counts)
     divergence = _xlogx_ratio(given_class, given_class, code).sum(axis=2)
-    return jnp.maximum((of_class[..., 0] * divergence).sum(axis=1), 0)
+    return _bounded((of_class[..., 0] * divergence).sum(axis=1), counts.shape[2])
 
 
 @jax.jit

@@ -34,6 +34,15 @@ def test_metrics_equal_the_loop(name, codes):
     np.testing.assert_allclose(got, scores_of(counts)[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("codes", [2, 3, 4, 7])
+def test_even_codes_reach_the_bound_and_not_more(codes):
+    counts = np.stack([np.full((codes, codes), 50), 50 * np.eye(codes, dtype=int)]).astype(np.int32)
+    for scores in (ja.entropy(counts), ja.mutual_information(counts)[1:]):
+        exact = np.asarray(scores, np.float64)
+        assert (exact <= math.log(codes)).all()
+        np.testing.assert_allclose(exact, math.log(codes), atol=3e-7)
+
+
 def test_constant_and_ignorant_neurons_score_zero():
     counts = random_counts(0)
     for metric in ja.METRICS.values():
@@ -62,7 +71,8 @@ def test_laws_of_the_metrics(counts, random):
     entropy, information, selectivity = (np.asarray(metric(counts), np.float64) for metric in ja.METRICS.values())
     rounding = 1e-6
     assert (entropy >= 0).all()
-    assert (entropy <= math.log(counts.shape[2]) + rounding).all()
+    assert (entropy <= math.log(counts.shape[2])).all()
+    assert (information <= math.log(counts.shape[2])).all()
     assert (information >= 0).all()
     assert (information <= entropy + rounding).all()
     assert (information <= np.asarray(ja.entropy(counts.swapaxes(1, 2))) + rounding).all()
