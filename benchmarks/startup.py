@@ -1,6 +1,7 @@
 """How long until the first result, in a new process: import, first curve (with compilation), second curve?
 
-Without and with JAX's persistent compilation cache, which the command line turns on, cold and warm. Checked: both curves are the same.
+Without JAX's persistent compilation cache, and with it cold and warm, as the command line has it.
+Checked: both curves are the same.
 """
 
 import json
