@@ -2,7 +2,7 @@
 
 They are annotations only. The test suite checks them at run time (jaxtyping and beartype); in normal use they
 cost nothing. Axis names: `example`, `neuron` (all hidden neurons in network order, unless a layer is named),
-`class`, `code`, `mask`, `order`, `rank`, `step`.
+`class`, `code`, `mask`, `order`, `rank`, `step`; `*network` is there where several networks come in.
 """
 
 import jax
@@ -17,9 +17,9 @@ Activations = Float32[AnyArray, "example neuron"]
 Codes = Int[AnyArray, "example neuron"]
 Counts = Int32[AnyArray, "neuron class code"]
 Scores = Float[AnyArray, "neuron"]
-Fill = Float[AnyArray, "neuron"]
-Masks = Bool[AnyArray, "mask neuron"]
+Fill = Float[AnyArray, "*network neuron"]
+Masks = Bool[AnyArray, "*network mask neuron"]
 Order = Int32[AnyArray, "rank"]
-Orders = Int[AnyArray, "order rank"]
-CorrectPerMask = Int32[AnyArray, "mask"]
-CorrectPerStep = Int32[AnyArray, "order step"]
+Orders = Int[AnyArray, "*network order rank"]
+CorrectPerMask = Int32[AnyArray, "*network mask"]
+CorrectPerStep = Int32[AnyArray, "*network order step"]

@@ -121,9 +121,9 @@ def check_images(model: MLP, images: Images) -> jax.Array:
     return images
 
 
-def site_bounds(model: MLP) -> np.ndarray:
+def site_bounds(hidden: Sequence[int]) -> np.ndarray:
     """Where the neurons of each hidden layer begin and end in network order: int [layer + 1], from 0."""
-    return np.cumsum((0, *model.hidden))
+    return np.cumsum((0, *hidden))
 
 
 def layer_of_neuron(hidden: Sequence[int]) -> np.ndarray:

@@ -25,7 +25,7 @@ from jaxablate.activations import mean_activations, record_activations
 from jaxablate.datasets import Dataset, load_dataset
 from jaxablate.histograms import joint_histogram
 from jaxablate.metrics import METRICS, get_metric
-from jaxablate.models import ACTIVATIONS, MLP, load_model, save_model
+from jaxablate.models import ACTIVATIONS, MLP, load_model, save_model, site_bounds
 from jaxablate.orders import DIRECTIONS, ablation_order, random_orders
 from jaxablate.quantizers import default_quantizer
 from jaxablate.results import RANDOM, Ordering, network_results, study_results
@@ -330,7 +330,7 @@ def _score(config: StudyConfig, model: MLP, data: Dataset) -> tuple[Counts, Fill
 def _orders(config: StudyConfig, hidden: Sequence[int], seed: int, scores: np.ndarray) -> list[np.ndarray]:
     """For each layer and then for the whole network: int32 [ordering, rank] of network-wide neuron ids."""
     name = network_name(hidden)
-    bounds = np.cumsum((0, *hidden))
+    bounds = site_bounds(hidden)
     scopes = [*itertools.pairwise(bounds), (0, bounds[-1])]
     orders = []
     for i, (start, stop) in enumerate(scopes):

@@ -91,8 +91,65 @@ def test_equal_orders_are_followed_once(small_model, examples, monkeypatch):
     )
     orders = np.array([[5, 1, 2, 3], [0, 1, 2, 3], [5, 1, 2, 4], [5, 2, 1, 3]])
     counts = ja.cumulative_ablation(small_model, orders, *examples, steps=3, engine="incremental")
-    assert seen[0].tolist() == [[0, 1, 2], [5, 1, 2], [5, 2, 1]]
+    assert seen[0].tolist() == [[[0, 1, 2], [5, 1, 2], [5, 2, 1]]]
     assert_counts(counts.ravel(), small_model, ja.masks_of_orders(orders, 27, 3), *examples)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return [ja.MLP(784, (10, 8, 9), 10, rngs=nnx.Rngs(seed)) for seed in (3, 4, 5)]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_several_networks_in_one_call_equal_each_alone(networks, examples, monkeypatch, engine):
+    """Each with orders and fills of its own; the second has fewer distinct orders than the others."""
+    monkeypatch.setattr(_vmap, "SLAB", 50)
+    orders = np.stack([ja.random_orders(jax.random.key(seed), 27, 4) for seed in range(3)])
+    orders[1] = orders[1, 0]
+    fill = np.linspace(0, 1, 3 * 27).reshape(3, 27).astype(np.float32)
+    counts = np.asarray(ja.cumulative_ablation(networks, orders, *examples, fill, steps=20, engine=engine))
+    assert counts.shape == (3, 4, 21)
+    for model, of_network, values, got in zip(networks, orders, fill, counts, strict=True):
+        alone = ja.cumulative_ablation(model, of_network, *examples, values, steps=20, engine=engine)
+        np.testing.assert_array_equal(got, alone)
+        assert_counts(got.ravel(), model, ja.masks_of_orders(of_network, 27, 20), *examples, values)
+    assert len({of_network.tobytes() for of_network in counts}) == 3
+
+
+@pytest.mark.parametrize("slab", [1, 7, 8192])
+def test_masks_of_several_networks(networks, examples, monkeypatch, slab):
+    monkeypatch.setattr(_vmap, "SLAB", slab)
+    masks = random_masks(4, 33, 27).reshape(3, 11, 27)
+    fill = np.linspace(0, 1, 3 * 27).reshape(3, 27).astype(np.float32)
+    counts = ja.evaluate_masks(tuple(networks), masks, *examples, fill)
+    for model, of_network, values, got in zip(networks, masks, fill, counts, strict=True):
+        assert_counts(got, model, of_network, *examples, values)
+    unfilled = ja.evaluate_masks(networks[1:2], masks[1:2], *examples)
+    assert_counts(unfilled[0], networks[1], masks[1], *examples)
+
+
+def test_bad_input_for_several_networks(networks, examples):
+    masks = random_masks(4, 33, 27).reshape(3, 11, 27)
+    orders = np.stack([ja.random_orders(jax.random.key(seed), 27, 4) for seed in range(3)])
+    with raises_input_error(r"keep: expected shape \(3, any, 27\) = \[network, mask, neuron\], got \(11, 27\)"):
+        ja.evaluate_masks(networks, masks[0], *examples)
+    with raises_input_error(r"keep: expected shape \(any, 27\) = \[mask, neuron\], got \(3, 11, 27\)"):
+        ja.evaluate_masks(networks[0], masks, *examples)
+    with raises_input_error(r"fill: expected shape \(3, 27\) = \[network, neuron\], got \(27,\)"):
+        ja.evaluate_masks(networks, masks, *examples, np.zeros(27, np.float32))
+    with raises_input_error(r"orders: expected shape \(3, any, any\) = \[network, order, rank\], got \(4, 27\)"):
+        ja.cumulative_ablation(networks, orders[0], *examples)
+    with raises_input_error("model: expected at least one network, got none"):
+        ja.evaluate_masks([], masks, *examples)
+    for other in (ja.MLP(784, (10, 9, 8), 10, rngs=nnx.Rngs(0)), ja.MLP(784, (10, 8, 9), 9, rngs=nnx.Rngs(0))):
+        with raises_input_error("model: expected networks of one architecture, got hidden layers .* for network 1,"):
+            ja.evaluate_masks([networks[0], other], masks[:2], *examples)
+    broken = ja.MLP(784, (10, 8, 9), 10, rngs=nnx.Rngs(3))
+    bias = broken.stages[2].linear.bias
+    bias[...] = bias[...].at[3].set(np.nan)
+    for engine in ENGINES:
+        with raises_input_error("under 24 of 48 steps, the first being network 1, order 0, step 0;"):
+            ja.cumulative_ablation([networks[0], broken], orders[:2], *examples, steps=5, engine=engine)
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3])

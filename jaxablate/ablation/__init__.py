@@ -5,11 +5,14 @@ cumulative orders, updating at each step what the neuron that goes has changed. 
 ablated layer once, share the examples out among the cores of a CPU, and keep their activations within `memory_limit`.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from jaxablate._checks import require, require_finite, require_known, require_labels, require_shape
+from jaxablate._checks import InputError, require, require_finite, require_known, require_labels, require_shape
 from jaxablate._typing import CorrectPerMask, CorrectPerStep, Fill, Images, Labels, Masks, Orders
 from jaxablate.ablation import _incremental, _vmap
 from jaxablate.models import MLP, check_images
@@ -22,7 +25,7 @@ __all__ = ["ENGINES", "PRECISIONS", "cumulative_ablation", "evaluate_masks"]
 
 
 def evaluate_masks(
-    model: MLP,
+    model: MLP | Sequence[MLP],
     keep: Masks,
     images: Images,
     labels: Labels,
@@ -36,7 +39,8 @@ def evaluate_masks(
     A masked neuron's output h becomes m h + (1 - m) f: its own value where it is kept, the fill where it is ablated.
 
     Args:
-        model: the network.
+        model: the network, or several of one architecture (one for each seed, say); then `keep`, `fill` and the result
+            have a leading axis for the networks.
         keep: bool [mask, neuron] over all hidden neurons in network order, True = kept.
         images: float32 [example, height, width].
         labels: integers [example] in 0..classes-1.
@@ -49,8 +53,8 @@ def evaluate_masks(
         int32 [mask]: for how many examples the largest logit (the first, if tied) is the label's.
 
     Raises:
-        InputError: for a mask or fill of another width, a fill that is not finite, labels out of range, or logits
-            that are not finite.
+        InputError: for a mask or fill of another width, a fill that is not finite, labels out of range, networks of
+            different architectures, or logits that are not finite.
 
     Source: paper, section 4.
 
@@ -60,17 +64,19 @@ def evaluate_masks(
         >>> ja.evaluate_masks(model, np.array([[True] * 3, [False] * 3]), images, labels).shape
         (2,)
     """
+    models, leading = _networks(model)
     keep = np.asarray(keep)
     require(keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {keep.dtype}")
-    require_shape("keep", keep, (None, sum(model.hidden)), "mask, neuron")
-    require(len(keep) > 0, "keep: expected at least one mask, got none")
-    fill, images, labels = _checked(model, fill, images, labels, precision)
-    correct = _vmap.count_masks(model, keep, fill, images, labels, memory_limit=memory_limit, precision=precision)
-    return jnp.asarray(correct)
+    _require_shape("keep", keep, leading, (None, sum(models[0].hidden)), "mask, neuron")
+    require(keep.size > 0, "keep: expected at least one mask, got none")
+    fill, images, labels = _checked(models, leading, fill, images, labels, precision)
+    keep = keep.reshape(len(models), *keep.shape[-2:])
+    results = _vmap.count_masks(models, keep, fill, images, labels, memory_limit=memory_limit, precision=precision)
+    return _counts(*(part.reshape(*leading, -1) for part in results), ("mask",))
 
 
 def cumulative_ablation(
-    model: MLP,
+    model: MLP | Sequence[MLP],
     orders: Orders,
     images: Images,
     labels: Labels,
@@ -85,7 +91,8 @@ def cumulative_ablation(
     """Count the correct predictions while the neurons of each order are ablated one after another.
 
     Args:
-        model: the network.
+        model: the network, or several of one architecture (one for each seed, say); then `orders`, `fill` and the
+            result have a leading axis for the networks.
         orders: integers [order, rank] of network-wide neuron ids, each at most once in an order.
         images: float32 [example, height, width].
         labels: integers [example] in 0..classes-1.
@@ -115,32 +122,88 @@ def cumulative_ablation(
     require_known("engine", engine, ENGINES)
     require(steps >= 1, f"steps: expected at least 1, got {steps}")
     require(neurons_per_step >= 1, f"neurons_per_step: expected at least 1, got {neurons_per_step}")
-    ranks = steps * neurons_per_step
-    orders = check_orders(orders, sum(model.hidden), ranks)[:, :ranks]
-    fill, images, labels = _checked(model, fill, images, labels, precision)
-    # scores of silent neurons tie, so that orders often agree as far as they are followed
-    orders, duplicate_of = np.unique(orders, axis=0, return_inverse=True)
+    models, leading = _networks(model)
+    num_neurons, ranks = sum(models[0].hidden), steps * neurons_per_step
+    orders = np.asarray(orders)
+    _require_shape("orders", orders, leading, (None, None), "order, rank")
+    num_orders = orders.shape[-2]
+    orders = check_orders(orders.reshape(-1, orders.shape[-1]), num_neurons, ranks)[:, :ranks]
+    orders = orders.reshape(len(models), num_orders, ranks)
+    fill, images, labels = _checked(models, leading, fill, images, labels, precision)
+    orders, duplicate_of = _distinct(orders)
     if engine == "auto":
         engine = "incremental" if jax.default_backend() == "cpu" else "vmap"
     options = {"memory_limit": memory_limit, "precision": precision}
     if engine == "incremental":
-        correct = _incremental.count_steps(
-            model, orders, fill, images, labels, neurons_per_step=neurons_per_step, **options
+        results = _incremental.count_steps(
+            models, orders, fill, images, labels, neurons_per_step=neurons_per_step, **options
         )
     else:
-        keep = masks_of_orders(orders, sum(model.hidden), ranks).reshape(len(orders), ranks + 1, -1)
-        keep = keep[:, ::neurons_per_step].reshape(len(orders) * (steps + 1), -1)
-        correct = _vmap.count_masks(model, keep, fill, images, labels, **options).reshape(len(orders), steps + 1)
-    return jnp.asarray(correct[duplicate_of.ravel()])
+        keep = masks_of_orders(orders.reshape(-1, ranks), num_neurons, ranks)
+        keep = keep.reshape(*orders.shape[:2], ranks + 1, -1)[:, :, ::neurons_per_step]
+        keep = keep.reshape(len(models), -1, num_neurons)
+        results = _vmap.count_masks(models, keep, fill, images, labels, **options)
+    results = (part.reshape(*orders.shape[:2], steps + 1) for part in results)
+    results = (np.take_along_axis(part, duplicate_of[:, :, None], axis=1) for part in results)
+    return _counts(*(part.reshape(*leading, num_orders, -1) for part in results), ("order", "step"))
 
 
-def _checked(model: MLP, fill: Fill | None, images: Images, labels: Labels, precision: str):
-    """The fill, images and labels that the two functions share, checked."""
+def _networks(model: MLP | Sequence[MLP]) -> tuple[list[MLP], tuple[int, ...]]:
+    """The networks as a list, and the leading axis of what belongs to them: none for a network on its own."""
+    if isinstance(model, MLP):
+        return [model], ()
+    models = list(model)
+    require(len(models) > 0, "model: expected at least one network, got none")
+    for index, other in enumerate(models):
+        require(
+            nnx.graphdef(other) == nnx.graphdef(models[0]),
+            f"model: expected networks of one architecture, got hidden layers {models[0].hidden} for network 0 "
+            f"and {other.hidden} for network {index}, or other inputs, classes or activation functions",
+        )
+    return models, (len(models),)
+
+
+def _distinct(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct orders of each network [network, distinct, rank], and where each order is among them.
+
+    Scores of silent neurons tie, so that orders often agree as far as they are followed. A network with fewer distinct
+    orders than another follows some of them twice.
+    """
+    found = [np.unique(of_network, axis=0, return_inverse=True) for of_network in orders]
+    most = max(len(distinct) for distinct, _ in found)
+    distinct = np.stack([np.resize(distinct, (most, orders.shape[-1])) for distinct, _ in found])
+    return distinct, np.stack([duplicate_of.ravel() for _, duplicate_of in found])
+
+
+def _require_shape(
+    what: str, array: np.ndarray, leading: tuple[int, ...], shape: tuple[int | None, ...], meaning: str
+) -> None:
+    """`require_shape`, with the leading axis of several networks."""
+    require_shape(what, array, (*leading, *shape), "network, " * len(leading) + meaning)
+
+
+def _checked(
+    models: list[MLP], leading: tuple[int, ...], fill: Fill | None, images: Images, labels: Labels, precision: str
+):
+    """The fill [network, neuron], images and labels that the two functions share, checked."""
     require_known("precision", precision, PRECISIONS)
-    num_neurons = sum(model.hidden)
-    images = check_images(model, images)
-    require_labels(np.asarray(labels), len(images), model.stages[-1].linear.out_features)
-    fill = np.zeros(num_neurons, np.float32) if fill is None else np.asarray(fill, np.float32)
-    require_shape("fill", fill, (num_neurons,), "neuron")
+    num_neurons = sum(models[0].hidden)
+    images = check_images(models[0], images)
+    require_labels(np.asarray(labels), len(images), models[0].stages[-1].linear.out_features)
+    fill = np.zeros((*leading, num_neurons), np.float32) if fill is None else np.asarray(fill, np.float32)
+    _require_shape("fill", fill, leading, (num_neurons,), "neuron")
     require_finite("fill", fill)
-    return fill, images, jnp.asarray(labels)
+    return fill.reshape(len(models), num_neurons), images, jnp.asarray(labels)
+
+
+def _counts(correct: np.ndarray, finite: np.ndarray, axes: tuple[str, ...]) -> jax.Array:
+    """The counts, provided that all logits were finite; `axes` name the last axes."""
+    if not finite.all():
+        axes = ("network", *axes)[-finite.ndim :]
+        places = zip(axes, np.unravel_index(finite.argmin(), finite.shape), strict=True)
+        raise InputError(
+            f"logits: expected finite numbers, got NaN or infinite ones under {(~finite).sum()} of {finite.size} "
+            f"{axes[-1]}s, the first being {', '.join(f'{axis} {index}' for axis, index in places)}; check the weights "
+            "and the images"
+        )
+    return jnp.asarray(correct)

@@ -5,7 +5,7 @@ changes by (f_j - h_j) w_j, a rank-one update; only the layers after it are comp
 to step is the pre-activation behind every layer that the orders touch, and which neurons are still there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate.ablation._machine import COMPILER_OPTIONS, lay_out, require_finite_logits, run_shards, total
+from jaxablate.ablation._machine import COMPILER_OPTIONS, lay_out, run_shards, stacked, total
 from jaxablate.models import ACTIVATIONS, MLP, site_bounds
 
 CHUNK = 500  # examples whose state a CPU core's cache holds
@@ -22,25 +22,35 @@ CHUNK_ELSEWHERE = 10_000
 
 
 def count_steps(
-    model: MLP, orders: np.ndarray, fill, images, labels, *, neurons_per_step: int, memory_limit: int | None, precision
-) -> np.ndarray:
-    """Correct predictions int32 [order, step + 1] for checked orders [order, step * neurons_per_step]."""
-    bounds = site_bounds(model)
-    layers = np.searchsorted(bounds, orders, side="right") - 1
-    touched = tuple(int(layer) for layer in np.unique(layers))
+    models: Sequence[MLP],
+    orders: np.ndarray,
+    fill,
+    images,
+    labels,
+    *,
+    neurons_per_step: int,
+    memory_limit: int | None,
+    precision: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Correct predictions int32 and whether all logits were finite, both [network, order, step + 1].
+
+    For networks of one architecture, orders [network, order, step * neurons_per_step], fill [network, neuron]; the
+    caller has checked the arguments.
+    """
+    model = models[0]
+    bounds = site_bounds(model.hidden)
+    touched = tuple(np.unique(np.searchsorted(bounds, orders, side="right") - 1).tolist())
     last_only = touched == (len(model.hidden) - 1,)
     preferred = CHUNK if jax.default_backend() == "cpu" and not last_only else CHUNK_ELSEWHERE
     widest = max(*model.hidden, model.stages[-1].linear.out_features)
-    # pre-activations behind the layers from the first touched to the last, twice for the update in flight, and what is
-    # on the way out
-    per_example = 4 * (2 * (touched[-1] - touched[0] + 1) + 2) * widest
+    # pre-activations around the layers from the first touched to the last, one update in flight, and what is on the
+    # way out
+    per_example = 4 * ((touched[-1] - touched[0] + 2) + 3) * widest
     layout = lay_out(len(images), per_example, memory_limit, preferred)
-    graphdef, state = nnx.split(model)
-    grouped = orders.reshape(len(orders), -1, neurons_per_step)
-    call = partial(_count, graphdef, touched, precision, state, jnp.asarray(grouped), fill)
-    correct, finite = total(run_shards(call, layout.split(images, labels)))
-    require_finite_logits(finite, "step")
-    return correct
+    grouped = orders.reshape(*orders.shape[:2], -1, neurons_per_step)
+    states = [nnx.state(model) for model in models]
+    call = partial(_count, nnx.graphdef(model), touched, precision, states, grouped, fill)
+    return total(run_shards(call, layout.split(images, labels)))
 
 
 class _Network(NamedTuple):
@@ -63,86 +73,101 @@ class _Network(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=COMPILER_OPTIONS)
-def _count(graphdef: nnx.GraphDef, touched: tuple[int, ...], precision: str, state, orders, fill, images, labels):
-    """Correct predictions and whether all logits were finite, both [order, step + 1], for orders [order, step, neuron].
+def _count(graphdef: nnx.GraphDef, touched: tuple[int, ...], precision: str, states, orders, fill, images, labels):
+    """Correct predictions and whether all logits were finite, both [network, order, step + 1].
 
+    `states` are the weights of each network, orders are [network, order, step, neuron], fill is [network, neuron];
     `touched` are the hidden layers that any order touches; images are [chunk, example, pixel].
     """
-    model = nnx.merge(graphdef, state)
-    bounds = site_bounds(model)
-    weights = [stage.weights for stage in model.stages]
-    network = _Network(weights, jnp.split(fill, bounds[1:-1]), bounds, ACTIVATIONS[model.activation], touched)
 
-    def add_chunk(totals, examples):
-        correct, finite = _count_chunk(network, orders, *examples)
-        return (totals[0] + correct, totals[1] & finite), None
+    def count_network(arguments):
+        state, orders, fill = arguments
+        model = nnx.merge(graphdef, state)
+        bounds = site_bounds(model.hidden)
+        weights = [stage.weights for stage in model.stages]
+        network = _Network(weights, jnp.split(fill, bounds[1:-1]), bounds, ACTIVATIONS[model.activation], touched)
 
-    with jax.default_matmul_precision(precision):
+        def add_chunk(totals, examples):
+            correct, finite = _count_chunk(network, orders, *examples)
+            return (totals[0] + correct, totals[1] & finite), None
+
         shape = (orders.shape[0], orders.shape[1] + 1)
         start = jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool)
         return jax.lax.scan(add_chunk, start, (images, labels))[0]
 
+    with jax.default_matmul_precision(precision):
+        return jax.lax.map(count_network, (stacked(states), orders, fill))
+
 
 def _count_chunk(network: _Network, orders, pixels, labels) -> tuple[jax.Array, jax.Array]:
     """Counts and finiteness of one chunk of examples, both [order, step + 1]."""
+    first = network.touched[0]
     kernel, bias = network.weights[0]
-    before = [pixels @ kernel + bias]  # the pre-activation of every layer, the last being the logits
-    for layer in range(len(network.fills)):
-        before.append(network.behind(layer, before[layer], {}))
-    first, last = network.touched[0], network.touched[-1]
-    intact, logits = network.activate(before[first]), before[-1]
-    # behind the last touched layer everything follows from what is before it
-    carried = {layer: before[layer + 1] for layer in range(first, last + 1)}
-    kept = {layer: jnp.ones(len(network.fills[layer]), bool) for layer in network.touched}
-
-    def count(logits):
-        correct = (logits.argmax(axis=-1) == labels).sum(dtype=jnp.int32)
-        return correct, jnp.isfinite(logits).all()
-
-    def step(state, neurons):
-        pre, kept = state
-        state, logits = _ablate(network, intact, pre, kept, neurons)
-        return state, count(logits)
-
-    def curve(order):
-        return jax.lax.scan(step, (carried, kept), order)[1]
-
-    return jax.tree.map(
-        lambda one, steps: jnp.concatenate([jnp.broadcast_to(one, (len(orders), 1)), steps], axis=1),
-        count(logits),
-        jax.lax.map(curve, orders),
+    before = pixels @ kernel + bias
+    for layer in range(first):
+        before = network.behind(layer, before, {})
+    start = _Progress(
+        step=jnp.int32(0),
+        correct=jnp.zeros(orders.shape[1] + 1, jnp.int32),
+        finite=jnp.ones(orders.shape[1] + 1, bool),
+        kept={layer: jnp.ones(len(network.fills[layer]), bool) for layer in network.touched},
     )
 
+    def curve(order):
+        # the layer that a step begins in: the first that loses a neuron
+        depths = jnp.searchsorted(network.bounds[1:], order.min(axis=1), side="right")
+        done = _run_layer(network, order, jnp.append(depths, -1), labels, first, before, start)
+        return done.correct, done.finite
 
-def _ablate(network: _Network, intact, pre: dict[int, jax.Array], kept: dict[int, jax.Array], neurons):
-    """One step: the state (pre-activation behind each layer, flags of the kept neurons) after these neurons go, and
-    the logits. `intact` are the outputs of the first touched layer, which nothing before it changes."""
-    bounds, first, last = network.bounds, network.touched[0], network.touched[-1]
-    kept = {
-        layer: flags & (jnp.arange(bounds[layer], bounds[layer + 1])[:, None] != neurons).all(axis=1)
-        for layer, flags in kept.items()
-    }
-    new: dict[int, jax.Array] = {}
-    changed = jnp.array(False)  # whether what is before the layer has changed
-    for layer in range(first, last + 1):
-        here = (neurons >= bounds[layer]) & (neurons < bounds[layer + 1])
+    return jax.lax.map(curve, orders)
 
-        def moved(layer=layer, here=here):
-            """Only neurons of this layer go: their share in what is behind it."""
-            if layer not in network.touched:
-                return pre[layer]
-            local = jnp.where(here, neurons - bounds[layer], 0)
-            outputs = intact[:, local] if layer == first else network.activate(pre[layer - 1][:, local])
-            change = jnp.where(here, network.fills[layer][local] - outputs, 0)
-            rows = network.weights[layer + 1][0][local]
-            return pre[layer] + (change * rows if len(neurons) == 1 else change @ rows)
 
-        def anew(layer=layer):
-            return network.behind(layer, new[layer - 1], kept)
+class _Progress(NamedTuple):
+    """How far a curve has come: the next step, the results so far [step + 1], which neurons of each layer are kept."""
 
-        new[layer] = moved() if layer == first else jax.lax.cond(changed, anew, moved)
-        changed |= here.any()
-    logits = new[last]
-    for layer in range(last + 1, len(network.fills)):
-        logits = network.behind(layer, logits, kept)
-    return (new, kept), logits
+    step: jax.Array
+    correct: jax.Array
+    finite: jax.Array
+    kept: dict[int, jax.Array]
+
+
+def _run_layer(network: _Network, order, depths, labels, layer: int, before, progress: _Progress) -> _Progress:
+    """Follow the order from the state at hand for as long as its steps begin in this layer or behind it.
+
+    `before` is the pre-activation of this layer, which does not change meanwhile; `depths` [step + 1] is the layer
+    that each step begins in, -1 at the end. The layers nest: each keeps its own pre-activation, and runs the next one
+    anew after every change.
+    """
+
+    def run_next(behind, progress):
+        if layer < network.touched[-1]:
+            return _run_layer(network, order, depths, labels, layer + 1, behind, progress)
+        for later in range(layer + 1, len(network.fills)):
+            behind = network.behind(later, behind, {})
+        correct = (behind.argmax(axis=-1) == labels).sum(dtype=jnp.int32)
+        return progress._replace(
+            step=progress.step + 1,
+            correct=progress.correct.at[progress.step].set(correct),
+            finite=progress.finite.at[progress.step].set(jnp.isfinite(behind).all()),
+        )
+
+    def ablate(state):
+        behind, progress = state
+        neurons = order[progress.step - 1]  # step 0 is the intact network
+        start, stop = network.bounds[layer : layer + 2]
+        kept = {
+            i: flags & (jnp.arange(*network.bounds[i : i + 2])[:, None] != neurons).all(axis=1)
+            for i, flags in progress.kept.items()
+        }
+        here = (neurons >= start) & (neurons < stop)
+        local = jnp.where(here, neurons - start, 0)
+        change = jnp.where(here, network.fills[layer][local] - network.activate(before[:, local]), 0)
+        rows = network.weights[layer + 1][0][local]
+        behind += change * rows if len(neurons) == 1 else change @ rows
+        return behind, run_next(behind, progress._replace(kept=kept))
+
+    behind = network.behind(layer, before, progress.kept)
+    progress = run_next(behind, progress)
+    if layer not in network.touched:
+        return progress
+    return jax.lax.while_loop(lambda state: depths[state[1].step - 1] == layer, ablate, (behind, progress))[1]

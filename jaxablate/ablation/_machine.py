@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from jaxablate._checks import InputError, require
+from jaxablate._checks import require
 from jaxablate._parallel import num_cores, run_all
 
 COMPILER_OPTIONS = {"xla_cpu_prefer_vector_width": 512}
@@ -26,6 +28,7 @@ class Layout:
     chunks: int
     chunk: int
 
+    @partial(jax.jit, static_argnums=0)
     def split(self, images: jax.Array, labels: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
         """Pixels [chunk, example, pixel] and labels [chunk, example] of each shard.
 
@@ -71,11 +74,6 @@ def total(results: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[Any, Any]:
     return counts.sum(axis=0, dtype=np.int32), finite.all(axis=0)
 
 
-def require_finite_logits(finite: np.ndarray, what: str) -> None:
-    """Raise unless every entry is true; `what` names what an entry stands for."""
-    if not finite.all():
-        first = ", ".join(map(str, np.unravel_index(finite.argmin(), finite.shape)))
-        raise InputError(
-            f"logits: expected finite numbers, got NaN or infinite ones under {(~finite).sum()} of {finite.size} "
-            f"{what}s, the first being {what} {first}; check the weights and the images"
-        )
+def stacked(states: Sequence[nnx.State]) -> nnx.State:
+    """The weights of several networks as one, with a leading axis."""
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)

@@ -4,6 +4,7 @@ A batch of masks by `vmap`, the batches by `lax.map`, chunks of examples by `lax
 to `SLAB` masks. What comes before the first ablated layer is computed once for each call.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate.ablation._machine import COMPILER_OPTIONS, lay_out, require_finite_logits, run_shards, total
+from jaxablate.ablation._machine import COMPILER_OPTIONS, lay_out, run_shards, stacked, total
 from jaxablate.models import MLP, site_bounds
 
 SLAB = 8192  # masks of one call: bounds what masks and counts take on the device
@@ -20,41 +21,57 @@ ROWS = {"cpu": 8_100}  # mask x example of one activation in flight: what a core
 ROWS_ELSEWHERE = 40_000
 
 
-def count_masks(model: MLP, keep, fill, images, labels, *, memory_limit: int | None, precision: str) -> np.ndarray:
-    """Correct predictions int32 [mask] for keep bool [mask, neuron]; arguments are checked by the caller."""
-    ablated = np.flatnonzero(~keep.all(axis=0))
-    ends = site_bounds(model)[1:]
+def count_masks(
+    models: Sequence[MLP], keep, fill, images, labels, *, memory_limit: int | None, precision: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Correct predictions int32 and whether all logits were finite, both [network, mask].
+
+    For networks of one architecture, keep bool [network, mask, neuron], fill [network, neuron]; the caller has checked
+    the arguments.
+    """
+    ablated = np.flatnonzero(~keep.all(axis=(0, 1)))
+    ends = site_bounds(models[0].hidden)[1:]
     first = int(np.searchsorted(ends, ablated[0], side="right")) if len(ablated) else len(ends) - 1
-    num_slabs = -(-len(keep) // SLAB)
-    batches = -(-len(keep) // (num_slabs * MASKS_PER_BATCH))
-    batch = -(-len(keep) // (num_slabs * batches))  # evenly, so that little is padded
-    padded = np.ones((num_slabs * batches * batch, keep.shape[1]), bool)
-    padded[: len(keep)] = keep
+    num_networks, num_masks, num_neurons = keep.shape
+    num_slabs = -(-num_networks * num_masks // SLAB)
+    batches = -(-num_masks // (num_slabs * MASKS_PER_BATCH))
+    batch = -(-num_masks // (num_slabs * batches))  # evenly, so that little is padded
+    padded = np.ones((num_networks, num_slabs * batches * batch, num_neurons), bool)
+    padded[:, :num_masks] = keep
     rows = ROWS.get(jax.default_backend(), ROWS_ELSEWHERE)
     # an activation and its successor in flight for each mask of the batch, and the prefix
-    width = 2 * max(model.hidden)
+    width = 2 * max(models[0].hidden)
     layout = lay_out(len(images), 4 * width * (batch + 1), memory_limit, max(1, rows // batch))
-    graphdef, state = nnx.split(model)
+    states = [nnx.state(model) for model in models]
     shards = layout.split(images, labels)
-    counts, finite = [], []
-    for slab in padded.reshape(num_slabs, batches, batch, -1):
-        call = partial(_count, graphdef, first, precision, state, jnp.asarray(slab), fill)
-        correct, good = total(run_shards(call, shards))
-        counts.append(correct.ravel())
-        finite.append(good.ravel())
-    require_finite_logits(np.concatenate(finite)[: len(keep)], "mask")
-    return np.concatenate(counts)[: len(keep)]
+    results = []
+    for slab in padded.reshape(num_networks, num_slabs, batches, batch, -1).swapaxes(0, 1):
+        call = partial(_count, nnx.graphdef(models[0]), first, precision, states, slab, fill)
+        results.append([part.reshape(num_networks, -1) for part in total(run_shards(call, shards))])
+    correct, finite = (np.concatenate(parts, axis=1)[:, :num_masks] for parts in zip(*results, strict=True))
+    return correct, finite
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=COMPILER_OPTIONS)
-def _count(graphdef: nnx.GraphDef, first: int, precision: str, state, keep, fill, images, labels):
-    """Correct predictions, and whether all logits were finite, both [batch, mask], for keep [batch, mask, neuron].
+def _count(graphdef: nnx.GraphDef, first: int, precision: str, states, keep, fill, images, labels):
+    """Correct predictions, and whether all logits were finite, both [network, batch, mask].
 
-    `first` is the first hidden layer that any mask touches; images are [chunk, example, pixel].
+    `states` are the weights of each network, keep is [network, batch, mask, neuron], fill [network, neuron]; `first`
+    is the first hidden layer that any mask touches; images are [chunk, example, pixel].
     """
-    model = nnx.merge(graphdef, state)
+
+    def count_network(arguments):
+        state, keep, fill = arguments
+        return _count_network(nnx.merge(graphdef, state), first, keep, fill, images, labels)
+
+    with jax.default_matmul_precision(precision):
+        return jax.lax.map(count_network, (stacked(states), keep, fill))
+
+
+def _count_network(model: MLP, first: int, keep, fill, images, labels) -> tuple[jax.Array, jax.Array]:
+    """The same for one network, [batch, mask]."""
     stages = list(model.stages)
-    splits = site_bounds(model)[1:-1]
+    splits = site_bounds(model.hidden)[1:-1]
     fills = jnp.split(fill, splits)
 
     def logits_of(prefix, masks):
@@ -80,6 +97,5 @@ def _count(graphdef: nnx.GraphDef, first: int, precision: str, state, keep, fill
         start = jnp.zeros(len(keep), jnp.int32), jnp.ones(len(keep), bool)
         return jax.lax.scan(count_chunk, start, (prefixes, labels))[0]
 
-    with jax.default_matmul_precision(precision):
-        prefixes = jax.lax.map(prefix_of, images)
-        return jax.lax.map(count_batch, keep)
+    prefixes = jax.lax.map(prefix_of, images)
+    return jax.lax.map(count_batch, keep)
