@@ -114,4 +114,5 @@ def captum_single_neurons(model: ja.MLP, layer: int, fill, images, target: int) 
     ablation = LayerFeatureAblation(network, network[2 * layer + 1])
     with torch.no_grad():
         change = ablation.attribute(pixels, layer_baselines=fills[layer][None], target=target)
+    assert isinstance(change, torch.Tensor)  # a tuple only for a layer of several outputs
     return change.mean(dim=0).numpy()

@@ -14,8 +14,8 @@ from benchmarks._harness import Report, Row
 from benchmarks._setup import dataset
 
 CASES = {
-    "masks (512 examples, 2 x 100)": [
-        {"masks": n, "examples": 512, "hidden": (100, 100)} for n in (100, 1_000, 10_000, 100_000)
+    "masks (2 000 examples, 2 x 200)": [
+        {"masks": n, "examples": 2_000, "hidden": (200, 200)} for n in (100, 1_000, 10_000, 100_000)
     ],
     "examples (324 masks, 2 x 200)": [
         {"masks": 324, "examples": n, "hidden": (200, 200)} for n in (100, 1_000, 10_000)
@@ -49,7 +49,10 @@ def run_case(masks: int, examples: int, hidden: list[int]) -> dict:
     keep = np.random.default_rng(0).random((masks, sum(hidden))) < 0.8
     fill = np.zeros(sum(hidden), np.float32)
     x, y = jnp.asarray(images), jnp.asarray(labels)
-    timing, counts = measure(lambda: np.asarray(ja.evaluate_masks(model, keep, x, y, fill)), 3 if masks > 10_000 else 7)
+    timing, counts = measure(
+        lambda: np.asarray(ja.evaluate_masks(model, keep, x, y, fill)),
+        1 if masks > 10_000 else 7 if masks < 10_000 else 3,
+    )
     sample = np.linspace(0, masks - 1, 20).astype(int)
     expected = _baselines.naive_jax(model, keep[sample], fill, images, labels)
     check = assert_same_counts(counts[sample], expected, model, keep[sample], fill, images, labels)

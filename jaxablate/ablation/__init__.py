@@ -71,8 +71,11 @@ def evaluate_masks(
     require(keep.size > 0, "keep: expected at least one mask, got none")
     fill, images, labels = _checked(models, leading, fill, images, labels, precision)
     keep = keep.reshape(len(models), *keep.shape[-2:])
-    results = _vmap.count_masks(models, keep, fill, images, labels, memory_limit=memory_limit, precision=precision)
-    return _counts(*(part.reshape(*leading, -1) for part in results), ("mask",))
+    correct, finite = _vmap.count_masks(
+        models, keep, fill, images, labels, memory_limit=memory_limit, precision=precision
+    )
+    shape = (*leading, -1)
+    return _counts(correct.reshape(shape), finite.reshape(shape), ("mask",))
 
 
 def cumulative_ablation(
@@ -135,17 +138,20 @@ def cumulative_ablation(
         engine = "incremental" if jax.default_backend() == "cpu" else "vmap"
     options = {"memory_limit": memory_limit, "precision": precision}
     if engine == "incremental":
-        results = _incremental.count_steps(
+        correct, finite = _incremental.count_steps(
             models, orders, fill, images, labels, neurons_per_step=neurons_per_step, **options
         )
     else:
         keep = masks_of_orders(orders.reshape(-1, ranks), num_neurons, ranks)
         keep = keep.reshape(*orders.shape[:2], ranks + 1, -1)[:, :, ::neurons_per_step]
         keep = keep.reshape(len(models), -1, num_neurons)
-        results = _vmap.count_masks(models, keep, fill, images, labels, **options)
-    results = (part.reshape(*orders.shape[:2], steps + 1) for part in results)
-    results = (np.take_along_axis(part, duplicate_of[:, :, None], axis=1) for part in results)
-    return _counts(*(part.reshape(*leading, num_orders, -1) for part in results), ("order", "step"))
+        correct, finite = _vmap.count_masks(models, keep, fill, images, labels, **options)
+
+    def of_every_order(part: np.ndarray) -> np.ndarray:
+        distinct = part.reshape(*orders.shape[:2], steps + 1)
+        return np.take_along_axis(distinct, duplicate_of[:, :, None], axis=1).reshape(*leading, num_orders, -1)
+
+    return _counts(of_every_order(correct), of_every_order(finite), ("order", "step"))
 
 
 def _networks(model: MLP | Sequence[MLP]) -> tuple[list[MLP], tuple[int, ...]]:
