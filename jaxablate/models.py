@@ -126,6 +126,11 @@ def site_bounds(hidden: Sequence[int]) -> np.ndarray:
     return np.cumsum((0, *hidden))
 
 
+def stack_states(states: Sequence[nnx.State]) -> nnx.State:
+    """The weights of several networks of one architecture as one, with a leading axis."""
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)
+
+
 def layer_of_neuron(hidden: Sequence[int]) -> np.ndarray:
     """The layer of every hidden neuron.
 

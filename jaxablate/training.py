@@ -17,9 +17,9 @@ import optax
 from flax import nnx
 
 from jaxablate._checks import InputError, require, require_known
-from jaxablate._parallel import Stop, num_cores, run_all
+from jaxablate._parallel import COMPILER_OPTIONS, Stop, num_cores, run_all
 from jaxablate.datasets import Dataset
-from jaxablate.models import MLP
+from jaxablate.models import MLP, stack_states
 
 PAPER_STEPS = 15_620  # 10 epochs of 50 000 examples in batches of 32
 PARALLEL = ("auto", "vmap", "threads")
@@ -158,7 +158,7 @@ def train_many(
     rngs = [nnx.Rngs(seed) for seed in seeds]
     models = [MLP(in_features, hidden, data.num_classes, activation=activation, rngs=r) for r in rngs]
     graphdef = nnx.graphdef(models[0])
-    params = _stack([nnx.state(model) for model in models])
+    params = stack_states([nnx.state(model) for model in models])
     keys = jnp.stack([r.shuffle() for r in rngs])
     splits = [
         (jnp.asarray(split.images.reshape(len(split), -1)), jnp.asarray(split.labels))
@@ -181,10 +181,6 @@ def train_many(
         for params, records in finished
         for i in range(records.shape[1])
     ]
-
-
-def _stack(trees: list[nnx.State]) -> nnx.State:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 class _Told:
@@ -236,7 +232,7 @@ def _loss(graphdef: nnx.GraphDef, params: Any, images: jax.Array, labels: jax.Ar
     return loss, (logits.argmax(axis=-1) == labels).mean()
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4), compiler_options=COMPILER_OPTIONS)
 def _epoch(graphdef: nnx.GraphDef, recipe: _Recipe, splits, params, opt_state, keys, number):
     """One epoch of every network in the group: new states, and [network, (loss, accuracy, validation's two)]."""
     (images, labels), validation = splits

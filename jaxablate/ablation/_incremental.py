@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate.ablation._machine import COMPILER_OPTIONS, lay_out, run_shards, stacked, total
-from jaxablate.models import ACTIVATIONS, MLP, site_bounds
+from jaxablate._parallel import COMPILER_OPTIONS
+from jaxablate.ablation._machine import lay_out, run_shards, total
+from jaxablate.models import ACTIVATIONS, MLP, site_bounds, stack_states
 
 CHUNK = 500  # examples whose state a CPU core's cache holds
 CHUNK_ELSEWHERE = 10_000
@@ -96,7 +97,7 @@ def _count(graphdef: nnx.GraphDef, touched: tuple[int, ...], precision: str, sta
         return jax.lax.scan(add_chunk, start, (images, labels))[0]
 
     with jax.default_matmul_precision(precision):
-        return jax.lax.map(count_network, (stacked(states), orders, fill))
+        return jax.lax.map(count_network, (stack_states(states), orders, fill))
 
 
 def _count_chunk(network: _Network, orders, pixels, labels) -> tuple[jax.Array, jax.Array]:

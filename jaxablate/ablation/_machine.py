@@ -8,13 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jaxablate._checks import require
 from jaxablate._parallel import num_cores, run_all
-
-COMPILER_OPTIONS = {"xla_cpu_prefer_vector_width": 512}
-"""Of these programs alone, no global flag: XLA's default of 256 bits leaves a tenth of a modern CPU's speed behind."""
 
 MEMORY_LIMIT = 2**30
 """Bytes of activations that an engine may hold at a time, unless told otherwise."""
@@ -72,8 +68,3 @@ def total(results: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[Any, Any]:
     """Add the counts of all shards; logits are finite where those of every shard are."""
     counts, finite = map(np.stack, zip(*results, strict=True))
     return counts.sum(axis=0, dtype=np.int32), finite.all(axis=0)
-
-
-def stacked(states: Sequence[nnx.State]) -> nnx.State:
-    """The weights of several networks as one, with a leading axis."""
-    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)

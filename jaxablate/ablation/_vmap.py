@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate.ablation._machine import COMPILER_OPTIONS, lay_out, run_shards, stacked, total
-from jaxablate.models import MLP, site_bounds
+from jaxablate._parallel import COMPILER_OPTIONS
+from jaxablate.ablation._machine import lay_out, run_shards, total
+from jaxablate.models import MLP, site_bounds, stack_states
 
 SLAB = 8192  # masks of one call: bounds what masks and counts take on the device
 MASKS_PER_BATCH = 81
@@ -65,7 +66,7 @@ def _count(graphdef: nnx.GraphDef, first: int, precision: str, states, keep, fil
         return _count_network(nnx.merge(graphdef, state), first, keep, fill, images, labels)
 
     with jax.default_matmul_precision(precision):
-        return jax.lax.map(count_network, (stacked(states), keep, fill))
+        return jax.lax.map(count_network, (stack_states(states), keep, fill))
 
 
 def _count_network(model: MLP, first: int, keep, fill, images, labels) -> tuple[jax.Array, jax.Array]:
