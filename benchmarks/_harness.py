@@ -63,7 +63,7 @@ class Row:
         high: the largest repeat.
         check: how the answer was checked; a wrong one raises instead.
         against: the value of the row that this one is compared with, the ratio being against / value.
-        ceiling: the least time the hardware needs, in the same unit, measured in the same run.
+        ceiling: the time of the products and sigmoids alone, in the same unit, measured in the same run.
         compile_s: seconds of compilation, apart from the value.
         cores: processor cores kept busy.
         note: anything else.

@@ -5,7 +5,6 @@ Needs captum (`pip install ".[bench]"`). Checked: captum's change of a logit equ
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -33,9 +32,7 @@ def main() -> None:
     captum = report.add(row_of(question, "captum", timing, width, f"logits equal the closed form to {TOLERANCE:g}"))
     keep = np.ones((width, sum(model.hidden)), bool)
     keep[np.arange(width), start + np.arange(width)] = False
-    timing, counts = measure(
-        lambda: np.asarray(jax.block_until_ready(ja.evaluate_masks(model, keep, images, labels, fill)))
-    )
+    timing, counts = measure(lambda: np.asarray(ja.evaluate_masks(model, keep, images, labels, fill)))
     sample = np.arange(0, width, 10)
     naive = _baselines.naive_jax(model, keep[sample], fill, data.test.images, data.test.labels)
     np.testing.assert_array_equal(counts[sample], naive)

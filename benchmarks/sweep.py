@@ -28,6 +28,7 @@ SAMPLE = {
     "NumPy loop": 4,
 }
 VMAP_CURVES = 2
+CHECKED = 64  # masks of each scope and fill
 
 
 def figure_orders(name: str) -> dict[str, list[tuple[str, np.ndarray]]]:
@@ -75,7 +76,8 @@ def ceilings(name: str, num_examples: int) -> dict[str, float]:
     cores, repeats, found = num_cores(), 40, {}
     for layer in range(len(model.hidden)):
         best = float("inf")
-        for chunk in (250, 500, 1000):
+        for size in (250, 500, 1000):
+            chunk = min(size, num_examples // cores)
             shape = (num_examples // cores // chunk, chunk, kernels[layer].shape[1])
             if layer == len(model.hidden) - 1:
                 shape = (*shape[:2], kernels[-1].shape[1])
@@ -125,13 +127,19 @@ def main() -> None:
                 ]
 
             auto, counts = measure(functools.partial(sweep, "auto", curves), repeats=3)
+            same = functools.partial(assert_same_counts, images=data.test.images, labels=data.test.labels)
+            random = np.random.default_rng(2)
+            for (kind, all_orders), found in zip(curves, counts, strict=True):
+                # some masks of every curve by the other engine, which the naive loop checks below
+                keep = ja.masks_of_orders(all_orders, sum(model.hidden), STEPS)
+                some = random.choice(len(keep), CHECKED, replace=False)
+                expected = ja.evaluate_masks(model, keep[some], images, labels, fills[kind])
+                same(found.ravel()[some], np.asarray(expected), model, keep=keep[some], fill=fills[kind])
             some = [(f, o[-VMAP_CURVES:]) for f, o in curves[:1]]
             vmap, few = measure(functools.partial(sweep, "vmap", some), repeats=3)
             keep = ja.masks_of_orders(orders[-VMAP_CURVES:], sum(model.hidden), STEPS)
             whole = counts[0][-VMAP_CURVES:].ravel()
-            same = functools.partial(
-                assert_same_counts, model=model, fill=fills[fill], images=data.test.images, labels=data.test.labels
-            )
+            same = functools.partial(same, model=model, fill=fills[fill])
             pick = np.random.default_rng(1).permutation(len(keep))
             rows = []
             for variant, function in variants_for(device).items():

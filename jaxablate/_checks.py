@@ -1,5 +1,6 @@
 """Shared checks of what a user hands in; every message says what was expected, what came and what to do."""
 
+import operator
 from collections.abc import Iterable
 
 import numpy as np
@@ -32,6 +33,14 @@ def require_shape(what: str, array: np.ndarray, shape: tuple[int | None, ...], m
     fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
     wanted = ", ".join("any" if n is None else str(n) for n in shape)
     require(fits, f"{what}: expected shape ({wanted}) = [{meaning}], got {array.shape}")
+
+
+def require_integer(what: str, value: object) -> int:
+    """Raise unless the value is a whole number of an integer type; return it as Python's."""
+    try:
+        return operator.index(value)  # pyright: ignore[reportArgumentType] (that is the question)
+    except TypeError:
+        raise InputError(f"{what}: expected an integer, got {value!r}") from None
 
 
 def require_integers(what: str, array: np.ndarray) -> None:

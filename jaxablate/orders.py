@@ -74,7 +74,10 @@ def check_orders(orders: Orders, num_neurons: int, steps: int) -> np.ndarray:
     require_range("orders", array, 0, num_neurons - 1)
     ranked = np.sort(array, axis=1)
     repeated = ranked[:, 1:][ranked[:, 1:] == ranked[:, :-1]]
-    require(repeated.size == 0, f"orders: expected each neuron once, got neuron {repeated[:1]} twice in one order")
+    require(
+        repeated.size == 0,
+        f"orders: expected each neuron once, got neuron {repeated[0] if repeated.size else None} twice in one order",
+    )
     return array
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxablate._checks import InputError, require, require_known
+from jaxablate._checks import InputError, require, require_integer, require_known
 from jaxablate._parallel import COMPILER_OPTIONS, Stop, num_cores, run_all
 from jaxablate.datasets import Dataset
 from jaxablate.models import MLP, stack_states
@@ -144,6 +144,7 @@ def train_many(
         2
     """
     require_known("way to train in parallel", parallel, PARALLEL)
+    seeds = [require_integer("seed", seed) for seed in seeds]
     require(len(seeds) > 0, "seeds: expected at least one, got none")
     num_examples = len(data.train)
     require(

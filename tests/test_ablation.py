@@ -116,6 +116,39 @@ def test_several_networks_in_one_call_equal_each_alone(networks, examples, monke
     assert len({of_network.tobytes() for of_network in counts}) == 3
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_networks_whose_orders_lie_in_different_layers(networks, examples, engine):
+    orders = np.stack([np.arange(18, 24), np.arange(10, 16), np.arange(6)])[:, None]
+    counts = np.asarray(ja.cumulative_ablation(networks, orders, *examples, steps=6, engine=engine))
+    for model, of_network, got in zip(networks, orders, counts, strict=True):
+        assert_counts(got.ravel(), model, ja.masks_of_orders(of_network, 27, 6), *examples)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("size", [1, 1e5, 1e7])
+def test_large_outputs_leave_nothing_behind(examples, size, engine):
+    """A relu neuron that dwarfs all others goes first; subtracting it would leave its rounding error."""
+    model = ja.MLP(784, (20, 15), 10, activation="relu", rngs=nnx.Rngs(1))
+    kernel = model.stages[0].linear.kernel
+    kernel[...] = kernel[...].at[:, 3].set(size / 784)
+    orders = np.array([[3, *(i for i in range(35) if i != 3)]])
+    counts = ja.cumulative_ablation(model, orders, *examples, steps=30, engine=engine)
+    assert_counts(counts.ravel(), model, ja.masks_of_orders(orders, 35, 30), *examples)
+
+
+@pytest.mark.parametrize("precision", ["TF32_TF32_F32_X3", "tensorfloat32"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_cpu_knows_one_precision(small_model, examples, engine, precision):
+    if jax.default_backend() != "cpu":
+        pytest.skip("a GPU knows others")
+    orders = np.arange(27)[None]
+    exact, same = (
+        ja.cumulative_ablation(small_model, orders, *examples, steps=9, engine=engine, precision=name)
+        for name in ("highest", precision)
+    )
+    np.testing.assert_array_equal(exact, same)
+
+
 @pytest.mark.parametrize("slab", [1, 7, 8192])
 def test_masks_of_several_networks(networks, examples, monkeypatch, slab):
     monkeypatch.setattr(_vmap, "SLAB", slab)
@@ -236,28 +269,28 @@ print(counts.shape[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 102
     assert megabytes < 2000
 
 
-def test_full_size_programs_keep_to_the_memory_limit(mnist5k):
-    """What XLA sets aside for 8 192 masks of 3 x 200 neurons on 10 000 examples, without running it."""
-    model = ja.MLP(784, (200, 200, 200), 10, rngs=nnx.Rngs(0))
-    images, labels = np.zeros((10_000, 784), np.float32), np.zeros(10_000, np.int32)
-    calls = []
-    for module, run in (
-        (_vmap, lambda: ja.evaluate_masks(model, np.zeros((8192, 600), bool), images, labels)),
-        (_incremental, lambda: ja.cumulative_ablation(model, np.arange(600)[None], images, labels)),
-    ):
-        count = module._count
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("hidden", "classes", "num_examples", "limit"),
+    [((200, 200, 200), 10, 60_000, 10**7), ((200, 200), 10, 10_000, 10**6), ((8, 8), 1000, 10_000, 10**7)],
+)
+def test_programs_keep_to_the_memory_limit(monkeypatch, hidden, classes, num_examples, limit, engine):
+    """What XLA sets aside for many curves, without running them."""
+    model = ja.MLP(784, hidden, classes, rngs=nnx.Rngs(0))
+    images, labels = np.zeros((num_examples, 784), np.float32), np.zeros(num_examples, np.int32)
+    module, sizes = {"vmap": _vmap, "incremental": _incremental}[engine], []
+    count = module._count
 
-        def record(*arguments, count=count):
-            calls.append(count.lower(*arguments).compile().memory_analysis().temp_size_in_bytes)
-            raise StopIteration
+    def record(*arguments):
+        sizes.append(count.lower(*arguments).compile().memory_analysis().temp_size_in_bytes)
+        raise StopIteration
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "_count", record)
-            patch.setattr(_machine, "num_cores", lambda: 1)
-            with pytest.raises(StopIteration):
-                run()
-    assert len(calls) == 2
-    assert max(calls) < 100e6
+    monkeypatch.setattr(module, "_count", record)
+    monkeypatch.setattr(_machine, "num_cores", lambda: 1)
+    orders = np.asarray(ja.random_orders(jax.random.key(0), sum(hidden), 40))
+    with pytest.raises(StopIteration):
+        ja.cumulative_ablation(model, orders, images, labels, steps=16, engine=engine, memory_limit=limit)
+    assert 0 < sizes[0] <= limit
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -272,21 +305,41 @@ def test_matrix_products_are_of_highest_precision(small_model, examples, monkeyp
     monkeypatch.setattr(module, "_count", record)
     orders = np.arange(27)[None]
     ja.cumulative_ablation(small_model, orders, *examples, steps=2, engine=engine)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # a CPU knows no other
     ja.cumulative_ablation(small_model, orders, *examples, steps=2, engine=engine, precision="tensorfloat32")
     exact, fast = programs[0], programs[-1]
     assert exact.count("dot_general") == exact.count("precision = [HIGHEST, HIGHEST]") > 3
     assert "HIGHEST" not in fast
 
 
+def products(jaxpr, times=1):
+    """Every matrix product of a program: the shape of its second factor, and how often the loops around it run it."""
+    for equation in jaxpr.eqns:
+        inner = times * equation.params.get("length", 1)
+        if equation.primitive.name == "dot_general":
+            yield equation.invars[1].aval.shape, times
+        for parameter in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            parameter = getattr(parameter, "jaxpr", parameter)
+            if hasattr(parameter, "eqns"):
+                yield from products(parameter, inner)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_comes_before_the_first_ablated_layer_is_computed_once(small_model, examples, monkeypatch, engine):
-    """The last layer's program holds the two products before it outside the loop over masks, and one inside."""
+    """Orders of the last layer: the two products before it run once for each chunk, however many orders there are."""
     module = {"vmap": _vmap, "incremental": _incremental}[engine]
     count, seen = module._count, []
+    monkeypatch.setattr(_vmap, "MASKS_PER_BATCH", 5)
+    monkeypatch.setattr(_machine, "num_cores", lambda: 1)
     monkeypatch.setattr(module, "_count", lambda *arguments: seen.append(arguments) or count(*arguments))
-    ja.cumulative_ablation(small_model, np.arange(18, 27)[None], *examples, steps=4, engine=engine)
-    touched = seen[0][1]
-    assert touched == (2 if engine == "vmap" else (2,))
+    orders = np.asarray(ja.random_orders(jax.random.key(0), 9, 6)) + 18
+    ja.cumulative_ablation(small_model, orders, *examples, steps=4, engine=engine, memory_limit=10_000)
+    chunks = len(seen[0][-1])
+    assert chunks > 3
+    program = jax.make_jaxpr(count.__wrapped__, static_argnums=(0, 1, 2))(*seen[0])
+    found = dict(products(program.jaxpr))
+    assert found[784, 10] == found[10, 8] == found[8, 9] == chunks
+    assert found[9, 10] >= chunks * 6
 
 
 def test_a_logit_that_is_not_finite_is_found_in_any_chunk(small_model, examples, monkeypatch):
@@ -329,17 +382,31 @@ def test_bad_input(small_model, examples):
         everything = np.array([[False] * 10 + [True] * 17, [True] * 27])
         ja.evaluate_masks(small_model, everything, broken, labels)
     order = np.arange(27)[None]
-    with raises_input_error("steps: expected at most the 27 neurons of the scope, got 80; 27 is the largest possible"):
+    with raises_input_error("at most the 27 neurons of the scope, got 80 .80 steps of 1.; 27 steps is the largest"):
         ja.cumulative_ablation(small_model, order, images, labels)
     with raises_input_error("steps: expected at least 1, got 0"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=0)
+    with raises_input_error("at most the 27 neurons of the scope, got 30 .10 steps of 3.; 9 steps is the largest"):
+        ja.cumulative_ablation(small_model, order, images, labels, steps=10, neurons_per_step=3)
+    with raises_input_error("steps: expected an integer, got 2.0"):
+        ja.cumulative_ablation(small_model, order, images, labels, steps=2.0)
+    with raises_input_error("neurons_per_step: expected an integer, got '2'"):
+        ja.cumulative_ablation(small_model, order, images, labels, steps=1, neurons_per_step="2")
+    with raises_input_error("memory_limit: expected an integer, got 1000000.0"):
+        ja.cumulative_ablation(small_model, order, images, labels, steps=1, memory_limit=1e6)
+    with raises_input_error(r"orders: expected at least one neuron, got shape \(1, 0\)"):
+        ja.cumulative_ablation(small_model, order[:, :0], images, labels, steps=1)
+    with raises_input_error("model: expected networks, got int at place 1"):
+        ja.cumulative_ablation([small_model, 3], order, images, labels, steps=1)
+    with raises_input_error("model: expected a network or several, got NoneType"):
+        ja.cumulative_ablation(None, order, images, labels, steps=1)
     with raises_input_error("neurons_per_step: expected at least 1, got 0"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, neurons_per_step=0)
     with raises_input_error("unknown engine 'magic': expected one of auto, vmap, incremental"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, engine="magic")
     with raises_input_error("unknown precision 'low': expected one of highest, TF32_TF32_F32_X3, tensorfloat32"):
         ja.evaluate_masks(small_model, keep, images, labels, precision="low")
-    with raises_input_error("memory_limit: expected at least [0-9]+ bytes for one example .*, got 10"):
+    with raises_input_error("memory_limit: expected at least [0-9]+ bytes, which one example takes .*, got 10"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, memory_limit=10)
     for engine in ENGINES:
         with raises_input_error("logits: expected finite numbers, got NaN or infinite ones under [0-9]+ of [0-9]+"):

@@ -5,14 +5,22 @@ cumulative orders, updating at each step what the neuron that goes has changed. 
 ablated layer once, share the examples out among the cores of a CPU, and keep their activations within `memory_limit`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import InputError, require, require_finite, require_known, require_labels, require_shape
+from jaxablate._checks import (
+    InputError,
+    require,
+    require_finite,
+    require_integer,
+    require_known,
+    require_labels,
+    require_shape,
+)
 from jaxablate._typing import CorrectPerMask, CorrectPerStep, Fill, Images, Labels, Masks, Orders
 from jaxablate.ablation import _incremental, _vmap
 from jaxablate.models import MLP, check_images
@@ -69,7 +77,7 @@ def evaluate_masks(
     require(keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {keep.dtype}")
     _require_shape("keep", keep, leading, (None, sum(models[0].hidden)), "mask, neuron")
     require(keep.size > 0, "keep: expected at least one mask, got none")
-    fill, images, labels = _checked(models, leading, fill, images, labels, precision)
+    fill, images, labels, precision = _checked(models, leading, fill, images, labels, precision)
     keep = keep.reshape(len(models), *keep.shape[-2:])
     correct, finite = _vmap.count_masks(
         models, keep, fill, images, labels, memory_limit=memory_limit, precision=precision
@@ -123,16 +131,24 @@ def cumulative_ablation(
         (1, 4)
     """
     require_known("engine", engine, ENGINES)
+    steps = require_integer("steps", steps)
+    neurons_per_step = require_integer("neurons_per_step", neurons_per_step)
     require(steps >= 1, f"steps: expected at least 1, got {steps}")
     require(neurons_per_step >= 1, f"neurons_per_step: expected at least 1, got {neurons_per_step}")
     models, leading = _networks(model)
     num_neurons, ranks = sum(models[0].hidden), steps * neurons_per_step
     orders = np.asarray(orders)
     _require_shape("orders", orders, leading, (None, None), "order, rank")
+    require(orders.size > 0, f"orders: expected at least one neuron, got shape {orders.shape}")
+    require(
+        ranks <= orders.shape[-1],
+        f"steps: expected at most the {orders.shape[-1]} neurons of the scope, got {ranks} ({steps} steps of "
+        f"{neurons_per_step}); {orders.shape[-1] // neurons_per_step} steps is the largest possible",
+    )
     num_orders = orders.shape[-2]
     orders = check_orders(orders.reshape(-1, orders.shape[-1]), num_neurons, ranks)[:, :ranks]
     orders = orders.reshape(len(models), num_orders, ranks)
-    fill, images, labels = _checked(models, leading, fill, images, labels, precision)
+    fill, images, labels, precision = _checked(models, leading, fill, images, labels, precision)
     orders, duplicate_of = _distinct(orders)
     if engine == "auto":
         engine = "incremental" if jax.default_backend() == "cpu" else "vmap"
@@ -158,9 +174,11 @@ def _networks(model: MLP | Sequence[MLP]) -> tuple[list[MLP], tuple[int, ...]]:
     """The networks as a list, and the leading axis of what belongs to them: none for a network on its own."""
     if isinstance(model, MLP):
         return [model], ()
+    require(isinstance(model, Iterable), f"model: expected a network or several, got {type(model).__name__}")
     models = list(model)
     require(len(models) > 0, "model: expected at least one network, got none")
     for index, other in enumerate(models):
+        require(isinstance(other, MLP), f"model: expected networks, got {type(other).__name__} at place {index}")
         require(
             nnx.graphdef(other) == nnx.graphdef(models[0]),
             f"model: expected networks of one architecture, got hidden layers {models[0].hidden} for network 0 "
@@ -191,7 +209,7 @@ def _require_shape(
 def _checked(
     models: list[MLP], leading: tuple[int, ...], fill: Fill | None, images: Images, labels: Labels, precision: str
 ):
-    """The fill [network, neuron], images and labels that the two functions share, checked."""
+    """The fill [network, neuron], images, labels and precision that the two functions share, checked."""
     require_known("precision", precision, PRECISIONS)
     num_neurons = sum(models[0].hidden)
     images = check_images(models[0], images)
@@ -199,7 +217,9 @@ def _checked(
     fill = np.zeros((*leading, num_neurons), np.float32) if fill is None else np.asarray(fill, np.float32)
     _require_shape("fill", fill, leading, (num_neurons,), "neuron")
     require_finite("fill", fill)
-    return fill.reshape(len(models), num_neurons), images, jnp.asarray(labels)
+    if jax.default_backend() == "cpu":
+        precision = "highest"  # a CPU knows no other and refuses the algorithm by name
+    return fill.reshape(len(models), num_neurons), images, jnp.asarray(labels), precision
 
 
 def _counts(correct: np.ndarray, finite: np.ndarray, axes: tuple[str, ...]) -> jax.Array:

@@ -20,6 +20,8 @@ from jaxablate.models import ACTIVATIONS, MLP, site_bounds, stack_states
 
 CHUNK = 500  # examples whose state a CPU core's cache holds
 CHUNK_ELSEWHERE = 10_000
+BOUNDED = ("sigmoid", "tanh")  # activation functions whose outputs lie in [-1, 1]
+LARGE = 100.0  # a larger output is not subtracted: its rounding error would be near a tie's 1e-5
 
 
 def count_steps(
@@ -56,12 +58,14 @@ def count_steps(
 
 class _Network(NamedTuple):
     """What a program knows of the network: `weights` of every stage, `fills` of every hidden layer, where its neurons
-    begin and end (`bounds`), the activation function, and the hidden layers that any order touches."""
+    begin and end (`bounds`), the activation function and whether it is bounded, and the hidden layers that any order
+    touches."""
 
     weights: list[tuple[jax.Array, jax.Array]]
     fills: list[jax.Array]
     bounds: np.ndarray
     activate: Callable[[jax.Array], jax.Array]
+    bounded: bool
     touched: tuple[int, ...]
 
     def behind(self, layer: int, before: jax.Array, kept: dict[int, jax.Array]) -> jax.Array:
@@ -86,7 +90,8 @@ def _count(graphdef: nnx.GraphDef, touched: tuple[int, ...], precision: str, sta
         model = nnx.merge(graphdef, state)
         bounds = site_bounds(model.hidden)
         weights = [stage.weights for stage in model.stages]
-        network = _Network(weights, jnp.split(fill, bounds[1:-1]), bounds, ACTIVATIONS[model.activation], touched)
+        name = model.activation
+        network = _Network(weights, jnp.split(fill, bounds[1:-1]), bounds, ACTIVATIONS[name], name in BOUNDED, touched)
 
         def add_chunk(totals, examples):
             correct, finite = _count_chunk(network, orders, *examples)
@@ -164,8 +169,12 @@ def _run_layer(network: _Network, order, depths, labels, layer: int, before, pro
         local = jnp.where(here, neurons - start, 0)
         change = jnp.where(here, network.fills[layer][local] - network.activate(before[:, local]), 0)
         rows = network.weights[layer + 1][0][local]
-        behind += change * rows if len(neurons) == 1 else change @ rows
-        return behind, run_next(behind, progress._replace(kept=kept))
+        updated = behind + (change * rows if len(neurons) == 1 else change @ rows)
+        if not network.bounded:
+            # what a large output leaves behind when it is subtracted again is its rounding error
+            small = jnp.abs(change).max() < LARGE
+            updated = jax.lax.cond(small, lambda: updated, lambda: network.behind(layer, before, kept))
+        return updated, run_next(updated, progress._replace(kept=kept))
 
     behind = network.behind(layer, before, progress.kept)
     progress = run_next(behind, progress)

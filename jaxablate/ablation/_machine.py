@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate._checks import require
+from jaxablate._checks import require, require_integer
 from jaxablate._parallel import num_cores, run_all
 
 MEMORY_LIMIT = 2**30
@@ -38,20 +38,21 @@ class Layout:
 
 
 def lay_out(num_examples: int, bytes_per_example: int, memory_limit: int | None, preferred_chunk: int) -> Layout:
-    """Choose shards (one for each CPU core) and chunks that keep within the memory limit.
+    """Choose shards (one for each CPU core, fewer if memory is short) and chunks that keep within the memory limit.
 
     Raises:
         InputError: if not even one example at a time fits; the message says how much is needed.
     """
-    shards = min(num_cores() if jax.default_backend() == "cpu" else 1, num_examples)
-    limit = MEMORY_LIMIT if memory_limit is None else memory_limit
-    needed = shards * bytes_per_example
+    limit = MEMORY_LIMIT if memory_limit is None else require_integer("memory_limit", memory_limit)
     require(
-        limit >= needed,
-        f"memory_limit: expected at least {needed} bytes for one example of this network at a time, got {limit}",
+        limit >= bytes_per_example,
+        f"memory_limit: expected at least {bytes_per_example} bytes, which one example takes under all masks of a "
+        f"batch, got {limit}",
     )
+    cores = num_cores() if jax.default_backend() == "cpu" else 1
+    shards = min(cores, num_examples, limit // bytes_per_example)
     per_shard = -(-num_examples // shards)
-    chunks = -(-per_shard // min(preferred_chunk, limit // needed))
+    chunks = -(-per_shard // min(preferred_chunk, limit // (shards * bytes_per_example)))
     return Layout(shards, chunks, -(-per_shard // chunks))
 
 

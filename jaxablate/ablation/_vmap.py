@@ -1,7 +1,7 @@
 """The engine for any masks: masked forward passes, batched by `vmap` over the masks.
 
 A batch of masks by `vmap`, the batches by `lax.map`, chunks of examples by `lax.scan`, all in one jitted call for up
-to `SLAB` masks. What comes before the first ablated layer is computed once for each call.
+to `SLAB` masks. What comes before the first ablated layer is computed once for each chunk.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def count_masks(
     padded[:, :num_masks] = keep
     rows = ROWS.get(jax.default_backend(), ROWS_ELSEWHERE)
     # an activation and its successor in flight for each mask of the batch, and the prefix
-    width = 2 * max(models[0].hidden)
+    width = 2 * max(*models[0].hidden, models[0].stages[-1].linear.out_features)
     layout = lay_out(len(images), 4 * width * (batch + 1), memory_limit, max(1, rows // batch))
     states = [nnx.state(model) for model in models]
     shards = layout.split(images, labels)
@@ -81,22 +81,18 @@ def _count_network(model: MLP, first: int, keep, fill, images, labels) -> tuple[
             outputs = jnp.where(masks[layer], stages[layer](outputs), fills[layer])
         return stages[-1](outputs)
 
-    def prefix_of(pixels):
+    def add_chunk(totals, examples):
+        prefix, labels = examples
         for stage in stages[: first + 1]:
-            pixels = stage(pixels)
-        return pixels
+            prefix = stage(prefix)
 
-    def count_batch(keep):
-        masks = jnp.split(keep, splits, axis=1)
+        def count_batch(arguments):
+            keep, correct, finite = arguments
+            logits = jax.vmap(logits_of, in_axes=(None, 0))(prefix, jnp.split(keep, splits, axis=1))
+            counted = (logits.argmax(axis=-1) == labels).sum(axis=-1, dtype=jnp.int32)
+            return correct + counted, finite & jnp.isfinite(logits).all(axis=(1, 2))
 
-        def count_chunk(totals, examples):
-            prefix, labels = examples
-            logits = jax.vmap(logits_of, in_axes=(None, 0))(prefix, masks)
-            correct = (logits.argmax(axis=-1) == labels).sum(axis=-1, dtype=jnp.int32)
-            return (totals[0] + correct, totals[1] & jnp.isfinite(logits).all(axis=(1, 2))), None
+        return jax.lax.map(count_batch, (keep, *totals)), None
 
-        start = jnp.zeros(len(keep), jnp.int32), jnp.ones(len(keep), bool)
-        return jax.lax.scan(count_chunk, start, (prefixes, labels))[0]
-
-    prefixes = jax.lax.map(prefix_of, images)
-    return jax.lax.map(count_batch, keep)
+    start = jnp.zeros(keep.shape[:2], jnp.int32), jnp.ones(keep.shape[:2], bool)
+    return jax.lax.scan(add_chunk, start, (images, labels))[0]
