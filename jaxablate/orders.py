@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate._checks import require, require_finite, require_integers, require_known, require_range
+from jaxablate._checks import InputError, require, require_finite, require_integers, require_known, require_range
 from jaxablate._typing import Masks, Order, Orders, Scores
 
 DIRECTIONS = ("low", "high")
@@ -74,10 +74,8 @@ def check_orders(orders: Orders, num_neurons: int, steps: int) -> np.ndarray:
     require_range("orders", array, 0, num_neurons - 1)
     ranked = np.sort(array, axis=1)
     repeated = ranked[:, 1:][ranked[:, 1:] == ranked[:, :-1]]
-    require(
-        repeated.size == 0,
-        f"orders: expected each neuron once, got neuron {repeated[0] if repeated.size else None} twice in one order",
-    )
+    if repeated.size:
+        raise InputError(f"orders: expected each neuron once, got neuron {repeated[0]} twice in one order")
     return array
 
 

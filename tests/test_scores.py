@@ -152,7 +152,7 @@ def test_bad_input():
         ja.ablation_order(np.array([0.0, np.nan]), direction="low")
     with raises_input_error("unknown direction 'up': expected one of low, high"):
         ja.ablation_order(np.zeros(2), direction="up")
-    with raises_input_error(r"expected each neuron once, got neuron \[1\] twice"):
+    with raises_input_error(r"expected each neuron once, got neuron 1 twice"):
         ja.masks_of_orders(np.array([[1, 0, 1]]), 3, 2)
     with raises_input_error(r"orders: expected values in 0..2, got 0..3"):
         ja.masks_of_orders(np.array([[3, 0, 1]]), 3, 2)

@@ -138,3 +138,14 @@ def test_bad_input():
         ja.train_many(toy(), (4,), ())
     with raises_input_error("training diverged in epoch 1: expected a finite loss"):
         ja.train(toy(), (4,), activation="relu", learning_rate=1e30, epochs=5, batch_size=8)
+
+
+def test_seeds_of_any_integer_type():
+    """NumPy's integers are integers; what is not one gets a sentence."""
+    data = toy()
+    numbers = [history.loss for _, history in training.train_many(data, (4,), np.arange(2), epochs=1)]
+    np.testing.assert_array_equal(
+        numbers, [history.loss for _, history in training.train_many(data, (4,), (0, 1), epochs=1)]
+    )
+    with raises_input_error("seed: expected an integer, got 1.5"):
+        training.train_many(data, (4,), [0, 1.5], epochs=1)
