@@ -5,10 +5,10 @@ Memory: the training images once, and three times the weights for each network.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +114,7 @@ def default_epochs(num_examples: int, batch_size: int = 32) -> int:
 def train_many(
     data: Dataset,
     hidden: Sequence[int] = (200, 200),
-    seeds: Sequence[int] = (0,),
+    seeds: Iterable[SupportsIndex] = (0,),
     *,
     activation: str = "sigmoid",
     epochs: int | None = None,
