@@ -293,6 +293,30 @@ def test_programs_keep_to_the_memory_limit(monkeypatch, hidden, classes, num_exa
     assert 0 < sizes[0] <= limit
 
 
+def test_full_size_programs_stay_small_by_default(mnist5k):
+    """What XLA sets aside for 8 192 masks of 3 x 200 neurons on 10 000 examples, without running it."""
+    model = ja.MLP(784, (200, 200, 200), 10, rngs=nnx.Rngs(0))
+    images, labels = np.zeros((10_000, 784), np.float32), np.zeros(10_000, np.int32)
+    calls = []
+    for module, run in (
+        (_vmap, lambda: ja.evaluate_masks(model, np.zeros((8192, 600), bool), images, labels)),
+        (_incremental, lambda: ja.cumulative_ablation(model, np.arange(600)[None], images, labels)),
+    ):
+        count = module._count
+
+        def record(*arguments, count=count):
+            calls.append(count.lower(*arguments).compile().memory_analysis().temp_size_in_bytes)
+            raise StopIteration
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "_count", record)
+            patch.setattr(_machine, "num_cores", lambda: 1)
+            with pytest.raises(StopIteration):
+                run()
+    assert len(calls) == 2
+    assert max(calls) < 100e6
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_matrix_products_are_of_highest_precision(small_model, examples, monkeypatch, engine):
     module = {"vmap": _vmap, "incremental": _incremental}[engine]
