@@ -27,7 +27,7 @@ def main() -> None:
     def one_by_one(seeds):
         return losses([ja.train(data, HIDDEN, seed, epochs=EPOCHS) for seed in seeds])
 
-    alone, expected = measure(lambda: one_by_one(range(sizes[-1] if sizes[-1] <= 10 else 3)), repeats=5)
+    alone, expected = measure(lambda: one_by_one(range(sizes[-1] if sizes[-1] <= 10 else 3)))
     count = len(expected)
     question = f"{steps} steps"
     first = report.add(row_of(question, f"{count} calls of one seed", alone, steps * count, "the reference"))
@@ -37,10 +37,7 @@ def main() -> None:
             if way == "vmap" and jax.default_backend() == "cpu" and size > 2:
                 continue  # known to be slow there
             timing, got = measure(
-                lambda size=size, way=way: losses(
-                    ja.train_many(data, HIDDEN, range(size), epochs=EPOCHS, parallel=way)
-                ),
-                repeats=5,
+                lambda size=size, way=way: losses(ja.train_many(data, HIDDEN, range(size), epochs=EPOCHS, parallel=way))
             )
             shared = min(size, count)
             np.testing.assert_allclose(got[:shared], expected[:shared], rtol=TOLERANCE)
