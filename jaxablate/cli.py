@@ -116,7 +116,15 @@ def reproduce(
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder with canonical files; default: JAXABLATE_DATA_DIR, if set.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Networks of each kind to train, with seeds 0, 1, ...")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Networks of each kind to train, one for each seed.")] = 1,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of the seeds; the others follow it.")] = 0,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="paper (the formulas), published (what the published code did), both, or each (both, and every "
+            "departure of the published code alone); or names joined by commas."
+        ),
+    ] = "paper",
     random_orders: Annotated[int, typer.Option(min=1, help="Random orders for each network and scope.")] = 10,
     steps: Annotated[int, typer.Option(min=1, help="Neurons to ablate, one after another.")] = 80,
     activation: Annotated[str, typer.Option(help="sigmoid, relu, tanh or gelu.")] = "sigmoid",
@@ -130,20 +138,23 @@ def reproduce(
         typer.Option(help="Keep compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxablate."),
     ] = True,
 ) -> None:
-    """Train the paper's networks, score and ablate their neurons, draw all 22 figures.
+    """Train the paper's networks, score and ablate their neurons, draw all 22 figures; with several seeds, judge the
+    paper's claims.
 
-    Example: jaxablate reproduce --dataset mnist --seeds 3 --out results
+    Example: jaxablate reproduce --dataset mnist --seeds 10 --protocol both --out results
     """
     with _one_sentence_errors():
-        from jaxablate import StudyConfig, run_study, save_results
+        from jaxablate import StudyConfig, judge_claims, run_study, save_claims, save_results, select_protocol
         from jaxablate._checks import require
         from jaxablate._files import require_writable
-        from jaxablate.figures import save_figures
+        from jaxablate.figures import save_figures, save_finding_figures
+        from jaxablate.protocols import SETS
 
         config = StudyConfig(
             dataset=dataset,
             data_dir=None if data_dir is None else str(data_dir),
-            seeds=tuple(range(seeds)),
+            seeds=tuple(range(first_seed, first_seed + seeds)),
+            protocols=SETS.get(protocol, tuple(protocol.split(","))),
             random_orders=random_orders,
             steps=steps,
             activation=activation,
@@ -151,7 +162,8 @@ def reproduce(
         )
         for folder in (out, out / "networks", out / "figures"):
             require_writable(folder)
-        require(not (out / "results.nc").is_dir(), f"{out / 'results.nc'}: expected a file or nothing, got a folder")
+        for file in (out / name for name in ("results.nc", "claims.json", "claims.csv")):
+            require(not file.is_dir(), f"{file}: expected a file or nothing, got a folder")
         if cache:
             _keep_compiled_programs()
         start = time.monotonic()
@@ -159,12 +171,25 @@ def reproduce(
         with bars.progress:
             results = run_study(config, network_dir=out / "networks", on_progress=bars)
             save_results(results, out / "results.nc")
-            files = save_figures(results, out / "figures", on_progress=bars)
+            for name in config.protocols:
+                if name in SETS["both"]:
+                    folder = out / "figures" / ("" if name == "paper" else name)
+                    save_figures(select_protocol(results, name), folder, on_progress=bars)
+            if seeds > 1:
+                verdicts = judge_claims(results)
+                save_claims(verdicts, results, out)
+                save_finding_figures(results, verdicts, out / "figures" / "findings")
         _print_summary(results)
+        if seeds > 1:
+            _print_verdicts(verdicts)
+        else:
+            console.print("The paper's claims are not judged on one network of each kind: --seeds 10 does that.")
         _print_dataset(results, asked=dataset)
         console.print(f"Time: {time.monotonic() - start:.0f} s; the bars say where it went.", highlight=False)
         console.print(f"Results: {out / 'results.nc'}", highlight=False, soft_wrap=True)
-        console.print(f"Figures: {files[-1].parent} ({files[-1].name} shows them all)", highlight=False, soft_wrap=True)
+        if seeds > 1:
+            console.print(f"Claims: {out / 'claims.json'}, {out / 'claims.csv'}", highlight=False, soft_wrap=True)
+        console.print(f"Figures: {out / 'figures'} (contact_sheet.png shows them all)", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -215,15 +240,24 @@ def _print_summary(results) -> None:
     """The table: test accuracy, and accuracy after 40 and 80 ablated neurons for each scope and ordering."""
     from jaxablate import summarize
 
-    rows = summarize(results)
+    all_rows = summarize(results)
+    for protocol in dict.fromkeys(row.protocol for row in all_rows):
+        if protocol in ("paper", "published"):
+            _print_protocol(protocol, [row for row in all_rows if row.protocol == protocol])
+    console.print("In brackets: test accuracy of the intact network. Random: mean over orders.", highlight=False)
+
+
+def _print_protocol(protocol: str, rows) -> None:
+    """The table of one protocol."""
     steps = [step for step in rows[0].accuracy if step > 0]
-    columns = [(fill, step) for fill in ("mean", "zero") for step in steps]
+    fills = sorted({row.fill for row in rows})  # zero comes last
+    columns = [(fill, step) for fill in fills for step in steps]
     table = Table(
         Column("network", no_wrap=True),
         "scope",
         Column("order", no_wrap=True),
         *(Column(f"{fill}\nk = {step}", justify="right") for fill, step in columns),
-        title="Test accuracy in % after k ablated neurons (mean: bias balanced; zero: not)",
+        title=f"Test accuracy in % after k ablated neurons ({fills[0]}: bias balanced; zero: not), protocol {protocol}",
         title_justify="left",
     )
     cells: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
@@ -240,4 +274,30 @@ def _print_summary(results) -> None:
         table.add_row(*(head if head != previous else ("", "")), order, *values)
         previous = head
     console.print(table)
-    console.print("In brackets: test accuracy of the intact network. Random: mean over orders.", highlight=False)
+
+
+_VERDICT_STYLES = {"holds": "green", "does not hold": "red", "undecided": "dim"}
+
+
+def _print_verdicts(verdicts) -> None:
+    """The table of the claims: a verdict for each network under each protocol."""
+    protocols = list(dict.fromkeys(verdict.protocol for verdict in verdicts))
+    shown = [name for name in protocols if name in ("paper", "published")] or protocols
+    table = Table(
+        Column("claim", no_wrap=True), "of the paper", Column("network", no_wrap=True), *shown,
+        title=f"The paper's claims, on {verdicts[0].num_networks} networks of each kind", title_justify="left",
+    )  # fmt: skip
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for verdict in verdicts:
+        holding = sum(effect.verdict == "holds" for effect in verdict.effects)
+        cell = f"[{_VERDICT_STYLES[verdict.verdict]}]{verdict.verdict}[/] ({holding}/{len(verdict.effects)})"
+        rows.setdefault((verdict.claim, verdict.text, verdict.network), {})[verdict.protocol] = cell
+    previous = ""
+    for (claim, text, network), cells in sorted(rows.items(), key=lambda row: (len(row[0][0].rstrip("ab")), row[0])):
+        if claim != previous:
+            table.add_section()
+        head = (claim, text) if claim != previous else ("", "")
+        table.add_row(*head, network, *(cells[name] for name in shown))
+        previous = claim
+    console.print(table)
+    console.print("In brackets: how many of the claim's comparisons hold; claims.json has them all.", highlight=False)

@@ -39,7 +39,13 @@ def mnist5k():
 @pytest.fixture(scope="session")
 def small_config():
     return ja.StudyConfig(
-        dataset="mnist5k", networks=((12, 10), (10, 8, 9)), epochs=8, seeds=(0, 3), random_orders=3, steps=6
+        dataset="mnist5k",
+        networks=((12, 10), (10, 8, 9)),
+        epochs=8,
+        seeds=(0, 3),
+        random_orders=3,
+        steps=6,
+        protocols=("paper", "published"),
     )
 
 

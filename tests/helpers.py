@@ -57,27 +57,28 @@ def weights64(model) -> list[tuple[np.ndarray, np.ndarray]]:
     return [tuple(np.asarray(array, np.float64) for array in stage.weights) for stage in model.stages]
 
 
-def logits64(model, images, keep=None, fill=None) -> np.ndarray:
-    """The logits of a network in float64, neurons masked as in the paper's formula m h + (1 - m) f."""
+def logits64(model, images, keep=None, fill=None, scale=None) -> np.ndarray:
+    """The logits of a network in float64, neurons masked as in the formula m h + (1 - m) (s h + f)."""
     num_neurons = sum(model.hidden)
     keep = np.ones(num_neurons) if keep is None else np.asarray(keep, np.float64)
     fill = np.zeros(num_neurons) if fill is None else np.asarray(fill, np.float64)
+    scale = np.zeros(num_neurons) if scale is None else np.asarray(scale, np.float64)
     outputs, start = np.asarray(images, np.float64).reshape(len(images), -1), 0
     *hidden, last = weights64(model)
     for kernel, bias in hidden:
         outputs = ACTIVATIONS[model.activation](outputs @ kernel + bias)
-        m, f = keep[start : start + len(bias)], fill[start : start + len(bias)]
-        outputs, start = m * outputs + (1 - m) * f, start + len(bias)
+        m, f, s = (values[start : start + len(bias)] for values in (keep, fill, scale))
+        outputs, start = m * outputs + (1 - m) * (s * outputs + f), start + len(bias)
     return outputs @ last[0] + last[1]
 
 
-def assert_counts(counts, model, masks, images, labels, fill=None) -> None:
+def assert_counts(counts, model, masks, images, labels, fill=None, scale=None) -> None:
     """Each count equals that of the float64 forward pass, but for examples that are nearly a tie."""
     counts = np.asarray(counts)
     assert counts.dtype == np.int32
     assert counts.shape == (len(masks),)
     for count, keep in zip(counts.tolist(), masks, strict=True):
-        logits = logits64(model, images, keep, fill)
+        logits = logits64(model, images, keep, fill, scale)
         correct = int((logits.argmax(axis=1) == labels).sum())
         second, first = np.sort(logits, axis=1)[:, -2:].T
         assert abs(count - correct) <= int((first - second < TIE).sum()), (count, correct)

@@ -72,6 +72,32 @@ def test_curves_equal_numpy(small_model, examples, fill, scope, balanced, neuron
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+def test_a_scale_keeps_a_part_of_the_activation(examples, fill, activation, engine):
+    random, sizes = np.random.default_rng(2), (784, 10, 8, 9, 10)
+    kernels = [random.normal(0, n**-0.5, (n, m)).astype(np.float32) for n, m in itertools.pairwise(sizes)]
+    model = ja.from_arrays(kernels, [np.zeros(m, np.float32) for m in sizes[1:]], activation=activation)
+    scale = np.linspace(-0.5, 1.5, 27).astype(np.float32)
+    orders = np.asarray(ja.random_orders(jax.random.key(6), 27, 3))
+    masks = ja.masks_of_orders(orders, 27, 27)
+    for value in (None, fill):
+        counts = ja.cumulative_ablation(model, orders, *examples, value, scale=scale, steps=27, engine=engine)
+        assert_counts(counts.ravel(), model, masks, *examples, value, scale)
+        np.testing.assert_array_equal(counts.ravel(), ja.evaluate_masks(model, masks, *examples, value, scale=scale))
+    plain = ja.cumulative_ablation(model, orders, *examples, steps=27, engine=engine)
+    assert (plain != ja.cumulative_ablation(model, orders, *examples, scale=scale, steps=27, engine=engine)).any()
+    kept = ja.cumulative_ablation(model, orders, *examples, scale=np.ones(27), steps=27, engine=engine)
+    assert (kept == kept[:, :1]).all(), "a scale of 1 ablates nothing"
+
+
+def test_a_scale_of_another_width_is_refused(small_model, examples):
+    keep = np.ones((1, 27), bool)
+    for scale, words in ((np.ones(26), "scale: expected shape"), (np.full(27, np.nan), "scale: expected finite")):
+        with raises_input_error(words):
+            ja.evaluate_masks(small_model, keep, *examples, scale=scale)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_layer_between_may_stay_whole(small_model, examples, fill, engine):
     """Orders that skip the second layer, and a network of four hidden layers."""
     orders = np.array([[0, 20, 5, 19, 26, 2], [25, 1, 3, 18, 9, 22]])
@@ -87,11 +113,15 @@ def test_equal_orders_are_followed_once(small_model, examples, monkeypatch):
     seen = []
     count_steps = _incremental.count_steps
     monkeypatch.setattr(
-        _incremental, "count_steps", lambda m, orders, *a, **k: seen.append(orders) or count_steps(m, orders, *a, **k)
+        _incremental,
+        "count_steps",
+        lambda m, orders, numbers, *a, **k: (
+            seen.append(orders[0, : numbers[0]]) or count_steps(m, orders, numbers, *a, **k)
+        ),
     )
     orders = np.array([[5, 1, 2, 3], [0, 1, 2, 3], [5, 1, 2, 4], [5, 2, 1, 3]])
     counts = ja.cumulative_ablation(small_model, orders, *examples, steps=3, engine="incremental")
-    assert seen[0].tolist() == [[[0, 1, 2], [5, 1, 2], [5, 2, 1]]]
+    assert seen[0].tolist() == [[0, 1, 2], [5, 1, 2], [5, 2, 1]]
     assert_counts(counts.ravel(), small_model, ja.masks_of_orders(orders, 27, 3), *examples)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import xarray as xr
 from helpers import raises_input_error
 from matplotlib.image import imread
 
@@ -81,6 +82,20 @@ def test_the_band_spans_the_random_curves(results):
     for step in range(6):
         at = points[points[:, 0] == step, 1]
         assert (at.min(), at.max()) == pytest.approx((low[step], high[step]))
+
+
+def test_the_band_of_several_networks_is_the_interval_of_their_mean(results):
+    """Two networks: t(0.975, 1) = 12.7062 times half their difference."""
+    node = results["2-layer"].to_dataset()
+    other = node.assign_coords(seed=[1]).assign(accuracy=node["accuracy"] - 0.01)
+    two = xr.concat([node, other], "seed", data_vars="different", join="override")
+    both = xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), "2-layer": two})
+    figure = draw_figure(both, 12)
+    for band, ranking in zip(figure.axes[0].collections, ("random", "mutual_information"), strict=False):
+        points = band.get_paths()[0].vertices
+        at = points[points[:, 0] == 3, 1]
+        assert at.max() - at.min() == pytest.approx(2 * 12.7062047 * 0.005), ranking
+    assert "band: 95 % t-interval of the mean over 2 networks" in figure.texts[0].get_text()
 
 
 def test_every_figure_says_its_data(results):

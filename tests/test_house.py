@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,10 @@ PACKAGE = Path(ja.__file__).parent
 LAYERS = (
     {"_typing", "_checks", "_files", "_parallel"},
     {"datasets", "quantizers", "histograms", "metrics", "orders"},
-    {"models"},
+    {"models", "protocols"},
     {"training", "activations", "ablation"},
     {"results"},
+    {"claims", "mechanism"},
     {"figures"},
     {"study"},
     {"cli"},
@@ -58,10 +60,11 @@ def test_imports_go_down(path):
 
 
 def test_only_results_imports_xarray_to_build():
-    users = {p.relative_to(PACKAGE).parts[0] for p in MODULES if "import xarray" in p.read_text()}
-    assert users == {"results.py", "study.py", "figures"}  # the latter two name the type in annotations
-    assert "xr.D" in (PACKAGE / "study.py").read_text()
-    assert "xr.Dataset(" not in (PACKAGE / "study.py").read_text()
+    texts = {p.relative_to(PACKAGE): p.read_text() for p in MODULES}
+    builders = {path.parts[0] for path, text in texts.items() if re.search(r"xr\.(Dataset|DataTree)[.(]", text)}
+    assert builders == {"results"}
+    users = {path.parts[0] for path, text in texts.items() if "import xarray" in text}
+    assert users == {"results", "claims", "mechanism.py", "study", "figures"}
 
 
 def test_importing_the_package_is_light():
@@ -80,6 +83,7 @@ def doctest_globals(small_results, tmp_path_factory):
         "jax": jax,
         "nnx": nnx,
         "results": small_results,
+        "verdicts": ja.judge_claims(small_results),
         "tmp_path": tmp_path_factory.mktemp("doctest"),
     }
 

@@ -9,6 +9,7 @@ import xarray as xr
 from helpers import assert_counts, raises_input_error, scores_of
 
 import jaxablate as ja
+from jaxablate.results import _summaries
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,10 @@ def node(small_results):
 
 
 def test_everything_is_labelled(small_results, node):
-    assert list(small_results.children) == ["2-layer-12-10", "3-layer-10-8-9"]
+    assert list(small_results.children) == ["2-layer-12-10", "3-layer-10-8-9", "published"]
+    published = ja.select_protocol(small_results, "published")
+    assert list(published.children) == ["2-layer-12-10", "3-layer-10-8-9"]
+    assert published["3-layer-10-8-9"]["ordering"].values.tolist()[-2:] == ["random_0", "random_1"]
     assert node["accuracy"].dims == ("seed", "scope", "ordering", "fill", "step")
     assert node["accuracy"].shape == (2, 4, 9, 2, 7)
     assert node["seed"].values.tolist() == [0, 3]
@@ -192,17 +196,69 @@ def test_an_interrupted_save_leaves_the_old_file(small_results, tmp_path, monkey
 
 
 def test_curves_and_summary(small_results, node):
+    values = node["accuracy"].sel(scope="layer1", fill="mean").values[:, -3:]  # [network, random order, step]
     shown = ja.curve(node, scope="layer1", ranking="random", direction="", fill="mean")
-    values = node["accuracy"].sel(scope="layer1", fill="mean").values[:, -3:].reshape(6, 7)
-    np.testing.assert_allclose(shown.mean, values.mean(axis=0))
-    np.testing.assert_allclose(shown.low, np.quantile(values, 0.1, axis=0))
-    np.testing.assert_allclose(shown.high, np.quantile(values, 0.9, axis=0))
+    of_network = values.mean(axis=1)
+    np.testing.assert_allclose(shown.mean, of_network.mean(axis=0))
+    # with two networks the t-interval's half width is t(0.975, 1) = 12.7062 times half their difference
+    half = 12.7062047 * np.abs(of_network[1] - of_network[0]) / 2
+    np.testing.assert_allclose(shown.high - shown.mean, half, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(shown.mean - shown.low, half, rtol=1e-6, atol=1e-12)
+    assert shown.band == "95 % t-interval of the mean over 2 networks"
+    assert (shown.num_networks, shown.num_orders) == (2, 3)
+    of_orders = values.var(axis=1, ddof=1).mean(axis=0)
+    np.testing.assert_allclose(shown.sd_orders**2, of_orders, atol=1e-12)
+    np.testing.assert_allclose(
+        shown.sd_networks**2, np.maximum(of_network.var(axis=0, ddof=1) - of_orders / 3, 0), atol=1e-12
+    )
     rows = ja.summarize(small_results, steps=(0, 3, 99))
-    assert len(rows) == (3 + 4) * 7 * 2
+    assert len(rows) == 2 * (3 + 4) * 7 * 2
     row = next(
         r for r in rows if (r.network, r.scope, r.ranking, r.fill) == ("3-layer-10-8-9", "layer1", "random", "mean")
     )
-    assert row.accuracy == pytest.approx({step: values[:, step].mean() for step in (0, 3, 6)})
+    assert row.protocol == "paper"
+    assert row.accuracy == pytest.approx({step: values[:, :, step].mean() for step in (0, 3, 6)})
+
+
+def test_one_network_has_the_band_of_its_random_orders(node):
+    alone = node.isel(seed=[1])
+    values = alone["accuracy"].sel(scope="layer2", fill="zero").values[0, -3:]
+    shown = ja.curve(alone, scope="layer2", ranking="random", direction="", fill="zero")
+    np.testing.assert_allclose([shown.low, shown.high], np.quantile(values, (0.1, 0.9), axis=0))
+    assert shown.band == "10% to 90% of the random orders"
+    assert np.isnan(shown.sd_networks).all()
+    ranked = ja.curve(alone, scope="layer2", ranking="entropy", direction="low", fill="zero")
+    assert ranked.band == ""
+    np.testing.assert_array_equal(ranked.mean, alone["accuracy"].sel(scope="layer2", fill="zero").values[0, 0])
+
+
+def test_variance_components_are_recovered():
+    """Accuracies made of a network's and an order's part with known spread."""
+    random = np.random.default_rng(0)
+    values = 0.7 + random.normal(0, 0.03, (400, 1, 5)) + random.normal(0, 0.05, (400, 8, 5))
+    shown = _summaries._summary(np.arange(5), values)
+    np.testing.assert_allclose(shown.sd_networks, 0.03, rtol=0.15)
+    np.testing.assert_allclose(shown.sd_orders, 0.05, rtol=0.05)
+
+
+def test_selecting_a_protocol(small_results, tmp_path):
+    assert ja.protocols_of(small_results) == ["paper", "published"]
+    paper = ja.select_protocol(small_results, "paper")
+    assert list(paper.children) == ["2-layer-12-10", "3-layer-10-8-9"]
+    assert paper.attrs == small_results.attrs
+    assert ja.protocols_of(paper) == ["paper"]
+    with raises_input_error("unknown protocol 'both': expected one of paper, published"):
+        ja.select_protocol(small_results, "both")
+    ja.save_results(small_results, tmp_path / "results.nc")
+    again = ja.load_results(tmp_path / "results.nc")
+    assert again["published/3-layer-10-8-9"].identical(small_results["published/3-layer-10-8-9"])
+    for network in paper.children:  # one training serves both
+        own, theirs = paper[network], ja.select_protocol(small_results, "published")[network]
+        np.testing.assert_array_equal(own["train_loss"], theirs["train_loss"])
+        intact = own["correct"].isel(step=0, ordering=0)
+        np.testing.assert_array_equal(
+            intact.sel(fill="zero"), theirs["correct"].isel(step=0, ordering=0).sel(fill="zero")
+        )
 
 
 def test_bad_input(tmp_path, small_results):
@@ -241,7 +297,7 @@ def test_bad_input(tmp_path, small_results):
     with raises_input_error("expected netCDF, got an unreadable file"):
         ja.load_results(tmp_path / "text.nc")
     xr.Dataset({"a": 1}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
-    with raises_input_error("expected format 'jaxablate results 1', got None"):
+    with raises_input_error("expected format 'jaxablate results 2', got None"):
         ja.load_results(tmp_path / "other.nc")
     for change in ("variable", "attribute", "fill"):
         damaged = small_results.copy()

@@ -27,6 +27,7 @@ from jaxablate.models import MLP, check_images
 from jaxablate.orders import check_orders, masks_of_orders
 
 ENGINES = ("auto", "vmap", "incremental")
+ROOM = 32  # orders are made up to a multiple of this, so that few programs are compiled
 PRECISIONS = ("highest", "TF32_TF32_F32_X3", "tensorfloat32")
 
 __all__ = ["ENGINES", "PRECISIONS", "cumulative_ablation", "evaluate_masks"]
@@ -39,12 +40,14 @@ def evaluate_masks(
     labels: Labels,
     fill: Fill | None = None,
     *,
+    scale: Fill | None = None,
     memory_limit: int | None = None,
     precision: str = "highest",
 ) -> CorrectPerMask:
     """Count the correct predictions of a network under each of many masks.
 
-    A masked neuron's output h becomes m h + (1 - m) f: its own value where it is kept, the fill where it is ablated.
+    A masked neuron's output h becomes m h + (1 - m) f: its own value where it is kept, the fill where it is ablated
+    (with a scale, s h + f).
 
     Args:
         model: the network, or several of one architecture (one for each seed, say); then `keep`, `fill` and the result
@@ -53,6 +56,7 @@ def evaluate_masks(
         images: float32 [example, height, width].
         labels: integers [example] in 0..classes-1.
         fill: float [neuron], the value of an ablated neuron; None for zeros, `mean_activations` for bias balancing.
+        scale: float [neuron]; an ablated neuron puts out scale * h + fill in place of its h. None for fill alone.
         memory_limit: bytes of activations held at a time; None for 1 GiB.
         precision: of matrix products: "highest" is full float32 everywhere; "TF32_TF32_F32_X3" and "tensorfloat32" are
             faster on some GPUs, and do nothing on CPU. Only "highest" keeps the counts exact.
@@ -77,10 +81,10 @@ def evaluate_masks(
     require(keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {keep.dtype}")
     _require_shape("keep", keep, leading, (None, sum(models[0].hidden)), "mask, neuron")
     require(keep.size > 0, "keep: expected at least one mask, got none")
-    fill, images, labels, precision = _checked(models, leading, fill, images, labels, precision)
+    fill, scale, images, labels, precision = _checked(models, leading, fill, scale, images, labels, precision)
     keep = keep.reshape(len(models), *keep.shape[-2:])
     correct, finite = _vmap.count_masks(
-        models, keep, fill, images, labels, memory_limit=memory_limit, precision=precision
+        models, keep, fill, scale, images, labels, memory_limit=memory_limit, precision=precision
     )
     shape = (*leading, -1)
     return _counts(correct.reshape(shape), finite.reshape(shape), ("mask",))
@@ -93,6 +97,7 @@ def cumulative_ablation(
     labels: Labels,
     fill: Fill | None = None,
     *,
+    scale: Fill | None = None,
     steps: int = 80,
     neurons_per_step: int = 1,
     engine: str = "auto",
@@ -108,6 +113,7 @@ def cumulative_ablation(
         images: float32 [example, height, width].
         labels: integers [example] in 0..classes-1.
         fill: float [neuron], the value of an ablated neuron; None for zeros, `mean_activations` for bias balancing.
+        scale: float [neuron]; an ablated neuron puts out scale * h + fill in place of its h. None for fill alone.
         steps: how many steps to go.
         neurons_per_step: how many neurons go at each step; all steps together at most the ranks of an order.
         engine: "vmap", "incremental", or "auto", which takes incremental on CPU and vmap elsewhere. Same counts.
@@ -148,23 +154,24 @@ def cumulative_ablation(
     num_orders = orders.shape[-2]
     orders = check_orders(orders.reshape(-1, orders.shape[-1]), num_neurons, ranks)[:, :ranks]
     orders = orders.reshape(len(models), num_orders, ranks)
-    fill, images, labels, precision = _checked(models, leading, fill, images, labels, precision)
-    orders, duplicate_of = _distinct(orders)
+    fill, scale, images, labels, precision = _checked(models, leading, fill, scale, images, labels, precision)
+    orders, numbers, duplicate_of = _distinct(orders)
     if engine == "auto":
         engine = "incremental" if jax.default_backend() == "cpu" else "vmap"
     options = {"memory_limit": memory_limit, "precision": precision}
     if engine == "incremental":
         correct, finite = _incremental.count_steps(
-            models, orders, fill, images, labels, neurons_per_step=neurons_per_step, **options
+            models, orders, numbers, fill, scale, images, labels, neurons_per_step=neurons_per_step, **options
         )
     else:
+        orders = orders[:, : numbers.max()]
         keep = masks_of_orders(orders.reshape(-1, ranks), num_neurons, ranks)
         keep = keep.reshape(*orders.shape[:2], ranks + 1, -1)[:, :, ::neurons_per_step]
         keep = keep.reshape(len(models), -1, num_neurons)
-        correct, finite = _vmap.count_masks(models, keep, fill, images, labels, **options)
+        correct, finite = _vmap.count_masks(models, keep, fill, scale, images, labels, **options)
 
     def of_every_order(part: np.ndarray) -> np.ndarray:
-        distinct = part.reshape(*orders.shape[:2], steps + 1)
+        distinct = part.reshape(len(models), -1, steps + 1)
         return np.take_along_axis(distinct, duplicate_of[:, :, None], axis=1).reshape(*leading, num_orders, -1)
 
     return _counts(of_every_order(correct), of_every_order(finite), ("order", "step"))
@@ -187,16 +194,18 @@ def _networks(model: MLP | Sequence[MLP]) -> tuple[list[MLP], tuple[int, ...]]:
     return models, (len(models),)
 
 
-def _distinct(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct orders of each network [network, distinct, rank], and where each order is among them.
+def _distinct(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct orders of each network in front [network, order, rank], how many they are [network], and where each
+    order is among them [network, order].
 
-    Scores of silent neurons tie, so that orders often agree as far as they are followed. A network with fewer distinct
-    orders than another follows some of them twice.
+    Scores of silent neurons tie, so that orders often agree as far as they are followed.
     """
     found = [np.unique(of_network, axis=0, return_inverse=True) for of_network in orders]
-    most = max(len(distinct) for distinct, _ in found)
-    distinct = np.stack([np.resize(distinct, (most, orders.shape[-1])) for distinct, _ in found])
-    return distinct, np.stack([duplicate_of.ravel() for _, duplicate_of in found])
+    # a program is compiled for a number of orders and takes no time over those beyond the distinct ones
+    room = ROOM * -(-orders.shape[1] // ROOM)
+    in_front = np.stack([np.resize(distinct, (room, orders.shape[2])) for distinct, _ in found])
+    numbers = np.array([len(distinct) for distinct, _ in found], np.int32)
+    return in_front, numbers, np.stack([duplicate_of.ravel() for _, duplicate_of in found])
 
 
 def _require_shape(
@@ -206,20 +215,24 @@ def _require_shape(
     require_shape(what, array, (*leading, *shape), "network, " * len(leading) + meaning)
 
 
-def _checked(
-    models: list[MLP], leading: tuple[int, ...], fill: Fill | None, images: Images, labels: Labels, precision: str
-):
-    """The fill [network, neuron], images, labels and precision that the two functions share, checked."""
+def _checked(models: list[MLP], leading: tuple[int, ...], fill, scale, images: Images, labels: Labels, precision: str):
+    """Fill and scale (or None) [network, neuron], images, labels and precision of the two functions, checked."""
     require_known("precision", precision, PRECISIONS)
     num_neurons = sum(models[0].hidden)
     images = check_images(models[0], images)
     require_labels(np.asarray(labels), len(images), models[0].stages[-1].linear.out_features)
-    fill = np.zeros((*leading, num_neurons), np.float32) if fill is None else np.asarray(fill, np.float32)
-    _require_shape("fill", fill, leading, (num_neurons,), "neuron")
-    require_finite("fill", fill)
+
+    def of_neurons(what: str, values: Fill) -> np.ndarray:
+        values = np.asarray(values, np.float32)
+        _require_shape(what, values, leading, (num_neurons,), "neuron")
+        require_finite(what, values)
+        return values.reshape(len(models), num_neurons)
+
+    fill = of_neurons("fill", np.zeros((*leading, num_neurons)) if fill is None else fill)
+    scale = None if scale is None else of_neurons("scale", scale)
     if jax.default_backend() == "cpu":
         precision = "highest"  # a CPU knows no other and refuses the algorithm by name
-    return fill.reshape(len(models), num_neurons), images, jnp.asarray(labels), precision
+    return fill, scale, images, jnp.asarray(labels), precision
 
 
 def _counts(correct: np.ndarray, finite: np.ndarray, axes: tuple[str, ...]) -> jax.Array:

@@ -1,8 +1,9 @@
 """The engine for cumulative orders: each step updates what the step before has computed.
 
 Step k differs from step k-1 by a few neurons. Where a neuron j of layer l goes, the pre-activation of layer l+1
-changes by (f_j - h_j) w_j, a rank-one update; only the layers after it are computed anew. The state carried from step
-to step is the pre-activation behind every layer that the orders touch, and which neurons are still there.
+changes by (a_j - h_j) w_j, where a_j is what the ablated neuron puts out: a rank-one update; only the layers after it
+are computed anew. The state carried from step to step is the pre-activation behind every layer that the orders touch,
+and which neurons are still there.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from jaxablate._parallel import COMPILER_OPTIONS
-from jaxablate.ablation._machine import lay_out, run_shards, total
+from jaxablate.ablation._machine import ablated, by_layer, lay_out, run_shards, total
 from jaxablate.models import ACTIVATIONS, MLP, site_bounds, stack_states
 
 CHUNK = 500  # examples whose state a CPU core's cache holds
@@ -27,7 +28,9 @@ LARGE = 100.0  # a larger output is not subtracted: its rounding error would be 
 def count_steps(
     models: Sequence[MLP],
     orders: np.ndarray,
+    numbers: np.ndarray,
     fill,
+    scale,
     images,
     labels,
     *,
@@ -37,8 +40,9 @@ def count_steps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Correct predictions int32 and whether all logits were finite, both [network, order, step + 1].
 
-    For networks of one architecture, orders [network, order, step * neurons_per_step], fill [network, neuron]; the
-    caller has checked the arguments.
+    For networks of one architecture, orders [network, order, step * neurons_per_step], of which the first
+    `numbers` [network] are followed, fill [network, neuron], scale like fill or None; the caller has checked the
+    arguments.
     """
     model = models[0]
     bounds = site_bounds(model.hidden)
@@ -52,61 +56,79 @@ def count_steps(
     layout = lay_out(len(images), per_example, memory_limit, preferred)
     grouped = orders.reshape(*orders.shape[:2], -1, neurons_per_step)
     states = [nnx.state(model) for model in models]
-    call = partial(_count, nnx.graphdef(model), touched, precision, states, grouped, fill)
+    call = partial(_count, nnx.graphdef(model), touched, precision, states, grouped, numbers, fill, scale)
     return total(run_shards(call, layout.split(images, labels)))
 
 
 class _Network(NamedTuple):
-    """What a program knows of the network: `weights` of every stage, `fills` of every hidden layer, where its neurons
-    begin and end (`bounds`), the activation function and whether it is bounded, and the hidden layers that any order
-    touches."""
+    """What a program knows of the network: `weights` of every stage, `fills` and `scales` of every hidden layer,
+    where its neurons begin and end (`bounds`), the activation function and whether it is bounded, and the hidden layers
+    that any order touches."""
 
     weights: list[tuple[jax.Array, jax.Array]]
     fills: list[jax.Array]
+    scales: list[jax.Array | None]
     bounds: np.ndarray
     activate: Callable[[jax.Array], jax.Array]
     bounded: bool
     touched: tuple[int, ...]
 
+    def values_of(self, layer: int, neurons: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Fill and scale of some neurons of a layer."""
+        scale = self.scales[layer]
+        return self.fills[layer][neurons], None if scale is None else scale[neurons]
+
     def behind(self, layer: int, before: jax.Array, kept: dict[int, jax.Array]) -> jax.Array:
         """The pre-activation behind a hidden layer, from the pre-activation before it and which neurons are kept."""
         outputs = self.activate(before)
         if layer in kept:
-            outputs = jnp.where(kept[layer], outputs, self.fills[layer])
+            outputs = jnp.where(kept[layer], outputs, ablated(outputs, self.fills[layer], self.scales[layer]))
         kernel, bias = self.weights[layer + 1]
         return outputs @ kernel + bias
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=COMPILER_OPTIONS)
-def _count(graphdef: nnx.GraphDef, touched: tuple[int, ...], precision: str, states, orders, fill, images, labels):
+def _count(
+    graphdef: nnx.GraphDef,
+    touched: tuple[int, ...],
+    precision: str,
+    states,
+    orders,
+    numbers,
+    fill,
+    scale,
+    images,
+    labels,
+):
     """Correct predictions and whether all logits were finite, both [network, order, step + 1].
 
-    `states` are the weights of each network, orders are [network, order, step, neuron], fill is [network, neuron];
-    `touched` are the hidden layers that any order touches; images are [chunk, example, pixel].
+    `states` are the weights of each network, orders are [network, order, step, neuron], of which the first `numbers`
+    [network] are followed, fill and scale (or None) are [network, neuron]; `touched` are the hidden layers that any
+    order touches; images are [chunk, example, pixel].
     """
 
     def count_network(arguments):
-        state, orders, fill = arguments
+        state, orders, number, fill, scale = arguments
         model = nnx.merge(graphdef, state)
         bounds = site_bounds(model.hidden)
         weights = [stage.weights for stage in model.stages]
         name = model.activation
-        network = _Network(weights, jnp.split(fill, bounds[1:-1]), bounds, ACTIVATIONS[name], name in BOUNDED, touched)
+        fills, scales = by_layer(fill, bounds[1:-1]), by_layer(scale, bounds[1:-1])
+        network = _Network(weights, fills, scales, bounds, ACTIVATIONS[name], name in BOUNDED, touched)
 
         def add_chunk(totals, examples):
-            correct, finite = _count_chunk(network, orders, *examples)
-            return (totals[0] + correct, totals[1] & finite), None
+            return _add_chunk(network, orders, number, totals, *examples), None
 
         shape = (orders.shape[0], orders.shape[1] + 1)
         start = jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool)
         return jax.lax.scan(add_chunk, start, (images, labels))[0]
 
     with jax.default_matmul_precision(precision):
-        return jax.lax.map(count_network, (stack_states(states), orders, fill))
+        return jax.lax.map(count_network, (stack_states(states), orders, numbers, fill, scale))
 
 
-def _count_chunk(network: _Network, orders, pixels, labels) -> tuple[jax.Array, jax.Array]:
-    """Counts and finiteness of one chunk of examples, both [order, step + 1]."""
+def _add_chunk(network: _Network, orders, number, totals, pixels, labels) -> tuple[jax.Array, jax.Array]:
+    """Totals of counts and finiteness, both [order, step + 1], with one chunk of examples added."""
     first = network.touched[0]
     kernel, bias = network.weights[0]
     before = pixels @ kernel + bias
@@ -119,13 +141,15 @@ def _count_chunk(network: _Network, orders, pixels, labels) -> tuple[jax.Array, 
         kept={layer: jnp.ones(len(network.fills[layer]), bool) for layer in network.touched},
     )
 
-    def curve(order):
+    def add_curve(i, totals):
+        order, (correct, finite) = orders[i], totals
         # the layer that a step begins in: the first that loses a neuron
         depths = jnp.searchsorted(network.bounds[1:], order.min(axis=1), side="right")
         done = _run_layer(network, order, jnp.append(depths, -1), labels, first, before, start)
-        return done.correct, done.finite
+        return correct.at[i].add(done.correct), finite.at[i].set(finite[i] & done.finite)
 
-    return jax.lax.map(curve, orders)
+    # a number that is not part of the program: networks differ in how many distinct orders they have
+    return jax.lax.fori_loop(0, number, add_curve, totals)
 
 
 class _Progress(NamedTuple):
@@ -167,7 +191,8 @@ def _run_layer(network: _Network, order, depths, labels, layer: int, before, pro
         }
         here = (neurons >= start) & (neurons < stop)
         local = jnp.where(here, neurons - start, 0)
-        change = jnp.where(here, network.fills[layer][local] - network.activate(before[:, local]), 0)
+        outputs, (fill, scale) = network.activate(before[:, local]), network.values_of(layer, local)
+        change = jnp.where(here, ablated(outputs, fill, scale) - outputs, 0)
         rows = network.weights[layer + 1][0][local]
         updated = behind + (change * rows if len(neurons) == 1 else change @ rows)
         if not network.bounded:

@@ -1,4 +1,5 @@
-"""How work is cut to fit a machine: threads, shards of examples, chunks within a memory budget."""
+"""What the engines share: what an ablated neuron puts out, and how work is cut to fit a machine (threads, shards of
+examples, chunks within a memory budget)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,16 @@ from jaxablate._parallel import num_cores, run_all
 
 MEMORY_LIMIT = 2**30
 """Bytes of activations that an engine may hold at a time, unless told otherwise."""
+
+
+def by_layer(values: jax.Array | None, splits: np.ndarray) -> list:
+    """A value for each neuron of the network, cut into layers; None for each where there is none."""
+    return [None] * (len(splits) + 1) if values is None else jnp.split(values, splits)
+
+
+def ablated(outputs: jax.Array, fill: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """What neurons put out when ablated, from what they would: s h + f, or f without a scale."""
+    return fill if scale is None else scale * outputs + fill
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from jaxablate._parallel import COMPILER_OPTIONS
-from jaxablate.ablation._machine import lay_out, run_shards, total
+from jaxablate.ablation._machine import ablated, by_layer, lay_out, run_shards, total
 from jaxablate.models import MLP, site_bounds, stack_states
 
 SLAB = 8192  # masks of one call: bounds what masks and counts take on the device
@@ -23,12 +23,12 @@ ROWS_ELSEWHERE = 40_000
 
 
 def count_masks(
-    models: Sequence[MLP], keep, fill, images, labels, *, memory_limit: int | None, precision: str
+    models: Sequence[MLP], keep, fill, scale, images, labels, *, memory_limit: int | None, precision: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Correct predictions int32 and whether all logits were finite, both [network, mask].
 
-    For networks of one architecture, keep bool [network, mask, neuron], fill [network, neuron]; the caller has checked
-    the arguments.
+    For networks of one architecture, keep bool [network, mask, neuron], fill [network, neuron], scale like fill or
+    None; the caller has checked the arguments.
     """
     ablated = np.flatnonzero(~keep.all(axis=(0, 1)))
     ends = site_bounds(models[0].hidden)[1:]
@@ -47,38 +47,39 @@ def count_masks(
     shards = layout.split(images, labels)
     results = []
     for slab in padded.reshape(num_networks, num_slabs, batches, batch, -1).swapaxes(0, 1):
-        call = partial(_count, nnx.graphdef(models[0]), first, precision, states, slab, fill)
+        call = partial(_count, nnx.graphdef(models[0]), first, precision, states, slab, fill, scale)
         results.append([part.reshape(num_networks, -1) for part in total(run_shards(call, shards))])
     correct, finite = (np.concatenate(parts, axis=1)[:, :num_masks] for parts in zip(*results, strict=True))
     return correct, finite
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=COMPILER_OPTIONS)
-def _count(graphdef: nnx.GraphDef, first: int, precision: str, states, keep, fill, images, labels):
+def _count(graphdef: nnx.GraphDef, first: int, precision: str, states, keep, fill, scale, images, labels):
     """Correct predictions, and whether all logits were finite, both [network, batch, mask].
 
-    `states` are the weights of each network, keep is [network, batch, mask, neuron], fill [network, neuron]; `first`
-    is the first hidden layer that any mask touches; images are [chunk, example, pixel].
+    `states` are the weights of each network, keep is [network, batch, mask, neuron], fill and scale (or None)
+    [network, neuron]; `first` is the first hidden layer that any mask touches; images are [chunk, example, pixel].
     """
 
     def count_network(arguments):
-        state, keep, fill = arguments
-        return _count_network(nnx.merge(graphdef, state), first, keep, fill, images, labels)
+        state, keep, fill, scale = arguments
+        return _count_network(nnx.merge(graphdef, state), first, keep, fill, scale, images, labels)
 
     with jax.default_matmul_precision(precision):
-        return jax.lax.map(count_network, (stack_states(states), keep, fill))
+        return jax.lax.map(count_network, (stack_states(states), keep, fill, scale))
 
 
-def _count_network(model: MLP, first: int, keep, fill, images, labels) -> tuple[jax.Array, jax.Array]:
+def _count_network(model: MLP, first: int, keep, fill, scale, images, labels) -> tuple[jax.Array, jax.Array]:
     """The same for one network, [batch, mask]."""
     stages = list(model.stages)
     splits = site_bounds(model.hidden)[1:-1]
-    fills = jnp.split(fill, splits)
+    fills, scales = by_layer(fill, splits), by_layer(scale, splits)
 
     def logits_of(prefix, masks):
-        outputs = jnp.where(masks[first], prefix, fills[first])
+        outputs = jnp.where(masks[first], prefix, ablated(prefix, fills[first], scales[first]))
         for layer in range(first + 1, len(fills)):
-            outputs = jnp.where(masks[layer], stages[layer](outputs), fills[layer])
+            outputs = stages[layer](outputs)
+            outputs = jnp.where(masks[layer], outputs, ablated(outputs, fills[layer], scales[layer]))
         return stages[-1](outputs)
 
     def add_chunk(totals, examples):

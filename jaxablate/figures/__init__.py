@@ -1,9 +1,10 @@
-"""Figures: results come in, the 22 figures of the paper and five extras go out, drawn by matplotlib.
+"""Figures: results come in, the 22 figures of the paper and five extras, and figures of the findings, go out.
 
 They draw only; summaries come from `results`. Memory: one figure at a time.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib.style
@@ -13,10 +14,22 @@ from PIL import Image
 
 from jaxablate._checks import require
 from jaxablate._files import atomic_path, require_writable
+from jaxablate.claims import Verdict, explain_flips
+from jaxablate.figures import _findings
 from jaxablate.figures._catalogue import EXTRAS, FIGURES, METRIC_NAMES, FigureSpec
 from jaxablate.figures._draw import STYLE, draw
+from jaxablate.results import protocols_of, select_protocol
 
-__all__ = ["EXTRAS", "FIGURES", "METRIC_NAMES", "FigureSpec", "draw_figure", "save_figure", "save_figures"]
+__all__ = [
+    "EXTRAS",
+    "FIGURES",
+    "METRIC_NAMES",
+    "FigureSpec",
+    "draw_figure",
+    "save_figure",
+    "save_figures",
+    "save_finding_figures",
+]
 
 CONTACT_SHEET = "contact_sheet.png"
 
@@ -81,6 +94,44 @@ def save_figures(
     return [*files, _contact_sheet([file for file in files if file.suffix == ".png"], folder)]
 
 
+def save_finding_figures(results: xr.DataTree, verdicts: Sequence[Verdict], folder: str | Path) -> list[Path]:
+    """Draw what the results say of the paper's claims, and the mechanism behind whole-network rankings.
+
+    Args:
+        results: from `run_study` or `load_results`.
+        verdicts: from `judge_claims` on them.
+        folder: where PNG and PDF files go.
+
+    Returns:
+        The files: `claims` (every effect and verdict); `departures` (where the results hold single departures and a
+        claim is judged differently by the two protocols); `correlations`; `layer_shares` for each network.
+
+    Raises:
+        InputError: for a folder that cannot be written.
+    """
+    require_writable(folder)
+    protocols = [name for name in protocols_of(results) if name in _findings.SHOWN]
+    require(len(protocols) > 0, f"figures: expected the protocol paper or published, got {protocols_of(results)}")
+    networks = {name: node.to_dataset() for name, node in select_protocol(results, protocols[0]).children.items()}
+    seeds = max(network.sizes["seed"] for network in networks.values())
+    caption = (
+        f"{seeds} network{'s' if seeds > 1 else ''} of each kind trained on {results.attrs['dataset']}; "
+        f"bars and bands: 95 % t-interval of the mean; jaxablate {json.loads(results.attrs['versions'])['jaxablate']}"
+    )
+    flips = [flip for flip in explain_flips(verdicts) if flip.carrier]
+    figures = {"claims": lambda: _findings.forest(verdicts, caption)}
+    if flips:
+        figures["departures"] = lambda: _findings.departures(flips, caption)
+    figures["correlations"] = lambda: _findings.correlations(results, list(networks), protocols, caption)
+    for name in networks:
+        figures[f"layer_shares_{name}"] = lambda name=name: _findings.shares(results, name, protocols, caption)
+    files = []
+    for stem, draw_it in figures.items():
+        with matplotlib.style.context(STYLE):
+            files += _write(draw_it(), Path(folder), stem)
+    return files
+
+
 def _missing(results: xr.DataTree, spec: FigureSpec) -> str | None:
     """What the results lack for this figure, or None."""
     if spec.network not in results.children:
@@ -104,12 +155,15 @@ def _draw(results: xr.DataTree, spec: FigureSpec) -> Figure:
 
 
 def _save(results: xr.DataTree, spec: FigureSpec, folder: Path) -> list[Path]:
-    files = [folder / f"{spec.stem}.{suffix}" for suffix in ("png", "pdf")]
     with matplotlib.style.context(STYLE):
-        figure = draw(results, spec)
-        for file in files:
-            with atomic_path(file) as temporary:
-                figure.savefig(temporary)
+        return _write(draw(results, spec), folder, spec.stem)
+
+
+def _write(figure: Figure, folder: Path, stem: str) -> list[Path]:
+    files = [folder / f"{stem}.{suffix}" for suffix in ("png", "pdf")]
+    for file in files:
+        with atomic_path(file) as temporary:
+            figure.savefig(temporary)
     return files
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from jaxablate.figures._catalogue import METRIC_NAMES, FigureSpec
-from jaxablate.results import BAND, RANDOM, Curve, curve
+from jaxablate.results import RANDOM, Curve, balanced_fill, curve
 
 STYLE = Path(__file__).with_name("jaxablate.mplstyle")
 
@@ -43,8 +43,10 @@ def _provenance(results: xr.DataTree, network: xr.Dataset, spec: FigureSpec) -> 
     parts = [f"{seeds} network{'s' if seeds > 1 else ''} trained on {results.attrs['dataset']}"]
     if spec.kind in ("balancing", "orders"):
         parts.append(f"{network.attrs['num_test_examples']:,} test images".replace(",", " "))
-        parts.append(f"band: {BAND[0]:.0%} to {BAND[1]:.0%} of the curves")
-    return ", ".join([*parts, f"jaxablate {version}"])
+        random = curve(network, scope=spec.scope, ranking=RANDOM, direction="low", fill="zero")
+        parts += [f"band: {random.band}"] * bool(random.band)
+    protocol = network.attrs["protocol"]
+    return ", ".join([*parts, *[f"protocol: {protocol}"] * (protocol != "paper"), f"jaxablate {version}"])
 
 
 def _training(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
@@ -67,6 +69,10 @@ def _scores(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
     values = network["scores"].sel(metric=spec.subject)
     layers = np.unique(network["layer"])
     groups = [values.values[:, network["layer"].values == layer].ravel() for layer in layers]
+    groups = [group[np.isfinite(group)] for group in groups]  # a protocol may leave scores undefined
+    layers, groups = zip(
+        *((layer, group) for layer, group in zip(layers, groups, strict=True) if group.size), strict=True
+    )
     parts = axes.violinplot(groups, positions=layers, showextrema=False, quantiles=[[0.25, 0.5, 0.75]] * len(layers))
     for body, color in zip(parts["bodies"], np.resize(LAYER_COLORS, len(layers)), strict=True):  # pyright: ignore[reportArgumentType]
         body.set(facecolor=color, edgecolor="#333333", alpha=0.6)
@@ -79,10 +85,13 @@ def _scores(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
     axes.set_ylabel(f"{METRIC_NAMES[spec.subject]} ({values.attrs['units']}s)")
 
 
-def _plot_curve(axes: Axes, shown: Curve, label: str, **look) -> None:
-    (line,) = axes.plot(shown.step, shown.mean, label=label, **look)
-    if shown.num_curves > 1:
-        axes.fill_between(shown.step, shown.low, shown.high, color=line.get_color(), alpha=0.15, linewidth=0)
+def _plot_curve(axes: Axes, network: xr.Dataset, shown: Curve, label: str, **look) -> None:
+    part = slice(int(network.attrs["first_step"]), None)
+    (line,) = axes.plot(shown.step[part], shown.mean[part], label=label, **look)
+    if shown.band:
+        axes.fill_between(
+            shown.step[part], shown.low[part], shown.high[part], color=line.get_color(), alpha=0.15, linewidth=0
+        )
 
 
 def _curve_axes(axes: Axes, network: xr.Dataset) -> None:
@@ -100,15 +109,16 @@ def _random_name(network: xr.Dataset) -> str:
 def _balancing(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
     names = {RANDOM: _random_name(network), "mutual_information": "MI, low values first"}
     for ranking, name in names.items():
-        for fill, suffix, linestyle in (("mean", "bias balanced", "-"), ("zero", "zeros", (0, (4, 2)))):
+        balanced = balanced_fill(network)
+        for fill, suffix, linestyle in ((balanced, "bias balanced", "-"), ("zero", "zeros", (0, (4, 2)))):
             shown = curve(network, scope=spec.scope, ranking=ranking, direction=spec.direction, fill=fill)
-            _plot_curve(axes, shown, f"{name}; {suffix}", color=LOOKS[ranking]["color"], linestyle=linestyle)
+            _plot_curve(axes, network, shown, f"{name}; {suffix}", color=LOOKS[ranking]["color"], linestyle=linestyle)
     _curve_axes(axes, network)
 
 
 def _orders(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
     for ranking, look in LOOKS.items():
-        shown = curve(network, scope=spec.scope, ranking=ranking, direction=spec.direction, fill="mean")
+        shown = curve(network, scope=spec.scope, ranking=ranking, direction=spec.direction, fill=balanced_fill(network))
         name = _random_name(network) if ranking == RANDOM else METRIC_NAMES[ranking]
-        _plot_curve(axes, shown, name, **look)
+        _plot_curve(axes, network, shown, name, **look)
     _curve_axes(axes, network)

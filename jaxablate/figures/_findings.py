@@ -1,0 +1,187 @@
+"""Figures of the findings: verdicts, flips and summaries come in, matplotlib figures go out. No statistics here."""
+
+import itertools
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import SymLogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from jaxablate.claims import CLAIMS, FAILS, HOLDS, POINTS, UNDECIDED, Flip, Verdict
+from jaxablate.figures._catalogue import METRIC_NAMES
+from jaxablate.figures._draw import LAYER_COLORS
+from jaxablate.mechanism import damage_correlations, layer_shares, mean_and_interval
+from jaxablate.results import NETWORK_SCOPE, select_protocol
+
+SHOWN = ("paper", "published")
+VERDICT_LOOKS = {
+    HOLDS: {"color": "#0072B2", "marker": "o"},
+    FAILS: {"color": "#D55E00", "marker": "x"},
+    UNDECIDED: {"color": "#888888", "marker": "."},
+}
+LINE = 0.075  # inches of height for one effect
+
+
+def forest(verdicts: Sequence[Verdict], caption: str) -> Figure:
+    """Every effect with its interval, grouped by claim and network, a column for each protocol."""
+    protocols = [name for name in SHOWN if any(verdict.protocol == name for verdict in verdicts)]
+    by_place: dict[tuple[str, str], list[Verdict]] = {}  # the protocols' verdicts, by claim and network
+    for claim, protocol in itertools.product(CLAIMS, protocols):
+        for verdict in verdicts:
+            if (verdict.claim, verdict.protocol) == (claim, protocol):
+                by_place.setdefault((claim, verdict.network), []).append(verdict)
+    panels: dict[str, list[list[Verdict]]] = {}
+    for row in by_place.values():
+        panels.setdefault(row[0].effects[0].unit, []).append(row)
+    heights = [sum(_height(row) for row in rows) for rows in panels.values()]
+    total, top, left, width = sum(heights) + 1.9, 0.8, 0.31, 0.26
+    figure = Figure(figsize=(10.5, total))
+    for (unit, rows), height in zip(panels.items(), heights, strict=True):
+        for column, protocol in enumerate(protocols):
+            box = (left + column * (width + 0.085), 1 - (top + height) / total, width, height / total)
+            axes = figure.add_axes(box)
+            _forest_panel(axes, rows, column, unit)
+            if top < 1:
+                axes.set_title(f"protocol: {protocol}")
+        top += height + 0.55
+    handles = [Line2D([], [], linestyle="-", label=name, markersize=4, **look) for name, look in VERDICT_LOOKS.items()]
+    figure.legend(handles=handles, loc="upper left", ncols=3, bbox_to_anchor=(0.0, 1 - 0.05 / total))
+    figure.text(0.01, 0.06 / total, caption, fontsize="x-small", color="#555555")
+    return figure
+
+
+def _height(row: list[Verdict]) -> float:
+    return LINE * max(len(row[0].effects), 3) + 0.1
+
+
+def _forest_panel(axes: Axes, rows: list[list[Verdict]], column: int, unit: str) -> None:
+    """The effects of one protocol and unit; the first column names claims and networks."""
+    y, ticks, claim = 0.0, [], ""
+    beside = {"transform": axes.get_yaxis_transform(), "fontsize": "small", "va": "center"}
+    for row in rows:
+        verdict, height = row[column], _height(row)
+        new = verdict.claim != claim
+        axes.axhline(y, color="#999999" if new else "#dddddd", linewidth=0.6)
+        if new and column == 0:
+            text = textwrap.fill(f"{verdict.claim}. {verdict.text}", 33)
+            axes.text(-1.17, y + 0.03, text, **{**beside, "va": "top"})
+        for i, effect in enumerate(verdict.effects):
+            at, look = y + (i + 0.5) * height / len(verdict.effects), VERDICT_LOOKS[effect.verdict]
+            if effect.low is not None:
+                axes.plot([effect.low, effect.high], [at, at], color=look["color"], linewidth=1)
+            if effect.mean is not None:
+                axes.plot(effect.mean, at, markersize=3, linestyle="", **look)
+        color = VERDICT_LOOKS[verdict.verdict]["color"]
+        axes.text(1.02, y + height / 2, verdict.verdict, color=color, **beside)
+        ticks.append(y + height / 2)
+        y, claim = y + height, verdict.claim
+    axes.axvline(0, color="#333333", linewidth=0.8)
+    axes.set_ylim(y, 0)
+    axes.grid(visible=False)
+    effects = [effect for row in rows for verdict in row for effect in verdict.effects]
+    limit = 1.3 * max(abs(bound or 0) for effect in effects for bound in (effect.mean, effect.low, effect.high))
+    if unit == POINTS:
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xticks([-10, -1, 0, 1, 10], ["-10", "-1", "0", "1", "10"])
+        limit = max(limit, 13)
+    axes.set_xlim(-limit, limit)
+    axes.set_xlabel(f"effect, {unit} (right of 0: as claimed)")
+    axes.set_yticks(ticks, [row[0].network for row in rows] if column == 0 else [""] * len(rows), fontsize="small")
+    axes.tick_params(axis="y", length=0)
+
+
+def departures(flips: Sequence[Flip], caption: str) -> Figure:
+    """The effects that the two protocols judge differently, under each departure alone."""
+    columns = [name for name in flips[0].means if name not in SHOWN]
+    columns = [SHOWN[0], *columns, SHOWN[1]]
+    values = np.array([[flip.means.get(name, np.nan) for name in columns] for flip in flips])
+    figure = Figure(figsize=(10.5, 0.2 * len(flips) + 2.0))
+    total = 0.2 * len(flips) + 2.0
+    axes = figure.add_axes((0.37, 0.35 / total, 0.62, (total - 1.75) / total))
+    limit = np.nanmax(np.abs(values))
+    axes.imshow(
+        values, aspect="auto", cmap="PuOr", norm=SymLogNorm(1, vmin=-limit, vmax=limit, base=10), interpolation="none"
+    )  # fmt: skip
+    for row, flip in enumerate(flips):
+        for column, name in enumerate(columns):
+            value = values[row, column]
+            dark = abs(value) > limit / 4
+            weight = "bold" if name == flip.carrier else "normal"
+            text = f"{value:+.2f}" if abs(value) < 1 else f"{value:+.1f}"
+            text = f"[{text}]" if name == flip.carrier else text
+            axes.text(
+                column, row, text, ha="center", va="center", fontsize=6.5, fontweight=weight,
+                color="white" if dark else "black",
+            )  # fmt: skip
+    names = [f"{flip.claim}, {flip.network}: {flip.label}" for flip in flips]
+    axes.set_yticks(range(len(flips)), names, fontsize="small")
+    axes.set_xticks(range(len(columns)), [name.replace("+", " +\n") for name in columns], rotation=35, ha="left")
+    axes.tick_params(length=0, labeltop=True, labelbottom=False, top=False)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    figure.text(0.01, 0.06 / total, caption, fontsize="x-small", color="#555555")
+    return figure
+
+
+def shares(results: xr.DataTree, name: str, protocols: Sequence[str], caption: str) -> Figure:
+    """Which layers a whole-network ranking, low values first, takes its neurons from."""
+    figure = Figure(figsize=(9, 2.6 * len(protocols) + 0.5))
+    grid = figure.subplots(len(protocols), len(METRIC_NAMES), sharex=True, sharey=True, squeeze=False)
+    for row, protocol in zip(grid, protocols, strict=True):
+        network = select_protocol(results, protocol)[name].to_dataset()
+        mean, low, high = mean_and_interval(layer_shares(network))
+        for axes, (metric, title) in zip(row, METRIC_NAMES.items(), strict=True):
+            for layer, color in zip(mean["layer"].values, LAYER_COLORS, strict=False):
+                chosen = {"ordering": f"{metric}_low", "layer": layer}
+                axes.plot(mean["rank"], mean.sel(chosen), color=color, label=f"layer {layer}")
+                axes.fill_between(mean["rank"], low.sel(chosen), high.sel(chosen), color=color, alpha=0.25, linewidth=0)
+            axes.set_title(f"{title}; {protocol}")
+            axes.set_ylim(-0.02, 1.02)
+    for axes in grid[-1]:
+        axes.set_xlabel("Ablated neurons")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("Share of the layer")
+    grid[0, 0].legend()
+    bottom = 0.55 / (2.6 * len(protocols) + 0.5)
+    figure.subplots_adjust(0.07, bottom, 0.99, 1 - 0.6 * bottom, hspace=0.22, wspace=0.06)
+    figure.text(0.01, 0.008, f"{name} network, low values first; {caption}", fontsize="x-small", color="#555555")
+    return figure
+
+
+def correlations(results: xr.DataTree, names: Sequence[str], protocols: Sequence[str], caption: str) -> Figure:
+    """How well each score predicts the damage of ablating a neuron alone."""
+    figure = Figure(figsize=(9, 3.6))
+    grid = figure.subplots(1, len(names), sharex=True, squeeze=False)[0]
+    for axes, name in zip(grid, names, strict=True):
+        y, ticks, labels = 0.0, [], []
+        for protocol, marker in zip(protocols, ("o", "s"), strict=False):
+            network = select_protocol(results, protocol)[name].to_dataset()
+            mean, low, high = mean_and_interval(damage_correlations(network))
+            for i, scope in enumerate(map(str, mean["scope"].values)):
+                for j, (metric, color) in enumerate(zip(METRIC_NAMES, LAYER_COLORS, strict=False)):
+                    y = 4 * i + j + (0.35 if marker == "s" else 0)
+                    one = {"scope": scope, "metric": metric}
+                    axes.plot([low.sel(one), high.sel(one)], [y, y], color=color, linewidth=1.2)
+                    face = "white" if marker == "s" else color
+                    label = f"{METRIC_NAMES[metric]}; {protocol}" if i == 0 else None
+                    axes.plot(
+                        mean.sel(one), y, marker, color=color, markerfacecolor=face, markersize=4, label=label
+                    )  # fmt: skip
+        scopes = [str(scope) for scope in mean["scope"].values]
+        ticks = [4 * i + 1.2 for i in range(len(scopes))]
+        labels = ["across layers" if scope == NETWORK_SCOPE else scope.replace("layer", "layer ") for scope in scopes]
+        axes.set_yticks(ticks, labels)
+        axes.invert_yaxis()
+        axes.axvline(0, color="#333333", linewidth=0.8)
+        axes.set_title(f"{name} network")
+        axes.set_xlabel("Spearman correlation of score and damage")
+        axes.grid(visible=True, axis="x")
+        axes.grid(visible=False, axis="y")
+    figure.subplots_adjust(0.1, 0.2, 0.78, 0.92, wspace=0.36)
+    grid[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize="x-small")
+    figure.text(0.01, 0.012, caption, fontsize="x-small", color="#555555")
+    return figure

@@ -1,0 +1,93 @@
+"""Mechanism: what stands behind a whole-network ranking. A network's results come in; arrays for figures go out.
+
+Which layers a ranking takes its neurons from, and how well a score predicts the damage of ablating a neuron alone.
+"""
+
+import numpy as np
+import xarray as xr
+
+from jaxablate.results import NETWORK_SCOPE, confidence_interval
+
+
+def layer_shares(network: xr.Dataset) -> xr.DataArray:
+    """The share of each layer among the neurons that a whole-network order has ablated.
+
+    Args:
+        network: a node of the results, `results["3-layer"].to_dataset()`.
+
+    Returns:
+        float64 (seed, ordering, rank, layer): among the first `rank` neurons of the order, the share of the layer;
+        orderings that follow no order (a fresh random subset at every step) are left out.
+
+    Example:
+        >>> shares = ja.layer_shares(results["3-layer-10-8-9"].to_dataset())
+        >>> bool((abs(shares.sum("layer") - 1) < 1e-12).all())
+        True
+    """
+    ablated = network["ablated"].sel(scope=NETWORK_SCOPE).drop_vars("scope")
+    ablated = ablated.isel(ordering=np.flatnonzero((ablated >= 0).all(("seed", "rank"))))
+    layers = np.unique(network["layer"])
+    found = network["layer"].values[ablated.values][..., None] == layers
+    shares = found.cumsum(axis=2) / ablated["rank"].values[:, None]
+    dims = (*ablated.dims, "layer_of_network")
+    return xr.DataArray(shares, {**ablated.coords, "layer_of_network": layers}, dims).rename(layer_of_network="layer")
+
+
+def damage_correlations(network: xr.Dataset) -> xr.DataArray:
+    """Spearman's correlation of every score with the damage of ablating the neuron alone, bias balanced.
+
+    Args:
+        network: a node of the results, `results["3-layer"].to_dataset()`.
+
+    Returns:
+        float64 (seed, metric, scope): within each layer, and across all layers for the scope "network"; NaN where the
+        scores, or the damage, of all neurons are equal. Neurons whose score is undefined are left out.
+
+    Example:
+        >>> ja.damage_correlations(results["3-layer-10-8-9"].to_dataset()).dims
+        ('seed', 'metric', 'scope')
+    """
+    from scipy import stats
+
+    scopes = network["scope"].values
+    intact = network["correct"].isel(step=0, ordering=0, fill=0, scope=0).values
+    damage = intact[:, None] - network["correct_alone"].values
+    found = np.full((network.sizes["seed"], network.sizes["metric"], len(scopes)), np.nan)
+    for (seed, metric, scope), _ in np.ndenumerate(found):
+        scores = network["scores"].values[seed, metric]
+        chosen = np.isfinite(scores)
+        if scopes[scope] != NETWORK_SCOPE:
+            chosen &= network["layer"].values == scope + 1
+        x, y = scores[chosen], damage[seed, chosen]
+        if len(x) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0:
+            found[seed, metric, scope] = stats.spearmanr(x, y).statistic  # pyright: ignore[reportAttributeAccessIssue]
+    coords = {name: network[name].values for name in ("seed", "metric", "scope")}
+    return xr.DataArray(found, coords, list(coords))
+
+
+def mean_and_interval(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray, xr.DataArray]:
+    """Mean over networks, and the ends of its 95 % t-interval.
+
+    Args:
+        values: (seed, ...); NaN where a network leaves the value undefined.
+
+    Returns:
+        Mean, low and high (...); NaN without any network, and the interval as narrow as the mean with one.
+
+    Example:
+        >>> mean, low, high = ja.mean_and_interval(ja.auc(results["2-layer-12-10"].to_dataset()))
+        >>> bool((low <= mean).all()), mean.dims
+        (True, ('scope', 'ordering', 'fill'))
+    """
+    values = values.transpose("seed", ...)
+    stacked = values.values.reshape(values.sizes["seed"], -1)
+    found = np.full((3, stacked.shape[1]), np.nan)
+    for i, column in enumerate(stacked.T):
+        known = column[np.isfinite(column)]
+        if len(known):
+            found[:, i] = known.mean()
+        if len(known) > 1:
+            found[1:, i] = confidence_interval(known)
+    template = values.isel(seed=0, drop=True)
+    mean, low, high = (template.copy(data=row.reshape(template.shape)) for row in found)
+    return mean, low, high

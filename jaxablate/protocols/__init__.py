@@ -1,0 +1,46 @@
+"""Protocols: a name comes in; how a study quantizes, scores, ranks, balances and draws at random goes out.
+
+`paper` follows the paper's formulas and is the default everywhere; `published` does what the code behind the
+published figures did; the six departures between them can be had one by one.
+"""
+
+from jaxablate._checks import InputError
+from jaxablate.protocols._protocol import PAPER, Balance, FreshSubsets, Protocol
+from jaxablate.protocols._published import DEPARTURES, with_departures
+
+__all__ = ["DEPARTURES", "PAPER", "SETS", "Balance", "FreshSubsets", "Protocol", "get_protocol"]
+
+PUBLISHED = "published"
+SETS = {
+    "both": (PAPER.name, PUBLISHED),
+    # NaN scores and their ranking only act together
+    "each": (PAPER.name, *DEPARTURES, "nan_logs+nan_largest", PUBLISHED),
+}
+"""Protocols to compare, by a name for the set: `each` turns the departures on one at a time."""
+
+
+def get_protocol(name: str) -> Protocol:
+    """The protocol of this name.
+
+    Args:
+        name: `paper`, `published`, or departures of the published code from the paper's formulas, one or several
+            joined by "+", such as `nan_logs+nan_largest`; `DEPARTURES` lists and explains them.
+
+    Returns:
+        A `Protocol`.
+
+    Raises:
+        InputError: for an unknown name; the message lists the known ones.
+
+    Example:
+        >>> ja.get_protocol("paper").fresh_subsets is None
+        True
+    """
+    if name == PAPER.name:
+        return PAPER
+    departures = tuple(DEPARTURES) if name == PUBLISHED else tuple(name.split("+"))
+    unknown = [departure for departure in departures if departure not in DEPARTURES]
+    if unknown:
+        known = ", ".join((PAPER.name, PUBLISHED, *DEPARTURES))
+        raise InputError(f"unknown protocol {unknown[0]!r}: expected one of {known}, or departures joined by '+'")
+    return with_departures(departures, name)

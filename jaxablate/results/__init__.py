@@ -1,0 +1,46 @@
+"""Results: arrays of a study come in, a labelled and documented `xarray.DataTree` goes out, to a file and back.
+
+One node for each network and protocol. This is the only package that knows xarray; it also computes the summaries
+that figures and tables show, so that those only draw.
+"""
+
+from jaxablate.results._files import load_results, save_results
+from jaxablate.results._labels import (
+    NETWORK_SCOPE,
+    RANDOM,
+    Ordering,
+    network_results,
+    protocols_of,
+    select_protocol,
+    study_results,
+)
+from jaxablate.results._summaries import (
+    CONFIDENCE,
+    Curve,
+    SummaryRow,
+    auc,
+    balanced_fill,
+    confidence_interval,
+    curve,
+    summarize,
+)
+
+__all__ = [
+    "CONFIDENCE",
+    "NETWORK_SCOPE",
+    "RANDOM",
+    "Curve",
+    "Ordering",
+    "SummaryRow",
+    "auc",
+    "balanced_fill",
+    "confidence_interval",
+    "curve",
+    "load_results",
+    "network_results",
+    "protocols_of",
+    "save_results",
+    "select_protocol",
+    "study_results",
+    "summarize",
+]

@@ -1,0 +1,211 @@
+"""Labels: arrays of a study come in, an `xarray.DataTree` that documents them goes out."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import xarray as xr
+
+from jaxablate._checks import require_known
+from jaxablate.datasets import Source
+from jaxablate.models import layer_of_neuron
+
+FORMAT = "jaxablate results 2"
+RANDOM = "random"
+NETWORK_SCOPE = "network"
+PAPER = "paper"  # the protocol whose networks stand at the root
+
+VARIABLES = {
+    "train_loss": (("seed", "epoch"), "training loss", "nat"),
+    "train_accuracy": (("seed", "epoch"), "training accuracy", "1"),
+    "validation_loss": (("seed", "epoch"), "validation loss", "nat"),
+    "validation_accuracy": (("seed", "epoch"), "validation accuracy", "1"),
+    "joint_counts": (("seed", "neuron", "class", "code"), "validation examples for each class and code", "1"),
+    "mean_activation": (("seed", "neuron"), "mean activation on the validation split", "1"),
+    "scores": (("seed", "metric", "neuron"), "score", "nat"),
+    "ablated": (
+        ("seed", "scope", "ordering", "rank"),
+        "neuron ablated at this rank (-1: random, a fresh subset at every step)",
+        "1",
+    ),
+    "correct_alone": (("seed", "neuron"), "correct test predictions with this neuron alone ablated, balanced", "1"),
+    "correct": (("seed", "scope", "ordering", "fill", "step"), "correct test predictions", "1"),
+    "accuracy": (("seed", "scope", "ordering", "fill", "step"), "test accuracy", "1"),
+}
+COORDINATES = {
+    "seed": "seed of initial weights, example order and random ablation orders",
+    "epoch": "epoch",
+    "metric": "metric",
+    "neuron": "hidden neuron, counted through the network",
+    "class": "class",
+    "code": "code of the quantized activation",
+    "scope": "ablated layer, or the whole network",
+    "ordering": "order of ablation",
+    "fill": "value of an ablated neuron",
+    "step": "ablated neurons",
+    "rank": "rank in the order of ablation",
+}
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """One way to order neurons: by a metric, low or high values first, or at random (a numbered repetition)."""
+
+    ranking: str
+    direction: str
+
+    @property
+    def label(self) -> str:
+        """The name in the results, such as `entropy_low` or `random_0`."""
+        return f"{self.ranking}_{self.direction}"
+
+
+def network_results(
+    variables: Mapping[str, np.ndarray],
+    *,
+    protocol: str,
+    first_step: int,
+    hidden: Sequence[int],
+    activation: str,
+    seeds: Sequence[int],
+    metrics: Sequence[str],
+    orderings: Sequence[Ordering],
+    fills: Sequence[str],
+    num_test_examples: int,
+) -> xr.Dataset:
+    """Label the arrays of one network.
+
+    Args:
+        variables: arrays by name, with the dimensions of `VARIABLES`; `accuracy` follows from `correct`.
+        protocol: under which the networks were scored, ranked and ablated.
+        first_step: where the protocol's curves begin.
+        hidden: neurons of each hidden layer.
+        activation: of the hidden layers.
+        seeds: one for each network trained.
+        metrics: names of the scores.
+        orderings: in the order of the array.
+        fills: in the order of the array.
+        num_test_examples: by which `correct` is divided.
+
+    Returns:
+        A dataset with long names and units; units "1" mark a count or a fraction.
+    """
+    variables = {**variables, "accuracy": variables["correct"] / num_test_examples}
+    sizes = {}
+    for name, (dims, _, _) in VARIABLES.items():
+        sizes.update(zip(dims, variables[name].shape, strict=True))
+    coordinates = {
+        "seed": np.asarray(seeds, np.int64),
+        "epoch": np.arange(1, sizes["epoch"] + 1),
+        "metric": list(metrics),
+        "neuron": np.arange(sizes["neuron"]),
+        "class": np.arange(sizes["class"]),
+        "code": np.arange(sizes["code"]),
+        "scope": [f"layer{i}" for i in range(1, len(hidden) + 1)] + [NETWORK_SCOPE],
+        "ordering": [ordering.label for ordering in orderings],
+        "fill": list(fills),
+        "step": np.arange(sizes["step"]),
+        "rank": np.arange(1, sizes["rank"] + 1),
+    }
+    return xr.Dataset(
+        {
+            name: (dims, variables[name], {"long_name": long_name, "units": units})
+            for name, (dims, long_name, units) in VARIABLES.items()
+        },
+        coords={
+            **{name: (name, values, {"long_name": COORDINATES[name]}) for name, values in coordinates.items()},
+            "layer": ("neuron", layer_of_neuron(tuple(hidden)), {"long_name": "hidden layer"}),
+            "ranking": (
+                "ordering",
+                [o.ranking for o in orderings],
+                {"long_name": "score that ranks, or random"},
+            ),
+            "direction": (
+                "ordering",
+                [o.direction for o in orderings],
+                {"long_name": "values first, or repetition"},
+            ),
+        },
+        attrs={
+            "protocol": protocol,
+            "first_step": first_step,
+            "hidden": json.dumps([int(n) for n in hidden]),
+            "activation": activation,
+            "num_test_examples": num_test_examples,
+        },
+    )
+
+
+def study_results(networks: Mapping[str, Mapping[str, xr.Dataset]], config: Mapping, source: Source) -> xr.DataTree:
+    """Join the networks of a study, by protocol and name, under one root that says where everything came from."""
+    packages = ("jaxablate", "jax", "jaxlib", "flax", "optax", "numpy", "xarray")
+    device = jax.devices()[0]
+    attrs = {
+        "format": FORMAT,
+        "title": "Information-ordered cumulative ablation",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "config": json.dumps(config, sort_keys=True),
+        "dataset": source.name,
+        "dataset_origin": source.origin,
+        "dataset_sha256": json.dumps(source.sha256),
+        "versions": json.dumps(
+            {
+                "python": platform.python_version(),
+                **{name: importlib.metadata.version(name) for name in packages},
+            }
+        ),
+        "device": f"{device.platform}: {device.device_kind}, {os.cpu_count()} cores",
+        "matmul_precision": "highest",
+    }
+    nodes = {
+        name if protocol == PAPER else f"{protocol}/{name}": network
+        for protocol, of_protocol in networks.items()
+        for name, network in of_protocol.items()
+    }
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **nodes})
+
+
+def protocols_of(results: xr.DataTree) -> list[str]:
+    """The protocols that the results hold, the paper's first.
+
+    Args:
+        results: from `run_study` or `load_results`.
+
+    Returns:
+        Names, as in `get_protocol`.
+
+    Example:
+        >>> ja.protocols_of(results)
+        ['paper', 'published']
+    """
+    others = [name for name, node in results.children.items() if node.children]
+    return [PAPER] * (len(others) < len(results.children)) + others
+
+
+def select_protocol(results: xr.DataTree, protocol: str) -> xr.DataTree:
+    """The networks of one protocol, as if the study had run under no other.
+
+    Args:
+        results: from `run_study` or `load_results`.
+        protocol: one of `protocols_of(results)`.
+
+    Returns:
+        A tree with one node for each network and the attributes of `results`.
+
+    Raises:
+        InputError: for a protocol that the results do not hold.
+
+    Example:
+        >>> ja.select_protocol(results, "published")["2-layer-12-10"].attrs["protocol"]
+        'published'
+    """
+    require_known("protocol", protocol, protocols_of(results))
+    root = results if protocol == PAPER else results[protocol]
+    networks = {name: node.to_dataset() for name, node in root.children.items() if not node.children}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), **networks})
