@@ -175,19 +175,19 @@ def reproduce(
                 if name in SETS["both"]:
                     folder = out / "figures" / ("" if name == "paper" else name)
                     save_figures(select_protocol(results, name), folder, on_progress=bars)
-            if seeds > 1:
-                verdicts = judge_claims(results)
+            verdicts = judge_claims(results) if seeds > 1 else []
+            if verdicts:
                 save_claims(verdicts, results, out)
                 save_finding_figures(results, verdicts, out / "figures" / "findings")
         _print_summary(results)
-        if seeds > 1:
+        if verdicts:
             _print_verdicts(verdicts)
         else:
             console.print("The paper's claims are not judged on one network of each kind: --seeds 10 does that.")
         _print_dataset(results, asked=dataset)
         console.print(f"Time: {time.monotonic() - start:.0f} s; the bars say where it went.", highlight=False)
         console.print(f"Results: {out / 'results.nc'}", highlight=False, soft_wrap=True)
-        if seeds > 1:
+        if verdicts:
             console.print(f"Claims: {out / 'claims.json'}, {out / 'claims.csv'}", highlight=False, soft_wrap=True)
         console.print(f"Figures: {out / 'figures'} (contact_sheet.png shows them all)", highlight=False, soft_wrap=True)
 

@@ -236,8 +236,9 @@ def test_too_few_networks_decide_nothing():
         + comparisons(np.array([[5.0, 5.0]]))
         + comparisons(np.array([[5.0] * 12, [0.0] * 12]))
     )
-    assert (one.mean, one.low, one.p, one.verdict, one.num_networks) == (5.0, None, None, UNDECIDED, 1)
-    assert (none.mean, none.num_networks, none.verdict) == (None, 0, UNDECIDED)
+    assert (one.mean, one.verdict, one.num_networks) == (5.0, UNDECIDED, 1)
+    assert (none.num_networks, none.verdict) == (0, UNDECIDED)
+    assert np.isnan([one.low, one.high, one.bootstrap_low, one.p, one.p_holm, none.mean, none.low]).all()
     assert (agreeing_two.verdict, agreeing_two.low, agreeing_two.high) == (UNDECIDED, 5, 5)
     assert agreeing_many.verdict == HOLDS
     assert agreeing_many.p == 2**-11
@@ -271,6 +272,10 @@ def test_files_hold_everything_and_are_the_same_again(small_results, tmp_path):
     row, effect = rows[0], verdicts[0].effects[0]
     assert (row["claim"], row["label"], row["claim_verdict"]) == ("C1", effect.label, verdicts[0].verdict)
     assert float(row["mean"]) == effect.mean
+    undefined = [Verdict("paper", "net", "C1", "text", UNDECIDED, 1, (Effect("x", "nat", 1, 0.5),))]
+    files = ja.save_claims(undefined, small_results, tmp_path / "c")
+    assert json.loads(files[0].read_text())["verdicts"][0]["effects"][0]["low"] is None
+    assert next(csv.DictReader(files[1].open(newline="")))["low"] == ""
     (tmp_path / "file").write_text("")
     with raises_input_error("expected a folder that can be written"):
         ja.save_claims(verdicts, small_results, tmp_path / "file")

@@ -117,7 +117,7 @@ def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str |
         **{name: results.attrs[name] for name in ("dataset", "device")},
         **{name: json.loads(results.attrs[name]) for name in ("dataset_sha256", "config", "versions")},
         "confidence": CONFIDENCE,
-        "verdicts": [asdict(verdict) for verdict in verdicts],
+        "verdicts": [{**asdict(v), "effects": [_row(effect) for effect in v.effects]} for v in verdicts],
     }
     files = [Path(folder) / "claims.json", Path(folder) / "claims.csv"]
     with atomic_path(files[0]) as temporary:
@@ -129,7 +129,7 @@ def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str |
             "claim": verdict.claim,
             "text": verdict.text,
             "claim_verdict": verdict.verdict,
-            **asdict(effect),
+            **_row(effect),
         }
         for verdict in verdicts
         for effect in verdict.effects
@@ -139,6 +139,11 @@ def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str |
         writer.writeheader()
         writer.writerows(rows)
     return files
+
+
+def _row(effect: Effect) -> dict:
+    """The effect with None, which JSON and CSV know, for what is not defined."""
+    return {name: None if value != value else value for name, value in asdict(effect).items()}
 
 
 @dataclass(frozen=True)
@@ -191,13 +196,12 @@ def explain_flips(verdicts: Sequence[Verdict]) -> list[Flip]:
         own, theirs = by_protocol["paper"], by_protocol["published"]
         if judged["paper"] == judged["published"] or own.verdict == theirs.verdict:
             continue
-        means = {name: effect.mean for name, effect in by_protocol.items() if effect.mean is not None}
+        means = {name: effect.mean for name, effect in by_protocol.items()}
         carrier, share = None, None
         alone = [name for name in means if name not in ("paper", "published")]
-        if alone and {"paper", "published"} <= set(means):
-            way = means["published"] - means["paper"]
+        if alone:
             carrier = min(alone, key=lambda name: abs(means["published"] - means[name]))
-            share = (means[carrier] - means["paper"]) / way
+            share = (means[carrier] - means["paper"]) / (means["published"] - means["paper"])
         named = {name: effect.verdict for name, effect in by_protocol.items()}
         flips.append(Flip(network, claim, label, own.unit, means, named, carrier, share))
     return flips

@@ -1,5 +1,6 @@
 """Statistics over networks: effects [network] come in; means, intervals, corrected p-values and verdicts go out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,13 +23,13 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Effect:
-    """What the networks say of a comparison; all numbers but the mean are None where fewer than two define it.
+    """What the networks say of a comparison; all numbers but the mean are NaN where fewer than two define it.
 
     Attributes:
         label: the comparison in words; positive supports the claim.
         unit: "accuracy points" or "nat".
         num_networks: networks in which the effect is defined.
-        mean: over them; None if there is none.
+        mean: over them; NaN if there is none.
         low, high: 95 % t-interval of the mean.
         bootstrap_low, bootstrap_high: 95 % bootstrap interval of the mean (percentiles of 9 999 resamples).
         p: of a two-sided one-sample t-test against 0 (where all networks agree exactly, of a sign test).
@@ -39,13 +40,13 @@ class Effect:
     label: str
     unit: str
     num_networks: int
-    mean: float | None
-    low: float | None = None
-    high: float | None = None
-    bootstrap_low: float | None = None
-    bootstrap_high: float | None = None
-    p: float | None = None
-    p_holm: float | None = None
+    mean: float
+    low: float = math.nan
+    high: float = math.nan
+    bootstrap_low: float = math.nan
+    bootstrap_high: float = math.nan
+    p: float = math.nan
+    p_holm: float = math.nan
     verdict: str = UNDECIDED
 
 
@@ -56,7 +57,7 @@ def estimate(family: Sequence[Comparison]) -> list[Effect]:
     effects = []
     for (label, unit, _), values, p, p_holm in zip(family, known, p_values, holm(p_values), strict=True):
         if len(values) < 2:
-            effects.append(Effect(label, unit, len(values), float(values[0]) if len(values) else None))
+            effects.append(Effect(label, unit, len(values), float(values[0]) if len(values) else math.nan))
             continue
         bounds = (*confidence_interval(values), *_bootstrap_interval(values))
         mean, low, high, bootstrap_low, bootstrap_high, p, p_holm = map(float, (values.mean(), *bounds, p, p_holm))

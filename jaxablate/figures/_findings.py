@@ -18,11 +18,7 @@ from jaxablate.mechanism import damage_correlations, layer_shares, mean_and_inte
 from jaxablate.results import NETWORK_SCOPE, select_protocol
 
 SHOWN = ("paper", "published")
-VERDICT_LOOKS = {
-    HOLDS: {"color": "#0072B2", "marker": "o"},
-    FAILS: {"color": "#D55E00", "marker": "x"},
-    UNDECIDED: {"color": "#888888", "marker": "."},
-}
+VERDICT_LOOKS = {HOLDS: ("#0072B2", "o"), FAILS: ("#D55E00", "x"), UNDECIDED: ("#888888", ".")}
 LINE = 0.075  # inches of height for one effect
 
 
@@ -48,7 +44,10 @@ def forest(verdicts: Sequence[Verdict], caption: str) -> Figure:
             if top < 1:
                 axes.set_title(f"protocol: {protocol}")
         top += height + 0.55
-    handles = [Line2D([], [], linestyle="-", label=name, markersize=4, **look) for name, look in VERDICT_LOOKS.items()]
+    handles = [
+        Line2D([], [], color=color, marker=marker, markersize=4, label=name)
+        for name, (color, marker) in VERDICT_LOOKS.items()
+    ]
     figure.legend(handles=handles, loc="upper left", ncols=3, bbox_to_anchor=(0.0, 1 - 0.05 / total))
     figure.text(0.01, 0.06 / total, caption, fontsize="x-small", color="#555555")
     return figure
@@ -61,29 +60,27 @@ def _height(row: list[Verdict]) -> float:
 def _forest_panel(axes: Axes, rows: list[list[Verdict]], column: int, unit: str) -> None:
     """The effects of one protocol and unit; the first column names claims and networks."""
     y, ticks, claim = 0.0, [], ""
-    beside = {"transform": axes.get_yaxis_transform(), "fontsize": "small", "va": "center"}
+    beside = axes.get_yaxis_transform()
     for row in rows:
         verdict, height = row[column], _height(row)
         new = verdict.claim != claim
         axes.axhline(y, color="#999999" if new else "#dddddd", linewidth=0.6)
         if new and column == 0:
             text = textwrap.fill(f"{verdict.claim}. {verdict.text}", 33)
-            axes.text(-1.17, y + 0.03, text, **{**beside, "va": "top"})
+            axes.text(-1.17, y + 0.03, text, transform=beside, fontsize="small", va="top")
         for i, effect in enumerate(verdict.effects):
-            at, look = y + (i + 0.5) * height / len(verdict.effects), VERDICT_LOOKS[effect.verdict]
-            if effect.low is not None:
-                axes.plot([effect.low, effect.high], [at, at], color=look["color"], linewidth=1)
-            if effect.mean is not None:
-                axes.plot(effect.mean, at, markersize=3, linestyle="", **look)
-        color = VERDICT_LOOKS[verdict.verdict]["color"]
-        axes.text(1.02, y + height / 2, verdict.verdict, color=color, **beside)
+            at, (color, marker) = y + (i + 0.5) * height / len(verdict.effects), VERDICT_LOOKS[effect.verdict]
+            axes.plot([effect.low, effect.high], [at, at], color=color, linewidth=1)
+            axes.plot([effect.mean], [at], marker, color=color, markersize=3)
+        color, _ = VERDICT_LOOKS[verdict.verdict]
+        axes.text(1.02, y + height / 2, verdict.verdict, color=color, transform=beside, fontsize="small", va="center")
         ticks.append(y + height / 2)
         y, claim = y + height, verdict.claim
     axes.axvline(0, color="#333333", linewidth=0.8)
     axes.set_ylim(y, 0)
     axes.grid(visible=False)
     effects = [effect for row in rows for verdict in row for effect in verdict.effects]
-    limit = 1.3 * max(abs(bound or 0) for effect in effects for bound in (effect.mean, effect.low, effect.high))
+    limit = 1.3 * np.nanmax([[abs(effect.mean), abs(effect.low), abs(effect.high)] for effect in effects])
     if unit == POINTS:
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xticks([-10, -1, 0, 1, 10], ["-10", "-1", "0", "1", "10"])
@@ -157,11 +154,11 @@ def correlations(results: xr.DataTree, names: Sequence[str], protocols: Sequence
     figure = Figure(figsize=(9, 3.6))
     grid = figure.subplots(1, len(names), sharex=True, squeeze=False)[0]
     for axes, name in zip(grid, names, strict=True):
-        y, ticks, labels = 0.0, [], []
+        scopes = list(map(str, select_protocol(results, protocols[0])[name].to_dataset()["scope"].values))
         for protocol, marker in zip(protocols, ("o", "s"), strict=False):
             network = select_protocol(results, protocol)[name].to_dataset()
             mean, low, high = mean_and_interval(damage_correlations(network))
-            for i, scope in enumerate(map(str, mean["scope"].values)):
+            for i, scope in enumerate(scopes):
                 for j, (metric, color) in enumerate(zip(METRIC_NAMES, LAYER_COLORS, strict=False)):
                     y = 4 * i + j + (0.35 if marker == "s" else 0)
                     one = {"scope": scope, "metric": metric}
@@ -171,7 +168,6 @@ def correlations(results: xr.DataTree, names: Sequence[str], protocols: Sequence
                     axes.plot(
                         mean.sel(one), y, marker, color=color, markerfacecolor=face, markersize=4, label=label
                     )  # fmt: skip
-        scopes = [str(scope) for scope in mean["scope"].values]
         ticks = [4 * i + 1.2 for i in range(len(scopes))]
         labels = ["across layers" if scope == NETWORK_SCOPE else scope.replace("layer", "layer ") for scope in scopes]
         axes.set_yticks(ticks, labels)
