@@ -1,6 +1,8 @@
 """The command line and the scripts, run as a user runs them."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,6 +57,67 @@ def test_reproduce_leaves_everything(reproduced):
     header = process.stdout[: process.stdout.index("entropy")]
     assert header.rindex("mean") < header.rindex("zero")
     assert "Dataset: mnist5k" in process.stdout
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    out = tmp_path_factory.mktemp("claims") / "out"
+    return out, run(*REPRODUCE, "--seeds", 2, "--first-seed", 5, "--protocol", "each", "--out", out)
+
+
+def test_several_networks_are_judged(judged):
+    out, process = judged
+    assert process.returncode == 0, process.stderr
+    results = ja.load_results(out / "results.nc")
+    assert len(ja.protocols_of(results)) == 9
+    assert results["3-layer"]["seed"].values.tolist() == [5, 6]
+    verdicts = ja.judge_claims(results)
+    saved = json.loads((out / "claims.json").read_text())["verdicts"]
+    assert [v["verdict"] for v in saved] == [v.verdict for v in verdicts]
+    assert (out / "claims.csv").exists()
+    assert len(list((out / "figures").glob("fig*.png"))) == 22
+    assert len(list((out / "figures" / "published").glob("fig*.png"))) == 22
+    findings = {path.name for path in (out / "figures" / "findings").glob("*.png")}
+    assert {"claims.png", "correlations.png", "layer_shares_2-layer.png", "layer_shares_3-layer.png"} <= findings
+    table = process.stdout[process.stdout.index("The paper's claims, on 2 networks of each kind") :]
+    assert table.index("C1 ") < table.index("C2 ") < table.index("C9a") < table.index("C10")
+    first = next(v for v in verdicts if v.protocol == "paper")
+    (line, *_) = [line for line in table.splitlines() if "2-layer" in line]
+    assert first.verdict in line
+    assert process.stdout.count("protocol published") == 1
+    assert process.stdout.count("protocol paper") == 1
+
+
+def test_the_findings_are_written_from_results(judged, tmp_path):
+    out, _ = judged
+    script = ROOT / "scripts" / "findings.py"
+    nc = out / "results.nc"
+    process = run(nc, "--again", nc, "--out", tmp_path / "docs", program=[script])
+    assert process.returncode == 0, process.stderr
+    page = (tmp_path / "docs" / "findings.md").read_text()
+    pictures = re.findall(r"\]\((findings/[^)]+)\)", page)
+    assert all((tmp_path / "docs" / picture).is_file() for picture in pictures if "departures" not in picture)
+    assert len(pictures) >= 4
+    verdicts = ja.judge_claims(ja.load_results(nc))
+    effects = [effect for v in verdicts if v.protocol == "paper" for effect in v.effects]
+    assert page.count(effects[0].label) >= 1
+    assert f"{effects[0].mean:+.2f} points [{effects[0].low:+.2f}, {effects[0].high:+.2f}]" in page
+    assert "(100%) lie inside" in page
+    process = run(tmp_path / "none.nc", program=[script])
+    assert (process.returncode, process.stderr[:7]) == (1, "error: ")
+
+
+def test_one_network_is_not_judged(reproduced):
+    out, process = reproduced
+    assert "claims are not judged on one network of each kind: --seeds 10 does that" in process.stdout
+    assert not (out / "claims.json").exists()
+
+
+def test_unknown_protocols_are_refused(tmp_path):
+    process = run(*REPRODUCE, "--protocol", "paper,printed", "--out", tmp_path / "out")
+    assert process.returncode == 1
+    assert "unknown protocol 'printed': expected one of paper, published" in process.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_second_run_reuses_the_networks(reproduced):

@@ -9,7 +9,8 @@ from helpers import raises_input_error
 from matplotlib.image import imread
 
 import jaxablate as ja
-from jaxablate.figures import EXTRAS, FIGURES, draw_figure, save_figure, save_figures
+from jaxablate.claims import Flip
+from jaxablate.figures import EXTRAS, FIGURES, _findings, draw_figure, save_figure, save_figures, save_finding_figures
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +142,57 @@ def test_figures_without_a_metric(tmp_path):
     assert "fig11_2layer_layer1_high_first" not in names
     with raises_input_error(r"figure 11: expected results with the metrics \['kl_selectivity'\]"):
         draw_figure(results, 11)
+
+
+def texts_of(figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_the_forest_shows_every_effect_and_verdict(small_results):
+    verdicts = ja.judge_claims(small_results)
+    figure = _findings.forest(verdicts, "caption")
+    for axes, protocol, unit in zip(
+        figure.axes, ("paper", "published") * 2, ("accuracy points",) * 2 + ("nat",) * 2, strict=True
+    ):
+        effects = [e for v in verdicts if v.protocol == protocol for e in v.effects if e.unit == unit]
+        bars = {tuple(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2}
+        dots = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1]
+        assert {(effect.low, effect.high) for effect in effects} <= bars
+        assert sorted(dots) == sorted(effect.mean for effect in effects)
+    shown = texts_of(figure)
+    assert sum(text in ("holds", "does not hold", "undecided") for text in shown) == len(verdicts)
+    assert any(text.startswith("C10. random pruning") for text in shown)
+    assert "caption" in [text.get_text() for text in figure.texts]
+
+
+def test_the_departures_show_every_mean():
+    means = {"paper": 1.25, "mi_sign": -2.0, "fresh_subsets": 1.0, "published": -3.0}
+    flip = Flip("net", "C3", "label", "accuracy points", means, dict.fromkeys(means, "holds"), "mi_sign", 0.8)
+    figure = _findings.departures([flip], "caption")
+    assert texts_of(figure) == ["+1.2", "[-2.0]", "+1.0", "-3.0"]
+    names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert names == ["paper", "mi_sign", "fresh_subsets", "published"]
+
+
+def test_the_mechanism_is_drawn_from_the_results(small_results):
+    name = "3-layer-10-8-9"
+    network = small_results[name].to_dataset()
+    figure = _findings.shares(small_results, name, ["paper"], "caption")
+    mean, _, _ = ja.mean_and_interval(ja.layer_shares(network))
+    for axes, metric in zip(figure.axes, ja.METRICS, strict=True):
+        for line, layer in zip(axes.lines, (1, 2, 3), strict=True):
+            np.testing.assert_allclose(line.get_ydata(), mean.sel(ordering=f"{metric}_low", layer=layer))
+    figure = _findings.correlations(small_results, [name], ["paper"], "caption")
+    dots = [line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
+    expected = ja.mean_and_interval(ja.damage_correlations(network))[0].transpose("scope", "metric").values.ravel()
+    np.testing.assert_allclose(dots, expected)
+
+
+def test_finding_figures_are_saved(small_results, tmp_path):
+    files = save_finding_figures(small_results, ja.judge_claims(small_results), tmp_path)
+    names = ["claims", "correlations", "layer_shares_2-layer-12-10", "layer_shares_3-layer-10-8-9"]
+    assert sorted(file.name for file in files) == sorted(
+        f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")
+    )
+    for file in files:
+        assert file.stat().st_size > 5000
