@@ -132,13 +132,12 @@ def beliefs(verdicts: list[Verdict]) -> str:
         said = {v.verdict for v in judged}
         head = words[said.pop()] if len(said) == 1 else ", ".join(f"{v.network}: {words[v.verdict]}" for v in judged)
         effects = [(v.network, effect) for v in judged for effect in v.effects]
+        holding, refuted = (sum(effect.verdict == verdict for _, effect in effects) for verdict in (HOLDS, FAILS))
         network, least = min(effects, key=lambda pair: pair[1].mean)
-        shown = f"{network}, {least.label}: {number(least)}."
-        refuted = sum(effect.verdict == FAILS for _, effect in effects)
-        end = (
-            f"Refuted in {refuted} of {len(effects)} comparisons, most in {shown}" if refuted else f"Smallest: {shown}"
+        lines.append(
+            f"- **{claim}. {text}** {head}. Of {len(effects)} comparisons {holding} hold and {refuted} are refuted; "
+            f"the one most against it: {network}, {least.label}, {number(least)}."
         )
-        lines.append(f"- **{claim}. {text}** {head}. {end}")
     return "\n".join(lines)
 
 
@@ -154,15 +153,17 @@ def reasons(verdicts: list[Verdict]) -> str:
     lines = [
         f"The published code departs from the paper's formulas in {len(DEPARTURES)} points. They change the verdict of "
         f"{len(claims)} claims, {', '.join(claims)}, through {len(flips)} comparisons. Each point was turned on alone; "
-        "the one that comes nearest to the published effect carries it. NaN scores act through their ranking, so "
-        "these two were also turned on together.",
+        "the one that comes nearest to the published effect carries it (none does where the two effects do not differ, "
+        "by the interval of their paired difference). NaN scores act through their ranking, so these two were also "
+        "turned on together.",
         "",
         "| departure | what the published code does | comparisons that it carries |",
         "| --- | --- | --- |",
     ]
     for name in (*DEPARTURES, "nan_logs+nan_largest"):
         carried = sum(flip.carrier == name for flip in flips)
-        lines.append(f"| `{name}` | {DEPARTURES.get(name, 'these two together')} | {carried} |")
+        meaning = DEPARTURES.get(name, "these two together").replace("|", "\\|")
+        lines.append(f"| `{name}` | {meaning} | {carried} |")
     lines += [
         "",
         "![Mean effect under each departure alone; in brackets the one that carries it](findings/departures.png)",
@@ -172,7 +173,7 @@ def reasons(verdicts: list[Verdict]) -> str:
     ]
     for flip in flips:
         own, theirs = (f"{flip.means[name]:+.2f}, {flip.verdicts[name]}" for name in SHOWN)
-        carrier = "" if flip.carrier is None else f"`{flip.carrier}`"
+        carrier = "they do not differ" if flip.carrier is None else f"`{flip.carrier}`"
         share = "" if flip.share is None else f"{flip.share:.0%}"
         lines.append(f"| {flip.claim}, {flip.network}: {flip.label} | {own} | {theirs} | {carrier} | {share} |")
     return "\n".join(lines)

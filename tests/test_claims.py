@@ -272,7 +272,10 @@ def test_files_hold_everything_and_are_the_same_again(small_results, tmp_path):
     row, effect = rows[0], verdicts[0].effects[0]
     assert (row["claim"], row["label"], row["claim_verdict"]) == ("C1", effect.label, verdicts[0].verdict)
     assert float(row["mean"]) == effect.mean
-    undefined = [Verdict("paper", "net", "C1", "text", UNDECIDED, 1, (Effect("x", "nat", 1, 0.5),))]
+    assert [float(value) for value in row["values"].split()] == list(effect.values)
+    assert document["verdicts"][0]["effects"][0]["values"] == list(effect.values)
+    assert effect.mean == pytest.approx(sum(effect.values) / 2)
+    undefined = [Verdict("paper", "net", "C1", "text", UNDECIDED, 1, (Effect("x", "nat", (0.5,), 1, 0.5),))]
     files = ja.save_claims(undefined, small_results, tmp_path / "c")
     assert json.loads(files[0].read_text())["verdicts"][0]["effects"][0]["low"] is None
     assert next(csv.DictReader(files[1].open(newline="")))["low"] == ""
@@ -281,8 +284,9 @@ def test_files_hold_everything_and_are_the_same_again(small_results, tmp_path):
         ja.save_claims(verdicts, small_results, tmp_path / "file")
 
 
-def effect(mean: float, verdict: str, label: str = "x") -> Effect:
-    return Effect(label, "accuracy points", 20, mean, verdict=verdict)
+def effect(mean: float, verdict: str, label: str = "x", spread: float = 0.1) -> Effect:
+    values = (mean - spread, mean + spread, mean)
+    return Effect(label, "accuracy points", values, 3, mean, verdict=verdict)
 
 
 def test_flips_name_the_departure_that_carries_them():
@@ -304,3 +308,14 @@ def test_flips_name_the_departure_that_carries_them():
     (unexplained,) = ja.explain_flips([v for v in verdicts if v.protocol in ("paper", "published")])
     assert (unexplained.carrier, unexplained.share) == (None, None)
     assert ja.explain_flips([v for v in verdicts if v.protocol == "paper"]) == []
+
+
+def test_effects_that_do_not_differ_have_no_carrier():
+    """A verdict may change because an interval grows; the paired difference -3 [-11.6, 5.6] leaves 0 inside."""
+    verdicts = [
+        Verdict("paper", "net", "C3", "text", HOLDS, 3, (effect(4.0, HOLDS),)),
+        Verdict("mi_sign", "net", "C3", "text", HOLDS, 3, (effect(2.0, HOLDS),)),
+        Verdict("published", "net", "C3", "text", UNDECIDED, 3, (effect(1.0, UNDECIDED, spread=3.6),)),
+    ]
+    (flip,) = ja.explain_flips(verdicts)
+    assert (flip.carrier, flip.share) == (None, None)

@@ -88,6 +88,15 @@ def test_several_networks_are_judged(judged):
     assert process.stdout.count("protocol paper") == 1
 
 
+def test_the_same_command_gives_the_same_claims(judged):
+    out, _ = judged
+    before = (out / "claims.json").read_bytes()
+    (out / "claims.json").unlink()
+    process = run(*REPRODUCE, "--seeds", 2, "--first-seed", 5, "--protocol", "each", "--out", out)
+    assert process.returncode == 0, process.stderr
+    assert (out / "claims.json").read_bytes() == before
+
+
 def test_the_findings_are_written_from_results(judged, tmp_path):
     out, _ = judged
     script = ROOT / "scripts" / "findings.py"

@@ -11,7 +11,7 @@ import xarray as xr
 
 from jaxablate._files import atomic_path, require_writable
 from jaxablate.claims._definitions import CLAIMS, POINTS, comparisons_of
-from jaxablate.claims._statistics import FAILS, HOLDS, UNDECIDED, Effect, estimate
+from jaxablate.claims._statistics import FAILS, HOLDS, UNDECIDED, Effect, differs, estimate
 from jaxablate.results import CONFIDENCE, protocols_of, select_protocol
 
 __all__ = [
@@ -134,6 +134,8 @@ def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str |
         for verdict in verdicts
         for effect in verdict.effects
     ]
+    for row in rows:
+        row["values"] = " ".join("" if value is None else repr(value) for value in row["values"])
     with atomic_path(files[1]) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0] if rows else [])
         writer.writeheader()
@@ -143,7 +145,12 @@ def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str |
 
 def _row(effect: Effect) -> dict:
     """The effect with None, which JSON and CSV know, for what is not defined."""
-    return {name: None if value != value else value for name, value in asdict(effect).items()}
+
+    def plain(value):
+        return None if value != value else value
+
+    row = {name: plain(value) for name, value in asdict(effect).items()}
+    return {**row, "values": [plain(value) for value in effect.values]}
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,8 @@ class Flip:
         network, claim, label, unit: which effect.
         means: the mean effect by protocol.
         verdicts: the effect's verdict by protocol.
-        carrier: the departure, turned on alone, whose effect comes nearest to the published one; None without any.
+        carrier: the departure, turned on alone, whose effect comes nearest to the published one; None where none was
+            turned on alone, or where the paper's and the published effect do not differ (by their paired t-interval).
         share: how much of the way from the paper's effect to the published one it goes; 1 is all of it.
     """
 
@@ -199,7 +207,7 @@ def explain_flips(verdicts: Sequence[Verdict]) -> list[Flip]:
         means = {name: effect.mean for name, effect in by_protocol.items()}
         carrier, share = None, None
         alone = [name for name in means if name not in ("paper", "published")]
-        if alone:
+        if alone and differs(own, theirs):
             carrier = min(alone, key=lambda name: abs(means["published"] - means[name]))
             share = (means[carrier] - means["paper"]) / (means["published"] - means["paper"])
         named = {name: effect.verdict for name, effect in by_protocol.items()}

@@ -28,6 +28,7 @@ class Effect:
     Attributes:
         label: the comparison in words; positive supports the claim.
         unit: "accuracy points" or "nat".
+        values: the comparison in each network, by seed.
         num_networks: networks in which the effect is defined.
         mean: over them; NaN if there is none.
         low, high: 95 % t-interval of the mean.
@@ -39,6 +40,7 @@ class Effect:
 
     label: str
     unit: str
+    values: tuple[float, ...]
     num_networks: int
     mean: float
     low: float = math.nan
@@ -55,18 +57,39 @@ def estimate(family: Sequence[Comparison]) -> list[Effect]:
     known = [values[np.isfinite(values)] for _, _, values in family]
     p_values = np.array([_p_value(values) if len(values) > 1 else np.nan for values in known])
     effects = []
-    for (label, unit, _), values, p, p_holm in zip(family, known, p_values, holm(p_values), strict=True):
+    for (label, unit, by_seed), values, p, p_holm in zip(family, known, p_values, holm(p_values), strict=True):
+        about = (label, unit, tuple(map(float, by_seed)), len(values))
         if len(values) < 2:
-            effects.append(Effect(label, unit, len(values), float(values[0]) if len(values) else math.nan))
+            effects.append(Effect(*about, float(values[0]) if len(values) else math.nan))
             continue
-        bounds = (*confidence_interval(values), *_bootstrap_interval(values))
-        mean, low, high, bootstrap_low, bootstrap_high, p, p_holm = map(float, (values.mean(), *bounds, p, p_holm))
+        low, high = map(float, confidence_interval(values))
+        bootstrap_low, bootstrap_high = map(float, _bootstrap_interval(values))
         judged = HOLDS if values.mean() > 0 else FAILS
         verdict = judged if p_holm < 1 - CONFIDENCE else UNDECIDED
         effects.append(
-            Effect(label, unit, len(values), mean, low, high, bootstrap_low, bootstrap_high, p, p_holm, verdict)
+            Effect(
+                *about,
+                mean=float(values.mean()),
+                low=low,
+                high=high,
+                bootstrap_low=bootstrap_low,
+                bootstrap_high=bootstrap_high,
+                p=float(p),
+                p_holm=float(p_holm),
+                verdict=verdict,
+            )
         )
     return effects
+
+
+def differs(one: Effect, other: Effect) -> bool:
+    """Whether two effects on the same networks differ: the 95 % t-interval of their paired difference leaves out 0."""
+    difference = np.array(one.values) - np.array(other.values)
+    difference = difference[np.isfinite(difference)]
+    if len(difference) < 2:
+        return False
+    low, high = confidence_interval(difference)
+    return bool(low > 0 or high < 0)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

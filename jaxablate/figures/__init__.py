@@ -118,9 +118,9 @@ def save_finding_figures(results: xr.DataTree, verdicts: Sequence[Verdict], fold
         f"{seeds} network{'s' if seeds > 1 else ''} of each kind trained on {results.attrs['dataset']}; "
         f"bars and bands: 95 % t-interval of the mean; jaxablate {json.loads(results.attrs['versions'])['jaxablate']}"
     )
-    flips = [flip for flip in explain_flips(verdicts) if flip.carrier]
+    flips = explain_flips(verdicts)
     figures = {"claims": lambda: _findings.forest(verdicts, caption)}
-    if flips:
+    if any(flip.carrier for flip in flips):
         figures["departures"] = lambda: _findings.departures(flips, caption)
     figures["correlations"] = lambda: _findings.correlations(results, list(networks), protocols, caption)
     for name in networks:

@@ -34,7 +34,7 @@ def forest(verdicts: Sequence[Verdict], caption: str) -> Figure:
     for row in by_place.values():
         panels.setdefault(row[0].effects[0].unit, []).append(row)
     heights = [sum(_height(row) for row in rows) for rows in panels.values()]
-    total, top, left, width = sum(heights) + 1.9, 0.8, 0.31, 0.26
+    total, top, left, width = sum(heights) + 2.0, 0.8, 0.31, 0.26
     figure = Figure(figsize=(10.5, total))
     for (unit, rows), height in zip(panels.items(), heights, strict=True):
         for column, protocol in enumerate(protocols):
@@ -96,9 +96,9 @@ def departures(flips: Sequence[Flip], caption: str) -> Figure:
     columns = [name for name in flips[0].means if name not in SHOWN]
     columns = [SHOWN[0], *columns, SHOWN[1]]
     values = np.array([[flip.means.get(name, np.nan) for name in columns] for flip in flips])
-    figure = Figure(figsize=(10.5, 0.2 * len(flips) + 2.0))
-    total = 0.2 * len(flips) + 2.0
-    axes = figure.add_axes((0.37, 0.35 / total, 0.62, (total - 1.75) / total))
+    total = 0.2 * len(flips) + 1.5
+    figure = Figure(figsize=(10.5, total))
+    axes = figure.add_axes((0.37, 0.3 / total, 0.56, 0.2 * len(flips) / total))
     limit = np.nanmax(np.abs(values))
     axes.imshow(
         values, aspect="auto", cmap="PuOr", norm=SymLogNorm(1, vmin=-limit, vmax=limit, base=10), interpolation="none"
@@ -177,7 +177,7 @@ def correlations(results: xr.DataTree, names: Sequence[str], protocols: Sequence
         axes.set_xlabel("Spearman correlation of score and damage")
         axes.grid(visible=True, axis="x")
         axes.grid(visible=False, axis="y")
-    figure.subplots_adjust(0.1, 0.2, 0.78, 0.92, wspace=0.36)
+    figure.subplots_adjust(0.115, 0.2, 0.78, 0.92, wspace=0.4)
     grid[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize="x-small")
     figure.text(0.01, 0.012, caption, fontsize="x-small", color="#555555")
     return figure

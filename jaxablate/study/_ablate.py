@@ -51,12 +51,14 @@ def ablate_networks(
     """The results of the networks of one kind by protocol, labelled."""
     protocols = [get_protocol(name) for name in config.protocols]
     test = jnp.asarray(data.test.images), jnp.asarray(data.test.labels)
+    what = f"ablate {network_name(hidden)}"
     total, done = len(trained) * (len(hidden) + 1) * 2, itertools.count(1)
+    report(what, 0, total, "")
     per_seed, views = [], []
     for seed, (model, history) in zip(config.seeds, trained, strict=True):
 
         def advance(seed=seed) -> None:
-            report(f"ablate {network_name(hidden)}", next(done), total, f"seed {seed}")
+            report(what, next(done), total, f"seed {seed}")
 
         views = _views(config, seed, model, data, protocols)
         curves = _curves(config, seed, model, views, test, advance)
