@@ -105,7 +105,7 @@ def test_the_study_repeats_itself(small_config, small_results):
 
 
 def test_networks_are_reused_where_the_settings_agree(small_config, tmp_path):
-    config = dataclasses.replace(small_config, networks=((12, 10),), epochs=2)
+    config = dataclasses.replace(small_config, networks=((12, 10),), epochs=2, protocols=("paper",), steps=2)
     notes = []
 
     def run(config):
