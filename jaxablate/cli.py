@@ -126,6 +126,9 @@ def reproduce(
         ),
     ] = "paper",
     random_orders: Annotated[int, typer.Option(min=1, help="Random orders for each network and scope.")] = 10,
+    random_subsets: Annotated[
+        int, typer.Option(min=1, help="Random curves where a protocol draws a new subset at every step.")
+    ] = 2,
     steps: Annotated[int, typer.Option(min=1, help="Neurons to ablate, one after another.")] = 80,
     activation: Annotated[str, typer.Option(help="sigmoid, relu, tanh or gelu.")] = "sigmoid",
     epochs: Annotated[
@@ -148,21 +151,26 @@ def reproduce(
         from jaxablate._checks import require
         from jaxablate._files import require_writable
         from jaxablate.figures import save_figures, save_finding_figures
-        from jaxablate.protocols import SETS
+        from jaxablate.protocols import SETS, protocol_names
 
         config = StudyConfig(
             dataset=dataset,
             data_dir=None if data_dir is None else str(data_dir),
             seeds=tuple(range(first_seed, first_seed + seeds)),
-            protocols=SETS.get(protocol, tuple(protocol.split(","))),
+            protocols=protocol_names(protocol),
             random_orders=random_orders,
+            random_subsets=random_subsets,
             steps=steps,
             activation=activation,
             epochs=epochs,
         )
-        for folder in (out, out / "networks", out / "figures"):
+        drawn = [name for name in config.protocols if name in SETS["both"]]
+        folders = {name: out / "figures" / ("" if name == "paper" else name) for name in drawn}
+        findings = [out / "figures" / "findings"] if seeds > 1 and drawn else []
+        for folder in (out, out / "networks", *folders.values(), *findings):
             require_writable(folder)
-        for file in (out / name for name in ("results.nc", "claims.json", "claims.csv")):
+        claims = [out / "claims.json", out / "claims.csv"]
+        for file in (out / "results.nc", *claims):
             require(not file.is_dir(), f"{file}: expected a file or nothing, got a folder")
         if cache:
             _keep_compiled_programs()
@@ -170,15 +178,16 @@ def reproduce(
         bars = _Bars()
         with bars.progress:
             results = run_study(config, network_dir=out / "networks", on_progress=bars)
+            for file in claims:
+                file.unlink(missing_ok=True)  # those of the results that are replaced
             save_results(results, out / "results.nc")
-            for name in config.protocols:
-                if name in SETS["both"]:
-                    folder = out / "figures" / ("" if name == "paper" else name)
-                    save_figures(select_protocol(results, name), folder, on_progress=bars)
+            for name, folder in folders.items():
+                save_figures(select_protocol(results, name), folder, on_progress=bars)
             verdicts = judge_claims(results) if seeds > 1 else []
             if verdicts:
                 save_claims(verdicts, results, out)
-                save_finding_figures(results, verdicts, out / "figures" / "findings")
+            for folder in findings:
+                save_finding_figures(results, verdicts, folder)
         _print_summary(results)
         if verdicts:
             _print_verdicts(verdicts)

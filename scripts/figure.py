@@ -1,4 +1,7 @@
-"""Draw one figure of the paper from saved results: `python scripts/figure.py 11 [--results FILE] [--out FOLDER]`."""
+"""Draw one figure of the paper from saved results.
+
+`python scripts/figure.py 11 [--results FILE] [--protocol published] [--out FOLDER]`
+"""
 
 import argparse
 import sys
@@ -12,10 +15,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw one figure of the paper from saved results.")
     parser.add_argument("number", type=int, help="1 to 22, as in the paper")
     parser.add_argument("--results", type=Path, default=Path("results/results.nc"), help="default: %(default)s")
+    parser.add_argument("--protocol", default="paper", help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("results/figures"), help="default: %(default)s")
     arguments = parser.parse_args()
     try:
-        for path in save_figure(ja.load_results(arguments.results), arguments.number, arguments.out):
+        results = ja.select_protocol(ja.load_results(arguments.results), arguments.protocol)
+        for path in save_figure(results, arguments.number, arguments.out):
             print(path)
     except (ja.InputError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -12,6 +12,7 @@ import jaxablate as ja
 from jaxablate.claims import FAILS, HOLDS, UNDECIDED, Effect, Verdict
 from jaxablate.claims._statistics import Comparison, estimate, holm
 from jaxablate.datasets import Source
+from jaxablate.protocols import DEPARTURES
 from jaxablate.results import Ordering, network_results, study_results
 
 METRICS = ("entropy", "mutual_information", "kl_selectivity")
@@ -98,15 +99,24 @@ def test_every_effect_by_hand():
     # layer 1: LVF 91, 90.7, 90.4, random 89, HVF 87, 86.9, 86.8; layer 2: 90.., 88, 89..; layer 3: 89.., 87, 91..
     assert got["C2"] == pytest.approx(
         {
-            "layer1: random inside entropy-LVF and -HVF": 2.0,
-            "layer1: random inside MI-LVF and -HVF": 1.7,
-            "layer1: random inside KL-LVF and -HVF": 1.4,
-            "layer2: random inside entropy-LVF and -HVF": -1.0,
-            "layer2: random inside MI-LVF and -HVF": -0.9,
-            "layer2: random inside KL-LVF and -HVF": -0.8,
-            "layer3: random inside entropy-LVF and -HVF": -2.0,
-            "layer3: random inside MI-LVF and -HVF": -1.7,
-            "layer3: random inside KL-LVF and -HVF": -1.4,
+            "layer1, entropy: better direction over random": 2.0,
+            "layer1, entropy: random over worse direction": 2.0,
+            "layer1, MI: better direction over random": 1.7,
+            "layer1, MI: random over worse direction": 2.1,
+            "layer1, KL: better direction over random": 1.4,
+            "layer1, KL: random over worse direction": 2.2,
+            "layer2, entropy: better direction over random": 2.0,
+            "layer2, entropy: random over worse direction": -1.0,
+            "layer2, MI: better direction over random": 1.7,
+            "layer2, MI: random over worse direction": -0.9,
+            "layer2, KL: better direction over random": 1.4,
+            "layer2, KL: random over worse direction": -0.8,
+            "layer3, entropy: better direction over random": 4.0,
+            "layer3, entropy: random over worse direction": -2.0,
+            "layer3, MI: better direction over random": 3.9,
+            "layer3, MI: random over worse direction": -1.7,
+            "layer3, KL: better direction over random": 3.8,
+            "layer3, KL: random over worse direction": -1.4,
         }
     )
     assert got["C3"] == pytest.approx(
@@ -159,6 +169,19 @@ def test_every_effect_by_hand():
     assert got["C10"] == pytest.approx({"random: loss short of 2 points": 1.0})
 
 
+def test_the_better_direction_is_that_of_all_networks():
+    """LVF is better on average, though not in the second network."""
+    areas = {
+        ("layer1", "entropy_low", "mean"): [92, 88],
+        ("layer1", "entropy_high", "mean"): [86, 89],
+        ("layer1", "random", "mean"): [90, 90],
+    }
+    results = study_results({"paper": {"net": synthetic(areas, 1, seeds=2)}}, {}, SOURCE)
+    effects = {effect.label: effect for verdict in ja.judge_claims(results) for effect in verdict.effects}
+    assert effects["layer1, entropy: better direction over random"].values == pytest.approx((2, -2))
+    assert effects["layer1, entropy: random over worse direction"].values == pytest.approx((4, 1))
+
+
 def test_networks_of_other_depths():
     assert "C5" not in effects_of(synthetic({}, 2))
     assert list(effects_of(synthetic({}, 1))) == ["C1", "C2", "C4", "C7", "C10"]
@@ -190,6 +213,25 @@ def test_holm_by_hand():
     np.testing.assert_allclose(holm(np.array([0.01, 0.04, np.nan, 0.03, 0.005])), [0.03, 0.06, np.nan, 0.06, 0.02])
     np.testing.assert_allclose(holm(np.array([0.9, 0.8])), [1.0, 1.0])
     assert holm(np.array([])).shape == (0,)
+
+
+def test_the_family_is_all_comparisons_of_a_protocol(small_results):
+    verdicts = ja.judge_claims(small_results)
+    for protocol in ("paper", "published"):
+        effects = [effect for v in verdicts if v.protocol == protocol for effect in v.effects]
+        assert len({v.network for v in verdicts}) == 2
+        expected = holm(np.array([effect.p for effect in effects]))
+        np.testing.assert_allclose([effect.p_holm for effect in effects], expected)
+
+
+def test_bootstrap_intervals_are_percentiles_of_resampled_means():
+    values = np.random.default_rng(5).exponential(size=15)
+    (effect,) = estimate(comparisons(values[None]))
+    random = np.random.default_rng(99)
+    means = random.choice(values, (40_000, 15)).mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    assert effect.bootstrap_low == pytest.approx(low, abs=0.02)
+    assert effect.bootstrap_high == pytest.approx(high, abs=0.02)
 
 
 def comparisons(values: np.ndarray) -> list[Comparison]:
@@ -305,6 +347,11 @@ def test_flips_name_the_departure_that_carries_them():
     assert (flip.claim, flip.label, flip.carrier) == ("C3", "x", "mi_sign")
     assert flip.share == pytest.approx(9 / 10)
     assert flip.means == {"paper": 4.0, "mi_sign": -5.0, "fresh_subsets": 3.0, "published": -6.0}
+    assert flip.difference == pytest.approx((-10, -10, -10))
+    halfway = [v for v in verdicts if v.protocol != "mi_sign"]
+    assert ja.explain_flips(halfway)[0].carrier is None, "fresh_subsets goes a tenth of the way"
+    every = judged("+".join(DEPARTURES), FAILS, effect(-6.0, FAILS), effect(1.1, HOLDS, "same"))
+    assert ja.explain_flips([*verdicts, every])[0].carrier == "mi_sign", "all six together explain nothing"
     (unexplained,) = ja.explain_flips([v for v in verdicts if v.protocol in ("paper", "published")])
     assert (unexplained.carrier, unexplained.share) == (None, None)
     assert ja.explain_flips([v for v in verdicts if v.protocol == "paper"]) == []
@@ -318,4 +365,15 @@ def test_effects_that_do_not_differ_have_no_carrier():
         Verdict("published", "net", "C3", "text", UNDECIDED, 3, (effect(1.0, UNDECIDED, spread=3.6),)),
     ]
     (flip,) = ja.explain_flips(verdicts)
-    assert (flip.carrier, flip.share) == (None, None)
+    assert (flip.carrier, flip.share, flip.differs) == (None, None, False)
+
+
+def test_equal_effects_may_be_judged_differently():
+    """The same numbers in a larger family of tests."""
+    verdicts = [
+        Verdict("paper", "net", "C9a", "text", HOLDS, 3, (effect(4.0, HOLDS),)),
+        Verdict("mi_sign", "net", "C9a", "text", HOLDS, 3, (effect(4.0, HOLDS),)),
+        Verdict("published", "net", "C9a", "text", UNDECIDED, 3, (effect(4.0, UNDECIDED),)),
+    ]
+    (flip,) = ja.explain_flips(verdicts)
+    assert (flip.carrier, flip.difference) == (None, (0, 0, 0))

@@ -77,13 +77,18 @@ def test_several_networks_are_judged(judged):
     assert (out / "claims.csv").exists()
     assert len(list((out / "figures").glob("fig*.png"))) == 22
     assert len(list((out / "figures" / "published").glob("fig*.png"))) == 22
+    figure = "fig13_2layer_layer1_low_first.png"
+    pictures = [(out / "figures" / folder / figure).read_bytes() for folder in ("", "published")]
+    assert pictures[0] != pictures[1]
     findings = {path.name for path in (out / "figures" / "findings").glob("*.png")}
     assert {"claims.png", "correlations.png", "layer_shares_2-layer.png", "layer_shares_3-layer.png"} <= findings
     table = process.stdout[process.stdout.index("The paper's claims, on 2 networks of each kind") :]
     assert table.index("C1 ") < table.index("C2 ") < table.index("C9a") < table.index("C10")
-    first = next(v for v in verdicts if v.protocol == "paper")
-    (line, *_) = [line for line in table.splitlines() if "2-layer" in line]
-    assert first.verdict in line
+    rows = [line for line in table.splitlines() if "-layer │" in line]
+    shown = [v for v in verdicts if v.protocol == "published"]
+    for row, verdict in zip(rows, sorted(shown, key=lambda v: list(ja.claims.CLAIMS).index(v.claim)), strict=True):
+        assert verdict.network in row
+        assert row.split("│")[5].split()[0] == verdict.verdict.split()[0]
     assert process.stdout.count("protocol published") == 1
     assert process.stdout.count("protocol paper") == 1
 
@@ -97,23 +102,42 @@ def test_the_same_command_gives_the_same_claims(judged):
     assert (out / "claims.json").read_bytes() == before
 
 
-def test_the_findings_are_written_from_results(judged, tmp_path):
+def test_the_findings_are_written_from_results(judged, reproduced, tmp_path):
     out, _ = judged
     script = ROOT / "scripts" / "findings.py"
     nc = out / "results.nc"
-    process = run(nc, "--again", nc, "--out", tmp_path / "docs", program=[script])
+    again = tmp_path / "again" / "out"
+    command = [*REPRODUCE, "--seeds", 3, "--first-seed", 50, "--protocol", "both", "--out", again]
+    assert run(*command).returncode == 0
+    process = run(nc, "--again", again / "results.nc", "--out", tmp_path / "docs", program=[script])
     assert process.returncode == 0, process.stderr
     page = (tmp_path / "docs" / "findings.md").read_text()
     pictures = re.findall(r"\]\((findings/[^)]+)\)", page)
-    assert all((tmp_path / "docs" / picture).is_file() for picture in pictures if "departures" not in picture)
+    assert all((tmp_path / "docs" / picture).is_file() for picture in pictures)
     assert len(pictures) >= 4
     verdicts = ja.judge_claims(ja.load_results(nc))
-    effects = [effect for v in verdicts if v.protocol == "paper" for effect in v.effects]
-    assert page.count(effects[0].label) >= 1
-    assert f"{effects[0].mean:+.2f} points [{effects[0].low:+.2f}, {effects[0].high:+.2f}]" in page
-    assert "(100%) lie inside" in page
+    effects = [[e for v in verdicts if v.protocol == name for e in v.effects] for name in ("paper", "published")]
+    rows = [line for line in page.splitlines() if line.startswith("| C1 | 2-layer | layer1, MI-LVF")]
+    cells = rows[0].split(" | ")[3:]
+    for cell, of_protocol in zip(cells, effects, strict=True):
+        assert f"{of_protocol[1].mean:+.2f} points [{of_protocol[1].low:+.2f}, {of_protocol[1].high:+.2f}]" in cell
+    others = {(v.protocol, v.network, v.claim): v for v in ja.judge_claims(ja.load_results(again / "results.nc"))}
+    pairs = [
+        both
+        for v in verdicts
+        if (other := others.get((v.protocol, v.network, v.claim)))
+        for both in zip(v.effects, other.effects, strict=True)
+    ]
+    inside = sum(one.low <= other.mean <= one.high for one, other in pairs)
+    assert f"Of {len(pairs)} mean effects {inside} (" in page
+    # Student's t with one degree of freedom: 2 / pi * atan(12.706 / sqrt(1 + 2 / 3)) = 0.936
+    assert "94% are to be expected" in page
     process = run(tmp_path / "none.nc", program=[script])
     assert (process.returncode, process.stderr[:7]) == (1, "error: ")
+    process = run(reproduced[0] / "results.nc", "--out", tmp_path / "no", program=[script])
+    assert process.returncode == 1
+    assert "expected the protocols paper and published, all scores and at least two seeds" in process.stderr
+    assert not (tmp_path / "no").exists()
 
 
 def test_one_network_is_not_judged(reproduced):

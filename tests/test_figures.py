@@ -1,6 +1,7 @@
 """Figures: the paper's catalogue, and that what is drawn is what the results hold."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from helpers import raises_input_error
 from matplotlib.image import imread
 
 import jaxablate as ja
-from jaxablate.claims import Flip
+from jaxablate.claims import CLAIMS, Flip
 from jaxablate.figures import EXTRAS, FIGURES, _findings, draw_figure, save_figure, save_figures, save_finding_figures
 
 
@@ -150,6 +151,9 @@ def texts_of(figure) -> list[str]:
 
 def test_the_forest_shows_every_effect_and_verdict(small_results):
     verdicts = ja.judge_claims(small_results)
+    # verdicts that differ between protocols and networks, as these small ones hardly do
+    words = itertools.cycle(("holds", "undecided", "does not hold", "holds", "does not hold"))
+    verdicts = [dataclasses.replace(verdict, verdict=next(words)) for verdict in verdicts]
     figure = _findings.forest(verdicts, "caption")
     for axes, protocol, unit in zip(
         figure.axes, ("paper", "published") * 2, ("accuracy points",) * 2 + ("nat",) * 2, strict=True
@@ -162,15 +166,19 @@ def test_the_forest_shows_every_effect_and_verdict(small_results):
         assert set(dots) >= {effect.mean for effect in known}
         assert len(dots) == len(effects)
         assert known
-    shown = texts_of(figure)
-    assert sum(text in ("holds", "does not hold", "undecided") for text in shown) == len(verdicts)
-    assert any(text.startswith("C10. random pruning") for text in shown)
+        words = [text.get_text() for text in axes.texts if text.get_text() in ("holds", "does not hold", "undecided")]
+        of_panel = [v for v in verdicts if v.protocol == protocol and v.effects[0].unit == unit]
+        assert words == [v.verdict for v in sorted(of_panel, key=lambda v: list(CLAIMS).index(v.claim))]
+    networks = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert networks[:4] == ["2-layer-12-10", "3-layer-10-8-9"] * 2
+    assert any(text.startswith("C10. random pruning") for text in texts_of(figure))
     assert "caption" in [text.get_text() for text in figure.texts]
 
 
 def test_the_departures_show_every_mean():
     means = {"paper": 1.25, "mi_sign": -2.0, "fresh_subsets": 1.0, "published": -3.0}
-    flip = Flip("net", "C3", "label", "accuracy points", means, dict.fromkeys(means, "holds"), "mi_sign", 0.8)
+    verdicts = dict.fromkeys(means, "holds")
+    flip = Flip("net", "C3", "label", "accuracy points", means, verdicts, (-4.0, -5.0, -3.0), "mi_sign", 0.8)
     figure = _findings.departures([flip], "caption")
     assert texts_of(figure) == ["+1.2", "[-2.0]", "+1.0", "-3.0"]
     names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
@@ -187,8 +195,33 @@ def test_the_mechanism_is_drawn_from_the_results(small_results):
             np.testing.assert_allclose(line.get_ydata(), mean.sel(ordering=f"{metric}_low", layer=layer))
     figure = _findings.correlations(small_results, [name], ["paper"], "caption")
     dots = [line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
-    expected = ja.mean_and_interval(ja.damage_correlations(network))[0].transpose("scope", "metric").values.ravel()
+    summary = ja.mean_and_interval(ja.damage_correlations(network))
+    expected, low, high = (part.transpose("scope", "metric").values.ravel() for part in summary)
     np.testing.assert_allclose(dots, expected)
+    bars = [line.get_xdata() for line in figure.axes[0].lines if len(line.get_xdata()) == 2][: len(low)]
+    np.testing.assert_allclose(np.ravel(bars), np.stack([low, high], 1).ravel())
+
+
+def test_random_curves_of_fresh_subsets_begin_at_one_neuron(small_results, results):
+    node = small_results["published/2-layer-12-10"].to_dataset()
+    assert node.attrs["first_step"] == 1
+    assert small_results["2-layer-12-10"].attrs["first_step"] == 0
+    published = xr.DataTree.from_dict({"/": xr.Dataset(attrs=small_results.attrs), "2-layer": node})
+    (line, *_) = draw_figure(published, 11).axes[0].lines
+    assert line.get_xdata().tolist() == [1, 2, 3, 4, 5, 6]
+    (line, *_) = draw_figure(results, 11).axes[0].lines
+    assert line.get_xdata()[0] == 0
+
+
+def test_scores_that_are_undefined_are_left_out(results):
+    node = results["3-layer"].to_dataset().copy(deep=True)
+    node["scores"].values[:, 1, node["layer"].values == 2] = np.nan
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), "3-layer": node})
+    dots = draw_figure(tree, 4).axes[0].collections
+    assert len(dots) == 2 + 1 + 2, "two violins, their quartiles, two clouds of neurons"
+    node["scores"].values[:, 1] = np.nan
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), "3-layer": node})
+    assert texts_of(draw_figure(tree, 4)) == ["undefined for every neuron"]
 
 
 def test_finding_figures_are_saved(small_results, tmp_path):

@@ -10,7 +10,7 @@ from helpers import assert_counts, raises_input_error
 
 import jaxablate as ja
 import jaxablate.study._ablate
-from jaxablate.protocols import DEPARTURES, PAPER, _published
+from jaxablate.protocols import DEPARTURES, PAPER, _published, protocol_names
 from jaxablate.protocols._published import with_departures
 
 ALL = "+".join(DEPARTURES)
@@ -166,6 +166,28 @@ def test_all_departures_off_is_the_paper_and_on_is_published(off_and_on):
     assert not nodes["paper"].equals(nodes["published"])
 
 
+def test_a_study_uses_the_protocols_own_quantizer(monkeypatch):
+    """Real activations hardly ever lie on the threshold, so that the strict one is seen at work by moving it."""
+    monkeypatch.setattr(_published, "strict_quantizer", lambda activation: ja.threshold(0.9))
+    config = ja.StudyConfig(
+        dataset="mnist5k", networks=((9,),), epochs=2, random_orders=1, steps=2, protocols=("paper", "strict_threshold")
+    )
+    results = ja.run_study(config)
+    own, strict = (results[name].to_dataset()["joint_counts"] for name in ("1-layer-9", "strict_threshold/1-layer-9"))
+    assert (strict.sel(code=1) <= own.sel(code=1)).all()
+    assert (strict.sel(code=1) < own.sel(code=1)).any()
+
+
+def test_sets_of_protocols():
+    assert protocol_names("both") == ("paper", "published")
+    assert protocol_names("mi_sign, both,paper") == ("mi_sign", "paper", "published")
+    assert protocol_names("each") == ("paper", *DEPARTURES, "nan_logs+nan_largest", "published")
+    with raises_input_error("protocol: expected a name, got 1"):
+        ja.get_protocol(1)
+    with raises_input_error("protocol: expected a name, got None"):
+        ja.StudyConfig(protocols=(None,))
+
+
 def test_the_published_sweep_by_hand(off_and_on, mnist5k):
     """Every curve of the published protocol but the random ones again, by NumPy, from the trained network on."""
     node = off_and_on["published/2-layer-12-10"].to_dataset()
@@ -226,6 +248,12 @@ def test_the_published_random_curves_by_hand(off_and_on, mnist5k, monkeypatch):
         counts = random["correct"].sel(scope=scope, fill=fill).values.reshape(-1)
         test = mnist5k.test
         assert_counts(counts, model, keep.reshape(-1, 22), test.images, test.labels, mean if fill == "mean" else None)
+    # layer 1 and the whole network have draws of their own, and the random orders of layer 1 too
+    sizes = {masks.shape[2] for masks in drawn}
+    assert sizes == {12, 10, 22}
+    assert not (drawn[0][:, 5, :10] == drawn[1][:, 5]).all()
+    order = off_and_on["2-layer-12-10"]["ablated"].sel(ordering="random_0", scope="layer1").values[0]
+    assert set(np.flatnonzero(~drawn[0][0, 6])) != set(order[:6].tolist())
     own = off_and_on["published/2-layer-12-10"].to_dataset()
     zeros = own["correct"].sel(fill="zero").isel(ordering=own["ranking"].values == "random", seed=0)
     np.testing.assert_array_equal(random["correct"].sel(fill="zero"), zeros)

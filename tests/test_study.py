@@ -75,6 +75,8 @@ def test_every_number_by_hand(small_config, small_results, node, mnist5k):
             keep = np.array([[j not in order[:k] for j in range(27)] for k in range(7)])
             for name, value in (("zero", None), ("mean", fill)):
                 assert_counts(chosen["correct"].sel(fill=name), model, keep, test.images, test.labels, value)
+    alone = ~np.eye(27, dtype=bool)
+    assert_counts(node["correct_alone"].sel(seed=3), model, alone, test.images, test.labels, fill)
     np.testing.assert_array_equal(node["accuracy"], node["correct"] / 1000)
 
 
@@ -225,7 +227,7 @@ def test_one_network_has_the_band_of_its_random_orders(node):
     values = alone["accuracy"].sel(scope="layer2", fill="zero").values[0, -3:]
     shown = ja.curve(alone, scope="layer2", ranking="random", direction="", fill="zero")
     np.testing.assert_allclose([shown.low, shown.high], np.quantile(values, (0.1, 0.9), axis=0))
-    assert shown.band == "10% to 90% of the random orders"
+    assert shown.band == "10% to 90% of 3 random curves"
     assert np.isnan(shown.sd_networks).all()
     ranked = ja.curve(alone, scope="layer2", ranking="entropy", direction="low", fill="zero")
     assert ranked.band == ""

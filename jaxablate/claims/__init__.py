@@ -4,14 +4,15 @@ import csv
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import xarray as xr
 
 from jaxablate._files import atomic_path, require_writable
 from jaxablate.claims._definitions import CLAIMS, POINTS, comparisons_of
-from jaxablate.claims._statistics import FAILS, HOLDS, UNDECIDED, Effect, differs, estimate
+from jaxablate.claims._statistics import FAILS, HOLDS, UNDECIDED, Effect, estimate, paired_difference
+from jaxablate.protocols import SETS
 from jaxablate.results import CONFIDENCE, protocols_of, select_protocol
 
 __all__ = [
@@ -161,9 +162,10 @@ class Flip:
         network, claim, label, unit: which effect.
         means: the mean effect by protocol.
         verdicts: the effect's verdict by protocol.
-        carrier: the departure, turned on alone, whose effect comes nearest to the published one; None where none was
-            turned on alone, or where the paper's and the published effect do not differ (by their paired t-interval).
-        share: how much of the way from the paper's effect to the published one it goes; 1 is all of it.
+        difference: published less paper, paired within networks: mean and the ends of its 95 % t-interval.
+        carrier: the departure, turned on alone, whose effect comes nearest to the published one, if it goes at least
+            half the way; None if none does, if none was turned on, or if the difference's interval holds 0.
+        share: how much of the way from the paper's effect to the published one the carrier goes; 1 is all of it.
     """
 
     network: str
@@ -172,15 +174,23 @@ class Flip:
     unit: str
     means: dict[str, float]
     verdicts: dict[str, str]
-    carrier: str | None
-    share: float | None
+    difference: tuple[float, float, float]
+    carrier: str | None = None
+    share: float | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether the two effects differ, rather than only the evidence for them."""
+        _, low, high = self.difference
+        return low > 0 or high < 0
 
 
 def explain_flips(verdicts: Sequence[Verdict]) -> list[Flip]:
     """For every claim that the two protocols judge differently: the effects behind it, under each single departure.
 
     Args:
-        verdicts: from `judge_claims`, on results under "paper", "published" and, to explain them, departures.
+        verdicts: from `judge_claims`, on results under "paper", "published" and, to explain them, the departures of
+            `jaxablate reproduce --protocol each`.
 
     Returns:
         One `Flip` for each effect whose verdict differs, in claims whose verdict differs.
@@ -198,18 +208,26 @@ def explain_flips(verdicts: Sequence[Verdict]) -> list[Flip]:
             effects.setdefault(key, {})[verdict.protocol] = effect
     flips = []
     for (network, claim, label), by_protocol in effects.items():
-        if not {"paper", "published"} <= set(by_protocol):
-            continue
         judged = of_claim[network, claim]
-        own, theirs = by_protocol["paper"], by_protocol["published"]
-        if judged["paper"] == judged["published"] or own.verdict == theirs.verdict:
+        if not {"paper", "published"} <= set(by_protocol) or judged["paper"] == judged["published"]:
             continue
-        means = {name: effect.mean for name, effect in by_protocol.items()}
-        carrier, share = None, None
-        alone = [name for name in means if name not in ("paper", "published")]
-        if alone and differs(own, theirs):
-            carrier = min(alone, key=lambda name: abs(means["published"] - means[name]))
-            share = (means[carrier] - means["paper"]) / (means["published"] - means["paper"])
-        named = {name: effect.verdict for name, effect in by_protocol.items()}
-        flips.append(Flip(network, claim, label, own.unit, means, named, carrier, share))
+        own, theirs = by_protocol["paper"], by_protocol["published"]
+        if own.verdict != theirs.verdict:
+            means = {name: effect.mean for name, effect in by_protocol.items()}
+            named = {name: effect.verdict for name, effect in by_protocol.items()}
+            flip = Flip(network, claim, label, own.unit, means, named, paired_difference(theirs, own))
+            flips.append(_carried(flip))
     return flips
+
+
+def _carried(flip: Flip) -> Flip:
+    """The flip with its carrier, if there is one."""
+    shares = {
+        name: (flip.means[name] - flip.means["paper"]) / flip.difference[0]
+        for name in SETS["each"][1:-1]
+        if flip.differs and name in flip.means
+    }
+    nearest = min(shares, key=lambda name: abs(1 - shares[name]), default=None)
+    if nearest is None or shares[nearest] < 0.5:
+        return flip
+    return replace(flip, carrier=nearest, share=shares[nearest])

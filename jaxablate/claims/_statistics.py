@@ -82,14 +82,14 @@ def estimate(family: Sequence[Comparison]) -> list[Effect]:
     return effects
 
 
-def differs(one: Effect, other: Effect) -> bool:
-    """Whether two effects on the same networks differ: the 95 % t-interval of their paired difference leaves out 0."""
+def paired_difference(one: Effect, other: Effect) -> tuple[float, float, float]:
+    """Mean of one less the other within each network, and the ends of its 95 % t-interval; NaN where not defined."""
     difference = np.array(one.values) - np.array(other.values)
     difference = difference[np.isfinite(difference)]
     if len(difference) < 2:
-        return False
+        return (float(difference[0]) if len(difference) else math.nan, math.nan, math.nan)
     low, high = confidence_interval(difference)
-    return bool(low > 0 or high < 0)
+    return float(difference.mean()), float(low), float(high)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

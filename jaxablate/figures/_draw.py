@@ -67,12 +67,16 @@ def _training(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
 
 def _scores(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
     values = network["scores"].sel(metric=spec.subject)
-    layers = np.unique(network["layer"])
-    groups = [values.values[:, network["layer"].values == layer].ravel() for layer in layers]
-    groups = [group[np.isfinite(group)] for group in groups]  # a protocol may leave scores undefined
-    layers, groups = zip(
-        *((layer, group) for layer, group in zip(layers, groups, strict=True) if group.size), strict=True
-    )
+    axes.set_xlabel("Hidden layer (lines: quartiles)")
+    axes.set_ylabel(f"{METRIC_NAMES[spec.subject]} ({values.attrs['units']}s)")
+    axes.set_xticks(np.unique(network["layer"]))
+    found = {layer: values.values[:, network["layer"].values == layer].ravel() for layer in np.unique(network["layer"])}
+    # a protocol may leave scores undefined
+    found = {layer: scores[np.isfinite(scores)] for layer, scores in found.items() if np.isfinite(scores).any()}
+    if not found:
+        axes.text(0.5, 0.5, "undefined for every neuron", transform=axes.transAxes, ha="center")
+        return
+    layers, groups = list(found), list(found.values())
     parts = axes.violinplot(groups, positions=layers, showextrema=False, quantiles=[[0.25, 0.5, 0.75]] * len(layers))
     for body, color in zip(parts["bodies"], np.resize(LAYER_COLORS, len(layers)), strict=True):  # pyright: ignore[reportArgumentType]
         body.set(facecolor=color, edgecolor="#333333", alpha=0.6)
@@ -80,9 +84,6 @@ def _scores(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
     random = np.random.default_rng(0)
     for layer, group in zip(layers, groups, strict=True):
         axes.scatter(layer + random.uniform(-0.04, 0.04, len(group)), group, s=2, color="#333333", alpha=0.4)
-    axes.set_xticks(layers)
-    axes.set_xlabel("Hidden layer (lines: quartiles)")
-    axes.set_ylabel(f"{METRIC_NAMES[spec.subject]} ({values.attrs['units']}s)")
 
 
 def _plot_curve(axes: Axes, network: xr.Dataset, shown: Curve, label: str, **look) -> None:

@@ -80,7 +80,8 @@ def _forest_panel(axes: Axes, rows: list[list[Verdict]], column: int, unit: str)
     axes.set_ylim(y, 0)
     axes.grid(visible=False)
     effects = [effect for row in rows for verdict in row for effect in verdict.effects]
-    limit = 1.3 * np.nanmax([[abs(effect.mean), abs(effect.low), abs(effect.high)] for effect in effects])
+    bounds = np.abs([(effect.mean, effect.low, effect.high) for effect in effects])
+    limit = 1.3 * np.max(bounds, initial=0.1, where=np.isfinite(bounds))
     if unit == POINTS:
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xticks([-10, -1, 0, 1, 10], ["-10", "-1", "0", "1", "10"])
@@ -126,17 +127,18 @@ def departures(flips: Sequence[Flip], caption: str) -> Figure:
 
 def shares(results: xr.DataTree, name: str, protocols: Sequence[str], caption: str) -> Figure:
     """Which layers a whole-network ranking, low values first, takes its neurons from."""
-    figure = Figure(figsize=(9, 2.6 * len(protocols) + 0.5))
-    grid = figure.subplots(len(protocols), len(METRIC_NAMES), sharex=True, sharey=True, squeeze=False)
+    metrics = select_protocol(results, protocols[0])[name].to_dataset()["metric"].values.tolist()
+    figure = Figure(figsize=(3 * len(metrics), 2.6 * len(protocols) + 0.5))
+    grid = figure.subplots(len(protocols), len(metrics), sharex=True, sharey=True, squeeze=False)
     for row, protocol in zip(grid, protocols, strict=True):
         network = select_protocol(results, protocol)[name].to_dataset()
         mean, low, high = mean_and_interval(layer_shares(network))
-        for axes, (metric, title) in zip(row, METRIC_NAMES.items(), strict=True):
+        for axes, metric in zip(row, metrics, strict=True):
             for layer, color in zip(mean["layer"].values, LAYER_COLORS, strict=False):
                 chosen = {"ordering": f"{metric}_low", "layer": layer}
                 axes.plot(mean["rank"], mean.sel(chosen), color=color, label=f"layer {layer}")
                 axes.fill_between(mean["rank"], low.sel(chosen), high.sel(chosen), color=color, alpha=0.25, linewidth=0)
-            axes.set_title(f"{title}; {protocol}")
+            axes.set_title(f"{METRIC_NAMES[metric]}; {protocol}")
             axes.set_ylim(-0.02, 1.02)
     for axes in grid[-1]:
         axes.set_xlabel("Ablated neurons")
@@ -159,7 +161,7 @@ def correlations(results: xr.DataTree, names: Sequence[str], protocols: Sequence
             network = select_protocol(results, protocol)[name].to_dataset()
             mean, low, high = mean_and_interval(damage_correlations(network))
             for i, scope in enumerate(scopes):
-                for j, (metric, color) in enumerate(zip(METRIC_NAMES, LAYER_COLORS, strict=False)):
+                for j, (metric, color) in enumerate(zip(mean["metric"].values, LAYER_COLORS, strict=False)):
                     y = 4 * i + j + (0.35 if marker == "s" else 0)
                     one = {"scope": scope, "metric": metric}
                     axes.plot([low.sel(one), high.sel(one)], [y, y], color=color, linewidth=1.2)

@@ -4,11 +4,11 @@
 published figures did; the six departures between them can be had one by one.
 """
 
-from jaxablate._checks import InputError
+from jaxablate._checks import InputError, require
 from jaxablate.protocols._protocol import PAPER, Balance, FreshSubsets, Protocol
 from jaxablate.protocols._published import DEPARTURES, with_departures
 
-__all__ = ["DEPARTURES", "PAPER", "SETS", "Balance", "FreshSubsets", "Protocol", "get_protocol"]
+__all__ = ["DEPARTURES", "PAPER", "SETS", "Balance", "FreshSubsets", "Protocol", "get_protocol", "protocol_names"]
 
 PUBLISHED = "published"
 SETS = {
@@ -36,6 +36,7 @@ def get_protocol(name: str) -> Protocol:
         >>> ja.get_protocol("paper").fresh_subsets is None
         True
     """
+    require(isinstance(name, str), f"protocol: expected a name, got {name!r}")
     if name == PAPER.name:
         return PAPER
     departures = tuple(DEPARTURES) if name == PUBLISHED else tuple(name.split("+"))
@@ -44,3 +45,9 @@ def get_protocol(name: str) -> Protocol:
         known = ", ".join((PAPER.name, PUBLISHED, *DEPARTURES))
         raise InputError(f"unknown protocol {unknown[0]!r}: expected one of {known}, or departures joined by '+'")
     return with_departures(departures, name)
+
+
+def protocol_names(text: str) -> tuple[str, ...]:
+    """The protocols that a text asks for: names and sets (`both`, `each`), joined by commas, each once."""
+    names = [name for part in text.split(",") for name in SETS.get(part.strip(), (part.strip(),))]
+    return tuple(dict.fromkeys(names))

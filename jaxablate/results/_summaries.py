@@ -51,7 +51,7 @@ class Curve:
         step: neurons ablated.
         mean: over networks (and random orders).
         low, high: the band: the 95 % t-interval of the mean over networks; with one network, the 10 % and 90 %
-            quantiles over its random orders.
+            quantiles over its random curves.
         band: what the band is, in words; empty where there is none (one network and one order).
         sd_networks: standard deviation between networks, the share of the random orders taken out; NaN for one network.
         sd_orders: standard deviation between the random orders of a network; NaN for one order.
@@ -120,7 +120,7 @@ def _summary(step: np.ndarray, values: np.ndarray) -> Curve:
         band = f"95 % t-interval of the mean over {num_networks} networks"
     else:
         low, high = np.quantile(values[0], ORDERS_BAND, axis=0)
-        band = f"{ORDERS_BAND[0]:.0%} to {ORDERS_BAND[1]:.0%} of the random orders" if num_orders > 1 else ""
+        band = f"{ORDERS_BAND[0]:.0%} to {ORDERS_BAND[1]:.0%} of {num_orders} random curves" if num_orders > 1 else ""
     return Curve(
         step, of_network.mean(axis=0), low, high, band, of_networks**0.5, of_orders**0.5, num_networks, num_orders
     )
