@@ -44,8 +44,8 @@ for falling strongly, staying flat and costing little: here more than 3, less th
 over the steps.
 
 The published protocol does what the code behind the published figures does, in the six points below; a seventh,
-accuracy averaged over batches of which the last is smaller, is left out. Under it, means of scores leave out the neurons
-whose score is NaN, and "mutual information" is H(T) + H(T|Y)."""
+accuracy averaged over batches of which the last is smaller, is left out. Under it, means of scores leave out the
+neurons whose score is NaN, and "mutual information" is H(T) + H(T|Y)."""
 CLOSE = 0.25
 """Accuracy points within which an undecided effect, interval and all, is said to make no difference."""
 
