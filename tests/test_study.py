@@ -206,7 +206,7 @@ def test_curves_and_summary(small_results, node):
     half = 12.7062047 * np.abs(of_network[1] - of_network[0]) / 2
     np.testing.assert_allclose(shown.high - shown.mean, half, rtol=1e-6, atol=1e-12)
     np.testing.assert_allclose(shown.mean - shown.low, half, rtol=1e-6, atol=1e-12)
-    assert shown.band == "95 % t-interval of the mean over 2 networks"
+    assert shown.band == "95 % t-interval of the mean"
     assert (shown.num_networks, shown.num_orders) == (2, 3)
     of_orders = values.var(axis=1, ddof=1).mean(axis=0)
     np.testing.assert_allclose(shown.sd_orders**2, of_orders, atol=1e-12)

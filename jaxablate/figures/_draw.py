@@ -40,7 +40,7 @@ def draw(results: xr.DataTree, spec: FigureSpec) -> Figure:
 def _provenance(results: xr.DataTree, network: xr.Dataset, spec: FigureSpec) -> str:
     seeds = network.sizes["seed"]
     version = json.loads(results.attrs["versions"])["jaxablate"]
-    parts = [f"{seeds} network{'s' if seeds > 1 else ''} trained on {results.attrs['dataset']}"]
+    parts = [f"{seeds} network{'s' if seeds > 1 else ''} on {results.attrs['dataset']}"]
     if spec.kind in ("balancing", "orders"):
         parts.append(f"{network.attrs['num_test_examples']:,} test images".replace(",", " "))
         random = curve(network, scope=spec.scope, ranking=RANDOM, direction="low", fill="zero")

@@ -117,7 +117,7 @@ def _summary(step: np.ndarray, values: np.ndarray) -> Curve:
         excess = of_orders / num_orders if num_orders > 1 else 0
         of_networks = np.maximum(of_network.var(axis=0, ddof=1) - excess, 0)
         low, high = confidence_interval(of_network)
-        band = f"95 % t-interval of the mean over {num_networks} networks"
+        band = "95 % t-interval of the mean"
     else:
         low, high = np.quantile(values[0], ORDERS_BAND, axis=0)
         band = f"{ORDERS_BAND[0]:.0%} to {ORDERS_BAND[1]:.0%} of {num_orders} random curves" if num_orders > 1 else ""
