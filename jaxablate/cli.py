@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -198,7 +198,8 @@ def reproduce(
         console.print(f"Results: {out / 'results.nc'}", highlight=False, soft_wrap=True)
         if verdicts:
             console.print(f"Claims: {out / 'claims.json'}, {out / 'claims.csv'}", highlight=False, soft_wrap=True)
-        console.print(f"Figures: {out / 'figures'} (contact_sheet.png shows them all)", highlight=False, soft_wrap=True)
+        for folder in folders.values():
+            console.print(f"Figures: {folder} (contact_sheet.png shows them all)", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -242,7 +243,12 @@ def _print_dataset(results, asked: str) -> None:
         )
 
 
-_SHORT = {"mutual_information": "MI", "kl_selectivity": "KL"}
+def _shown(protocols: Iterable[str]) -> list[str]:
+    """The protocols that tables show: the paper's and the published one, or all where there is neither."""
+    from jaxablate.protocols import SETS
+
+    names = list(dict.fromkeys(protocols))
+    return [name for name in names if name in SETS["both"]] or names
 
 
 def _print_summary(results) -> None:
@@ -250,14 +256,15 @@ def _print_summary(results) -> None:
     from jaxablate import summarize
 
     all_rows = summarize(results)
-    for protocol in dict.fromkeys(row.protocol for row in all_rows):
-        if protocol in ("paper", "published"):
-            _print_protocol(protocol, [row for row in all_rows if row.protocol == protocol])
+    for protocol in _shown(row.protocol for row in all_rows):
+        _print_protocol(protocol, [row for row in all_rows if row.protocol == protocol])
     console.print("In brackets: test accuracy of the intact network. Random: mean over orders.", highlight=False)
 
 
 def _print_protocol(protocol: str, rows) -> None:
     """The table of one protocol."""
+    from jaxablate.claims import SHORT
+
     steps = [step for step in rows[0].accuracy if step > 0]
     fills = sorted({row.fill for row in rows})  # zero comes last
     columns = [(fill, step) for fill in fills for step in steps]
@@ -271,7 +278,7 @@ def _print_protocol(protocol: str, rows) -> None:
     )
     cells: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
     for row in rows:
-        order = f"{_SHORT.get(row.ranking, row.ranking)} {row.direction}".strip()
+        order = f"{SHORT.get(row.ranking, row.ranking)} {row.direction}".strip()
         cells.setdefault((row.network, row.scope, order), {})[row.fill] = row.accuracy
     intact = {network: by_fill["zero"][0] for (network, _, _), by_fill in cells.items()}
     previous = None
@@ -290,19 +297,20 @@ _VERDICT_STYLES = {"holds": "green", "does not hold": "red", "undecided": "dim"}
 
 def _print_verdicts(verdicts) -> None:
     """The table of the claims: a verdict for each network under each protocol."""
-    protocols = list(dict.fromkeys(verdict.protocol for verdict in verdicts))
-    shown = [name for name in protocols if name in ("paper", "published")] or protocols
+    from jaxablate.claims import CLAIMS
+
+    shown = _shown(verdict.protocol for verdict in verdicts)
     table = Table(
         Column("claim", no_wrap=True), "of the paper", Column("network", no_wrap=True), *shown,
         title=f"The paper's claims, on {verdicts[0].num_networks} networks of each kind", title_justify="left",
     )  # fmt: skip
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
-    for verdict in verdicts:
+    for verdict in sorted(verdicts, key=lambda verdict: list(CLAIMS).index(verdict.claim)):
         holding = sum(effect.verdict == "holds" for effect in verdict.effects)
         cell = f"[{_VERDICT_STYLES[verdict.verdict]}]{verdict.verdict}[/] ({holding}/{len(verdict.effects)})"
         rows.setdefault((verdict.claim, verdict.text, verdict.network), {})[verdict.protocol] = cell
     previous = ""
-    for (claim, text, network), cells in sorted(rows.items(), key=lambda row: (len(row[0][0].rstrip("ab")), row[0])):
+    for (claim, text, network), cells in rows.items():
         if claim != previous:
             table.add_section()
         head = (claim, text) if claim != previous else ("", "")

@@ -33,6 +33,12 @@ def layer_shares(network: xr.Dataset) -> xr.DataArray:
     return xr.DataArray(shares, {**ablated.coords, "layer_of_network": layers}, dims).rename(layer_of_network="layer")
 
 
+def damage_alone(network: xr.Dataset) -> np.ndarray:
+    """Correct predictions lost when a neuron alone is ablated, bias balanced: integers [seed, neuron]."""
+    intact = network["correct"].isel(step=0, ordering=0, fill=0, scope=0).values
+    return intact[:, None] - network["correct_alone"].values
+
+
 def damage_correlations(network: xr.Dataset) -> xr.DataArray:
     """Spearman's correlation of every score with the damage of ablating the neuron alone, bias balanced.
 
@@ -49,9 +55,7 @@ def damage_correlations(network: xr.Dataset) -> xr.DataArray:
     """
     from scipy import stats
 
-    scopes = network["scope"].values
-    intact = network["correct"].isel(step=0, ordering=0, fill=0, scope=0).values
-    damage = intact[:, None] - network["correct_alone"].values
+    scopes, damage = network["scope"].values, damage_alone(network)
     found = np.full((network.sizes["seed"], network.sizes["metric"], len(scopes)), np.nan)
     for (seed, metric, scope), _ in np.ndenumerate(found):
         scores = network["scores"].values[seed, metric]

@@ -17,9 +17,10 @@ import jaxablate as ja
 from jaxablate._files import atomic_path
 from jaxablate.claims import CLAIMS, FAILS, HOLDS, POINTS, UNDECIDED, Effect, Verdict
 from jaxablate.figures import save_finding_figures
+from jaxablate.mechanism import damage_alone
 from jaxablate.protocols import DEPARTURES, SETS
 
-SHOWN = ("paper", "published")
+SHOWN = SETS["both"]
 BELIEVE = {
     "C1": "Putting the mean in place of an ablated neuron keeps more accuracy than putting zero.",
     "C2": "Random ablation costs more than the better direction of every score, and less than the worse one.",
@@ -258,8 +259,7 @@ def mechanism(results: xr.DataTree) -> str:
     ]
     for name, node in ja.select_protocol(results, "paper").children.items():
         network = node.to_dataset()
-        intact = network["correct"].isel(step=0, ordering=0, fill=0, scope=0)
-        damage = np.abs((intact - network["correct_alone"]).values)
+        damage = np.abs(damage_alone(network))
         layers = network["layer"].values
         typical = [f"layer {layer} {np.median(damage[:, layers == layer]):.0f}" for layer in np.unique(layers)]
         correlation, low, high = ja.mean_and_interval(ja.damage_correlations(network).sel(scope="network"))

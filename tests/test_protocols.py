@@ -1,5 +1,6 @@
 """The published protocol against a NumPy transcription of its description, piece by piece and as a whole."""
 
+import dataclasses
 import itertools
 import math
 
@@ -14,6 +15,9 @@ from jaxablate.protocols import DEPARTURES, PAPER, _published, protocol_names
 from jaxablate.protocols._published import with_departures
 
 ALL = "+".join(DEPARTURES)
+CONFIG = ja.StudyConfig(
+    dataset="mnist5k", networks=((12, 10),), epochs=6, seeds=(1,), random_orders=2, random_subsets=3, steps=8
+)
 
 # [neuron, class, code]: ordinary; dead; always on; never on for class 0; a class without examples
 COUNTS = np.array(
@@ -136,16 +140,7 @@ def test_every_departure_changes_one_piece():
 @pytest.fixture(scope="module")
 def off_and_on():
     """One network under the paper's protocol, all departures off, the published one, and all six on."""
-    config = ja.StudyConfig(
-        dataset="mnist5k",
-        networks=((12, 10),),
-        epochs=6,
-        seeds=(1,),
-        random_orders=2,
-        random_subsets=3,
-        steps=8,
-        protocols=("paper", "nan_largest", "published", ALL),
-    )
+    config = dataclasses.replace(CONFIG, protocols=("paper", "nan_largest", "published", ALL))
     with pytest.MonkeyPatch.context() as patch:
         known = jaxablate.study._ablate.get_protocol
         patch.setattr(
@@ -225,16 +220,7 @@ def test_the_published_random_curves_by_hand(off_and_on, mnist5k, monkeypatch):
     drawn = []
     original = _published.fresh_subsets
     monkeypatch.setattr(_published, "fresh_subsets", lambda *a: drawn.append(original(*a)) or drawn[-1])
-    config = ja.StudyConfig(
-        dataset="mnist5k",
-        networks=((12, 10),),
-        epochs=6,
-        seeds=(1,),
-        random_orders=2,
-        random_subsets=3,
-        steps=8,
-        protocols=("fresh_subsets",),
-    )
+    config = dataclasses.replace(CONFIG, protocols=("fresh_subsets",))
     node = ja.select_protocol(ja.run_study(config), "fresh_subsets")["2-layer-12-10"].to_dataset()
     model, _ = ja.train(mnist5k, (12, 10), 1, epochs=6)
     mean = node["mean_activation"].values[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 import xarray as xr
 
 from jaxablate._files import atomic_path, require_writable
-from jaxablate.claims._definitions import CLAIMS, POINTS, comparisons_of
+from jaxablate.claims._definitions import CLAIMS, POINTS, SHORT, comparisons_of
 from jaxablate.claims._statistics import FAILS, HOLDS, UNDECIDED, Effect, estimate, paired_difference
 from jaxablate.protocols import SETS
 from jaxablate.results import CONFIDENCE, protocols_of, select_protocol
@@ -20,6 +20,7 @@ __all__ = [
     "FAILS",
     "HOLDS",
     "POINTS",
+    "SHORT",
     "UNDECIDED",
     "Effect",
     "Flip",

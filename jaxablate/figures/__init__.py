@@ -47,7 +47,9 @@ def draw_figure(results: xr.DataTree, number: int) -> Figure:
     Raises:
         InputError: for an unknown number, or results without the network that the figure shows.
     """
-    return _draw(results, _spec(results, number))
+    spec = _spec(results, number)
+    with matplotlib.style.context(STYLE):
+        return draw(results, spec)
 
 
 def save_figure(results: xr.DataTree, number: int, folder: str | Path) -> list[Path]:
@@ -147,11 +149,6 @@ def _spec(results: xr.DataTree, number: int) -> FigureSpec:
     missing = _missing(results, spec)
     require(missing is None, f"figure {number}: expected results with {missing}, got {list(results.children)}")
     return spec
-
-
-def _draw(results: xr.DataTree, spec: FigureSpec) -> Figure:
-    with matplotlib.style.context(STYLE):
-        return draw(results, spec)
 
 
 def _save(results: xr.DataTree, spec: FigureSpec, folder: Path) -> list[Path]:

@@ -1,6 +1,5 @@
 """Figures of the findings: verdicts, flips and summaries come in, matplotlib figures go out. No statistics here."""
 
-import itertools
 import textwrap
 from collections.abc import Sequence
 
@@ -15,9 +14,10 @@ from jaxablate.claims import CLAIMS, FAILS, HOLDS, POINTS, UNDECIDED, Flip, Verd
 from jaxablate.figures._catalogue import METRIC_NAMES
 from jaxablate.figures._draw import LAYER_COLORS
 from jaxablate.mechanism import damage_correlations, layer_shares, mean_and_interval
+from jaxablate.protocols import SETS
 from jaxablate.results import NETWORK_SCOPE, select_protocol
 
-SHOWN = ("paper", "published")
+SHOWN = SETS["both"]
 VERDICT_LOOKS = {HOLDS: ("#0072B2", "o"), FAILS: ("#D55E00", "x"), UNDECIDED: ("#888888", ".")}
 LINE = 0.075  # inches of height for one effect
 
@@ -26,10 +26,9 @@ def forest(verdicts: Sequence[Verdict], caption: str) -> Figure:
     """Every effect with its interval, grouped by claim and network, a column for each protocol."""
     protocols = [name for name in SHOWN if any(verdict.protocol == name for verdict in verdicts)]
     by_place: dict[tuple[str, str], list[Verdict]] = {}  # the protocols' verdicts, by claim and network
-    for claim, protocol in itertools.product(CLAIMS, protocols):
-        for verdict in verdicts:
-            if (verdict.claim, verdict.protocol) == (claim, protocol):
-                by_place.setdefault((claim, verdict.network), []).append(verdict)
+    for verdict in sorted(verdicts, key=lambda verdict: list(CLAIMS).index(verdict.claim)):
+        if verdict.protocol in protocols:
+            by_place.setdefault((verdict.claim, verdict.network), []).append(verdict)
     panels: dict[str, list[list[Verdict]]] = {}
     for row in by_place.values():
         panels.setdefault(row[0].effects[0].unit, []).append(row)

@@ -1,7 +1,7 @@
 """Results: arrays of a study come in, a labelled and documented `xarray.DataTree` goes out, to a file and back.
 
-One node for each network and protocol. This is the only package that knows xarray; it also computes the summaries
-that figures and tables show, so that those only draw.
+One node for each network and protocol. Its networks stand at the root under the paper's protocol. This is the
+only package that builds datasets; it also computes the summaries that figures and tables show.
 """
 
 from jaxablate.results._files import load_results, save_results

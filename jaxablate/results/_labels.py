@@ -15,11 +15,11 @@ import xarray as xr
 from jaxablate._checks import require_known
 from jaxablate.datasets import Source
 from jaxablate.models import layer_of_neuron
+from jaxablate.protocols import PAPER
 
 FORMAT = "jaxablate results 2"
 RANDOM = "random"
 NETWORK_SCOPE = "network"
-PAPER = "paper"  # the protocol whose networks stand at the root
 
 VARIABLES = {
     "train_loss": (("seed", "epoch"), "training loss", "nat"),
@@ -164,7 +164,7 @@ def study_results(networks: Mapping[str, Mapping[str, xr.Dataset]], config: Mapp
         "matmul_precision": "highest",
     }
     nodes = {
-        name if protocol == PAPER else f"{protocol}/{name}": network
+        name if protocol == PAPER.name else f"{protocol}/{name}": network
         for protocol, of_protocol in networks.items()
         for name, network in of_protocol.items()
     }
@@ -185,7 +185,7 @@ def protocols_of(results: xr.DataTree) -> list[str]:
         ['paper', 'published']
     """
     others = [name for name, node in results.children.items() if node.children]
-    return [PAPER] * (len(others) < len(results.children)) + others
+    return [PAPER.name] * (len(others) < len(results.children)) + others
 
 
 def select_protocol(results: xr.DataTree, protocol: str) -> xr.DataTree:
@@ -206,6 +206,6 @@ def select_protocol(results: xr.DataTree, protocol: str) -> xr.DataTree:
         'published'
     """
     require_known("protocol", protocol, protocols_of(results))
-    root = results if protocol == PAPER else results[protocol]
+    root = results if protocol == PAPER.name else results[protocol]
     networks = {name: node.to_dataset() for name, node in root.children.items() if not node.children}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), **networks})

@@ -1,5 +1,6 @@
 """Score, rank and ablate the networks of one kind, under every protocol of the study."""
 
+import functools
 import itertools
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from jaxablate.histograms import joint_histogram
 from jaxablate.models import MLP, site_bounds
 from jaxablate.orders import DIRECTIONS, random_orders
 from jaxablate.protocols import Balance, FreshSubsets, Protocol, get_protocol
+from jaxablate.quantizers import Quantizer
 from jaxablate.results import network_results
 from jaxablate.study._config import StudyConfig, network_name
 from jaxablate.study._networks import OnProgress
@@ -107,17 +109,27 @@ def _views(config: StudyConfig, seed: int, model: MLP, data: Dataset, protocols:
     """Quantize, score and rank the neurons of a network under every protocol."""
     activations = record_activations(model, data.validation.images)
     mean = np.asarray(mean_activations(model, data.validation.images))
+    scopes = _scopes(model.hidden)
+    random = [
+        np.asarray(random_orders(key, stop - start, config.random_orders))
+        for key, (start, stop) in zip(_keys(seed, model.hidden), scopes, strict=True)
+    ]
+
+    @functools.cache  # most protocols share their quantizer
+    def count(quantizer: Callable[[str], Quantizer]) -> Counts:
+        quantize = quantizer(config.activation)
+        codes = jnp.concatenate([quantize(layer) for layer in activations], axis=1)
+        return joint_histogram(codes, data.validation.labels, num_codes=2, num_classes=data.num_classes)
+
     views = []
     for protocol in protocols:
-        quantize = protocol.quantizer(config.activation)
-        codes = jnp.concatenate([quantize(layer) for layer in activations], axis=1)
-        counts = joint_histogram(codes, data.validation.labels, num_codes=2, num_classes=data.num_classes)
+        counts = count(protocol.quantizer)
         scores = np.stack([protocol.score(metric, counts) for metric in config.metrics])
         orders = []
-        for key, (start, stop) in zip(_keys(seed, model.hidden), _scopes(model.hidden), strict=True):
+        for (start, stop), shuffled in zip(scopes, random, strict=True):
             found = [np.asarray(protocol.rank(of[start:stop], way)) for of in scores for way in DIRECTIONS]
             if not protocol.fresh_subsets:
-                found += list(np.asarray(random_orders(key, stop - start, config.random_orders)))
+                found += list(shuffled)
             orders.append(np.stack(found).astype(np.int32) + np.int32(start))
         views.append(_View(protocol, mean, counts, scores, protocol.balance(counts, mean), orders))
     return views
