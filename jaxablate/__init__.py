@@ -5,6 +5,10 @@ from importlib.metadata import version as _version
 from jaxablate._checks import InputError as InputError
 from jaxablate.ablation import cumulative_ablation as cumulative_ablation
 from jaxablate.ablation import evaluate_masks as evaluate_masks
+from jaxablate.ablation import greedy_order as greedy_order
+from jaxablate.ablation import pair_ablation as pair_ablation
+from jaxablate.ablation import single_ablation as single_ablation
+from jaxablate.activations import compute_fill as compute_fill
 from jaxablate.activations import mean_activations as mean_activations
 from jaxablate.activations import record_activations as record_activations
 from jaxablate.claims import explain_flips as explain_flips
@@ -23,10 +27,13 @@ from jaxablate.metrics import get_metric as get_metric
 from jaxablate.metrics import kl_selectivity as kl_selectivity
 from jaxablate.metrics import mutual_information as mutual_information
 from jaxablate.models import MLP as MLP
+from jaxablate.models import Chain as Chain
+from jaxablate.models import Site as Site
 from jaxablate.models import from_arrays as from_arrays
 from jaxablate.models import layer_of_neuron as layer_of_neuron
 from jaxablate.models import load_model as load_model
 from jaxablate.models import save_model as save_model
+from jaxablate.models import with_sites as with_sites
 from jaxablate.orders import ablation_order as ablation_order
 from jaxablate.orders import masks_of_orders as masks_of_orders
 from jaxablate.orders import random_orders as random_orders

@@ -7,11 +7,11 @@ cost nothing. Axis names: `example`, `neuron` (all hidden neurons in network ord
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Int32
+from jaxtyping import Bool, Float, Float32, Int, Int32, Num
 
 AnyArray = jax.Array | np.ndarray
 
-Images = Float[AnyArray, "example ..."]
+Images = Num[AnyArray, "example ..."]
 Labels = Int[AnyArray, "example"]
 Activations = Float32[AnyArray, "example neuron"]
 Codes = Int[AnyArray, "example neuron"]

@@ -111,12 +111,12 @@ def test_a_layer_between_may_stay_whole(small_model, examples, fill, engine):
 
 def test_equal_orders_are_followed_once(small_model, examples, monkeypatch):
     seen = []
-    count_steps = _incremental.count_steps
+    measure_steps = _incremental.measure_steps
     monkeypatch.setattr(
         _incremental,
-        "count_steps",
+        "measure_steps",
         lambda m, orders, numbers, *a, **k: (
-            seen.append(orders[0, : numbers[0]]) or count_steps(m, orders, numbers, *a, **k)
+            seen.append(orders[0, : numbers[0]]) or measure_steps(m, orders, numbers, *a, **k)
         ),
     )
     orders = np.array([[5, 1, 2, 3], [0, 1, 2, 3], [5, 1, 2, 4], [5, 2, 1, 3]])
@@ -205,7 +205,7 @@ def test_bad_input_for_several_networks(networks, examples):
     with raises_input_error("model: expected at least one network, got none"):
         ja.evaluate_masks([], masks, *examples)
     for other in (ja.MLP(784, (10, 9, 8), 10, rngs=nnx.Rngs(0)), ja.MLP(784, (10, 8, 9), 9, rngs=nnx.Rngs(0))):
-        with raises_input_error("model: expected networks of one architecture, got hidden layers .* for network 1,"):
+        with raises_input_error("model: expected networks of one architecture, got sites layer1 .* for network 1,"):
             ja.evaluate_masks([networks[0], other], masks[:2], *examples)
     broken = ja.MLP(784, (10, 8, 9), 10, rngs=nnx.Rngs(3))
     bias = broken.stages[2].linear.bias
@@ -270,8 +270,8 @@ def test_mean_fill_is_cutting_neurons_and_moving_their_mean_into_the_bias(small_
 def test_programs_are_compiled_once_per_shape(small_model, examples):
     images, labels = map(jnp.asarray, examples)
     other = ja.MLP(784, (10, 8, 9), 10, rngs=nnx.Rngs(77))
-    _vmap._count.clear_cache()
-    _incremental._count.clear_cache()
+    _vmap._measure.clear_cache()
+    _incremental._measure.clear_cache()
     for model in (small_model, other):
         for seed in range(3):
             fill = np.full(27, seed, np.float32)
@@ -279,8 +279,8 @@ def test_programs_are_compiled_once_per_shape(small_model, examples):
             ja.evaluate_masks(model, random_masks(seed, 11, 27), images, labels)
             ja.evaluate_masks(model, random_masks(seed, 11, 27), images, labels, fill)
             ja.cumulative_ablation(model, orders, images, labels, fill, steps=20, engine="incremental")
-    assert _vmap._count._cache_size() == 1
-    assert _incremental._count._cache_size() == 1
+    assert _vmap._measure._cache_size() == 1
+    assert _incremental._measure._cache_size() == 1
 
 
 def test_ten_thousand_masks_on_full_mnist_stay_under_two_gigabytes(mnist_dir):
@@ -309,13 +309,13 @@ def test_programs_keep_to_the_memory_limit(monkeypatch, hidden, classes, num_exa
     model = ja.MLP(784, hidden, classes, rngs=nnx.Rngs(0))
     images, labels = np.zeros((num_examples, 784), np.float32), np.zeros(num_examples, np.int32)
     module, sizes = {"vmap": _vmap, "incremental": _incremental}[engine], []
-    count = module._count
+    count = module._measure
 
     def record(*arguments):
         sizes.append(count.lower(*arguments).compile().memory_analysis().temp_size_in_bytes)
         raise StopIteration
 
-    monkeypatch.setattr(module, "_count", record)
+    monkeypatch.setattr(module, "_measure", record)
     monkeypatch.setattr(_machine, "num_cores", lambda: 1)
     orders = np.asarray(ja.random_orders(jax.random.key(0), sum(hidden), 40))
     with pytest.raises(StopIteration):
@@ -332,14 +332,14 @@ def test_full_size_programs_stay_small_by_default(mnist5k):
         (_vmap, lambda: ja.evaluate_masks(model, np.zeros((8192, 600), bool), images, labels)),
         (_incremental, lambda: ja.cumulative_ablation(model, np.arange(600)[None], images, labels)),
     ):
-        count = module._count
+        count = module._measure
 
         def record(*arguments, count=count):
             calls.append(count.lower(*arguments).compile().memory_analysis().temp_size_in_bytes)
             raise StopIteration
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "_count", record)
+            patch.setattr(module, "_measure", record)
             patch.setattr(_machine, "num_cores", lambda: 1)
             with pytest.raises(StopIteration):
                 run()
@@ -350,13 +350,13 @@ def test_full_size_programs_stay_small_by_default(mnist5k):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_matrix_products_are_of_highest_precision(small_model, examples, monkeypatch, engine):
     module = {"vmap": _vmap, "incremental": _incremental}[engine]
-    count, programs = module._count, []
+    count, programs = module._measure, []
 
     def record(*arguments):
         programs.append(count.lower(*arguments).as_text())
         return count(*arguments)
 
-    monkeypatch.setattr(module, "_count", record)
+    monkeypatch.setattr(module, "_measure", record)
     orders = np.arange(27)[None]
     ja.cumulative_ablation(small_model, orders, *examples, steps=2, engine=engine)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # a CPU knows no other
@@ -385,15 +385,16 @@ def products(jaxpr, times=1):
 def test_what_comes_before_the_first_ablated_layer_is_computed_once(small_model, examples, monkeypatch, engine):
     """Orders of the last layer: the two products before it run once for each chunk, however many orders there are."""
     module = {"vmap": _vmap, "incremental": _incremental}[engine]
-    count, seen = module._count, []
+    count, seen = module._measure, []
     monkeypatch.setattr(_vmap, "MASKS_PER_BATCH", 5)
     monkeypatch.setattr(_machine, "num_cores", lambda: 1)
-    monkeypatch.setattr(module, "_count", lambda *arguments: seen.append(arguments) or count(*arguments))
+    monkeypatch.setattr(module, "_measure", lambda *arguments: seen.append(arguments) or count(*arguments))
     orders = np.asarray(ja.random_orders(jax.random.key(0), 9, 6)) + 18
     ja.cumulative_ablation(small_model, orders, *examples, steps=4, engine=engine, memory_limit=10_000)
-    chunks = len(seen[0][-1])
+    chunks = len(seen[0][-2])
     assert chunks > 3
-    program = jax.make_jaxpr(count.__wrapped__, static_argnums=(0, 1, 2))(*seen[0])
+    static = range({"vmap": 5, "incremental": 4}[engine])
+    program = jax.make_jaxpr(count.__wrapped__, static_argnums=tuple(static))(*seen[0])
     found = dict(products(program.jaxpr))
     assert found[784, 10] == found[10, 8] == found[8, 9] == chunks
     assert found[9, 10] > chunks

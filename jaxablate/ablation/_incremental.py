@@ -1,12 +1,13 @@
 """The engine for cumulative orders: each step updates what the step before has computed.
 
-Step k differs from step k-1 by a few neurons. Where a neuron j of layer l goes, the pre-activation of layer l+1
-changes by (a_j - h_j) w_j, where a_j is what the ablated neuron puts out: a rank-one update; only the layers after it
-are computed anew. The state carried from step to step is the pre-activation behind every layer that the orders touch,
-and which neurons are still there.
+Step k differs from step k-1 by a few neurons. Where a neuron j goes whose site is followed by a linear map with rows
+w_j, the map's output changes by (a_j - h_j) w_j, where a_j is what the ablated neuron puts out: a rank-one update; only
+what comes after it is computed anew. The state carried from step to step is that output behind every site that the
+orders touch, and which neurons are still there.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -16,81 +17,139 @@ import numpy as np
 from flax import nnx
 
 from jaxablate._parallel import COMPILER_OPTIONS
-from jaxablate.ablation._machine import ablated, by_layer, lay_out, run_shards, total
-from jaxablate.models import ACTIVATIONS, MLP, site_bounds, stack_states
+from jaxablate.ablation._machine import Task, by_site, run_shards
+from jaxablate.ablation._measures import Sums, measure, zeros
+from jaxablate.models import (
+    ELEMENTWISE,
+    Link,
+    Model,
+    Network,
+    ablated,
+    bytes_on_the_way,
+    intervene,
+    run,
+    segments_of,
+    stack_states,
+)
 
 CHUNK = 500  # examples whose state a CPU core's cache holds
 CHUNK_ELSEWHERE = 10_000
-BOUNDED = ("sigmoid", "tanh")  # activation functions whose outputs lie in [-1, 1]
 LARGE = 100.0  # a larger output is not subtracted: its rounding error would be near a tie's 1e-5
 
 
-def count_steps(
-    models: Sequence[MLP],
-    orders: np.ndarray,
-    numbers: np.ndarray,
-    fill,
-    scale,
-    images,
-    labels,
-    *,
-    neurons_per_step: int,
-    memory_limit: int | None,
-    precision: str,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Correct predictions int32 and whether all logits were finite, both [network, order, step + 1].
+def touched_by(network: Network, orders: np.ndarray) -> tuple[int, ...]:
+    """The sites whose neurons are in the orders, by their numbers."""
+    return tuple(np.unique(network.site_of(orders)).tolist())
 
-    For networks of one architecture, orders [network, order, step * neurons_per_step], of which the first
-    `numbers` [network] are followed, fill [network, neuron], scale like fill or None; the caller has checked the
-    arguments.
-    """
-    model = models[0]
-    bounds = site_bounds(model.hidden)
-    touched = tuple(np.unique(np.searchsorted(bounds, orders, side="right") - 1).tolist())
-    last_only = touched == (len(model.hidden) - 1,)
+
+def unfit_for(network: Network, state: nnx.State, touched: tuple[int, ...]) -> str:
+    """Why the engine cannot follow orders that touch these sites; empty if it can."""
+    segments = segments_of(nnx.merge(network.graphdef, state))
+    if segments is None:
+        return "a model that is a chain"
+    for site in touched:
+        if not (segments[site + 1] and _is_linear(segments[site + 1][0])):
+            return f"an nnx.Linear in float32 right behind site {network.sites[site]!r}"
+    return ""
+
+
+def _is_linear(link: Link) -> bool:
+    return isinstance(link, nnx.Linear) and link.kernel.dtype == jnp.float32 and link.dtype in (None, jnp.float32)
+
+
+def measure_steps(
+    task: Task, orders: np.ndarray, numbers: np.ndarray, *, neurons_per_step: int
+) -> dict[str, np.ndarray]:
+    """Sums of the task's measures [network, order, step + 1, ...] along orders
+    [network, order, step * neurons_per_step], of which the first `numbers` [network] are followed."""
+    network = task.network
+    touched = touched_by(network, orders)
+    last_only = touched == (len(network.sites) - 1,)
     preferred = CHUNK if jax.default_backend() == "cpu" and not last_only else CHUNK_ELSEWHERE
-    widest = max(*model.hidden, model.stages[-1].linear.out_features)
-    # pre-activations around the layers from the first touched to the last, one update in flight, and what is on the
-    # way out
-    per_example = 4 * ((touched[-1] - touched[0] + 2) + 3) * widest
-    layout = lay_out(len(images), per_example, memory_limit, preferred)
+    # what is before and behind the touched sites, one update in flight, and what is on the way out
+    per_example = (len(touched) + 4) * bytes_on_the_way(network, touched[0])
+    layout = task.lay_out(per_example, preferred)
     grouped = orders.reshape(*orders.shape[:2], -1, neurons_per_step)
-    states = [nnx.state(model) for model in models]
-    call = partial(_count, nnx.graphdef(model), touched, precision, states, grouped, numbers, fill, scale)
-    return total(run_shards(call, layout.split(images, labels)))
+    call = partial(
+        _measure,
+        network,
+        touched,
+        task.measures,
+        task.precision,
+        task.states,
+        grouped,
+        numbers,
+        task.fill,
+        task.scale,
+    )
+    return run_shards(call, layout.split(task))
 
 
-class _Network(NamedTuple):
-    """What a program knows of the network: `weights` of every stage, `fills` and `scales` of every hidden layer,
-    where its neurons begin and end (`bounds`), the activation function and whether it is bounded, and the hidden layers
-    that any order touches."""
+class _Level(NamedTuple):
+    """A touched site and what follows it: the ids of its first neuron and of the one past its last, fill and scale of
+    its neurons, the linear map, the links from that map to where the next level begins (or to the logits), and what
+    makes the site's outputs of what its level begins with, one by one."""
 
-    weights: list[tuple[jax.Array, jax.Array]]
-    fills: list[jax.Array]
-    scales: list[jax.Array | None]
-    bounds: np.ndarray
+    start: int
+    stop: int
+    fill: jax.Array
+    scale: jax.Array | None
+    linear: nnx.Linear
+    close: list[Link]
     activate: Callable[[jax.Array], jax.Array]
-    bounded: bool
-    touched: tuple[int, ...]
 
-    def values_of(self, layer: int, neurons: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """Fill and scale of some neurons of a layer."""
-        scale = self.scales[layer]
-        return self.fills[layer][neurons], None if scale is None else scale[neurons]
+    @property
+    def bounded(self) -> bool:
+        """Whether the site's outputs lie in [-1, 1]."""
+        return ELEMENTWISE.get(self.activate, False)
 
-    def behind(self, layer: int, before: jax.Array, kept: dict[int, jax.Array]) -> jax.Array:
-        """The pre-activation behind a hidden layer, from the pre-activation before it and which neurons are kept."""
-        outputs = self.activate(before)
-        if layer in kept:
-            outputs = jnp.where(kept[layer], outputs, ablated(outputs, self.fills[layer], self.scales[layer]))
-        kernel, bias = self.weights[layer + 1]
-        return outputs @ kernel + bias
+    def behind(self, before: jax.Array, kept: jax.Array) -> jax.Array:
+        """The linear map's output, from what the level begins with and which neurons are kept."""
+        outputs = intervene(self.activate(before), kept, self.fill, self.scale)
+        kernel, bias = self.linear.kernel[...], self.linear.bias
+        return outputs @ kernel if bias is None else outputs @ kernel + bias[...]
+
+    def change(self, before: jax.Array, neurons: jax.Array, here: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """By how much the outputs of some neurons change that go (those that are `here`), and the linear map's."""
+        scale = None if self.scale is None else self.scale[neurons]
+        outputs = self.activate(before[..., neurons])
+        difference = jnp.where(here, ablated(outputs, self.fill[..., neurons], scale) - outputs, 0)
+        rows = self.linear.kernel[...][neurons]
+        return difference, (difference * rows if len(neurons) == 1 else difference @ rows)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=COMPILER_OPTIONS)
-def _count(
-    graphdef: nnx.GraphDef,
+def _levels(model: Model, network: Network, touched: tuple[int, ...], fill, scale, rows) -> tuple[list, list[_Level]]:
+    """The links to where the first level begins, and the levels.
+
+    A level begins before the activation function, where that is the last link before the site, so that single outputs
+    can be computed again in place of being kept.
+    """
+    segments = segments_of(model)
+    assert segments is not None
+    splits = network.bounds[1:-1]
+    fills, scales = by_site(fill, rows, splits), by_site(scale, None, splits)
+    cuts = [0, *(site + 1 for site in touched), len(segments)]
+    parts = [[link for segment in segments[a:b] for link in segment] for a, b in itertools.pairwise(cuts)]
+    entrance, *following = parts
+    levels = []
+    for site, links, before in zip(touched, following, parts[:-1], strict=True):
+        activate = before.pop() if before and before[-1] in ELEMENTWISE else _identity
+        linear = links.pop(0)
+        assert isinstance(linear, nnx.Linear)
+        start, stop = network.bounds[site : site + 2].tolist()
+        levels.append(_Level(start, stop, fills[site], scales[site], linear, links, activate))
+    return entrance, levels
+
+
+def _identity(outputs: jax.Array) -> jax.Array:
+    return outputs
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3), compiler_options=COMPILER_OPTIONS)
+def _measure(
+    network: Network,
     touched: tuple[int, ...],
+    measures: tuple[str, ...],
     precision: str,
     states,
     orders,
@@ -99,110 +158,107 @@ def _count(
     scale,
     images,
     labels,
+    rows,
 ):
-    """Correct predictions and whether all logits were finite, both [network, order, step + 1].
+    """Sums [network, order, step + 1, ...].
 
     `states` are the weights of each network, orders are [network, order, step, neuron], of which the first `numbers`
-    [network] are followed, fill and scale (or None) are [network, neuron]; `touched` are the hidden layers that any
-    order touches; images are [chunk, example, pixel].
+    [network] are followed, fill and scale as in `Task`; `touched` are the sites that any order touches; images are
+    [chunk, example, ...], labels and rows (or None) [chunk, example].
     """
 
-    def count_network(arguments):
+    def measure_network(arguments):
         state, orders, number, fill, scale = arguments
-        model = nnx.merge(graphdef, state)
-        bounds = site_bounds(model.hidden)
-        weights = [stage.weights for stage in model.stages]
-        name = model.activation
-        fills, scales = by_layer(fill, bounds[1:-1]), by_layer(scale, bounds[1:-1])
-        network = _Network(weights, fills, scales, bounds, ACTIVATIONS[name], name in BOUNDED, touched)
+        model = nnx.merge(network.graphdef, state)
 
         def add_chunk(totals, examples):
-            return _add_chunk(network, orders, number, totals, *examples), None
+            images, labels, rows = examples
+            entrance, levels = _levels(model, network, touched, fill, scale, rows)
+            return _add_chunk(levels, measures, orders, number, totals, run(entrance, images), labels), None
 
-        shape = (orders.shape[0], orders.shape[1] + 1)
-        start = jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool)
-        return jax.lax.scan(add_chunk, start, (images, labels))[0]
+        start = zeros(measures, network.num_classes, (orders.shape[0], orders.shape[1] + 1))
+        return jax.lax.scan(add_chunk, start, (images, labels, rows))[0]
 
     with jax.default_matmul_precision(precision):
-        return jax.lax.map(count_network, (stack_states(states), orders, numbers, fill, scale))
+        return jax.lax.map(measure_network, (stack_states(states), orders, numbers, fill, scale))
 
 
-def _add_chunk(network: _Network, orders, number, totals, pixels, labels) -> tuple[jax.Array, jax.Array]:
-    """Totals of counts and finiteness, both [order, step + 1], with one chunk of examples added."""
-    first = network.touched[0]
-    kernel, bias = network.weights[0]
-    before = pixels @ kernel + bias
-    for layer in range(first):
-        before = network.behind(layer, before, {})
+def _add_chunk(levels: list[_Level], measures: tuple[str, ...], orders, number, totals: Sums, before, labels) -> Sums:
+    """Totals [order, step + 1, ...] with one chunk of examples added; `before` is where the first level begins."""
     start = _Progress(
         step=jnp.int32(0),
-        correct=jnp.zeros(orders.shape[1] + 1, jnp.int32),
-        finite=jnp.ones(orders.shape[1] + 1, bool),
-        kept={layer: jnp.ones(len(network.fills[layer]), bool) for layer in network.touched},
+        sums={name: jnp.zeros(of.shape[1:], of.dtype) for name, of in totals.items()},
+        kept=[jnp.ones(level.stop - level.start, bool) for level in levels],
     )
+    intact = None
+    if "divergence" in measures:
+        intact = before
+        for level in levels:
+            intact = run(level.close, level.behind(intact, jnp.ones(level.stop - level.start, bool)))
+    curve = _Curve(levels, measures, labels, intact)
 
     def add_curve(i, totals):
-        order, (correct, finite) = orders[i], totals
-        # the layer that a step begins in: the first that loses a neuron
-        depths = jnp.searchsorted(network.bounds[1:], order.min(axis=1), side="right")
-        done = _run_layer(network, order, jnp.append(depths, -1), labels, first, before, start)
-        return correct.at[i].add(done.correct), finite.at[i].set(finite[i] & done.finite)
+        order = orders[i]
+        # the level that a step begins in: the first that loses a neuron
+        stops = jnp.array([level.stop for level in levels])
+        depths = jnp.searchsorted(stops, order.min(axis=1), side="right")
+        done = curve.run_level(order, jnp.append(depths, -1), 0, before, start)
+        return jax.tree.map(lambda total, sums: total.at[i].add(sums), totals, done.sums)
 
     # a number that is not part of the program: networks differ in how many distinct orders they have
     return jax.lax.fori_loop(0, number, add_curve, totals)
 
 
 class _Progress(NamedTuple):
-    """How far a curve has come: the next step, the results so far [step + 1], which neurons of each layer are kept."""
+    """How far a curve has come: the next step, the results so far [step + 1, ...], which neurons of each level are
+    kept."""
 
     step: jax.Array
-    correct: jax.Array
-    finite: jax.Array
-    kept: dict[int, jax.Array]
+    sums: Sums
+    kept: list[jax.Array]
 
 
-def _run_layer(network: _Network, order, depths, labels, layer: int, before, progress: _Progress) -> _Progress:
-    """Follow the order from the state at hand for as long as its steps begin in this layer or behind it.
+class _Curve(NamedTuple):
+    """What is the same for all curves of a chunk of examples."""
 
-    `before` is the pre-activation of this layer, which does not change meanwhile; `depths` [step + 1] is the layer
-    that each step begins in, -1 at the end. The layers nest: each keeps its own pre-activation, and runs the next one
-    anew after every change.
-    """
+    levels: list[_Level]
+    measures: tuple[str, ...]
+    labels: jax.Array
+    intact: jax.Array | None
 
-    def run_next(behind, progress):
-        if layer < network.touched[-1]:
-            return _run_layer(network, order, depths, labels, layer + 1, behind, progress)
-        for later in range(layer + 1, len(network.fills)):
-            behind = network.behind(later, behind, {})
-        correct = (behind.argmax(axis=-1) == labels).sum(dtype=jnp.int32)
-        return progress._replace(
-            step=progress.step + 1,
-            correct=progress.correct.at[progress.step].set(correct),
-            finite=progress.finite.at[progress.step].set(jnp.isfinite(behind).all()),
-        )
+    def run_level(self, order, depths, depth: int, before, progress: _Progress) -> _Progress:
+        """Follow the order from the state at hand for as long as its steps begin in this level or behind it.
 
-    def ablate(state):
-        behind, progress = state
-        neurons = order[progress.step - 1]  # step 0 is the intact network
-        start, stop = network.bounds[layer : layer + 2]
-        kept = {
-            i: flags & (jnp.arange(*network.bounds[i : i + 2])[:, None] != neurons).all(axis=1)
-            for i, flags in progress.kept.items()
-        }
-        here = (neurons >= start) & (neurons < stop)
-        local = jnp.where(here, neurons - start, 0)
-        outputs, (fill, scale) = network.activate(before[:, local]), network.values_of(layer, local)
-        change = jnp.where(here, ablated(outputs, fill, scale) - outputs, 0)
-        rows = network.weights[layer + 1][0][local]
-        updated = behind + (change * rows if len(neurons) == 1 else change @ rows)
-        if not network.bounded:
-            # what a large output leaves behind when it is subtracted again is its rounding error
-            small = jnp.abs(change).max() < LARGE
-            updated = jax.lax.cond(small, lambda: updated, lambda: network.behind(layer, before, kept))
-        return updated, run_next(updated, progress._replace(kept=kept))
+        `before` is what this level begins with, which does not change meanwhile; `depths` [step + 1] is the level
+        that each step begins in, -1 at the end. The levels nest: each keeps what its linear map puts out, and runs the
+        next one anew after every change.
+        """
+        level = self.levels[depth]
 
-    behind = network.behind(layer, before, progress.kept)
-    progress = run_next(behind, progress)
-    if layer not in network.touched:
-        return progress
-    return jax.lax.while_loop(lambda state: depths[state[1].step - 1] == layer, ablate, (behind, progress))[1]
+        def run_next(behind, progress):
+            after = run(level.close, behind)
+            if depth + 1 < len(self.levels):
+                return self.run_level(order, depths, depth + 1, after, progress)
+            measured = measure(self.measures, after, self.labels, self.intact)
+            sums = jax.tree.map(lambda sums, new: sums.at[progress.step].set(new), progress.sums, measured)
+            return progress._replace(step=progress.step + 1, sums=sums)
+
+        def ablate(state):
+            behind, progress = state
+            neurons = order[progress.step - 1]  # step 0 is the intact network
+            kept = [
+                flags & (jnp.arange(of.start, of.stop)[:, None] != neurons).all(axis=1)
+                for flags, of in zip(progress.kept, self.levels, strict=True)
+            ]
+            here = (neurons >= level.start) & (neurons < level.stop)
+            difference, change = level.change(before, jnp.where(here, neurons - level.start, 0), here)
+            updated = behind + change
+            if not level.bounded:
+                # what a large output leaves behind when it is subtracted again is its rounding error
+                small = jnp.abs(difference).max() < LARGE
+                updated = jax.lax.cond(small, lambda: updated, lambda: level.behind(before, kept[depth]))
+            return updated, run_next(updated, progress._replace(kept=kept))
+
+        behind = level.behind(before, progress.kept[depth])
+        progress = run_next(behind, progress)
+        return jax.lax.while_loop(lambda state: depths[state[1].step - 1] == depth, ablate, (behind, progress))[1]

@@ -1,4 +1,4 @@
-"""Networks: a Flax NNX multilayer perceptron as a chain of stages, and its file.
+"""A Flax NNX multilayer perceptron as a chain of stages.
 
 A stage is a linear map and its activation function. Every stage but the last is followed by an ablation site:
 its outputs are the hidden neurons, counted through in network order. The last stage gives the logits.
@@ -6,20 +6,29 @@ its outputs are the hidden neurons, counted through in network order. The last s
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import InputError, require, require_finite, require_known
-from jaxablate._files import atomic_path
+from jaxablate._checks import require, require_finite, require_known
 from jaxablate._typing import Images
 
 ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": jax.nn.gelu}
-FORMAT = "jaxablate network 1"
+ELEMENTWISE = {
+    jax.nn.sigmoid: True,
+    jnp.tanh: True,
+    nnx.tanh: True,
+    jax.nn.relu: False,
+    jax.nn.gelu: False,
+    jax.nn.silu: False,
+    jax.nn.elu: False,
+    jax.nn.leaky_relu: False,
+    jax.nn.softplus: False,
+}
+"""Activation functions of one unit at a time; True where their outputs lie in [-1, 1]."""
 
 
 @functools.cache  # one object for each fan-in, so that equal networks share compiled programs
@@ -106,29 +115,13 @@ def flatten_images(images: Images) -> Images:
     return images.reshape(len(images), -1)
 
 
-def check_images(model: MLP, images: Images) -> jax.Array:
-    """Raise `InputError` unless images [example, ...] are floating and as large as the network's input; return them."""
+def require_fitting(model: MLP, images: Images) -> None:
+    """Raise `InputError` unless images [example, ...] are as large as the network's input."""
     wanted = model.stages[0].linear.in_features
-    images = jnp.asarray(images)
     require(
-        jnp.issubdtype(images.dtype, jnp.floating),
-        f"images: expected floating pixels in [0, 1], got dtype {images.dtype}; divide uint8 pixels by 255",
-    )
-    require(
-        images.ndim >= 2 and len(images) > 0 and math.prod(images.shape[1:]) == wanted,
+        math.prod(images.shape[1:]) == wanted,
         f"images: expected at least one example of {wanted} pixels, got shape {images.shape}",
     )
-    return images
-
-
-def site_bounds(hidden: Sequence[int]) -> np.ndarray:
-    """Where the neurons of each hidden layer begin and end in network order: int [layer + 1], from 0."""
-    return np.cumsum((0, *hidden))
-
-
-def stack_states(states: Sequence[nnx.State]) -> nnx.State:
-    """The weights of several networks of one architecture as one, with a leading axis."""
-    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)
 
 
 def layer_of_neuron(hidden: Sequence[int]) -> np.ndarray:
@@ -145,73 +138,6 @@ def layer_of_neuron(hidden: Sequence[int]) -> np.ndarray:
         [1, 1, 2, 2, 2]
     """
     return np.repeat(np.arange(1, len(hidden) + 1, dtype=np.int32), hidden)
-
-
-def save_model(model: MLP, path: str | Path, metadata: Mapping[str, str] | None = None, **arrays: np.ndarray) -> None:
-    """Write a network as safetensors, atomically.
-
-    Args:
-        model: the network; kernels [in, out] and biases [out] go in as `stages.0.kernel`, ...
-        path: the file.
-        metadata: strings to keep in the header, beside the network's own.
-        arrays: further arrays to keep in the file, such as a training history.
-
-    Example:
-        >>> ja.save_model(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), tmp_path / "model.safetensors", {"seed": "0"})
-    """
-    from safetensors.numpy import save_file
-
-    tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    for i, stage in enumerate(model.stages):
-        kernel, bias = stage.weights
-        tensors[f"stages.{i}.kernel"], tensors[f"stages.{i}.bias"] = np.array(kernel), np.array(bias)
-    header = {"format": FORMAT, "activation": model.activation, **(metadata or {})}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
-
-
-def load_model(path: str | Path) -> tuple[MLP, dict[str, str], dict[str, np.ndarray]]:
-    """Read what `save_model` wrote.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The network, its metadata, and the further arrays of the file.
-
-    Raises:
-        InputError: for a file that `save_model` did not write.
-
-    Example:
-        >>> ja.save_model(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), tmp_path / "model.safetensors", {"seed": "0"})
-        >>> model, metadata, arrays = ja.load_model(tmp_path / "model.safetensors")
-        >>> model.hidden, metadata
-        ((3,), {'seed': '0'})
-    """
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    require(path.is_file(), f"network file {path}: expected a file, got none")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"network file {path}: expected safetensors, got an unreadable file ({error}); remove it"
-        ) from None
-    require(
-        metadata.pop("format", None) == FORMAT,
-        f"network file {path}: expected format {FORMAT!r}; it was not written by this version of jaxablate",
-    )
-    num_stages = sum(name.startswith("stages.") and name.endswith(".kernel") for name in tensors)
-    try:
-        kernels = [tensors.pop(f"stages.{i}.kernel") for i in range(num_stages)]
-        biases = [tensors.pop(f"stages.{i}.bias") for i in range(num_stages)]
-        model = from_arrays(kernels, biases, activation=metadata.pop("activation"))
-    except (KeyError, InputError) as error:
-        raise InputError(f"network file {path}: expected the weights of a whole network, but {error}") from None
-    return model, metadata, tensors
 
 
 def from_arrays(kernels: list[np.ndarray], biases: list[np.ndarray], *, activation: str = "sigmoid") -> MLP:

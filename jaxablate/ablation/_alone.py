@@ -1,0 +1,184 @@
+"""Neurons ablated alone, in pairs, and one by one where they do least harm."""
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxablate._checks import require, require_integer, require_known
+from jaxablate._typing import Fill, Images, Labels
+from jaxablate.ablation import _incremental, _sets, _vmap
+from jaxablate.ablation._arguments import handed_back, make_task
+from jaxablate.ablation._machine import Task
+from jaxablate.ablation._measures import CORRECT
+from jaxablate.models import Model, Network, RowFill
+
+HARM = {CORRECT: -1, "loss": 1, "divergence": 1}  # whether more of a measure is better or worse
+
+
+def single_ablation(
+    model: Model,
+    images: Images,
+    labels: Labels,
+    fill: Fill | RowFill | None = None,
+    *,
+    measures: str | Iterable[str] = CORRECT,
+    memory_limit: int | None = None,
+    precision: str = "highest",
+) -> Any:
+    """Ablate each neuron alone: what the network gets right without it.
+
+    Args:
+        model: the network: an `MLP`, or any module with sites, as if in evaluation mode.
+        images, labels, fill, measures, memory_limit, precision: as in `evaluate_masks`.
+
+    Returns:
+        int32 [neuron], over all sites in network order: correct predictions with that neuron ablated. Other measures as
+        in `evaluate_masks`, with [neuron] in place of [mask]. Damage is the intact network's measure less this.
+
+    Raises:
+        InputError: as in `evaluate_masks`.
+
+    Example:
+        >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
+        >>> ja.single_ablation(model, np.ones((5, 4), np.float32), np.zeros(5, np.int32)).shape
+        (5,)
+    """
+    measures = measures if isinstance(measures, str) else tuple(measures)
+    task, _ = make_task(model, images, labels, fill, None, measures, memory_limit, precision)
+    sums = _measure_sets(task, np.arange(task.network.num_neurons)[:, None])
+    return handed_back(sums, task, measures, ("neuron",))
+
+
+def pair_ablation(
+    model: Model,
+    site: str,
+    images: Images,
+    labels: Labels,
+    fill: Fill | RowFill | None = None,
+    *,
+    measures: str | Iterable[str] = CORRECT,
+    memory_limit: int | None = None,
+    precision: str = "highest",
+) -> Any:
+    """Ablate each pair of neurons of a site: what the network gets right without the two.
+
+    Args:
+        model: the network: an `MLP`, or any module with sites, as if in evaluation mode.
+        site: its name; the layers of an `MLP` are "layer1", "layer2", ...
+        images, labels, fill, measures, memory_limit, precision: as in `evaluate_masks`.
+
+    Returns:
+        int32 [neuron, neuron], symmetric, over the neurons of the site: correct predictions with these two ablated, on
+        the diagonal with this one alone. Other measures as in `evaluate_masks`, with [neuron, neuron] in place of
+        [mask].
+
+    Raises:
+        InputError: for an unknown site, or as in `evaluate_masks`.
+
+    Example:
+        >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
+        >>> ja.pair_ablation(model, "layer1", np.ones((5, 4), np.float32), np.zeros(5, np.int32)).shape
+        (3, 3)
+    """
+    measures = measures if isinstance(measures, str) else tuple(measures)
+    task, _ = make_task(model, images, labels, fill, None, measures, memory_limit, precision)
+    neurons = neurons_of(task.network, site)
+    first, second = np.triu_indices(len(neurons), k=1)
+    alone = _measure_sets(task, neurons[:, None])
+    pairs = _measure_sets(task, np.stack([neurons[first], neurons[second]], axis=1)) if len(first) else {}
+    sums = {}
+    for name, diagonal in alone.items():
+        matrix = np.zeros((len(neurons), len(neurons), *diagonal.shape[1:]), diagonal.dtype)
+        matrix[np.diag_indices(len(neurons))] = diagonal
+        if pairs:
+            matrix[first, second] = matrix[second, first] = pairs[name]
+        sums[name] = matrix
+    return handed_back(sums, task, measures, ("neuron", "neuron"))
+
+
+def greedy_order(
+    model: Model,
+    images: Images,
+    labels: Labels,
+    fill: Fill | RowFill | None = None,
+    *,
+    site: str | None = None,
+    steps: int | None = None,
+    by: str = CORRECT,
+    memory_limit: int | None = None,
+    precision: str = "highest",
+) -> tuple[Any, Any]:
+    """Remove at each step the neuron that does the least harm given those removed before it.
+
+    Args:
+        model: the network: an `MLP`, or any module with sites, as if in evaluation mode.
+        images, labels, fill, memory_limit, precision: as in `evaluate_masks`. The order is fitted to these examples;
+            judge it on others.
+        site: to take neurons from, by name; None for the whole network.
+        steps: how many neurons to remove; None for all.
+        by: what harm is measured by: "correct" (fewer correct predictions), "loss" or "divergence" (more). Ties go to
+            the lower index.
+
+    Returns:
+        The order, int32 [rank] of network-wide ids, and the measure along it [rank + 1] from the intact network on.
+
+    Raises:
+        InputError: for an unknown site or measure, more steps than neurons, or as in `evaluate_masks`.
+
+    Example:
+        >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
+        >>> images, labels = np.ones((5, 4), np.float32), np.zeros(5, np.int32)
+        >>> order, correct = ja.greedy_order(model, images, labels, site="layer2")
+        >>> sorted(order.tolist()), correct.shape
+        ([3, 4], (3,))
+    """
+    require_known("measure of harm", by, HARM)
+    task, _ = make_task(model, images, labels, fill, None, by, memory_limit, precision)
+    left = neurons_of(task.network, site).tolist()
+    steps = len(left) if steps is None else require_integer("steps", steps)
+    require(1 <= steps <= len(left), f"steps: expected 1 to {len(left)}, the neurons of the scope, got {steps}")
+    keep = np.ones(task.network.num_neurons, bool)
+    intact = _vmap.measure_masks(task, keep[None, None])
+    order, along = [], [{name: of[0, 0] for name, of in intact.items()}]
+    for _ in range(steps):
+        sums = _measure_sets(task, np.array(left)[:, None], keep)
+        least = int(np.argmin(HARM[by] * sums[by]))
+        along.append({name: of[least] for name, of in sums.items()})
+        order.append(left.pop(least))
+        keep[order[-1]] = False
+    sums = {name: np.stack([of[name] for of in along]) for name in along[0]}
+    return jnp.array(order, jnp.int32), handed_back(sums, task, by, ("step",))
+
+
+def neurons_of(network: Network, site: str | None) -> np.ndarray:
+    """The ids of the neurons of a site, or of the whole network."""
+    if site is None:
+        return np.arange(network.num_neurons)
+    require_known("site", site, network.sites)
+    return np.arange(*network.bounds[network.sites.index(site) :][:2])
+
+
+def _measure_sets(task: Task, sets: np.ndarray, keep: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Sums of the task's measures [set, ...] with each set of neurons [set, member] ablated, beside those that `keep`
+    [neuron] leaves out; the members of a set are of one site."""
+    network = task.network
+    keep = np.ones(network.num_neurons, bool) if keep is None else keep
+    sites = network.site_of(sets[:, 0])
+    found = []
+    for site, members in itertools.groupby(range(len(sets)), key=lambda i: sites[i]):
+        of_site = sets[list(members)]
+        if _incremental.unfit_for(network, task.states[0], (int(site),)):
+            masks = np.tile(keep, (1, len(of_site), 1))
+            np.put_along_axis(masks[0], of_site, False, axis=1)
+            sums = {name: of[0] for name, of in _vmap.measure_masks(task, masks).items()}
+        else:
+            # a program is compiled for a number of sets and takes no time over those beyond the ones that there are
+            room = max(len(of_site), network.sizes[site])
+            padded = np.resize(of_site, (room, of_site.shape[1]))
+            sums = _sets.measure_sets(task, padded, len(of_site), keep)
+            sums = {name: of[: len(of_site)] for name, of in sums.items()}
+        found.append(sums)
+    return {name: np.concatenate([sums[name] for sums in found]) for name in found[0]}

@@ -1,0 +1,137 @@
+"""What a user hands to an ablation, checked and made ready for the engines; and what the engines found, handed back."""
+
+from collections.abc import Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxablate._checks import (
+    InputError,
+    require,
+    require_finite,
+    require_known,
+    require_labels,
+    require_shape,
+)
+from jaxablate._typing import Fill, Images, Labels
+from jaxablate.ablation._machine import Tables, Task
+from jaxablate.ablation._measures import NOT_FINITE, checked_names, finished
+from jaxablate.models import Model, Network, RowFill, describe
+
+PRECISIONS = ("highest", "TF32_TF32_F32_X3", "tensorfloat32")
+
+
+def make_task(
+    model: Model | Sequence[Model],
+    images: Images,
+    labels: Labels,
+    fill: Fill | RowFill | None,
+    scale: Fill | None,
+    measures: str | Iterable[str],
+    memory_limit: int | None,
+    precision: str,
+) -> tuple[Task, tuple[int, ...]]:
+    """The task, and the leading axis of what belongs to its networks: none for a network on its own.
+
+    Raises:
+        InputError: as in `evaluate_masks`.
+    """
+    names = checked_names(measures)
+    require_known("precision", precision, PRECISIONS)
+    network, states, images, leading = _networks(model, images)
+    require_labels(np.asarray(labels), len(images), network.num_classes)
+    labels = jnp.asarray(labels)
+
+    def of_neurons(what: str, values: Fill) -> np.ndarray:
+        values = np.asarray(values, np.float32)
+        require_leading(what, values, leading, (network.num_neurons,), "neuron")
+        require_finite(what, values)
+        return values.reshape(len(states), network.num_neurons)
+
+    rows = fill.rows(labels) if isinstance(fill, RowFill) else None
+    if isinstance(fill, RowFill):
+        checked = _tables(network, fill, rows, leading)
+    else:
+        checked = of_neurons("fill", np.zeros((*leading, network.num_neurons)) if fill is None else fill)
+    if jax.default_backend() == "cpu":
+        precision = "highest"  # a CPU knows no other and refuses the algorithm by name
+    scale = None if scale is None else of_neurons("scale", scale)
+    return Task(network, states, checked, scale, images, labels, rows, names, memory_limit, precision), leading
+
+
+def _tables(network: Network, fill: RowFill, rows: jax.Array | None, leading: tuple[int, ...]) -> Tables:
+    """The tables of a fill, with an axis for the one network.
+
+    Raises:
+        InputError: for several networks, or tables that do not fit the network's sites or the labels.
+    """
+    require(not leading, "fill: expected [network, neuron] for several networks, got rows of tables; one at a time")
+    require(
+        len(fill.tables) == len(network.sites),
+        f"fill: expected {len(network.sites)} tables, one for each site, got {len(fill.tables)}",
+    )
+    needed = int(rows.max()) + 1 if rows is not None else 0
+    for site, size, table in zip(network.sites, network.sizes, fill.tables, strict=True):
+        require(
+            table.ndim >= 2 and table.shape[-1] == size and len(table) >= needed,
+            f"fill: expected a table [row, ..., {size}] of at least {needed} rows for site {site!r}, got shape "
+            f"{table.shape}",
+        )
+        require_finite(f"fill of site {site!r}", np.asarray(table))
+    return tuple(jnp.asarray(table, jnp.float32)[None] for table in fill.tables)
+
+
+def _networks(
+    model: Model | Sequence[Model], images: Images
+) -> tuple[Network, list[nnx.State], jax.Array, tuple[int, ...]]:
+    """What the networks have in common, their states, the images, and the leading axis of several."""
+    if isinstance(model, nnx.Module):
+        network, state, images = describe(model, images)
+        return network, [state], images, ()
+    require(isinstance(model, Iterable), f"model: expected a network or several, got {type(model).__name__}")
+    models = list(model)
+    require(len(models) > 0, "model: expected at least one network, got none")
+    for place, one in enumerate(models):
+        require(isinstance(one, nnx.Module), f"model: expected networks, got {type(one).__name__} at place {place}")
+    described = [describe(one, images) for one in models]
+    network = described[0][0]
+    for place, (other, _, _) in enumerate(described):
+        require(
+            other == network,
+            f"model: expected networks of one architecture, got sites {_sites(network)} for network 0 and "
+            f"{_sites(other)} for network {place}, or other inputs, classes or activation functions",
+        )
+    return network, [state for _, state, _ in described], described[0][2], (len(models),)
+
+
+def _sites(network: Network) -> str:
+    return ", ".join(f"{name} ({size})" for name, size in zip(network.sites, network.sizes, strict=True))
+
+
+def require_leading(
+    what: str, array: np.ndarray, leading: tuple[int, ...], shape: tuple[int | None, ...], meaning: str
+) -> None:
+    """`require_shape`, with the leading axis of several networks."""
+    require_shape(what, array, (*leading, *shape), "network, " * len(leading) + meaning)
+
+
+def handed_back(
+    sums: dict[str, np.ndarray], task: Task, measures: str | Iterable[str], axes: tuple[str, ...]
+) -> jax.Array | dict[str, jax.Array]:
+    """The measures by name, or the one that was asked for by its name alone; `axes` are those of the results.
+
+    Raises:
+        InputError: if a logit was not finite.
+    """
+    finite = sums[NOT_FINITE] == 0
+    if not finite.all():
+        places = zip(axes, np.unravel_index(finite.argmin(), finite.shape), strict=True)
+        raise InputError(
+            f"logits: expected finite numbers, got NaN or infinite ones under {(~finite).sum()} of {finite.size} "
+            f"{axes[-1]}s, the first being {', '.join(f'{axis} {index}' for axis, index in places)}; check the weights "
+            "and the images"
+        )
+    results = {name: jnp.asarray(of) for name, of in finished(sums, len(task.images)).items() if name != NOT_FINITE}
+    return results[measures] if isinstance(measures, str) else results

@@ -1,0 +1,96 @@
+"""The engine for small sets of neurons of one site, each ablated on its own from the same network.
+
+Where a linear map follows the site, each set is a low-rank update of what that map puts out, which is computed once.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxablate._parallel import COMPILER_OPTIONS
+from jaxablate.ablation._incremental import CHUNK, CHUNK_ELSEWHERE, LARGE
+from jaxablate.ablation._machine import Task, by_site, run_shards
+from jaxablate.ablation._measures import measure, zeros
+from jaxablate.models import Network, ablated, bytes_on_the_way, intervene, run, run_segments, segments_of
+
+
+def measure_sets(task: Task, sets: np.ndarray, number: int, keep: np.ndarray) -> dict[str, np.ndarray]:
+    """Sums of the task's measures [set, ...] with each of the first `number` sets of neurons [set, member] of one site
+    ablated, beside those that `keep` [neuron] leaves out; for a task of one network that the engine fits."""
+    network = task.network
+    site = int(network.site_of(sets[0, 0]))
+    last_only = site == len(network.sites) - 1
+    preferred = CHUNK if jax.default_backend() == "cpu" and not last_only else CHUNK_ELSEWHERE
+    # what is before and behind the site, one update in flight, and what is on the way out
+    layout = task.lay_out(5 * bytes_on_the_way(network, 0), preferred)
+    fill = jax.tree.map(lambda values: values[0], task.fill)
+    scale = None if task.scale is None else task.scale[0]
+    call = partial(
+        _measure, network, site, task.measures, task.precision, task.states[0], sets, number, keep, fill, scale
+    )
+    return run_shards(call, layout.split(task))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3), compiler_options=COMPILER_OPTIONS)
+def _measure(
+    network: Network,
+    site: int,
+    measures: tuple[str, ...],
+    precision: str,
+    state: nnx.State,
+    sets,
+    number,
+    keep,
+    fill,
+    scale,
+    images,
+    labels,
+    rows,
+):
+    """Sums [set, ...]; images are [chunk, example, ...], labels and rows (or None) [chunk, example]."""
+    segments = segments_of(nnx.merge(network.graphdef, state))
+    assert segments is not None
+    splits, local = network.bounds[1:-1], sets - network.bounds[site]
+    linear = segments[site + 1][0]
+    assert isinstance(linear, nnx.Linear)
+
+    def add_chunk(totals, examples):
+        images, labels, rows = examples
+        values = by_site(keep, None, splits), by_site(fill, rows, splits), by_site(scale, None, splits)
+        changes = dict(enumerate(zip(*values, strict=True)))
+        kept, fills, scales = changes[site]
+
+        def logits_of(behind: jax.Array) -> jax.Array:
+            outputs = run(segments[site + 1][1:], behind)
+            return run_segments(segments, outputs, site + 1, changes)
+
+        intact = run_segments(segments, images, -1, {}) if "divergence" in measures else None
+        outputs = run_segments(segments[: site + 1], images, -1, changes)
+        base = linear(intervene(outputs, kept, fills, scales))
+
+        def add_set(i, totals):
+            members = local[i]
+            before = outputs[..., members]
+            scaled = None if scales is None else scales[members]
+            # a member that `keep` leaves out changes nothing
+            difference = jnp.where(kept[members], ablated(before, fills[..., members], scaled) - before, 0)
+            rows_of = linear.kernel[...][members]
+            updated = base + (difference * rows_of if len(members) == 1 else difference @ rows_of)
+
+            def computed_anew():
+                left = kept & (jnp.arange(len(kept))[:, None] != members).all(axis=1)
+                return linear(intervene(outputs, left, fills, scales))
+
+            # what a large output leaves behind when it is subtracted again is its rounding error
+            behind = jax.lax.cond(jnp.abs(difference).max() < LARGE, lambda: updated, computed_anew)
+            measured = measure(measures, logits_of(behind), labels, intact)
+            return jax.tree.map(lambda total, new: total.at[i].add(new), totals, measured)
+
+        return jax.lax.fori_loop(0, number, add_set, totals), None
+
+    start = zeros(measures, network.num_classes, (len(sets),))
+    with jax.default_matmul_precision(precision):
+        return jax.lax.scan(add_chunk, start, (images, labels, rows))[0]

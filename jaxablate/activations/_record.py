@@ -1,0 +1,100 @@
+"""The outputs of every site, or their means.
+
+Memory: recording keeps all activations, four bytes for each example and neuron; the means keep one batch.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxablate._typing import Activations, Fill, Images
+from jaxablate.models import Model, Network, bytes_on_the_way, describe, record, reductions_of
+
+BATCH_SIZE = 10_000
+MEMORY = 2**28  # bytes of one activation in flight
+
+
+def record_activations(model: Model, images: Images) -> tuple[Activations, ...]:
+    """The outputs of every hidden layer, or of every site, for every image.
+
+    Args:
+        model: the network: an `MLP`, or any module with sites, as if in evaluation mode.
+        images: [example, ...], what the network takes.
+
+    Returns:
+        A tuple of float32 [example, neuron], one for each site in network order. Where a unit has several places in an
+        example (a channel's map), the site's `reduce` makes one number of them.
+
+    Raises:
+        InputError: for images that the network does not take, or a module that cannot be ablated.
+
+    Source: paper, equation 1.
+
+    Example:
+        >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
+        >>> [a.shape for a in ja.record_activations(model, np.zeros((5, 2, 2), np.float32))]
+        [(5, 3), (5, 2)]
+    """
+    network, batches = _recorded(model, images)
+    reductions = reductions_of(network, nnx.state(model))
+    reduced = [
+        [
+            reduction(h, axis=tuple(range(1, h.ndim - 1))) if h.ndim > 2 else h
+            for h, reduction in zip(batch, reductions, strict=True)
+        ]
+        for batch in batches
+    ]
+    return tuple(jnp.concatenate(site).astype(jnp.float32) for site in zip(*reduced, strict=True))
+
+
+def mean_activations(model: Model, images: Images) -> Fill:
+    """The mean output of every hidden neuron, which is the fill of bias balancing.
+
+    Args:
+        model: the network: an `MLP`, or any module with sites, as if in evaluation mode.
+        images: [example, ...], by convention the validation split.
+
+    Returns:
+        float32 [neuron], all sites concatenated in network order; the mean over examples, and over the places of a unit
+        that has several in an example.
+
+    Raises:
+        InputError: for images that the network does not take, or a module that cannot be ablated.
+
+    Source: paper, section 4 (bias balancing).
+
+    Example:
+        >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
+        >>> ja.mean_activations(model, np.zeros((5, 2, 2), np.float32)).shape
+        (5,)
+    """
+    _, batches = _recorded(model, images)
+    total, count = 0.0, len(images)
+    for batch in batches:  # in float64: a float32 sum over many batches would lose digits
+        means = [h.mean(axis=tuple(range(1, h.ndim - 1))) if h.ndim > 2 else h for h in batch]
+        total = total + np.concatenate([np.asarray(h.sum(axis=0), np.float64) for h in means])
+    return jnp.asarray(total / count, jnp.float32)
+
+
+def recorded_outputs(model: Model, images: Images) -> list[jax.Array]:
+    """The outputs of every site for every image, float32 [example, ..., neuron]."""
+    _, batches = _recorded(model, images)
+    return [jnp.concatenate(site).astype(jnp.float32) for site in zip(*batches, strict=True)]
+
+
+def _recorded(model: Model, images: Images) -> tuple[Network, Iterator[list[jax.Array]]]:
+    """The network, and the outputs [example, ..., unit] of every site, batch by batch."""
+    network, state, images = describe(model, images)
+    size = max(1, min(BATCH_SIZE, MEMORY // bytes_on_the_way(network, 0)))
+    batches = (images[i : i + size] for i in range(0, len(images), size))
+    return network, (_record(network, state, batch) for batch in batches)
+
+
+@partial(jax.jit, static_argnums=0)
+def _record(network: Network, state: nnx.State, images: jax.Array) -> list[jax.Array]:
+    with jax.default_matmul_precision("highest"):
+        return record(network, state, images)[1]

@@ -1,0 +1,79 @@
+"""The file of a network: safetensors, with what the weights do not say in its metadata."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from jaxablate._checks import InputError, require
+from jaxablate._files import atomic_path
+from jaxablate.models._mlp import MLP, from_arrays
+
+FORMAT = "jaxablate network 1"
+
+
+def save_model(model: MLP, path: str | Path, metadata: Mapping[str, str] | None = None, **arrays: np.ndarray) -> None:
+    """Write a network as safetensors, atomically.
+
+    Args:
+        model: the network; kernels [in, out] and biases [out] go in as `stages.0.kernel`, ...
+        path: the file.
+        metadata: strings to keep in the header, beside the network's own.
+        arrays: further arrays to keep in the file, such as a training history.
+
+    Example:
+        >>> ja.save_model(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), tmp_path / "model.safetensors", {"seed": "0"})
+    """
+    from safetensors.numpy import save_file
+
+    tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    for i, stage in enumerate(model.stages):
+        kernel, bias = stage.weights
+        tensors[f"stages.{i}.kernel"], tensors[f"stages.{i}.bias"] = np.array(kernel), np.array(bias)
+    header = {"format": FORMAT, "activation": model.activation, **(metadata or {})}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+
+
+def load_model(path: str | Path) -> tuple[MLP, dict[str, str], dict[str, np.ndarray]]:
+    """Read what `save_model` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The network, its metadata, and the further arrays of the file.
+
+    Raises:
+        InputError: for a file that `save_model` did not write.
+
+    Example:
+        >>> ja.save_model(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), tmp_path / "model.safetensors", {"seed": "0"})
+        >>> model, metadata, arrays = ja.load_model(tmp_path / "model.safetensors")
+        >>> model.hidden, metadata
+        ((3,), {'seed': '0'})
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    require(path.is_file(), f"network file {path}: expected a file, got none")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"network file {path}: expected safetensors, got an unreadable file ({error}); remove it"
+        ) from None
+    require(
+        metadata.pop("format", None) == FORMAT,
+        f"network file {path}: expected format {FORMAT!r}; it was not written by this version of jaxablate",
+    )
+    num_stages = sum(name.startswith("stages.") and name.endswith(".kernel") for name in tensors)
+    try:
+        kernels = [tensors.pop(f"stages.{i}.kernel") for i in range(num_stages)]
+        biases = [tensors.pop(f"stages.{i}.bias") for i in range(num_stages)]
+        model = from_arrays(kernels, biases, activation=metadata.pop("activation"))
+    except (KeyError, InputError) as error:
+        raise InputError(f"network file {path}: expected the weights of a whole network, but {error}") from None
+    return model, metadata, tensors

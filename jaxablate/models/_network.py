@@ -1,0 +1,289 @@
+"""What the library knows of any network: its sites, in the order in which they are reached, and how to run it on.
+
+A network of any kind is run whole, with its sites masked. A chain is cut at its sites, so that it can be run from
+any of them.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxablate._checks import InputError, require
+from jaxablate._typing import Images
+from jaxablate.models._mlp import ACTIVATIONS, MLP, flatten_images, require_fitting
+from jaxablate.models._sites import REDUCTIONS, Site, SiteVariable, flatten_layers, intervene, require_distinct
+
+Model = nnx.Module
+Link = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What programs are compiled for: the graph of a model in evaluation mode, the shapes of its state and images, the
+    names of its sites and how many units they have, and the number of classes."""
+
+    graphdef: nnx.GraphDef
+    abstract: "Abstract"
+    sites: tuple[str, ...]
+    sizes: tuple[int, ...]
+    num_classes: int
+
+    @property
+    def num_neurons(self) -> int:
+        """Units of all sites."""
+        return sum(self.sizes)
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """Where the units of each site begin and end: int [site + 1], from 0."""
+        return site_bounds(self.sizes)
+
+    def site_of(self, neurons: np.ndarray) -> np.ndarray:
+        """The site of each neuron, by its number."""
+        return np.searchsorted(self.bounds[1:], neurons, side="right")
+
+
+@dataclass(frozen=True)
+class Abstract:
+    """Shapes and dtypes: the leaves of a state and their structure, and an example's image."""
+
+    structure: Any  # the tree of the leaves
+    leaves: tuple[jax.ShapeDtypeStruct, ...]
+    image: jax.ShapeDtypeStruct
+
+    @classmethod
+    def of(cls, state: nnx.State, images: jax.Array) -> "Abstract":
+        """Those of a state and of images [example, ...]."""
+        leaves, structure = jax.tree.flatten(state)
+        image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
+        return cls(structure, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves), image)
+
+    def arguments(self, num_examples: int) -> tuple[nnx.State, jax.ShapeDtypeStruct]:
+        """State and images for tracing."""
+        images = jax.ShapeDtypeStruct((num_examples, *self.image.shape), self.image.dtype)
+        return jax.tree.unflatten(self.structure, self.leaves), images
+
+
+def site_bounds(sizes: Sequence[int]) -> np.ndarray:
+    """Where the neurons of each site begin and end in network order: int [site + 1], from 0."""
+    return np.cumsum((0, *sizes))
+
+
+def stack_states(states: Sequence[nnx.State]) -> nnx.State:
+    """The weights of several networks of one architecture as one, with a leading axis."""
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)
+
+
+def describe(model: Model, images: Images) -> tuple[Network, nnx.State, jax.Array]:
+    """What a network is, its state, and the images as an array; the model itself stays as it is.
+
+    Args:
+        model: a module that maps images [example, ...] to logits [example, class] and marks its sites.
+        images: [example, ...], floating, or signed integers where the model takes such.
+
+    Raises:
+        InputError: for images that the model does not take, or a model that cannot be ablated; the message says why.
+    """
+    require(isinstance(model, nnx.Module), f"model: expected a Flax NNX module, got {type(model).__name__}")
+    images = jnp.asarray(images)
+    require(images.ndim >= 2 and len(images) > 0, f"images: expected [example, ...], got shape {images.shape}")
+    kinds = (jnp.floating,) if isinstance(model, MLP) else (jnp.floating, jnp.signedinteger)
+    require(
+        any(jnp.issubdtype(images.dtype, kind) for kind in kinds),
+        f"images: expected floating pixels in [0, 1], got dtype {images.dtype}; divide uint8 pixels by 255",
+    )
+    if isinstance(model, MLP):
+        require_fitting(model, images)
+        graphdef, state = nnx.split(model)
+        names = tuple(f"layer{i}" for i in range(1, len(model.hidden) + 1))
+        num_classes = model.stages[-1].linear.out_features
+        return Network(graphdef, Abstract.of(state, images), names, model.hidden, num_classes), state, images
+    model = nnx.clone(model)
+    model.eval()
+    graphdef, state = nnx.split(model)
+    abstract = Abstract.of(state, images)
+    return Network(graphdef, abstract, *_probed(graphdef, abstract)), state, images
+
+
+@functools.lru_cache(maxsize=64)
+def _probed(graphdef: nnx.GraphDef, abstract: Abstract) -> tuple[tuple[str, ...], tuple[int, ...], int]:
+    """Names and sizes of the sites, and the number of classes, from tracing the model with two numbers of examples."""
+    found = []
+    for num_examples in (2, 3):
+        names: list[str] = []
+        try:
+            logits, outputs = jax.eval_shape(
+                functools.partial(_record_named, graphdef, names), *abstract.arguments(num_examples)
+            )
+        except InputError:
+            raise
+        except Exception as error:  # whatever a user's own code raises
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(
+                f"model: expected to map images of shape {abstract.image.shape} to logits when called on them, "
+                f"as model(images), got {type(error).__name__}: {reason}"
+            ) from error
+        require(
+            isinstance(logits, jax.ShapeDtypeStruct) and logits.ndim == 2 and len(logits) == num_examples,
+            f"model: expected logits [example, class], got {getattr(logits, 'shape', type(logits).__name__)} for "
+            f"{num_examples} examples",
+        )
+        for name, output in zip(names, outputs, strict=True):
+            require(
+                output.ndim >= 2 and len(output) == num_examples,
+                f"site {name!r}: expected outputs [example, ..., neuron], got shape {output.shape} for {num_examples} "
+                "examples",
+            )
+        found.append((tuple(names), tuple(output.shape[-1] for output in outputs), logits.shape[1]))
+    require(
+        found[0] == found[1],
+        f"model: expected sites and classes that do not depend on the number of examples, got {found[0]} for 2 and "
+        f"{found[1]} for 3",
+    )
+    return found[0]
+
+
+def record(network: Network, state: nnx.State, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    """Logits [example, class], and the outputs [example, ..., unit] of every site in network order."""
+    return _record_named(network.graphdef, [], state, images)
+
+
+def _record_named(graphdef: nnx.GraphDef, names: list[str], state: nnx.State, images: jax.Array):
+    """The same; the names of the sites are put into `names`."""
+    model = nnx.merge(graphdef, state)
+    segments = segments_of(model)
+    if isinstance(model, MLP) and segments is not None:
+        recorded, outputs = [], images
+        for segment in segments[:-1]:
+            outputs = run(segment, outputs)
+            recorded.append(outputs)
+        return run(segments[-1], outputs), recorded
+    sites = sites_of(model)
+    require_distinct(sites)
+    for site in sites:
+        site.recording = True
+    before = jax.tree.leaves(nnx.split(model, SiteVariable, ...)[2])
+    logits = model(images)
+    after = jax.tree.leaves(nnx.split(model, SiteVariable, ...)[2])
+    require(
+        len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True)),
+        "model: expected the same state after a call, got a change (a dropout or batch norm in training mode, or a "
+        "counter); ablation needs a model whose eval() makes it deterministic",
+    )
+    for site in sites:
+        times = len(site.seen)
+        require(
+            times == 1,
+            f"site {site.name!r}: expected to be applied once, got {times} times; "
+            + ("give each place a site of its own" if times else "the model does not reach it"),
+        )
+    sites.sort(key=lambda site: site.called_as)
+    names.extend(site.name for site in sites)
+    return logits, [site.seen[0][...] for site in sites]
+
+
+def sites_of(model: Model) -> list[Site]:
+    """The sites of a model, in no order of meaning."""
+    return [module for _, module in nnx.iter_modules(model) if isinstance(module, Site)]
+
+
+def reductions_of(network: Network, state: nnx.State) -> list[Callable]:
+    """For each site what makes one number of the places of a unit."""
+    by_name = {site.name: REDUCTIONS[site.reduce] for site in sites_of(nnx.merge(network.graphdef, state))}
+    return [by_name.get(name, jnp.mean) for name in network.sites]
+
+
+def run(links: Iterable[Link], outputs: jax.Array) -> jax.Array:
+    """Links one after another."""
+    for link in links:
+        outputs = link(outputs)
+    return outputs
+
+
+def segments_of(model: Model) -> list[list[Link]] | None:
+    """The links of a chain, cut at its sites: what leads to each site, and what follows the last; None for others."""
+    if isinstance(model, MLP):
+        *hidden, last = model.stages
+        activation = ACTIVATIONS[model.activation]
+        first, *others = ([stage.linear, activation] for stage in hidden)
+        return [[flatten_images, *first], *others, [last.linear]]
+    if not isinstance(model, nnx.Sequential):
+        return None
+    links, segments = list(flatten_layers(model.layers)), [[]]
+    for link in links:
+        if isinstance(link, Site):
+            segments.append([])
+        else:
+            segments[-1].append(link)
+    inside = len(sites_of(model)) > len(segments) - 1  # sites within a link are out of a chain's reach
+    return None if inside else segments
+
+
+def enter(network: Network, state: nnx.State, images: jax.Array, first: int) -> jax.Array:
+    """What is the same whichever units are ablated from site `first` on: that site's outputs in a chain, else the
+    images."""
+    segments = segments_of(nnx.merge(network.graphdef, state))
+    if segments is None:
+        return images
+    return run((link for segment in segments[: first + 1] for link in segment), images)
+
+
+Change = tuple[jax.Array, jax.Array, jax.Array | None]
+"""What is done at a site: keep [unit], fill and scale as in `intervene`."""
+
+
+def run_on(
+    network: Network, state: nnx.State, entered: jax.Array, first: int, changes: Mapping[int, Change]
+) -> jax.Array:
+    """Logits [example, class] from what `enter` gave, with the changes at the sites, by their number."""
+    model = nnx.merge(network.graphdef, state)  # anew, since its sites are set
+    segments = segments_of(model)
+    if segments is None:
+        by_name = {site.name: site for site in sites_of(model)}
+        for number, change in changes.items():
+            by_name[network.sites[number]].set(*change)
+        return model(entered)
+    return run_segments(segments, entered, first, changes)
+
+
+def run_segments(
+    segments: list[list[Link]], outputs: jax.Array, first: int, changes: Mapping[int, Change]
+) -> jax.Array:
+    """Logits of a chain from the outputs of site `first`, with the changes at the sites, by their number."""
+    for number, segment in enumerate(segments[first + 1 :], start=first):
+        if number in changes:
+            outputs = intervene(outputs, *changes[number])
+        outputs = run(segment, outputs)
+    return outputs
+
+
+@functools.lru_cache(maxsize=256)
+def bytes_on_the_way(network: Network, first: int) -> int:
+    """The bytes of the largest intermediate result of `run_on` for one example."""
+    state, images = network.abstract.arguments(1)
+    entered = jax.eval_shape(lambda state, images: enter(network, state, images, first), state, images)
+
+    def logits_of(state, entered):
+        changes = {i: (jnp.ones(n, bool), jnp.zeros(n), None) for i, n in enumerate(network.sizes) if i >= first}
+        return run_on(network, state, entered, first, changes)
+
+    return _largest(jax.make_jaxpr(logits_of)(state, entered).jaxpr)
+
+
+def _largest(jaxpr) -> int:
+    """The bytes of the largest result of any equation, those inside other equations included."""
+    largest = 1
+    for equation in jaxpr.eqns:
+        inner = [p.jaxpr if hasattr(p, "jaxpr") else p for p in equation.params.values()]
+        largest = max(
+            largest,
+            *(var.aval.size * var.aval.dtype.itemsize for var in equation.outvars if hasattr(var.aval, "size")),
+            *(_largest(p) for p in inner if hasattr(p, "eqns")),
+        )
+    return largest
