@@ -34,9 +34,10 @@ CHECKED = 64  # masks of each scope and fill
 def figure_orders(name: str) -> dict[str, list[tuple[str, np.ndarray]]]:
     """For each scope of a network the orders of the figures, with the fill that they go with."""
     data, (model, _) = dataset(), trained(name)
-    codes = np.concatenate([ja.threshold(0.5)(a) for a in ja.record_activations(model, data.validation.images)], 1)
+    quantize = ja.quantizers.threshold(0.5)
+    codes = np.concatenate([quantize(a) for a in ja.record_activations(model, data.validation.images)], 1)
     counts = ja.joint_histogram(codes, data.validation.labels, num_codes=2, num_classes=data.num_classes)
-    scores = {metric: np.asarray(ja.METRICS[metric](counts)) for metric in ja.METRICS}
+    scores = {metric: np.asarray(ja.metrics.METRICS[metric](counts)) for metric in ja.metrics.METRICS}
     found = {}
     for i, (scope, (start, stop)) in enumerate(scopes_of(name).items()):
 
@@ -45,7 +46,7 @@ def figure_orders(name: str) -> dict[str, list[tuple[str, np.ndarray]]]:
 
         random = np.asarray(ja.random_orders(jax.random.fold_in(jax.random.key(0), i), stop - start, 10)) + start
         directions = ("low",) if scope == "network" else ("low", "high")
-        balanced = np.stack([*(ranked(m, d) for m in ja.METRICS for d in directions), *random])
+        balanced = np.stack([*(ranked(m, d) for m in ja.metrics.METRICS for d in directions), *random])
         found[scope] = [("mean", balanced)]
         if scope != "network":
             found[scope].append(("zero", np.stack([ranked("mutual_information", "low"), *random])))
@@ -131,13 +132,13 @@ def main() -> None:
             random = np.random.default_rng(2)
             for (kind, all_orders), found in zip(curves, counts, strict=True):
                 # some masks of every curve by the other engine, which the naive loop checks below
-                keep = ja.masks_of_orders(all_orders, sum(model.hidden), STEPS)
+                keep = ja.orders.masks_of_orders(all_orders, sum(model.hidden), STEPS)
                 some = random.choice(len(keep), CHECKED, replace=False)
                 expected = ja.evaluate_masks(model, keep[some], images, labels, fills[kind])
                 same(found.ravel()[some], np.asarray(expected), model, keep=keep[some], fill=fills[kind])
             some = [(f, o[-VMAP_CURVES:]) for f, o in curves[:1]]
             vmap, few = measure(functools.partial(sweep, "vmap", some), repeats=3)
-            keep = ja.masks_of_orders(orders[-VMAP_CURVES:], sum(model.hidden), STEPS)
+            keep = ja.orders.masks_of_orders(orders[-VMAP_CURVES:], sum(model.hidden), STEPS)
             whole = counts[0][-VMAP_CURVES:].ravel()
             same = functools.partial(same, model=model, fill=fills[fill])
             pick = np.random.default_rng(1).permutation(len(keep))

@@ -37,7 +37,9 @@ def main() -> None:
             if way == "vmap" and jax.default_backend() == "cpu" and size > 2:
                 continue  # known to be slow there
             timing, got = measure(
-                lambda size=size, way=way: losses(ja.train_many(data, HIDDEN, range(size), epochs=EPOCHS, parallel=way))
+                lambda size=size, way=way: losses(
+                    ja.training.train_many(data, HIDDEN, range(size), epochs=EPOCHS, parallel=way)
+                )
             )
             shared = min(size, count)
             np.testing.assert_allclose(got[:shared], expected[:shared], rtol=TOLERANCE)

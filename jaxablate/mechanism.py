@@ -20,7 +20,7 @@ def layer_shares(network: xr.Dataset) -> xr.DataArray:
         orderings that follow no order (a fresh random subset at every step) are left out.
 
     Example:
-        >>> shares = ja.layer_shares(results["3-layer-10-8-9"].to_dataset())
+        >>> shares = ja.mechanism.layer_shares(results["3-layer-10-8-9"].to_dataset())
         >>> bool((abs(shares.sum("layer") - 1) < 1e-12).all())
         True
     """
@@ -50,7 +50,7 @@ def damage_correlations(network: xr.Dataset) -> xr.DataArray:
         scores, or the damage, of all neurons are equal. Neurons whose score is undefined are left out.
 
     Example:
-        >>> ja.damage_correlations(results["3-layer-10-8-9"].to_dataset()).dims
+        >>> ja.mechanism.damage_correlations(results["3-layer-10-8-9"].to_dataset()).dims
         ('seed', 'metric', 'scope')
     """
     from scipy import stats
@@ -79,7 +79,7 @@ def mean_and_interval(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray,
         Mean, low and high (...); NaN without any network, and the interval as narrow as the mean with one.
 
     Example:
-        >>> mean, low, high = ja.mean_and_interval(ja.auc(results["2-layer-12-10"].to_dataset()))
+        >>> mean, low, high = ja.mechanism.mean_and_interval(ja.results.auc(results["2-layer-12-10"].to_dataset()))
         >>> bool((low <= mean).all()), mean.dims
         (True, ('scope', 'ordering', 'fill'))
     """

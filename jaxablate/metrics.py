@@ -101,7 +101,7 @@ def get_metric(name: str) -> Metric:
         InputError: for an unknown name; the message lists the known ones.
 
     Example:
-        >>> ja.get_metric("entropy") is ja.entropy
+        >>> ja.metrics.get_metric("entropy") is ja.entropy
         True
     """
     require_known("metric", name, METRICS)

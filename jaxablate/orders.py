@@ -94,7 +94,7 @@ def masks_of_orders(orders: Orders, num_neurons: int, steps: int) -> Masks:
         InputError: for more steps than ranks, or a repeated or unknown neuron.
 
     Example:
-        >>> ja.masks_of_orders(np.array([[2, 0]]), 3, 2).astype(int).tolist()
+        >>> ja.orders.masks_of_orders(np.array([[2, 0]]), 3, 2).astype(int).tolist()
         [[1, 1, 1], [1, 1, 0], [0, 1, 0]]
     """
     array = check_orders(orders, num_neurons, steps)

@@ -3,18 +3,19 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jaxablate._checks import require_known
-from jaxablate._typing import Activations, Codes
+from jaxablate._typing import Activations, AnyArray, Codes
 
 Quantizer = Callable[[Activations], Codes]
 
 
-def threshold(value: float, *, strict: bool = False) -> Quantizer:
+def threshold(value: float | Float[AnyArray, "neuron"], *, strict: bool = False) -> Quantizer:
     """A one-bit quantizer: T = 1 where h >= value, else 0.
 
     Args:
-        value: the threshold, in the unit of the activations.
+        value: the threshold, in the unit of the activations; one for all neurons, or float [neuron].
         strict: compare with h > value instead.
 
     Returns:
@@ -23,7 +24,7 @@ def threshold(value: float, *, strict: bool = False) -> Quantizer:
     Source: paper, section 4 (sigmoid units, threshold 0.5).
 
     Example:
-        >>> ja.threshold(0.5)(jnp.array([[0.2, 0.5, 0.9]])).tolist()
+        >>> ja.quantizers.threshold(0.5)(jnp.array([[0.2, 0.5, 0.9]])).tolist()
         [[0, 1, 1]]
     """
 
@@ -57,7 +58,7 @@ def default_quantizer(activation: str) -> Quantizer:
         InputError: for an unknown activation.
 
     Example:
-        >>> ja.default_quantizer("relu")(jnp.array([[0.0, 0.1]])).tolist()
+        >>> ja.quantizers.default_quantizer("relu")(jnp.array([[0.0, 0.1]])).tolist()
         [[0, 1]]
     """
     require_known("activation", activation, _DEFAULTS)

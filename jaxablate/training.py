@@ -52,6 +52,7 @@ def train(
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     l2: float = 1e-3,
+    start: MLP | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> tuple[MLP, History]:
     """Train one network by Adam with L2 coupled into the gradient.
@@ -66,6 +67,8 @@ def train(
         batch_size: examples of one step.
         learning_rate: of Adam.
         l2: coefficient of the weights that is added to the gradient, before Adam (not decoupled weight decay).
+        start: a network to train on (one that was pruned, say) in place of a new one; `hidden` and `activation` are
+            then its own.
         on_epoch: called after every epoch with (epoch, epochs, loss, accuracy).
 
     Returns:
@@ -90,6 +93,7 @@ def train(
         batch_size=batch_size,
         learning_rate=learning_rate,
         l2=l2,
+        starts=None if start is None else [start],
         on_epoch=on_epoch,
     )[0]
 
@@ -105,7 +109,7 @@ def default_epochs(num_examples: int, batch_size: int = 32) -> int:
         The number of epochs, at least 1.
 
     Example:
-        >>> ja.default_epochs(50_000), ja.default_epochs(3_500)
+        >>> ja.training.default_epochs(50_000), ja.training.default_epochs(3_500)
         (10, 143)
     """
     return max(1, round(PAPER_STEPS / max(1, num_examples // batch_size)))
@@ -121,6 +125,7 @@ def train_many(
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     l2: float = 1e-3,
+    starts: Sequence[MLP] | None = None,
     on_epoch: OnEpoch | None = None,
     parallel: str = "auto",
 ) -> list[tuple[MLP, History]]:
@@ -131,6 +136,7 @@ def train_many(
     Args:
         data, hidden, activation, epochs, batch_size, learning_rate, l2: as in `train`.
         seeds: one network each.
+        starts: for each seed a network to train on in place of a new one, all of one architecture.
         on_epoch: called after every epoch of a network (or of all that one program trains, with the mean of loss and
             accuracy); epochs done and in all are those of all networks.
         parallel: "vmap" trains all seeds in one batched program, "threads" one seed on each core, "auto" takes
@@ -140,7 +146,7 @@ def train_many(
         For each seed the network and its `History`.
 
     Example:
-        >>> len(ja.train_many(ja.load_dataset("mnist5k"), (8,), seeds=(0, 1), epochs=1))
+        >>> len(ja.training.train_many(ja.load_dataset("mnist5k"), (8,), seeds=(0, 1), epochs=1))
         2
     """
     require_known("way to train in parallel", parallel, PARALLEL)
@@ -157,7 +163,10 @@ def train_many(
     require(epochs >= 1, f"epochs: expected at least 1, got {epochs}")
     in_features = int(np.prod(data.train.images.shape[1:]))
     rngs = [nnx.Rngs(seed) for seed in seeds]
-    models = [MLP(in_features, hidden, data.num_classes, activation=activation, rngs=r) for r in rngs]
+    if starts is None:
+        models = [MLP(in_features, hidden, data.num_classes, activation=activation, rngs=r) for r in rngs]
+    else:
+        models = _checked_starts(starts, len(seeds), in_features, data.num_classes)
     graphdef = nnx.graphdef(models[0])
     params = stack_states([nnx.state(model) for model in models])
     keys = jnp.stack([r.shuffle() for r in rngs])
@@ -182,6 +191,25 @@ def train_many(
         for params, records in finished
         for i in range(records.shape[1])
     ]
+
+
+def _checked_starts(starts: Sequence[MLP], number: int, in_features: int, num_classes: int) -> Sequence[MLP]:
+    """The networks to train on.
+
+    Raises:
+        InputError: for another number of them, networks of different architectures, or ones that do not fit the data.
+    """
+    require(len(starts) == number, f"starts: expected {number}, one network for each seed, got {len(starts)}")
+    first = starts[0].stages[0].linear.in_features, starts[0].stages[-1].linear.out_features
+    require(
+        first == (in_features, num_classes),
+        f"start: expected a network of {in_features} pixels and {num_classes} classes, got {first[0]} and {first[1]}",
+    )
+    require(
+        all(nnx.graphdef(start) == nnx.graphdef(starts[0]) for start in starts),
+        "starts: expected networks of one architecture, got several",
+    )
+    return starts
 
 
 class _Told:

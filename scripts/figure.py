@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/figures"), help="default: %(default)s")
     arguments = parser.parse_args()
     try:
-        results = ja.select_protocol(ja.load_results(arguments.results), arguments.protocol)
+        results = ja.results.select_protocol(ja.results.load_results(arguments.results), arguments.protocol)
         for path in save_figure(results, arguments.number, arguments.out):
             print(path)
     except (ja.InputError, OSError) as error:

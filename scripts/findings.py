@@ -67,9 +67,10 @@ def main() -> None:
 
 def checked(path: Path) -> xr.DataTree:
     """Results of both protocols with all scores and several networks, or a sentence that says what is missing."""
-    results = ja.load_results(path)
-    protocols, config = ja.protocols_of(results), json.loads(results.attrs["config"])
-    if not set(SHOWN) <= set(protocols) or len(config["seeds"]) < 2 or set(config["metrics"]) != set(ja.METRICS):
+    results = ja.results.load_results(path)
+    protocols, config = ja.results.protocols_of(results), json.loads(results.attrs["config"])
+    all_scores = set(config["metrics"]) == set(ja.metrics.METRICS)
+    if not set(SHOWN) <= set(protocols) or len(config["seeds"]) < 2 or not all_scores:
         raise ja.InputError(
             f"results file {path}: expected the protocols paper and published, all scores and at least two seeds, got "
             f"{', '.join(protocols)}, {', '.join(config['metrics'])} and {len(config['seeds'])}; `jaxablate reproduce "
@@ -183,7 +184,7 @@ def number(effect: Effect) -> str:
 
 def reasons(verdicts: list[Verdict]) -> str:
     """Which departure carries each comparison that the two protocols judge differently."""
-    flips = ja.explain_flips(verdicts)
+    flips = ja.claims.explain_flips(verdicts)
     if not flips:
         return "The two protocols agree on every claim."
     claims = [claim for claim in CLAIMS if any(flip.claim == claim for flip in flips)]
@@ -236,10 +237,10 @@ def mechanism(results: xr.DataTree) -> str:
         "these go last, and neurons at work go in their place.",
         "",
     ]
-    for name in ja.select_protocol(results, "paper").children:
+    for name in ja.results.select_protocol(results, "paper").children:
         for protocol in SHOWN:
-            network = ja.select_protocol(results, protocol)[name].to_dataset()
-            last = ja.layer_shares(network).isel(rank=-1)
+            network = ja.results.select_protocol(results, protocol)[name].to_dataset()
+            last = ja.mechanism.layer_shares(network).isel(rank=-1)
             silent = (network["joint_counts"].sum("class") == 0).any("code")
             parts = []
             for metric in map(str, network["metric"].values):
@@ -257,12 +258,13 @@ def mechanism(results: xr.DataTree) -> str:
         "correlation of a score with that damage: a value near 0 says little where the damage is a few images.",
         "",
     ]
-    for name, node in ja.select_protocol(results, "paper").children.items():
+    for name, node in ja.results.select_protocol(results, "paper").children.items():
         network = node.to_dataset()
         damage = np.abs(damage_alone(network))
         layers = network["layer"].values
         typical = [f"layer {layer} {np.median(damage[:, layers == layer]):.0f}" for layer in np.unique(layers)]
-        correlation, low, high = ja.mean_and_interval(ja.damage_correlations(network).sel(scope="network"))
+        correlations = ja.mechanism.damage_correlations(network).sel(scope="network")
+        correlation, low, high = ja.mechanism.mean_and_interval(correlations)
         across = [
             f"{str(metric).replace('_', ' ')} {float(correlation.sel(metric=metric)):+.2f} "
             f"[{float(low.sel(metric=metric)):+.2f}, {float(high.sel(metric=metric)):+.2f}]"

@@ -61,7 +61,7 @@ def test_curves_equal_numpy(small_model, examples, fill, scope, balanced, neuron
         )
     )
     assert counts.shape == (3, steps + 1)
-    masks = ja.masks_of_orders(orders, 27, steps * neurons_per_step).reshape(3, -1, 27)[:, ::neurons_per_step]
+    masks = ja.orders.masks_of_orders(orders, 27, steps * neurons_per_step).reshape(3, -1, 27)[:, ::neurons_per_step]
     assert_counts(counts.ravel(), small_model, masks.reshape(-1, 27), *examples, value)
     intact = int((logits64(small_model, examples[0]).argmax(axis=1) == examples[1]).sum())
     assert (counts[:, 0] == intact).all()
@@ -76,10 +76,10 @@ def test_curves_equal_numpy(small_model, examples, fill, scope, balanced, neuron
 def test_a_scale_keeps_a_part_of_the_activation(examples, fill, activation, engine):
     random, sizes = np.random.default_rng(2), (784, 10, 8, 9, 10)
     kernels = [random.normal(0, n**-0.5, (n, m)).astype(np.float32) for n, m in itertools.pairwise(sizes)]
-    model = ja.from_arrays(kernels, [np.zeros(m, np.float32) for m in sizes[1:]], activation=activation)
+    model = ja.models.from_arrays(kernels, [np.zeros(m, np.float32) for m in sizes[1:]], activation=activation)
     scale = np.linspace(-0.5, 1.5, 27).astype(np.float32)
     orders = np.asarray(ja.random_orders(jax.random.key(6), 27, 3))
-    masks = ja.masks_of_orders(orders, 27, 27)
+    masks = ja.orders.masks_of_orders(orders, 27, 27)
     for value in (None, fill):
         counts = ja.cumulative_ablation(model, orders, *examples, value, scale=scale, steps=27, engine=engine)
         assert_counts(counts.ravel(), model, masks, *examples, value, scale)
@@ -102,11 +102,11 @@ def test_a_layer_between_may_stay_whole(small_model, examples, fill, engine):
     """Orders that skip the second layer, and a network of four hidden layers."""
     orders = np.array([[0, 20, 5, 19, 26, 2], [25, 1, 3, 18, 9, 22]])
     counts = ja.cumulative_ablation(small_model, orders, *examples, fill, steps=6, engine=engine)
-    assert_counts(counts.ravel(), small_model, ja.masks_of_orders(orders, 27, 6), *examples, fill)
+    assert_counts(counts.ravel(), small_model, ja.orders.masks_of_orders(orders, 27, 6), *examples, fill)
     deep = ja.MLP(784, (7, 6, 5, 6), 10, activation="tanh", rngs=nnx.Rngs(1))
     orders = np.asarray(ja.random_orders(jax.random.key(5), 24, 2))
     counts = ja.cumulative_ablation(deep, orders, *examples, np.full(24, 0.5), steps=24, engine=engine)
-    assert_counts(counts.ravel(), deep, ja.masks_of_orders(orders, 24, 24), *examples, np.full(24, 0.5))
+    assert_counts(counts.ravel(), deep, ja.orders.masks_of_orders(orders, 24, 24), *examples, np.full(24, 0.5))
 
 
 def test_equal_orders_are_followed_once(small_model, examples, monkeypatch):
@@ -122,7 +122,7 @@ def test_equal_orders_are_followed_once(small_model, examples, monkeypatch):
     orders = np.array([[5, 1, 2, 3], [0, 1, 2, 3], [5, 1, 2, 4], [5, 2, 1, 3]])
     counts = ja.cumulative_ablation(small_model, orders, *examples, steps=3, engine="incremental")
     assert seen[0].tolist() == [[0, 1, 2], [5, 1, 2], [5, 2, 1]]
-    assert_counts(counts.ravel(), small_model, ja.masks_of_orders(orders, 27, 3), *examples)
+    assert_counts(counts.ravel(), small_model, ja.orders.masks_of_orders(orders, 27, 3), *examples)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_several_networks_in_one_call_equal_each_alone(networks, examples, monke
     for model, of_network, values, got in zip(networks, orders, fill, counts, strict=True):
         alone = ja.cumulative_ablation(model, of_network, *examples, values, steps=20, engine=engine)
         np.testing.assert_array_equal(got, alone)
-        assert_counts(got.ravel(), model, ja.masks_of_orders(of_network, 27, 20), *examples, values)
+        assert_counts(got.ravel(), model, ja.orders.masks_of_orders(of_network, 27, 20), *examples, values)
     assert len({of_network.tobytes() for of_network in counts}) == 3
 
 
@@ -151,7 +151,7 @@ def test_networks_whose_orders_lie_in_different_layers(networks, examples, engin
     orders = np.stack([np.arange(18, 24), np.arange(10, 16), np.arange(6)])[:, None]
     counts = np.asarray(ja.cumulative_ablation(networks, orders, *examples, steps=6, engine=engine))
     for model, of_network, got in zip(networks, orders, counts, strict=True):
-        assert_counts(got.ravel(), model, ja.masks_of_orders(of_network, 27, 6), *examples)
+        assert_counts(got.ravel(), model, ja.orders.masks_of_orders(of_network, 27, 6), *examples)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -163,7 +163,7 @@ def test_large_outputs_leave_nothing_behind(examples, size, engine):
     kernel[...] = kernel[...].at[:, 3].set(size / 784)
     orders = np.array([[3, *(i for i in range(35) if i != 3)]])
     counts = ja.cumulative_ablation(model, orders, *examples, steps=30, engine=engine)
-    assert_counts(counts.ravel(), model, ja.masks_of_orders(orders, 35, 30), *examples)
+    assert_counts(counts.ravel(), model, ja.orders.masks_of_orders(orders, 35, 30), *examples)
 
 
 @pytest.mark.parametrize("precision", ["TF32_TF32_F32_X3", "tensorfloat32"])

@@ -54,7 +54,7 @@ def synthetic(
         arrays,
         protocol="paper",
         first_step=0,
-        hidden=(2,) * layers,
+        sites={f"layer{i}": 2 for i in range(1, layers + 1)},
         activation="sigmoid",
         seeds=range(seeds),
         metrics=METRICS,
@@ -300,8 +300,8 @@ def test_claims_join_their_effects(monkeypatch):
 
 def test_files_hold_everything_and_are_the_same_again(small_results, tmp_path):
     verdicts = ja.judge_claims(small_results)
-    files = ja.save_claims(verdicts, small_results, tmp_path / "a")
-    again = ja.save_claims(ja.judge_claims(small_results), small_results, tmp_path / "b")
+    files = ja.claims.save_claims(verdicts, small_results, tmp_path / "a")
+    again = ja.claims.save_claims(ja.judge_claims(small_results), small_results, tmp_path / "b")
     assert [file.name for file in files] == ["claims.json", "claims.csv"]
     assert [file.read_bytes() for file in files] == [file.read_bytes() for file in again]
     document = json.loads(files[0].read_text())
@@ -318,12 +318,12 @@ def test_files_hold_everything_and_are_the_same_again(small_results, tmp_path):
     assert document["verdicts"][0]["effects"][0]["values"] == list(effect.values)
     assert effect.mean == pytest.approx(sum(effect.values) / 2)
     undefined = [Verdict("paper", "net", "C1", "text", UNDECIDED, 1, (Effect("x", "nat", (0.5,), 1, 0.5),))]
-    files = ja.save_claims(undefined, small_results, tmp_path / "c")
+    files = ja.claims.save_claims(undefined, small_results, tmp_path / "c")
     assert json.loads(files[0].read_text())["verdicts"][0]["effects"][0]["low"] is None
     assert next(csv.DictReader(files[1].read_text().splitlines()))["low"] == ""
     (tmp_path / "file").write_text("")
     with raises_input_error("expected a folder that can be written"):
-        ja.save_claims(verdicts, small_results, tmp_path / "file")
+        ja.claims.save_claims(verdicts, small_results, tmp_path / "file")
 
 
 def effect(mean: float, verdict: str, label: str = "x", spread: float = 0.1) -> Effect:
@@ -343,18 +343,18 @@ def test_flips_name_the_departure_that_carries_them():
         judged("paper", HOLDS, effect(1.0, HOLDS), claim="C4"),
         judged("published", HOLDS, effect(9.0, HOLDS), claim="C4"),
     ]
-    (flip,) = ja.explain_flips(verdicts)
+    (flip,) = ja.claims.explain_flips(verdicts)
     assert (flip.claim, flip.label, flip.carrier) == ("C3", "x", "mi_sign")
     assert flip.share == pytest.approx(9 / 10)
     assert flip.means == {"paper": 4.0, "mi_sign": -5.0, "fresh_subsets": 3.0, "published": -6.0}
     assert flip.difference == pytest.approx((-10, -10, -10))
     halfway = [v for v in verdicts if v.protocol != "mi_sign"]
-    assert ja.explain_flips(halfway)[0].carrier is None, "fresh_subsets goes a tenth of the way"
+    assert ja.claims.explain_flips(halfway)[0].carrier is None, "fresh_subsets goes a tenth of the way"
     every = judged("+".join(DEPARTURES), FAILS, effect(-6.0, FAILS), effect(1.1, HOLDS, "same"))
-    assert ja.explain_flips([*verdicts, every])[0].carrier == "mi_sign", "all six together explain nothing"
-    (unexplained,) = ja.explain_flips([v for v in verdicts if v.protocol in ("paper", "published")])
+    assert ja.claims.explain_flips([*verdicts, every])[0].carrier == "mi_sign", "all six together explain nothing"
+    (unexplained,) = ja.claims.explain_flips([v for v in verdicts if v.protocol in ("paper", "published")])
     assert (unexplained.carrier, unexplained.share) == (None, None)
-    assert ja.explain_flips([v for v in verdicts if v.protocol == "paper"]) == []
+    assert ja.claims.explain_flips([v for v in verdicts if v.protocol == "paper"]) == []
 
 
 def test_effects_that_do_not_differ_have_no_carrier():
@@ -364,7 +364,7 @@ def test_effects_that_do_not_differ_have_no_carrier():
         Verdict("mi_sign", "net", "C3", "text", HOLDS, 3, (effect(2.0, HOLDS),)),
         Verdict("published", "net", "C3", "text", UNDECIDED, 3, (effect(1.0, UNDECIDED, spread=3.6),)),
     ]
-    (flip,) = ja.explain_flips(verdicts)
+    (flip,) = ja.claims.explain_flips(verdicts)
     assert (flip.carrier, flip.share, flip.differs) == (None, None, False)
 
 
@@ -375,5 +375,5 @@ def test_equal_effects_may_be_judged_differently():
         Verdict("mi_sign", "net", "C9a", "text", HOLDS, 3, (effect(4.0, HOLDS),)),
         Verdict("published", "net", "C9a", "text", UNDECIDED, 3, (effect(4.0, UNDECIDED),)),
     ]
-    (flip,) = ja.explain_flips(verdicts)
+    (flip,) = ja.claims.explain_flips(verdicts)
     assert (flip.carrier, flip.difference) == (None, (0, 0, 0))

@@ -39,7 +39,7 @@ def reproduced(tmp_path_factory):
 def test_reproduce_leaves_everything(reproduced):
     out, process = reproduced
     assert process.returncode == 0, process.stderr
-    results = ja.load_results(out / "results.nc")
+    results = ja.results.load_results(out / "results.nc")
     assert list(results.children) == ["2-layer", "3-layer"]
     assert len(list((out / "figures").glob("fig*.png"))) == 22
     assert len(list((out / "figures").glob("fig*.pdf"))) == 22
@@ -68,8 +68,8 @@ def judged(tmp_path_factory):
 def test_several_networks_are_judged(judged):
     out, process = judged
     assert process.returncode == 0, process.stderr
-    results = ja.load_results(out / "results.nc")
-    assert len(ja.protocols_of(results)) == 9
+    results = ja.results.load_results(out / "results.nc")
+    assert len(ja.results.protocols_of(results)) == 9
     assert results["3-layer"]["seed"].values.tolist() == [5, 6]
     verdicts = ja.judge_claims(results)
     saved = json.loads((out / "claims.json").read_text())["verdicts"]
@@ -115,13 +115,14 @@ def test_the_findings_are_written_from_results(judged, reproduced, tmp_path):
     pictures = re.findall(r"\]\((findings/[^)]+)\)", page)
     assert all((tmp_path / "docs" / picture).is_file() for picture in pictures)
     assert len(pictures) >= 4
-    verdicts = ja.judge_claims(ja.load_results(nc))
+    verdicts = ja.judge_claims(ja.results.load_results(nc))
     effects = [[e for v in verdicts if v.protocol == name for e in v.effects] for name in ("paper", "published")]
     rows = [line for line in page.splitlines() if line.startswith("| C1 | 2-layer | layer1, MI-LVF")]
     cells = rows[0].split(" | ")[3:]
     for cell, of_protocol in zip(cells, effects, strict=True):
         assert f"{of_protocol[1].mean:+.2f} points [{of_protocol[1].low:+.2f}, {of_protocol[1].high:+.2f}]" in cell
-    others = {(v.protocol, v.network, v.claim): v for v in ja.judge_claims(ja.load_results(again / "results.nc"))}
+    judged_again = ja.judge_claims(ja.results.load_results(again / "results.nc"))
+    others = {(v.protocol, v.network, v.claim): v for v in judged_again}
     pairs = [
         both
         for v in verdicts
@@ -190,7 +191,7 @@ def test_auto_without_a_network_says_so(tmp_path):
     assert process.returncode == 0, process.stderr
     assert "Dataset: mnist5k" in process.stdout
     assert "Full MNIST is neither cached nor reachable" in process.stdout
-    assert ja.load_results(tmp_path / "out" / "results.nc").attrs["dataset"] == "mnist5k"
+    assert ja.results.load_results(tmp_path / "out" / "results.nc").attrs["dataset"] == "mnist5k"
 
 
 @pytest.mark.parametrize(
@@ -302,4 +303,4 @@ def test_an_interrupted_run_leaves_no_half_file(tmp_path, how):
             assert data.rstrip().endswith(b"%%EOF")
         if path.suffix == ".png":
             assert data.endswith(b"IEND\xaeB`\x82")
-    ja.load_results(out / "results.nc")
+    ja.results.load_results(out / "results.nc")

@@ -189,13 +189,13 @@ def test_the_mechanism_is_drawn_from_the_results(small_results):
     name = "3-layer-10-8-9"
     network = small_results[name].to_dataset()
     figure = _findings.shares(small_results, name, ["paper"], "caption")
-    mean, _, _ = ja.mean_and_interval(ja.layer_shares(network))
-    for axes, metric in zip(figure.axes, ja.METRICS, strict=True):
+    mean, _, _ = ja.mechanism.mean_and_interval(ja.mechanism.layer_shares(network))
+    for axes, metric in zip(figure.axes, ja.metrics.METRICS, strict=True):
         for line, layer in zip(axes.lines, (1, 2, 3), strict=True):
             np.testing.assert_allclose(line.get_ydata(), mean.sel(ordering=f"{metric}_low", layer=layer))
     figure = _findings.correlations(small_results, [name], ["paper"], "caption")
     dots = [line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
-    summary = ja.mean_and_interval(ja.damage_correlations(network))
+    summary = ja.mechanism.mean_and_interval(ja.mechanism.damage_correlations(network))
     expected, low, high = (part.transpose("scope", "metric").values.ravel() for part in summary)
     np.testing.assert_allclose(dots, expected)
     bars = [line.get_xdata() for line in figure.axes[0].lines if len(line.get_xdata()) == 2][: len(low)]

@@ -28,7 +28,7 @@ def test_accuracy_and_loss(trained, mnist):
 def test_one_bit_scores_are_bounded_by_one_bit(trained, mnist):
     hidden, model, _ = trained
     activations = ja.record_activations(model, mnist.validation.images)
-    codes = np.concatenate([ja.threshold(0.5)(layer) for layer in activations], axis=1)
+    codes = np.concatenate([ja.quantizers.threshold(0.5)(layer) for layer in activations], axis=1)
     counts = ja.joint_histogram(codes, mnist.validation.labels, num_codes=2, num_classes=10)
     for metric in (ja.entropy, ja.mutual_information):
         scores = np.asarray(metric(counts), np.float64)
@@ -42,7 +42,7 @@ def test_one_bit_scores_are_bounded_by_one_bit(trained, mnist):
 def test_published_scores_are_undefined_for_many_neurons(trained, mnist):
     """The specification's numbers: in layer 1 55 to 83 of 200 neurons have NaN entropy, 117 to 144 a NaN "MI"."""
     model = trained[1]
-    protocol = ja.get_protocol("published")
+    protocol = ja.protocols.get_protocol("published")
     codes = protocol.quantizer("sigmoid")(ja.record_activations(model, mnist.validation.images)[0])
     counts = ja.joint_histogram(codes, mnist.validation.labels, num_codes=2, num_classes=10)
     assert 55 <= np.isnan(protocol.score("entropy", counts)).sum() <= 83

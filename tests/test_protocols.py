@@ -48,7 +48,7 @@ def published_scores(table: np.ndarray) -> tuple[float, float]:
 
 
 def test_published_scores_equal_the_description():
-    protocol = ja.get_protocol("published")
+    protocol = ja.protocols.get_protocol("published")
     expected = np.array([published_scores(table) for table in COUNTS])
     entropy, information = (protocol.score(metric, COUNTS) for metric in ("entropy", "mutual_information"))
     np.testing.assert_allclose(entropy, expected[:, 0], atol=1e-6)
@@ -60,7 +60,7 @@ def test_published_scores_equal_the_description():
 
 
 def test_each_scoring_departure_alone():
-    sign, nan = ja.get_protocol("mi_sign"), ja.get_protocol("nan_logs")
+    sign, nan = ja.protocols.get_protocol("mi_sign"), ja.protocols.get_protocol("nan_logs")
     entropy, information = np.asarray(ja.entropy(COUNTS)), np.asarray(ja.mutual_information(COUNTS))
     np.testing.assert_array_equal(sign.score("entropy", COUNTS), entropy)
     np.testing.assert_allclose(sign.score("mutual_information", COUNTS), 2 * entropy - information, atol=1e-6)
@@ -71,7 +71,7 @@ def test_each_scoring_departure_alone():
 
 def test_nan_ranks_last_in_low_first_and_first_in_high_first():
     scores = np.array([0.3, np.nan, 0.1, np.nan, 0.5], np.float32)
-    largest, smallest = ja.get_protocol("nan_logs+nan_largest").rank, ja.get_protocol("nan_logs").rank
+    largest, smallest = (ja.protocols.get_protocol(name).rank for name in ("nan_logs+nan_largest", "nan_logs"))
     assert largest(scores, "low").tolist() == [2, 0, 4, 1, 3]
     assert largest(scores, "high").tolist() == [1, 3, 4, 0, 2]
     assert smallest(scores, "low").tolist() == [1, 3, 2, 0, 4]
@@ -82,7 +82,7 @@ def test_nan_ranks_last_in_low_first_and_first_in_high_first():
 
 
 def test_balancing_scales_by_the_firing_rate():
-    balance = ja.get_protocol("firing_rate_scaling").balance(COUNTS, np.full(5, 0.4, np.float32))
+    balance = ja.protocols.get_protocol("firing_rate_scaling").balance(COUNTS, np.full(5, 0.4, np.float32))
     assert balance.name == "scaled"
     assert not balance.fill.any()
     np.testing.assert_allclose(balance.scale, [16 / 30, 0, 1, 13 / 30, 17 / 30], rtol=1e-6)
@@ -92,16 +92,16 @@ def test_balancing_scales_by_the_firing_rate():
 
 def test_the_strict_threshold_differs_at_the_threshold_only():
     at = np.array([[0.49, 0.5, 0.51]], np.float32)
-    assert ja.get_protocol("strict_threshold").quantizer("sigmoid")(at).tolist() == [[0, 0, 1]]
+    assert ja.protocols.get_protocol("strict_threshold").quantizer("sigmoid")(at).tolist() == [[0, 0, 1]]
     assert PAPER.quantizer("sigmoid")(at).tolist() == [[0, 1, 1]]
-    assert ja.get_protocol("strict_threshold").quantizer("tanh")(at - 0.5).tolist() == [[0, 0, 1]]
+    assert ja.protocols.get_protocol("strict_threshold").quantizer("tanh")(at - 0.5).tolist() == [[0, 0, 1]]
     for activation in ("relu", "gelu"):
-        strict = ja.get_protocol("strict_threshold").quantizer(activation)
+        strict = ja.protocols.get_protocol("strict_threshold").quantizer(activation)
         assert strict(at - 0.5).tolist() == PAPER.quantizer(activation)(at - 0.5).tolist()
 
 
 def test_fresh_subsets_are_uniform_independent_and_not_nested():
-    draw = ja.get_protocol("fresh_subsets").fresh_subsets
+    draw = ja.protocols.get_protocol("fresh_subsets").fresh_subsets
     assert draw is not None
     masks = draw(jax.random.key(0), 9, 400, 6)
     assert masks.shape == (400, 7, 9)
@@ -116,7 +116,7 @@ def test_fresh_subsets_are_uniform_independent_and_not_nested():
 @pytest.mark.parametrize("name", ["", "Paper", "published+mi_sign", "mi_sign+", "nan"])
 def test_unknown_protocols_are_named(name):
     with raises_input_error("unknown protocol .*expected one of paper, published, mi_sign"):
-        ja.get_protocol(name)
+        ja.protocols.get_protocol(name)
     with raises_input_error("unknown protocol"):
         ja.StudyConfig(protocols=(name,))
 
@@ -124,7 +124,7 @@ def test_unknown_protocols_are_named(name):
 def test_every_departure_changes_one_piece():
     pieces = ("quantizer", "score", "rank", "balance", "fresh_subsets")
     changed = {
-        name: [piece for piece in pieces if getattr(ja.get_protocol(name), piece) != getattr(PAPER, piece)]
+        name: [piece for piece in pieces if getattr(ja.protocols.get_protocol(name), piece) != getattr(PAPER, piece)]
         for name in DEPARTURES
     }
     assert changed == {
@@ -153,7 +153,8 @@ def off_and_on():
 
 def test_all_departures_off_is_the_paper_and_on_is_published(off_and_on):
     nodes = {
-        name: ja.select_protocol(off_and_on, name)["2-layer-12-10"].to_dataset() for name in ja.protocols_of(off_and_on)
+        name: ja.results.select_protocol(off_and_on, name)["2-layer-12-10"].to_dataset()
+        for name in ja.results.protocols_of(off_and_on)
     }
     for one, other in (("paper", "nan_largest"), ("published", ALL)):
         assert nodes[one].attrs.pop("protocol") != nodes[other].attrs.pop("protocol")
@@ -163,7 +164,7 @@ def test_all_departures_off_is_the_paper_and_on_is_published(off_and_on):
 
 def test_a_study_uses_the_protocols_own_quantizer(monkeypatch):
     """Real activations hardly ever lie on the threshold, so that the strict one is seen at work by moving it."""
-    monkeypatch.setattr(_published, "strict_quantizer", lambda activation: ja.threshold(0.9))
+    monkeypatch.setattr(_published, "strict_quantizer", lambda activation: ja.quantizers.threshold(0.9))
     config = ja.StudyConfig(
         dataset="mnist5k", networks=((9,),), epochs=2, random_orders=1, steps=2, protocols=("paper", "strict_threshold")
     )
@@ -178,7 +179,7 @@ def test_sets_of_protocols():
     assert protocol_names("mi_sign, both,paper") == ("mi_sign", "paper", "published")
     assert protocol_names("each") == ("paper", *DEPARTURES, "nan_logs+nan_largest", "published")
     with raises_input_error("protocol: expected a name, got 1"):
-        ja.get_protocol(1)
+        ja.protocols.get_protocol(1)
     with raises_input_error("protocol: expected a name, got None"):
         ja.StudyConfig(protocols=(None,))
 
@@ -221,7 +222,7 @@ def test_the_published_random_curves_by_hand(off_and_on, mnist5k, monkeypatch):
     original = _published.fresh_subsets
     monkeypatch.setattr(_published, "fresh_subsets", lambda *a: drawn.append(original(*a)) or drawn[-1])
     config = dataclasses.replace(CONFIG, protocols=("fresh_subsets",))
-    node = ja.select_protocol(ja.run_study(config), "fresh_subsets")["2-layer-12-10"].to_dataset()
+    node = ja.results.select_protocol(ja.run_study(config), "fresh_subsets")["2-layer-12-10"].to_dataset()
     model, _ = ja.train(mnist5k, (12, 10), 1, epochs=6)
     mean = node["mean_activation"].values[0]
     random = node.isel(seed=0, ordering=node["ranking"].values == "random")

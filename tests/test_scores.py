@@ -26,10 +26,10 @@ def random_counts(seed: int, neurons: int = 40, classes: int = 10, codes: int = 
 
 
 @pytest.mark.parametrize("codes", [2, 3, 8])
-@pytest.mark.parametrize("name", sorted(ja.METRICS))
+@pytest.mark.parametrize("name", sorted(ja.metrics.METRICS))
 def test_metrics_equal_the_loop(name, codes):
     counts = random_counts(codes, codes=codes)
-    got = ja.METRICS[name](counts)
+    got = ja.metrics.METRICS[name](counts)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, scores_of(counts)[name], rtol=0, atol=1e-6)
 
@@ -45,7 +45,7 @@ def test_even_codes_reach_the_bound_and_not_more(codes):
 
 def test_constant_and_ignorant_neurons_score_zero():
     counts = random_counts(0)
-    for metric in ja.METRICS.values():
+    for metric in ja.metrics.METRICS.values():
         assert metric(counts)[:2].tolist() == [0, 0]
     assert ja.mutual_information(counts)[4] == pytest.approx(0, abs=1e-6)
 
@@ -68,7 +68,8 @@ tables = hnp.arrays(
 @given(tables, st.randoms(use_true_random=False))
 def test_laws_of_the_metrics(counts, random):
     counts[:, 0, 0] += 1
-    entropy, information, selectivity = (np.asarray(metric(counts), np.float64) for metric in ja.METRICS.values())
+    metrics = ja.metrics.METRICS.values()
+    entropy, information, selectivity = (np.asarray(metric(counts), np.float64) for metric in metrics)
     rounding = 1e-6
     assert (entropy >= 0).all()
     assert (entropy <= math.log(counts.shape[2])).all()
@@ -79,7 +80,7 @@ def test_laws_of_the_metrics(counts, random):
     assert (information <= selectivity + rounding).all()
     classes = random.sample(range(counts.shape[1]), counts.shape[1])
     neurons = random.sample(range(len(counts)), len(counts))
-    for metric, scores in zip(ja.METRICS.values(), (entropy, information, selectivity), strict=True):
+    for metric, scores in zip(ja.metrics.METRICS.values(), (entropy, information, selectivity), strict=True):
         np.testing.assert_allclose(metric(counts[:, classes]), scores, rtol=0, atol=rounding)
         np.testing.assert_array_equal(metric(counts[neurons]), scores[neurons].astype(np.float32))
 
@@ -99,12 +100,12 @@ def test_histogram_equals_the_loop_and_adds_over_batches():
 
 def test_quantizers():
     values = np.array([[-0.1, 0.0, 0.4999, 0.5, 0.7]], np.float32)
-    assert ja.threshold(0.5)(values).tolist() == [[0, 0, 0, 1, 1]]
-    assert ja.threshold(0.5, strict=True)(values).tolist() == [[0, 0, 0, 0, 1]]
-    assert ja.default_quantizer("sigmoid")(values).tolist() == [[0, 0, 0, 1, 1]]
-    assert ja.default_quantizer("relu")(values).tolist() == [[0, 0, 1, 1, 1]]
-    assert ja.default_quantizer("tanh")(values).tolist() == [[0, 1, 1, 1, 1]]
-    assert ja.threshold(0.5)(values).dtype == np.int32
+    assert ja.quantizers.threshold(0.5)(values).tolist() == [[0, 0, 0, 1, 1]]
+    assert ja.quantizers.threshold(0.5, strict=True)(values).tolist() == [[0, 0, 0, 0, 1]]
+    assert ja.quantizers.default_quantizer("sigmoid")(values).tolist() == [[0, 0, 0, 1, 1]]
+    assert ja.quantizers.default_quantizer("relu")(values).tolist() == [[0, 0, 1, 1, 1]]
+    assert ja.quantizers.default_quantizer("tanh")(values).tolist() == [[0, 1, 1, 1, 1]]
+    assert ja.quantizers.threshold(0.5)(values).dtype == np.int32
 
 
 def test_orders_are_stable_both_ways():
@@ -124,7 +125,7 @@ def test_random_orders_are_independent_uniform_permutations():
 
 def test_masks_are_nested():
     order = np.array([[3, 0, 4, 1], [1, 2, 3, 4]])
-    masks = ja.masks_of_orders(order, 5, 3).reshape(2, 4, 5)
+    masks = ja.orders.masks_of_orders(order, 5, 3).reshape(2, 4, 5)
     for ranks, steps in zip(order, masks, strict=True):
         for step, keep in enumerate(steps):
             assert set(np.flatnonzero(~keep)) == set(ranks[:step])
@@ -139,9 +140,9 @@ def test_bad_input():
     with raises_input_error("at least one example for every neuron"):
         ja.mutual_information(np.zeros((2, 3, 2), np.int32))
     with raises_input_error("unknown metric 'gini': expected one of entropy, mutual_information, kl_selectivity"):
-        ja.get_metric("gini")
+        ja.metrics.get_metric("gini")
     with raises_input_error("unknown activation 'softplus'"):
-        ja.default_quantizer("softplus")
+        ja.quantizers.default_quantizer("softplus")
     with raises_input_error(r"codes: expected values in 0..1, got 0..2"):
         ja.joint_histogram(np.array([[0], [2]]), np.array([0, 0]), num_codes=2, num_classes=1)
     with raises_input_error(r"labels: expected values in 0..2, got 0..3"):
@@ -153,8 +154,8 @@ def test_bad_input():
     with raises_input_error("unknown direction 'up': expected one of low, high"):
         ja.ablation_order(np.zeros(2), direction="up")
     with raises_input_error(r"expected each neuron once, got neuron 1 twice"):
-        ja.masks_of_orders(np.array([[1, 0, 1]]), 3, 2)
+        ja.orders.masks_of_orders(np.array([[1, 0, 1]]), 3, 2)
     with raises_input_error(r"orders: expected values in 0..2, got 0..3"):
-        ja.masks_of_orders(np.array([[3, 0, 1]]), 3, 2)
+        ja.orders.masks_of_orders(np.array([[3, 0, 1]]), 3, 2)
     with raises_input_error("steps: expected at most the 3 neurons of the scope, got 4; 3 is the largest possible"):
-        ja.masks_of_orders(np.array([[2, 0, 1]]), 3, 4)
+        ja.orders.masks_of_orders(np.array([[2, 0, 1]]), 3, 4)

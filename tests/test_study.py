@@ -19,7 +19,7 @@ def node(small_results):
 
 def test_everything_is_labelled(small_results, node):
     assert list(small_results.children) == ["2-layer-12-10", "3-layer-10-8-9", "published"]
-    published = ja.select_protocol(small_results, "published")
+    published = ja.results.select_protocol(small_results, "published")
     assert list(published.children) == ["2-layer-12-10", "3-layer-10-8-9"]
     assert published["3-layer-10-8-9"]["ordering"].values.tolist()[-2:] == ["random_0", "random_1"]
     assert node["accuracy"].dims == ("seed", "scope", "ordering", "fill", "step")
@@ -168,8 +168,8 @@ def test_networks_of_other_data_are_not_reused(tmp_path):
 
 
 def test_file_round_trip(small_results, tmp_path):
-    ja.save_results(small_results, tmp_path / "results.nc")
-    loaded = ja.load_results(tmp_path / "results.nc")
+    ja.results.save_results(small_results, tmp_path / "results.nc")
+    loaded = ja.results.load_results(tmp_path / "results.nc")
     xr.testing.assert_identical(loaded, small_results)
     assert loaded["2-layer-12-10"]["correct"].dtype == np.int32
     assert [path.name for path in tmp_path.iterdir()] == ["results.nc"]
@@ -178,8 +178,8 @@ def test_file_round_trip(small_results, tmp_path):
 def test_file_round_trip_of_one_layer(tmp_path):
     config = ja.StudyConfig(dataset="mnist5k", networks=((6,),), epochs=1, random_orders=1, steps=2)
     results = ja.run_study(config)
-    ja.save_results(results, tmp_path / "results.nc")
-    xr.testing.assert_identical(ja.load_results(tmp_path / "results.nc"), results)
+    ja.results.save_results(results, tmp_path / "results.nc")
+    xr.testing.assert_identical(ja.results.load_results(tmp_path / "results.nc"), results)
 
 
 def test_an_interrupted_save_leaves_the_old_file(small_results, tmp_path, monkeypatch):
@@ -192,14 +192,14 @@ def test_an_interrupted_save_leaves_the_old_file(small_results, tmp_path, monkey
 
     monkeypatch.setattr(xr.DataTree, "to_netcdf", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ja.save_results(small_results, path)
+        ja.results.save_results(small_results, path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_curves_and_summary(small_results, node):
     values = node["accuracy"].sel(scope="layer1", fill="mean").values[:, -3:]  # [network, random order, step]
-    shown = ja.curve(node, scope="layer1", ranking="random", direction="", fill="mean")
+    shown = ja.results.curve(node, scope="layer1", ranking="random", direction="", fill="mean")
     of_network = values.mean(axis=1)
     np.testing.assert_allclose(shown.mean, of_network.mean(axis=0))
     # with two networks the t-interval's half width is t(0.975, 1) = 12.7062 times half their difference
@@ -213,7 +213,7 @@ def test_curves_and_summary(small_results, node):
     np.testing.assert_allclose(
         shown.sd_networks**2, np.maximum(of_network.var(axis=0, ddof=1) - of_orders / 3, 0), atol=1e-12
     )
-    rows = ja.summarize(small_results, steps=(0, 3, 99))
+    rows = ja.results.summarize(small_results, steps=(0, 3, 99))
     assert len(rows) == 2 * (3 + 4) * 7 * 2
     row = next(
         r for r in rows if (r.network, r.scope, r.ranking, r.fill) == ("3-layer-10-8-9", "layer1", "random", "mean")
@@ -225,11 +225,11 @@ def test_curves_and_summary(small_results, node):
 def test_one_network_has_the_band_of_its_random_orders(node):
     alone = node.isel(seed=[1])
     values = alone["accuracy"].sel(scope="layer2", fill="zero").values[0, -3:]
-    shown = ja.curve(alone, scope="layer2", ranking="random", direction="", fill="zero")
+    shown = ja.results.curve(alone, scope="layer2", ranking="random", direction="", fill="zero")
     np.testing.assert_allclose([shown.low, shown.high], np.quantile(values, (0.1, 0.9), axis=0))
     assert shown.band == "10% to 90% of 3 random curves"
     assert np.isnan(shown.sd_networks).all()
-    ranked = ja.curve(alone, scope="layer2", ranking="entropy", direction="low", fill="zero")
+    ranked = ja.results.curve(alone, scope="layer2", ranking="entropy", direction="low", fill="zero")
     assert ranked.band == ""
     np.testing.assert_array_equal(ranked.mean, alone["accuracy"].sel(scope="layer2", fill="zero").values[0, 0])
 
@@ -244,18 +244,18 @@ def test_variance_components_are_recovered():
 
 
 def test_selecting_a_protocol(small_results, tmp_path):
-    assert ja.protocols_of(small_results) == ["paper", "published"]
-    paper = ja.select_protocol(small_results, "paper")
+    assert ja.results.protocols_of(small_results) == ["paper", "published"]
+    paper = ja.results.select_protocol(small_results, "paper")
     assert list(paper.children) == ["2-layer-12-10", "3-layer-10-8-9"]
     assert paper.attrs == small_results.attrs
-    assert ja.protocols_of(paper) == ["paper"]
+    assert ja.results.protocols_of(paper) == ["paper"]
     with raises_input_error("unknown protocol 'both': expected one of paper, published"):
-        ja.select_protocol(small_results, "both")
-    ja.save_results(small_results, tmp_path / "results.nc")
-    again = ja.load_results(tmp_path / "results.nc")
+        ja.results.select_protocol(small_results, "both")
+    ja.results.save_results(small_results, tmp_path / "results.nc")
+    again = ja.results.load_results(tmp_path / "results.nc")
     assert again["published/3-layer-10-8-9"].identical(small_results["published/3-layer-10-8-9"])
     for network in paper.children:  # one training serves both
-        own, theirs = paper[network], ja.select_protocol(small_results, "published")[network]
+        own, theirs = paper[network], ja.results.select_protocol(small_results, "published")[network]
         np.testing.assert_array_equal(own["train_loss"], theirs["train_loss"])
         intact = own["correct"].isel(step=0, ordering=0)
         np.testing.assert_array_equal(
@@ -273,7 +273,7 @@ def test_bad_input(tmp_path, small_results):
     with raises_input_error("seeds: expected different ones"):
         ja.StudyConfig(seeds=(1, 1))
     with raises_input_error("networks: expected at least one"):
-        ja.StudyConfig(networks=())
+        ja.run_study(ja.StudyConfig(networks=(), dataset="mnist5k"))
     with raises_input_error("networks: expected different ones"):
         ja.StudyConfig(networks=((200, 200), (200, 200)))
     for name in ("random_orders", "epochs", "batch_size"):
@@ -294,13 +294,13 @@ def test_bad_input(tmp_path, small_results):
     with raises_input_error("seeds: expected a sequence, got 3"):
         ja.StudyConfig(seeds=3)
     with raises_input_error("expected a file, got none"):
-        ja.load_results(tmp_path / "none.nc")
+        ja.results.load_results(tmp_path / "none.nc")
     (tmp_path / "text.nc").write_text("not netCDF")
     with raises_input_error("expected netCDF, got an unreadable file"):
-        ja.load_results(tmp_path / "text.nc")
+        ja.results.load_results(tmp_path / "text.nc")
     xr.Dataset({"a": 1}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
     with raises_input_error("expected format 'jaxablate results 2', got None"):
-        ja.load_results(tmp_path / "other.nc")
+        ja.results.load_results(tmp_path / "other.nc")
     for change in ("variable", "attribute", "fill"):
         damaged = small_results.copy()
         if change == "variable":
@@ -309,18 +309,18 @@ def test_bad_input(tmp_path, small_results):
             damaged["2-layer-12-10"] = damaged["2-layer-12-10"].to_dataset().isel(fill=[0])
         else:
             del damaged.attrs["versions"]
-        ja.save_results(damaged, tmp_path / "damaged.nc")
+        ja.results.save_results(damaged, tmp_path / "damaged.nc")
         with raises_input_error("expected .*; the file is damaged"):
-            ja.load_results(tmp_path / "damaged.nc")
+            ja.results.load_results(tmp_path / "damaged.nc")
     node = small_results["2-layer-12-10"].to_dataset()
     with raises_input_error("unknown scope 'layer9': expected one of layer1, layer2, network"):
-        ja.curve(node, scope="layer9", ranking="random", direction="low", fill="mean")
+        ja.results.curve(node, scope="layer9", ranking="random", direction="low", fill="mean")
     with raises_input_error("unknown ranking 'gini'"):
-        ja.curve(node, scope="layer1", ranking="gini", direction="low", fill="mean")
+        ja.results.curve(node, scope="layer1", ranking="gini", direction="low", fill="mean")
     with raises_input_error("steps: expected numbers of at least 0"):
-        ja.summarize(small_results, steps=(-1,))
+        ja.results.summarize(small_results, steps=(-1,))
     (tmp_path / "file").write_text("")
     with raises_input_error("results file .* expected a place that can be written"):
-        ja.save_results(small_results, tmp_path / "file" / "results.nc")
+        ja.results.save_results(small_results, tmp_path / "file" / "results.nc")
     with raises_input_error("output folder .* expected a folder that can be written"):
         ja.run_study(ja.StudyConfig(dataset="mnist5k"), network_dir=tmp_path / "file" / "networks")

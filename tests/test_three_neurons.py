@@ -26,12 +26,12 @@ LABELS = np.array([0, 1, 1, 0], np.int32)
 def model():
     kernels = [np.array([[1, 1], [1, 1]]), np.array([[1], [-2]]), np.array([[0, 1]])]
     biases = [np.array([0, -1]), np.array([0]), np.array([0.5, 0])]
-    return ja.from_arrays(kernels, biases, activation="relu")
+    return ja.models.from_arrays(kernels, biases, activation="relu")
 
 
 @pytest.fixture(scope="module")
 def counts(model):
-    quantize = ja.default_quantizer("relu")
+    quantize = ja.quantizers.default_quantizer("relu")
     codes = np.concatenate([quantize(layer) for layer in ja.record_activations(model, IMAGES)], axis=1)
     return ja.joint_histogram(codes, LABELS, num_codes=2, num_classes=2)
 
@@ -58,7 +58,7 @@ def test_scores(counts):
 
 
 def test_orders(counts):
-    for metric in ja.METRICS.values():
+    for metric in ja.metrics.METRICS.values():
         assert ja.ablation_order(metric(counts), direction="low").tolist() == [0, 1, 2]
         assert ja.ablation_order(metric(counts), direction="high").tolist() == [2, 0, 1]
 

@@ -77,7 +77,7 @@ def test_history_measures_validation_after_the_epoch():
 def test_a_seed_is_the_same_alone_and_in_company(parallel):
     data = toy(200)
     seeds = (4, 0, 9)
-    together = ja.train_many(data, (6, 5), seeds, epochs=4, batch_size=16, parallel=parallel)
+    together = ja.training.train_many(data, (6, 5), seeds, epochs=4, batch_size=16, parallel=parallel)
     for seed, (model, history) in zip(seeds, together, strict=True):
         alone, history_alone = ja.train(data, (6, 5), seed, epochs=4, batch_size=16)
         for got, want in zip(weights64(model), weights64(alone), strict=True):
@@ -97,7 +97,7 @@ def test_progress_is_told_after_every_epoch():
 
 def test_progress_of_many_counts_all_their_epochs():
     told = []
-    ja.train_many(toy(), (4,), (1, 2, 3), epochs=2, batch_size=8, on_epoch=lambda *now: told.append(now[:2]))
+    ja.training.train_many(toy(), (4,), (1, 2, 3), epochs=2, batch_size=8, on_epoch=lambda *now: told.append(now[:2]))
     assert told == [(done, 6) for done in range(1, 7)]
 
 
@@ -110,7 +110,7 @@ def test_an_interrupt_stops_training_soon():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ja.train_many(toy(), (4,), range(8), epochs=10**6, batch_size=8, on_epoch=interrupt)
+        ja.training.train_many(toy(), (4,), range(8), epochs=10**6, batch_size=8, on_epoch=interrupt)
     assert len(told) <= 8
 
 
@@ -122,9 +122,9 @@ def test_the_program_is_compiled_once():
 
 
 def test_epochs_keep_the_steps_of_the_paper():
-    assert ja.default_epochs(50_000) * (50_000 // 32) == 15_620
-    assert abs(ja.default_epochs(3_500) * (3_500 // 32) - 15_620) < 3_500 // 32
-    assert ja.default_epochs(10**7) == 1
+    assert ja.training.default_epochs(50_000) * (50_000 // 32) == 15_620
+    assert abs(ja.training.default_epochs(3_500) * (3_500 // 32) - 15_620) < 3_500 // 32
+    assert ja.training.default_epochs(10**7) == 1
 
 
 def test_bad_input():
@@ -135,7 +135,7 @@ def test_bad_input():
     with raises_input_error("unknown activation 'swish'"):
         ja.train(toy(), (4,), activation="swish")
     with raises_input_error("seeds: expected at least one"):
-        ja.train_many(toy(), (4,), ())
+        ja.training.train_many(toy(), (4,), ())
     with raises_input_error("training diverged in epoch 1: expected a finite loss"):
         ja.train(toy(), (4,), activation="relu", learning_rate=1e30, epochs=5, batch_size=8)
 

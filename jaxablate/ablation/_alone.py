@@ -24,6 +24,7 @@ def single_ablation(
     labels: Labels,
     fill: Fill | RowFill | None = None,
     *,
+    scale: Fill | None = None,
     measures: str | Iterable[str] = CORRECT,
     memory_limit: int | None = None,
     precision: str = "highest",
@@ -32,7 +33,7 @@ def single_ablation(
 
     Args:
         model: the network: an `MLP`, or any module with sites, as if in evaluation mode.
-        images, labels, fill, measures, memory_limit, precision: as in `evaluate_masks`.
+        images, labels, fill, scale, measures, memory_limit, precision: as in `evaluate_masks`.
 
     Returns:
         int32 [neuron], over all sites in network order: correct predictions with that neuron ablated. Other measures as
@@ -47,7 +48,7 @@ def single_ablation(
         (5,)
     """
     measures = measures if isinstance(measures, str) else tuple(measures)
-    task, _ = make_task(model, images, labels, fill, None, measures, memory_limit, precision)
+    task, _ = make_task(model, images, labels, fill, scale, measures, memory_limit, precision)
     sums = _measure_sets(task, np.arange(task.network.num_neurons)[:, None])
     return handed_back(sums, task, measures, ("neuron",))
 
@@ -80,7 +81,7 @@ def pair_ablation(
 
     Example:
         >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
-        >>> ja.pair_ablation(model, "layer1", np.ones((5, 4), np.float32), np.zeros(5, np.int32)).shape
+        >>> ja.ablation.pair_ablation(model, "layer1", np.ones((5, 4), np.float32), np.zeros(5, np.int32)).shape
         (3, 3)
     """
     measures = measures if isinstance(measures, str) else tuple(measures)
@@ -131,7 +132,7 @@ def greedy_order(
     Example:
         >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
         >>> images, labels = np.ones((5, 4), np.float32), np.zeros(5, np.int32)
-        >>> order, correct = ja.greedy_order(model, images, labels, site="layer2")
+        >>> order, correct = ja.ablation.greedy_order(model, images, labels, site="layer2")
         >>> sorted(order.tolist()), correct.shape
         ([3, 4], (3,))
     """

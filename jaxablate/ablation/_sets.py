@@ -21,7 +21,7 @@ def measure_sets(task: Task, sets: np.ndarray, number: int, keep: np.ndarray) ->
     """Sums of the task's measures [set, ...] with each of the first `number` sets of neurons [set, member] of one site
     ablated, beside those that `keep` [neuron] leaves out; for a task of one network that the engine fits."""
     network = task.network
-    site = int(network.site_of(sets[0, 0]))
+    site = int(network.site_of(sets[:1, 0])[0])
     last_only = site == len(network.sites) - 1
     preferred = CHUNK if jax.default_backend() == "cpu" and not last_only else CHUNK_ELSEWHERE
     # what is before and behind the site, one update in flight, and what is on the way out

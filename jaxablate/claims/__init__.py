@@ -110,7 +110,7 @@ def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str |
         InputError: for a folder that cannot be written.
 
     Example:
-        >>> ja.save_claims(ja.judge_claims(results), results, tmp_path)[0].name
+        >>> ja.claims.save_claims(ja.judge_claims(results), results, tmp_path)[0].name
         'claims.json'
     """
     require_writable(folder)
@@ -197,7 +197,7 @@ def explain_flips(verdicts: Sequence[Verdict]) -> list[Flip]:
         One `Flip` for each effect whose verdict differs, in claims whose verdict differs.
 
     Example:
-        >>> all(flip.claim in {v.claim for v in verdicts} for flip in ja.explain_flips(verdicts))
+        >>> all(flip.claim in {v.claim for v in verdicts} for flip in ja.claims.explain_flips(verdicts))
         True
     """
     effects: dict[tuple[str, str, str], dict[str, Effect]] = {}

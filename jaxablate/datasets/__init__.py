@@ -93,7 +93,7 @@ def dataset_status(data_dir: str | Path | None = None) -> dict[str, str]:
         "not reachable".
 
     Example:
-        >>> ja.dataset_status()["mnist5k"]
+        >>> ja.datasets.dataset_status()["mnist5k"]
         'embedded'
     """
     with ThreadPoolExecutor(len(NAMES)) as pool:  # servers may take their time to answer

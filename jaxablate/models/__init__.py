@@ -1,6 +1,6 @@
 """Networks: sites that a model marks, chains, a multilayer perceptron, and its file."""
 
-from jaxablate.models._files import load_model, save_model
+from jaxablate.models._files import is_saved_model, load_model, save_model
 from jaxablate.models._mlp import ACTIVATIONS, ELEMENTWISE, MLP, from_arrays, layer_of_neuron
 from jaxablate.models._network import (
     Change,
@@ -19,7 +19,17 @@ from jaxablate.models._network import (
     site_bounds,
     stack_states,
 )
-from jaxablate.models._sites import Chain, RowFill, Site, SiteVariable, ablated, intervene, with_sites
+from jaxablate.models._pytorch import load_pytorch
+from jaxablate.models._sites import (
+    Chain,
+    RowFill,
+    Site,
+    SiteVariable,
+    ablated,
+    flatten_layers,
+    intervene,
+    with_sites,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -37,10 +47,13 @@ __all__ = [
     "bytes_on_the_way",
     "describe",
     "enter",
+    "flatten_layers",
     "from_arrays",
     "intervene",
+    "is_saved_model",
     "layer_of_neuron",
     "load_model",
+    "load_pytorch",
     "record",
     "reductions_of",
     "run",

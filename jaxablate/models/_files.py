@@ -1,5 +1,6 @@
 """The file of a network: safetensors, with what the weights do not say in its metadata."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,16 +22,21 @@ def save_model(model: MLP, path: str | Path, metadata: Mapping[str, str] | None 
         metadata: strings to keep in the header, beside the network's own.
         arrays: further arrays to keep in the file, such as a training history.
 
+    Raises:
+        InputError: for another kind of network.
+
     Example:
         >>> ja.save_model(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), tmp_path / "model.safetensors", {"seed": "0"})
     """
     from safetensors.numpy import save_file
 
+    require(isinstance(model, MLP), f"model: expected an MLP, whose file says all of it, got {type(model).__name__}")
     tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     for i, stage in enumerate(model.stages):
         kernel, bias = stage.weights
         tensors[f"stages.{i}.kernel"], tensors[f"stages.{i}.bias"] = np.array(kernel), np.array(bias)
-    header = {"format": FORMAT, "activation": model.activation, **(metadata or {})}
+    own = {"format": FORMAT, "activation": model.activation, "layer_sizes": _layer_sizes(model)}
+    header = {**own, **(metadata or {})}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=header)
 
@@ -76,4 +82,23 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, str], dict[str, np.ndar
         model = from_arrays(kernels, biases, activation=metadata.pop("activation"))
     except (KeyError, InputError) as error:
         raise InputError(f"network file {path}: expected the weights of a whole network, but {error}") from None
+    sizes = _layer_sizes(model)
+    told = metadata.pop("layer_sizes", sizes)  # older files lack it
+    require(told == sizes, f"network file {path}: expected layer sizes {told} as it says, got weights of {sizes}")
     return model, metadata, tensors
+
+
+def is_saved_model(path: str | Path) -> bool:
+    """Whether `save_model` wrote a file, by its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
+def _layer_sizes(model: MLP) -> str:
+    """Inputs, neurons of each hidden layer and classes, as a JSON list."""
+    return json.dumps([model.stages[0].linear.in_features, *(stage.linear.out_features for stage in model.stages)])

@@ -134,7 +134,7 @@ def layer_of_neuron(hidden: Sequence[int]) -> np.ndarray:
         int32 [neuron], in network order; the first hidden layer is 1.
 
     Example:
-        >>> ja.layer_of_neuron((2, 3)).tolist()
+        >>> ja.models.layer_of_neuron((2, 3)).tolist()
         [1, 1, 2, 2, 2]
     """
     return np.repeat(np.arange(1, len(hidden) + 1, dtype=np.int32), hidden)
@@ -155,7 +155,7 @@ def from_arrays(kernels: list[np.ndarray], biases: list[np.ndarray], *, activati
         InputError: for weights that do not fit together, or an unknown activation.
 
     Example:
-        >>> model = ja.from_arrays([np.eye(3), np.ones((3, 2))], [np.zeros(3), np.zeros(2)], activation="relu")
+        >>> model = ja.models.from_arrays([np.eye(3), np.ones((3, 2))], [np.zeros(3), np.zeros(2)], activation="relu")
         >>> model(np.ones((1, 3), np.float32)).tolist()
         [[3.0, 3.0]]
     """

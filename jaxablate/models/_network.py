@@ -87,6 +87,9 @@ def describe(model: Model, images: Images) -> tuple[Network, nnx.State, jax.Arra
         model: a module that maps images [example, ...] to logits [example, class] and marks its sites.
         images: [example, ...], floating, or signed integers where the model takes such.
 
+    Returns:
+        A `Network`, the state, and the images as an array.
+
     Raises:
         InputError: for images that the model does not take, or a model that cannot be ablated; the message says why.
     """

@@ -33,7 +33,7 @@ def get_protocol(name: str) -> Protocol:
         InputError: for an unknown name; the message lists the known ones.
 
     Example:
-        >>> ja.get_protocol("paper").fresh_subsets is None
+        >>> ja.protocols.get_protocol("paper").fresh_subsets is None
         True
     """
     require(isinstance(name, str), f"protocol: expected a name, got {name!r}")

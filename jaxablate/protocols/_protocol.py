@@ -52,7 +52,7 @@ class Protocol:
             to masks bool [repetition, step + 1, neuron], whose random subsets are drawn anew at every step.
 
     Example:
-        >>> ja.get_protocol("published").fresh_subsets(jax.random.key(0), 5, 2, 3).shape
+        >>> ja.protocols.get_protocol("published").fresh_subsets(jax.random.key(0), 5, 2, 3).shape
         (2, 4, 5)
     """
 

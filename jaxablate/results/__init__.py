@@ -4,12 +4,13 @@ One node for each network and protocol. Its networks stand at the root under the
 only package that builds datasets; it also computes the summaries that figures and tables show.
 """
 
-from jaxablate.results._files import load_results, save_results
+from jaxablate.results._files import check_table_path, load_results, save_results, save_table
 from jaxablate.results._labels import (
     NETWORK_SCOPE,
     RANDOM,
     Ordering,
     network_results,
+    neuron_scores,
     protocols_of,
     select_protocol,
     study_results,
@@ -34,12 +35,15 @@ __all__ = [
     "SummaryRow",
     "auc",
     "balanced_fill",
+    "check_table_path",
     "confidence_interval",
     "curve",
     "load_results",
     "network_results",
+    "neuron_scores",
     "protocols_of",
     "save_results",
+    "save_table",
     "select_protocol",
     "study_results",
     "summarize",

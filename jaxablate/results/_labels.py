@@ -38,6 +38,8 @@ VARIABLES = {
     "correct": (("seed", "scope", "ordering", "fill", "step"), "correct test predictions", "1"),
     "accuracy": (("seed", "scope", "ordering", "fill", "step"), "test accuracy", "1"),
 }
+HISTORY = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+"""Variables that networks lack that were trained elsewhere."""
 COORDINATES = {
     "seed": "seed of initial weights, example order and random ablation orders",
     "epoch": "epoch",
@@ -71,7 +73,7 @@ def network_results(
     *,
     protocol: str,
     first_step: int,
-    hidden: Sequence[int],
+    sites: Mapping[str, int],
     activation: str,
     seeds: Sequence[int],
     metrics: Sequence[str],
@@ -82,12 +84,13 @@ def network_results(
     """Label the arrays of one network.
 
     Args:
-        variables: arrays by name, with the dimensions of `VARIABLES`; `accuracy` follows from `correct`.
+        variables: arrays by name, with the dimensions of `VARIABLES`; `accuracy` follows from `correct`. The history of
+            training may be absent.
         protocol: under which the networks were scored, ranked and ablated.
         first_step: where the protocol's curves begin.
-        hidden: neurons of each hidden layer.
+        sites: neurons of each hidden layer or other site, by name, in network order.
         activation: of the hidden layers.
-        seeds: one for each network trained.
+        seeds: one for each network.
         metrics: names of the scores.
         orderings: in the order of the array.
         fills: in the order of the array.
@@ -98,16 +101,16 @@ def network_results(
     """
     variables = {**variables, "accuracy": variables["correct"] / num_test_examples}
     sizes = {}
-    for name, (dims, _, _) in VARIABLES.items():
-        sizes.update(zip(dims, variables[name].shape, strict=True))
+    for name, array in variables.items():
+        sizes.update(zip(VARIABLES[name][0], array.shape, strict=True))
     coordinates = {
         "seed": np.asarray(seeds, np.int64),
-        "epoch": np.arange(1, sizes["epoch"] + 1),
+        **({"epoch": np.arange(1, sizes["epoch"] + 1)} if "epoch" in sizes else {}),
         "metric": list(metrics),
         "neuron": np.arange(sizes["neuron"]),
         "class": np.arange(sizes["class"]),
         "code": np.arange(sizes["code"]),
-        "scope": [f"layer{i}" for i in range(1, len(hidden) + 1)] + [NETWORK_SCOPE],
+        "scope": [*sites, NETWORK_SCOPE],
         "ordering": [ordering.label for ordering in orderings],
         "fill": list(fills),
         "step": np.arange(sizes["step"]),
@@ -117,10 +120,11 @@ def network_results(
         {
             name: (dims, variables[name], {"long_name": long_name, "units": units})
             for name, (dims, long_name, units) in VARIABLES.items()
+            if name in variables
         },
         coords={
             **{name: (name, values, {"long_name": COORDINATES[name]}) for name, values in coordinates.items()},
-            "layer": ("neuron", layer_of_neuron(tuple(hidden)), {"long_name": "hidden layer"}),
+            "layer": ("neuron", layer_of_neuron(tuple(sites.values())), {"long_name": "hidden layer"}),
             "ranking": (
                 "ordering",
                 [o.ranking for o in orderings],
@@ -135,22 +139,57 @@ def network_results(
         attrs={
             "protocol": protocol,
             "first_step": first_step,
-            "hidden": json.dumps([int(n) for n in hidden]),
+            "hidden": json.dumps([int(n) for n in sites.values()]),
             "activation": activation,
             "num_test_examples": num_test_examples,
         },
     )
 
 
+def neuron_scores(
+    scores: np.ndarray, mean: np.ndarray, *, metrics: Sequence[str], sites: Mapping[str, int], source: Source
+) -> xr.Dataset:
+    """Label scores [metric, neuron] and mean activations [neuron] of one network."""
+    widths = list(sites.values())
+    _, scores_name, scores_unit = VARIABLES["scores"]
+    _, mean_name, mean_unit = VARIABLES["mean_activation"]
+    return xr.Dataset(
+        {
+            "scores": (("metric", "neuron"), scores, {"long_name": scores_name, "units": scores_unit}),
+            "mean_activation": ("neuron", mean, {"long_name": mean_name, "units": mean_unit}),
+        },
+        coords={
+            "metric": ("metric", list(metrics), {"long_name": COORDINATES["metric"]}),
+            "neuron": ("neuron", np.arange(len(mean)), {"long_name": COORDINATES["neuron"]}),
+            "layer": ("neuron", layer_of_neuron(widths), {"long_name": "hidden layer"}),
+            "site": ("neuron", np.repeat(list(sites), widths), {"long_name": "site"}),
+        },
+        attrs=_provenance(source),
+    )
+
+
 def study_results(networks: Mapping[str, Mapping[str, xr.Dataset]], config: Mapping, source: Source) -> xr.DataTree:
     """Join the networks of a study, by protocol and name, under one root that says where everything came from."""
-    packages = ("jaxablate", "jax", "jaxlib", "flax", "optax", "numpy", "xarray")
-    device = jax.devices()[0]
     attrs = {
         "format": FORMAT,
         "title": "Information-ordered cumulative ablation",
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": json.dumps(config, sort_keys=True),
+        **_provenance(source),
+    }
+    nodes = {
+        name if protocol == PAPER.name else f"{protocol}/{name}": network
+        for protocol, of_protocol in networks.items()
+        for name, network in of_protocol.items()
+    }
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **nodes})
+
+
+def _provenance(source: Source) -> dict[str, str]:
+    """Where results come from: data, versions, device, time."""
+    packages = ("jaxablate", "jax", "jaxlib", "flax", "optax", "numpy", "xarray")
+    device = jax.devices()[0]
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "dataset": source.name,
         "dataset_origin": source.origin,
         "dataset_sha256": json.dumps(source.sha256),
@@ -163,12 +202,6 @@ def study_results(networks: Mapping[str, Mapping[str, xr.Dataset]], config: Mapp
         "device": f"{device.platform}: {device.device_kind}, {os.cpu_count()} cores",
         "matmul_precision": "highest",
     }
-    nodes = {
-        name if protocol == PAPER.name else f"{protocol}/{name}": network
-        for protocol, of_protocol in networks.items()
-        for name, network in of_protocol.items()
-    }
-    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **nodes})
 
 
 def protocols_of(results: xr.DataTree) -> list[str]:
@@ -181,7 +214,7 @@ def protocols_of(results: xr.DataTree) -> list[str]:
         Names, as in `get_protocol`.
 
     Example:
-        >>> ja.protocols_of(results)
+        >>> ja.results.protocols_of(results)
         ['paper', 'published']
     """
     others = [name for name, node in results.children.items() if node.children]
@@ -202,7 +235,7 @@ def select_protocol(results: xr.DataTree, protocol: str) -> xr.DataTree:
         InputError: for a protocol that the results do not hold.
 
     Example:
-        >>> ja.select_protocol(results, "published")["2-layer-12-10"].attrs["protocol"]
+        >>> ja.results.select_protocol(results, "published")["2-layer-12-10"].attrs["protocol"]
         'published'
     """
     require_known("protocol", protocol, protocols_of(results))

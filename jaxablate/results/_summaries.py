@@ -37,7 +37,7 @@ def auc(network: xr.Dataset) -> xr.DataArray:
         float64 (seed, scope, ordering, fill); differences are accuracy points.
 
     Example:
-        >>> ja.auc(results["2-layer-12-10"].to_dataset()).dims
+        >>> ja.results.auc(results["2-layer-12-10"].to_dataset()).dims
         ('seed', 'scope', 'ordering', 'fill')
     """
     return 100 * network["accuracy"].isel(step=slice(1, None)).mean("step")
@@ -88,7 +88,7 @@ def curve(network: xr.Dataset, *, scope: str, ranking: str, direction: str, fill
 
     Example:
         >>> network = results["2-layer-12-10"].to_dataset()
-        >>> ja.curve(network, scope="layer1", ranking="random", direction="low", fill="mean").num_orders
+        >>> ja.results.curve(network, scope="layer1", ranking="random", direction="low", fill="mean").num_orders
         3
     """
     for kind, value, known in (
@@ -150,7 +150,7 @@ def summarize(results: xr.DataTree, steps: Sequence[int] = (0, 40, 80)) -> list[
         One row for each protocol, network, scope, ordering (the random ones together) and fill.
 
     Example:
-        >>> sorted(ja.summarize(results)[0].accuracy)[0]
+        >>> sorted(ja.results.summarize(results)[0].accuracy)[0]
         0
     """
     require(all(step >= 0 for step in steps), f"steps: expected numbers of at least 0, got {tuple(steps)}")

@@ -10,6 +10,9 @@ from jaxablate.models import ACTIVATIONS
 from jaxablate.orders import DIRECTIONS
 from jaxablate.protocols import PAPER, Protocol, get_protocol
 from jaxablate.results import RANDOM, Ordering
+from jaxablate.study._scores import check_quantizer
+
+MORE_FILLS = ("median", "class_mean", "resample")
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,12 @@ class StudyConfig:
         dataset: as in `load_dataset`.
         data_dir: as in `load_dataset`.
         split_seed: of the training / validation split.
-        networks: hidden layers of each network.
-        activation: of the hidden layers.
+        networks: hidden layers of each network to train; () where `run_study` is given models.
+        activation: of the hidden layers; for models that are given, the function before their sites (an `MLP` knows
+            its own).
+        quantizer: how activations become codes: "activation" asks whether the neuron fires, as in `default_quantizer`;
+            "mean" whether it is above its own mean activation on the validation split; a number, whether it is at least
+            that. The last two go with the paper's protocol alone.
         seeds: one network of each kind is trained for each.
         epochs: None keeps the number of optimiser steps near the paper's.
         batch_size: examples of one optimiser step.
@@ -33,6 +40,8 @@ class StudyConfig:
         random_orders: random permutations for each network, seed and scope.
         random_subsets: repetitions of the random curve where a protocol draws a fresh subset at every step.
         steps: neurons ablated, one after another.
+        more_fills: beside zero and the protocol's bias balancing: "median", "class_mean", "resample", as in
+            `compute_fill`, on the validation split.
 
     Raises:
         InputError: for an unknown activation, metric or protocol, more steps than the smallest layer has neurons, or a
@@ -48,6 +57,7 @@ class StudyConfig:
     split_seed: int = 2045
     networks: Sequence[Sequence[int]] = ((200, 200), (200, 200, 200))
     activation: str = "sigmoid"
+    quantizer: str | float = "activation"
     seeds: Sequence[int] = (0,)
     epochs: int | None = None
     batch_size: int = 32
@@ -58,9 +68,10 @@ class StudyConfig:
     random_orders: int = 10
     random_subsets: int = 2
     steps: int = 80
+    more_fills: Sequence[str] = ()
 
     def __post_init__(self):
-        for name in ("seeds", "metrics", "networks", "protocols"):
+        for name in ("seeds", "metrics", "networks", "protocols", "more_fills"):
             value = getattr(self, name)
             require(
                 isinstance(value, Iterable) and not isinstance(value, str),
@@ -77,6 +88,7 @@ class StudyConfig:
             "seeds": tuple(int(seed) for seed in self.seeds),
             "metrics": tuple(self.metrics),
             "protocols": tuple(self.protocols),
+            "more_fills": tuple(self.more_fills),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)  # the documented way to fill a frozen dataclass
@@ -88,9 +100,17 @@ class StudyConfig:
             require_known("metric", metric, METRICS)
         for protocol in self.protocols:
             get_protocol(protocol)
-        for name in ("networks", "seeds", "metrics", "protocols"):
+        for fill in self.more_fills:
+            require_known("fill to add", fill, MORE_FILLS)
+        check_quantizer(self.quantizer)
+        require(
+            self.quantizer == "activation" or self.protocols == (PAPER.name,),
+            f"quantizer {self.quantizer!r}: expected the paper's protocol alone, which does not fix the codes, got "
+            f"{', '.join(self.protocols)}",
+        )
+        for name in ("networks", "seeds", "metrics", "protocols", "more_fills"):
             values = getattr(self, name)
-            require(len(values) > 0, f"{name}: expected at least one, got none")
+            require(len(values) > 0 or name in ("networks", "more_fills"), f"{name}: expected at least one, got none")
             require(len(set(values)) == len(values), f"{name}: expected different ones, got {values}")
         require(
             all(len(hidden) > 0 and min(hidden) >= 1 for hidden in self.networks),
@@ -104,7 +124,11 @@ class StudyConfig:
             require(value is None or value >= 1, f"{name}: expected at least 1, got {value}")
         require(self.learning_rate > 0, f"learning_rate: expected a number above 0, got {self.learning_rate}")
         require(self.l2 >= 0, f"l2: expected a number of at least 0, got {self.l2}")
-        largest = min(min(hidden) for hidden in self.networks)
+        self.check_steps([width for hidden in self.networks for width in hidden] or [self.steps])
+
+    def check_steps(self, widths: Sequence[int]) -> None:
+        """Raise unless layers of these widths have as many neurons as there are steps."""
+        largest = min(widths)
         require(
             1 <= self.steps <= largest,
             f"steps: expected 1 to {largest}, the neurons of the smallest layer, got {self.steps}; "
@@ -128,7 +152,7 @@ def network_name(hidden: Sequence[int]) -> str:
         The name of the node.
 
     Example:
-        >>> ja.network_name((200, 200, 200))
+        >>> ja.study.network_name((200, 200, 200))
         '3-layer'
     """
     depth = f"{len(hidden)}-layer"

@@ -1,0 +1,59 @@
+"""The command line: parses, calls the library, prints. Nothing is computed here."""
+
+import io
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from jaxablate.cli._console import console, end_if_asked, signals
+from jaxablate.cli._datasets import datasets
+from jaxablate.cli._networks import ablate, prune, score
+from jaxablate.cli._reproduce import reproduce
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="jaxablate",
+    help="Information-ordered cumulative ablation of neural networks, in JAX.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (reproduce, score, ablate, prune, datasets):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; an interrupt or a termination signal ends it so that temporary files go."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_signal)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character still gets the rest
+    app()
+
+
+def _on_signal(number: int, _) -> None:
+    signals.append(number)
+    end_if_asked()
+
+
+def _show_version(wanted: bool) -> bool:
+    if wanted:
+        import jaxablate
+
+        console.print(f"jaxablate {jaxablate.__version__}", highlight=False)
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    pass

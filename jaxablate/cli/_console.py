@@ -1,0 +1,73 @@
+"""What all commands share: the console, one-sentence errors, progress bars, signals, the cache of programs."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
+
+console = Console()
+signals: list[int] = []
+
+DataDir = Annotated[Path | None, typer.Option(help="Folder with canonical files; default: JAXABLATE_DATA_DIR, if set.")]
+Cache = Annotated[
+    bool,
+    typer.Option(help="Keep compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxablate."),
+]
+
+
+def end_if_asked() -> None:
+    """Exit as the signal asks; called at every progress report too, since Python drops what a finalizer raises."""
+    if signals:
+        raise SystemExit(128 + signals[0])
+
+
+@contextlib.contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """Print a user's mistake, or what the file system refused, as one sentence and exit with 1."""
+    from jaxablate import InputError
+
+    try:
+        yield
+    except (InputError, OSError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        raise typer.Exit(1) from None
+
+
+class Bars:
+    """Progress bars, one for each thing that the library reports on."""
+
+    def __init__(self):
+        self.progress = Progress(
+            TextColumn("{task.description}", table_column=Column(min_width=14, no_wrap=True)),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+            console=console,
+            expand=True,
+        )
+        self.tasks = {}
+
+    def __call__(self, what: str, done: int, total: int, note: str) -> None:
+        """Move the bar of `what`; it is made when first heard of."""
+        end_if_asked()
+        if what not in self.tasks:
+            self.tasks[what] = self.progress.add_task(what, total=total, note=note)
+        self.progress.update(self.tasks[what], completed=done, total=total, note=note)
+
+
+def keep_compiled_programs() -> None:
+    """Let JAX keep compiled programs in a folder of the user's cache, unless the user has named another."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "jaxablate" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

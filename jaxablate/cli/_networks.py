@@ -1,0 +1,203 @@
+"""`jaxablate score`, `ablate` and `prune`: a network of the user's own, from a file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Column, Table
+
+from jaxablate.cli._console import Bars, Cache, DataDir, console, keep_compiled_programs, one_sentence_errors
+from jaxablate.cli._tables import print_dataset, print_summary
+
+if TYPE_CHECKING:
+    from jaxablate import MLP
+
+NetworkFile = Annotated[
+    Path,
+    typer.Argument(
+        help="A multilayer perceptron: what jaxablate wrote, or a PyTorch state dict (.safetensors, .pt).",
+        show_default=False,
+    ),
+]
+DatasetName = Annotated[
+    str, typer.Option(help="An .npz file, a folder of IDX files, or a name that `jaxablate datasets` lists.")
+]
+Activation = Annotated[
+    str | None,
+    typer.Option(help="sigmoid, relu, tanh or gelu: what a PyTorch state dict does not say.", show_default=False),
+]
+Quantizer = Annotated[
+    str,
+    typer.Option(help="Codes: activation (does the neuron fire?), mean (is it above its mean?), or a threshold."),
+]
+
+
+def score(
+    network: NetworkFile,
+    out: Annotated[Path, typer.Option(help="Table to write: .csv or .nc.")],
+    dataset: DatasetName = "auto",
+    data_dir: DataDir = None,
+    activation: Activation = None,
+    quantizer: Quantizer = "activation",
+) -> None:
+    """Score every neuron of a network: entropy, mutual information with the class, KL selectivity (nats).
+
+    Example: jaxablate score network.safetensors --dataset data.npz --out scores.csv
+    """
+    with one_sentence_errors():
+        from jaxablate import load_dataset
+        from jaxablate.results import check_table_path, save_table
+        from jaxablate.study import score_neurons
+
+        check_table_path(out)
+        model = _read_network(network, activation)
+        data = load_dataset(dataset, data_dir=data_dir)
+        scores = score_neurons(model, data, quantizer=_number_or_name(quantizer))
+        save_table(scores, out)
+        table = Table("layer", Column("neurons", justify="right"), title="Mean score, in nats", title_justify="left")
+        for metric in map(str, scores["metric"].values):
+            table.add_column(metric.replace("_", " "), justify="right")
+        for site, of_site in scores.groupby("site"):
+            means = of_site["scores"].mean("neuron").values
+            table.add_row(str(site), str(of_site.sizes["neuron"]), *(f"{mean:.4f}" for mean in means))
+        console.print(table)
+        print_dataset(scores, asked=dataset)
+        console.print(f"Scores: {out}", highlight=False, soft_wrap=True)
+
+
+def ablate(
+    network: NetworkFile,
+    out: Annotated[Path, typer.Option(help="Curves to write: .csv, or .nc for all results.")],
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="entropy, mutual_information or kl_selectivity; repeat for several. Default: all."),
+    ] = None,
+    dataset: DatasetName = "auto",
+    data_dir: DataDir = None,
+    activation: Activation = None,
+    quantizer: Quantizer = "activation",
+    fill: Annotated[
+        list[str] | None,
+        typer.Option(help="Beside zero and mean: median, class_mean or resample; repeat for several."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Neurons to ablate; default: 80, or all of the smallest layer.")
+    ] = None,
+    random_orders: Annotated[int, typer.Option(min=1, help="Random orders for each scope.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random orders.")] = 0,
+    cache: Cache = True,
+) -> None:
+    """Ablate the neurons of a network one after another, low and high scores first and at random, and count what it
+    still gets right.
+
+    Example: jaxablate ablate network.safetensors --dataset data.npz --by mutual_information --out curves.csv
+    """
+    with one_sentence_errors():
+        from jaxablate import StudyConfig, run_study
+        from jaxablate.metrics import METRICS
+        from jaxablate.results import check_table_path, save_results, save_table
+
+        check_table_path(out)
+        model = _read_network(network, activation)
+        config = StudyConfig(
+            dataset=dataset,
+            data_dir=None if data_dir is None else str(data_dir),
+            networks=(),
+            metrics=tuple(by or METRICS),
+            quantizer=_number_or_name(quantizer),
+            more_fills=tuple(fill or ()),
+            steps=min(80, *model.hidden) if steps is None else steps,
+            random_orders=random_orders,
+            seeds=(seed,),
+        )
+        if cache:
+            keep_compiled_programs()
+        bars = Bars()
+        with bars.progress:
+            results = run_study(config, {network.stem: model}, on_progress=bars)
+        if out.suffix == ".csv":
+            save_table(results[network.stem].to_dataset()[["correct", "accuracy"]], out)
+        else:
+            save_results(results, out)
+        print_summary(results)
+        print_dataset(results, asked=dataset)
+        console.print(f"Curves: {out}", highlight=False, soft_wrap=True)
+
+
+def prune(
+    network: NetworkFile,
+    out: Annotated[Path, typer.Option(help="The smaller network, as .safetensors.")],
+    by: Annotated[str, typer.Option(help="entropy, mutual_information or kl_selectivity.")] = "mutual_information",
+    direction: Annotated[str, typer.Option(help="Remove low or high values first.")] = "low",
+    keep: Annotated[float, typer.Option(help="Share of the neurons to keep, above 0 and up to 1.")] = 0.6,
+    scope: Annotated[
+        str, typer.Option(help="layer keeps that share of every layer; network ranks all neurons together.")
+    ] = "layer",
+    fill: Annotated[
+        str, typer.Option(help="What goes into the biases for removed neurons: mean, median or zero.")
+    ] = "mean",
+    fine_tune: Annotated[
+        int, typer.Option(min=0, help="Epochs to train the smaller network on; a new one of its size gets as many.")
+    ] = 0,
+    dataset: DatasetName = "auto",
+    data_dir: DataDir = None,
+    activation: Activation = None,
+    quantizer: Quantizer = "activation",
+) -> None:
+    """Remove the neurons that score lowest (or highest) for good, and write the smaller network.
+
+    Example: jaxablate prune network.safetensors --by mutual_information --keep 0.6 --out small.safetensors
+    """
+    with one_sentence_errors():
+        from jaxablate import load_dataset, save_model
+        from jaxablate._checks import require
+        from jaxablate._files import require_writable
+        from jaxablate.study import prune_by_score
+
+        require(out.suffix == ".safetensors", f"--out {out}: expected a name that ends in .safetensors")
+        require_writable(out.parent)
+        model = _read_network(network, activation)
+        data = load_dataset(dataset, data_dir=data_dir)
+        rows, small = prune_by_score(
+            model, data, by=by, direction=direction, keep=keep, scope=scope, fill=fill, fine_tune=fine_tune,
+            quantizer=_number_or_name(quantizer),
+        )  # fmt: skip
+        note = f"{by}, {direction} values first; {keep:g} of each {scope} kept; {fill} folded into the biases"
+        save_model(small, out, {"pruned_from": network.name, "pruned_by": note})
+        table = Table("network", "hidden layers", title=note, title_justify="left")
+        for name in ("parameters", "FLOPs per example", "test accuracy in %"):
+            table.add_column(name, justify="right")
+        for row in rows:
+            widths = " ".join(map(str, row.hidden))
+            table.add_row(row.name, widths, f"{row.parameters:,}", f"{row.flops:,}", f"{100 * row.accuracy:.2f}")
+        console.print(table)
+        console.print(f"Dataset: {data.source.name} ({data.source.origin})", highlight=False, markup=False)
+        console.print(f"Network: {out}", highlight=False, soft_wrap=True)
+
+
+def _read_network(path: Path, activation: str | None) -> "MLP":
+    """The network of a file, by jaxablate or by PyTorch."""
+    from jaxablate import MLP, InputError, load_model
+    from jaxablate._checks import require
+    from jaxablate.models import is_saved_model, load_pytorch
+
+    require(path.is_file(), f"network file {path}: expected a file, got none")
+    if is_saved_model(path):
+        model = load_model(path)[0]
+        if activation not in (None, model.activation):
+            raise InputError(f"--activation: expected none or {model.activation}, which {path} says, got {activation}")
+        return model
+    if activation is None:
+        raise InputError(
+            f"network file {path}: expected --activation, which a PyTorch state dict does not say, got none"
+        )
+    model = load_pytorch(path, activation=activation)
+    assert isinstance(model, MLP)
+    return model
+
+
+def _number_or_name(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

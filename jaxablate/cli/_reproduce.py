@@ -1,0 +1,104 @@
+"""`jaxablate reproduce`: the whole experiment."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxablate.cli._console import Bars, Cache, DataDir, console, keep_compiled_programs, one_sentence_errors
+from jaxablate.cli._tables import print_dataset, print_summary, print_verdicts
+
+
+def reproduce(
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="mnist, fashion_mnist, kmnist, mnist5k, a folder of IDX files or an .npz file; auto takes mnist "
+            "where it is at hand or can be fetched, else mnist5k."
+        ),
+    ] = "auto",
+    data_dir: DataDir = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Networks of each kind to train, one for each seed.")] = 1,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of the seeds; the others follow it.")] = 0,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="paper (the formulas), published (what the published code did), both, or each (both, and every "
+            "departure of the published code alone); or names joined by commas."
+        ),
+    ] = "paper",
+    random_orders: Annotated[int, typer.Option(min=1, help="Random orders for each network and scope.")] = 10,
+    random_subsets: Annotated[
+        int, typer.Option(min=1, help="Random curves where a protocol draws a new subset at every step.")
+    ] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Neurons to ablate, one after another.")] = 80,
+    activation: Annotated[str, typer.Option(help="sigmoid, relu, tanh or gelu.")] = "sigmoid",
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Default: as many as keep the optimiser steps near the paper's 15 620."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results, networks and figures.")] = Path("results"),
+    cache: Cache = True,
+) -> None:
+    """Train the paper's networks, score and ablate their neurons, draw all 22 figures; with several seeds, judge the
+    paper's claims.
+
+    Example: jaxablate reproduce --dataset mnist --seeds 10 --protocol both --out results
+    """
+    with one_sentence_errors():
+        from jaxablate import StudyConfig, judge_claims, run_study
+        from jaxablate._checks import require
+        from jaxablate._files import require_writable
+        from jaxablate.claims import save_claims
+        from jaxablate.figures import save_figures, save_finding_figures
+        from jaxablate.protocols import SETS, protocol_names
+        from jaxablate.results import save_results, select_protocol
+
+        config = StudyConfig(
+            dataset=dataset,
+            data_dir=None if data_dir is None else str(data_dir),
+            seeds=tuple(range(first_seed, first_seed + seeds)),
+            protocols=protocol_names(protocol),
+            random_orders=random_orders,
+            random_subsets=random_subsets,
+            steps=steps,
+            activation=activation,
+            epochs=epochs,
+        )
+        drawn = [name for name in config.protocols if name in SETS["both"]]
+        folders = {name: out / "figures" / ("" if name == "paper" else name) for name in drawn}
+        findings = [out / "figures" / "findings"] if seeds > 1 and drawn else []
+        for folder in (out, out / "networks", *folders.values(), *findings):
+            require_writable(folder)
+        claims = [out / "claims.json", out / "claims.csv"]
+        for file in (out / "results.nc", *claims):
+            require(not file.is_dir(), f"{file}: expected a file or nothing, got a folder")
+        if cache:
+            keep_compiled_programs()
+        start = time.monotonic()
+        bars = Bars()
+        with bars.progress:
+            results = run_study(config, network_dir=out / "networks", on_progress=bars)
+            for file in claims:
+                file.unlink(missing_ok=True)  # those of the results that are replaced
+            save_results(results, out / "results.nc")
+            for name, folder in folders.items():
+                save_figures(select_protocol(results, name), folder, on_progress=bars)
+            verdicts = judge_claims(results) if seeds > 1 else []
+            if verdicts:
+                save_claims(verdicts, results, out)
+            for folder in findings:
+                save_finding_figures(results, verdicts, folder)
+        print_summary(results)
+        if verdicts:
+            print_verdicts(verdicts)
+        else:
+            console.print("The paper's claims are not judged on one network of each kind: --seeds 10 does that.")
+        print_dataset(results, asked=dataset)
+        console.print(f"Time: {time.monotonic() - start:.0f} s; the bars say where it went.", highlight=False)
+        console.print(f"Results: {out / 'results.nc'}", highlight=False, soft_wrap=True)
+        if verdicts:
+            console.print(f"Claims: {out / 'claims.json'}, {out / 'claims.csv'}", highlight=False, soft_wrap=True)
+        for folder in folders.values():
+            console.print(f"Figures: {folder} (contact_sheet.png shows them all)", highlight=False, soft_wrap=True)

@@ -1,0 +1,97 @@
+"""Tables that commands print."""
+
+from collections.abc import Iterable
+
+from rich.markup import escape
+from rich.table import Column, Table
+
+from jaxablate.cli._console import console
+
+
+def print_dataset(results, asked: str) -> None:
+    name, origin = escape(results.attrs["dataset"]), escape(results.attrs["dataset_origin"])
+    console.print(f"[bold]Dataset: {name}[/] ({origin})", highlight=False)
+    if asked == "auto" and results.attrs["dataset"] != "mnist":
+        console.print(
+            "[bold yellow]Full MNIST is neither cached nor reachable, so these are not the paper's numbers:[/] "
+            "connect to the internet, or give the folder of its four files with --data-dir.",
+            highlight=False,
+        )
+
+
+def _shown(protocols: Iterable[str]) -> list[str]:
+    """The protocols that tables show: the paper's and the published one, or all where there is neither."""
+    from jaxablate.protocols import SETS
+
+    names = list(dict.fromkeys(protocols))
+    return [name for name in names if name in SETS["both"]] or names
+
+
+def print_summary(results) -> None:
+    """The table: test accuracy, and accuracy after 40 and 80 ablated neurons for each scope and ordering."""
+    from jaxablate.results import summarize
+
+    all_rows = summarize(results)
+    for protocol in _shown(row.protocol for row in all_rows):
+        _print_protocol(protocol, [row for row in all_rows if row.protocol == protocol])
+    console.print("In brackets: test accuracy of the intact network. Random: mean over orders.", highlight=False)
+
+
+def _print_protocol(protocol: str, rows) -> None:
+    """The table of one protocol."""
+    from jaxablate.claims import SHORT
+
+    steps = [step for step in rows[0].accuracy if step > 0]
+    zero, *others = dict.fromkeys(row.fill for row in rows)
+    fills = [*others, zero]
+    columns = [(fill, step) for fill in fills for step in steps]
+    table = Table(
+        Column("network", no_wrap=True),
+        "scope",
+        Column("order", no_wrap=True),
+        *(Column(f"{fill}\nk = {step}", justify="right") for fill, step in columns),
+        title=f"Test accuracy in % after k ablated neurons ({fills[0]}: bias balanced; zero: not), protocol {protocol}",
+        title_justify="left",
+    )
+    cells: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
+    for row in rows:
+        order = f"{SHORT.get(row.ranking, row.ranking)} {row.direction}".strip()
+        cells.setdefault((row.network, row.scope, order), {})[row.fill] = row.accuracy
+    intact = {network: by_fill["zero"][0] for (network, _, _), by_fill in cells.items()}
+    previous = None
+    for (network, scope, order), by_fill in cells.items():
+        head = (f"{network} ({100 * intact[network]:.2f})", scope)
+        if head != previous:
+            table.add_section()
+        values = (f"{100 * by_fill[fill][step]:.2f}" for fill, step in columns)
+        table.add_row(*(head if head != previous else ("", "")), order, *values)
+        previous = head
+    console.print(table)
+
+
+_VERDICT_STYLES = {"holds": "green", "does not hold": "red", "undecided": "dim"}
+
+
+def print_verdicts(verdicts) -> None:
+    """The table of the claims: a verdict for each network under each protocol."""
+    from jaxablate.claims import CLAIMS
+
+    shown = _shown(verdict.protocol for verdict in verdicts)
+    table = Table(
+        Column("claim", no_wrap=True), "of the paper", Column("network", no_wrap=True), *shown,
+        title=f"The paper's claims, on {verdicts[0].num_networks} networks of each kind", title_justify="left",
+    )  # fmt: skip
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for verdict in sorted(verdicts, key=lambda verdict: list(CLAIMS).index(verdict.claim)):
+        holding = sum(effect.verdict == "holds" for effect in verdict.effects)
+        cell = f"[{_VERDICT_STYLES[verdict.verdict]}]{verdict.verdict}[/] ({holding}/{len(verdict.effects)})"
+        rows.setdefault((verdict.claim, verdict.text, verdict.network), {})[verdict.protocol] = cell
+    previous = ""
+    for (claim, text, network), cells in rows.items():
+        if claim != previous:
+            table.add_section()
+        head = (claim, text) if claim != previous else ("", "")
+        table.add_row(*head, network, *(cells[name] for name in shown))
+        previous = claim
+    console.print(table)
+    console.print("In brackets: how many of the claim's comparisons hold; claims.json has them all.", highlight=False)

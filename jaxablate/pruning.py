@@ -1,0 +1,260 @@
+"""Pruning: a network, a mask and a fill come in, a smaller network with the same outputs goes out.
+
+Where a unit goes, so do the weights that make it and those that read it; what its fill would have added to the next
+linear map goes into that map's bias.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxablate._checks import InputError, require, require_finite, require_shape
+from jaxablate._typing import Fill, Images
+from jaxablate.models import MLP, Chain, Link, Model, Site, describe, enter, flatten_layers, from_arrays, run, run_on
+
+Linear = nnx.Linear | nnx.Conv
+SAFE = nnx.BatchNorm | nnx.Dropout  # modules that keep units apart
+
+TOLERANCE = 1e-4  # of the largest logit: what rounding may make of a sum in another order
+
+
+@overload
+def prune(model: MLP, keep: np.ndarray, fill: Fill | None = None, *, images: Images | None = None) -> MLP: ...
+@overload
+def prune(
+    model: nnx.Sequential, keep: np.ndarray, fill: Fill | None = None, *, images: Images | None = None
+) -> Chain: ...
+def prune(model: Model, keep: np.ndarray, fill: Fill | None = None, *, images: Images | None = None) -> Model:
+    """Remove neurons for good: a smaller network that puts out what the masked one does.
+
+    Args:
+        model: an `MLP` or a chain (`Chain`, `nnx.Sequential` with sites), as if in evaluation mode. Each site stands
+            behind an `nnx.Linear` or `nnx.Conv` (activation functions, pooling, batch norm and dropout may lie between)
+            and before another one (flattening too may lie between).
+        keep: bool [neuron] over all sites in network order, True = kept; at least one at each site.
+        fill: float [neuron], what removed neurons stood at; None for zeros. A fill other than zero before an `nnx.Conv`
+            that pads cannot be folded into its bias.
+        images: [example, ...], an example or more of what a chain takes, from which shapes are found and on which the
+            outputs are compared; not needed for an `MLP`.
+
+    Returns:
+        A network of the same kind in evaluation mode, its activation functions, sites and remaining weights as before.
+        `count_parameters` and `count_flops` of `jaxablate.pruning` compare the two.
+
+    Raises:
+        InputError: for a mask or fill of another width, a site that would lose all its neurons, or a chain whose units
+            cannot be told apart between its sites.
+
+    Example:
+        >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
+        >>> ja.prune(model, np.array([True, False, True, True, True])).hidden
+        (2, 2)
+    """
+    keep = np.asarray(keep)
+    require(keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {keep.dtype}")
+    if isinstance(model, MLP):
+        images = np.zeros((1, model.stages[0].linear.in_features), np.float32)
+    else:
+        require(isinstance(model, nnx.Sequential), f"model: expected an MLP or a chain, got {type(model).__name__}")
+        require(images is not None, "images: expected an example of what the chain takes, got none")
+    assert images is not None
+    network, state, images = describe(model, images)
+    require_shape("keep", keep, (network.num_neurons,), "neuron")
+    values = np.zeros(network.num_neurons, np.float32) if fill is None else np.asarray(fill, np.float32)
+    require_shape("fill", values, (network.num_neurons,), "neuron")
+    require_finite("fill", values)
+    keeps, fills = (np.split(array, network.bounds[1:-1]) for array in (keep, values))
+    for site, kept in zip(network.sites, keeps, strict=True):
+        require(bool(kept.any()), f"keep: expected at least one neuron of site {site!r}, got none")
+    with jax.default_matmul_precision("highest"):
+        if isinstance(model, MLP):
+            return _pruned_mlp(model, keeps, fills)
+        small = _pruned_chain(nnx.merge(network.graphdef, state), keeps, fills, images)
+        changes = {i: (jnp.asarray(k), jnp.asarray(f), None) for i, (k, f) in enumerate(zip(keeps, fills, strict=True))}
+        wanted = np.asarray(run_on(network, state, enter(network, state, images, 0), 0, changes))
+        found = np.asarray(small(images))
+    difference, size = np.abs(wanted - found).max(), np.abs(wanted).max()
+    require(
+        bool(difference <= TOLERANCE * max(1.0, float(size))),
+        f"model: expected the pruned chain to put out what the masked one does, got a difference of {difference:g}; "
+        "layers around its sites mix units or places",
+    )
+    return small
+
+
+def count_parameters(model: Model) -> int:
+    """The number of trainable numbers.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The sizes of all `nnx.Param`, added.
+
+    Example:
+        >>> ja.pruning.count_parameters(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)))
+        23
+    """
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def count_flops(model: Model, images: Images) -> int:
+    """The floating point operations of one example, as XLA counts them.
+
+    Args:
+        model: a network with sites, as if in evaluation mode.
+        images: [example, ...], an example or more of what it takes.
+
+    Returns:
+        Multiplications and additions each count one; a loop's body counts once.
+
+    Example:
+        >>> ja.pruning.count_flops(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), np.zeros((1, 4), np.float32)) >= 2 * 18
+        True
+    """
+    network, state, images = describe(model, images)
+    program = jax.jit(lambda state, images: nnx.merge(network.graphdef, state)(images)).lower(state, images[:1])
+    analysis = program.cost_analysis()
+    assert analysis is not None
+    return int(analysis["flops"])
+
+
+def _pruned_mlp(model: MLP, keeps: Sequence[np.ndarray], fills: Sequence[np.ndarray]) -> MLP:
+    """The smaller network, from the mask and fill of each hidden layer."""
+    weights = [tuple(map(np.asarray, stage.weights)) for stage in model.stages]
+    kernels, biases = [kernel for kernel, _ in weights], [bias for _, bias in weights]
+    for i, (kept, fill) in enumerate(zip(keeps, fills, strict=True)):
+        kernels[i], biases[i] = kernels[i][:, kept], biases[i][kept]
+        biases[i + 1] = biases[i + 1] + fill[~kept] @ kernels[i + 1][~kept]
+        kernels[i + 1] = kernels[i + 1][kept]
+    return from_arrays(kernels, biases, activation=model.activation)
+
+
+@dataclass
+class _Cut:
+    """What becomes of a linear map: which inputs and outputs stay (None: all), and what is added to its bias."""
+
+    inputs: np.ndarray | None = None
+    outputs: np.ndarray | None = None
+    bias: np.ndarray | None = None
+
+
+def _pruned_chain(
+    model: nnx.Sequential, keeps: Sequence[np.ndarray], fills: Sequence[np.ndarray], images: jax.Array
+) -> Chain:
+    """The smaller chain, whose layers are those of `model` changed in place."""
+    links = list(flatten_layers(model.layers))
+    places = [i for i, link in enumerate(links) if isinstance(link, Site)]
+    sites = [link for link in links if isinstance(link, Site)]
+    cuts = {i: _Cut() for i, link in enumerate(links) if isinstance(link, Linear)}
+    norms: list[tuple[nnx.BatchNorm, np.ndarray]] = []
+    for place, site, kept, fill in zip(places, sites, keeps, fills, strict=True):
+        if kept.all():
+            continue
+        maker, reader = (_neighbour(links, place, site.name, where) for where in ("before", "behind"))
+        between = links[place + 1 : reader]
+        outputs = run(links[:place], images[:1])
+        owner = _owners(site, between, outputs.shape)
+        removed = (owner >= 0) & ~kept[owner]
+        filled = run(between, jnp.broadcast_to(jnp.asarray(fill), outputs.shape))
+        folded = _folded(links[reader], jnp.where(removed, filled, 0), site.name)
+        cuts[maker].outputs = kept
+        cuts[reader].inputs, cuts[reader].bias = ~removed, folded
+        norms += [(link, kept) for link in links[maker:reader] if isinstance(link, nnx.BatchNorm)]
+    for norm, kept in norms:
+        _cut_norm(norm, kept)
+    for i, cut in cuts.items():
+        layer = links[i]
+        assert isinstance(layer, Linear)
+        _cut_linear(layer, cut)
+    return Chain(*links)
+
+
+def _neighbour(links: Sequence[Link], place: int, site: str, where: str) -> int:
+    """The linear map "before" or "behind" a site, by its place.
+
+    Raises:
+        InputError: if there is none, or a module that may mix units lies between.
+    """
+    others = range(place - 1, -1, -1) if where == "before" else range(place + 1, len(links))
+    for i in others:
+        if isinstance(links[i], Linear):
+            return i
+        require(
+            not isinstance(links[i], nnx.Module) or isinstance(links[i], SAFE),
+            f"site {site!r}: expected an nnx.Linear or nnx.Conv {where} it (with functions, batch norm or dropout "
+            f"between), got {type(links[i]).__name__}",
+        )
+    raise InputError(f"site {site!r}: expected an nnx.Linear or nnx.Conv {where} it, got none")
+
+
+def _owners(site: Site, between: Sequence[Link], shape: tuple[int, ...]) -> np.ndarray:
+    """The unit that each feature [feature] of what the next linear map reads depends on; -1 for none.
+
+    Found by raising one unit at a time, since the links between (pooling, flattening) may be any functions.
+
+    Raises:
+        InputError: for a feature that depends on several units.
+    """
+    start = jnp.full(shape, 0.5)
+    still = run(between, start)
+    one_up = jax.vmap(lambda unit: run(between, start + 0.5 * jax.nn.one_hot(unit, shape[-1])) != still)
+    depends = np.asarray(one_up(jnp.arange(shape[-1]))).reshape(shape[-1], -1, still.shape[-1]).any(axis=1)
+    require(
+        bool((depends.sum(axis=0) <= 1).all()),
+        f"site {site.name!r}: expected layers behind it that keep units apart up to the next linear map, got some that "
+        "mix them",
+    )
+    return np.where(depends.any(axis=0), depends.argmax(axis=0), -1)
+
+
+def _folded(reader: Link, inputs: jax.Array, site: str) -> np.ndarray:
+    """What inputs that are always the same add to a linear map's bias.
+
+    Raises:
+        InputError: if they add different amounts at different places, as where a convolution pads.
+    """
+    added = np.asarray(reader(inputs) - reader(jnp.zeros_like(inputs)))
+    added = added.reshape(-1, added.shape[-1])
+    require(
+        np.allclose(added, added[0], atol=1e-6 + 1e-5 * np.abs(added).max()),
+        f"site {site!r}: expected a fill of 0 before a convolution that pads, got another, which its bias cannot stand "
+        "for; prune with zeros or use padding 'VALID'",
+    )
+    return added[0]
+
+
+def _cut_norm(norm: nnx.BatchNorm, kept: np.ndarray) -> None:
+    """Keep some units of a batch norm."""
+    for name in ("scale", "bias", "mean", "var"):
+        variable = getattr(norm, name)
+        if variable is not None:
+            setattr(norm, name, type(variable)(variable[...][kept]))
+    norm.num_features = int(kept.sum())
+
+
+def _cut_linear(layer: nnx.Linear | nnx.Conv, cut: _Cut) -> None:
+    """Keep some inputs and outputs of a linear map, and add to its bias."""
+    require(
+        getattr(layer, "feature_group_count", 1) == 1 or (cut.inputs is None and cut.outputs is None),
+        "model: expected convolutions without groups around a pruned site, got one with groups",
+    )
+    kernel = layer.kernel[...]
+    bias = None if layer.bias is None else layer.bias[...]
+    if cut.bias is not None and (bias is not None or cut.bias.any()):
+        bias = cut.bias if bias is None else bias + cut.bias
+    if cut.inputs is not None:
+        kernel = kernel[..., cut.inputs, :]
+    if cut.outputs is not None:
+        kernel, bias = kernel[..., cut.outputs], None if bias is None else bias[cut.outputs]
+    layer.kernel = nnx.Param(kernel)
+    if bias is not None:
+        layer.bias, layer.use_bias = nnx.Param(jnp.asarray(bias, kernel.dtype)), True
+    layer.in_features, layer.out_features = kernel.shape[-2:]
+    if isinstance(layer, nnx.Conv):
+        layer.kernel_shape = kernel.shape

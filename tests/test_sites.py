@@ -1,0 +1,313 @@
+"""Networks of every kind: sites, chains, activations and counts against masks set by hand, and what cannot be ablated."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import TIE, raises_input_error, random_masks
+from networks import KINDS, SITES, chain, cnn_chain, in_evaluation, masked_logits
+
+import jaxablate as ja
+from jaxablate.ablation import _incremental, _vmap
+
+
+@pytest.fixture(scope="module")
+def examples(mnist5k):
+    return mnist5k.test.images[:60], mnist5k.test.labels[:60]
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def kind(request):
+    return request.param
+
+
+def neurons_of(kind: str) -> int:
+    return sum(SITES[kind].values())
+
+
+def assert_counts_by_hand(counts, model, kind, masks, fill, images, labels):
+    for count, keep in zip(np.asarray(counts).tolist(), masks, strict=True):
+        logits = masked_logits(model, kind, keep, fill, images)
+        second, first = np.sort(logits, axis=1)[:, -2:].T
+        assert abs(count - int((logits.argmax(axis=1) == labels).sum())) <= int((first - second < TIE).sum())
+
+
+def test_a_site_changes_nothing_until_it_is_set(kind, examples):
+    model = in_evaluation(KINDS[kind]())
+    bare = in_evaluation(KINDS[kind]())
+    for _, module in nnx.iter_modules(bare):
+        if isinstance(module, ja.Site):
+            module.__class__ = Identity
+    np.testing.assert_array_equal(model(examples[0]), bare(examples[0]))
+
+
+class Identity(ja.Site):
+    def __call__(self, outputs):
+        return outputs
+
+
+def test_masks_and_fills_are_variables_of_their_own(examples):
+    """They split from the weights, and `vmap` maps over them."""
+    model = in_evaluation(chain())
+    site = model.layers[3]
+    site.set(jnp.ones(9, bool), jnp.zeros(9))
+    graphdef, masks, weights = nnx.split(model, ja.models.SiteVariable, ...)
+    assert {leaf.shape for leaf in jax.tree.leaves(masks)} == {(9,), ()}
+    site.set(jnp.zeros(9, bool), jnp.zeros(9))
+    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), masks, nnx.state(model, ja.models.SiteVariable))
+    logits = jax.vmap(lambda of_sites: nnx.merge(graphdef, of_sites, weights)(jnp.asarray(examples[0])))(both)
+    np.testing.assert_allclose(logits[1], model(examples[0]), atol=1e-5)
+    assert np.abs(logits[0] - logits[1]).max() > 0.1
+
+
+def test_activations_are_what_reaches_the_sites(kind, examples):
+    model = KINDS[kind]()
+    recorded = ja.record_activations(model, examples[0])
+    assert [layer.shape for layer in recorded] == [(60, size) for size in SITES[kind].values()]
+    raw = []
+    hooked = in_evaluation(model)
+    for _, module in nnx.iter_modules(hooked):
+        if isinstance(module, ja.Site):
+            module.__class__ = Tap
+            Tap.seen = raw
+    hooked(jnp.asarray(examples[0]))
+    means = []
+    for (name, got), (site, outputs) in zip(zip(SITES[kind], recorded, strict=True), raw, strict=True):
+        assert site.name == name
+        places = tuple(range(1, outputs.ndim - 1))
+        reduced = {"mean": outputs.mean, "max": outputs.max}[site.reduce](axis=places)
+        np.testing.assert_allclose(got, reduced, atol=1e-5)
+        means.append(outputs.mean(axis=(0, *places)))
+    np.testing.assert_allclose(ja.mean_activations(model, examples[0]), np.concatenate(means), atol=1e-5)
+
+
+class Tap(ja.Site):
+    def __call__(self, outputs):
+        self.seen.append((self, np.asarray(outputs)))
+        return outputs
+
+
+def test_masks_count_as_set_by_hand(kind, examples):
+    model = KINDS[kind]()
+    masks = random_masks(1, 20, neurons_of(kind))
+    fill = np.asarray(ja.mean_activations(model, examples[0]))
+    counts = ja.evaluate_masks(model, masks, *examples, fill)
+    assert_counts_by_hand(counts, model, kind, masks, fill, *examples)
+    assert len(set(counts.tolist())) > 1
+
+
+def test_orders_of_any_scope_count_as_set_by_hand(kind, examples):
+    """Orders over one site (any of them) and over all; on a chain the engines agree."""
+    model = KINDS[kind]()
+    num_neurons = neurons_of(kind)
+    bounds = np.cumsum([0, *SITES[kind].values()])
+    fill = np.linspace(-0.5, 0.5, num_neurons).astype(np.float32)
+    for start, stop in [*zip(bounds[:-1], bounds[1:], strict=True), (0, num_neurons)]:
+        orders = np.asarray(ja.random_orders(jax.random.key(3), int(stop - start), 2)) + start
+        steps = int(stop - start)
+        counts = ja.cumulative_ablation(model, orders, *examples, fill, steps=steps)
+        masks = ja.orders.masks_of_orders(orders, num_neurons, steps)
+        assert_counts_by_hand(counts.ravel(), model, kind, masks, fill, *examples)
+
+
+def test_several_networks_of_a_kind(kind, examples):
+    models = [KINDS[kind](seed) for seed in (0, 1)]
+    masks = np.stack([random_masks(seed, 6, neurons_of(kind)) for seed in (0, 1)])
+    fills = np.stack([np.full(neurons_of(kind), value, np.float32) for value in (0.1, 0.2)])
+    counts = ja.evaluate_masks(models, masks, *examples, fills)
+    for i, model in enumerate(models):
+        np.testing.assert_array_equal(counts[i], ja.evaluate_masks(model, masks[i], *examples, fills[i]))
+
+
+def test_a_linear_map_behind_the_site_takes_the_incremental_engine(examples, monkeypatch):
+    """On CPU: for the sites of a chain that a linear map follows, also where a norm lies between the sites."""
+    taken = []
+    for module, name in ((_incremental, "measure_steps"), (_vmap, "measure_masks")):
+        real = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, real=real, name=name, **k: taken.append(name) or real(*a, **k)
+        )
+    for model, order, engine in (
+        (chain(), [0, 12, 3, 15], "measure_steps"),
+        (cnn_chain(), [9, 11], "measure_steps"),
+        (cnn_chain(), [9, 5], "measure_masks"),
+        (KINDS["residual"](), [0, 9], "measure_masks"),
+    ):
+        ja.cumulative_ablation(model, np.array([order]), *examples, steps=len(order))
+        assert taken.pop() == engine
+    with raises_input_error("engine 'incremental': expected an nnx.Linear in float32 right behind site 'conv2';"):
+        ja.cumulative_ablation(cnn_chain(), np.array([[5]]), *examples, steps=1, engine="incremental")
+    with raises_input_error("engine 'incremental': expected a model that is a chain"):
+        ja.cumulative_ablation(KINDS["tokens"](), np.array([[5]]), *examples, steps=1, engine="incremental")
+
+
+def test_a_large_activation_leaves_no_rounding_error_behind(examples):
+    """Neurons of 1e6 cancel; once they are gone, both engines must see the small ones."""
+    model = chain()
+    kernel = model.layers[1].kernel
+    kernel[...] = kernel[...].at[:, 0].set(1e6)
+    order = np.array([[0, 12, 3, 15, 7]])
+    counts = [ja.cumulative_ablation(model, order, *examples, steps=5, engine=e) for e in ("vmap", "incremental")]
+    np.testing.assert_array_equal(*counts)
+    alone = ja.single_ablation(model, *examples)
+    assert int(alone[0]) == int(counts[0][0, 1])
+
+
+def test_plain_sequentials_become_chains(examples):
+    rngs = nnx.Rngs(0)
+    inner = nnx.Sequential(nnx.Linear(784, 5, rngs=rngs), nnx.relu)
+    plain = nnx.Sequential(lambda x: x.reshape(len(x), -1), inner, nnx.Linear(5, 6, rngs=rngs), nnx.relu,
+                           nnx.Linear(6, 10, rngs=rngs))  # fmt: skip
+    for after, sizes in ((nnx.relu, (5, 6)), (nnx.Linear, (5, 6)), (3, (6,)), ((1, 1), (5,)), ([(1, 0), 3], (5, 6))):
+        model = ja.with_sites(plain, after=after)
+        assert tuple(a.shape[1] for a in ja.record_activations(model, examples[0])) == sizes
+        np.testing.assert_array_equal(model(examples[0]), plain(examples[0]))
+        assert model.layers[1].kernel is inner.layers[0].kernel
+    named = ja.with_sites(plain, after=nnx.relu, names=("a", "b"), reduce="max")
+    assert [layer.name for layer in named.layers if isinstance(layer, ja.Site)] == ["a", "b"]
+    assert named.layers[3].reduce == "max"
+    with raises_input_error("after: expected a layer before the last to match 'tanh', got none among 0 <lambda>, 1.0"):
+        ja.with_sites(plain, after=nnx.tanh)
+    with raises_input_error("names: expected 2, one for each site, got 1"):
+        ja.with_sites(plain, after=nnx.relu, names=("a",))
+    with raises_input_error("model: expected an nnx.Sequential, got Residual; in other models put ja.Site"):
+        ja.with_sites(KINDS["residual"](), after=nnx.relu)
+
+
+class Own(nnx.Module):
+    """A linear map and a head, with what a test puts between them."""
+
+    def __init__(self, between, **modules):
+        self.linear = nnx.Linear(784, 6, rngs=nnx.Rngs(0))
+        self.head = nnx.Linear(6, 10, rngs=nnx.Rngs(1))
+        self.between = between
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def __call__(self, images):
+        return self.head(self.between(self, nnx.relu(self.linear(images.reshape(len(images), -1)))))
+
+
+def broken_models():
+    """What cannot be ablated, and the sentence that says so."""
+    site = ja.Site("s")
+    counter = nnx.Variable(jnp.zeros(()))
+
+    def count(m, x):
+        m.counter[...] += 1
+        return m.site(x)
+
+    return {
+        "no sites": (Own(lambda m, x: x), "model: expected sites, got none; put ja.Site"),
+        "applied twice": (
+            Own(lambda m, x: m.site(m.site(x)), site=site),
+            "site 's': expected to be applied once, got 2 times; give each place a site of its own",
+        ),
+        "one name twice": (
+            Own(lambda m, x: m.b(m.a(x)), a=ja.Site("s"), b=ja.Site("s")),
+            "site 's': expected to be applied once, got 2 sites of that name",
+        ),
+        "never reached": (Own(lambda m, x: x, site=site), "site 's': expected to be applied once, got 0 times; the model"),
+        "dropout that ignores eval": (
+            Own(lambda m, x: m.site(m.drop(x, deterministic=False)), site=site, drop=nnx.Dropout(0.5, rngs=nnx.Rngs(0))),
+            "model: expected the same state after a call, got a change",
+        ),
+        "batch norm that ignores eval": (
+            Own(
+                lambda m, x: m.site(m.norm(x, use_running_average=False)), site=site, norm=nnx.BatchNorm(6, rngs=nnx.Rngs(0))
+            ),
+            "model: expected the same state after a call, got a change",
+        ),
+        "a counter": (Own(count, site=site, counter=counter), "model: expected the same state after a call"),
+        "features that mix examples": (
+            Own(lambda m, x: m.site(x.T).T, site=site),
+            r"site 's': expected outputs \[example, ..., neuron\], got shape \(6, 2\) for 2 examples",
+        ),
+        "a site that grows with the examples": (
+            Own(lambda m, x: m.site(x @ x.T) @ x, site=site),
+            r"model: expected sites and classes that do not depend on the number of examples, got .*2.* for 2 and .*3",
+        ),
+        "an argument more": (NeedsTrain(), "model: expected to map images of shape .* as model.images., got TypeError"),
+        "no logits": (Own(lambda m, x: m.site(x)[0], site=site), r"model: expected logits \[example, class\], got \(10,\)"),
+    }
+
+
+class NeedsTrain(nnx.Module):
+    def __init__(self):
+        self.site = ja.Site("s")
+
+    def __call__(self, images, train):
+        return self.site(images)
+
+
+@pytest.mark.parametrize("what", list(broken_models()))
+def test_what_cannot_be_ablated_is_said_in_one_sentence(what, examples):
+    model, sentence = broken_models()[what]
+    for use in (
+        lambda: ja.record_activations(model, examples[0]),
+        lambda: ja.evaluate_masks(model, np.ones((1, 6), bool), *examples),
+    ):
+        with raises_input_error(sentence):
+            use()
+
+
+def test_a_site_of_another_size_for_other_images(examples):
+    """The mask fits the site as it is for the images at hand, and says so if it does not."""
+    model = Rows()
+    images, labels = examples
+    assert ja.evaluate_masks(model, np.ones((1, 28), bool), images, labels).shape == (1,)
+    with raises_input_error(r"keep: expected shape \(any, 20\) = \[mask, neuron\], got \(1, 28\)"):
+        ja.evaluate_masks(model, np.ones((1, 28), bool), images[:, :20], labels)
+
+
+class Rows(nnx.Module):
+    """A site over the rows of an image, as many as there are."""
+
+    def __init__(self):
+        self.site, self.head = ja.Site("rows"), nnx.Linear(1, 10, rngs=nnx.Rngs(0))
+
+    def __call__(self, images):
+        return self.head(self.site(images.mean(axis=2)).mean(axis=1, keepdims=True))
+
+
+def test_dropout_and_batch_norm_run_in_evaluation_mode_and_stay_as_they_were(examples):
+    model = cnn_chain()
+    model.train()
+    before = jax.tree.map(np.array, nnx.state(model))
+    counts = ja.evaluate_masks(model, np.ones((1, 15), bool), *examples)
+    assert not model.layers[2].use_running_average
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
+    correct = (in_evaluation(model)(examples[0]).argmax(axis=1) == examples[1]).sum()
+    assert int(counts[0]) == int(correct)
+
+
+def test_tokens_may_be_integers(examples):
+    class Words(nnx.Module):
+        def __init__(self):
+            self.embed, self.site = nnx.Embed(30, 7, rngs=nnx.Rngs(0)), ja.Site("s")
+            self.head = nnx.Linear(7, 10, rngs=nnx.Rngs(1))
+
+        def __call__(self, tokens):
+            return self.head(self.site(self.embed(tokens)).mean(axis=1))
+
+    tokens = np.random.default_rng(0).integers(0, 30, (60, 5)).astype(np.int32)
+    assert ja.single_ablation(Words(), tokens, examples[1]).shape == (7,)
+    with raises_input_error("images: expected floating pixels in .* got dtype uint8; divide"):
+        ja.single_ablation(Words(), tokens.astype(np.uint8), examples[1])
+
+
+def test_bad_sites_and_chains():
+    linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    with raises_input_error("site: expected a name, got ''"):
+        ja.Site("")
+    with raises_input_error("unknown reduction 'sum': expected one of mean, max"):
+        ja.Site("a", reduce="sum")
+    with raises_input_error("model: expected sites, got none"):
+        ja.Chain(linear, nnx.relu)
+    with raises_input_error("chain: expected a layer behind the last site, got none"):
+        ja.Chain(linear, ja.Site("a"))
+    with raises_input_error("chain: expected layers to call, got int at place 0"):
+        ja.Chain(3, ja.Site("a"), linear)
+    with raises_input_error("site 'a': expected to be applied once, got 2 sites of that name"):
+        ja.Chain(ja.Site("a"), linear, ja.Site("a"), linear)
