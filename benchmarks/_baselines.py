@@ -99,20 +99,24 @@ def torch_func_vmap(model: ja.MLP, keep, fill, images, labels, masks_per_batch: 
     return torch.cat(counts).numpy()
 
 
-def captum_single_neurons(model: ja.MLP, layer: int, fill, images, target: int) -> np.ndarray:
-    """captum's `LayerFeatureAblation`: the change of one logit as each neuron of a layer goes alone, [neuron]."""
+def captum_single_neurons(model: ja.MLP, layer: int, fill, images, labels) -> np.ndarray:
+    """captum's `LayerFeatureAblation` of the loss: what it falls by as each neuron of a layer goes alone, [neuron]."""
     import torch  # pyright: ignore[reportMissingImports] (optional)
     from captum.attr import LayerFeatureAblation  # pyright: ignore[reportMissingImports] (optional)
 
-    _, weights, fills, pixels, _ = _torch_parts(model, fill, images, np.zeros(len(images), int))
+    _, weights, fills, pixels, classes = _torch_parts(model, fill, images, labels)
     modules = []
     for i, (kernel, bias) in enumerate(weights):
         linear = torch.nn.Linear(kernel.shape[0], kernel.shape[1])
         linear.weight.data, linear.bias.data = kernel.T.contiguous(), bias
         modules += [linear] + ([torch.nn.Sigmoid()] if i < len(weights) - 1 else [])
     network = torch.nn.Sequential(*modules)
-    ablation = LayerFeatureAblation(network, network[2 * layer + 1])
+
+    def loss_of(pixels):
+        return torch.nn.functional.cross_entropy(network(pixels), classes.long(), reduction="none")
+
+    ablation = LayerFeatureAblation(loss_of, network[2 * layer + 1])
     with torch.no_grad():
-        change = ablation.attribute(pixels, layer_baselines=fills[layer][None], target=target)
+        change = ablation.attribute(pixels, layer_baselines=fills[layer][None])
     assert isinstance(change, torch.Tensor)  # a tuple only for a layer of several outputs
     return change.mean(dim=0).numpy()

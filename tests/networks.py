@@ -1,4 +1,4 @@
-"""Networks of several kinds that are no MLP, and their slow source: each mask set on the sites of a copy, one by one."""
+"""Networks of several kinds that are no MLP, and their slow source: each mask set on the sites of a copy."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +7,23 @@ from flax import nnx
 import jaxablate as ja
 
 
+def flatten(images):
+    return images.reshape(len(images), -1)
+
+
+def every_other_pixel(images):
+    return images[:, ::2, ::2, None]
+
+
+def pool(maps):
+    return nnx.max_pool(maps, (2, 2), (2, 2))
+
+
 def chain(seed: int = 0, activation=nnx.relu) -> ja.Chain:
     """784-9-7-10 with a dropout and a layer norm in between."""
     rngs = nnx.Rngs(seed)
     return ja.Chain(
-        lambda images: images.reshape(len(images), -1),
+        flatten,
         nnx.Linear(784, 9, rngs=rngs),
         activation,
         ja.Site("first"),
@@ -28,16 +40,16 @@ def cnn_chain(seed: int = 0, padding: str = "VALID") -> ja.Chain:
     """Two convolutions (channels 5 and 4) and a hidden layer of 6, with batch norm and pooling."""
     rngs = nnx.Rngs(seed)
     model = ja.Chain(
-        lambda images: images[:, ::2, ::2, None],
+        every_other_pixel,
         nnx.Conv(1, 5, (3, 3), padding=padding, rngs=rngs),
         nnx.BatchNorm(5, rngs=rngs),
         nnx.relu,
         ja.Site("conv1"),
-        lambda maps: nnx.max_pool(maps, (2, 2), (2, 2)),
+        pool,
         nnx.Conv(5, 4, (3, 3), padding=padding, use_bias=False, rngs=rngs),
         nnx.relu,
         ja.Site("conv2", reduce="max"),
-        lambda maps: maps.reshape(len(maps), -1),
+        flatten,
         nnx.Linear(64 if padding == "VALID" else 196, 6, rngs=rngs),
         nnx.sigmoid,
         ja.Site("dense"),

@@ -15,6 +15,7 @@ from jaxablate.ablation._machine import Task
 from jaxablate.ablation._measures import CORRECT
 from jaxablate.models import Model, Network, RowFill
 
+ROOM = 32  # masks are made up to a multiple of this, so that few programs are compiled
 HARM = {CORRECT: -1, "loss": 1, "divergence": 1}  # whether more of a measure is better or worse
 
 
@@ -25,6 +26,7 @@ def single_ablation(
     fill: Fill | RowFill | None = None,
     *,
     scale: Fill | None = None,
+    site: str | None = None,
     measures: str | Iterable[str] = CORRECT,
     memory_limit: int | None = None,
     precision: str = "highest",
@@ -34,13 +36,15 @@ def single_ablation(
     Args:
         model: the network: an `MLP`, or any module with sites, as if in evaluation mode.
         images, labels, fill, scale, measures, memory_limit, precision: as in `evaluate_masks`.
+        site: whose neurons to ablate, by name; the layers of an `MLP` are "layer1", "layer2", ... None for all sites.
 
     Returns:
-        int32 [neuron], over all sites in network order: correct predictions with that neuron ablated. Other measures as
-        in `evaluate_masks`, with [neuron] in place of [mask]. Damage is the intact network's measure less this.
+        int32 [neuron], over all sites in network order, or over the neurons of the one: correct predictions with that
+        neuron ablated. Other measures as in `evaluate_masks`, with [neuron] in place of [mask]. Damage is the intact
+        network's measure less this.
 
     Raises:
-        InputError: as in `evaluate_masks`.
+        InputError: for an unknown site, or as in `evaluate_masks`.
 
     Example:
         >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
@@ -49,7 +53,7 @@ def single_ablation(
     """
     measures = measures if isinstance(measures, str) else tuple(measures)
     task, _ = make_task(model, images, labels, fill, scale, measures, memory_limit, precision)
-    sums = _measure_sets(task, np.arange(task.network.num_neurons)[:, None])
+    sums = _measure_sets(task, neurons_of(task.network, site)[:, None])
     return handed_back(sums, task, measures, ("neuron",))
 
 
@@ -172,9 +176,10 @@ def _measure_sets(task: Task, sets: np.ndarray, keep: np.ndarray | None = None) 
     for site, members in itertools.groupby(range(len(sets)), key=lambda i: sites[i]):
         of_site = sets[list(members)]
         if _incremental.unfit_for(network, task.states[0], (int(site),)):
-            masks = np.tile(keep, (1, len(of_site), 1))
-            np.put_along_axis(masks[0], of_site, False, axis=1)
-            sums = {name: of[0] for name, of in _vmap.measure_masks(task, masks).items()}
+            room = ROOM * -(-len(of_site) // ROOM)  # greedy removal asks for one set fewer at each step
+            masks = np.tile(keep, (1, room, 1))
+            np.put_along_axis(masks[0], np.resize(of_site, (room, of_site.shape[1])), False, axis=1)
+            sums = {name: of[0, : len(of_site)] for name, of in _vmap.measure_masks(task, masks).items()}
         else:
             # a program is compiled for a number of sets and takes no time over those beyond the ones that there are
             room = max(len(of_site), network.sizes[site])

@@ -101,7 +101,8 @@ def _networks(
         require(
             other == network,
             f"model: expected networks of one architecture, got sites {_sites(network)} for network 0 and "
-            f"{_sites(other)} for network {place}, or other inputs, classes or activation functions",
+            f"{_sites(other)} for network {place}, or other inputs, classes or functions (one that is defined anew for "
+            "each network is another one)",
         )
     return network, [state for _, state, _ in described], described[0][2], (len(models),)
 

@@ -17,6 +17,7 @@ from jaxablate.models._network import (
     run_segments,
     segments_of,
     site_bounds,
+    site_neurons,
     stack_states,
 )
 from jaxablate.models._pytorch import load_pytorch
@@ -62,6 +63,7 @@ __all__ = [
     "save_model",
     "segments_of",
     "site_bounds",
+    "site_neurons",
     "stack_states",
     "with_sites",
 ]

@@ -23,7 +23,7 @@ def save_model(model: MLP, path: str | Path, metadata: Mapping[str, str] | None 
         arrays: further arrays to keep in the file, such as a training history.
 
     Raises:
-        InputError: for another kind of network.
+        InputError: for another kind of network, or metadata under the network's own names.
 
     Example:
         >>> ja.save_model(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), tmp_path / "model.safetensors", {"seed": "0"})
@@ -36,6 +36,8 @@ def save_model(model: MLP, path: str | Path, metadata: Mapping[str, str] | None 
         kernel, bias = stage.weights
         tensors[f"stages.{i}.kernel"], tensors[f"stages.{i}.bias"] = np.array(kernel), np.array(bias)
     own = {"format": FORMAT, "activation": model.activation, "layer_sizes": _layer_sizes(model)}
+    taken = sorted({*own} & {*(metadata or {})})
+    require(not taken, f"metadata: expected other names than {', '.join(own)}, got {', '.join(taken)}")
     header = {**own, **(metadata or {})}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=header)

@@ -152,6 +152,28 @@ def _probed(graphdef: nnx.GraphDef, abstract: Abstract) -> tuple[tuple[str, ...]
     return found[0]
 
 
+def site_neurons(model: Model, images: Images) -> dict[str, np.ndarray]:
+    """Which neurons each site has, in the counting that masks, fills and orders follow.
+
+    Args:
+        model: an `MLP`, or any module with sites.
+        images: [example, ...], an example or more of what it takes.
+
+    Returns:
+        By the name of the site int [neuron]: the network-wide ids of its neurons, in network order.
+
+    Raises:
+        InputError: as in `describe`.
+
+    Example:
+        >>> ids = ja.models.site_neurons(ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0)), np.zeros((1, 4), np.float32))
+        >>> {name: neurons.tolist() for name, neurons in ids.items()}
+        {'layer1': [0, 1, 2], 'layer2': [3, 4]}
+    """
+    network, _, _ = describe(model, images)
+    return dict(zip(network.sites, np.split(np.arange(network.num_neurons), network.bounds[1:-1]), strict=True))
+
+
 def record(network: Network, state: nnx.State, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
     """Logits [example, class], and the outputs [example, ..., unit] of every site in network order."""
     return _record_named(network.graphdef, [], state, images)

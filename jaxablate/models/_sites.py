@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxablate._checks import InputError, require, require_known
+from jaxablate._typing import Labels
 
 REDUCTIONS = {"mean": jnp.mean, "max": jnp.max}
 _calls = itertools.count()
@@ -97,10 +98,10 @@ class RowFill:
     tables: tuple[jax.Array, ...]
     key: jax.Array | None = None
 
-    def rows(self, labels: jax.Array) -> jax.Array:
+    def rows(self, labels: Labels) -> jax.Array:
         """The row of each example, int32 [example]."""
         if self.key is None:
-            return labels.astype(jnp.int32)
+            return jnp.asarray(labels, jnp.int32)
         return jax.random.randint(self.key, labels.shape, 0, len(self.tables[0]), jnp.int32)
 
 

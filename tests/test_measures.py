@@ -1,0 +1,288 @@
+"""Measures, neurons alone, in pairs and greedily, and fills: against float64 and masks set by hand."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import logits64, raises_input_error, random_masks
+from networks import KINDS, SITES, masked_logits
+
+import jaxablate as ja
+from jaxablate.ablation import _sets
+
+ALL = ("correct", "class_correct", "confusion", "loss", "divergence")
+ENGINES = ("vmap", "incremental")
+
+
+@pytest.fixture(scope="module")
+def examples(mnist5k):
+    return mnist5k.test.images[:203], mnist5k.test.labels[:203]
+
+
+@pytest.fixture(scope="module")
+def fill(small_model, mnist5k):
+    return np.asarray(ja.mean_activations(small_model, mnist5k.validation.images))
+
+
+def log_softmax64(logits: np.ndarray) -> np.ndarray:
+    shifted = np.asarray(logits, np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def measured64(logits, intact, labels) -> dict[str, np.ndarray]:
+    """Every measure of one mask, in float64 loops."""
+    confusion = np.zeros((10, 10), int)
+    for label, predicted in zip(labels, logits.argmax(axis=1), strict=True):
+        confusion[label, predicted] += 1
+    after, before = log_softmax64(logits), log_softmax64(intact)
+    return {
+        "correct": np.trace(confusion),
+        "class_correct": np.diagonal(confusion),
+        "confusion": confusion,
+        "loss": -np.mean([row[label] for row, label in zip(after, labels, strict=True)]),
+        "divergence": np.mean((np.exp(before) * (before - after)).sum(axis=1)),
+    }
+
+
+def assert_measured(found: dict, wanted: list[dict], atol: float = 2e-6) -> None:
+    """Counts equal (no example here is nearly a tie), means within float32's rounding."""
+    for name in ALL:
+        expected = np.stack([of[name] for of in wanted])
+        if name in ("loss", "divergence"):
+            np.testing.assert_allclose(found[name], expected, atol=atol)
+            assert np.asarray(found[name]).dtype == np.float32
+        else:
+            np.testing.assert_array_equal(found[name], expected)
+            assert np.asarray(found[name]).dtype == np.int32
+
+
+def test_measures_under_masks(small_model, examples, fill):
+    masks = random_masks(4, 12, 27)
+    intact = logits64(small_model, examples[0])
+    wanted = [measured64(logits64(small_model, examples[0], keep, fill), intact, examples[1]) for keep in masks]
+    found = ja.evaluate_masks(small_model, masks, *examples, fill, measures=ALL)
+    assert set(found) == set(ALL)
+    assert_measured(found, wanted)
+    alone = ja.evaluate_masks(small_model, masks, *examples, fill, measures="loss")
+    np.testing.assert_allclose(alone, found["loss"], atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("first", [0, 10, 18])
+def test_measures_along_orders(small_model, examples, fill, engine, first):
+    """Also where chunks are small, so that the last one is filled up with examples that must not count."""
+    orders = np.stack([np.arange(first, 27), np.arange(26, first - 1, -1)])[:, :6]
+    masks = ja.orders.masks_of_orders(orders, 27, 6)
+    intact = logits64(small_model, examples[0])
+    wanted = [measured64(logits64(small_model, examples[0], keep, fill), intact, examples[1]) for keep in masks]
+    found = ja.cumulative_ablation(
+        small_model, orders, *examples, fill, steps=6, measures=ALL, engine=engine, memory_limit=100_000
+    )
+    assert found["confusion"].shape == (2, 7, 10, 10)
+    assert_measured({name: of.reshape(14, *of.shape[2:]) for name, of in found.items()}, wanted)
+    assert np.asarray(found["divergence"])[:, 0].max() < 1e-6
+
+
+def test_measures_of_several_networks(examples):
+    models = [KINDS["chain"](seed) for seed in (0, 1)]
+    masks = np.stack([random_masks(seed, 3, 16) for seed in (0, 1)])
+    found = ja.evaluate_masks(models, masks, *examples, measures=("confusion", "loss"))
+    assert found["confusion"].shape == (2, 3, 10, 10)
+    for i, model in enumerate(models):
+        np.testing.assert_allclose(
+            found["loss"][i], ja.evaluate_masks(model, masks[i], *examples, measures="loss"), atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_each_neuron_alone(kind, examples):
+    model, images, labels = KINDS[kind](), examples[0][:60], examples[1][:60]
+    neurons = sum(SITES[kind].values())
+    fill = np.linspace(-0.3, 0.6, neurons).astype(np.float32)
+    intact = masked_logits(model, kind, np.ones(neurons, bool), fill, images)
+    masks = ~np.eye(neurons, dtype=bool)
+    wanted = [measured64(masked_logits(model, kind, keep, fill, images), intact, labels) for keep in masks]
+    assert_measured(ja.single_ablation(model, images, labels, fill, measures=ALL), wanted, atol=1e-5)
+
+
+def test_a_scale_goes_with_neurons_alone(small_model, examples, fill):
+    scale = np.linspace(0, 1, 27).astype(np.float32)
+    logits = [logits64(small_model, examples[0], keep, fill, scale) for keep in ~np.eye(27, dtype=bool)]
+    correct = [(of.argmax(axis=1) == examples[1]).sum() for of in logits]
+    np.testing.assert_array_equal(ja.single_ablation(small_model, *examples, fill, scale=scale), correct)
+
+
+@pytest.mark.parametrize(
+    ("kind", "site", "start"), [("chain", "second", 9), ("chain", "first", 0), ("residual", "a", 8)]
+)
+def test_pairs(kind, site, start, examples, monkeypatch):
+    """Small rooms, so that the pairs come in more than one call."""
+    model, images, labels = KINDS[kind](), examples[0][:60], examples[1][:60]
+    neurons, width = sum(SITES[kind].values()), SITES[kind][site]
+    fill = np.linspace(-0.3, 0.6, neurons).astype(np.float32)
+    found = ja.ablation.pair_ablation(model, site, images, labels, fill, measures=ALL)
+    intact = masked_logits(model, kind, np.ones(neurons, bool), fill, images)
+    for i, j in itertools.product(range(width), repeat=2):
+        keep = np.ones(neurons, bool)
+        keep[[start + i, start + j]] = False
+        wanted = measured64(masked_logits(model, kind, keep, fill, images), intact, labels)
+        assert_measured({name: of[i, j][None] for name, of in found.items()}, [wanted], atol=1e-5)
+
+
+def test_pairs_of_a_large_layer_keep_to_the_memory_limit(monkeypatch):
+    """What XLA sets aside for the 19 900 pairs of a layer of 200, without running them."""
+    model = ja.MLP(784, (200, 200), 10, rngs=nnx.Rngs(0))
+    images, labels = np.zeros((10_000, 784), np.float32), np.zeros(10_000, np.int32)
+    measure, sizes = _sets._measure, []
+
+    def record(*arguments):
+        sizes.append((len(arguments[5]), measure.lower(*arguments).compile().memory_analysis().temp_size_in_bytes))
+        raise StopIteration
+
+    pairs = np.stack(np.triu_indices(200, k=1), axis=1)
+    monkeypatch.setattr(_sets, "_measure", record)
+    task, _ = ja.ablation._alone.make_task(model, images, labels, None, None, "correct", 10**7, "highest")
+    with pytest.raises(StopIteration):
+        ja.ablation._alone._measure_sets(task, pairs)
+    assert sizes[0][0] == 19_900
+    assert 0 < sizes[0][1] < 10**7
+
+
+@pytest.mark.parametrize("by", ["correct", "loss", "divergence"])
+@pytest.mark.parametrize(("kind", "site", "start"), [("chain", "second", 9), ("residual", "a", 8), ("chain", None, 0)])
+def test_greedy_takes_the_least_harmful_each_time(kind, site, start, by, examples):
+    model, images, labels = KINDS[kind](), examples[0][:60], examples[1][:60]
+    neurons = sum(SITES[kind].values())
+    fill = np.full(neurons, 0.1, np.float32)
+    order, along = ja.ablation.greedy_order(model, images, labels, fill, site=site, steps=4, by=by)
+    intact = masked_logits(model, kind, np.ones(neurons, bool), fill, images)
+    scope = range(start, start + (SITES[kind][site] if site else neurons))
+    keep, sign = np.ones(neurons, bool), -1 if by == "correct" else 1
+    np.testing.assert_allclose(along[0], measured64(intact, intact, labels)[by], atol=1e-5)
+    for rank, taken in enumerate(np.asarray(order).tolist()):
+        harm = {}
+        for neuron in scope:
+            if keep[neuron]:
+                tried = keep.copy()
+                tried[neuron] = False
+                logits = masked_logits(model, kind, tried, fill, images)
+                harm[neuron] = sign * float(measured64(logits, intact, labels)[by])
+        assert harm[taken] <= min(harm.values()) + 1e-5
+        if by == "correct":
+            assert taken == min(neuron for neuron in harm if harm[neuron] == min(harm.values()))
+        assert abs(sign * float(along[rank + 1]) - harm[taken]) < 1e-5
+        keep[taken] = False
+
+
+def test_fills_by_hand(mnist5k):
+    """On a chain whose sites hold one number for each neuron, from the activations themselves."""
+    model = KINDS["chain"]()
+    images, labels = mnist5k.validation.images[:150], mnist5k.validation.labels[:150]
+    activations = [np.asarray(layer, np.float64) for layer in ja.record_activations(model, images)]
+    both = np.concatenate(activations, axis=1)
+    np.testing.assert_array_equal(ja.compute_fill(model, "zero", images), np.zeros(16))
+    np.testing.assert_array_equal(ja.compute_fill(model, "constant", images, value=0.3), np.full(16, np.float32(0.3)))
+    np.testing.assert_allclose(ja.compute_fill(model, "mean", images), both.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(ja.compute_fill(model, "median", images), np.median(both, axis=0), atol=1e-5)
+    by_class = ja.compute_fill(model, "class_mean", images, labels)
+    for table, layer in zip(by_class.tables, activations, strict=True):
+        np.testing.assert_allclose(table, [layer[labels == c].mean(axis=0) for c in range(10)], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("fill", ["class_mean", "resample"])
+def test_fills_that_differ_between_examples(kind, fill, mnist5k):
+    """The row that each example takes, set by hand on the sites; a channel's whole map is resampled."""
+    model = KINDS[kind]()
+    images, labels = mnist5k.test.images[:60], mnist5k.test.labels[:60]
+    others = mnist5k.validation.images[:150], mnist5k.validation.labels[:150]
+    computed = ja.compute_fill(model, fill, *others, key=jax.random.key(5))
+    rows = np.asarray(labels if fill == "class_mean" else computed.rows(labels))
+    if fill == "resample":
+        assert rows.min() >= 0
+        assert 100 < rows.max() < 150
+        assert len(set(rows.tolist())) > 40
+    of_examples = [np.asarray(table)[rows] for table in computed.tables]
+    masks = random_masks(2, 8, sum(SITES[kind].values()))
+    found = ja.evaluate_masks(model, masks, images, labels, computed, measures="loss")
+    wanted = [measured64(masked_logits(model, kind, keep, of_examples, images), np.zeros((60, 10)), labels)["loss"]
+              for keep in masks]  # fmt: skip
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("fill", ["class_mean", "resample"])
+def test_engines_agree_on_fills_that_differ_between_examples(small_model, examples, mnist5k, fill):
+    computed = ja.compute_fill(
+        small_model, fill, mnist5k.validation.images, mnist5k.validation.labels, key=jax.random.key(1)
+    )
+    orders = np.asarray(ja.random_orders(jax.random.key(2), 27, 3))
+    found = [
+        ja.cumulative_ablation(
+            small_model, orders, *examples, computed, steps=27, engine=engine, measures=("correct", "loss"),
+            memory_limit=100_000,
+        )
+        for engine in ENGINES
+    ]  # fmt: skip
+    np.testing.assert_array_equal(found[0]["correct"], found[1]["correct"])
+    np.testing.assert_allclose(found[0]["loss"], found[1]["loss"], atol=1e-5)
+    singles = ja.single_ablation(small_model, *examples, computed, measures="loss")
+    np.testing.assert_allclose(
+        singles,
+        ja.evaluate_masks(small_model, ~np.eye(27, dtype=bool), *examples, computed, measures="loss"),
+        atol=1e-5,
+    )
+
+
+def test_the_optimal_fill_beats_the_mean_and_is_a_minimum(small_model, mnist5k):
+    """On its own examples and masks; small steps away from it in any direction raise the loss."""
+    examples = mnist5k.validation.images, mnist5k.validation.labels
+    masks = np.ones((1, 27), bool)
+    masks[:, [0, 2, 3, 5, 7, 8, 11, 13, 16, 18, 20, 21, 23, 24, 25]] = False
+    fill = np.asarray(ja.compute_fill(small_model, "optimal", *examples, key=jax.random.key(0), keep=masks,
+                                      steps=1500, batch_size=500, learning_rate=0.05))  # fmt: skip
+    mean = np.asarray(ja.mean_activations(small_model, examples[0]))
+    np.testing.assert_array_equal(fill[masks[0]], mean[masks[0]])
+
+    def loss(values):
+        return float(ja.evaluate_masks(small_model, masks, *examples, values, measures="loss")[0])
+
+    best = loss(fill)
+    assert best < loss(mean) - 0.003
+    for neuron in np.flatnonzero(~masks[0]):
+        for step in (-0.2, 0.2):
+            assert loss(fill + step * np.eye(27, dtype=np.float32)[neuron]) > best
+
+
+def test_bad_input(small_model, examples, mnist5k):
+    masks = np.ones((1, 27), bool)
+    with raises_input_error("unknown measure 'accuracy': expected one of correct, class_correct, confusion, loss"):
+        ja.evaluate_masks(small_model, masks, *examples, measures="accuracy")
+    with raises_input_error("measures: expected at least one of correct, .* got none"):
+        ja.evaluate_masks(small_model, masks, *examples, measures=())
+    with raises_input_error("unknown site 'layer4': expected one of layer1, layer2, layer3"):
+        ja.ablation.pair_ablation(small_model, "layer4", *examples)
+    with raises_input_error("unknown measure of harm 'confusion': expected one of correct, loss, divergence"):
+        ja.ablation.greedy_order(small_model, *examples, by="confusion")
+    with raises_input_error("steps: expected 1 to 9, the neurons of the scope, got 10"):
+        ja.ablation.greedy_order(small_model, *examples, site="layer3", steps=10)
+    with raises_input_error("unknown fill 'average': expected one of zero, constant, mean, median"):
+        ja.compute_fill(small_model, "average", examples[0])
+    with raises_input_error("fill 'class_mean': expected labels, got none"):
+        ja.compute_fill(small_model, "class_mean", examples[0])
+    with raises_input_error("fill 'optimal': expected key and keep, got none"):
+        ja.compute_fill(small_model, "optimal", *examples)
+    with raises_input_error(r"fill 'class_mean': expected examples of every class, got none of \[3\]"):
+        some = examples[1] != 3
+        ja.compute_fill(small_model, "class_mean", examples[0][some], examples[1][some])
+    with raises_input_error("fill: expected finite numbers"):
+        ja.compute_fill(small_model, "constant", examples[0], value=np.nan)
+    resampled = ja.compute_fill(small_model, "resample", examples[0], key=jax.random.key(0))
+    with raises_input_error(r"fill: expected \[network, neuron\] for several networks, got rows of tables"):
+        ja.evaluate_masks([small_model, small_model], np.ones((2, 1, 27), bool), *examples, resampled)
+    with raises_input_error("fill: expected 3 tables, one for each site, got 2"):
+        ja.evaluate_masks(small_model, masks, *examples, ja.models.RowFill(resampled.tables[:2]))
+    short = ja.models.RowFill(tuple(table[:5] for table in resampled.tables))
+    with raises_input_error(r"fill: expected a table \[row, ..., 10\] of at least 10 rows for site 'layer1', got"):
+        ja.evaluate_masks(small_model, masks, *examples, short)
