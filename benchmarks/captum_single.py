@@ -24,25 +24,28 @@ def main() -> None:
     neurons = ja.models.site_neurons(model, images)
     whole = np.ones((1, sum(model.hidden)), bool)
     intact = float(ja.evaluate_masks(model, whole, images, labels, measures="loss")[0])
-    options = {"fill": fill, "measures": "loss"}
     for layer, (site, ids) in enumerate(neurons.items()):
         question = f"{site}, {len(ids)} neurons on {len(images)} images"
         run = functools.partial(
             _baselines.captum_single_neurons, model, layer, fill, data.test.images, data.test.labels
         )
-        timing, change = measure(run, repeats=1)
+        timing, change = measure(run, repeats=3)
         captum = report.add(row_of(question, "captum", timing, len(ids), "the reference"))
         masks = np.ones((len(ids), sum(model.hidden)), bool)
         masks[np.arange(len(ids)), ids] = False
+        alone = functools.partial(ja.single_ablation, model, images, labels, fill, site=site)
         ways = {
-            "evaluate_masks": functools.partial(ja.evaluate_masks, model, masks, images, labels, **options),
-            "single_ablation": functools.partial(ja.single_ablation, model, images, labels, site=site, **options),
+            "evaluate_masks, loss": lambda m=masks: ja.evaluate_masks(model, m, images, labels, fill, measures="loss"),
+            "single_ablation, loss": functools.partial(alone, measures="loss"),
         }
         for name, way in ways.items():
             timing, losses = measure(lambda way=way: np.asarray(way()))
             np.testing.assert_allclose(intact - losses, change, atol=TOLERANCE)
             check = f"losses equal to {TOLERANCE:g}"
             report.add(row_of(question, name, timing, len(ids), check, against=captum.value))
+        timing, counts = measure(lambda alone=alone: np.asarray(alone()))
+        np.testing.assert_array_equal(counts, ja.evaluate_masks(model, masks, images, labels, fill))
+        report.add(row_of(question, "single_ablation", timing, len(ids), "counts equal", against=captum.value))
     report.finish()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from jaxablate._checks import InputError, require, require_finite, require_shape
-from jaxablate._typing import Fill, Images
+from jaxablate._typing import Fill, Images, Mask
 from jaxablate.models import MLP, Chain, Link, Model, Site, describe, enter, flatten_layers, from_arrays, run, run_on
 
 Linear = nnx.Linear | nnx.Conv
@@ -24,12 +24,10 @@ TOLERANCE = 1e-4  # of the largest logit: what rounding may make of a sum in ano
 
 
 @overload
-def prune(model: MLP, keep: np.ndarray, fill: Fill | None = None, *, images: Images | None = None) -> MLP: ...
+def prune(model: MLP, keep: Mask, fill: Fill | None = None, *, images: Images | None = None) -> MLP: ...
 @overload
-def prune(
-    model: nnx.Sequential, keep: np.ndarray, fill: Fill | None = None, *, images: Images | None = None
-) -> Chain: ...
-def prune(model: Model, keep: np.ndarray, fill: Fill | None = None, *, images: Images | None = None) -> Model:
+def prune(model: nnx.Sequential, keep: Mask, fill: Fill | None = None, *, images: Images | None = None) -> Chain: ...
+def prune(model: Model, keep: Mask, fill: Fill | None = None, *, images: Images | None = None) -> Model:
     """Remove neurons for good: a smaller network that puts out what the masked one does.
 
     Args:

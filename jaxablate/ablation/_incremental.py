@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from jaxablate._parallel import COMPILER_OPTIONS
-from jaxablate.ablation._machine import Task, by_site, run_shards
+from jaxablate.ablation._machine import Shard, Task, by_site, run_shards
 from jaxablate.ablation._measures import Sums, measure, zeros
 from jaxablate.models import (
     ELEMENTWISE,
@@ -156,28 +156,24 @@ def _measure(
     numbers,
     fill,
     scale,
-    images,
-    labels,
-    rows,
+    shard: Shard,
 ):
     """Sums [network, order, step + 1, ...].
 
     `states` are the weights of each network, orders are [network, order, step, neuron], of which the first `numbers`
-    [network] are followed, fill and scale as in `Task`; `touched` are the sites that any order touches; images are
-    [chunk, example, ...], labels and rows (or None) [chunk, example].
+    [network] are followed, fill and scale as in `Task`; `touched` are the sites that any order touches.
     """
 
     def measure_network(arguments):
         state, orders, number, fill, scale = arguments
         model = nnx.merge(network.graphdef, state)
 
-        def add_chunk(totals, examples):
-            images, labels, rows = examples
+        def add_chunk(totals, images, labels, rows):
             entrance, levels = _levels(model, network, touched, fill, scale, rows)
-            return _add_chunk(levels, measures, orders, number, totals, run(entrance, images), labels), None
+            return _add_chunk(levels, measures, orders, number, totals, run(entrance, images), labels)
 
         start = zeros(measures, network.num_classes, (orders.shape[0], orders.shape[1] + 1))
-        return jax.lax.scan(add_chunk, start, (images, labels, rows))[0]
+        return shard.add_chunks(add_chunk, start)
 
     with jax.default_matmul_precision(precision):
         return jax.lax.map(measure_network, (stack_states(states), orders, numbers, fill, scale))

@@ -83,34 +83,49 @@ class Layout:
     chunks: int
     chunk: int
 
-    def split(self, task: Task) -> list[tuple]:
-        """Images [chunk, example, ...], labels and rows [chunk, example] of each shard."""
-        examples = self._split(task.images, task.labels, task.rows)
-        return [jax.tree.map(lambda array, i=i: array[i], examples) for i in range(self.shards)]
-
-    @partial(jax.jit, static_argnums=0)
-    def _split(self, images, labels, rows):
-        """The same for all shards.
-
-        The last examples are repeated to fill the last chunk, with the label -1, which is never predicted.
-        """
-        surplus = self.shards * self.chunks * self.chunk - len(labels)
-
-        def cut(array, mode: str, **options):
-            padded = jnp.pad(array, ((0, surplus), *((0, 0),) * (array.ndim - 1)), mode=mode, **options)
-            return padded.reshape(self.shards, self.chunks, self.chunk, *array.shape[1:])
-
-        labels = cut(labels.astype(jnp.int32), "constant", constant_values=-1)
-        return cut(images, "edge"), labels, None if rows is None else cut(rows, "edge")
+    def split(self, task: Task) -> list["Shard"]:
+        """The examples of each shard."""
+        num_examples = len(task.labels)
+        wanted = np.arange(self.shards * self.chunks) * self.chunk
+        # a chunk that would reach beyond the last example begins earlier, and leaves out what was there before
+        starts = np.minimum(wanted, num_examples - self.chunk)
+        places = starts[:, None] + np.arange(self.chunk)
+        valid = (places >= wanted[:, None]).reshape(self.shards, self.chunks, self.chunk)
+        starts = starts.astype(np.int32).reshape(self.shards, self.chunks)
+        examples = task.images, task.labels.astype(jnp.int32), task.rows
+        return [Shard(*examples, *of_shard) for of_shard in zip(starts, valid, strict=True)]
 
 
-def run_shards(function: Callable, shards: Sequence[tuple]) -> dict[str, np.ndarray]:
+class Shard(NamedTuple):
+    """Examples cut into chunks: all images [example, ...], labels and rows (or None) [example], where each chunk begins
+    [chunk], and which of its examples count [chunk, place]."""
+
+    images: jax.Array
+    labels: jax.Array
+    rows: jax.Array | None
+    starts: Any
+    valid: Any
+
+    def add_chunks(self, add: Callable, start):
+        """Totals after `add(totals, images, labels, rows)` for every chunk; examples that do not count get the label
+        -1, which is never predicted."""
+
+        def add_chunk(totals, chunk):
+            begin, valid = chunk
+            cut = partial(jax.lax.dynamic_slice_in_dim, start_index=begin, slice_size=len(valid))
+            labels = jnp.where(valid, cut(self.labels), -1)
+            return add(totals, cut(self.images), labels, None if self.rows is None else cut(self.rows)), None
+
+        return jax.lax.scan(add_chunk, start, (self.starts, self.valid))[0]
+
+
+def run_shards(function: Callable, shards: Sequence) -> dict[str, np.ndarray]:
     """Call the jitted function on every shard, on a thread each, and add their sums.
 
     One XLA program alone does not fill a CPU. Calls that start together still compile once: JAX lets the others wait
     for the first.
     """
-    results = run_all(lambda shard, _: jax.block_until_ready(function(*shard)), shards, threads=len(shards))
+    results = run_all(lambda shard, _: jax.block_until_ready(function(shard)), shards, threads=len(shards))
     return jax.tree.map(_total, *results)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxablate._parallel import COMPILER_OPTIONS
-from jaxablate.ablation._machine import Task, by_site, run_shards
+from jaxablate.ablation._machine import Shard, Task, by_site, run_shards
 from jaxablate.ablation._measures import measure, zeros
 from jaxablate.models import Network, bytes_on_the_way, enter, run_on, stack_states
 
@@ -58,23 +58,19 @@ def _measure(
     keep,
     fill,
     scale,
-    images,
-    labels,
-    rows,
+    shard: Shard,
 ):
     """Sums [network, batch, mask, ...].
 
     `states` are the weights of each network, keep is [network, batch, mask, neuron], fill and scale as in `Task`;
-    `touched` are the sites that any mask touches and `first` is where evaluation begins; images are [chunk, example,
-    ...], labels and rows (or None) [chunk, example].
+    `touched` are the sites that any mask touches and `first` is where evaluation begins.
     """
 
     def measure_network(arguments):
         state, keep, fill, scale = arguments
         splits = network.bounds[1:-1]
 
-        def add_chunk(totals, examples):
-            images, labels, rows = examples
+        def add_chunk(totals, images, labels, rows):
             entered = enter(network, state, images, first)
             fills, scales = by_site(fill, rows, splits), by_site(scale, None, splits)
 
@@ -89,10 +85,10 @@ def _measure(
                 logits = jax.vmap(logits_of)(jnp.split(keep, splits, axis=1))
                 return jax.tree.map(jnp.add, totals, measure(measures, logits, labels, intact))
 
-            return jax.lax.map(measure_batch, (keep, totals)), None
+            return jax.lax.map(measure_batch, (keep, totals))
 
         start = zeros(measures, network.num_classes, keep.shape[:2])
-        return jax.lax.scan(add_chunk, start, (images, labels, rows))[0]
+        return shard.add_chunks(add_chunk, start)
 
     with jax.default_matmul_precision(precision):
         return jax.lax.map(measure_network, (stack_states(states), keep, fill, scale))

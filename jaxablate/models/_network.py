@@ -16,7 +16,7 @@ from flax import nnx
 
 from jaxablate._checks import InputError, require
 from jaxablate._typing import Images
-from jaxablate.models._mlp import ACTIVATIONS, MLP, flatten_images, require_fitting
+from jaxablate.models._mlp import ACTIVATIONS, ELEMENTWISE, MLP, flatten_images, require_fitting
 from jaxablate.models._sites import REDUCTIONS, Site, SiteVariable, flatten_layers, intervene, require_distinct
 
 Model = nnx.Module
@@ -248,6 +248,11 @@ def segments_of(model: Model) -> list[list[Link]] | None:
             segments[-1].append(link)
     inside = len(sites_of(model)) > len(segments) - 1  # sites within a link are out of a chain's reach
     return None if inside else segments
+
+
+def ends_bounded(links: Sequence[Link]) -> bool:
+    """Whether what the links put out lies in [-1, 1], for all that is known of the last."""
+    return bool(links) and ELEMENTWISE.get(links[-1], False)
 
 
 def enter(network: Network, state: nnx.State, images: jax.Array, first: int) -> jax.Array:
