@@ -299,6 +299,16 @@ def test_damaged_idx_folders(tmp_path):
         ja.load_dataset(broken(test_images=np.zeros((0, 4, 5)), test_labels=np.zeros(0)))
 
 
+def test_features_of_any_shape_and_range(tmp_path):
+    """What is no image: floating numbers are taken as they are."""
+    random = np.random.default_rng(0)
+    features = {f"{split}_images": random.normal(size=(60, 7)) * 300 for split in ("train", "test")}
+    np.savez(tmp_path / "features.npz", **{**arrays(), **features, "test_labels": arrays()["train_labels"]})
+    data = ja.load_dataset(tmp_path / "features.npz")
+    np.testing.assert_array_equal(data.test.images, features["test_images"].astype(np.float32))
+    assert data.train.images.shape == (50, 7)
+
+
 def test_damaged_npz(tmp_path):
     path = tmp_path / "mine.npz"
 
@@ -315,9 +325,9 @@ def test_damaged_npz(tmp_path):
     bad[0, 0, 0] = np.nan
     with raises_input_error("mine.npz train images: expected finite numbers, got 1 NaN"):
         ja.load_dataset(store(train_images=bad))
-    with raises_input_error(r"floating pixels in \[0, 1\], got 0..255"):
+    with raises_input_error("expected floating numbers scaled as the network takes them, got whole numbers 0..255"):
         ja.load_dataset(store(train_images=arrays()["train_images"].astype(float)))
-    with raises_input_error("uint8 in 0..255 or floating numbers"):
+    with raises_input_error("uint8 in 0..255 or floating numbers, got dtype int64"):
         ja.load_dataset(store(train_images=arrays()["train_images"].astype(np.int64)))
     with raises_input_error("train labels: expected values in 0..2, got -1..2"):
         ja.load_dataset(store(train_labels=np.arange(60) % 4 - 1))
@@ -326,7 +336,7 @@ def test_damaged_npz(tmp_path):
     with raises_input_error("train labels: expected integers"):
         ja.load_dataset(store(train_labels=np.zeros(60)))
     with raises_input_error("expected a non-empty array"):
-        ja.load_dataset(store(train_images=np.zeros((60, 20), np.uint8)))
+        ja.load_dataset(store(train_images=np.zeros(60, np.uint8)))
     with raises_input_error("expected an .npz archive of plain arrays"):
         ja.load_dataset(store(train_labels=np.array([object()] * 60)))
     path.write_bytes(b"PK not a zip")

@@ -44,14 +44,16 @@ def load_dataset(name: str | Path, *, seed: int = 2045, data_dir: str | Path | N
             `mnist5k` (embedded, no network); `auto` (mnist where it is at hand or can be fetched, else mnist5k:
             `source.name` says which); the path of a folder with the four canonical IDX files, gzipped or not;
             the path of an `.npz` with train_images, train_labels, test_images, test_labels and, optionally,
-            validation_images and validation_labels.
+            validation_images and validation_labels; its images are [example, ...] of any shape (features too), uint8,
+            which are divided by 255, or floating, which are taken as they are.
         seed: of the permutation that cuts off the validation split (and mnist5k's test split).
         data_dir: a folder with the canonical files of a dataset of TensorFlow Datasets, which verifies their
             checksums; None takes the environment variable JAXABLATE_DATA_DIR, if set.
 
     Returns:
         `Dataset`: `.train`, `.validation`, `.test`, each with `.images` float32 [example, height, width] in
-        [0, 1] and `.labels` int32 [example]; `.num_classes`; `.source` (name, origin, SHA-256 of every file).
+        [0, 1] (from an `.npz` as above) and `.labels` int32 [example]; `.num_classes`; `.source` (name, origin, SHA-256
+        of every file).
 
     Raises:
         DatasetUnavailableError: no file at hand and no server answers (after at most 15 s).

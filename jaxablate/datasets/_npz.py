@@ -25,7 +25,7 @@ OPTIONAL = ("validation_images", "validation_labels")
 def load_npz(path: Path, seed: int) -> Dataset:
     """Read an `.npz` archive; without validation arrays a sixth of the training examples serves for it.
 
-    Images are uint8 in 0..255 or floating in [0, 1]; classes are 0 to the largest training label.
+    Images are [example, ...], uint8 in 0..255 or floating; classes are 0 to the largest training label.
 
     Raises:
         InputError: for a missing array, or one that is not what it should be.

@@ -12,7 +12,8 @@ from jaxablate._typing import Images, Labels
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of one split: images float32 [example, height, width] in [0, 1], labels int32 [example]."""
+    """Examples of one split: images float32 [example, ...] (those of MNIST [example, height, width] in [0, 1]), labels
+    int32 [example]."""
 
     images: Images
     labels: Labels
@@ -53,7 +54,7 @@ def make_split(what: str, images: np.ndarray, labels: np.ndarray, num_classes: i
 
     Args:
         what: which split of which source, for messages.
-        images: uint8 [example, height, width] in 0..255, or floating in [0, 1].
+        images: [example, ...]: uint8, which is divided by 255, or floating, which is taken as it is.
         labels: integers [example] in 0..num_classes-1.
         num_classes: the number of classes.
 
@@ -61,8 +62,9 @@ def make_split(what: str, images: np.ndarray, labels: np.ndarray, num_classes: i
         InputError: for any other shape, dtype, range or count.
     """
     require(
-        images.ndim == 3 and images.size > 0,
-        f"{what} images: expected a non-empty array [example, height, width], got shape {images.shape}",
+        images.ndim >= 2 and images.size > 0,
+        f"{what} images: expected a non-empty array [example, ...], such as [example, height, width], got shape "
+        f"{images.shape}",
     )
     require(
         labels.ndim == 1 and len(labels) == len(images),
@@ -77,13 +79,14 @@ def make_split(what: str, images: np.ndarray, labels: np.ndarray, num_classes: i
     else:
         require(
             np.issubdtype(images.dtype, np.floating),
-            f"{what} images: expected uint8 in 0..255 or floating numbers in [0, 1], got dtype {images.dtype}",
+            f"{what} images: expected uint8 in 0..255 or floating numbers, got dtype {images.dtype}",
         )
         require_finite(f"{what} images", images)
+        looks_like_bytes = images.min() >= 0 and 128 <= images.max() <= 255 and (images == images.round()).all()
         require(
-            bool(images.min() >= 0 and images.max() <= 1),
-            f"{what} images: expected floating pixels in [0, 1], got {images.min():g}..{images.max():g}; "
-            "rescale them or store uint8",
+            not looks_like_bytes,
+            f"{what} images: expected floating numbers scaled as the network takes them, got whole numbers "
+            f"{images.min():g}..{images.max():g}; store bytes as uint8, which are divided by 255",
         )
     return Split(images.astype(np.float32, copy=False), labels.astype(np.int32))
 
