@@ -9,6 +9,7 @@ from jaxablate.cli._console import console
 
 
 def print_dataset(results, asked: str) -> None:
+    """Which data the results come from, and what was asked for, if that is something else."""
     name, origin = escape(results.attrs["dataset"]), escape(results.attrs["dataset_origin"])
     console.print(f"[bold]Dataset: {name}[/] ({origin})", highlight=False)
     if asked == "auto" and results.attrs["dataset"] != "mnist":

@@ -141,7 +141,7 @@ def _natural(name: str) -> list[str | int]:
 
 def _read_pt(path: Path) -> Tensors:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports] (optional)
     except ImportError:
         raise InputError(
             f"PyTorch file {path}: expected PyTorch to read {path.suffix}, got none; install torch, or save the state "
