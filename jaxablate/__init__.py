@@ -2,7 +2,8 @@
 
 What most studies need is here; the rest is in the submodules: `ja.ablation`, `ja.activations`, `ja.claims`,
 `ja.datasets`, `ja.histograms`, `ja.mechanism`, `ja.metrics`, `ja.models`, `ja.orders`, `ja.protocols`, `ja.pruning`,
-`ja.quantizers`, `ja.results`, `ja.study`, `ja.training`, and `jaxablate.figures`, which is imported on its own.
+`ja.quantizers`, `ja.results`, `ja.scores`, `ja.study`, `ja.training`, and `jaxablate.figures`, which is imported on its
+own.
 """
 
 from importlib.metadata import version as _version
@@ -20,6 +21,7 @@ from jaxablate import protocols as protocols
 from jaxablate import pruning as pruning
 from jaxablate import quantizers as quantizers
 from jaxablate import results as results
+from jaxablate import scores as scores
 from jaxablate import study as study
 from jaxablate import training as training
 from jaxablate._checks import InputError as InputError

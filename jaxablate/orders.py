@@ -6,9 +6,10 @@ Ids are network-wide: the neurons of all hidden layers counted through in networ
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from jaxablate._checks import InputError, require, require_finite, require_integers, require_known, require_range
-from jaxablate._typing import Masks, Order, Orders, Scores
+from jaxablate._typing import AnyArray, Masks, Order, Orders, Scores
 
 DIRECTIONS = ("low", "high")
 
@@ -36,6 +37,53 @@ def ablation_order(scores: Scores, *, direction: str) -> Order:
     require_finite("scores", values)
     # NumPy's sort keeps the precision that the scores came in
     return jnp.asarray(np.argsort(-values if direction == "high" else values, kind="stable").astype(np.int32))
+
+
+NORMALIZATIONS = ("none", "rank", "z", "share")
+
+
+def normalize_per_layer(scores: Scores, layers: Int[AnyArray, "neuron"], how: str) -> np.ndarray:
+    """Make the scores of different layers comparable, for an order over the whole network.
+
+    Raw scores of one layer are often all higher than those of another, so that a ranking of the whole network empties
+    one layer first. Within a layer the order stays as it is.
+
+    Args:
+        scores: float [neuron], finite.
+        layers: integers [neuron]: which layer each neuron is of, any numbers.
+        how: "none"; "rank": the share of the layer's neurons that score lower (ties: half of those that tie) in [0, 1];
+            "z": distance from the layer's mean in standard deviations (0 where all are equal); "share": of the largest
+            absolute score in the layer (0 where all are 0).
+
+    Returns:
+        float64 [neuron].
+
+    Raises:
+        InputError: for an unknown way, scores that are not finite, or another number of layers than scores.
+
+    Example:
+        >>> ja.orders.normalize_per_layer(np.array([0.1, 0.3, 5.0, 9.0]), np.array([1, 1, 2, 2]), "rank").tolist()
+        [0.25, 0.75, 0.25, 0.75]
+    """
+    require_known("normalization", how, NORMALIZATIONS)
+    values, layers = np.asarray(scores, np.float64), np.asarray(layers)
+    require(values.ndim == 1, f"scores: expected shape [neuron], got {values.shape}")
+    require(layers.shape == values.shape, f"layers: expected one for each of {len(values)} neurons, got {layers.shape}")
+    require_finite("scores", values)
+    if how == "none":
+        return values
+    normalized = np.empty_like(values)
+    for layer in np.unique(layers):
+        of = values[layers == layer]
+        if how == "rank":
+            ranked = np.sort(of)
+            below = np.searchsorted(ranked, of, side="left") + np.searchsorted(ranked, of, side="right")
+            result = below / (2 * len(of))
+        else:
+            zero, unit = (of.mean(), of.std()) if how == "z" else (0.0, np.abs(of).max())
+            result = (of - zero) / unit if unit > 0 else np.zeros_like(of)
+        normalized[layers == layer] = result
+    return normalized
 
 
 def random_orders(key: jax.Array, num_neurons: int, num_orders: int) -> Orders:

@@ -22,7 +22,7 @@ LAYERS = (
     {"datasets", "quantizers", "histograms", "metrics", "orders"},
     {"models", "protocols"},
     {"training", "activations", "ablation", "pruning"},
-    {"results"},
+    {"results", "scores"},
     {"claims", "mechanism"},
     {"figures"},
     {"study"},

@@ -190,7 +190,7 @@ def test_prune_from_a_file(files, small_model, mnist5k):
         ("score", ["absent", "--out", "a.csv"], "expected a file, got none"),
         ("score", ["own", "--out", "a.csv", "--quantizer", "x"], "unknown quantizer 'x'"),
         ("ablate", ["own", "--out", "a.csv", "--steps", "9"], "steps: expected 1 to 8, the neurons of the smallest"),
-        ("ablate", ["own", "--out", "a.csv", "--by", "x"], "unknown metric 'x'"),
+        ("ablate", ["own", "--out", "a.csv", "--by", "x"], "unknown score 'x'"),
         ("prune", ["own", "--out", "a.nc"], "--out a.nc: expected a name that ends in .safetensors"),
         ("prune", ["own", "--out", "a.safetensors", "--keep", "0"], "keep: expected a share above 0 and up to 1"),
         ("prune", ["own", "--out", "a.safetensors", "--fill", "resample"], "unknown fill 'resample'"),

@@ -266,7 +266,7 @@ def test_selecting_a_protocol(small_results, tmp_path):
 def test_bad_input(tmp_path, small_results):
     with raises_input_error("unknown activation 'swish'"):
         ja.StudyConfig(activation="swish")
-    with raises_input_error("unknown metric 'gini': expected one of entropy"):
+    with raises_input_error("unknown score 'gini': expected one of entropy"):
         ja.StudyConfig(metrics=("entropy", "gini"))
     with raises_input_error("steps: expected 1 to 200, .* 200 is the largest possible"):
         ja.StudyConfig(steps=201)

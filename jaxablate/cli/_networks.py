@@ -26,6 +26,14 @@ Activation = Annotated[
     str | None,
     typer.Option(help="sigmoid, relu, tanh or gelu: what a PyTorch state dict does not say.", show_default=False),
 ]
+By = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Scores: entropy, mutual_information, kl_selectivity (these by default), conditional_entropy, "
+        "class_selectivity, mean_activation, activation_variance, share_of_zeros, incoming_norm, outgoing_norm, "
+        "taylor, damage_alone, shapley; repeat for several."
+    ),
+]
 Quantizer = Annotated[
     str,
     typer.Option(help="Codes: activation (does the neuron fire?), mean (is it above its mean?), or a threshold."),
@@ -35,26 +43,33 @@ Quantizer = Annotated[
 def score(
     network: NetworkFile,
     out: Annotated[Path, typer.Option(help="Table to write: .csv or .nc.")],
+    by: By = None,
     dataset: DatasetName = "auto",
     data_dir: DataDir = None,
     activation: Activation = None,
     quantizer: Quantizer = "activation",
 ) -> None:
-    """Score every neuron of a network: entropy, mutual information with the class, KL selectivity (nats).
+    """Score every neuron of a network: by default entropy, mutual information with the class, KL selectivity (nats).
 
     Example: jaxablate score network.safetensors --dataset data.npz --out scores.csv
     """
     with one_sentence_errors():
         from jaxablate import load_dataset
+        from jaxablate.metrics import METRICS
         from jaxablate.results import check_table_path, save_table
         from jaxablate.study import score_neurons
 
         check_table_path(out)
         model = _read_network(network, activation)
         data = load_dataset(dataset, data_dir=data_dir)
-        scores = score_neurons(model, data, quantizer=_number_or_name(quantizer))
+        scores = score_neurons(model, data, metrics=tuple(by or METRICS), quantizer=_number_or_name(quantizer))
         save_table(scores, out)
-        table = Table("layer", Column("neurons", justify="right"), title="Mean score, in nats", title_justify="left")
+        table = Table(
+            "layer",
+            Column("neurons", justify="right"),
+            title="Mean score (entropies, information and damage in nats)",
+            title_justify="left",
+        )
         for metric in map(str, scores["metric"].values):
             table.add_column(metric.replace("_", " "), justify="right")
         for site, of_site in scores.groupby("site"):
@@ -68,10 +83,7 @@ def score(
 def ablate(
     network: NetworkFile,
     out: Annotated[Path, typer.Option(help="Curves to write: .csv, or .nc for all results.")],
-    by: Annotated[
-        list[str] | None,
-        typer.Option(help="entropy, mutual_information or kl_selectivity; repeat for several. Default: all."),
-    ] = None,
+    by: By = None,
     dataset: DatasetName = "auto",
     data_dir: DataDir = None,
     activation: Activation = None,
@@ -83,6 +95,9 @@ def ablate(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Neurons to ablate; default: 80, or all of the smallest layer.")
     ] = None,
+    normalization: Annotated[
+        str, typer.Option(help="Of scores per layer in orders of the whole network: none (raw), rank, z or share.")
+    ] = "none",
     random_orders: Annotated[int, typer.Option(min=1, help="Random orders for each scope.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Of the random orders.")] = 0,
     cache: Cache = True,
@@ -105,6 +120,7 @@ def ablate(
             networks=(),
             metrics=tuple(by or METRICS),
             quantizer=_number_or_name(quantizer),
+            normalization=normalization,
             more_fills=tuple(fill or ()),
             steps=min(80, *model.hidden) if steps is None else steps,
             random_orders=random_orders,
@@ -127,7 +143,7 @@ def ablate(
 def prune(
     network: NetworkFile,
     out: Annotated[Path, typer.Option(help="The smaller network, as .safetensors.")],
-    by: Annotated[str, typer.Option(help="entropy, mutual_information or kl_selectivity.")] = "mutual_information",
+    by: Annotated[str, typer.Option(help="A score, as in `jaxablate score --help`.")] = "mutual_information",
     direction: Annotated[str, typer.Option(help="Remove low or high values first.")] = "low",
     keep: Annotated[float, typer.Option(help="Share of the neurons to keep, above 0 and up to 1.")] = 0.6,
     scope: Annotated[

@@ -15,16 +15,18 @@ import xarray as xr
 from jaxablate._checks import require
 from jaxablate._typing import Counts, Fill
 from jaxablate.ablation import cumulative_ablation, evaluate_masks, single_ablation
-from jaxablate.activations import compute_fill, mean_activations, record_activations
+from jaxablate.activations import compute_fill, mean_activations
 from jaxablate.datasets import Dataset
+from jaxablate.metrics import METRICS
 from jaxablate.models import Model, Network, RowFill, describe
-from jaxablate.orders import DIRECTIONS, random_orders
-from jaxablate.protocols import Balance, FreshSubsets, Protocol, get_protocol
+from jaxablate.orders import DIRECTIONS, normalize_per_layer, random_orders
+from jaxablate.protocols import PAPER, Balance, FreshSubsets, Protocol, get_protocol
 from jaxablate.quantizers import Quantizer
 from jaxablate.results import network_results
+from jaxablate.scores import compute_score
 from jaxablate.study._config import StudyConfig
 from jaxablate.study._networks import OnProgress
-from jaxablate.study._scores import activation_of, count_codes
+from jaxablate.study._scores import activation_of, evidence_of, quantizer_of
 from jaxablate.training import History
 
 Test = tuple[jax.Array, jax.Array]  # images and labels of the test split
@@ -138,7 +140,8 @@ def _views(
     config: StudyConfig, scopes: "_Scopes", model: Model, data: Dataset, protocols: Sequence[Protocol]
 ) -> list[_View]:
     """Quantize, score and rank the neurons of a network under every protocol."""
-    activations = record_activations(model, data.validation.images)
+    activation = activation_of(model, config.activation)
+    evidence = evidence_of(model, data, quantizer_of(config.quantizer, PAPER.quantizer(activation)), scopes.keys[-1])
     mean = np.asarray(mean_activations(model, data.validation.images))
     random = [
         np.asarray(random_orders(key, stop - start, config.random_orders))
@@ -147,16 +150,26 @@ def _views(
 
     @functools.cache  # most protocols share their quantizer
     def count(quantizer: Callable[[str], Quantizer]) -> Counts:
-        one_bit = quantizer(activation_of(model, config.activation))
-        return count_codes(activations, data.validation.labels, data.num_classes, config.quantizer, one_bit)
+        return evidence.count(quantizer_of(config.quantizer, quantizer(activation)))
+
+    @functools.cache  # all protocols share what is no metric of the counts
+    def score(name: str) -> np.ndarray:
+        return compute_score(name, evidence)
+
+    def normalized(scores: np.ndarray) -> np.ndarray:
+        if config.normalization == "none":
+            return scores
+        layers = np.repeat(np.arange(len(scopes.places) - 1), [stop - start for start, stop in scopes.places[:-1]])
+        return normalize_per_layer(scores, layers, config.normalization)
 
     views = []
     for protocol in protocols:
         counts = count(protocol.quantizer)
-        scores = np.stack([protocol.score(metric, counts) for metric in config.metrics])
+        scores = np.stack([protocol.score(m, counts) if m in METRICS else score(m) for m in config.metrics])
         orders = []
         for (start, stop), shuffled in zip(scopes.places, random, strict=True):
-            found = [np.asarray(protocol.rank(of[start:stop], way)) for of in scores for way in DIRECTIONS]
+            ranked = scores if stop - start < scopes.num_neurons else [normalized(of) for of in scores]
+            found = [np.asarray(protocol.rank(of[start:stop], way)) for of in ranked for way in DIRECTIONS]
             if not protocol.fresh_subsets:
                 found += list(shuffled)
             orders.append(np.stack(found).astype(np.int32) + np.int32(start))

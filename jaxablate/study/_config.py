@@ -7,9 +7,10 @@ from pathlib import Path
 from jaxablate._checks import require, require_known
 from jaxablate.metrics import METRICS
 from jaxablate.models import ACTIVATIONS
-from jaxablate.orders import DIRECTIONS
+from jaxablate.orders import DIRECTIONS, NORMALIZATIONS
 from jaxablate.protocols import PAPER, Protocol, get_protocol
 from jaxablate.results import RANDOM, Ordering
+from jaxablate.scores import SCORES
 from jaxablate.study._scores import check_quantizer
 
 MORE_FILLS = ("median", "class_mean", "resample")
@@ -36,7 +37,10 @@ class StudyConfig:
         l2: coefficient of the weights in the gradient.
         protocols: how neurons are scored, ranked, balanced and drawn at random, as in `get_protocol`; each protocol
             gets its own results, from the same trained networks.
-        metrics: scores that rank neurons.
+        metrics: scores that rank neurons, by their names in `ja.scores.SCORES`.
+        normalization: how scores of different layers are made comparable in orders of the whole network, as in
+            `ja.orders.normalize_per_layer`; "none", which the paper does, ranks them raw. Others go with the paper's
+            protocol alone.
         random_orders: random permutations for each network, seed and scope.
         random_subsets: repetitions of the random curve where a protocol draws a fresh subset at every step.
         steps: neurons ablated, one after another.
@@ -65,6 +69,7 @@ class StudyConfig:
     l2: float = 1e-3
     protocols: Sequence[str] = (PAPER.name,)
     metrics: Sequence[str] = tuple(METRICS)
+    normalization: str = "none"
     random_orders: int = 10
     random_subsets: int = 2
     steps: int = 80
@@ -97,7 +102,7 @@ class StudyConfig:
     def _check(self) -> None:
         require_known("activation", self.activation, ACTIVATIONS)
         for metric in self.metrics:
-            require_known("metric", metric, METRICS)
+            require_known("score", metric, SCORES)
         for protocol in self.protocols:
             get_protocol(protocol)
         for fill in self.more_fills:
@@ -106,6 +111,12 @@ class StudyConfig:
         require(
             self.quantizer == "activation" or self.protocols == (PAPER.name,),
             f"quantizer {self.quantizer!r}: expected the paper's protocol alone, which does not fix the codes, got "
+            f"{', '.join(self.protocols)}",
+        )
+        require_known("normalization", self.normalization, NORMALIZATIONS)
+        require(
+            self.normalization == "none" or self.protocols == (PAPER.name,),
+            f"normalization {self.normalization!r}: expected the paper's protocol alone, got "
             f"{', '.join(self.protocols)}",
         )
         for name in ("networks", "seeds", "metrics", "protocols", "more_fills"):

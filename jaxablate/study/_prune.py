@@ -9,7 +9,6 @@ from jaxablate._checks import require, require_known
 from jaxablate.ablation import evaluate_masks
 from jaxablate.activations import compute_fill
 from jaxablate.datasets import Dataset
-from jaxablate.metrics import METRICS
 from jaxablate.models import MLP, site_bounds
 from jaxablate.orders import DIRECTIONS, ablation_order
 from jaxablate.pruning import count_flops, count_parameters, prune
@@ -50,7 +49,7 @@ def prune_by_score(
     Args:
         model: the network.
         data: scores and fill come from the validation split, accuracies from the test split.
-        by: the score, as in `METRICS`.
+        by: the score, one of `ja.scores.SCORES`.
         direction: "low" removes low values first, "high" high values.
         keep: the share of neurons to keep, above 0 and up to 1, rounded to whole neurons, at least one.
         scope: "layer" keeps that share of every layer, "network" ranks all neurons together.
@@ -72,7 +71,6 @@ def prune_by_score(
         >>> [row.hidden for row in rows]
         [(10,), (5,)]
     """
-    require_known("score", by, METRICS)
     require_known("direction", direction, DIRECTIONS)
     require_known("scope", scope, SCOPES)
     require_known("fill", fill, FILLS)

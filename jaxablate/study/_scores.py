@@ -2,19 +2,18 @@
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import xarray as xr
 
 from jaxablate._checks import require_known
-from jaxablate._typing import AnyArray, Counts, Labels
-from jaxablate.activations import mean_activations, record_activations
+from jaxablate.activations import mean_activations
 from jaxablate.datasets import Dataset
-from jaxablate.histograms import joint_histogram
-from jaxablate.metrics import METRICS, get_metric
+from jaxablate.metrics import METRICS
 from jaxablate.models import MLP, Model, describe
 from jaxablate.quantizers import Quantizer, default_quantizer, threshold
 from jaxablate.results import neuron_scores
+from jaxablate.scores import Evidence, compute_score
 
 QUANTIZERS = ("activation", "mean")
 
@@ -32,28 +31,25 @@ def score_neurons(
     Args:
         model: the network: an `MLP`, or any module with sites, as if in evaluation mode.
         data: of which the validation split is used.
-        metrics: names of scores, as in `METRICS`.
+        metrics: names of scores, as in `ja.scores.SCORES`.
         quantizer: how activations become codes, as in `StudyConfig`.
         activation: the function before the sites; an `MLP` knows its own.
 
     Returns:
-        `scores` (metric, neuron) in nats and `mean_activation` (neuron), with the coordinates `site` and `layer`.
+        `scores` (metric, neuron) and `mean_activation` (neuron), with the coordinates `site` and `layer`.
 
     Raises:
-        InputError: for an unknown metric, quantizer or activation, or images that the network does not take.
+        InputError: for an unknown score, quantizer or activation, or images that the network does not take.
 
     Example:
         >>> scores = ja.study.score_neurons(ja.MLP(784, (5,), 10, rngs=nnx.Rngs(0)), ja.load_dataset("mnist5k"))
         >>> scores["scores"].sel(metric="entropy").shape
         (5,)
     """
-    check_quantizer(quantizer)
     network, _, _ = describe(model, data.validation.images[:1])
-    activations = record_activations(model, data.validation.images)
-    one_bit = default_quantizer(activation_of(model, activation))
-    counts = count_codes(activations, data.validation.labels, data.num_classes, quantizer, one_bit)
+    evidence = evidence_of(model, data, quantizer_of(quantizer, default_quantizer(activation_of(model, activation))))
     return neuron_scores(
-        np.stack([np.asarray(get_metric(metric)(counts)) for metric in metrics]),
+        np.stack([compute_score(metric, evidence) for metric in metrics]),
         np.asarray(mean_activations(model, data.validation.images)),
         metrics=metrics,
         sites=dict(zip(network.sites, network.sizes, strict=True)),
@@ -72,12 +68,18 @@ def activation_of(model: Model, otherwise: str) -> str:
     return model.activation if isinstance(model, MLP) else otherwise
 
 
-def count_codes(
-    activations: Sequence[AnyArray], labels: Labels, num_classes: int, quantizer: str | float, one_bit: Quantizer
-) -> Counts:
-    """Joint counts of all neurons, whose codes come from the quantizer; from `one_bit` for "activation"."""
-    codes = []
-    for of_site in activations:
-        level = jnp.mean(of_site, axis=0) if quantizer == "mean" else quantizer
-        codes.append(one_bit(of_site) if isinstance(level, str) else threshold(level)(of_site))
-    return joint_histogram(jnp.concatenate(codes, axis=1), labels, num_codes=2, num_classes=num_classes)
+def quantizer_of(quantizer: str | float, one_bit: Quantizer) -> Quantizer | str:
+    """What `Evidence` takes, from the setting of a study; `one_bit` for "activation".
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    check_quantizer(quantizer)
+    if isinstance(quantizer, str):
+        return one_bit if quantizer == "activation" else quantizer
+    return threshold(quantizer)
+
+
+def evidence_of(model: Model, data: Dataset, quantizer: Quantizer | str, key: jax.Array | None = None) -> Evidence:
+    """The evidence of a network on the validation split."""
+    return Evidence(model, data.validation.images, data.validation.labels, data.num_classes, quantizer, key=key)

@@ -1,0 +1,146 @@
+"""Evidence: what scores are computed from, each part when it is first asked for."""
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxablate._checks import require
+from jaxablate._typing import Counts, Images, Labels
+from jaxablate.ablation import evaluate_masks, shapley_values, single_ablation
+from jaxablate.activations import mean_activations, record_activations
+from jaxablate.histograms import joint_histogram
+from jaxablate.models import Model, Network, describe, enter, record, run_on, segments_of
+from jaxablate.quantizers import Quantizer, threshold
+
+BATCH_SIZE = 500
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a score of the neurons of a network is computed from; `neuron` runs over all sites in network order.
+
+    Attributes:
+        model: the network: an `MLP`, or any module with sites.
+        images, labels: the examples, by convention the validation split.
+        num_classes: the number of classes.
+        quantizer: from activations [example, neuron] to codes; "mean" takes one bit: is the neuron at least at its
+            mean?
+        num_codes: the codes of the quantizer.
+        key: for scores that draw at random.
+    """
+
+    model: Model
+    images: Images
+    labels: Labels
+    num_classes: int
+    quantizer: Quantizer | str = "mean"
+    num_codes: int = 2
+    key: jax.Array | None = None
+
+    @cached_property
+    def activations(self) -> np.ndarray:
+        """float32 [example, neuron], of a unit with several places their reduction."""
+        return np.concatenate([np.asarray(layer) for layer in record_activations(self.model, self.images)], axis=1)
+
+    @cached_property
+    def counts(self) -> Counts:
+        """Joint counts int32 [neuron, class, code]."""
+        return self.count(self.quantizer)
+
+    def count(self, quantizer: Quantizer | str) -> Counts:
+        """Joint counts int32 [neuron, class, code] with another quantizer of as many codes."""
+        quantize = threshold(self.activations.mean(axis=0)) if isinstance(quantizer, str) else quantizer
+        codes = quantize(self.activations)
+        return joint_histogram(codes, self.labels, num_codes=self.num_codes, num_classes=self.num_classes)
+
+    @cached_property
+    def class_means(self) -> np.ndarray:
+        """Mean activation over the examples of each class present, float64 [class, neuron]."""
+        present = np.unique(np.asarray(self.labels))
+        return np.stack(
+            [self.activations[np.asarray(self.labels) == c].mean(axis=0, dtype=np.float64) for c in present]
+        )
+
+    @cached_property
+    def incoming(self) -> np.ndarray:
+        """The Euclidean norm of the weights that make each unit, float32 [neuron]; for chains."""
+        return self._norms(incoming=True)
+
+    @cached_property
+    def outgoing(self) -> np.ndarray:
+        """The Euclidean norm of the weights that read each unit, float32 [neuron]; for chains."""
+        return self._norms(incoming=False)
+
+    @cached_property
+    def taylor(self) -> np.ndarray:
+        """Mean over the examples of |sum over places of a dL/da|, float64 [neuron], L the example's cross-entropy."""
+        network, state, images = describe(self.model, self.images)
+        labels = jnp.asarray(self.labels)
+        total = np.zeros(network.num_neurons)
+        for i in range(0, len(images), BATCH_SIZE):
+            total += np.asarray(_first_order(network, state, images[i : i + BATCH_SIZE], labels[i : i + BATCH_SIZE]))
+        return total / len(images)
+
+    @cached_property
+    def damage(self) -> np.ndarray:
+        """By how much the loss rises without each neuron, its mean in its place, in nats, float64 [neuron]."""
+        fill = mean_activations(self.model, self.images)
+        alone = single_ablation(self.model, self.images, self.labels, fill, measures="loss")
+        whole = np.ones((1, len(fill)), bool)
+        intact = evaluate_masks(self.model, whole, self.images, self.labels, measures="loss")
+        return np.asarray(alone, np.float64) - float(intact[0])
+
+    @cached_property
+    def shapley(self) -> tuple[np.ndarray, np.ndarray]:
+        """Shapley values of the loss over the whole network, means in place, and their errors, float64 [neuron]."""
+        key = jax.random.key(0) if self.key is None else self.key
+        fill = mean_activations(self.model, self.images)
+        return shapley_values(self.model, self.images, self.labels, fill, key=key, num_permutations=20, by="loss")
+
+    def _norms(self, incoming: bool) -> np.ndarray:
+        network, state, _ = describe(self.model, self.images[:1])
+        segments = segments_of(nnx.merge(network.graphdef, state))
+        require(segments is not None, f"weight norms: expected a chain, got {type(self.model).__name__}")
+        assert segments is not None
+        norms = []
+        for site, size in enumerate(network.sizes):
+            links = reversed(segments[site]) if incoming else segments[site + 1]
+            kernel = next((link.kernel[...] for link in links if isinstance(link, nnx.Linear | nnx.Conv)), None)
+            where = "before" if incoming else "behind"
+            name = network.sites[site]
+            require(kernel is not None, f"weight norms: expected a linear map {where} site {name!r}, got none")
+            assert kernel is not None
+            # features that were flattened run over the channels last
+            by_unit = kernel if incoming else jnp.moveaxis(kernel, -2, -1)
+            require(
+                by_unit.shape[-1] % size == 0,
+                f"weight norms: expected a linear map of the {size} units of site {name!r} {where} it, got one of "
+                f"{by_unit.shape[-1]}",
+            )
+            norms.append(jnp.sqrt((by_unit.reshape(-1, size) ** 2).sum(axis=0)))
+        return np.asarray(jnp.concatenate(norms))
+
+
+@partial(jax.jit, static_argnums=0)
+def _first_order(network: Network, state: nnx.State, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """The sum over examples of |sum over places of a dL/da| [neuron]."""
+
+    def loss_of(deltas: list[jax.Array]) -> jax.Array:
+        # an ablated unit with scale 1 puts out its own value plus the fill
+        changes = {
+            i: (jnp.zeros(size, bool), delta, jnp.ones(size))
+            for i, (size, delta) in enumerate(zip(network.sizes, deltas, strict=True))
+        }
+        logits = run_on(network, state, enter(network, state, images, 0), 0, changes)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
+
+    with jax.default_matmul_precision("highest"):
+        outputs = record(network, state, images)[1]
+        gradients = jax.grad(loss_of)([jnp.zeros(h.shape, jnp.float32) for h in outputs])
+    products = [(h * g).reshape(len(h), -1, h.shape[-1]) for h, g in zip(outputs, gradients, strict=True)]
+    return jnp.concatenate([jnp.abs(product.sum(axis=1)).sum(axis=0) for product in products])

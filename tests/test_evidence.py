@@ -1,0 +1,203 @@
+"""Scores of every kind against independent computations, and as orders of a study."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import logits64, raises_input_error, scores_of, weights64
+from networks import KINDS, cnn_chain, in_evaluation
+
+import jaxablate as ja
+from jaxablate.scores import SCORES, Evidence, compute_score
+
+
+@pytest.fixture(scope="module")
+def split(mnist5k):
+    return mnist5k.validation
+
+
+@pytest.fixture(scope="module")
+def evidence(small_model, split):
+    return Evidence(small_model, split.images, split.labels, 10, ja.quantizers.threshold(0.5))
+
+
+@pytest.fixture(scope="module")
+def activations(small_model, split):
+    return np.concatenate([np.asarray(a, np.float64) for a in ja.record_activations(small_model, split.images)], axis=1)
+
+
+def log_likelihood(logits, labels) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted[np.arange(len(labels)), labels] - np.log(np.exp(shifted).sum(axis=1))
+
+
+def test_scores_of_the_code(evidence, activations, split):
+    counts = np.zeros((27, 10, 2), int)
+    for neuron, (row, label) in itertools.product(range(27), zip(activations >= 0.5, split.labels, strict=True)):
+        counts[neuron, label, int(row[neuron])] += 1
+    wanted = scores_of(counts)
+    wanted["conditional_entropy"] = np.subtract(wanted["entropy"], wanted["mutual_information"])
+    for name, values in wanted.items():
+        np.testing.assert_allclose(compute_score(name, evidence), values, atol=1e-6)
+
+
+def test_the_bit_at_the_mean(small_model, split, activations):
+    counts = Evidence(small_model, split.images, split.labels, 10).counts
+    above = activations >= activations.mean(axis=0)
+    np.testing.assert_array_equal(np.asarray(counts)[:, :, 1].sum(axis=1), above.sum(axis=0))
+
+
+def test_scores_of_the_activation(evidence, activations, split):
+    for neuron in range(27):
+        values = activations[:, neuron]
+        means = sorted(values[split.labels == c].mean() for c in range(10))
+        rest = sum(means[:-1]) / 9
+        assert compute_score("class_selectivity", evidence)[neuron] == pytest.approx(
+            (means[-1] - rest) / (means[-1] + rest), abs=1e-5
+        )
+        assert compute_score("mean_activation", evidence)[neuron] == pytest.approx(values.mean(), abs=1e-5)
+        assert compute_score("activation_variance", evidence)[neuron] == pytest.approx(values.var(), abs=1e-5)
+    relu = KINDS["chain"]()
+    found = compute_score("share_of_zeros", Evidence(relu, split.images, split.labels, 10))
+    outputs = np.concatenate(ja.record_activations(relu, split.images), axis=1)
+    np.testing.assert_allclose(found, (outputs == 0).mean(axis=0))
+    assert found.max() > 0.1
+
+
+def test_a_silent_neuron_has_no_selectivity(small_model, split):
+    silent = Evidence(small_model, split.images, split.labels, 10)
+    silent.__dict__["class_means"] = np.zeros((10, 27))
+    np.testing.assert_array_equal(compute_score("class_selectivity", silent), np.zeros(27))
+
+
+def test_norms_of_weights(evidence, small_model, split):
+    weights = weights64(small_model)
+    incoming = [np.sqrt((kernel**2).sum(axis=0)) for kernel, _ in weights[:-1]]
+    outgoing = [np.sqrt((kernel**2).sum(axis=1)) for kernel, _ in weights[1:]]
+    np.testing.assert_allclose(compute_score("incoming_norm", evidence), np.concatenate(incoming), rtol=1e-5)
+    np.testing.assert_allclose(compute_score("outgoing_norm", evidence), np.concatenate(outgoing), rtol=1e-5)
+    model = cnn_chain()
+    of_cnn = Evidence(model, split.images, split.labels, 10)
+    first, second, dense, last = (np.asarray(model.layers[i].kernel[...]) for i in (1, 6, 10, 13))
+    flattened = dense.reshape(4, 4, 4, 6)  # height, width, channel, out
+    wanted = [first[..., c] for c in range(5)] + [second[..., c] for c in range(4)] + [dense[:, i] for i in range(6)]
+    np.testing.assert_allclose(compute_score("incoming_norm", of_cnn), [np.linalg.norm(w) for w in wanted], rtol=1e-5)
+    wanted = [second[:, :, c] for c in range(5)] + [flattened[:, :, c] for c in range(4)] + list(last)
+    np.testing.assert_allclose(compute_score("outgoing_norm", of_cnn), [np.linalg.norm(w) for w in wanted], rtol=1e-5)
+    with raises_input_error("weight norms: expected a chain, got Tokens"):
+        compute_score("incoming_norm", Evidence(KINDS["tokens"](), split.images, split.labels, 10))
+
+
+def test_taylor_of_the_last_layer_by_hand(evidence, small_model, activations, split):
+    logits = logits64(small_model, split.images)
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    gradient = (probabilities - np.eye(10)[split.labels]) @ weights64(small_model)[-1][0].T
+    wanted = np.abs(activations[:, 18:] * gradient).mean(axis=0)
+    np.testing.assert_allclose(compute_score("taylor", evidence)[18:], wanted, atol=1e-6)
+
+
+def test_taylor_of_channels_by_the_layers_themselves(split):
+    """Of a map the sum over its places, before the absolute value."""
+    model = cnn_chain()
+    layers = in_evaluation(model).layers
+    images, labels = jnp.asarray(split.images[:70]), split.labels[:70]
+    outputs = images
+    for layer in layers[:5]:
+        outputs = layer(outputs)
+
+    def loss(outputs):
+        for layer in layers[5:]:
+            outputs = layer(outputs)
+        return -jax.nn.log_softmax(outputs)[np.arange(70), labels].sum()
+
+    products = np.asarray(outputs * jax.grad(loss)(outputs)).sum(axis=(1, 2))
+    found = compute_score("taylor", Evidence(model, images, labels, 10))
+    np.testing.assert_allclose(found[:5], np.abs(products).mean(axis=0), rtol=1e-3)
+
+
+def test_damage_alone(evidence, small_model, activations, split):
+    mean = activations.mean(axis=0)
+    intact = -log_likelihood(logits64(small_model, split.images), split.labels).mean()
+    for neuron in (0, 9, 10, 26):
+        keep = np.arange(27) != neuron
+        loss = -log_likelihood(logits64(small_model, split.images, keep, mean), split.labels).mean()
+        assert compute_score("damage_alone", evidence)[neuron] == pytest.approx(loss - intact, abs=1e-6)
+
+
+@pytest.mark.parametrize("by", ["correct", "loss"])
+def test_shapley_values_against_all_subsets(by, small_model, split):
+    """The eight neurons of a layer: the exact values by their definition, within four standard errors; they add up."""
+    images, labels, fill = split.images[:80], split.labels[:80], np.full(27, 0.4, np.float32)
+    worth = {}
+    for subset in itertools.chain.from_iterable(itertools.combinations(range(8), size) for size in range(9)):
+        keep = np.ones(27, bool)
+        keep[10:18] = np.isin(np.arange(8), subset)
+        logits = logits64(small_model, images, keep, fill)
+        right = (logits.argmax(axis=1) == labels).mean()
+        worth[frozenset(subset)] = right if by == "correct" else log_likelihood(logits, labels).mean()
+    exact = np.zeros(8)
+    for unit, subset in itertools.product(range(8), worth):
+        if unit not in subset:
+            share = math.factorial(len(subset)) * math.factorial(7 - len(subset)) / math.factorial(8)
+            exact[unit] += share * (worth[subset | {unit}] - worth[subset])
+    found, errors = ja.ablation.shapley_values(
+        small_model, images, labels, fill, key=jax.random.key(3), num_permutations=200, site="layer2", by=by
+    )
+    assert (np.abs(found - exact) <= 4 * errors + 1e-6).all()
+    assert found.sum() == pytest.approx(worth[frozenset(range(8))] - worth[frozenset()], abs=1e-5)
+    assert np.abs(exact).max() > 3 * errors.max() > 0
+
+
+def test_a_score_of_ones_own_orders_a_study(small_model, mnist5k, monkeypatch):
+    monkeypatch.setitem(SCORES, "largest", lambda evidence: evidence.activations.max(axis=0))
+    config = ja.StudyConfig(
+        dataset="mnist5k", networks=(), metrics=("taylor", "largest"), normalization="z", random_orders=1, steps=5
+    )
+    node = ja.run_study(config, {"mine": small_model})["mine"].to_dataset()
+    largest = np.concatenate(
+        [np.asarray(a).max(axis=0) for a in ja.record_activations(small_model, mnist5k.validation.images)]
+    )
+    np.testing.assert_allclose(node["scores"].sel(seed=0, metric="largest"), largest, atol=1e-6)
+    layers = np.repeat([0, 1, 2], [10, 8, 9])
+    z = np.concatenate([(of - of.mean()) / of.std() for of in np.split(node["scores"].values[0, 1], [10, 18])])
+    ablated = node["ablated"].sel(seed=0, ordering="largest_low")
+    assert ablated.sel(scope="network").values.tolist() == np.argsort(z, kind="stable")[:5].tolist()
+    of_layer2 = np.argsort(largest[layers == 1], kind="stable")[:5] + 10
+    assert ablated.sel(scope="layer2").values.tolist() == of_layer2.tolist()
+
+
+def test_normalization_per_layer():
+    scores, layers = np.array([3.0, 1.0, 1.0, -8.0, 4.0, 0.0]), np.array([1, 1, 1, 2, 2, 3])
+    normalize = ja.orders.normalize_per_layer
+    np.testing.assert_allclose(normalize(scores, layers, "rank"), [5 / 6, 1 / 3, 1 / 3, 0.25, 0.75, 0.5])
+    np.testing.assert_allclose(normalize(scores, layers, "share"), [1, 1 / 3, 1 / 3, -1, 0.5, 0])
+    root = math.sqrt(2)
+    np.testing.assert_allclose(normalize(scores, layers, "z"), [root, -1 / root, -1 / root, -1, 1, 0])
+    np.testing.assert_array_equal(normalize(scores, layers, "none"), scores)
+    with raises_input_error("unknown normalization 'minmax': expected one of none, rank, z, share"):
+        normalize(scores, layers, "minmax")
+    with raises_input_error(r"layers: expected one for each of 6 neurons, got \(5,\)"):
+        normalize(scores, layers[1:], "rank")
+    with raises_input_error("scores: expected finite numbers"):
+        normalize(np.full(6, np.nan), layers, "rank")
+
+
+def test_bad_input(evidence, small_model, split, monkeypatch):
+    with raises_input_error("unknown score 'x': expected one of entropy, mutual_information"):
+        compute_score("x", evidence)
+    with raises_input_error("unknown score 'x': expected one of entropy"):
+        ja.StudyConfig(metrics=("x",))
+    with raises_input_error("normalization 'rank': expected the paper's protocol alone, got paper, published"):
+        ja.StudyConfig(normalization="rank", protocols=("paper", "published"))
+    monkeypatch.setitem(SCORES, "short", lambda of: of.activations.mean(axis=1))
+    with raises_input_error(r"score 'short': expected shape \(27,\) = \[neuron\], got \(500,\)"):
+        compute_score("short", evidence)
+    monkeypatch.setitem(SCORES, "nan", lambda of: np.full(27, np.nan))
+    with raises_input_error("score 'nan': expected finite numbers"):
+        compute_score("nan", evidence)
+    with raises_input_error("num_permutations: expected at least 2, got 1"):
+        ja.ablation.shapley_values(small_model, split.images, split.labels, key=jax.random.key(0), num_permutations=1)
