@@ -10,7 +10,7 @@ import numpy as np
 from jaxablate._checks import require, require_integer, require_known
 from jaxablate._typing import Fill, Images, Labels
 from jaxablate.ablation import _incremental, _sets, _vmap
-from jaxablate.ablation._arguments import handed_back, make_task
+from jaxablate.ablation._arguments import handed_back, make_single_task
 from jaxablate.ablation._machine import Task
 from jaxablate.ablation._measures import CORRECT
 from jaxablate.models import Model, Network, RowFill
@@ -52,7 +52,7 @@ def single_ablation(
         (5,)
     """
     measures = measures if isinstance(measures, str) else tuple(measures)
-    task, _ = make_task(model, images, labels, fill, scale, measures, memory_limit, precision)
+    task = make_single_task(model, images, labels, fill, scale, measures, memory_limit, precision)
     sums = _measure_sets(task, neurons_of(task.network, site)[:, None])
     return handed_back(sums, task, measures, ("neuron",))
 
@@ -89,7 +89,7 @@ def pair_ablation(
         (3, 3)
     """
     measures = measures if isinstance(measures, str) else tuple(measures)
-    task, _ = make_task(model, images, labels, fill, None, measures, memory_limit, precision)
+    task = make_single_task(model, images, labels, fill, None, measures, memory_limit, precision)
     neurons = neurons_of(task.network, site)
     first, second = np.triu_indices(len(neurons), k=1)
     alone = _measure_sets(task, neurons[:, None])
@@ -141,7 +141,7 @@ def greedy_order(
         ([3, 4], (3,))
     """
     require_known("measure of harm", by, HARM)
-    task, _ = make_task(model, images, labels, fill, None, by, memory_limit, precision)
+    task = make_single_task(model, images, labels, fill, None, by, memory_limit, precision)
     left = neurons_of(task.network, site).tolist()
     steps = len(left) if steps is None else require_integer("steps", steps)
     require(1 <= steps <= len(left), f"steps: expected 1 to {len(left)}, the neurons of the scope, got {steps}")

@@ -45,7 +45,12 @@ def make_task(
     labels = jnp.asarray(labels)
 
     def of_neurons(what: str, values: Fill) -> np.ndarray:
-        values = np.asarray(values, np.float32)
+        try:
+            values = np.asarray(values, np.float32)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{what}: expected numbers [neuron], got {type(values).__name__}; ja.compute_fill makes them"
+            ) from None
         require_leading(what, values, leading, (network.num_neurons,), "neuron")
         require_finite(what, values)
         return values.reshape(len(states), network.num_neurons)
@@ -61,6 +66,16 @@ def make_task(
     return Task(network, states, checked, scale, images, labels, rows, names, memory_limit, precision), leading
 
 
+def make_single_task(model: Model, *others) -> Task:
+    """The task of one network, from the arguments of `make_task`.
+
+    Raises:
+        InputError: for several networks, or as in `evaluate_masks`.
+    """
+    require(isinstance(model, nnx.Module), f"model: expected one network, got {type(model).__name__}; one at a time")
+    return make_task(model, *others)[0]
+
+
 def _tables(network: Network, fill: RowFill, rows: jax.Array | None, leading: tuple[int, ...]) -> Tables:
     """The tables of a fill, with an axis for the one network.
 
@@ -73,11 +88,11 @@ def _tables(network: Network, fill: RowFill, rows: jax.Array | None, leading: tu
         f"fill: expected {len(network.sites)} tables, one for each site, got {len(fill.tables)}",
     )
     needed = int(rows.max()) + 1 if rows is not None else 0
-    for site, size, table in zip(network.sites, network.sizes, fill.tables, strict=True):
+    for site, output, table in zip(network.sites, network.outputs, fill.tables, strict=True):
         require(
-            table.ndim >= 2 and table.shape[-1] == size and len(table) >= needed,
-            f"fill: expected a table [row, ..., {size}] of at least {needed} rows for site {site!r}, got shape "
-            f"{table.shape}",
+            table.shape[1:] in (output.shape, output.shape[-1:]) and len(table) >= needed,
+            f"fill: expected a table [row, {output.shape[-1]}] or [row, {', '.join(map(str, output.shape))}] of at "
+            f"least {needed} rows for site {site!r}, got shape {table.shape}",
         )
         require_finite(f"fill of site {site!r}", np.asarray(table))
     return tuple(jnp.asarray(table, jnp.float32)[None] for table in fill.tables)

@@ -6,6 +6,7 @@ what comes after it is computed anew. The state carried from step to step is tha
 orders touch, and which neurons are still there.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 from functools import partial
@@ -48,12 +49,25 @@ def unfit_for(network: Network, state: nnx.State, touched: tuple[int, ...]) -> s
     if segments is None:
         return "a model that is a chain"
     for site in touched:
-        if not (segments[site + 1] and _is_linear(segments[site + 1][0])):
+        in_float32 = network.outputs[site].dtype == jnp.float32
+        if not (in_float32 and segments[site + 1] and _is_linear(segments[site + 1][0])):
             return f"an nnx.Linear in float32 right behind site {network.sites[site]!r}"
     return ""
 
 
+@functools.cache
+def _plain_linear() -> nnx.Linear:
+    """A linear map without anything special."""
+    return nnx.eval_shape(lambda: nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
+
+
 def _is_linear(link: Link) -> bool:
+    """Whether a link maps outputs h to h @ kernel + bias in float32, and nothing else."""
+    if type(link) is not nnx.Linear or any(
+        getattr(link, name, None) is not getattr(_plain_linear(), name, None)
+        for name in ("dot_general", "promote_dtype", "preferred_element_type", "precision")
+    ):
+        return False
     return isinstance(link, nnx.Linear) and link.kernel.dtype == jnp.float32 and link.dtype in (None, jnp.float32)
 
 
@@ -76,6 +90,7 @@ def measure_steps(
         touched,
         task.measures,
         task.precision,
+        task.moderate,
         task.states,
         grouped,
         numbers,
@@ -86,22 +101,26 @@ def measure_steps(
 
 
 class _Level(NamedTuple):
-    """A touched site and what follows it: the ids of its first neuron and of the one past its last, fill and scale of
-    its neurons, the linear map, the links from that map to where the next level begins (or to the logits), and what
-    makes the site's outputs of what its level begins with, one by one."""
+    """A touched site and what follows it.
+
+    The ids of its first neuron and of the one past its last, fill and scale of its neurons and whether they are
+    moderate, the linear map, the links from that map to where the next level begins (or to the logits), and what makes
+    the site's outputs of what its level begins with, one by one.
+    """
 
     start: int
     stop: int
     fill: jax.Array
     scale: jax.Array | None
+    moderate: bool
     linear: nnx.Linear
     close: list[Link]
     activate: Callable[[jax.Array], jax.Array]
 
     @property
     def bounded(self) -> bool:
-        """Whether the site's outputs lie in [-1, 1]."""
-        return ELEMENTWISE.get(self.activate, False)
+        """Whether the site's outputs, ablated or not, are small."""
+        return self.moderate and ELEMENTWISE.get(self.activate, False)
 
     def behind(self, before: jax.Array, kept: jax.Array) -> jax.Array:
         """The linear map's output, from what the level begins with and which neurons are kept."""
@@ -118,7 +137,9 @@ class _Level(NamedTuple):
         return difference, (difference * rows if len(neurons) == 1 else difference @ rows)
 
 
-def _levels(model: Model, network: Network, touched: tuple[int, ...], fill, scale, rows) -> tuple[list, list[_Level]]:
+def _levels(
+    model: Model, network: Network, touched: tuple[int, ...], moderate: bool, fill, scale, rows
+) -> tuple[list, list[_Level]]:
     """The links to where the first level begins, and the levels.
 
     A level begins before the activation function, where that is the last link before the site, so that single outputs
@@ -137,7 +158,7 @@ def _levels(model: Model, network: Network, touched: tuple[int, ...], fill, scal
         linear = links.pop(0)
         assert isinstance(linear, nnx.Linear)
         start, stop = network.bounds[site : site + 2].tolist()
-        levels.append(_Level(start, stop, fills[site], scales[site], linear, links, activate))
+        levels.append(_Level(start, stop, fills[site], scales[site], moderate, linear, links, activate))
     return entrance, levels
 
 
@@ -145,12 +166,13 @@ def _identity(outputs: jax.Array) -> jax.Array:
     return outputs
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3), compiler_options=COMPILER_OPTIONS)
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), compiler_options=COMPILER_OPTIONS)
 def _measure(
     network: Network,
     touched: tuple[int, ...],
     measures: tuple[str, ...],
     precision: str,
+    moderate: bool,
     states,
     orders,
     numbers,
@@ -169,7 +191,7 @@ def _measure(
         model = nnx.merge(network.graphdef, state)
 
         def add_chunk(totals, images, labels, rows):
-            entrance, levels = _levels(model, network, touched, fill, scale, rows)
+            entrance, levels = _levels(model, network, touched, moderate, fill, scale, rows)
             return _add_chunk(levels, measures, orders, number, totals, run(entrance, images), labels)
 
         start = zeros(measures, network.num_classes, (orders.shape[0], orders.shape[1] + 1))

@@ -18,6 +18,9 @@ from jaxablate.models import Network
 MEMORY_LIMIT = 2**30
 """Bytes of activations that an engine may hold at a time, unless told otherwise."""
 
+MODERATE = 10.0
+"""A fill or scale that is larger makes updates of which rounding errors stay behind."""
+
 Tables = tuple[jax.Array, ...]
 
 
@@ -45,6 +48,12 @@ class Task(NamedTuple):
     measures: tuple[str, ...]
     memory_limit: int | None
     precision: str
+
+    @property
+    def moderate(self) -> bool:
+        """Whether no ablated neuron puts out much, as long as its own output does not either."""
+        values = jax.tree.leaves((self.fill, self.scale))
+        return all(float(np.abs(np.asarray(array)).max(initial=0)) < MODERATE for array in values)
 
     def lay_out(self, bytes_per_example: int, preferred_chunk: int) -> "Layout":
         """Choose shards (one for each CPU core, fewer if memory is short) and chunks that keep within the limit.

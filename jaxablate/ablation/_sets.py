@@ -28,7 +28,10 @@ from jaxablate.models import (
 
 def measure_sets(task: Task, sets: np.ndarray, number: int, keep: np.ndarray) -> dict[str, np.ndarray]:
     """Sums of the task's measures [set, ...] with each of the first `number` sets of neurons [set, member] of one site
-    ablated, beside those that `keep` [neuron] leaves out; for a task of one network that the engine fits."""
+    ablated, beside those that `keep` [neuron] leaves out, to which they do not belong.
+
+    The task is of one network, one that the engine fits.
+    """
     network = task.network
     site = int(network.site_of(sets[:1, 0])[0])
     last_only = site == len(network.sites) - 1
@@ -38,17 +41,29 @@ def measure_sets(task: Task, sets: np.ndarray, number: int, keep: np.ndarray) ->
     fill = jax.tree.map(lambda values: values[0], task.fill)
     scale = None if task.scale is None else task.scale[0]
     call = partial(
-        _measure, network, site, task.measures, task.precision, task.states[0], sets, number, keep, fill, scale
+        _measure,
+        network,
+        site,
+        task.measures,
+        task.precision,
+        task.moderate,
+        task.states[0],
+        sets,
+        number,
+        keep,
+        fill,
+        scale,
     )
     return run_shards(call, layout.split(task))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3), compiler_options=COMPILER_OPTIONS)
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), compiler_options=COMPILER_OPTIONS)
 def _measure(
     network: Network,
     site: int,
     measures: tuple[str, ...],
     precision: str,
+    moderate: bool,
     state: nnx.State,
     sets,
     number,
@@ -61,7 +76,7 @@ def _measure(
     segments = segments_of(nnx.merge(network.graphdef, state))
     assert segments is not None
     splits, local = network.bounds[1:-1], sets - network.bounds[site]
-    linear, bounded = segments[site + 1][0], ends_bounded(segments[site])
+    linear, bounded = segments[site + 1][0], moderate and ends_bounded(segments[site])
     assert isinstance(linear, nnx.Linear)
 
     def add_chunk(totals, images, labels, rows):
@@ -77,7 +92,7 @@ def _measure(
         outputs = run_segments(segments[: site + 1], images, -1, changes)
         base = linear(intervene(outputs, kept, fills, scales))
         # what changes where a neuron goes, neuron by neuron: reading a column of the outputs is slow
-        changes_of = jnp.moveaxis(jnp.where(kept, ablated(outputs, fills, scales) - outputs, 0), -1, 0)
+        changes_of = jnp.moveaxis(ablated(outputs, fills, scales) - outputs, -1, 0)
 
         def add_set(i, totals):
             members = local[i]

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from flax import nnx
 
 from jaxablate._checks import require, require_integer, require_known
 from jaxablate._typing import Fill, Images, Labels
@@ -57,6 +58,7 @@ def shapley_values(
     require_known("measure of harm", by, HARM)
     num_permutations = require_integer("num_permutations", num_permutations)
     require(num_permutations >= 2, f"num_permutations: expected at least 2, got {num_permutations}")
+    require(isinstance(model, nnx.Module), f"model: expected one network, got {type(model).__name__}")
     network, _, _ = describe(model, images)
     neurons = neurons_of(network, site)
     local = np.asarray(random_orders(key, len(neurons), num_permutations))

@@ -76,6 +76,11 @@ def compute_fill(
     needed["optimal"] = {"labels": labels, "key": key, "keep": keep}
     absent = [name for name, given in needed.get(kind, {}).items() if given is None]
     require(not absent, f"fill {kind!r}: expected {' and '.join(absent)}, got none")
+    if key is not None:
+        require(
+            isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key),
+            f"key: expected a random key, jax.random.key(seed), got {type(key).__name__}",
+        )
     if labels is not None:
         require_labels(np.asarray(labels), len(images), network.num_classes)
     if kind == "optimal":

@@ -36,7 +36,9 @@ By = Annotated[
 ]
 Quantizer = Annotated[
     str,
-    typer.Option(help="Codes: activation (does the neuron fire?), mean (is it above its mean?), or a threshold."),
+    typer.Option(
+        help="Codes: activation (does the neuron fire?), mean (is it at its mean or above?), positive, or a threshold."
+    ),
 ]
 
 
@@ -171,6 +173,8 @@ def prune(
         from jaxablate.study import prune_by_score
 
         require(out.suffix == ".safetensors", f"--out {out}: expected a name that ends in .safetensors")
+        require(not out.is_dir(), f"--out {out}: expected a file or nothing, got a folder")
+        require(out.resolve() != network.resolve(), f"--out {out}: expected another file than the network's own")
         require_writable(out.parent)
         model = _read_network(network, activation)
         data = load_dataset(dataset, data_dir=data_dir)

@@ -11,6 +11,7 @@ from jaxablate.models._network import (
     describe,
     ends_bounded,
     enter,
+    is_mlp,
     record,
     reductions_of,
     run,
@@ -30,6 +31,7 @@ from jaxablate.models._sites import (
     ablated,
     flatten_layers,
     intervene,
+    is_plain_sequential,
     with_sites,
 )
 
@@ -53,6 +55,8 @@ __all__ = [
     "flatten_layers",
     "from_arrays",
     "intervene",
+    "is_mlp",
+    "is_plain_sequential",
     "is_saved_model",
     "layer_of_neuron",
     "load_model",

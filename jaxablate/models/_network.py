@@ -7,7 +7,8 @@ any of them.
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,15 @@ from flax import nnx
 from jaxablate._checks import InputError, require
 from jaxablate._typing import Images
 from jaxablate.models._mlp import ACTIVATIONS, ELEMENTWISE, MLP, flatten_images, require_fitting
-from jaxablate.models._sites import REDUCTIONS, Site, SiteVariable, flatten_layers, intervene, require_distinct
+from jaxablate.models._sites import (
+    REDUCTIONS,
+    Site,
+    SiteVariable,
+    flatten_layers,
+    intervene,
+    is_plain_sequential,
+    require_distinct,
+)
 
 Model = nnx.Module
 Link = Callable[..., Any]
@@ -26,13 +35,18 @@ Link = Callable[..., Any]
 @dataclass(frozen=True)
 class Network:
     """What programs are compiled for: the graph of a model in evaluation mode, the shapes of its state and images, the
-    names of its sites and how many units they have, and the number of classes."""
+    names of its sites, what reaches them in one example, and the number of classes."""
 
     graphdef: nnx.GraphDef
     abstract: "Abstract"
     sites: tuple[str, ...]
-    sizes: tuple[int, ...]
+    outputs: tuple[jax.ShapeDtypeStruct, ...]
     num_classes: int
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Units of each site."""
+        return tuple(output.shape[-1] for output in self.outputs)
 
     @property
     def num_neurons(self) -> int:
@@ -94,35 +108,86 @@ def describe(model: Model, images: Images) -> tuple[Network, nnx.State, jax.Arra
         InputError: for images that the model does not take, or a model that cannot be ablated; the message says why.
     """
     require(isinstance(model, nnx.Module), f"model: expected a Flax NNX module, got {type(model).__name__}")
-    images = jnp.asarray(images)
+    try:
+        images = jnp.asarray(images)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"images: expected an array [example, ...], got {type(images).__name__} of another kind"
+        ) from None
     require(images.ndim >= 2 and len(images) > 0, f"images: expected [example, ...], got shape {images.shape}")
-    kinds = (jnp.floating,) if isinstance(model, MLP) else (jnp.floating, jnp.signedinteger)
+    kinds = (jnp.floating,) if is_mlp(model) else (jnp.floating, jnp.signedinteger)
     require(
         any(jnp.issubdtype(images.dtype, kind) for kind in kinds),
         f"images: expected floating pixels in [0, 1], got dtype {images.dtype}; divide uint8 pixels by 255",
     )
-    if isinstance(model, MLP):
+    if is_mlp(model):
         require_fitting(model, images)
         graphdef, state = nnx.split(model)
         names = tuple(f"layer{i}" for i in range(1, len(model.hidden) + 1))
+        outputs = tuple(jax.ShapeDtypeStruct((width,), jnp.float32) for width in model.hidden)
         num_classes = model.stages[-1].linear.out_features
-        return Network(graphdef, Abstract.of(state, images), names, model.hidden, num_classes), state, images
+        return Network(graphdef, Abstract.of(state, images), names, outputs, num_classes), state, images
     model = nnx.clone(model)
     model.eval()
+    for site in sites_of(model):
+        site.reset()
     graphdef, state = nnx.split(model)
+    try:
+        hash(graphdef)
+    except TypeError as error:
+        raise InputError(
+            f"model: expected attributes that can be hashed, got {error}; make lists tuples and dataclasses frozen"
+        ) from None
     abstract = Abstract.of(state, images)
-    return Network(graphdef, abstract, *_probed(graphdef, abstract)), state, images
+    names, outputs, num_classes, may_change = _probed(graphdef, abstract)
+    if may_change:
+        after = _state_after(graphdef, state, images[:2])
+        same = jax.tree.map(lambda a, b: bool((_plain(a) == _plain(b)).all()), _without_sites(state), after)
+        require(
+            all(jax.tree.leaves(same)),
+            "model: expected the same state after a call, got a change (a dropout or batch norm in training mode, or a "
+            "counter); ablation needs a model whose eval() makes it deterministic",
+        )
+    return Network(graphdef, abstract, names, outputs, num_classes), state, images
+
+
+def is_mlp(model: object) -> TypeGuard[MLP]:
+    """Whether a model is an `MLP` that is called as one."""
+    return isinstance(model, MLP) and type(model).__call__ is MLP.__call__
+
+
+def _without_sites(state: nnx.State) -> list[jax.Array]:
+    return jax.tree.leaves(nnx.filter_state(state, nnx.Not(SiteVariable)))
+
+
+def _plain(array: jax.Array) -> jax.Array:
+    """Numbers to compare, also of random keys; NaN equals itself."""
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    return jnp.nan_to_num(array) if jnp.issubdtype(array.dtype, jnp.inexact) else array
+
+
+@partial(jax.jit, static_argnums=0)
+def _state_after(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array) -> list[jax.Array]:
+    """The state that a call leaves."""
+    model = nnx.merge(graphdef, state)
+    model(images)
+    return _without_sites(nnx.state(model))
 
 
 @functools.lru_cache(maxsize=64)
-def _probed(graphdef: nnx.GraphDef, abstract: Abstract) -> tuple[tuple[str, ...], tuple[int, ...], int]:
-    """Names and sizes of the sites, and the number of classes, from tracing the model with two numbers of examples."""
+def _probed(
+    graphdef: nnx.GraphDef, abstract: Abstract
+) -> tuple[tuple[str, ...], tuple[jax.ShapeDtypeStruct, ...], int, bool]:
+    """Names of the sites, what reaches them in one example, the number of classes, and whether a call may change the
+    state, from tracing the model with two numbers of examples."""
     found = []
     for num_examples in (2, 3):
         names: list[str] = []
+        changed: list[bool] = []
         try:
             logits, outputs = jax.eval_shape(
-                functools.partial(_record_named, graphdef, names), *abstract.arguments(num_examples)
+                partial(_record_named, graphdef, names, changed), *abstract.arguments(num_examples)
             )
         except InputError:
             raise
@@ -133,9 +198,12 @@ def _probed(graphdef: nnx.GraphDef, abstract: Abstract) -> tuple[tuple[str, ...]
                 f"as model(images), got {type(error).__name__}: {reason}"
             ) from error
         require(
-            isinstance(logits, jax.ShapeDtypeStruct) and logits.ndim == 2 and len(logits) == num_examples,
-            f"model: expected logits [example, class], got {getattr(logits, 'shape', type(logits).__name__)} for "
-            f"{num_examples} examples",
+            isinstance(logits, jax.ShapeDtypeStruct)
+            and logits.ndim == 2
+            and len(logits) == num_examples
+            and jnp.issubdtype(logits.dtype, jnp.floating),
+            f"model: expected floating logits [example, class], got {getattr(logits, 'shape', type(logits).__name__)} "
+            f"{getattr(logits, 'dtype', '')} for {num_examples} examples",
         )
         for name, output in zip(names, outputs, strict=True):
             require(
@@ -143,13 +211,19 @@ def _probed(graphdef: nnx.GraphDef, abstract: Abstract) -> tuple[tuple[str, ...]
                 f"site {name!r}: expected outputs [example, ..., neuron], got shape {output.shape} for {num_examples} "
                 "examples",
             )
-        found.append((tuple(names), tuple(output.shape[-1] for output in outputs), logits.shape[1]))
+        of_one = tuple(jax.ShapeDtypeStruct(output.shape[1:], output.dtype) for output in outputs)
+        found.append((tuple(names), of_one, logits.shape[1], any(changed)))
     require(
         found[0] == found[1],
-        f"model: expected sites and classes that do not depend on the number of examples, got {found[0]} for 2 and "
-        f"{found[1]} for 3",
+        f"model: expected sites and classes that do not depend on the number of examples, got "
+        f"{_told(*found[0])} for 2 and {_told(*found[1])} for 3",
     )
     return found[0]
+
+
+def _told(names: tuple[str, ...], outputs: tuple[jax.ShapeDtypeStruct, ...], num_classes: int, _: bool) -> str:
+    shapes = ", ".join(f"{name} {output.shape}" for name, output in zip(names, outputs, strict=True))
+    return f"{shapes}, {num_classes} classes"
 
 
 def site_neurons(model: Model, images: Images) -> dict[str, np.ndarray]:
@@ -176,14 +250,14 @@ def site_neurons(model: Model, images: Images) -> dict[str, np.ndarray]:
 
 def record(network: Network, state: nnx.State, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
     """Logits [example, class], and the outputs [example, ..., unit] of every site in network order."""
-    return _record_named(network.graphdef, [], state, images)
+    return _record_named(network.graphdef, [], [], state, images)
 
 
-def _record_named(graphdef: nnx.GraphDef, names: list[str], state: nnx.State, images: jax.Array):
-    """The same; the names of the sites are put into `names`."""
+def _record_named(graphdef: nnx.GraphDef, names: list[str], changed: list[bool], state: nnx.State, images: jax.Array):
+    """The same; the names of the sites are put into `names`, whether the call may change the state into `changed`."""
     model = nnx.merge(graphdef, state)
     segments = segments_of(model)
-    if isinstance(model, MLP) and segments is not None:
+    if is_mlp(model) and segments is not None:
         recorded, outputs = [], images
         for segment in segments[:-1]:
             outputs = run(segment, outputs)
@@ -196,11 +270,8 @@ def _record_named(graphdef: nnx.GraphDef, names: list[str], state: nnx.State, im
     before = jax.tree.leaves(nnx.split(model, SiteVariable, ...)[2])
     logits = model(images)
     after = jax.tree.leaves(nnx.split(model, SiteVariable, ...)[2])
-    require(
-        len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True)),
-        "model: expected the same state after a call, got a change (a dropout or batch norm in training mode, or a "
-        "counter); ablation needs a model whose eval() makes it deterministic",
-    )
+    # what a lifted transformation (nnx.jit, nnx.remat) returns is new even where it is the same
+    changed.append(len(before) != len(after) or any(a is not b for a, b in zip(before, after, strict=False)))
     for site in sites:
         times = len(site.seen)
         require(
@@ -224,21 +295,24 @@ def reductions_of(network: Network, state: nnx.State) -> list[Callable]:
     return [by_name.get(name, jnp.mean) for name in network.sites]
 
 
-def run(links: Iterable[Link], outputs: jax.Array) -> jax.Array:
-    """Links one after another."""
+def run(links: Iterable[Link], outputs: Any) -> Any:
+    """Links one after another, as `nnx.Sequential` calls its layers."""
     for link in links:
-        outputs = link(outputs)
+        if isinstance(outputs, tuple):
+            outputs = link(*outputs)
+        else:
+            outputs = link(**outputs) if isinstance(outputs, dict) else link(outputs)
     return outputs
 
 
 def segments_of(model: Model) -> list[list[Link]] | None:
     """The links of a chain, cut at its sites: what leads to each site, and what follows the last; None for others."""
-    if isinstance(model, MLP):
+    if is_mlp(model):
         *hidden, last = model.stages
         activation = ACTIVATIONS[model.activation]
         first, *others = ([stage.linear, activation] for stage in hidden)
         return [[flatten_images, *first], *others, [last.linear]]
-    if not isinstance(model, nnx.Sequential):
+    if not is_plain_sequential(model):
         return None
     links, segments = list(flatten_layers(model.layers)), [[]]
     for link in links:
@@ -272,7 +346,7 @@ def run_on(
     network: Network, state: nnx.State, entered: jax.Array, first: int, changes: Mapping[int, Change]
 ) -> jax.Array:
     """Logits [example, class] from what `enter` gave, with the changes at the sites, by their number."""
-    model = nnx.merge(network.graphdef, state)  # anew, since its sites are set
+    model = nnx.merge(network.graphdef, state, copy=True)  # anew, since its sites are set
     segments = segments_of(model)
     if segments is None:
         by_name = {site.name: site for site in sites_of(model)}

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +46,7 @@ class Site(nnx.Module):
         require(isinstance(name, str) and name != "", f"site: expected a name, got {name!r}")
         require_known("reduction", reduce, REDUCTIONS)
         self.name, self.reduce = name, reduce
-        self.keep = SiteVariable(jnp.array(True))
-        self.fill = SiteVariable(jnp.array(0.0, jnp.float32))
-        self.scale = SiteVariable(jnp.array(0.0, jnp.float32))
+        self.reset()
         self.recording, self.called_as = False, -1
         self.seen = nnx.List([])
 
@@ -64,8 +63,11 @@ class Site(nnx.Module):
     def set(self, keep: jax.Array, fill: jax.Array, scale: jax.Array | None = None) -> None:
         """Mask the units: keep bool [unit], True = kept; fill and scale (None for 0) as in `intervene`."""
         self.keep, self.fill = SiteVariable(keep), SiteVariable(fill)
-        if scale is not None:
-            self.scale = SiteVariable(scale)
+        self.scale = SiteVariable(jnp.array(0.0, jnp.float32) if scale is None else scale)
+
+    def reset(self) -> None:
+        """Pass everything on again."""
+        self.set(jnp.array(True), jnp.array(0.0, jnp.float32))
 
 
 def ablated(outputs: jax.Array, fill: jax.Array, scale: jax.Array | None) -> jax.Array:
@@ -136,10 +138,15 @@ class Chain(nnx.Sequential):
         super().__init__(*flat)
 
 
+def is_plain_sequential(layer: object) -> TypeGuard[nnx.Sequential]:
+    """Whether calling it calls its layers one after another, and nothing else."""
+    return isinstance(layer, nnx.Sequential) and type(layer).__call__ is nnx.Sequential.__call__
+
+
 def flatten_layers(layers: Sequence[Callable]) -> Iterator[Callable]:
     """The layers of a sequential, those of sequentials inside it in their place."""
     for layer in layers:
-        if isinstance(layer, nnx.Sequential):
+        if is_plain_sequential(layer):
             yield from flatten_layers(layer.layers)
         else:
             yield layer
@@ -190,11 +197,12 @@ def with_sites(
         True
     """
     require(
-        isinstance(model, nnx.Sequential),
+        is_plain_sequential(model),
         f"model: expected an nnx.Sequential, got {type(model).__name__}; in other models put ja.Site(name) behind the "
         "activations",
     )
     wanted = after if isinstance(after, list) else [after]
+    require(len(wanted) > 0, "after: expected at least one function, type or place, got none")
     placed = list(_places(model.layers))
     matches = [[_matches(one, path, layer) for path, layer in placed[:-1]] for one in wanted]
     for one, of_one in zip(wanted, matches, strict=True):
@@ -215,7 +223,7 @@ def with_sites(
 def _places(layers: Sequence[Callable], path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Callable]]:
     """The layers that are no sequentials themselves, with the numbers that lead there."""
     for number, layer in enumerate(layers):
-        if isinstance(layer, nnx.Sequential):
+        if is_plain_sequential(layer):
             yield from _places(layer.layers, (*path, number))
         else:
             yield (*path, number), layer

@@ -110,3 +110,4 @@ def save_table(data: xr.Dataset, path: str | Path) -> None:
 def check_table_path(path: Path) -> None:
     """Raise unless `save_table` knows the format."""
     require(path.suffix in (".csv", ".nc"), f"table {path}: expected a name that ends in .csv or .nc")
+    require(not path.is_dir(), f"table {path}: expected a file or nothing, got a folder")

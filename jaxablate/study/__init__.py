@@ -69,6 +69,10 @@ def run_study(
     report("data", 1, 1, f"{data.source.name}: {data.source.origin}")
 
     if models is not None:
+        require(
+            isinstance(models, Mapping),
+            f"models: expected them by name, such as {{'mine': model}}, got {type(models).__name__}",
+        )
         given = {name: _one_for_each_seed(name, of_name, config) for name, of_name in models.items()}
         require(len(given) > 0, "models: expected at least one, got none")
         networks = {name: ablate_networks(config, name, data, of_name, report) for name, of_name in given.items()}
@@ -100,7 +104,10 @@ def _one_for_each_seed(
     Raises:
         InputError: for a name that no node of the results can have, or another number of models than seeds.
     """
-    require(name != "" and "/" not in name, f"models: expected names without '/', got {name!r}")
+    require(
+        isinstance(name, str) and name.strip(".") != "" and "/" not in name and name not in config.protocols,
+        f"models: expected names without '/' that are no protocol's, got {name!r}",
+    )
     found = [models] if isinstance(models, nnx.Module) else list(models)
     require(
         len(found) == len(config.seeds),

@@ -18,11 +18,11 @@ from jaxablate.ablation import cumulative_ablation, evaluate_masks, single_ablat
 from jaxablate.activations import compute_fill, mean_activations
 from jaxablate.datasets import Dataset
 from jaxablate.metrics import METRICS
-from jaxablate.models import Model, Network, RowFill, describe
+from jaxablate.models import Model, Network, RowFill, describe, is_mlp
 from jaxablate.orders import DIRECTIONS, normalize_per_layer, random_orders
 from jaxablate.protocols import PAPER, Balance, FreshSubsets, Protocol, get_protocol
 from jaxablate.quantizers import Quantizer
-from jaxablate.results import network_results
+from jaxablate.results import NETWORK_SCOPE, network_results
 from jaxablate.scores import compute_score
 from jaxablate.study._config import StudyConfig
 from jaxablate.study._networks import OnProgress
@@ -68,6 +68,15 @@ def ablate_networks(
     kinds = [describe(model, data.test.images[:1])[0] for model, _ in networks]
     network = kinds[0]
     require(all(other == network for other in kinds), f"{name}: expected networks of one architecture, got several")
+    require(
+        NETWORK_SCOPE not in network.sites,
+        f"{name}: expected sites of other names than {NETWORK_SCOPE!r}, which stands for all of them",
+    )
+    require(
+        config.quantizer != "activation" or is_mlp(networks[0][0]),
+        f"{name}: expected quantizer 'mean', 'positive' or a threshold, since only an MLP says what its activation "
+        f"functions are, got 'activation'",
+    )
     config.check_steps(network.sizes)
     protocols = [get_protocol(name) for name in config.protocols]
     test = jnp.asarray(data.test.images), jnp.asarray(data.test.labels)

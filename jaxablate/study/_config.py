@@ -25,11 +25,11 @@ class StudyConfig:
         data_dir: as in `load_dataset`.
         split_seed: of the training / validation split.
         networks: hidden layers of each network to train; () where `run_study` is given models.
-        activation: of the hidden layers; for models that are given, the function before their sites (an `MLP` knows
-            its own).
-        quantizer: how activations become codes: "activation" asks whether the neuron fires, as in `default_quantizer`;
-            "mean" whether it is above its own mean activation on the validation split; a number, whether it is at least
-            that. The last two go with the paper's protocol alone.
+        activation: of the hidden layers of the networks to train.
+        quantizer: how activations become codes: "activation" asks whether the neuron fires, as in `default_quantizer`
+            (of an `MLP`, which knows its activation function); "mean" whether it is at least at its own mean activation
+            on the validation split; "positive" whether it is above 0; a number, whether it is at least that. All but
+            the first go with the paper's protocol alone.
         seeds: one network of each kind is trained for each.
         epochs: None keeps the number of optimiser steps near the paper's.
         batch_size: examples of one optimiser step.

@@ -9,7 +9,7 @@ from jaxablate._checks import require, require_known
 from jaxablate.ablation import evaluate_masks
 from jaxablate.activations import compute_fill
 from jaxablate.datasets import Dataset
-from jaxablate.models import MLP, site_bounds
+from jaxablate.models import MLP, is_mlp, site_bounds
 from jaxablate.orders import DIRECTIONS, ablation_order
 from jaxablate.pruning import count_flops, count_parameters, prune
 from jaxablate.study._scores import score_neurons
@@ -71,6 +71,7 @@ def prune_by_score(
         >>> [row.hidden for row in rows]
         [(10,), (5,)]
     """
+    require(is_mlp(model), f"model: expected an MLP, got {type(model).__name__}; ja.prune takes chains")
     require_known("direction", direction, DIRECTIONS)
     require_known("scope", scope, SCOPES)
     require_known("fill", fill, FILLS)
