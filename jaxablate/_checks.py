@@ -4,6 +4,7 @@ import operator
 from collections.abc import Iterable
 
 import numpy as np
+from jax.core import Tracer
 
 
 class InputError(ValueError):
@@ -20,6 +21,11 @@ def require_known(kind: str, name: str, known: Iterable[str]) -> None:
     """Raise unless `name` is among the known ones, which the message lists."""
     known = list(known)
     require(name in known, f"unknown {kind} {name!r}: expected one of {', '.join(known)}")
+
+
+def traced(*arrays: object) -> bool:
+    """Whether JAX is compiling with any of these, whose values are then unknown and cannot be checked."""
+    return any(isinstance(array, Tracer) for array in arrays)
 
 
 def require_finite(what: str, values: np.ndarray) -> None:
