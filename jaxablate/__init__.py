@@ -2,8 +2,8 @@
 
 What most studies need is here; the rest is in the submodules: `ja.ablation`, `ja.activations`, `ja.claims`,
 `ja.datasets`, `ja.histograms`, `ja.mechanism`, `ja.metrics`, `ja.models`, `ja.orders`, `ja.protocols`, `ja.pruning`,
-`ja.quantizers`, `ja.results`, `ja.scores`, `ja.study`, `ja.training`, and `jaxablate.figures`, which is imported on its
-own.
+`ja.quantizers`, `ja.results`, `ja.scores`, `ja.study`, `ja.training`, `ja.uncertainty`, and `jaxablate.figures`, which is
+imported on its own.
 """
 
 from importlib.metadata import version as _version
@@ -24,6 +24,7 @@ from jaxablate import results as results
 from jaxablate import scores as scores
 from jaxablate import study as study
 from jaxablate import training as training
+from jaxablate import uncertainty as uncertainty
 from jaxablate._checks import InputError as InputError
 from jaxablate.ablation import cumulative_ablation as cumulative_ablation
 from jaxablate.ablation import evaluate_masks as evaluate_masks
