@@ -2,8 +2,8 @@
 
 What most studies need is here; the rest is in the submodules: `ja.ablation`, `ja.activations`, `ja.claims`,
 `ja.datasets`, `ja.histograms`, `ja.mechanism`, `ja.metrics`, `ja.models`, `ja.orders`, `ja.protocols`, `ja.pruning`,
-`ja.quantizers`, `ja.results`, `ja.scores`, `ja.study`, `ja.training`, `ja.uncertainty`, and `jaxablate.figures`, which is
-imported on its own.
+`ja.quantizers`, `ja.results`, `ja.scores`, `ja.study`, `ja.training`, `ja.uncertainty`, and `jaxablate.figures`, which
+is imported on its own.
 """
 
 from importlib.metadata import version as _version

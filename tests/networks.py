@@ -56,7 +56,8 @@ def cnn_chain(seed: int = 0, padding: str = "VALID") -> ja.Chain:
         nnx.Linear(6, 10, rngs=rngs),
     )
     norm = model.layers[2]
-    norm.mean[...], norm.bias[...] = jnp.linspace(-0.2, 0.3, 5), jnp.linspace(-0.1, 0.4, 5)
+    norm.mean[...], norm.bias[...] = jnp.linspace(-0.2, 0.3, 5), jnp.linspace(0.4, -0.1, 5)
+    norm.var[...], norm.scale[...] = jnp.linspace(0.5, 2, 5), jnp.linspace(1.5, 0.7, 5)
     return model
 
 

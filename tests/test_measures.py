@@ -204,6 +204,7 @@ def test_fills_that_differ_between_examples(kind, fill, mnist5k):
         assert rows.min() >= 0
         assert 100 < rows.max() < 150
         assert len(set(rows.tolist())) > 40
+        assert set(np.asarray(computed.rows(np.zeros(5000, int))).tolist()) == set(range(150))
     of_examples = [np.asarray(table)[rows] for table in computed.tables]
     masks = random_masks(2, 8, sum(SITES[kind].values()))
     found = ja.evaluate_masks(model, masks, images, labels, computed, measures="loss")

@@ -73,15 +73,22 @@ def test_bad_studies(study):
     config, models, _ = study
     with raises_input_error("models 'cnn': expected 2, one for each of the seeds .4, 5., got 1"):
         ja.run_study(config, {"cnn": models[0]})
-    with raises_input_error("models: expected names without '/', got 'a/b'"):
-        ja.run_study(config, {"a/b": models})
+    for name in ("a/b", "..", "", "paper"):
+        with raises_input_error("models: expected names without '/' that are no protocol's, got "):
+            ja.run_study(config, {name: models})
+    with raises_input_error("models: expected them by name, such as .'mine': model., got list"):
+        ja.run_study(config, models)
+    with raises_input_error("mine: expected quantizer 'mean', 'positive' or a threshold, since only an MLP says"):
+        ja.run_study(ja.StudyConfig(dataset="mnist5k", networks=(), steps=2), {"mine": models[0]})
+    with raises_input_error("quantizer: expected 'mean', 'positive' or a threshold, since only an MLP says"):
+        ja.study.score_neurons(models[0], ja.load_dataset("mnist5k"))
     with raises_input_error("cnn: expected networks of one architecture, got several"):
         ja.run_study(config, {"cnn": [models[0], KINDS["chain"]()]})
     with raises_input_error("steps: expected 1 to 4, the neurons of the smallest layer, got 5"):
-        ja.run_study(ja.StudyConfig(dataset="mnist5k", networks=(), steps=5), {"cnn": models[0]})
+        ja.run_study(ja.StudyConfig(dataset="mnist5k", networks=(), steps=5, quantizer="mean"), {"cnn": models[0]})
     with raises_input_error("quantizer 'mean': expected the paper's protocol alone"):
         ja.StudyConfig(quantizer="mean", protocols=("paper", "published"))
-    with raises_input_error("unknown quantizer 'median': expected one of activation, mean"):
+    with raises_input_error("unknown quantizer 'median': expected one of activation, mean, positive"):
         ja.StudyConfig(quantizer="median")
     with raises_input_error("unknown fill to add 'zero': expected one of median, class_mean, resample"):
         ja.StudyConfig(more_fills=("zero",))

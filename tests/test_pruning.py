@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from helpers import logits64, raises_input_error, random_masks
 from networks import KINDS, SITES, cnn_chain, flatten, masked_logits
+from test_sites import ResidualSequential
 
 import jaxablate as ja
 from jaxablate.models import describe
@@ -89,6 +90,18 @@ def test_what_cannot_be_pruned(small_model, images):
         ja.prune(chain_of(nnx.relu, behind=[nnx.LayerNorm(6, rngs=rngs)]), keep, images=images)
     with raises_input_error("model: expected the pruned chain to put out what the masked one does, got a difference"):
         ja.prune(chain_of(nnx.softmax), keep, images=images)
+    tiny = nnx.Linear(6, 10, kernel_init=nnx.initializers.normal(1e-5), rngs=rngs)
+    with raises_input_error("model: expected the pruned chain to put out what the masked one does"):
+        ja.prune(ja.Chain(flatten, nnx.Linear(784, 6, rngs=rngs), nnx.softmax, ja.Site("s"), tiny), keep, images=images)
+    with raises_input_error("site 's': expected layers behind it that pass every unit on"):
+        ja.prune(chain_of(nnx.relu, behind=[lambda h: h * (h > 2)]), keep, images=images)
+    twice = nnx.Linear(6, 6, rngs=rngs)
+    with raises_input_error("model: expected each layer once, got an nnx.Linear that is used again"):
+        ja.prune(chain_of(twice, nnx.relu, twice), keep, images=images)
+    with raises_input_error("fill: expected numbers .neuron., the same for every example, got RowFill"):
+        ja.prune(small_model, np.ones(27, bool), ja.models.RowFill(()))
+    with raises_input_error("site 's': expected an nnx.Linear or nnx.Conv before it .* got ResidualSequential"):
+        ja.prune(chain_of(ResidualSequential(nnx.Linear(6, 6, rngs=rngs))), keep, images=images)
     with raises_input_error("site 's': expected layers behind it that keep units apart"):
         ja.prune(chain_of(nnx.relu, behind=[lambda h: jnp.cumsum(h, axis=1)]), keep, images=images)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import TIE, raises_input_error, random_masks
-from networks import KINDS, SITES, chain, cnn_chain, in_evaluation, masked_logits
+from networks import KINDS, SITES, chain, cnn_chain, flatten, in_evaluation, masked_logits
 
 import jaxablate as ja
 from jaxablate.ablation import _incremental, _vmap
@@ -241,7 +241,7 @@ def broken_models():
         "an argument more": (NeedsTrain(), "model: expected to map images of shape .* as model.images., got TypeError"),
         "no logits": (
             Own(lambda m, x: m.site(x)[0], site=site),
-            r"model: expected logits \[example, class\], got \(10,\)",
+            r"model: expected floating logits \[example, class\], got \(10,\)",
         ),
     }
 
@@ -324,3 +324,129 @@ def test_bad_sites_and_chains():
         ja.Chain(3, ja.Site("a"), linear)
     with raises_input_error("site 'a': expected to be applied once, got 2 sites of that name"):
         ja.Chain(ja.Site("a"), linear, ja.Site("a"), linear)
+
+
+class ResidualSequential(nnx.Sequential):
+    def __call__(self, x):
+        return x + super().__call__(x)
+
+
+class ScaledSequential(nnx.Sequential):
+    def __call__(self, x):
+        return super().__call__((x - 0.5) * 8)
+
+
+class Jitted(nnx.Module):
+    """A block under `nnx.jit` and the rest under `nnx.remat`, whose states come back as new arrays."""
+
+    def __init__(self):
+        self.first, self.second = nnx.Linear(784, 6, rngs=nnx.Rngs(0)), nnx.Linear(6, 6, rngs=nnx.Rngs(1))
+        self.site, self.head = ja.Site("s"), nnx.Linear(6, 10, rngs=nnx.Rngs(2))
+
+    @nnx.jit
+    def block(self, x):
+        return nnx.relu(self.second(nnx.relu(self.first(x))))
+
+    def __call__(self, images):
+        return nnx.remat(lambda model, x: model.head(model.site(model.block(x))))(self, images.reshape(len(images), -1))
+
+
+class Scanned(nnx.Module):
+    """Three layers of stacked weights under `nnx.scan`."""
+
+    def __init__(self):
+        make = nnx.vmap(lambda key: nnx.Linear(6, 6, rngs=nnx.Rngs(key)), in_axes=0, out_axes=0)
+        self.first, self.layers = nnx.Linear(784, 6, rngs=nnx.Rngs(0)), make(jax.random.split(jax.random.key(0), 3))
+        self.site, self.head = ja.Site("s"), nnx.Linear(6, 10, rngs=nnx.Rngs(2))
+
+    def __call__(self, images):
+        scan = nnx.scan(lambda x, layer: nnx.tanh(layer(x)), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        return self.head(self.site(scan(self.first(images.reshape(len(images), -1)), self.layers)))
+
+
+def special_models():
+    """Models whose layers do something that a chain's plain layers do not; each with one site of 6 units."""
+    rngs = nnx.Rngs(0)
+    first, second, head = (nnx.Linear(n, m, rngs=rngs) for n, m in ((784, 6), (6, 6), (6, 10)))
+    lora = nnx.LoRALinear(6, 10, lora_rank=2, rngs=rngs)
+    lora.lora.lora_b[...] = jax.random.normal(jax.random.key(1), lora.lora.lora_b.shape)
+    negated = nnx.Linear(6, 10, dot_general=lambda *a, **k: -jax.lax.dot_general(*a, **k), rngs=rngs)
+    low = nnx.Linear(784, 6, dtype=jnp.bfloat16, rngs=rngs)
+    site = ja.Site("s")
+    return {
+        "LoRA behind the site": ja.Chain(flatten, first, nnx.relu, site, lora),
+        "a linear map with a product of its own": ja.Chain(flatten, first, nnx.relu, site, negated),
+        "a residual sequential": nnx.Sequential(flatten, first, ResidualSequential(second, nnx.relu), site, head),
+        "a scaled sequential": ScaledSequential(flatten, first, nnx.relu, site, head),
+        "a layer of two outputs": nnx.Sequential(flatten, first, lambda x: (x, 2 * x), jnp.maximum, site, head),
+        "a site in bfloat16": ja.Chain(flatten, low, nnx.relu, site, nnx.Linear(6, 10, dtype=jnp.float32, rngs=rngs)),
+        "jit and remat": Jitted(),
+        "scan": Scanned(),
+    }
+
+
+@pytest.mark.parametrize("what", list(special_models()))
+def test_special_models_count_as_called(what, examples):
+    """Every way to evaluate equals the model called with its site set; a mask left on the site does not matter."""
+    model, (images, labels) = special_models()[what], examples
+    copy = in_evaluation(model)
+    site = next(module for _, module in nnx.iter_modules(copy) if isinstance(module, ja.Site))
+    fill = np.linspace(-1, 1, 6).astype(np.float32)
+
+    def loss_by_hand(keep):
+        site.set(jnp.asarray(keep), jnp.asarray(fill))
+        log_p = jax.nn.log_softmax(copy(jnp.asarray(images)).astype(jnp.float32))
+        return -float(log_p[np.arange(len(labels)), labels].mean())
+
+    left = next(module for _, module in nnx.iter_modules(model) if isinstance(module, ja.Site))
+    left.set(jnp.zeros(6, bool), jnp.ones(6), jnp.full(6, 2.0))
+    atol = 2e-2 if "bfloat16" in what else 1e-5
+    masks = np.concatenate([~np.eye(6, dtype=bool), random_masks(0, 4, 6)])
+    wanted = [loss_by_hand(keep) for keep in masks]
+    options = {"fill": fill, "measures": "loss"}
+    np.testing.assert_allclose(ja.evaluate_masks(model, masks, images, labels, **options), wanted, atol=atol)
+    np.testing.assert_allclose(ja.single_ablation(model, images, labels, **options), wanted[:6], atol=atol)
+    orders = np.array([[3, 0, 5]])
+    along = [loss_by_hand(keep) for keep in ja.orders.masks_of_orders(orders, 6, 3)]
+    found = ja.cumulative_ablation(model, orders, images, labels, steps=3, **options)
+    np.testing.assert_allclose(found[0], along, atol=atol)
+    assert np.ptp(wanted) > 1e-3
+
+
+def test_a_huge_fill_leaves_no_rounding_error_behind(examples):
+    """Fills of a million cancel in pairs; behind a bounded activation too."""
+    model = chain(activation=nnx.tanh)
+    kernel = model.layers[4].kernel
+    kernel[...] = kernel[...].at[1].set(kernel[...][0])
+    fill = np.zeros(16, np.float32)
+    fill[:2] = 1e6, -1e6
+    order = np.array([[0, 1, 12, 3]])
+    losses = [
+        ja.cumulative_ablation(model, order, *examples, fill, steps=4, engine=engine, measures="loss")[0, 2:]
+        for engine in ("vmap", "incremental")
+    ]
+    np.testing.assert_allclose(*losses, atol=1e-5)
+
+
+def test_input_of_another_kind(examples):
+    model, key = chain(), jax.random.key(0)
+    with raises_input_error("fill: expected numbers .neuron., got str; ja.compute_fill makes them"):
+        ja.evaluate_masks(model, np.ones((1, 16), bool), *examples, "mean")
+    with raises_input_error(r"images: expected an array \[example, ...\], got list of another kind"):
+        ja.evaluate_masks(model, np.ones((1, 16), bool), [[1, 2], [3]], examples[1])
+    with raises_input_error("key: expected a random key, jax.random.key.seed., got int"):
+        ja.compute_fill(model, "resample", examples[0], key=0)
+    for use in (
+        lambda: ja.single_ablation([model, model], *examples),
+        lambda: ja.ablation.pair_ablation([model, model], "first", *examples),
+        lambda: ja.ablation.greedy_order([model, model], *examples),
+        lambda: ja.ablation.shapley_values([model, model], *examples, key=key),
+    ):
+        with raises_input_error("model: expected one network, got list"):
+            use()
+    with raises_input_error("after: expected at least one function, type or place, got none"):
+        ja.with_sites(nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.relu), after=[])
+    unhashable = Own(lambda m, x: m.site(x), site=ja.Site("s"))
+    unhashable.names = ["a"]
+    with raises_input_error("model: expected attributes that can be hashed, got unhashable type: 'list'; make lists"):
+        ja.record_activations(unhashable, examples[0])
