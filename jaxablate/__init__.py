@@ -1,9 +1,9 @@
 """Information-ordered cumulative ablation of neural networks, in JAX.
 
 What most studies need is here; the rest is in the submodules: `ja.ablation`, `ja.activations`, `ja.claims`,
-`ja.datasets`, `ja.histograms`, `ja.mechanism`, `ja.metrics`, `ja.models`, `ja.orders`, `ja.protocols`, `ja.pruning`,
-`ja.quantizers`, `ja.results`, `ja.scores`, `ja.study`, `ja.training`, `ja.uncertainty`, and `jaxablate.figures`, which
-is imported on its own.
+`ja.datasets`, `ja.histograms`, `ja.interactions`, `ja.mechanism`, `ja.metrics`, `ja.models`, `ja.orders`,
+`ja.protocols`, `ja.pruning`, `ja.quantizers`, `ja.results`, `ja.scores`, `ja.study`, `ja.training`, `ja.uncertainty`,
+and `jaxablate.figures`, which is imported on its own.
 """
 
 from importlib.metadata import version as _version
@@ -13,6 +13,7 @@ from jaxablate import activations as activations
 from jaxablate import claims as claims
 from jaxablate import datasets as datasets
 from jaxablate import histograms as histograms
+from jaxablate import interactions as interactions
 from jaxablate import mechanism as mechanism
 from jaxablate import metrics as metrics
 from jaxablate import models as models

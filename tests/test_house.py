@@ -20,7 +20,7 @@ PACKAGE = Path(ja.__file__).parent
 LAYERS = (
     {"_typing", "_checks", "_files", "_parallel"},
     {"datasets", "quantizers", "histograms", "metrics", "orders"},
-    {"models", "protocols", "uncertainty"},
+    {"models", "protocols", "interactions", "uncertainty"},
     {"training", "activations", "ablation", "pruning"},
     {"results", "scores"},
     {"claims", "mechanism"},

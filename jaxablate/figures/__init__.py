@@ -12,12 +12,14 @@ import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jaxablate._checks import require
+from jaxablate._checks import require, require_known
 from jaxablate._files import atomic_path, require_writable
 from jaxablate.claims import Verdict, explain_flips
 from jaxablate.figures import _findings
 from jaxablate.figures._catalogue import EXTRAS, FIGURES, METRIC_NAMES, FigureSpec
 from jaxablate.figures._draw import STYLE, draw
+from jaxablate.figures._interactions import ARRANGED, pair_maps
+from jaxablate.interactions import PairInformation
 from jaxablate.results import protocols_of, select_protocol
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "METRIC_NAMES",
     "FigureSpec",
     "draw_figure",
+    "draw_pair_information",
     "save_figure",
     "save_figures",
     "save_finding_figures",
@@ -132,6 +135,26 @@ def save_finding_figures(results: xr.DataTree, verdicts: Sequence[Verdict], fold
         with matplotlib.style.context(STYLE):
             files += _write(draw_it(), Path(folder), stem)
     return files
+
+
+def draw_pair_information(pairs: PairInformation, *, arranged: str = "information", title: str = "") -> Figure:
+    """Draw heat maps of what the pairs of a layer's neurons tell of the class: redundancy, synergy, co-information.
+
+    Args:
+        pairs: from `ja.interactions.pair_information`.
+        arranged: the order of the neurons: "information", the most informative first, or "clusters", those beside
+            each other that repeat each other (average linkage on co-information).
+        title: what the pairs are of, above the maps.
+
+    Returns:
+        A matplotlib figure; the colours are nats, and the diagonal, a neuron with itself, is left blank.
+
+    Raises:
+        InputError: for an unknown order.
+    """
+    require_known("order", arranged, ARRANGED)
+    with matplotlib.style.context(STYLE):
+        return pair_maps(pairs, arranged, title)
 
 
 def _missing(results: xr.DataTree, spec: FigureSpec) -> str | None:

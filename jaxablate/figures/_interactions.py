@@ -1,0 +1,56 @@
+"""Heat maps of pairs of neurons: a `PairInformation` comes in, a matplotlib figure goes out. No statistics here."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxablate.interactions import PairInformation
+
+ARRANGED = {
+    "information": "by I(T;Y), the most informative first",
+    "clusters": "clustered by co-information",
+}
+
+
+def pair_maps(pairs: PairInformation, arranged: str, title: str) -> Figure:
+    """Redundancy, synergy and co-information, each on its own scale: the smallest is often the one of interest."""
+    order = _by_information(pairs) if arranged == "information" else _by_clusters(pairs)
+    panels = {
+        "Redundancy, min(I(T$_i$;Y), I(T$_j$;Y))": pairs.redundancy,
+        "Synergy, I(T$_i$,T$_j$;Y) \N{MINUS SIGN} max": pairs.synergy,
+        "Co-information, redundancy \N{MINUS SIGN} synergy": pairs.co_information,
+    }
+    figure = Figure(figsize=(11.5, 3.9))
+    for i, (name, values) in enumerate(panels.items()):
+        shown = np.asarray(values)[np.ix_(order, order)].copy()
+        np.fill_diagonal(shown, np.nan)  # a neuron with itself would set the scale
+        axes = figure.add_axes((0.05 + 0.32 * i, 0.15, 0.235, 0.235 * 11.5 / 3.9))
+        limit = float(np.nanmax(np.abs(shown), initial=0)) or 1.0
+        low, colours = (-limit, "PuOr") if i == 2 else (0.0, "cividis")
+        image = axes.imshow(shown, cmap=colours, vmin=low, vmax=limit, interpolation="none")
+        bar = figure.colorbar(image, cax=figure.add_axes((0.292 + 0.32 * i, 0.15, 0.008, 0.235 * 11.5 / 3.9)))
+        bar.ax.set_title("nats", fontsize="small")
+        bar.ax.grid(visible=False)
+        axes.set_title(name)
+        axes.set_xlabel("Place of neuron j")
+        axes.set_ylabel("Place of neuron i" if i == 0 else "")
+        axes.grid(visible=False)
+    figure.text(0.05, 0.955, title, fontsize="large")
+    figure.text(0.01, 0.012, f"neurons {ARRANGED[arranged]}; diagonal left out", fontsize="x-small", color="#555555")
+    return figure
+
+
+def _by_information(pairs: PairInformation) -> np.ndarray:
+    return np.argsort(-np.asarray(pairs.alone), kind="stable")
+
+
+def _by_clusters(pairs: PairInformation) -> np.ndarray:
+    """Leaves of a tree that joins first those who repeat each other most."""
+    from scipy.cluster import hierarchy
+    from scipy.spatial.distance import squareform
+
+    shared = np.asarray(pairs.co_information, np.float64)
+    if len(shared) < 3:
+        return np.arange(len(shared))
+    apart = shared.max() - shared
+    np.fill_diagonal(apart, 0)
+    return hierarchy.leaves_list(hierarchy.linkage(squareform(apart, checks=False), "average", optimal_ordering=True))

@@ -1,0 +1,279 @@
+"""Pairs of neurons: information, redundancy, synergy, and whether they go with damage."""
+
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+from helpers import raises_input_error, scores_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import mutual_info_score
+
+import jaxablate as ja
+from jaxablate import interactions
+from jaxablate.figures import draw_pair_information
+from jaxablate.figures._interactions import _by_clusters
+from jaxablate.interactions import mantel_test, pair_information, super_additivity
+
+LAYERS = [(2, 10, 700), (3, 4, 500), (8, 10, 1500)]  # codes, classes, examples
+
+
+def layer(seed: int, codes: int, classes: int, examples: int, neurons: int = 9) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of neurons that know something of unevenly many classes; one is constant, the last a duplicate."""
+    random = np.random.default_rng(seed)
+    labels = np.minimum(random.integers(0, classes, examples), random.integers(0, classes, examples))
+    means = random.random((classes, neurons)) * codes
+    found = np.clip(random.normal(means[labels], 0.3 * codes), 0, codes - 1).astype(np.int32)
+    found[:, neurons // 2], found[:, -1] = codes - 1, found[:, 0]
+    return found, labels
+
+
+def informations_of(codes: np.ndarray, labels: np.ndarray, num_codes: int, num_classes: int) -> np.ndarray:
+    """I(T_i,T_j;Y) of each pair, its joint codes counted one example at a time, in float64."""
+    neurons = codes.shape[1]
+    found = np.zeros((neurons, neurons))
+    for i in range(neurons):
+        for j in range(neurons):
+            counts = np.zeros((1, num_classes, num_codes**2), int)
+            for row, label in zip(codes, labels, strict=True):
+                counts[0, label, row[i] * num_codes + row[j]] += 1
+            found[i, j] = scores_of(counts)["mutual_information"][0]
+    return found
+
+
+@pytest.mark.parametrize(("codes", "classes", "examples"), LAYERS)
+@pytest.mark.parametrize("at_a_time", [9, 2, 1])  # of nine neurons: one is left over at the end of pairs
+def test_all_pairs_equal_the_loop(monkeypatch, codes, classes, examples, at_a_time):
+    monkeypatch.setattr(interactions, "CELLS", at_a_time * classes * codes**2 * 9)
+    of_layer, labels = layer(0, codes, classes, examples)
+    pairs = pair_information(of_layer, labels, num_codes=codes, num_classes=classes)
+    joint = informations_of(of_layer, labels, codes, classes)
+    alone = np.diagonal(joint)
+    low, high = np.minimum.outer(alone, alone), np.maximum.outer(alone, alone)
+    expected = {
+        "joint": joint,
+        "alone": alone,
+        "redundancy": low,
+        "unique": alone[:, None] - low,
+        "synergy": joint - high,
+        "co_information": alone[:, None] + alone - joint,
+    }
+    for name, values in expected.items():
+        got = np.asarray(getattr(pairs, name))
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, values, rtol=0, atol=1e-6, err_msg=name)
+    parts = pairs.redundancy + pairs.unique + pairs.unique.T + pairs.synergy
+    np.testing.assert_allclose(parts, pairs.joint, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("codes", "classes", "examples"), LAYERS)
+def test_pairs_equal_scikit_learn(codes, classes, examples):
+    of_layer, labels = layer(1, codes, classes, examples, neurons=30)
+    pairs = pair_information(of_layer, labels, num_codes=codes, num_classes=classes)
+    expected = [[mutual_info_score(labels, codes * one + other) for other in of_layer.T] for one in of_layer.T]
+    np.testing.assert_allclose(pairs.joint, expected, rtol=0, atol=1e-6)
+    counts = ja.joint_histogram(of_layer, labels, num_codes=codes, num_classes=classes)
+    np.testing.assert_allclose(pairs.alone, ja.mutual_information(counts), rtol=0, atol=1e-6)
+
+
+def test_decomposition_equals_dit():
+    dit = pytest.importorskip("dit")
+    from dit.pid import PID_MMI
+
+    of_layer, labels = layer(2, 2, 3, 300, neurons=5)
+    pairs = pair_information(of_layer, labels, num_codes=2, num_classes=3)
+    for i, j in [(0, 1), (1, 2), (0, 4), (2, 3)]:
+        events, counts = np.unique(np.stack([of_layer[:, i], of_layer[:, j], labels], 1), axis=0, return_counts=True)
+        table = dit.Distribution([tuple(map(int, event)) for event in events], list(counts / counts.sum()))
+        pid = PID_MMI(table, [[0], [1]], [2])
+        nats = [math.log(2) * pid[atom] for atom in (((0,), (1,)), ((0,),), ((1,),), ((0, 1),))]
+        got = [pairs.redundancy[i, j], pairs.unique[i, j], pairs.unique[j, i], pairs.synergy[i, j]]
+        np.testing.assert_allclose(got, nats, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_decomposition_equals_hoi():
+    metrics = pytest.importorskip("hoi.metrics")
+    of_layer, labels = layer(3, 3, 4, 400, neurons=6)
+    pairs = pair_information(of_layer, labels, num_codes=3, num_classes=4)
+    first, second = np.triu_indices(6, k=1)
+    expected = {"RedundancyMMI": pairs.redundancy, "SynergyMMI": pairs.synergy, "RSI": -pairs.co_information}
+    for name, matrix in expected.items():
+        model = getattr(metrics, name)(of_layer, labels, verbose=False)
+        bits = model.fit(minsize=2, maxsize=2, method="binning")
+        np.testing.assert_allclose(
+            math.log(2) * np.asarray(bits)[:, 0], np.asarray(matrix)[first, second], rtol=0, atol=1e-6
+        )
+
+
+def test_a_duplicate_is_redundant_and_xor_is_synergy():
+    x, z = np.divmod(np.arange(400) % 4, 2)
+    codes, labels = np.stack([x, z, x], 1), x ^ z
+    pairs = pair_information(codes, labels, num_codes=2, num_classes=2)
+    np.testing.assert_allclose(pairs.synergy[0, 1], math.log(2), atol=1e-6)
+    np.testing.assert_allclose(pairs.co_information[0, 1], -math.log(2), atol=1e-6)
+    assert pairs.redundancy[0, 1] == pairs.synergy[0, 2] == pairs.synergy[0, 0] == 0
+    of_layer, labels = layer(4, 8, 10, 900)
+    pairs = pair_information(of_layer, labels, num_codes=8, num_classes=10)
+    assert pairs.redundancy[0, -1] == pairs.co_information[0, -1] == pairs.joint[0, -1] == pairs.alone[0] > 0.1
+    assert pairs.synergy[0, -1] == pairs.unique[0, -1] == pairs.unique[-1, 0] == 0
+    np.testing.assert_array_equal(np.asarray(pairs.redundancy)[:, 4], 0)  # the constant neuron
+    np.testing.assert_allclose(pairs.synergy[:, 4], 0, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([2, 3, 5]), st.sampled_from([1, 2, 7]))
+def test_laws_of_pairs(seed, codes, classes):
+    random = np.random.default_rng(seed)
+    of_layer, labels = layer(seed, codes, classes, 120, neurons=6)
+    pairs = pair_information(of_layer, labels, num_codes=codes, num_classes=classes)
+    joint, alone = np.asarray(pairs.joint), np.asarray(pairs.alone)
+    np.testing.assert_array_equal(joint, joint.T)
+    assert (joint >= np.maximum.outer(alone, alone)).all()
+    assert (np.asarray(pairs.synergy) >= 0).all()
+    assert (joint <= stats.entropy(np.bincount(labels)) + 1e-6).all()
+    neurons, new_codes, new_classes = random.permutation(6), random.permutation(codes), random.permutation(classes)
+    again = pair_information(
+        new_codes[of_layer[:, neurons]], new_classes[labels], num_codes=codes, num_classes=classes
+    )  # fmt: skip
+    np.testing.assert_allclose(again.joint, joint[np.ix_(neurons, neurons)], rtol=0, atol=1e-6)
+
+
+def test_absent_classes_and_one_example():
+    pairs = pair_information(np.zeros((1, 2), int), np.array([3]), num_codes=2, num_classes=9)
+    assert pairs.joint.tolist() == [[0, 0], [0, 0]]
+    of_layer, labels = layer(5, 2, 3, 200)
+    wide = pair_information(of_layer, 100 * labels, num_codes=2, num_classes=300)
+    np.testing.assert_allclose(
+        wide.joint, pair_information(of_layer, labels, num_codes=2, num_classes=3).joint, atol=1e-6
+    )
+
+
+def test_super_additivity_of_a_network(small_model, mnist5k):
+    images, labels = mnist5k.test.images[:200], mnist5k.test.labels[:200]
+    measured = np.asarray(ja.ablation.pair_ablation(small_model, "layer2", images, labels, measures="loss"))
+    intact = float(ja.evaluate_masks(small_model, np.ones((1, 27), bool), images, labels, measures="loss")[0])
+    found = super_additivity(measured - intact)
+    alone = np.asarray(ja.single_ablation(small_model, images, labels, site="layer2", measures="loss"))
+    assert found[2, 5] == pytest.approx(measured[2, 5] - alone[2] - alone[5] + intact, abs=1e-6)
+    assert (np.diagonal(found) == 0).all()
+    np.testing.assert_array_equal(found, found.T)
+
+
+def matrices(random: np.random.Generator, neurons: int) -> np.ndarray:
+    """A symmetric matrix of which neurons, not pairs, explain half: as damage and information are."""
+    own, noise = random.normal(size=neurons), random.normal(size=(neurons, neurons))
+    return own[:, None] + own + noise + noise.T
+
+
+def test_mantel_correlation_is_spearmans():
+    random = np.random.default_rng(0)
+    first, second = matrices(random, 15), np.round(matrices(random, 15))  # with ties
+    upper = np.triu_indices(15, k=1)
+    test = mantel_test(first, second, jax.random.key(0), permutations=9)
+    assert test.correlation == pytest.approx(stats.spearmanr(first[upper], second[upper]).statistic, abs=1e-12)
+    assert test == mantel_test(first, second, jax.random.key(0), permutations=9)
+    assert mantel_test(first, -second, jax.random.key(0), permutations=9).correlation == pytest.approx(
+        -test.correlation
+    )
+
+
+def test_mantel_p_value_equals_all_permutations():
+    """Five neurons have only 120 permutations: the share of them drawn must come near the exact p-value."""
+    random = np.random.default_rng(1)
+    first, second = matrices(random, 5), matrices(random, 5)
+    upper = np.triu_indices(5, k=1)
+
+    def correlation(order: tuple[int, ...]) -> float:
+        return stats.spearmanr(first[np.ix_(order, order)][upper], second[upper]).statistic
+
+    observed = abs(correlation(tuple(range(5))))
+    exact = np.mean([abs(correlation(order)) >= observed - 1e-9 for order in itertools.permutations(range(5))])
+    test = mantel_test(first, second, jax.random.key(2), permutations=20_000)
+    assert test.p_value == pytest.approx(exact, abs=5 * math.sqrt(exact * (1 - exact) / 20_000))
+
+
+def test_mantel_keeps_its_level_where_the_plain_test_does_not():
+    random = np.random.default_rng(3)
+    keys = jax.random.split(jax.random.key(3), 200)
+    upper, rejected, plainly = np.triu_indices(20, k=1), 0, 0
+    for key in keys:
+        first, second = matrices(random, 20), matrices(random, 20)
+        rejected += mantel_test(first, second, key, permutations=199).p_value <= 0.05
+        plainly += stats.spearmanr(first[upper], second[upper]).pvalue <= 0.05
+    assert 1 <= rejected <= 22  # 10 expected; four standard deviations
+    assert plainly > 30  # as many as that by believing the pairs independent
+
+
+def test_mantel_finds_a_planted_correlation():
+    random = np.random.default_rng(4)
+    found = 0
+    for key in jax.random.split(jax.random.key(4), 20):
+        first = matrices(random, 25)
+        test = mantel_test(first, np.exp((first + 1.5 * matrices(random, 25)) / 3), key, permutations=199)
+        found += test.p_value <= 0.05 and test.correlation > 0.2
+    assert found >= 18
+
+
+def test_mantel_without_variation_is_undefined():
+    test = mantel_test(np.ones((4, 4)), np.arange(4)[:, None] + np.arange(4.0), jax.random.key(0), permutations=9)
+    assert math.isnan(test.correlation)
+    assert math.isnan(test.p_value)
+
+
+@pytest.mark.parametrize("arranged", ["information", "clusters"])
+@pytest.mark.parametrize("neurons", [2, 12])
+def test_figure_shows_the_pairs(arranged, neurons, tmp_path):
+    of_layer, labels = layer(6, 2, 5, 300, neurons=neurons)
+    pairs = pair_information(of_layer, labels, num_codes=2, num_classes=5)
+    figure = draw_pair_information(pairs, arranged=arranged, title="a layer")
+    figure.savefig(tmp_path / "pairs.png")
+    maps = [axes.images[0] for axes in figure.axes if axes.images]
+    order = np.argsort(-np.asarray(pairs.alone), kind="stable")
+    for shown, of in zip(maps, (pairs.redundancy, pairs.synergy, pairs.co_information), strict=True):
+        values = np.asarray(shown.get_array().filled(np.nan))
+        assert np.isnan(np.diagonal(values)).all()
+        off = ~np.eye(neurons, dtype=bool)
+        if arranged == "information":
+            np.testing.assert_array_equal(values[off], np.asarray(of)[np.ix_(order, order)][off])
+        np.testing.assert_array_equal(np.sort(values[off]), np.sort(np.asarray(of)[off]))
+    low, high = maps[2].get_clim()
+    assert low == -high
+
+
+def test_clusters_put_duplicates_side_by_side():
+    of_layer, labels = layer(7, 2, 5, 300, neurons=12)
+    pairs = pair_information(of_layer, labels, num_codes=2, num_classes=5)
+    places = np.argsort(_by_clusters(pairs))
+    assert abs(places[0] - places[-1]) == 1
+
+
+def test_bad_input():
+    def of(codes, labels, num_codes=2, num_classes=2):
+        return lambda: pair_information(np.array(codes), np.array(labels), num_codes=num_codes, num_classes=num_classes)
+
+    key, good = jax.random.key(0), np.zeros((3, 3))
+    bad = np.array([[0, 1.0, 2], [1, 0, 3], [5, 3, 0]])
+    cases = [
+        ("codes: expected integers", of([[0.5]], [0])),
+        (r"codes: expected shape \(any, any\) = \[example, neuron\], got \(2,\)", of([0, 1], [0, 1])),
+        ("codes: expected values in 0..1, got 0..2", of([[0], [2]], [0, 1])),
+        ("codes: expected at least one example and neuron", of(np.zeros((0, 3), int), [])),
+        ("labels: expected values in 0..1, got 0..2", of([[0], [1]], [0, 2])),
+        (r"joint counts: expected fewer than 2\^31 cells", of([[0], [1]], [0, 1], num_codes=40_000)),
+        (r"damage: expected shape \[neuron, neuron\], got \(2, 3\)", lambda: super_additivity(np.zeros((2, 3)))),
+        ("damage: expected a symmetric matrix, got differences of 3.0", lambda: super_additivity(bad)),
+        ("second: expected finite numbers", lambda: mantel_test(good, np.full((3, 3), np.nan), key)),
+        ("second: expected 3 neurons as in the first, got 4", lambda: mantel_test(good, np.zeros((4, 4)), key)),
+        ("first: expected 3 neurons or more, got 2", lambda: mantel_test(good[:2, :2], good[:2, :2], key)),
+        ("permutations: expected 1 or more, got 0", lambda: mantel_test(good, good, key, permutations=0)),
+    ]
+    for match, call in cases:
+        with raises_input_error(match):
+            call()
+    pairs = pair_information(np.array([[0], [1]]), np.array([0, 1]), num_codes=2, num_classes=2)
+    with raises_input_error("unknown order 'size': expected one of information, clusters"):
+        draw_pair_information(pairs, arranged="size")
