@@ -45,6 +45,9 @@ def _print_protocol(protocol: str, rows) -> None:
     steps = [step for step in rows[0].accuracy if step > 0]
     zero, *others = dict.fromkeys(row.fill for row in rows)
     fills = [*others, zero]
+    digits = 2
+    if len(fills) > 2:
+        steps, digits = steps[-1:], 1  # more would not fit a terminal
     columns = [(fill, step) for fill in fills for step in steps]
     table = Table(
         Column("network", no_wrap=True),
@@ -64,7 +67,7 @@ def _print_protocol(protocol: str, rows) -> None:
         head = (f"{network} ({100 * intact[network]:.2f})", scope)
         if head != previous:
             table.add_section()
-        values = (f"{100 * by_fill[fill][step]:.2f}" for fill, step in columns)
+        values = (f"{100 * by_fill[fill][step]:.{digits}f}" for fill, step in columns)
         table.add_row(*(head if head != previous else ("", "")), order, *values)
         previous = head
     console.print(table)
