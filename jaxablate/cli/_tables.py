@@ -45,17 +45,18 @@ def _print_protocol(protocol: str, rows) -> None:
     steps = [step for step in rows[0].accuracy if step > 0]
     zero, *others = dict.fromkeys(row.fill for row in rows)
     fills = [*others, zero]
-    digits = 2
+    digits, padding = 2, 1
     if len(fills) > 2:
-        steps, digits = steps[-1:], 1  # more would not fit a terminal
+        steps, digits, padding = steps[-1:], 1, 0  # more would not fit a terminal
     columns = [(fill, step) for fill in fills for step in steps]
     table = Table(
         Column("network", no_wrap=True),
-        "scope",
+        Column("scope", no_wrap=True),
         Column("order", no_wrap=True),
-        *(Column(f"{fill}\nk = {step}", justify="right") for fill, step in columns),
+        *(Column(f"{fill.replace('_', ' ')}\nk = {step}", justify="right") for fill, step in columns),
         title=f"Test accuracy in % after k ablated neurons ({fills[0]}: bias balanced; zero: not), protocol {protocol}",
         title_justify="left",
+        padding=(0, padding),
     )
     cells: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
     for row in rows:
