@@ -88,7 +88,7 @@ tapped = []
 
 class Tap(ja.Site):
     def __call__(self, outputs):
-        tapped.append((self, np.asarray(outputs)))
+        tapped.append((self, np.asarray(outputs, np.float64)))
         return outputs
 
 
