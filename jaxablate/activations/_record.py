@@ -3,7 +3,7 @@
 Memory: recording keeps all activations, four bytes for each example and neuron; the means keep one batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -41,13 +41,7 @@ def record_activations(model: Model, images: Images) -> tuple[Activations, ...]:
     """
     network, batches = _recorded(model, images)
     reductions = reductions_of(network, nnx.state(model))
-    reduced = [
-        [
-            reduction(h, axis=tuple(range(1, h.ndim - 1))) if h.ndim > 2 else h
-            for h, reduction in zip(batch, reductions, strict=True)
-        ]
-        for batch in batches
-    ]
+    reduced = [[_over_places(*pair) for pair in zip(reductions, batch, strict=True)] for batch in batches]
     return tuple(jnp.concatenate(site).astype(jnp.float32) for site in zip(*reduced, strict=True))
 
 
@@ -75,9 +69,14 @@ def mean_activations(model: Model, images: Images) -> Fill:
     _, batches = _recorded(model, images)
     total, count = 0.0, len(images)
     for batch in batches:  # in float64: a float32 sum over many batches would lose digits
-        means = [h.mean(axis=tuple(range(1, h.ndim - 1))) if h.ndim > 2 else h for h in batch]
+        means = [_over_places(jnp.mean, h) for h in batch]
         total = total + np.concatenate([np.asarray(h.sum(axis=0), np.float64) for h in means])
     return jnp.asarray(total / count, jnp.float32)
+
+
+def _over_places(reduction: Callable, outputs: jax.Array) -> jax.Array:
+    """One number [example, neuron] of the places that a unit has in an example."""
+    return reduction(outputs, axis=tuple(range(1, outputs.ndim - 1))) if outputs.ndim > 2 else outputs
 
 
 def recorded_outputs(model: Model, images: Images) -> list[jax.Array]:

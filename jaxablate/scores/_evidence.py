@@ -30,7 +30,6 @@ class Evidence:
         num_classes: the number of classes.
         quantizer: from activations [example, neuron] to codes; "mean" takes one bit: is the neuron at least at its
             mean?
-        num_codes: the codes of the quantizer.
         key: for scores that draw at random.
     """
 
@@ -39,7 +38,6 @@ class Evidence:
     labels: Labels
     num_classes: int
     quantizer: Quantizer | str = "mean"
-    num_codes: int = 2
     key: jax.Array | None = None
 
     @cached_property
@@ -53,10 +51,10 @@ class Evidence:
         return self.count(self.quantizer)
 
     def count(self, quantizer: Quantizer | str) -> Counts:
-        """Joint counts int32 [neuron, class, code] with another quantizer of as many codes."""
+        """Joint counts int32 [neuron, class, code] with another quantizer."""
         quantize = threshold(self.activations.mean(axis=0)) if isinstance(quantizer, str) else quantizer
         codes = quantize(self.activations)
-        return joint_histogram(codes, self.labels, num_codes=self.num_codes, num_classes=self.num_classes)
+        return joint_histogram(codes, self.labels, num_codes=quantize.num_codes, num_classes=self.num_classes)
 
     @cached_property
     def class_means(self) -> np.ndarray:
