@@ -2,9 +2,10 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -30,14 +31,27 @@ def end_if_asked() -> None:
 
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """Print a user's mistake, or what the file system refused, as one sentence and exit with 1."""
+    """Print a user's mistake, or what the file system refused, as one sentence and exit with 1; a warning of our own
+    as a note."""
     from jaxablate import InputError
+    from jaxablate.uncertainty import BiasWarning
 
+    by_python = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, BiasWarning):
+            Console(stderr=True, soft_wrap=True).print(f"[bold]note:[/] {escape(str(message))}", highlight=False)
+        else:
+            by_python(message, category, *where)
+
+    warnings.showwarning = show
     try:
         yield
     except (InputError, OSError) as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from None
+    finally:
+        warnings.showwarning = by_python
 
 
 class Bars:

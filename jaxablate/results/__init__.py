@@ -13,6 +13,7 @@ from jaxablate.results._labels import (
     neuron_scores,
     protocols_of,
     select_protocol,
+    sensitivity_results,
     study_results,
 )
 from jaxablate.results._summaries import (
@@ -45,6 +46,7 @@ __all__ = [
     "save_results",
     "save_table",
     "select_protocol",
+    "sensitivity_results",
     "study_results",
     "summarize",
 ]

@@ -22,9 +22,18 @@ from jaxablate.study._config import StudyConfig, network_name
 from jaxablate.study._networks import OnProgress, trained_networks
 from jaxablate.study._prune import prune_by_score
 from jaxablate.study._scores import score_neurons
+from jaxablate.study._sensitivity import quantizer_sensitivity
 from jaxablate.training import History
 
-__all__ = ["OnProgress", "StudyConfig", "network_name", "prune_by_score", "run_study", "score_neurons"]
+__all__ = [
+    "OnProgress",
+    "StudyConfig",
+    "network_name",
+    "prune_by_score",
+    "quantizer_sensitivity",
+    "run_study",
+    "score_neurons",
+]
 
 
 def run_study(

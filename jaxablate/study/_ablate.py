@@ -20,14 +20,15 @@ from jaxablate.datasets import Dataset
 from jaxablate.metrics import METRICS
 from jaxablate.models import Model, Network, RowFill, describe, is_mlp
 from jaxablate.orders import DIRECTIONS, normalize_per_layer, random_orders
-from jaxablate.protocols import PAPER, Balance, FreshSubsets, Protocol, get_protocol
+from jaxablate.protocols import Balance, FreshSubsets, Protocol, get_protocol
 from jaxablate.quantizers import Quantizer
 from jaxablate.results import NETWORK_SCOPE, network_results
 from jaxablate.scores import compute_score
 from jaxablate.study._config import StudyConfig
 from jaxablate.study._networks import OnProgress
-from jaxablate.study._scores import activation_of, evidence_of, quantizer_of
+from jaxablate.study._scores import evidence_of, quantizer_of
 from jaxablate.training import History
+from jaxablate.uncertainty import warn_of_bias
 
 Test = tuple[jax.Array, jax.Array]  # images and labels of the test split
 NO_ORDER = -1  # in place of the neurons of a random curve that follows no order
@@ -72,11 +73,6 @@ def ablate_networks(
         NETWORK_SCOPE not in network.sites,
         f"{name}: expected sites of other names than {NETWORK_SCOPE!r}, which stands for all of them",
     )
-    require(
-        config.quantizer != "activation" or is_mlp(networks[0][0]),
-        f"{name}: expected quantizer 'mean', 'positive' or a threshold, since only an MLP says what its activation "
-        f"functions are, got 'activation'",
-    )
     config.check_steps(network.sizes)
     protocols = [get_protocol(name) for name in config.protocols]
     test = jnp.asarray(data.test.images), jnp.asarray(data.test.labels)
@@ -105,7 +101,7 @@ def ablate_networks(
             protocol=view.protocol.name,
             first_step=1 if view.protocol.fresh_subsets else 0,
             sites=dict(zip(network.sites, network.sizes, strict=True)),
-            activation=activation_of(networks[0][0], config.activation),
+            activation=model.activation if is_mlp(model := networks[0][0]) else "other",
             seeds=config.seeds,
             metrics=config.metrics,
             orderings=config.orderings(view.protocol),
@@ -149,8 +145,9 @@ def _views(
     config: StudyConfig, scopes: "_Scopes", model: Model, data: Dataset, protocols: Sequence[Protocol]
 ) -> list[_View]:
     """Quantize, score and rank the neurons of a network under every protocol."""
-    activation = activation_of(model, config.activation)
-    evidence = evidence_of(model, data, quantizer_of(config.quantizer, PAPER.quantizer(activation)), scopes.keys[-1])
+    evidence = evidence_of(model, data, quantizer_of(config.quantizer, model), scopes.keys[-1])
+    if "mutual_information" in config.metrics:
+        warn_of_bias(evidence.counts)
     mean = np.asarray(mean_activations(model, data.validation.images))
     random = [
         np.asarray(random_orders(key, stop - start, config.random_orders))
@@ -158,8 +155,8 @@ def _views(
     ]
 
     @functools.cache  # most protocols share their quantizer
-    def count(quantizer: Callable[[str], Quantizer]) -> Counts:
-        return evidence.count(quantizer_of(config.quantizer, quantizer(activation)))
+    def count(of_activation: Callable[[str], Quantizer]) -> Counts:
+        return evidence.recoded(quantizer_of(config.quantizer, model, of_activation)).counts
 
     @functools.cache  # all protocols share what is no metric of the counts
     def score(name: str) -> np.ndarray:
