@@ -7,7 +7,7 @@ import warnings
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import raises_input_error, scores_of
+from helpers import logits64, raises_input_error, scores_of
 from networks import cnn_chain, in_evaluation
 from scipy import stats
 from typer.testing import CliRunner
@@ -232,3 +232,46 @@ def test_the_command_line_tells_of_bias_in_a_sentence(small_model, mnist5k, tmp_
     assert "expected scores above the bias of the plug-in estimate, got lower ones" in told
     with open(tmp_path / "scores.csv") as file:
         assert len(list(csv.DictReader(file))) == 3 * 27
+
+
+def test_redundancy_equals_its_parts(models, mnist5k):
+    calls = []
+    found = ja.study.redundancy_test(
+        models,
+        mnist5k,
+        quantizer="quantile:4",
+        fill="zero",
+        permutations=99,
+        on_progress=lambda *call: calls.append(call),
+    )
+    assert found.attrs["quantizer"] == "quantile:4"
+    assert [call[:3] for call in calls] == [("pairs", done, 6) for done in range(7)]
+    model, images, labels = models[1], np.asarray(mnist5k.test.images), np.asarray(mnist5k.test.labels)
+    layers = ja.record_activations(model, mnist5k.validation.images)
+    codes = np.asarray(ja.quantizers.quantile(4).fit(layers[1])(layers[1]))
+    pairs = ja.interactions.pair_information(codes, mnist5k.validation.labels, num_codes=4, num_classes=10)
+
+    def loss(*neurons) -> float:
+        keep = np.ones(27)
+        keep[[10 + neuron for neuron in neurons]] = 0
+        logits = logits64(model, images, keep, np.zeros(27))
+        return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]))
+
+    first, second = np.triu_indices(8, k=1)
+    alone, intact = [loss(i) for i in range(8)], loss()
+    together = [loss(i, j) - alone[i] - alone[j] + intact for i, j in zip(first, second, strict=True)]
+    for name in ("redundancy", "synergy", "co_information"):
+        wanted = stats.spearmanr(np.asarray(getattr(pairs, name))[first, second], together).statistic
+        assert float(found["correlation"].sel(network=1, scope="layer2", quantity=name)) == pytest.approx(
+            wanted, abs=1e-3
+        )
+    assert ((found["p_value"] >= 0.01) & (found["p_value"] <= 1)).all()
+
+
+def test_redundancy_says_what_is_wrong(models, mnist5k):
+    with raises_input_error("models: expected at least one, got none"):
+        ja.study.redundancy_test([], mnist5k)
+    with raises_input_error("models: expected networks of one architecture, got several"):
+        ja.study.redundancy_test([models[0], in_evaluation(cnn_chain())], mnist5k)
+    with raises_input_error("first: expected 3 neurons or more, got 2"):
+        ja.study.redundancy_test(ja.train(mnist5k, (2,), epochs=1)[0], mnist5k)

@@ -200,6 +200,31 @@ def sensitivity_results(
     )
 
 
+def redundancy_results(
+    tests: np.ndarray,
+    *,
+    scopes: Sequence[str],
+    quantities: Sequence[str],
+    attrs: Mapping[str, str | int],
+    source: Source,
+) -> xr.Dataset:
+    """Label tests [network, scope, quantity, (correlation, p-value)]."""
+    dims = ("network", "scope", "quantity")
+    name = "Spearman correlation with the super-additivity of pair damage"
+    return xr.Dataset(
+        {
+            "correlation": (dims, tests[..., 0], {"long_name": name, "units": "1"}),
+            "p_value": (dims, tests[..., 1], {"long_name": "p-value of the Mantel test", "units": "1"}),
+        },
+        coords={
+            "network": ("network", np.arange(len(tests)), {"long_name": "network"}),
+            "scope": ("scope", list(scopes), {"long_name": "layer"}),
+            "quantity": ("quantity", list(quantities), {"long_name": "what pairs tell of the class"}),
+        },
+        attrs={**attrs, **_provenance(source)},
+    )
+
+
 def study_results(networks: Mapping[str, Mapping[str, xr.Dataset]], config: Mapping, source: Source) -> xr.DataTree:
     """Join the networks of a study, by protocol and name, under one root that says where everything came from."""
     attrs = {

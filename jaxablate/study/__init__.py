@@ -21,6 +21,7 @@ from jaxablate.study._ablate import ablate_networks
 from jaxablate.study._config import StudyConfig, network_name
 from jaxablate.study._networks import OnProgress, trained_networks
 from jaxablate.study._prune import prune_by_score
+from jaxablate.study._redundancy import redundancy_test
 from jaxablate.study._scores import score_neurons
 from jaxablate.study._sensitivity import quantizer_sensitivity
 from jaxablate.training import History
@@ -31,6 +32,7 @@ __all__ = [
     "network_name",
     "prune_by_score",
     "quantizer_sensitivity",
+    "redundancy_test",
     "run_study",
     "score_neurons",
 ]
