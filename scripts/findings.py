@@ -8,6 +8,7 @@
 import argparse
 import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -106,7 +107,10 @@ def write_findings(results: xr.DataTree, again: xr.DataTree | None, scores: Path
     if scores is not None:
         names = list(ja.results.select_protocol(results, "paper").children)
         parts += ["## Does the result depend on the quantizer?", quantizers(scores, names, folder / "findings")]
-        parts += ["## Do neurons that share information stand in for each other?", pairs(scores, names)]
+        parts += [
+            "## Do neurons that share information stand in for each other?",
+            pairs(scores, names, folder / "findings"),
+        ]
     if again is not None:
         parts += ["## The same again, with other networks", replication(verdicts, ja.judge_claims(again), again)]
     parts += ["## Every comparison", effect_table(verdicts)]
@@ -340,10 +344,13 @@ def quantizers(run: Path, names: list[str], pictures: Path) -> str:
     return "\n\n".join([text, *shown, "\n".join([*head, *rows])])
 
 
-def pairs(run: Path, names: list[str]) -> str:
+def pairs(run: Path, names: list[str], pictures: Path) -> str:
     """Spearman's correlation of what pairs share with the super-additivity of their damage."""
-    rows, smallest = [], []
+    rows, smallest, shown = [], [], []
     for name in names:
+        with atomic_path(pictures / f"pairs_{name}.png") as temporary:
+            shutil.copyfile(run / f"pairs_{name}.png", temporary)
+        shown.append(f"![What pairs of the last layer tell of the class, {name}](findings/pairs_{name}.png)")
         for fill in ("mean", "zero"):
             found = opened(run / f"pairs_{fill}_{name}.nc")
             mean, low, high = ja.mechanism.mean_and_interval(found["correlation"].rename(network="seed"))
@@ -370,7 +377,7 @@ def pairs(run: Path, names: list[str]) -> str:
         "| network | layer | fill | redundancy | synergy | co-information |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    return "\n\n".join([text, "\n".join([*head, *rows])])
+    return "\n\n".join([text, "\n".join([*head, *rows]), *shown])
 
 
 def replication(verdicts: list[Verdict], others: list[Verdict], again: xr.DataTree) -> str:

@@ -1,8 +1,8 @@
 """What scores rest on: rank and ablate saved networks under many quantizers, and test what pairs of neurons share.
 
 `python scripts/scores.py RUN [--seeds 10]`: RUN is a folder that `jaxablate reproduce` has left, with its results and
-networks. Writes into it, for each kind of network, `sensitivity_NETWORK.nc` and `pairs_FILL_NETWORK.nc`, which
-`scripts/findings.py` reads.
+networks. Writes into it, for each kind of network, `sensitivity_NETWORK.nc`, `pairs_FILL_NETWORK.nc` and the heat maps
+`pairs_NETWORK.png` of the first network's last layer, which `scripts/findings.py` reads.
 """
 
 import argparse
@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import jaxablate as ja
+from jaxablate._files import atomic_path
 from jaxablate.cli._console import Bars
+from jaxablate.figures import draw_pair_information
 
 BINS = (2, 4, 8, 16, 32)
 QUANTIZERS = ("activation", *(f"quantile:{bins}" for bins in BINS), *(f"uniform:{bins}:0:1" for bins in BINS[1:]))
@@ -46,9 +48,22 @@ def study(run: Path, num_seeds: int) -> None:
         with bars.progress:
             found = ja.study.quantizer_sensitivity(models, data, QUANTIZERS, on_progress=bars)
             ja.results.save_table(found, run / f"sensitivity_{name}.nc")
+            draw_pairs(models[0], data, run / f"pairs_{name}.png", f"{name} network, seed {config['seeds'][0]}")
             for fill in FILLS:
                 found = ja.study.redundancy_test(models, data, fill=fill, on_progress=bars)
                 ja.results.save_table(found, run / f"pairs_{fill}_{name}.nc")
+
+
+def draw_pairs(model: ja.MLP, data: ja.Dataset, path: Path, title: str) -> None:
+    """What the pairs of the last layer tell of the class, by the bit: does the neuron fire?"""
+    activations = ja.record_activations(model, data.validation.images)[-1]
+    codes = ja.quantizers.default_quantizer(model.activation)(activations)
+    pairs = ja.interactions.pair_information(
+        codes, data.validation.labels, num_codes=2, num_classes=data.num_classes
+    )  # fmt: skip
+    figure = draw_pair_information(pairs, arranged="clusters", title=f"Pairs of neurons of the last layer, {title}")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
 
 
 if __name__ == "__main__":
