@@ -11,6 +11,10 @@ class InputError(ValueError):
     """A user's mistake, told in one sentence; the command line prints it without a traceback."""
 
 
+class JaxablateWarning(UserWarning):
+    """What a user should know of a result, told in one sentence; the command line prints it as a note."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raise `InputError(message)` unless the condition holds."""
     if not condition:

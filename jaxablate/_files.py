@@ -8,6 +8,9 @@ from pathlib import Path
 
 from jaxablate._checks import InputError
 
+LEFTOVER = r"\.(.+)-[a-z0-9_]{8}"
+"""The name of the folder that `atomic_path` makes for a file, which stays behind when the process is killed."""
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:

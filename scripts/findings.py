@@ -299,8 +299,8 @@ def quantizers(run: Path, names: list[str], pictures: Path) -> str:
     """Whether the direction that costs less is the same under every quantizer."""
     counts = dict.fromkeys(("kept", "open", "reversed"), 0)
     rows, shown = [], []
-    for name in names:
-        found = opened(run / f"sensitivity_{name}.nc")
+    sweeps = {name: opened(run / f"sensitivity_{name}.nc") for name in names}
+    for name, found in sweeps.items():
         with atomic_path(pictures / f"quantizers_{name}.png") as temporary:
             draw_sensitivity(found, title=f"Does the result depend on the quantizer? {name} network").savefig(temporary)
         shown.append(f"![Ranks and curves under each quantizer, {name}](findings/quantizers_{name}.png)")
@@ -326,10 +326,11 @@ def quantizers(run: Path, names: list[str], pictures: Path) -> str:
                 f"| {name} | {scope} | {str(metric).replace('_', ' ')} | {shown_by_first} | {others.min():+.2f} to "
                 f"{others.max():+.2f} | {said} | {lowest:+.2f} |"
             )
-    labels = ", ".join(map(str, found["quantizer"].values[1:]))
+    first = sweeps[names[0]]
+    labels = ", ".join(map(str, first["quantizer"].values[1:]))
     text = (
-        f"The neurons of {found.sizes['network']} networks of each kind were ranked and ablated (bias balanced) under "
-        f"{found.sizes['quantizer']} quantizers: does the neuron fire, which is what the claims above rest on, and "
+        f"The neurons of {first.sizes['network']} networks of each kind were ranked and ablated (bias balanced) under "
+        f"{first.sizes['quantizer']} quantizers: does the neuron fire, which is what the claims above rest on, and "
         f"{labels}. The table has the AUC with low values first less that with high values first, in accuracy points, "
         f"mean and 95 % interval over the networks. Of the {sum(counts.values())} differences that the first quantizer "
         f"shows (its interval leaves out 0), {counts['kept']} are there under every other one, {counts['open']} are "
@@ -346,13 +347,16 @@ def quantizers(run: Path, names: list[str], pictures: Path) -> str:
 
 def pairs(run: Path, names: list[str], pictures: Path) -> str:
     """Spearman's correlation of what pairs share with the super-additivity of their damage."""
+    tests = {
+        (name, fill): opened(run / f"pairs_{fill}_{name}.nc") for name in names for fill in ("mean", "zero")
+    }  # fmt: skip
     rows, smallest, shown = [], [], []
     for name in names:
         with atomic_path(pictures / f"pairs_{name}.png") as temporary:
             shutil.copyfile(run / f"pairs_{name}.png", temporary)
         shown.append(f"![What pairs of the last layer tell of the class, {name}](findings/pairs_{name}.png)")
         for fill in ("mean", "zero"):
-            found = opened(run / f"pairs_{fill}_{name}.nc")
+            found = tests[name, fill]
             mean, low, high = ja.mechanism.mean_and_interval(found["correlation"].rename(network="seed"))
             significant = (found["p_value"] < 0.05).sum("network")
             for scope in found["scope"].values:
@@ -369,9 +373,9 @@ def pairs(run: Path, names: list[str], pictures: Path) -> str:
         "two codes tell of the class (redundancy and synergy of the minimum-MI decomposition, and co-information, "
         "their difference), beside the super-additivity of the damage, that is by how much more the loss rises without "
         "both than without each, added up. The table has Spearman's correlation of the two over the pairs of a layer, "
-        f"mean and 95 % interval over {found.sizes['network']} networks, and in how many of them a Mantel test finds "
-        f"p < 0.05. The weakest mean correlation with co-information is {weakest['mean']:+.2f} where the mean stands "
-        f"in for ablated neurons, and {weakest['zero']:+.2f} where zero does."
+        f"mean and 95 % interval over {tests[names[0], 'mean'].sizes['network']} networks, and in how many of them a "
+        "Mantel test finds p < 0.05. The weakest mean correlation with co-information is "
+        f"{weakest['mean']:+.2f} where the mean stands in for ablated neurons, {weakest['zero']:+.2f} where zero does."
     )
     head = [
         "| network | layer | fill | redundancy | synergy | co-information |",

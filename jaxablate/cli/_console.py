@@ -33,13 +33,12 @@ def end_if_asked() -> None:
 def one_sentence_errors() -> Iterator[None]:
     """Print a user's mistake, or what the file system refused, as one sentence and exit with 1; a warning of our own
     as a note."""
-    from jaxablate import InputError
-    from jaxablate.uncertainty import BiasWarning
+    from jaxablate._checks import InputError, JaxablateWarning
 
     by_python = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-        if issubclass(category, BiasWarning):
+        if issubclass(category, JaxablateWarning):
             Console(stderr=True, soft_wrap=True).print(f"[bold]note:[/] {escape(str(message))}", highlight=False)
         else:
             by_python(message, category, *where)

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxablate._checks import InputError, require
 from jaxablate._files import atomic_path
+from jaxablate._run import digest
 from jaxablate.models._mlp import MLP, from_arrays
 
 FORMAT = "jaxablate network 1"
@@ -36,6 +37,7 @@ def save_model(model: MLP, path: str | Path, metadata: Mapping[str, str] | None 
         kernel, bias = stage.weights
         tensors[f"stages.{i}.kernel"], tensors[f"stages.{i}.bias"] = np.array(kernel), np.array(bias)
     own = {"format": FORMAT, "activation": model.activation, "layer_sizes": _layer_sizes(model)}
+    own["sha256"] = digest(tensors)
     taken = sorted({*own} & {*(metadata or {})})
     require(not taken, f"metadata: expected other names than {', '.join(own)}, got {', '.join(taken)}")
     header = {**own, **(metadata or {})}
@@ -77,6 +79,8 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, str], dict[str, np.ndar
         metadata.pop("format", None) == FORMAT,
         f"network file {path}: expected format {FORMAT!r}; it was not written by this version of jaxablate",
     )
+    told = metadata.pop("sha256", digest(tensors))  # older files lack it
+    require(told == digest(tensors), f"network file {path}: expected arrays of the checksum it names; it is damaged")
     num_stages = sum(name.startswith("stages.") and name.endswith(".kernel") for name in tensors)
     try:
         kernels = [tensors.pop(f"stages.{i}.kernel") for i in range(num_stages)]
