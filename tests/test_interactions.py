@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from helpers import raises_input_error, scores_of
+from helpers import informed_codes, raises_input_error, scores_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -19,16 +19,6 @@ from jaxablate.figures._interactions import _by_clusters
 from jaxablate.interactions import mantel_test, pair_information, super_additivity
 
 LAYERS = [(2, 10, 700), (3, 4, 500), (8, 10, 1500)]  # codes, classes, examples
-
-
-def layer(seed: int, codes: int, classes: int, examples: int, neurons: int = 9) -> tuple[np.ndarray, np.ndarray]:
-    """Codes of neurons that know something of unevenly many classes; one is constant, the last a duplicate."""
-    random = np.random.default_rng(seed)
-    labels = np.minimum(random.integers(0, classes, examples), random.integers(0, classes, examples))
-    means = random.random((classes, neurons)) * codes
-    found = np.clip(random.normal(means[labels], 0.3 * codes), 0, codes - 1).astype(np.int32)
-    found[:, neurons // 2], found[:, -1] = codes - 1, found[:, 0]
-    return found, labels
 
 
 def informations_of(codes: np.ndarray, labels: np.ndarray, num_codes: int, num_classes: int) -> np.ndarray:
@@ -48,7 +38,7 @@ def informations_of(codes: np.ndarray, labels: np.ndarray, num_codes: int, num_c
 @pytest.mark.parametrize("at_a_time", [9, 2, 1])  # of nine neurons: one is left over at the end of pairs
 def test_all_pairs_equal_the_loop(monkeypatch, codes, classes, examples, at_a_time):
     monkeypatch.setattr(interactions, "CELLS", at_a_time * classes * codes**2 * 9)
-    of_layer, labels = layer(0, codes, classes, examples)
+    of_layer, labels = informed_codes(0, codes, classes, examples)
     pairs = pair_information(of_layer, labels, num_codes=codes, num_classes=classes)
     joint = informations_of(of_layer, labels, codes, classes)
     alone = np.diagonal(joint)
@@ -71,42 +61,12 @@ def test_all_pairs_equal_the_loop(monkeypatch, codes, classes, examples, at_a_ti
 
 @pytest.mark.parametrize(("codes", "classes", "examples"), LAYERS)
 def test_pairs_equal_scikit_learn(codes, classes, examples):
-    of_layer, labels = layer(1, codes, classes, examples, neurons=30)
+    of_layer, labels = informed_codes(1, codes, classes, examples, neurons=30)
     pairs = pair_information(of_layer, labels, num_codes=codes, num_classes=classes)
     expected = [[mutual_info_score(labels, codes * one + other) for other in of_layer.T] for one in of_layer.T]
     np.testing.assert_allclose(pairs.joint, expected, rtol=0, atol=1e-6)
     counts = ja.joint_histogram(of_layer, labels, num_codes=codes, num_classes=classes)
     np.testing.assert_allclose(pairs.alone, ja.mutual_information(counts), rtol=0, atol=1e-6)
-
-
-def test_decomposition_equals_dit():
-    dit = pytest.importorskip("dit")
-    from dit.pid import PID_MMI
-
-    of_layer, labels = layer(2, 2, 3, 300, neurons=5)
-    pairs = pair_information(of_layer, labels, num_codes=2, num_classes=3)
-    for i, j in [(0, 1), (1, 2), (0, 4), (2, 3)]:
-        events, counts = np.unique(np.stack([of_layer[:, i], of_layer[:, j], labels], 1), axis=0, return_counts=True)
-        table = dit.Distribution([tuple(map(int, event)) for event in events], list(counts / counts.sum()))
-        pid = PID_MMI(table, [[0], [1]], [2])
-        nats = [math.log(2) * pid[atom] for atom in (((0,), (1,)), ((0,),), ((1,),), ((0, 1),))]
-        got = [pairs.redundancy[i, j], pairs.unique[i, j], pairs.unique[j, i], pairs.synergy[i, j]]
-        np.testing.assert_allclose(got, nats, rtol=0, atol=1e-6)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_decomposition_equals_hoi():
-    metrics = pytest.importorskip("hoi.metrics")
-    of_layer, labels = layer(3, 3, 4, 400, neurons=6)
-    pairs = pair_information(of_layer, labels, num_codes=3, num_classes=4)
-    first, second = np.triu_indices(6, k=1)
-    expected = {"RedundancyMMI": pairs.redundancy, "SynergyMMI": pairs.synergy, "RSI": -pairs.co_information}
-    for name, matrix in expected.items():
-        model = getattr(metrics, name)(of_layer, labels, verbose=False)
-        bits = model.fit(minsize=2, maxsize=2, method="binning")
-        np.testing.assert_allclose(
-            math.log(2) * np.asarray(bits)[:, 0], np.asarray(matrix)[first, second], rtol=0, atol=1e-6
-        )
 
 
 def test_a_duplicate_is_redundant_and_xor_is_synergy():
@@ -116,7 +76,7 @@ def test_a_duplicate_is_redundant_and_xor_is_synergy():
     np.testing.assert_allclose(pairs.synergy[0, 1], math.log(2), atol=1e-6)
     np.testing.assert_allclose(pairs.co_information[0, 1], -math.log(2), atol=1e-6)
     assert pairs.redundancy[0, 1] == pairs.synergy[0, 2] == pairs.synergy[0, 0] == 0
-    of_layer, labels = layer(4, 8, 10, 900)
+    of_layer, labels = informed_codes(4, 8, 10, 900)
     pairs = pair_information(of_layer, labels, num_codes=8, num_classes=10)
     assert pairs.redundancy[0, -1] == pairs.co_information[0, -1] == pairs.joint[0, -1] == pairs.alone[0] > 0.1
     assert pairs.synergy[0, -1] == pairs.unique[0, -1] == pairs.unique[-1, 0] == 0
@@ -128,7 +88,7 @@ def test_a_duplicate_is_redundant_and_xor_is_synergy():
 @given(st.integers(0, 10**6), st.sampled_from([2, 3, 5]), st.sampled_from([1, 2, 7]))
 def test_laws_of_pairs(seed, codes, classes):
     random = np.random.default_rng(seed)
-    of_layer, labels = layer(seed, codes, classes, 120, neurons=6)
+    of_layer, labels = informed_codes(seed, codes, classes, 120, neurons=6)
     pairs = pair_information(of_layer, labels, num_codes=codes, num_classes=classes)
     joint, alone = np.asarray(pairs.joint), np.asarray(pairs.alone)
     np.testing.assert_array_equal(joint, joint.T)
@@ -145,7 +105,7 @@ def test_laws_of_pairs(seed, codes, classes):
 def test_absent_classes_and_one_example():
     pairs = pair_information(np.zeros((1, 2), int), np.array([3]), num_codes=2, num_classes=9)
     assert pairs.joint.tolist() == [[0, 0], [0, 0]]
-    of_layer, labels = layer(5, 2, 3, 200)
+    of_layer, labels = informed_codes(5, 2, 3, 200)
     wide = pair_information(of_layer, 100 * labels, num_codes=2, num_classes=300)
     np.testing.assert_allclose(
         wide.joint, pair_information(of_layer, labels, num_codes=2, num_classes=3).joint, atol=1e-6
@@ -227,7 +187,7 @@ def test_mantel_without_variation_is_undefined():
 @pytest.mark.parametrize("arranged", ["information", "clusters"])
 @pytest.mark.parametrize("neurons", [2, 12])
 def test_figure_shows_the_pairs(arranged, neurons, tmp_path):
-    of_layer, labels = layer(6, 2, 5, 300, neurons=neurons)
+    of_layer, labels = informed_codes(6, 2, 5, 300, neurons=neurons)
     pairs = pair_information(of_layer, labels, num_codes=2, num_classes=5)
     figure = draw_pair_information(pairs, arranged=arranged, title="a layer")
     figure.savefig(tmp_path / "pairs.png")
@@ -245,7 +205,7 @@ def test_figure_shows_the_pairs(arranged, neurons, tmp_path):
 
 
 def test_clusters_put_duplicates_side_by_side():
-    of_layer, labels = layer(7, 2, 5, 300, neurons=12)
+    of_layer, labels = informed_codes(7, 2, 5, 300, neurons=12)
     pairs = pair_information(of_layer, labels, num_codes=2, num_classes=5)
     places = np.argsort(_by_clusters(pairs))
     assert abs(places[0] - places[-1]) == 1
