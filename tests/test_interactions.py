@@ -9,6 +9,7 @@ import pytest
 from helpers import informed_codes, raises_input_error, scores_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from scipy import stats
 from sklearn.metrics import mutual_info_score
 
@@ -95,11 +96,48 @@ def test_laws_of_pairs(seed, codes, classes):
     assert (joint >= np.maximum.outer(alone, alone)).all()
     assert (np.asarray(pairs.synergy) >= 0).all()
     assert (joint <= stats.entropy(np.bincount(labels)) + 1e-6).all()
-    neurons, new_codes, new_classes = random.permutation(6), random.permutation(codes), random.permutation(classes)
-    again = pair_information(
-        new_codes[of_layer[:, neurons]], new_classes[labels], num_codes=codes, num_classes=classes
-    )  # fmt: skip
+    neurons, examples = random.permutation(6), random.permutation(120)
+    new_codes, new_classes = random.permutation(codes), random.permutation(classes)
+    relabelled = new_codes[of_layer[:, neurons]][examples]
+    again = pair_information(relabelled, new_classes[labels][examples], num_codes=codes, num_classes=classes)
     np.testing.assert_allclose(again.joint, joint[np.ix_(neurons, neurons)], rtol=0, atol=1e-6)
+    merged = np.where(of_layer == new_codes[0], new_codes[1], of_layer)
+    after = pair_information(merged, labels, num_codes=codes, num_classes=classes)
+    assert (np.asarray(after.joint) <= joint + 1e-6).all()
+
+
+numbers = st.sampled_from([2, 3, 5])  # few: each is compiled
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    numbers.flatmap(lambda n: hnp.arrays(np.int32, (40, 4), elements=st.integers(0, n - 1))), st.permutations(range(5))
+)
+def test_duplicates_are_redundant(drawn, renamed):
+    """A neuron, itself again, and under other names for its codes: redundancy and co-information are I(T;Y)."""
+    codes, labels = drawn[:, [0, 1, 0, 1, 0]], drawn[:, 3]
+    codes[:, 4] = np.array(renamed, np.int32)[codes[:, 0]]
+    pairs = pair_information(codes, labels, num_codes=5, num_classes=5)
+    information = [mutual_info_score(labels, column) for column in codes.T]
+    for i, j in [(0, 0), (0, 2), (1, 3), (0, 4), (4, 2)]:
+        for of in (pairs.redundancy, pairs.co_information, pairs.joint):
+            np.testing.assert_allclose(of[i, j], information[i], rtol=0, atol=1e-6)
+        for of in (pairs.synergy, pairs.unique, pairs.unique.T):
+            np.testing.assert_allclose(of[i, j], 0, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(numbers.flatmap(lambda n: st.lists(st.permutations(range(n)), min_size=3, max_size=3)), st.randoms())
+def test_xor_of_an_independent_pair_is_synergy(renamed, random):
+    """The sum modulo n of two codes, XOR for n = 2, whatever the names of codes and classes: synergy is H(Y)."""
+    names, n = np.array(renamed), len(renamed[0])
+    x, z = np.divmod(np.array(random.sample(range(3 * n * n), 3 * n * n)) % n**2, n)
+    codes, labels = np.stack([names[0, x], names[1, z]], axis=1), names[2, (x + z) % n]
+    pairs = pair_information(codes, labels, num_codes=n, num_classes=n)
+    entropy = stats.entropy(np.bincount(labels))
+    np.testing.assert_allclose(pairs.joint, entropy * (1 - np.eye(2)), rtol=0, atol=1e-6)
+    for of, wanted in ((pairs.synergy, entropy), (pairs.co_information, -entropy), (pairs.redundancy, 0)):
+        np.testing.assert_allclose(of[0, 1], wanted, rtol=0, atol=1e-6)
 
 
 def test_absent_classes_and_one_example():
