@@ -6,11 +6,11 @@ import math
 import jax
 import numpy as np
 import pytest
-from helpers import informed_codes, raises_input_error, scores_of
+from helpers import informed_codes, logits64, raises_input_error, scores_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy import stats
+from scipy import special, stats
 from sklearn.metrics import mutual_info_score
 
 import jaxablate as ja
@@ -155,8 +155,14 @@ def test_super_additivity_of_a_network(small_model, mnist5k):
     measured = np.asarray(ja.ablation.pair_ablation(small_model, "layer2", images, labels, measures="loss"))
     intact = float(ja.evaluate_masks(small_model, np.ones((1, 27), bool), images, labels, measures="loss")[0])
     found = super_additivity(measured - intact)
-    alone = np.asarray(ja.single_ablation(small_model, images, labels, site="layer2", measures="loss"))
-    assert found[2, 5] == pytest.approx(measured[2, 5] - alone[2] - alone[5] + intact, abs=1e-6)
+
+    def loss(*neurons: int) -> float:
+        logits = logits64(small_model, images, ~np.isin(np.arange(27), neurons))
+        return -special.log_softmax(logits, axis=1)[np.arange(200), labels].mean()
+
+    for i, j in itertools.combinations(range(8), 2):
+        wanted = loss(10 + i, 10 + j) - loss(10 + i) - loss(10 + j) + loss()
+        assert found[i, j] == pytest.approx(wanted, abs=1e-6)
     assert (np.diagonal(found) == 0).all()
     np.testing.assert_array_equal(found, found.T)
 
@@ -177,6 +183,18 @@ def test_mantel_correlation_is_spearmans():
     assert mantel_test(first, -second, jax.random.key(0), permutations=9).correlation == pytest.approx(
         -test.correlation
     )
+
+
+def test_mantel_p_value_equals_a_loop_over_the_same_permutations():
+    random = np.random.default_rng(2)
+    first, second = matrices(random, 6), matrices(random, 6)
+    upper = np.triu_indices(6, k=1)
+    drawn = [np.asarray(jax.random.permutation(key, 6)) for key in jax.random.split(jax.random.key(5), 99)]
+    first_ones = [first[np.ix_(order, order)][upper] for order in (np.arange(6), *drawn)]
+    found = [abs(stats.spearmanr(one, second[upper]).statistic) for one in first_ones]
+    expected = np.mean(np.array(found) >= found[0] - 1e-9)
+    assert mantel_test(first, second, jax.random.key(5), permutations=99).p_value == pytest.approx(expected, abs=1e-12)
+    assert 0.05 < expected < 0.95
 
 
 def test_mantel_p_value_equals_all_permutations():
