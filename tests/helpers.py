@@ -87,3 +87,15 @@ def assert_counts(counts, model, masks, images, labels, fill=None, scale=None) -
 def random_masks(seed: int, num_masks: int, num_neurons: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     return random.random((num_masks, num_neurons)) < random.random((num_masks, 1))
+
+
+def informed_codes(
+    seed: int, codes: int, classes: int, examples: int, neurons: int = 9
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of neurons that know something of unevenly many classes; one is constant, the last a duplicate."""
+    random = np.random.default_rng(seed)
+    labels = np.minimum(random.integers(0, classes, examples), random.integers(0, classes, examples))
+    means = random.random((classes, neurons)) * codes
+    found = np.clip(random.normal(means[labels], 0.3 * codes), 0, codes - 1).astype(np.int32)
+    found[:, neurons // 2], found[:, -1] = codes - 1, found[:, 0]
+    return found, labels

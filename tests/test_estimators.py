@@ -1,4 +1,4 @@
-"""Quantizers, streams, estimators, shuffles and bootstraps against scikit-learn, SciPy, infomeasure and their laws."""
+"""Quantizers, streams, estimators, shuffles and bootstraps against scikit-learn, SciPy and their laws."""
 
 import math
 import warnings
@@ -251,23 +251,6 @@ def test_the_plugin_is_the_default_bit_for_bit():
         with raises_input_error("unknown estimator 'jackknife': expected one of plugin, miller_madow"):
             metric(counts, estimator="jackknife")
     assert (np.asarray(MILLER_MADOW(np.full((1, 4, 2), 5, np.int32))) < 0).all()
-
-
-def test_miller_madow_equals_infomeasure():
-    infomeasure = pytest.importorskip("infomeasure")
-    entropy = partial(infomeasure.entropy, approach="miller_madow", base="e")
-    codes, labels = coded(4, 700, 8, 8, 10)
-    counts = ja.joint_histogram(codes, labels, num_codes=8, num_classes=10)
-    expected = [entropy(column) for column in codes.T]
-    np.testing.assert_allclose(ja.entropy(counts, estimator="miller_madow"), expected, rtol=0, atol=ROUNDING)
-    joint = [entropy(column * 10 + labels) for column in codes.T]
-    np.testing.assert_allclose(
-        MILLER_MADOW(counts), np.subtract(expected, joint) + entropy(labels), rtol=0, atol=ROUNDING
-    )
-    pytest.importorskip("sparse")  # which infomeasure needs for mutual information alone
-    information = partial(infomeasure.mutual_information, approach="miller_madow", base="e")
-    expected = [information(column, labels) for column in codes.T]
-    np.testing.assert_allclose(MILLER_MADOW(counts), expected, rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize(("num_codes", "bits"), [(2, 0.00065), (8, 0.0046), (32, 0.0209), (100, 0.0657)])

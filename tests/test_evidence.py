@@ -56,10 +56,10 @@ def test_scores_of_the_activation(evidence, activations, split):
         means = sorted(values[split.labels == c].mean() for c in range(10))
         rest = sum(means[:-1]) / 9
         assert compute_score("class_selectivity", evidence)[neuron] == pytest.approx(
-            (means[-1] - rest) / (means[-1] + rest), abs=1e-5
+            (means[-1] - rest) / (means[-1] + rest), abs=1e-6
         )
-        assert compute_score("mean_activation", evidence)[neuron] == pytest.approx(values.mean(), abs=1e-5)
-        assert compute_score("activation_variance", evidence)[neuron] == pytest.approx(values.var(), abs=1e-5)
+        assert compute_score("mean_activation", evidence)[neuron] == pytest.approx(values.mean(), abs=1e-6)
+        assert compute_score("activation_variance", evidence)[neuron] == pytest.approx(values.var(), abs=1e-6)
     relu = KINDS["chain"]()
     found = compute_score("share_of_zeros", Evidence(relu, split.images, split.labels, 10))
     outputs = np.concatenate(ja.record_activations(relu, split.images), axis=1)
@@ -77,27 +77,32 @@ def test_norms_of_weights(evidence, small_model, split):
     weights = weights64(small_model)
     incoming = [np.sqrt((kernel**2).sum(axis=0)) for kernel, _ in weights[:-1]]
     outgoing = [np.sqrt((kernel**2).sum(axis=1)) for kernel, _ in weights[1:]]
-    np.testing.assert_allclose(compute_score("incoming_norm", evidence), np.concatenate(incoming), rtol=1e-5)
-    np.testing.assert_allclose(compute_score("outgoing_norm", evidence), np.concatenate(outgoing), rtol=1e-5)
+    np.testing.assert_allclose(compute_score("incoming_norm", evidence), np.concatenate(incoming), rtol=1e-6)
+    np.testing.assert_allclose(compute_score("outgoing_norm", evidence), np.concatenate(outgoing), rtol=1e-6)
     model = cnn_chain()
     of_cnn = Evidence(model, split.images, split.labels, 10)
     first, second, dense, last = (np.asarray(model.layers[i].kernel[...]) for i in (1, 6, 10, 13))
     flattened = dense.reshape(4, 4, 4, 6)  # height, width, channel, out
     wanted = [first[..., c] for c in range(5)] + [second[..., c] for c in range(4)] + [dense[:, i] for i in range(6)]
-    np.testing.assert_allclose(compute_score("incoming_norm", of_cnn), [np.linalg.norm(w) for w in wanted], rtol=1e-5)
+    np.testing.assert_allclose(compute_score("incoming_norm", of_cnn), [np.linalg.norm(w) for w in wanted], rtol=1e-6)
     wanted = [second[:, :, c] for c in range(5)] + [flattened[:, :, c] for c in range(4)] + list(last)
-    np.testing.assert_allclose(compute_score("outgoing_norm", of_cnn), [np.linalg.norm(w) for w in wanted], rtol=1e-5)
+    np.testing.assert_allclose(compute_score("outgoing_norm", of_cnn), [np.linalg.norm(w) for w in wanted], rtol=1e-6)
     with raises_input_error("weight norms: expected a chain, got Tokens"):
         compute_score("incoming_norm", Evidence(KINDS["tokens"](), split.images, split.labels, 10))
 
 
-def test_taylor_of_the_last_layer_by_hand(evidence, small_model, activations, split):
+def test_taylor_by_hand(evidence, small_model, activations, split):
     logits = logits64(small_model, split.images)
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
-    gradient = (probabilities - np.eye(10)[split.labels]) @ weights64(small_model)[-1][0].T
-    wanted = np.abs(activations[:, 18:] * gradient).mean(axis=0)
-    np.testing.assert_allclose(compute_score("taylor", evidence)[18:], wanted, atol=1e-6)
+    gradient = probabilities / probabilities.sum(axis=1, keepdims=True) - np.eye(10)[split.labels]
+    wanted = []
+    for (kernel, _), outputs in zip(
+        weights64(small_model)[:0:-1], np.split(activations, [10, 18], 1)[::-1], strict=True
+    ):
+        gradient = gradient @ kernel.T
+        wanted = [*np.abs(outputs * gradient).mean(axis=0), *wanted]
+        gradient *= outputs * (1 - outputs)
+    np.testing.assert_allclose(compute_score("taylor", evidence), wanted, rtol=0, atol=1e-6)
 
 
 def test_taylor_of_channels_by_the_layers_themselves(split):
@@ -105,27 +110,40 @@ def test_taylor_of_channels_by_the_layers_themselves(split):
     model = cnn_chain()
     layers = in_evaluation(model).layers
     images, labels = jnp.asarray(split.images[:70]), split.labels[:70]
-    outputs = images
-    for layer in layers[:5]:
-        outputs = layer(outputs)
 
     def loss(outputs):
         for layer in layers[5:]:
             outputs = layer(outputs)
         return -jax.nn.log_softmax(outputs)[np.arange(70), labels].sum()
 
-    products = np.asarray(outputs * jax.grad(loss)(outputs)).sum(axis=(1, 2))
+    outputs = images
+    with jax.default_matmul_precision("highest"):
+        for layer in layers[:5]:
+            outputs = layer(outputs)
+        products = np.asarray(outputs * jax.grad(loss)(outputs)).sum(axis=(1, 2))
     found = compute_score("taylor", Evidence(model, images, labels, 10))
-    np.testing.assert_allclose(found[:5], np.abs(products).mean(axis=0), rtol=1e-3)
+    np.testing.assert_allclose(found[:5], np.abs(products).mean(axis=0), rtol=0, atol=1e-6)
 
 
-def test_damage_alone(evidence, small_model, activations, split):
+@pytest.fixture(scope="module")
+def worth(small_model, activations, split):
+    """The mean log-likelihood in float64 with these neurons kept, and the means of all others in their place."""
     mean = activations.mean(axis=0)
-    intact = -log_likelihood(logits64(small_model, split.images), split.labels).mean()
-    for neuron in (0, 9, 10, 26):
-        keep = np.arange(27) != neuron
-        loss = -log_likelihood(logits64(small_model, split.images, keep, mean), split.labels).mean()
-        assert compute_score("damage_alone", evidence)[neuron] == pytest.approx(loss - intact, abs=1e-6)
+    return lambda keep: log_likelihood(logits64(small_model, split.images, keep, mean), split.labels).mean()
+
+
+def test_damage_alone(evidence, worth):
+    wanted = [worth(np.ones(27)) - worth(np.arange(27) != neuron) for neuron in range(27)]
+    np.testing.assert_allclose(compute_score("damage_alone", evidence), wanted, rtol=0, atol=1e-6)
+
+
+def test_shapley_values_by_the_same_orders(evidence, worth):
+    orders = np.asarray(ja.random_orders(jax.random.key(0), 27, 20))
+    wanted = np.zeros(27)
+    for order in orders:
+        along = [worth(~np.isin(np.arange(27), order[:step])) for step in range(28)]
+        wanted[order] += -np.diff(along) / 20
+    np.testing.assert_allclose(compute_score("shapley", evidence), wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("by", ["correct", "loss"])

@@ -6,10 +6,11 @@ import math
 import jax
 import numpy as np
 import pytest
-from helpers import raises_input_error, scores_of
+from helpers import informed_codes, logits64, raises_input_error, scores_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from hypothesis.extra import numpy as hnp
+from scipy import special, stats
 from sklearn.metrics import mutual_info_score
 
 import jaxablate as ja
@@ -19,16 +20,6 @@ from jaxablate.figures._interactions import _by_clusters
 from jaxablate.interactions import mantel_test, pair_information, super_additivity
 
 LAYERS = [(2, 10, 700), (3, 4, 500), (8, 10, 1500)]  # codes, classes, examples
-
-
-def layer(seed: int, codes: int, classes: int, examples: int, neurons: int = 9) -> tuple[np.ndarray, np.ndarray]:
-    """Codes of neurons that know something of unevenly many classes; one is constant, the last a duplicate."""
-    random = np.random.default_rng(seed)
-    labels = np.minimum(random.integers(0, classes, examples), random.integers(0, classes, examples))
-    means = random.random((classes, neurons)) * codes
-    found = np.clip(random.normal(means[labels], 0.3 * codes), 0, codes - 1).astype(np.int32)
-    found[:, neurons // 2], found[:, -1] = codes - 1, found[:, 0]
-    return found, labels
 
 
 def informations_of(codes: np.ndarray, labels: np.ndarray, num_codes: int, num_classes: int) -> np.ndarray:
@@ -48,7 +39,7 @@ def informations_of(codes: np.ndarray, labels: np.ndarray, num_codes: int, num_c
 @pytest.mark.parametrize("at_a_time", [9, 2, 1])  # of nine neurons: one is left over at the end of pairs
 def test_all_pairs_equal_the_loop(monkeypatch, codes, classes, examples, at_a_time):
     monkeypatch.setattr(interactions, "CELLS", at_a_time * classes * codes**2 * 9)
-    of_layer, labels = layer(0, codes, classes, examples)
+    of_layer, labels = informed_codes(0, codes, classes, examples)
     pairs = pair_information(of_layer, labels, num_codes=codes, num_classes=classes)
     joint = informations_of(of_layer, labels, codes, classes)
     alone = np.diagonal(joint)
@@ -71,42 +62,12 @@ def test_all_pairs_equal_the_loop(monkeypatch, codes, classes, examples, at_a_ti
 
 @pytest.mark.parametrize(("codes", "classes", "examples"), LAYERS)
 def test_pairs_equal_scikit_learn(codes, classes, examples):
-    of_layer, labels = layer(1, codes, classes, examples, neurons=30)
+    of_layer, labels = informed_codes(1, codes, classes, examples, neurons=30)
     pairs = pair_information(of_layer, labels, num_codes=codes, num_classes=classes)
     expected = [[mutual_info_score(labels, codes * one + other) for other in of_layer.T] for one in of_layer.T]
     np.testing.assert_allclose(pairs.joint, expected, rtol=0, atol=1e-6)
     counts = ja.joint_histogram(of_layer, labels, num_codes=codes, num_classes=classes)
     np.testing.assert_allclose(pairs.alone, ja.mutual_information(counts), rtol=0, atol=1e-6)
-
-
-def test_decomposition_equals_dit():
-    dit = pytest.importorskip("dit")
-    from dit.pid import PID_MMI
-
-    of_layer, labels = layer(2, 2, 3, 300, neurons=5)
-    pairs = pair_information(of_layer, labels, num_codes=2, num_classes=3)
-    for i, j in [(0, 1), (1, 2), (0, 4), (2, 3)]:
-        events, counts = np.unique(np.stack([of_layer[:, i], of_layer[:, j], labels], 1), axis=0, return_counts=True)
-        table = dit.Distribution([tuple(map(int, event)) for event in events], list(counts / counts.sum()))
-        pid = PID_MMI(table, [[0], [1]], [2])
-        nats = [math.log(2) * pid[atom] for atom in (((0,), (1,)), ((0,),), ((1,),), ((0, 1),))]
-        got = [pairs.redundancy[i, j], pairs.unique[i, j], pairs.unique[j, i], pairs.synergy[i, j]]
-        np.testing.assert_allclose(got, nats, rtol=0, atol=1e-6)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_decomposition_equals_hoi():
-    metrics = pytest.importorskip("hoi.metrics")
-    of_layer, labels = layer(3, 3, 4, 400, neurons=6)
-    pairs = pair_information(of_layer, labels, num_codes=3, num_classes=4)
-    first, second = np.triu_indices(6, k=1)
-    expected = {"RedundancyMMI": pairs.redundancy, "SynergyMMI": pairs.synergy, "RSI": -pairs.co_information}
-    for name, matrix in expected.items():
-        model = getattr(metrics, name)(of_layer, labels, verbose=False)
-        bits = model.fit(minsize=2, maxsize=2, method="binning")
-        np.testing.assert_allclose(
-            math.log(2) * np.asarray(bits)[:, 0], np.asarray(matrix)[first, second], rtol=0, atol=1e-6
-        )
 
 
 def test_a_duplicate_is_redundant_and_xor_is_synergy():
@@ -116,7 +77,7 @@ def test_a_duplicate_is_redundant_and_xor_is_synergy():
     np.testing.assert_allclose(pairs.synergy[0, 1], math.log(2), atol=1e-6)
     np.testing.assert_allclose(pairs.co_information[0, 1], -math.log(2), atol=1e-6)
     assert pairs.redundancy[0, 1] == pairs.synergy[0, 2] == pairs.synergy[0, 0] == 0
-    of_layer, labels = layer(4, 8, 10, 900)
+    of_layer, labels = informed_codes(4, 8, 10, 900)
     pairs = pair_information(of_layer, labels, num_codes=8, num_classes=10)
     assert pairs.redundancy[0, -1] == pairs.co_information[0, -1] == pairs.joint[0, -1] == pairs.alone[0] > 0.1
     assert pairs.synergy[0, -1] == pairs.unique[0, -1] == pairs.unique[-1, 0] == 0
@@ -128,24 +89,61 @@ def test_a_duplicate_is_redundant_and_xor_is_synergy():
 @given(st.integers(0, 10**6), st.sampled_from([2, 3, 5]), st.sampled_from([1, 2, 7]))
 def test_laws_of_pairs(seed, codes, classes):
     random = np.random.default_rng(seed)
-    of_layer, labels = layer(seed, codes, classes, 120, neurons=6)
+    of_layer, labels = informed_codes(seed, codes, classes, 120, neurons=6)
     pairs = pair_information(of_layer, labels, num_codes=codes, num_classes=classes)
     joint, alone = np.asarray(pairs.joint), np.asarray(pairs.alone)
     np.testing.assert_array_equal(joint, joint.T)
     assert (joint >= np.maximum.outer(alone, alone)).all()
     assert (np.asarray(pairs.synergy) >= 0).all()
     assert (joint <= stats.entropy(np.bincount(labels)) + 1e-6).all()
-    neurons, new_codes, new_classes = random.permutation(6), random.permutation(codes), random.permutation(classes)
-    again = pair_information(
-        new_codes[of_layer[:, neurons]], new_classes[labels], num_codes=codes, num_classes=classes
-    )  # fmt: skip
+    neurons, examples = random.permutation(6), random.permutation(120)
+    new_codes, new_classes = random.permutation(codes), random.permutation(classes)
+    relabelled = new_codes[of_layer[:, neurons]][examples]
+    again = pair_information(relabelled, new_classes[labels][examples], num_codes=codes, num_classes=classes)
     np.testing.assert_allclose(again.joint, joint[np.ix_(neurons, neurons)], rtol=0, atol=1e-6)
+    merged = np.where(of_layer == new_codes[0], new_codes[1], of_layer)
+    after = pair_information(merged, labels, num_codes=codes, num_classes=classes)
+    assert (np.asarray(after.joint) <= joint + 1e-6).all()
+
+
+numbers = st.sampled_from([2, 3, 5])  # few: each is compiled
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    numbers.flatmap(lambda n: hnp.arrays(np.int32, (40, 4), elements=st.integers(0, n - 1))), st.permutations(range(5))
+)
+def test_duplicates_are_redundant(drawn, renamed):
+    """A neuron, itself again, and under other names for its codes: redundancy and co-information are I(T;Y)."""
+    codes, labels = drawn[:, [0, 1, 0, 1, 0]], drawn[:, 3]
+    codes[:, 4] = np.array(renamed, np.int32)[codes[:, 0]]
+    pairs = pair_information(codes, labels, num_codes=5, num_classes=5)
+    information = [mutual_info_score(labels, column) for column in codes.T]
+    for i, j in [(0, 0), (0, 2), (1, 3), (0, 4), (4, 2)]:
+        for of in (pairs.redundancy, pairs.co_information, pairs.joint):
+            np.testing.assert_allclose(of[i, j], information[i], rtol=0, atol=1e-6)
+        for of in (pairs.synergy, pairs.unique, pairs.unique.T):
+            np.testing.assert_allclose(of[i, j], 0, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(numbers.flatmap(lambda n: st.lists(st.permutations(range(n)), min_size=3, max_size=3)), st.randoms())
+def test_xor_of_an_independent_pair_is_synergy(renamed, random):
+    """The sum modulo n of two codes, XOR for n = 2, whatever the names of codes and classes: synergy is H(Y)."""
+    names, n = np.array(renamed), len(renamed[0])
+    x, z = np.divmod(np.array(random.sample(range(3 * n * n), 3 * n * n)) % n**2, n)
+    codes, labels = np.stack([names[0, x], names[1, z]], axis=1), names[2, (x + z) % n]
+    pairs = pair_information(codes, labels, num_codes=n, num_classes=n)
+    entropy = stats.entropy(np.bincount(labels))
+    np.testing.assert_allclose(pairs.joint, entropy * (1 - np.eye(2)), rtol=0, atol=1e-6)
+    for of, wanted in ((pairs.synergy, entropy), (pairs.co_information, -entropy), (pairs.redundancy, 0)):
+        np.testing.assert_allclose(of[0, 1], wanted, rtol=0, atol=1e-6)
 
 
 def test_absent_classes_and_one_example():
     pairs = pair_information(np.zeros((1, 2), int), np.array([3]), num_codes=2, num_classes=9)
     assert pairs.joint.tolist() == [[0, 0], [0, 0]]
-    of_layer, labels = layer(5, 2, 3, 200)
+    of_layer, labels = informed_codes(5, 2, 3, 200)
     wide = pair_information(of_layer, 100 * labels, num_codes=2, num_classes=300)
     np.testing.assert_allclose(
         wide.joint, pair_information(of_layer, labels, num_codes=2, num_classes=3).joint, atol=1e-6
@@ -157,8 +155,14 @@ def test_super_additivity_of_a_network(small_model, mnist5k):
     measured = np.asarray(ja.ablation.pair_ablation(small_model, "layer2", images, labels, measures="loss"))
     intact = float(ja.evaluate_masks(small_model, np.ones((1, 27), bool), images, labels, measures="loss")[0])
     found = super_additivity(measured - intact)
-    alone = np.asarray(ja.single_ablation(small_model, images, labels, site="layer2", measures="loss"))
-    assert found[2, 5] == pytest.approx(measured[2, 5] - alone[2] - alone[5] + intact, abs=1e-6)
+
+    def loss(*neurons: int) -> float:
+        logits = logits64(small_model, images, ~np.isin(np.arange(27), neurons))
+        return -special.log_softmax(logits, axis=1)[np.arange(200), labels].mean()
+
+    for i, j in itertools.combinations(range(8), 2):
+        wanted = loss(10 + i, 10 + j) - loss(10 + i) - loss(10 + j) + loss()
+        assert found[i, j] == pytest.approx(wanted, abs=1e-6)
     assert (np.diagonal(found) == 0).all()
     np.testing.assert_array_equal(found, found.T)
 
@@ -179,6 +183,18 @@ def test_mantel_correlation_is_spearmans():
     assert mantel_test(first, -second, jax.random.key(0), permutations=9).correlation == pytest.approx(
         -test.correlation
     )
+
+
+def test_mantel_p_value_equals_a_loop_over_the_same_permutations():
+    random = np.random.default_rng(2)
+    first, second = matrices(random, 6), matrices(random, 6)
+    upper = np.triu_indices(6, k=1)
+    drawn = [np.asarray(jax.random.permutation(key, 6)) for key in jax.random.split(jax.random.key(5), 99)]
+    first_ones = [first[np.ix_(order, order)][upper] for order in (np.arange(6), *drawn)]
+    found = [abs(stats.spearmanr(one, second[upper]).statistic) for one in first_ones]
+    expected = np.mean(np.array(found) >= found[0] - 1e-9)
+    assert mantel_test(first, second, jax.random.key(5), permutations=99).p_value == pytest.approx(expected, abs=1e-12)
+    assert 0.05 < expected < 0.95
 
 
 def test_mantel_p_value_equals_all_permutations():
@@ -227,7 +243,7 @@ def test_mantel_without_variation_is_undefined():
 @pytest.mark.parametrize("arranged", ["information", "clusters"])
 @pytest.mark.parametrize("neurons", [2, 12])
 def test_figure_shows_the_pairs(arranged, neurons, tmp_path):
-    of_layer, labels = layer(6, 2, 5, 300, neurons=neurons)
+    of_layer, labels = informed_codes(6, 2, 5, 300, neurons=neurons)
     pairs = pair_information(of_layer, labels, num_codes=2, num_classes=5)
     figure = draw_pair_information(pairs, arranged=arranged, title="a layer")
     figure.savefig(tmp_path / "pairs.png")
@@ -245,7 +261,7 @@ def test_figure_shows_the_pairs(arranged, neurons, tmp_path):
 
 
 def test_clusters_put_duplicates_side_by_side():
-    of_layer, labels = layer(7, 2, 5, 300, neurons=12)
+    of_layer, labels = informed_codes(7, 2, 5, 300, neurons=12)
     pairs = pair_information(of_layer, labels, num_codes=2, num_classes=5)
     places = np.argsort(_by_clusters(pairs))
     assert abs(places[0] - places[-1]) == 1
