@@ -133,6 +133,10 @@ def _check_examples(number: int) -> None:
 @partial(jax.jit, static_argnames=("num_codes", "num_classes"))
 def _joint_histogram(codes: Codes, labels: Labels, num_codes: int, num_classes: int) -> Counts:
     shape = (codes.shape[1], num_classes, num_codes)
+    if num_codes == 2:  # sums of whole rows, several times faster than of single cells
+        fired = jax.ops.segment_sum(codes.astype(jnp.int32), labels, num_classes)
+        size = jax.ops.segment_sum(jnp.ones_like(labels, jnp.int32), labels, num_classes)
+        return jnp.stack([size[:, None] - fired, fired], axis=2).swapaxes(0, 1)
     neuron = jnp.arange(shape[0], dtype=jnp.int32)
     cell = (neuron * num_classes + labels[:, None].astype(jnp.int32)) * num_codes + codes.astype(jnp.int32)
     counts = jnp.bincount(cell.ravel(), length=shape[0] * shape[1] * shape[2])

@@ -85,16 +85,19 @@ def test_laws_of_the_metrics(counts, random):
         np.testing.assert_array_equal(metric(counts[neurons]), scores[neurons].astype(np.float32))
 
 
-def test_histogram_equals_the_loop_and_adds_over_batches():
+@pytest.mark.parametrize("num_codes", [2, 3])
+def test_histogram_equals_the_loop_and_adds_over_batches(num_codes):
     random = np.random.default_rng(1)
-    codes, labels = random.integers(0, 3, (500, 7)), random.integers(0, 4, 500)
-    expected = np.zeros((7, 4, 3), int)
+    codes, labels = random.integers(0, num_codes, (500, 7)), random.integers(0, 4, 500)
+    expected = np.zeros((7, 4, num_codes), int)
     for row, label in zip(codes, labels, strict=True):
         for neuron, code in enumerate(row):
             expected[neuron, label, code] += 1
-    counts = ja.joint_histogram(codes, labels, num_codes=3, num_classes=4)
+    counts = ja.joint_histogram(codes, labels, num_codes=num_codes, num_classes=4)
     np.testing.assert_array_equal(counts, expected)
-    parts = [ja.joint_histogram(codes[i], labels[i], num_codes=3, num_classes=4) for i in np.split(np.arange(500), 4)]
+    parts = [
+        ja.joint_histogram(codes[i], labels[i], num_codes=num_codes, num_classes=4) for i in np.split(np.arange(500), 4)
+    ]
     np.testing.assert_array_equal(np.sum(parts, axis=0), expected)
 
 
