@@ -3,8 +3,10 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import numpy as np
 
 from jaxablate._checks import InputError
 
@@ -26,6 +28,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
         folder.rmdir()
+
+
+def save_tensors(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write arrays as safetensors, atomically.
+
+    Raises:
+        InputError: if they cannot be written, for want of room, say.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    with atomic_path(path) as temporary:
+        try:
+            save_file(dict(arrays), temporary, metadata=dict(metadata))
+        except SafetensorError as error:
+            raise InputError(f"file {path}: expected a place with room to write it, got '{error}'") from None
 
 
 def require_writable(folder: str | Path) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import numpy as np
 
 from jaxablate._checks import InputError
-from jaxablate._files import LEFTOVER, atomic_path
+from jaxablate._files import LEFTOVER, atomic_path, save_tensors
 
 FORMAT = "jaxablate run 1"
 OWNER = "run.owner"
@@ -101,11 +101,8 @@ class Units:
         metadata = {"run": self.run, "unit": name}
         found = self._read(path, metadata)
         if found is None:
-            from safetensors.numpy import save_file
-
             found = {of: np.ascontiguousarray(array) for of, array in compute().items()}
-            with atomic_path(path) as temporary:
-                save_file(found, temporary, metadata={**metadata, "sha256": digest(found)})
+            save_tensors(path, found, {**metadata, "sha256": digest(found)})
         return found
 
     def _read(self, path: Path, wanted: dict[str, str]) -> Arrays | None:

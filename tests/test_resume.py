@@ -132,7 +132,7 @@ def test_a_damaged_unit_is_computed_anew(config, undisturbed, tmp_path):
     results = ja.run_study(config, run_dir=tmp_path, on_progress=lambda *told: notes.append(told))
     assert same(results, undisturbed)
     told = [note for what, *_, note in notes if what == "resume"]
-    assert told == [f"{unit.name} is damaged or of another run: computed anew" for unit in units[:3]]
+    assert sorted(told) == [f"{unit.name} is damaged or of another run: computed anew" for unit in units[:3]]
 
 
 def test_another_config_is_refused_or_begins_afresh(config, undisturbed, tmp_path):
@@ -209,23 +209,13 @@ main()
 
 def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on(tmp_path):
     """A file that cannot grow stands for a disk that is full."""
-    arguments = [
-        "reproduce",
-        "--dataset",
-        "mnist5k",
-        "--epochs",
-        "1",
-        "--steps",
-        "2",
-        "--random-orders",
-        "1",
-        "--no-cache",
-    ]
+    options = ["--epochs", "1", "--steps", "2", "--random-orders", "1", "--no-cache"]
+    arguments = ["reproduce", "--dataset", "mnist5k", *options]
     full = [sys.executable, "-c", LIMITED, "200000", *arguments, "--out", tmp_path]
     process = subprocess.run(full, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, timeout=300)
     assert process.returncode == 1, process.stdout
-    assert process.stderr.count("error:") == 1
-    assert "Traceback" not in process.stderr
+    assert process.stderr.startswith("error: ")
+    assert process.stderr.count("\n") == 1
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 200_000]
     assert not [path for path in tmp_path.rglob(".*")]
     results = CliRunner().invoke(jaxablate.cli.app, [*arguments, "--out", str(tmp_path)])

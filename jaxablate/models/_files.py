@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxablate._checks import InputError, require
-from jaxablate._files import atomic_path
+from jaxablate._files import save_tensors
 from jaxablate._run import digest
 from jaxablate.models._mlp import MLP, from_arrays
 
@@ -29,8 +29,6 @@ def save_model(model: MLP, path: str | Path, metadata: Mapping[str, str] | None 
     Example:
         >>> ja.save_model(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), tmp_path / "model.safetensors", {"seed": "0"})
     """
-    from safetensors.numpy import save_file
-
     require(isinstance(model, MLP), f"model: expected an MLP, whose file says all of it, got {type(model).__name__}")
     tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     for i, stage in enumerate(model.stages):
@@ -41,8 +39,7 @@ def save_model(model: MLP, path: str | Path, metadata: Mapping[str, str] | None 
     taken = sorted({*own} & {*(metadata or {})})
     require(not taken, f"metadata: expected other names than {', '.join(own)}, got {', '.join(taken)}")
     header = {**own, **(metadata or {})}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+    save_tensors(path, tensors, header)
 
 
 def load_model(path: str | Path) -> tuple[MLP, dict[str, str], dict[str, np.ndarray]]:

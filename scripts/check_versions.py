@@ -1,0 +1,60 @@
+"""Install the package with the lowest (or the newest) versions of what it depends on, elsewhere, and test it there.
+
+`python scripts/check_versions.py lowest [-- PYTEST ARGUMENTS]`: builds a wheel, installs it and its test extra into a
+new virtual environment by `uv pip install --resolution lowest-direct` (or `highest`), and runs the tests from a copy of
+`tests` in another folder, so that nothing but the wheel can be imported. Warnings of old versions are no errors here.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("tests", "benchmarks", "scripts", "docs", "README.md", "pyproject.toml")
+"""What the tests read beside the package."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Test an installed wheel with the lowest or the newest versions.")
+    parser.add_argument("versions", choices=("lowest", "newest"))
+    parser.add_argument("pytest", nargs="*", help="arguments of pytest, such as tests/test_scores.py")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        sys.exit(check(Path(folder), arguments.versions, arguments.pytest))
+
+
+def check(folder: Path, versions: str, arguments: list[str]) -> int:
+    venv.create(folder / "venv", with_pip=True)
+    python = folder / "venv" / "bin" / "python"
+    environment = {**os.environ, "VIRTUAL_ENV": str(folder / "venv")}
+    environment.pop("PYTHONPATH", None)
+
+    def run(*command: object, **options) -> int:
+        print("+", *command, flush=True)
+        return subprocess.run(list(map(str, command)), env=environment, **options).returncode
+
+    resolution = "lowest-direct" if versions == "lowest" else "highest"
+    for command in (
+        (python, "-m", "pip", "install", "--quiet", "uv"),
+        (python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT),
+    ):
+        if code := run(*command):
+            return code
+    (wheel,) = folder.glob("jaxablate-*.whl")
+    if code := run(python, "-m", "uv", "pip", "install", "--quiet", "--resolution", resolution, f"{wheel}[test]"):
+        return code
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    for name in COPIED:
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, elsewhere / name)
+    run(python, "-m", "uv", "pip", "list")
+    return run(python, "-m", "pytest", "-q", "-W", "default", *arguments, cwd=elsewhere)
+
+
+if __name__ == "__main__":
+    main()
