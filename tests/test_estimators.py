@@ -122,6 +122,17 @@ def test_quantile_codes_of_ties_and_constants():
     assert constant(np.array([[6.9], [7.1]], np.float32)).ravel().tolist() == [0, 3]
 
 
+def test_the_mean_bit_has_its_edge_on_the_mean():
+    """A float32 sum over many examples drifts: an edge above a constant neuron, codes of near ones at random."""
+    random = np.random.default_rng(0)
+    for scale in (1e-7, 1e-3, 1.0):
+        values = (0.7 + scale * random.standard_normal((50_000, 3))).astype(np.float32)
+        values[:, 0] = 0.1
+        edges = np.asarray(quantizers.mean().fit(jnp.asarray(values)).edges)
+        np.testing.assert_array_equal(edges[0], values.astype(np.float64).mean(axis=0).astype(np.float32))
+        assert (quantizers.mean().fit(values)(values)[:, 0] == 1).all()
+
+
 whole = hnp.arrays(np.float32, st.tuples(st.integers(4, 40), st.integers(1, 3)), elements=st.integers(-9, 9))
 MONOTONE = {
     "affine": lambda h: 4 * h - 3,
@@ -147,6 +158,28 @@ def test_monotone_maps_leave_quantile_coded_information_unchanged(fitted, bins, 
 
 
 def test_quantizers_say_what_is_wrong():
+    with raises_input_error("mean: expected a fitted quantizer, got one without edges; call .fit"):
+        quantizers.mean()(np.zeros((2, 2), np.float32))
+    with raises_input_error("activations: expected finite numbers, got 1 NaN"):
+        quantizers.mean().fit(np.array([[np.nan], [1.0]], np.float32))
+    with raises_input_error("activations: expected at least one example"):
+        quantizers.mean().fit(np.zeros((0, 2), np.float32))
+    fitted = quantizers.quantile(2).fit(np.arange(6, dtype=np.float32).reshape(2, 3))
+    for shape in ((4, 1), (4, 5), (4,)):
+        with raises_input_error(r"activations: expected \[example, neuron\] of the 3 neurons that the quantizer has"):
+            fitted(np.zeros(shape, np.float32))
+    with raises_input_error(r"activations: .* of the 1 neurons"):
+        quantizers.mean().fit(np.zeros((4, 1), np.float32))(np.zeros((4, 2), np.float32))
+    with raises_input_error("value: expected finite numbers, got 1 NaN"):
+        quantizers.threshold(math.nan)
+    with raises_input_error(r"value: expected a number or one for each neuron, got shape \(2, 3\)"):
+        quantizers.threshold(np.zeros((2, 3)))
+    with raises_input_error("value: expected numbers, got 'high'"):
+        quantizers.threshold("high")
+    with raises_input_error(r"edges: expected numbers, got \[\[1\], \[2, 3\]\]"):
+        quantizers.levels([[1], [2, 3]])
+    with raises_input_error(r"range: expected numbers, got \['a', 1\]"):
+        quantizers.uniform(4, "a", 1)
     with raises_input_error("quantile: expected a fitted quantizer, got one without edges; call .fit"):
         quantizers.quantile(3)(np.zeros((2, 2), np.float32))
     with raises_input_error("expected at least 4 examples for 4 quantile codes, got 3; take fewer codes"):
