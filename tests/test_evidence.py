@@ -178,6 +178,7 @@ def test_normalization_per_layer():
     root = math.sqrt(2)
     np.testing.assert_allclose(normalize(scores, layers, "z"), [root, -1 / root, -1 / root, -1, 1, 0])
     np.testing.assert_array_equal(normalize(scores, layers, "none"), scores)
+    np.testing.assert_array_equal(normalize(np.full(7, 0.1), np.zeros(7, int), "z"), np.zeros(7))  # of mean 0.1 + 1e-17
     with raises_input_error("unknown normalization 'minmax': expected one of none, rank, z, share"):
         normalize(scores, layers, "minmax")
     with raises_input_error(r"layers: expected one for each of 6 neurons, got \(5,\)"):

@@ -113,6 +113,9 @@ def test_orders_are_stable_both_ways():
     assert ja.ablation_order(scores, direction="low").tolist() == [1, 3, 0, 2, 4]
     assert ja.ablation_order(scores, direction="high").tolist() == [4, 0, 2, 1, 3]
     assert ja.ablation_order(np.zeros(5, np.float32), direction="high").tolist() == [0, 1, 2, 3, 4]
+    for counts in (np.array([0, 255, 3, 255], np.uint8), np.array([-128, 127, 3, 127], np.int8)):
+        assert ja.ablation_order(counts, direction="high").tolist() == [1, 3, 2, 0]
+        assert ja.ablation_order(counts, direction="low").tolist() == [0, 2, 1, 3]
 
 
 def test_random_orders_are_independent_uniform_permutations():
