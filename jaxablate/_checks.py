@@ -49,6 +49,13 @@ def require_integer(what: str, value: object) -> int:
         raise InputError(f"{what}: expected an integer, got {value!r}") from None
 
 
+def require_count(what: str, value: object, least: int = 1) -> int:
+    """Raise unless the value is a whole number, `least` or more; return it as Python's."""
+    number = require_integer(what, value)
+    require(number >= least, f"{what}: expected at least {least}, got {number}")
+    return number
+
+
 def require_integers(what: str, array: np.ndarray) -> None:
     """Raise unless the dtype is an integer one."""
     require(np.issubdtype(array.dtype, np.integer), f"{what}: expected integers, got dtype {array.dtype}")

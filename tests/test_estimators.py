@@ -433,6 +433,19 @@ def test_bootstrap_intervals_equal_those_of_scipy():
 
 def test_uncertainty_says_what_is_wrong():
     codes, labels, key = np.zeros((4, 2), np.int32), np.zeros(4, np.int32), jax.random.key(0)
+
+    def share_of_entropy(counts):  # 0 / 0 for a neuron that never changes its code
+        return ja.mutual_information(counts) / ja.entropy(counts)
+
+    for of in (shuffle_null, bootstrap):
+        with raises_input_error("scores of the metric: expected finite numbers, got 20 NaN or infinite of 20"):
+            of(codes, labels, key, 10 - (of is shuffle_null), num_codes=2, num_classes=2, metric=share_of_entropy)
+        with raises_input_error(r"codes: expected at least one example and neuron, got shape \(0, 2\)"):
+            of(codes[:0], labels[:0], key, 9, num_codes=2, num_classes=2)
+        with raises_input_error(r"codes: expected at least one example and neuron, got shape \(4, 0\)"):
+            of(codes[:, :0], labels, key, 9, num_codes=2, num_classes=2)
+        with raises_input_error("num_codes: expected an integer, got 2.0"):
+            of(codes, labels, key, 9, num_codes=2.0, num_classes=2)
     with raises_input_error("num_shuffles: expected at least 1, got 0"):
         shuffle_null(codes, labels, key, 0, num_codes=2, num_classes=2)
     with raises_input_error("num_resamples: expected an integer, got 1.5"):

@@ -148,6 +148,10 @@ def test_bad_input():
         ja.quantizers.default_quantizer("softplus")
     with raises_input_error(r"codes: expected values in 0..1, got 0..2"):
         ja.joint_histogram(np.array([[0], [2]]), np.array([0, 0]), num_codes=2, num_classes=1)
+    with raises_input_error("num_codes: expected an integer, got 2.5"):
+        ja.joint_histogram(np.zeros((2, 1), int), np.zeros(2, int), num_codes=2.5, num_classes=1)
+    with raises_input_error("num_classes: expected at least 1, got 0"):
+        ja.joint_histogram(np.zeros((2, 1), int), np.zeros(2, int), num_codes=2, num_classes=0)
     with raises_input_error(r"labels: expected values in 0..2, got 0..3"):
         ja.joint_histogram(np.zeros((2, 1), int), np.array([0, 3]), num_codes=2, num_classes=3)
     with raises_input_error(r"labels: expected shape \(2\)"):
