@@ -378,6 +378,21 @@ def test_the_shuffle_null_equals_loops_over_the_same_shuffles():
     assert (null.mean != shuffle_null(codes, labels, jax.random.key(6), number, num_codes=3, num_classes=4).mean).any()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_shuffles_as_good_as_the_labels_count_whatever_their_rounding(seed):
+    """With classes of one size, tables that differ by the order of their rows have the same information."""
+    labels, codes = np.arange(30) % 5, np.random.default_rng(seed).integers(0, 3, (30, 8))
+    key, number = jax.random.key(seed), 100
+    null = shuffle_null(codes, labels, key, number, num_codes=3, num_classes=5)
+    shuffles = [np.asarray(jax.random.permutation(k, labels)) for k in jax.random.split(key, number + 1)[1:]]
+    scores = np.array([[mutual_info_score(shuffled, column) for column in codes.T] for shuffled in shuffles])
+    observed = np.array([mutual_info_score(labels, column) for column in codes.T])
+    assert (np.abs(scores - observed) < 1e-9).sum() > 10
+    np.testing.assert_allclose(null.p_value, (1 + (scores >= observed - 1e-9).sum(axis=0)) / (1 + number), rtol=1e-12)
+    at_one = float(null.p_value.min())
+    assert null.share_of_noise(at_one) == (null.p_value > at_one).mean()
+
+
 def test_p_values_equal_scipy_where_all_permutations_can_be_had():
     codes, labels = coded(3, 6, 5, 2, 3)
 
