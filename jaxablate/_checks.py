@@ -1,7 +1,7 @@
 """Shared checks of what a user hands in; every message says what was expected, what came and what to do."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from jax.core import Tracer
@@ -25,6 +25,12 @@ def require_known(kind: str, name: str, known: Iterable[str]) -> None:
     """Raise unless `name` is among the known ones, which the message lists."""
     known = list(known)
     require(name in known, f"unknown {kind} {name!r}: expected one of {', '.join(known)}")
+
+
+def require_different(what: str, values: Collection) -> None:
+    """Raise unless there is one or more, and none comes twice."""
+    require(len(values) > 0, f"{what}: expected at least one, got none")
+    require(len(set(values)) == len(values), f"{what}: expected different ones, got {', '.join(map(str, values))}")
 
 
 def traced(*arrays: object) -> bool:
@@ -51,6 +57,13 @@ def require_integer(what: str, value: object) -> int:
         return operator.index(value)  # pyright: ignore[reportArgumentType] (that is the question)
     except TypeError:
         raise InputError(f"{what}: expected an integer, got {value!r}") from None
+
+
+def require_count(what: str, value: object, least: int = 1) -> int:
+    """Raise unless the value is a whole number, `least` or more; return it as Python's."""
+    number = require_integer(what, value)
+    require(number >= least, f"{what}: expected at least {least}, got {number}")
+    return number
 
 
 def require_integers(what: str, array: np.ndarray) -> None:

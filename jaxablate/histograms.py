@@ -12,7 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate._checks import InputError, require, require_integers, require_labels, require_range, traced
+from jaxablate._checks import (
+    InputError,
+    require,
+    require_count,
+    require_integers,
+    require_labels,
+    require_range,
+    traced,
+)
 from jaxablate._typing import AnyArray, Codes, Counts, Labels
 
 MOST_EXAMPLES = 2**31 - 1
@@ -49,7 +57,8 @@ def joint_histogram(codes: Codes, labels: Labels, *, num_codes: int, num_classes
         int32 [neuron, class, code]; for every neuron the counts sum to the number of examples.
 
     Raises:
-        InputError: for codes or labels of another shape, dtype or range, or more examples than int32 can count.
+        InputError: for codes or labels of another shape, dtype or range, more examples than int32 can count, or numbers
+            of codes or classes that are no whole numbers of at least 1.
 
     Source: paper, equation 2, times the number of examples.
 
@@ -57,6 +66,7 @@ def joint_histogram(codes: Codes, labels: Labels, *, num_codes: int, num_classes
         >>> ja.joint_histogram(np.array([[0], [1], [1]]), np.array([0, 0, 1]), num_codes=2, num_classes=2).tolist()
         [[[1, 1], [0, 1]]]
     """
+    num_codes, num_classes = require_count("num_codes", num_codes), require_count("num_classes", num_classes)
     if not traced(codes, labels):
         _check_codes(np.asarray(codes), np.asarray(labels), num_codes, num_classes)
     codes, labels = jnp.asarray(codes), jnp.asarray(labels)

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int32
 
 from jaxablate._checks import (
     require,
+    require_count,
     require_finite,
-    require_integer,
     require_integers,
     require_labels,
     require_range,
@@ -106,6 +106,7 @@ def pair_information(codes: Codes, labels: Labels, *, num_codes: int, num_classe
         >>> pairs.redundancy.tolist(), pairs.synergy[0].round(4).tolist()
         ([[0.0, 0.0], [0.0, 0.0]], [0.0, 0.6930999755859375])
     """
+    num_codes, num_classes = require_count("num_codes", num_codes), require_count("num_classes", num_classes)
     host_codes, host_labels = np.asarray(codes), np.asarray(labels)
     require_integers("codes", host_codes)
     require_shape("codes", host_codes, (None, None), "example, neuron")
@@ -252,8 +253,7 @@ def mantel_test(first: Pairs, second: Pairs, key: jax.Array, *, permutations: in
     neurons = len(matrices[0])
     require(len(matrices[1]) == neurons, f"second: expected {neurons} neurons as in the first, got {len(matrices[1])}")
     require(neurons >= 3, f"first: expected 3 neurons or more, got {neurons}")
-    permutations = require_integer("permutations", permutations)
-    require(permutations >= 1, f"permutations: expected 1 or more, got {permutations}")
+    permutations = require_count("permutations", permutations)
     a, b = (_standard_ranks(matrix) for matrix in matrices)
     correlation = float((a * b).sum())
     if not np.isfinite(correlation):

@@ -6,7 +6,7 @@ Ids are network-wide: the neurons of all hidden layers counted through in networ
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Num
 
 from jaxablate._checks import InputError, require, require_finite, require_integers, require_known, require_range
 from jaxablate._typing import AnyArray, Masks, Order, Orders, Scores
@@ -14,11 +14,11 @@ from jaxablate._typing import AnyArray, Masks, Order, Orders, Scores
 DIRECTIONS = ("low", "high")
 
 
-def ablation_order(scores: Scores, *, direction: str) -> Order:
+def ablation_order(scores: Num[AnyArray, "neuron"], *, direction: str) -> Order:
     """Rank neurons by score, ties by index.
 
     Args:
-        scores: float [neuron], finite.
+        scores: numbers [neuron], finite.
         direction: "low" for low values first (LVF), "high" for high values first (HVF).
 
     Returns:
@@ -35,8 +35,12 @@ def ablation_order(scores: Scores, *, direction: str) -> Order:
     values = np.asarray(scores)
     require(values.ndim == 1, f"scores: expected shape [neuron], got {values.shape}")
     require_finite("scores", values)
-    # NumPy's sort keeps the precision that the scores came in
-    return jnp.asarray(np.argsort(-values if direction == "high" else values, kind="stable").astype(np.int32))
+    # NumPy's sort keeps the precision that the scores came in; integers without a sign have no negative
+    if direction == "low":
+        order = np.argsort(values, kind="stable")
+    else:
+        order = len(values) - 1 - np.argsort(values[::-1], kind="stable")[::-1]
+    return jnp.asarray(order.astype(np.int32))
 
 
 NORMALIZATIONS = ("none", "rank", "z", "share")
@@ -81,7 +85,9 @@ def normalize_per_layer(scores: Scores, layers: Int[AnyArray, "neuron"], how: st
             result = below / (2 * len(of))
         else:
             zero, unit = (of.mean(), of.std()) if how == "z" else (0.0, np.abs(of).max())
-            result = (of - zero) / unit if unit > 0 else np.zeros_like(of)
+            # the mean of equal numbers may be another one, a rounding apart
+            flat = unit == 0 or (how == "z" and np.ptp(of) == 0)
+            result = np.zeros_like(of) if flat else (of - zero) / unit
         normalized[layers == layer] = result
     return normalized
 

@@ -19,8 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxablate._checks import InputError, require, require_finite, require_integer, require_known
+from jaxablate._checks import InputError, require, require_finite, require_integer, require_known, traced
 from jaxablate._typing import Activations, AnyArray, Codes
+
+
+def _to_numbers(what: str, values: object) -> np.ndarray:
+    try:
+        with np.errstate(over="ignore"):  # beyond float32 they become infinite, which is refused
+            return np.asarray(np.asarray(values, np.float64), np.float32)
+    except (TypeError, ValueError):
+        raise InputError(f"{what}: expected numbers, got {values!r}") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +59,19 @@ class Quantizer:
         return self
 
     def __call__(self, activations: Activations) -> Codes:
-        """Codes, int32 of the shape of the activations."""
-        return _count_edges(jnp.asarray(activations), self.edges, self.strict)
+        """Codes, int32 of the shape of the activations.
+
+        Raises:
+            InputError: where each neuron has its own edges and there is another number of neurons.
+        """
+        activations = jnp.asarray(activations)
+        of_neuron = np.shape(self.edges)[1:]
+        require(
+            not of_neuron or activations.shape[-1:] == of_neuron,
+            f"activations: expected [example, neuron] of the {of_neuron[0] if of_neuron else 0} neurons that the "
+            f"quantizer has edges for, got shape {activations.shape}",
+        )
+        return _count_edges(activations, self.edges, self.strict)
 
 
 @runtime_checkable
@@ -102,9 +121,7 @@ class Quantile:
         Raises:
             InputError: for activations of another shape, not finite, or too few.
         """
-        values = np.asarray(activations, np.float32)
-        require(values.ndim == 2, f"activations: expected shape [example, neuron], got {values.shape}")
-        require_finite("activations", values)
+        values = _to_fit(activations)
         if len(values) < self.num_codes:
             raise InputError(
                 f"activations: expected at least {self.num_codes} examples for {self.num_codes} quantile codes, "
@@ -126,8 +143,24 @@ class Mean:
     num_codes: int = 2
 
     def fit(self, activations: Activations) -> Quantizer:
-        """Place each neuron's threshold on the mean of these activations, float [example, neuron]."""
-        return threshold(np.asarray(activations).mean(axis=0))
+        """Place each neuron's threshold on the mean of these activations, taken in float64 and rounded to float32.
+
+        Args:
+            activations: float32 [example, neuron], finite; at least one example.
+
+        Returns:
+            A `Quantizer` with edges [1, neuron]. A constant neuron gets one code, the last.
+
+        Raises:
+            InputError: for activations of another shape, not finite, or none.
+        """
+        values = _to_fit(activations)
+        require(len(values) > 0, f"activations: expected at least one example, got shape {values.shape}")
+        return threshold(values.mean(axis=0, dtype=np.float64))
+
+    def __call__(self, activations: Activations) -> Codes:
+        """Raise: edges are unknown before `fit`."""
+        raise InputError("mean: expected a fitted quantizer, got one without edges; call .fit(activations) first")
 
 
 def threshold(value: float | Float[AnyArray, "neuron"], *, strict: bool = False) -> Quantizer:
@@ -140,6 +173,9 @@ def threshold(value: float | Float[AnyArray, "neuron"], *, strict: bool = False)
     Returns:
         A `Quantizer` with 2 codes: a function from activations [example, neuron] to int32 codes of the same shape.
 
+    Raises:
+        InputError: for a value that is no number, not finite or of another shape.
+
     Source: paper, section 4 (sigmoid units, threshold 0.5).
 
     Example:
@@ -147,8 +183,11 @@ def threshold(value: float | Float[AnyArray, "neuron"], *, strict: bool = False)
         [[0, 1, 1]]
     """
     # a jax array stays where it is; a number becomes no jax array, which would start JAX on import
-    as_array: Any = jnp.asarray if isinstance(value, jax.Array) else np.asarray
-    return Quantizer(as_array(value, np.float32)[None], strict)
+    edges: Any = value.astype(jnp.float32) if isinstance(value, jax.Array) else _to_numbers("value", value)
+    require(edges.ndim <= 1, f"value: expected a number or one for each neuron, got shape {edges.shape}")
+    if not traced(edges):
+        require_finite("value", np.asarray(edges))
+    return Quantizer(edges[None], strict)
 
 
 def mean() -> Mean:
@@ -196,7 +235,7 @@ def levels(edges: Sequence[float] | Float[AnyArray, "edge *neuron"]) -> Quantize
         >>> ja.quantizers.levels([0.25, 0.75])(jnp.array([[0.0, 0.25, 0.5, 1.0]])).tolist()
         [[0, 1, 1, 2]]
     """
-    inner = np.asarray(edges, np.float32)
+    inner = _to_numbers("edges", edges)
     require(
         inner.ndim in (1, 2) and len(inner) > 0,
         f"edges: expected shape [edge] or [edge, neuron] with at least one edge, got {inner.shape}",
@@ -232,7 +271,8 @@ def uniform(bins: int, low: float, high: float) -> Quantizer:
         [[0, 0, 1, 3, 3, 3]]
     """
     bins = _require_bins(bins)
-    require(bool(np.isfinite([low, high]).all() and low < high), f"range: expected low < high, got {low} and {high}")
+    ends = _to_numbers("range", [low, high])
+    require(bool(np.isfinite(ends).all() and low < high), f"range: expected low < high, got {low} and {high}")
     return levels((low + (high - low) * np.arange(1, bins) / bins).astype(np.float32))
 
 
@@ -328,6 +368,14 @@ def get_quantizer(setting: str | float) -> Fittable:
         f"unknown quantizer {setting!r}: expected mean, positive, quantile:BINS, uniform:BINS:LOW:HIGH, "
         "levels:EDGE:EDGE:... or a threshold; for networks that know their activation function also activation"
     )
+
+
+def _to_fit(activations: Activations) -> np.ndarray:
+    """Activations that edges can be taken from."""
+    values = np.asarray(activations, np.float32)
+    require(values.ndim == 2, f"activations: expected shape [example, neuron], got {values.shape}")
+    require_finite("activations", values)
+    return values
 
 
 def _require_bins(bins: int) -> int:

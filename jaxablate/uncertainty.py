@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxablate._checks import JaxablateWarning, require, require_integer
+from jaxablate._checks import JaxablateWarning, require, require_count, require_finite
 from jaxablate._typing import AnyArray, Codes, Counts, Labels, Scores
 from jaxablate.histograms import joint_histogram
 from jaxablate.metrics import Metric, mutual_information, predicted_bias
@@ -109,7 +109,8 @@ def shuffle_null(
         A `ShuffleNull` of scores, means over shuffles (in the unit of the metric, nats) and p-values, each [neuron].
 
     Raises:
-        InputError: for codes or labels of another shape, dtype or range, or fewer than one shuffle.
+        InputError: for codes or labels of another shape, dtype or range, no example or neuron, fewer than one shuffle,
+            or a metric whose scores are not all finite.
 
     Source: permutation test; Phipson and Smyth (2010), Permutation p-values should never be zero.
 
@@ -120,10 +121,11 @@ def shuffle_null(
         >>> null.p_value.tolist(), null.share_of_noise(0.05)
         ([0.01, 1.0], 0.5)
     """
-    num_shuffles = _require_many("num_shuffles", num_shuffles)
-    joint_histogram(codes, labels, num_codes=num_codes, num_classes=num_classes)  # for its checks
+    num_shuffles = require_count("num_shuffles", num_shuffles)
+    _check(codes, labels, num_codes, num_classes)
     scores = _shuffled(jnp.asarray(codes), jnp.asarray(labels), key, num_shuffles, num_codes, num_classes, metric)
     observed, shuffled = np.asarray(scores[0]), np.asarray(scores[1:])
+    require_finite("scores of the metric", np.asarray(scores))  # NaN is not at least as high, and so p would be least
     reached = shuffled >= observed - (ABSOLUTE_TIE + RELATIVE_TIE * np.abs(observed))
     return ShuffleNull(observed, shuffled.mean(axis=0), (1 + reached.sum(axis=0)) / (1 + num_shuffles))
 
@@ -160,7 +162,8 @@ def bootstrap(
         An `Interval`: low and high, float32 [neuron] each, in the unit of the metric (nats).
 
     Raises:
-        InputError: for codes or labels of another shape, dtype or range, no resample, or a level out of range.
+        InputError: for codes or labels of another shape, dtype or range, no example, neuron or resample, a level out of
+            range, or a metric whose scores are not all finite.
 
     Source: Efron (1979), Bootstrap methods: another look at the jackknife.
 
@@ -170,10 +173,11 @@ def bootstrap(
         >>> bool(0.6 < interval.low[0] < interval.high[0] < 0.7)
         True
     """
-    num_resamples = _require_many("num_resamples", num_resamples)
+    num_resamples = require_count("num_resamples", num_resamples)
     _require_level(level)
-    joint_histogram(codes, labels, num_codes=num_codes, num_classes=num_classes)  # for its checks
+    _check(codes, labels, num_codes, num_classes)
     scores = _resampled(jnp.asarray(codes), jnp.asarray(labels), key, num_resamples, num_codes, num_classes, metric)
+    require_finite("scores of the metric", np.asarray(scores))
     low, high = np.quantile(np.asarray(scores), ((1 - level) / 2, (1 + level) / 2), axis=0)
     return Interval(low.astype(np.float32), high.astype(np.float32))
 
@@ -203,10 +207,9 @@ def _resampled(
     return jax.lax.map(score, jax.random.split(key, number))
 
 
-def _require_many(what: str, number: int) -> int:
-    number = require_integer(what, number)
-    require(number >= 1, f"{what}: expected at least 1, got {number}")
-    return number
+def _check(codes: Codes, labels: Labels, num_codes: int, num_classes: int) -> None:
+    joint_histogram(codes, labels, num_codes=num_codes, num_classes=num_classes)  # for its checks
+    require(np.size(codes) > 0, f"codes: expected at least one example and neuron, got shape {np.shape(codes)}")
 
 
 def _require_level(level: float) -> None:

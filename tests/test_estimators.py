@@ -122,6 +122,17 @@ def test_quantile_codes_of_ties_and_constants():
     assert constant(np.array([[6.9], [7.1]], np.float32)).ravel().tolist() == [0, 3]
 
 
+def test_the_mean_bit_has_its_edge_on_the_mean():
+    """A float32 sum over many examples drifts: an edge above a constant neuron, codes of near ones at random."""
+    random = np.random.default_rng(0)
+    for scale in (1e-7, 1e-3, 1.0):
+        values = (0.7 + scale * random.standard_normal((50_000, 3))).astype(np.float32)
+        values[:, 0] = 0.1
+        edges = np.asarray(quantizers.mean().fit(jnp.asarray(values)).edges)
+        np.testing.assert_array_equal(edges[0], values.astype(np.float64).mean(axis=0).astype(np.float32))
+        assert (quantizers.mean().fit(values)(values)[:, 0] == 1).all()
+
+
 whole = hnp.arrays(np.float32, st.tuples(st.integers(4, 40), st.integers(1, 3)), elements=st.integers(-9, 9))
 MONOTONE = {
     "affine": lambda h: 4 * h - 3,
@@ -147,6 +158,28 @@ def test_monotone_maps_leave_quantile_coded_information_unchanged(fitted, bins, 
 
 
 def test_quantizers_say_what_is_wrong():
+    with raises_input_error("mean: expected a fitted quantizer, got one without edges; call .fit"):
+        quantizers.mean()(np.zeros((2, 2), np.float32))
+    with raises_input_error("activations: expected finite numbers, got 1 NaN"):
+        quantizers.mean().fit(np.array([[np.nan], [1.0]], np.float32))
+    with raises_input_error("activations: expected at least one example"):
+        quantizers.mean().fit(np.zeros((0, 2), np.float32))
+    fitted = quantizers.quantile(2).fit(np.arange(6, dtype=np.float32).reshape(2, 3))
+    for shape in ((4, 1), (4, 5), (4,)):
+        with raises_input_error(r"activations: expected \[example, neuron\] of the 3 neurons that the quantizer has"):
+            fitted(np.zeros(shape, np.float32))
+    with raises_input_error(r"activations: .* of the 1 neurons"):
+        quantizers.mean().fit(np.zeros((4, 1), np.float32))(np.zeros((4, 2), np.float32))
+    with raises_input_error("value: expected finite numbers, got 1 NaN"):
+        quantizers.threshold(math.nan)
+    with raises_input_error(r"value: expected a number or one for each neuron, got shape \(2, 3\)"):
+        quantizers.threshold(np.zeros((2, 3)))
+    with raises_input_error("value: expected numbers, got 'high'"):
+        quantizers.threshold("high")
+    with raises_input_error(r"edges: expected numbers, got \[\[1\], \[2, 3\]\]"):
+        quantizers.levels([[1], [2, 3]])
+    with raises_input_error(r"range: expected numbers, got \['a', 1\]"):
+        quantizers.uniform(4, "a", 1)
     with raises_input_error("quantile: expected a fitted quantizer, got one without edges; call .fit"):
         quantizers.quantile(3)(np.zeros((2, 2), np.float32))
     with raises_input_error("expected at least 4 examples for 4 quantile codes, got 3; take fewer codes"):
@@ -328,6 +361,21 @@ def test_the_shuffle_null_equals_loops_over_the_same_shuffles():
     assert (null.mean != shuffle_null(codes, labels, jax.random.key(6), number, num_codes=3, num_classes=4).mean).any()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_shuffles_as_good_as_the_labels_count_whatever_their_rounding(seed):
+    """With classes of one size, tables that differ by the order of their rows have the same information."""
+    labels, codes = np.arange(30) % 5, np.random.default_rng(seed).integers(0, 3, (30, 8))
+    key, number = jax.random.key(seed), 100
+    null = shuffle_null(codes, labels, key, number, num_codes=3, num_classes=5)
+    shuffles = [np.asarray(jax.random.permutation(k, labels)) for k in jax.random.split(key, number + 1)[1:]]
+    scores = np.array([[mutual_info_score(shuffled, column) for column in codes.T] for shuffled in shuffles])
+    observed = np.array([mutual_info_score(labels, column) for column in codes.T])
+    assert (np.abs(scores - observed) < 1e-9).sum() > 10
+    np.testing.assert_allclose(null.p_value, (1 + (scores >= observed - 1e-9).sum(axis=0)) / (1 + number), rtol=1e-12)
+    at_one = float(null.p_value.min())
+    assert null.share_of_noise(at_one) == (null.p_value > at_one).mean()
+
+
 def test_p_values_equal_scipy_where_all_permutations_can_be_had():
     codes, labels = coded(3, 6, 5, 2, 3)
 
@@ -383,6 +431,19 @@ def test_bootstrap_intervals_equal_those_of_scipy():
 
 def test_uncertainty_says_what_is_wrong():
     codes, labels, key = np.zeros((4, 2), np.int32), np.zeros(4, np.int32), jax.random.key(0)
+
+    def share_of_entropy(counts):  # 0 / 0 for a neuron that never changes its code
+        return ja.mutual_information(counts) / ja.entropy(counts)
+
+    for of in (shuffle_null, bootstrap):
+        with raises_input_error("scores of the metric: expected finite numbers, got 20 NaN or infinite of 20"):
+            of(codes, labels, key, 10 - (of is shuffle_null), num_codes=2, num_classes=2, metric=share_of_entropy)
+        with raises_input_error(r"codes: expected at least one example and neuron, got shape \(0, 2\)"):
+            of(codes[:0], labels[:0], key, 9, num_codes=2, num_classes=2)
+        with raises_input_error(r"codes: expected at least one example and neuron, got shape \(4, 0\)"):
+            of(codes[:, :0], labels, key, 9, num_codes=2, num_classes=2)
+        with raises_input_error("num_codes: expected an integer, got 2.0"):
+            of(codes, labels, key, 9, num_codes=2.0, num_classes=2)
     with raises_input_error("num_shuffles: expected at least 1, got 0"):
         shuffle_null(codes, labels, key, 0, num_codes=2, num_classes=2)
     with raises_input_error("num_resamples: expected an integer, got 1.5"):

@@ -196,6 +196,7 @@ def test_normalization_per_layer():
     root = math.sqrt(2)
     np.testing.assert_allclose(normalize(scores, layers, "z"), [root, -1 / root, -1 / root, -1, 1, 0])
     np.testing.assert_array_equal(normalize(scores, layers, "none"), scores)
+    np.testing.assert_array_equal(normalize(np.full(7, 0.1), np.zeros(7, int), "z"), np.zeros(7))  # of mean 0.1 + 1e-17
     with raises_input_error("unknown normalization 'minmax': expected one of none, rank, z, share"):
         normalize(scores, layers, "minmax")
     with raises_input_error(r"layers: expected one for each of 6 neurons, got \(5,\)"):
@@ -217,5 +218,19 @@ def test_bad_input(evidence, small_model, split, monkeypatch):
     monkeypatch.setitem(SCORES, "nan", lambda of: np.full(27, np.nan))
     with raises_input_error("score 'nan': expected finite numbers"):
         compute_score("nan", evidence)
+    with raises_input_error(r"labels: expected shape \(500\)"):
+        Evidence(small_model, split.images, split.labels[:9], 10)
+    with raises_input_error("labels: expected values in 0..9, got 11..11"):
+        Evidence(small_model, split.images[:9], np.full(9, 11), 10)
+    with raises_input_error("labels: expected values in 0..9, got 11..11"):
+        compute_score("taylor", Evidence(small_model, split.images[:9], np.full(9, 11), 12))
+    with raises_input_error("quantizer: expected one of ja.quantizers, .* got 'quantile:4'"):
+        Evidence(small_model, split.images, split.labels, 10, "quantile:4")
+    with raises_input_error("class_selectivity: expected examples of two classes or more, got 1"):
+        compute_score("class_selectivity", Evidence(small_model, split.images[:9], np.full(9, 3), 10))
+    images = np.array(split.images[:9])
+    images[2, 3, 4] = np.nan
+    with raises_input_error("activations: expected finite numbers, got 27 NaN or infinite of 243"):
+        compute_score("entropy", Evidence(small_model, images, split.labels[:9], 10))
     with raises_input_error("num_permutations: expected at least 2, got 1"):
         ja.ablation.shapley_values(small_model, split.images, split.labels, key=jax.random.key(0), num_permutations=1)

@@ -277,6 +277,8 @@ def test_bad_input():
         ("codes: expected integers", of([[0.5]], [0])),
         (r"codes: expected shape \(any, any\) = \[example, neuron\], got \(2,\)", of([0, 1], [0, 1])),
         ("codes: expected values in 0..1, got 0..2", of([[0], [2]], [0, 1])),
+        ("num_codes: expected an integer, got 2.0", of([[0], [1]], [0, 1], num_codes=2.0)),
+        ("num_classes: expected at least 1, got 0", of([[0], [1]], [0, 1], num_classes=0)),
         ("codes: expected at least one example and neuron", of(np.zeros((0, 3), int), [])),
         ("labels: expected values in 0..1, got 0..2", of([[0], [1]], [0, 2])),
         (r"joint counts: expected fewer than 2\^31 cells", of([[0], [1]], [0, 1], num_codes=40_000)),
@@ -285,7 +287,7 @@ def test_bad_input():
         ("second: expected finite numbers", lambda: mantel_test(good, np.full((3, 3), np.nan), key)),
         ("second: expected 3 neurons as in the first, got 4", lambda: mantel_test(good, np.zeros((4, 4)), key)),
         ("first: expected 3 neurons or more, got 2", lambda: mantel_test(good[:2, :2], good[:2, :2], key)),
-        ("permutations: expected 1 or more, got 0", lambda: mantel_test(good, good, key, permutations=0)),
+        ("permutations: expected at least 1, got 0", lambda: mantel_test(good, good, key, permutations=0)),
     ]
     for match, call in cases:
         with raises_input_error(match):

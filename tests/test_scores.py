@@ -116,6 +116,9 @@ def test_orders_are_stable_both_ways():
     assert ja.ablation_order(scores, direction="low").tolist() == [1, 3, 0, 2, 4]
     assert ja.ablation_order(scores, direction="high").tolist() == [4, 0, 2, 1, 3]
     assert ja.ablation_order(np.zeros(5, np.float32), direction="high").tolist() == [0, 1, 2, 3, 4]
+    for counts in (np.array([0, 255, 3, 255], np.uint8), np.array([-128, 127, 3, 127], np.int8)):
+        assert ja.ablation_order(counts, direction="high").tolist() == [1, 3, 2, 0]
+        assert ja.ablation_order(counts, direction="low").tolist() == [0, 2, 1, 3]
 
 
 def test_random_orders_are_independent_uniform_permutations():
@@ -148,6 +151,10 @@ def test_bad_input():
         ja.quantizers.default_quantizer("softplus")
     with raises_input_error(r"codes: expected values in 0..1, got 0..2"):
         ja.joint_histogram(np.array([[0], [2]]), np.array([0, 0]), num_codes=2, num_classes=1)
+    with raises_input_error("num_codes: expected an integer, got 2.5"):
+        ja.joint_histogram(np.zeros((2, 1), int), np.zeros(2, int), num_codes=2.5, num_classes=1)
+    with raises_input_error("num_classes: expected at least 1, got 0"):
+        ja.joint_histogram(np.zeros((2, 1), int), np.zeros(2, int), num_codes=2, num_classes=0)
     with raises_input_error(r"labels: expected values in 0..2, got 0..3"):
         ja.joint_histogram(np.zeros((2, 1), int), np.array([0, 3]), num_codes=2, num_classes=3)
     with raises_input_error(r"labels: expected shape \(2\)"):

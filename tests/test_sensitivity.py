@@ -197,6 +197,16 @@ def test_sensitivity_says_what_is_wrong(models, mnist5k):
         sweep(models, mnist5k, ("activation",))
     with raises_input_error("quantizers: expected two or more, all different, got mean, mean"):
         sweep(models, mnist5k, ("mean", "mean"))
+    with raises_input_error("quantizers: expected two or more, all different, got mean$"):
+        sweep(models, mnist5k, "mean")
+    with raises_input_error("metrics: expected at least one, got none"):
+        sweep(models, mnist5k, metrics=())
+    with raises_input_error("metrics: expected different ones, got entropy, entropy"):
+        sweep(models, mnist5k, metrics=("entropy", "entropy"))
+    with raises_input_error("unknown fill 'resample': expected one of zero, mean, median, class_mean"):
+        sweep(models, mnist5k, fill="resample")
+    with raises_input_error("metrics: expected at least one, got none"):
+        ja.study.score_neurons(models[0], mnist5k, metrics=())
     with raises_input_error("steps: expected 1 to 8, the neurons of the smallest layer, got 9"):
         sweep(models, mnist5k, steps=9)
     with raises_input_error("models: expected at least one, got none"):
@@ -271,6 +281,10 @@ def test_redundancy_equals_its_parts(models, mnist5k):
 def test_redundancy_says_what_is_wrong(models, mnist5k):
     with raises_input_error("models: expected at least one, got none"):
         ja.study.redundancy_test([], mnist5k)
+    with raises_input_error("unknown fill 'resample': expected one of zero, mean, median, class_mean"):
+        ja.study.redundancy_test(models, mnist5k, fill="resample")
+    with raises_input_error("permutations: expected at least 1, got 0"):
+        ja.study.redundancy_test(models, mnist5k, permutations=0)
     with raises_input_error("models: expected networks of one architecture, got several"):
         ja.study.redundancy_test([models[0], in_evaluation(cnn_chain())], mnist5k)
     with raises_input_error("first: expected 3 neurons or more, got 2"):

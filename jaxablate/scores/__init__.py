@@ -28,8 +28,9 @@ def class_selectivity(evidence: Evidence) -> np.ndarray:
     """(m_max - m_rest) / (m_max + m_rest) of the class means of the activation, m_rest the mean over the other classes;
     0 where both are 0. In [0, 1] for activations >= 0. Source: Morcos et al., 2018."""
     means = evidence.class_means
+    require(len(means) > 1, f"class_selectivity: expected examples of two classes or more, got {len(means)}")
     largest = means.max(axis=0)
-    rest = (means.sum(axis=0) - largest) / max(1, len(means) - 1)
+    rest = (means.sum(axis=0) - largest) / (len(means) - 1)
     total = largest + rest
     return np.divide(largest - rest, total, out=np.zeros_like(total), where=total != 0)
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxablate._checks import require
+from jaxablate._checks import require, require_finite, require_labels
 from jaxablate._typing import Counts, Images, Labels
 from jaxablate.ablation import evaluate_masks, shapley_values, single_ablation
 from jaxablate.activations import mean_activations, record_activations
@@ -31,6 +31,10 @@ class Evidence:
         quantizer: from activations [example, neuron] to codes; one that takes its edges from data takes them from
             these examples.
         key: for scores that draw at random.
+
+    Raises:
+        InputError: for labels that are not those of the examples and classes, or something that is no quantizer; once
+            activations are asked for, where they are not all finite.
     """
 
     model: Model
@@ -40,10 +44,19 @@ class Evidence:
     quantizer: Fittable = field(default_factory=Mean)
     key: jax.Array | None = None
 
+    def __post_init__(self):
+        require(
+            isinstance(self.quantizer, Fittable),
+            f"quantizer: expected one of ja.quantizers, as get_quantizer makes of a setting, got {self.quantizer!r}",
+        )
+        require_labels(np.asarray(self.labels), len(self.images), self.num_classes)
+
     @cached_property
     def activations(self) -> np.ndarray:
         """float32 [example, neuron], of a unit with several places their reduction."""
-        return np.concatenate([np.asarray(layer) for layer in record_activations(self.model, self.images)], axis=1)
+        found = np.concatenate([np.asarray(layer) for layer in record_activations(self.model, self.images)], axis=1)
+        require_finite("activations", found)  # NaN would be code 0, and so a neuron that knows nothing
+        return found
 
     @cached_property
     def counts(self) -> Counts:
@@ -80,6 +93,7 @@ class Evidence:
     def taylor(self) -> np.ndarray:
         """Mean over the examples of |sum over places of a dL/da|, float64 [neuron], L the example's cross-entropy."""
         network, state, images = describe(self.model, self.images)
+        require_labels(np.asarray(self.labels), len(images), network.num_classes)
         labels = jnp.asarray(self.labels)
         total = np.zeros(network.num_neurons)
         for i in range(0, len(images), BATCH_SIZE):

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from flax import nnx
 
-from jaxablate._checks import require
+from jaxablate._checks import require, require_count, require_known
 from jaxablate.ablation import evaluate_masks, pair_ablation
 from jaxablate.activations import compute_fill, record_activations
 from jaxablate.datasets import Dataset
@@ -15,7 +15,7 @@ from jaxablate.interactions import mantel_test, pair_information, super_additivi
 from jaxablate.models import Model, describe
 from jaxablate.results import redundancy_results
 from jaxablate.study._networks import OnProgress
-from jaxablate.study._scores import quantizer_of
+from jaxablate.study._scores import FILLS, quantizer_of
 
 QUANTITIES = ("redundancy", "synergy", "co_information")
 
@@ -40,7 +40,8 @@ def redundancy_test(
         models: one or more networks of one architecture, as if in evaluation mode.
         data: the dataset.
         quantizer: as in `StudyConfig`.
-        fill: what ablated neurons put out, as in `compute_fill`, from the validation split.
+        fill: what ablated neurons put out: "zero", "mean", "median" or "class_mean", as in `compute_fill`, from the
+            validation split.
         permutations: of neurons, for the p-values.
         seed: of the permutations.
         on_progress: called with (what, done, total, note) as the work goes on.
@@ -62,6 +63,8 @@ def redundancy_test(
     """
     models = [models] if isinstance(models, nnx.Module) else list(models)
     require(len(models) > 0, "models: expected at least one, got none")
+    require_known("fill", fill, FILLS)
+    permutations = require_count("permutations", permutations)
     kinds = [describe(model, data.test.images[:1])[0] for model in models]
     network = kinds[0]
     require(all(kind == network for kind in kinds), "models: expected networks of one architecture, got several")

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from jaxablate._checks import InputError, require
+from jaxablate._checks import InputError, require, require_different
 from jaxablate.activations import mean_activations
 from jaxablate.datasets import Dataset
 from jaxablate.metrics import METRICS
@@ -15,6 +15,9 @@ from jaxablate.quantizers import Fittable, Quantizer, default_quantizer, get_qua
 from jaxablate.results import neuron_scores
 from jaxablate.scores import Evidence, compute_score
 from jaxablate.uncertainty import warn_of_bias
+
+FILLS = ("zero", "mean", "median", "class_mean")
+"""What may stand in for ablated neurons where nothing but the validation split is given."""
 
 
 def score_neurons(
@@ -36,7 +39,8 @@ def score_neurons(
         `scores` (metric, neuron) and `mean_activation` (neuron), with the coordinates `site` and `layer`.
 
     Raises:
-        InputError: for an unknown score or quantizer, or images or labels that are not the network's.
+        InputError: for an unknown score or quantizer, no score or one twice, or images or labels that are not the
+            network's.
 
     Warns:
         BiasWarning: where mutual information is no larger than its predicted bias.
@@ -52,6 +56,7 @@ def score_neurons(
         f"labels: expected 0..{network.num_classes - 1}, the classes of the network, got {data.num_classes} classes",
     )
     metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    require_different("metrics", metrics)
     evidence = evidence_of(model, data, quantizer_of(quantizer, model))
     if "mutual_information" in metrics:
         warn_of_bias(evidence.counts)

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from flax import nnx
 
-from jaxablate._checks import require
+from jaxablate._checks import require, require_different, require_known
 from jaxablate.ablation import cumulative_ablation
 from jaxablate.activations import compute_fill
 from jaxablate.datasets import Dataset
@@ -17,7 +17,7 @@ from jaxablate.orders import DIRECTIONS, ablation_order
 from jaxablate.results import NETWORK_SCOPE, sensitivity_results
 from jaxablate.scores import compute_score, get_score
 from jaxablate.study._networks import OnProgress
-from jaxablate.study._scores import evidence_of, quantizer_of
+from jaxablate.study._scores import FILLS, evidence_of, quantizer_of
 
 QUANTIZERS = ("activation", *(f"quantile:{bins}" for bins in (2, 4, 8, 16, 32)))
 
@@ -43,7 +43,8 @@ def quantizer_sensitivity(
         data: the dataset.
         quantizers: as in `StudyConfig`; the first is the one that the others are compared with.
         metrics: names of scores, as in `ja.scores.get_score`; those that do not read codes are the same throughout.
-        fill: what ablated neurons put out, as in `compute_fill`, from the validation split.
+        fill: what ablated neurons put out: "zero", "mean", "median" or "class_mean", as in `compute_fill`, from the
+            validation split.
         steps: neurons to ablate; None takes 80, or all of the smallest layer where it has fewer.
         on_progress: called with (what, done, total, note) as the work goes on.
 
@@ -65,14 +66,17 @@ def quantizer_sensitivity(
     """
     models = [models] if isinstance(models, nnx.Module) else list(models)
     require(len(models) > 0, "models: expected at least one, got none")
+    quantizers = (quantizers,) if isinstance(quantizers, str | float) else tuple(quantizers)
     labels = [str(quantizer) for quantizer in quantizers]
     require(
         len(labels) > 1 and len(set(labels)) == len(labels),
         f"quantizers: expected two or more, all different, got {', '.join(labels) or 'none'}",
     )
     metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    require_different("metrics", metrics)
     for metric in metrics:
         get_score(metric)
+    require_known("fill", fill, FILLS)
     kinds = [describe(model, data.test.images[:1])[0] for model in models]
     network = kinds[0]
     require(all(kind == network for kind in kinds), "models: expected networks of one architecture, got several")
