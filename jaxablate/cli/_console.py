@@ -32,11 +32,14 @@ def end_if_asked() -> None:
 def one_sentence_errors() -> Iterator[None]:
     """Print a user's mistake, or what the file system refused, as one sentence and exit with 1."""
     from jaxablate import InputError
+    from jaxablate._checks import one_line
 
     try:
         yield
     except (InputError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(
+            f"[bold red]error:[/] {escape(one_line(str(error)))}", highlight=False
+        )
         raise typer.Exit(1) from None
 
 
