@@ -1,5 +1,6 @@
 """The file of a network: safetensors, with what the weights do not say in its metadata."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxablate._checks import InputError, require
-from jaxablate._files import atomic_path
+from jaxablate._files import atomic_path, require_file
 from jaxablate.models._mlp import MLP, from_arrays
 
 FORMAT = "jaxablate network 1"
@@ -19,7 +20,7 @@ def save_model(model: MLP, path: str | Path, metadata: Mapping[str, str] | None 
     Args:
         model: the network; kernels [in, out] and biases [out] go in as `stages.0.kernel`, ...
         path: the file.
-        metadata: strings to keep in the header, beside the network's own.
+        metadata: strings to keep in the header, beside the network's own; what UTF-8 lacks is written as escapes.
         arrays: further arrays to keep in the file, such as a training history.
 
     Raises:
@@ -35,10 +36,16 @@ def save_model(model: MLP, path: str | Path, metadata: Mapping[str, str] | None 
     for i, stage in enumerate(model.stages):
         kernel, bias = stage.weights
         tensors[f"stages.{i}.kernel"], tensors[f"stages.{i}.bias"] = np.array(kernel), np.array(bias)
-    own = {"format": FORMAT, "activation": model.activation, "layer_sizes": _layer_sizes(model)}
+    own = {
+        "format": FORMAT,
+        "activation": model.activation,
+        "layer_sizes": _layer_sizes(model),
+        "sha256": _sha256_of(tensors),
+    }
     taken = sorted({*own} & {*(metadata or {})})
     require(not taken, f"metadata: expected other names than {', '.join(own)}, got {', '.join(taken)}")
     header = {**own, **(metadata or {})}
+    header = {name: text.encode("utf-8", "backslashreplace").decode() for name, text in header.items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=header)
 
@@ -47,13 +54,14 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, str], dict[str, np.ndar
     """Read what `save_model` wrote.
 
     Args:
-        path: the file.
+        path: the file, of at most 4 GiB; its arrays take as much memory again.
 
     Returns:
         The network, its metadata, and the further arrays of the file.
 
     Raises:
-        InputError: for a file that `save_model` did not write.
+        InputError: for a file that `save_model` did not write, or that has been damaged since: a SHA-256 of the arrays
+            is kept in it.
 
     Example:
         >>> ja.save_model(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), tmp_path / "model.safetensors", {"seed": "0"})
@@ -64,18 +72,24 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, str], dict[str, np.ndar
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
-    require(path.is_file(), f"network file {path}: expected a file, got none")
+    require_file("network file", path)
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, AttributeError) as error:  # AttributeError: a dtype that NumPy lacks
         raise InputError(
             f"network file {path}: expected safetensors, got an unreadable file ({error}); remove it"
         ) from None
     require(
         metadata.pop("format", None) == FORMAT,
         f"network file {path}: expected format {FORMAT!r}; it was not written by this version of jaxablate",
+    )
+    sha256 = _sha256_of(tensors)
+    told = metadata.pop("sha256", sha256)  # older files lack it
+    require(
+        told == sha256,
+        f"network file {path}: expected arrays with SHA-256 {told}, got {sha256}; remove the damaged file",
     )
     num_stages = sum(name.startswith("stages.") and name.endswith(".kernel") for name in tensors)
     try:
@@ -104,3 +118,12 @@ def is_saved_model(path: str | Path) -> bool:
 def _layer_sizes(model: MLP) -> str:
     """Inputs, neurons of each hidden layer and classes, as a JSON list."""
     return json.dumps([model.stages[0].linear.in_features, *(stage.linear.out_features for stage in model.stages)])
+
+
+def _sha256_of(arrays: Mapping[str, np.ndarray]) -> str:
+    """The SHA-256 of arrays with their names, types and shapes, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -5,7 +5,9 @@ height, width]; Flax as [in, out], [height, width, in, out] and [height, width, 
 and behind a flattened map of channels the features are put in our order.
 """
 
+import contextlib
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import InputError, require, require_finite, require_known
+from jaxablate._checks import InputError, finite_float32, require, require_known
+from jaxablate._files import MAX_BYTES, require_file
 from jaxablate._typing import Images
 from jaxablate.models._mlp import ACTIVATIONS, ELEMENTWISE, MLP, flatten_images, from_arrays
 from jaxablate.models._sites import Site, flatten_layers
@@ -43,7 +46,7 @@ def load_pytorch(
     Args:
         path: `.safetensors`, or `.pt` or `.pth` as `torch.save(model.state_dict(), path)` writes it, which only PyTorch
             can read. Weights are taken in the file's order; safetensors keep none, so there the names decide, numbers
-            in them counting as such.
+            in them counting as such. The file, and what it holds unpacked, may take 4 GiB.
         model: an `nnx.Sequential` or `Chain` of the same architecture, with `nnx.Linear`, `nnx.Conv` (2-D) and
             `nnx.BatchNorm`; None for an `MLP` of the file's linear maps.
         activation: of the hidden layers of that `MLP`, since a state dict does not say it.
@@ -112,7 +115,7 @@ def _read(path: Path) -> Tensors:
     Raises:
         InputError: for a file that cannot be read, or must not be.
     """
-    require(path.is_file(), f"PyTorch file {path}: expected a file, got none")
+    require_file("PyTorch file", path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     require(
@@ -130,13 +133,14 @@ def _read_safetensors(path: Path) -> Tensors:
         with safe_open(path, framework="numpy") as file:
             names = sorted(file.keys(), key=_natural)
             return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a dtype that NumPy lacks
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: a dtype that NumPy lacks
         raise InputError(f"PyTorch file {path}: expected safetensors, got an unreadable file ({error})") from None
 
 
-def _natural(name: str) -> list[str | int]:
-    """A name as words and numbers in turn, so that "layers.10" comes after "layers.2"."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+def _natural(name: str) -> list[str | tuple[int, str]]:
+    """A name as words and numbers in turn, so that "layers.10" comes after "layers.2"; of any length."""
+    parts = re.split(r"0*(\d+)", name)
+    return [(len(part), part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def _read_pt(path: Path) -> Tensors:
@@ -147,6 +151,10 @@ def _read_pt(path: Path) -> Tensors:
             f"PyTorch file {path}: expected PyTorch to read {path.suffix}, got none; install torch, or save the state "
             "dict by safetensors.torch.save_file"
         ) from None
+    unpacked = 0
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # if it is none, PyTorch will say so
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    require(unpacked <= MAX_BYTES, f"PyTorch file {path}: expected at most {MAX_BYTES} bytes unpacked, got {unpacked}")
     try:
         loaded = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a file that was not meant as one may raise anything
@@ -156,11 +164,22 @@ def _read_pt(path: Path) -> Tensors:
             f"PyTorch file {path}: expected a state dict, got {found}; save it by torch.save(model.state_dict(), path)"
         ) from None
     require(
-        isinstance(loaded, Mapping) and all(isinstance(of, torch.Tensor) for of in loaded.values()),
+        isinstance(loaded, Mapping)
+        and all(isinstance(name, str) and isinstance(of, torch.Tensor) for name, of in loaded.items()),
         f"PyTorch file {path}: expected a state dict, which maps names to tensors, got {_told(loaded)}; save "
         "model.state_dict() by itself",
     )
-    tensors = {str(name): tensor.detach() for name, tensor in loaded.items()}
+    for name, of in loaded.items():
+        plain = of.layout is torch.strided and of.device.type == "cpu" and not (of.is_quantized or of.is_nested)
+        # a view may repeat a few stored numbers without an end
+        require(
+            plain and of.numel() * of.element_size() <= of.untyped_storage().nbytes(),
+            f"PyTorch file {path}: expected plain tensors with all their numbers stored, got another for {name!r}; "
+            "save tensor.detach().cpu().contiguous() by its name",
+        )
+    size = sum(of.numel() * max(4, of.element_size()) for of in loaded.values())
+    require(size <= MAX_BYTES, f"PyTorch file {path}: expected tensors of at most {MAX_BYTES} bytes, got {size}")
+    tensors = {name: tensor.detach() for name, tensor in loaded.items()}
     # NumPy has no bfloat16
     return {name: (of.float() if of.is_floating_point() else of).numpy() for name, of in tensors.items()}
 
@@ -169,7 +188,8 @@ def _told(loaded: object) -> str:
     """What a file has instead of tensors by name."""
     if not isinstance(loaded, Mapping):
         return f"a {type(loaded).__name__}"
-    return ", ".join(f"{name!r} ({type(of).__name__})" for name, of in loaded.items())
+    names = (repr(name) if isinstance(name, str) else f"a {type(name).__name__}" for name in loaded)
+    return ", ".join(f"{name} ({type(of).__name__})" for name, of in zip(names, loaded.values(), strict=True))
 
 
 def _modules(path: Path, tensors: Tensors) -> dict[str, Tensors]:
@@ -192,8 +212,7 @@ def _modules(path: Path, tensors: Tensors) -> dict[str, Tensors]:
             jnp.issubdtype(tensor.dtype, jnp.floating),
             f"PyTorch file {path}: expected floating numbers, got dtype {tensor.dtype} for {name!r}",
         )
-        require_finite(f"PyTorch file {path}: {name}", np.asarray(tensor, np.float32))
-        modules.setdefault(module, {})[part] = tensor
+        modules.setdefault(module, {})[part] = finite_float32(f"PyTorch file {path}: {name}", tensor)
     for module, parts in modules.items():
         require(
             _type_in_file(parts) is not None,
