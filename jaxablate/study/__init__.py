@@ -11,7 +11,7 @@ import jax
 import xarray as xr
 from flax import nnx
 
-from jaxablate._checks import require
+from jaxablate._checks import require, require_name
 from jaxablate._files import require_writable
 from jaxablate._parallel import Stop, run_all
 from jaxablate.datasets import Dataset, load_dataset
@@ -104,10 +104,8 @@ def _one_for_each_seed(
     Raises:
         InputError: for a name that no node of the results can have, or another number of models than seeds.
     """
-    require(
-        isinstance(name, str) and name.strip(".") != "" and "/" not in name and name not in config.protocols,
-        f"models: expected names without '/' that are no protocol's, got {name!r}",
-    )
+    require_name("models", name)
+    require(name not in config.protocols, f"models: expected other names than those of protocols, got {name!r}")
     found = [models] if isinstance(models, nnx.Module) else list(models)
     require(
         len(found) == len(config.seeds),
