@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -67,10 +69,28 @@ class Bars:
 
 
 def keep_compiled_programs() -> None:
-    """Let JAX keep compiled programs in a folder of the user's cache, unless the user has named another."""
+    """Let JAX keep compiled programs in a folder of the user's cache, unless the user has named another.
+
+    JAX compiles anew what it cannot read, but keeps the damaged file and warns every time; here the file goes, before
+    JAX writes the new one.
+    """
     import jax
 
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if not folder:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "jaxablate" / "compiled"))
+        folder = str(home / "jaxablate" / "compiled")
+        jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    show = warnings.showwarning
+
+    def remove_damaged(message: Warning | str, *others, **named) -> None:
+        found = re.match(r"Error reading persistent compilation cache entry for '(\w+)'", str(message))
+        if found is None:
+            show(message, *others, **named)
+            return
+        console.print(f"Compiled anew, since what was kept of it is damaged: {found[1]}", highlight=False)
+        for entry in Path(folder).glob(f"{found[1]}-*-cache"):
+            entry.unlink(missing_ok=True)
+
+    warnings.showwarning = remove_damaged
