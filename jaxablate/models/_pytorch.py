@@ -212,6 +212,7 @@ def _modules(path: Path, tensors: Tensors) -> dict[str, Tensors]:
             jnp.issubdtype(tensor.dtype, jnp.floating),
             f"PyTorch file {path}: expected floating numbers, got dtype {tensor.dtype} for {name!r}",
         )
+        require(tensor.size > 0, f"PyTorch file {path}: expected numbers, got shape {tensor.shape} for {name!r}")
         modules.setdefault(module, {})[part] = finite_float32(f"PyTorch file {path}: {name}", tensor)
     for module, parts in modules.items():
         require(

@@ -72,11 +72,8 @@ def load_results(path: str | Path) -> xr.DataTree:
         raise InputError(
             f"results file {path}: expected netCDF as jaxablate writes it, got an unreadable file ({error})"
         ) from None
-    bad = [name for name in ATTRIBUTES if not _is_text(results.attrs.get(name), name in JSON)]
-    require(not bad, f"results file {path}: expected the attributes {', '.join(bad)}; the file is damaged")
     for protocol in protocols_of(results):
         for name, node in select_protocol(results, protocol).children.items():
-            require_name(f"results file {path}: network", name)
             _require_whole(path, f"{name} ({protocol})", node.to_dataset())
     return results
 
@@ -94,6 +91,8 @@ def _require_declared(path: Path, file: "h5py.File") -> None:
     require(
         isinstance(found, str) and found == FORMAT, f"results file {path}: expected format {FORMAT!r}, got {found!r}"
     )
+    bad = [name for name in ATTRIBUTES if not _is_text(file.attrs.get(name), name in JSON)]
+    require(not bad, f"results file {path}: expected the attributes {', '.join(bad)}; the file is damaged")
     size, seen = 0, set()
     groups: list[tuple[int, h5py.Group]] = [(0, file)]
     while groups:
@@ -105,6 +104,7 @@ def _require_declared(path: Path, file: "h5py.File") -> None:
             require(address not in seen, f"results file {path}: expected each array once, got {name!r} again")
             seen.add(address)
             if isinstance(item, h5py.Group) and depth < DEEPEST:
+                require_name(f"results file {path}: network", name)
                 groups.append((depth + 1, item))
                 continue
             require(
