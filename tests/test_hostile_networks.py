@@ -192,6 +192,25 @@ def test_archives_of_pt(torch, tmp_path):
             load_pytorch(path)
 
 
+DEEP = b")" + 10**6 * b"\x85"  # ((((...),),),)
+WIDE = b")" + b"".join(b"q%ch%c\x86" % (place, place) for place in range(60))  # a pair, of a pair twice, and so on
+
+
+@pytest.mark.parametrize("key", [DEEP, WIDE, b"(" + DEEP + b"t"])
+def test_tuples_in_tuples_of_pt(torch, tmp_path, key):
+    """Python would overflow the stack, or take for ever, to hash what PyTorch takes for a name."""
+    path, content = tmp_path / "x.pt", b"\x80\x02}" + key + b"K\x01s."
+    with zipfile.ZipFile(path, "w") as packed:
+        for name, data in (("x/data.pkl", content), ("x/byteorder", b"little"), ("x/version", b"3\n")):
+            packed.writestr(name, data)
+    with refused("expected a state dict, got tuples in tuples"):
+        load_pytorch(path)
+    before = [pickle.dumps(number, 2) for number in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    path.write_bytes(b"".join([*before, content, pickle.dumps([], 2)]))
+    with refused("expected a state dict, got tuples in tuples"):
+        load_pytorch(path)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> bytes:
     """A file of results."""

@@ -5,10 +5,7 @@ height, width]; Flax as [in, out], [height, width, in, out] and [height, width, 
 and behind a flattened map of channels the features are put in our order.
 """
 
-import contextlib
-import re
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +15,10 @@ import numpy as np
 from flax import nnx
 
 from jaxablate._checks import InputError, finite_float32, require, require_known
-from jaxablate._files import MAX_BYTES, require_file
 from jaxablate._typing import Images
 from jaxablate.models._mlp import ACTIVATIONS, ELEMENTWISE, MLP, flatten_images, from_arrays
 from jaxablate.models._sites import Site, flatten_layers
+from jaxablate.models._tensors import Tensors, read_tensors
 
 WEIGHTS = {
     nnx.Linear: {"weight": "kernel", "bias": "bias"},
@@ -30,8 +27,6 @@ WEIGHTS = {
 }
 """For each type of layer its weights: PyTorch's name and Flax's."""
 PARTS = tuple(WEIGHTS[nnx.BatchNorm])
-
-Tensors = dict[str, np.ndarray]
 
 
 def load_pytorch(
@@ -75,7 +70,7 @@ def load_pytorch(
         model is None or isinstance(model, nnx.Sequential),
         f"model: expected an nnx.Sequential, a Chain or None, got {type(model).__name__}",
     )
-    modules = _modules(path, _read(path))
+    modules = _modules(path, read_tensors(path))
     if model is None:
         return _mlp(path, modules, activation, images)
     return _filled(path, modules, nnx.clone(model), None if images is None else np.shape(images))
@@ -107,89 +102,6 @@ def _filled(
         what = f"layer {place} ({type(links[place]).__name__}) from module {name!r} of {path}"
         _put(links[place], tensors, orders.get(place), what)
     return model
-
-
-def _read(path: Path) -> Tensors:
-    """The tensors of a file by name, those of safetensors in the order of the names.
-
-    Raises:
-        InputError: for a file that cannot be read, or must not be.
-    """
-    require_file("PyTorch file", path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    require(
-        path.suffix in (".pt", ".pth"),
-        f"PyTorch file {path}: expected .safetensors, .pt or .pth, got {path.suffix!r}; other pickles are not read, "
-        "save model.state_dict() by torch.save as .pt or by safetensors.torch.save_file",
-    )
-    return _read_pt(path)
-
-
-def _read_safetensors(path: Path) -> Tensors:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = sorted(file.keys(), key=_natural)
-            return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: a dtype that NumPy lacks
-        raise InputError(f"PyTorch file {path}: expected safetensors, got an unreadable file ({error})") from None
-
-
-def _natural(name: str) -> list[str | tuple[int, str]]:
-    """A name as words and numbers in turn, so that "layers.10" comes after "layers.2"; of any length."""
-    parts = re.split(r"0*(\d+)", name)
-    return [(len(part), part) if place % 2 else part for place, part in enumerate(parts)]
-
-
-def _read_pt(path: Path) -> Tensors:
-    try:
-        import torch  # pyright: ignore[reportMissingImports] (optional)
-    except ImportError:
-        raise InputError(
-            f"PyTorch file {path}: expected PyTorch to read {path.suffix}, got none; install torch, or save the state "
-            "dict by safetensors.torch.save_file"
-        ) from None
-    unpacked = 0
-    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # if it is none, PyTorch will say so
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    require(unpacked <= MAX_BYTES, f"PyTorch file {path}: expected at most {MAX_BYTES} bytes unpacked, got {unpacked}")
-    try:
-        loaded = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # a file that was not meant as one may raise anything
-        pickled = "GLOBAL" in str(error)
-        found = "pickled objects, which are not read since they may run code" if pickled else "what PyTorch cannot read"
-        raise InputError(
-            f"PyTorch file {path}: expected a state dict, got {found}; save it by torch.save(model.state_dict(), path)"
-        ) from None
-    require(
-        isinstance(loaded, Mapping)
-        and all(isinstance(name, str) and isinstance(of, torch.Tensor) for name, of in loaded.items()),
-        f"PyTorch file {path}: expected a state dict, which maps names to tensors, got {_told(loaded)}; save "
-        "model.state_dict() by itself",
-    )
-    for name, of in loaded.items():
-        plain = of.layout is torch.strided and of.device.type == "cpu" and not (of.is_quantized or of.is_nested)
-        # a view may repeat a few stored numbers without an end
-        require(
-            plain and of.numel() * of.element_size() <= of.untyped_storage().nbytes(),
-            f"PyTorch file {path}: expected plain tensors with all their numbers stored, got another for {name!r}; "
-            "save tensor.detach().cpu().contiguous() by its name",
-        )
-    size = sum(of.numel() * max(4, of.element_size()) for of in loaded.values())
-    require(size <= MAX_BYTES, f"PyTorch file {path}: expected tensors of at most {MAX_BYTES} bytes, got {size}")
-    tensors = {name: tensor.detach() for name, tensor in loaded.items()}
-    # NumPy has no bfloat16
-    return {name: (of.float() if of.is_floating_point() else of).numpy() for name, of in tensors.items()}
-
-
-def _told(loaded: object) -> str:
-    """What a file has instead of tensors by name."""
-    if not isinstance(loaded, Mapping):
-        return f"a {type(loaded).__name__}"
-    names = (repr(name) if isinstance(name, str) else f"a {type(name).__name__}" for name in loaded)
-    return ", ".join(f"{name} ({type(of).__name__})" for name, of in zip(names, loaded.values(), strict=True))
 
 
 def _modules(path: Path, tensors: Tensors) -> dict[str, Tensors]:
