@@ -23,6 +23,10 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 305]} ... {line[-300:]}"
 
 
+class JaxablateWarning(UserWarning):
+    """What a user should know of a result, told in one sentence; the command line prints it as a note."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raise `InputError(message)` unless the condition holds."""
     if not condition:

@@ -35,6 +35,10 @@ def require_file(what: str, path: str | Path, otherwise: str = "") -> None:
     require(size <= MAX_BYTES, f"{what} {path}: expected at most {MAX_BYTES} bytes, got {size}")
 
 
+LEFTOVER = r"\.(.+)-[a-z0-9_]{8}"
+"""The name of the folder that `atomic_path` makes for a file, which stays behind when the process is killed."""
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, and move it there when the block ends without an error."""

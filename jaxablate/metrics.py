@@ -12,6 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from jaxablate._checks import require, require_integers, require_known, traced
 from jaxablate._typing import AnyArray, Counts, Scores
@@ -93,7 +94,29 @@ def kl_selectivity(counts: Counts) -> Scores:
         >>> ja.kl_selectivity(np.array([[[2, 0], [0, 2]]], np.int32)).round(4).tolist()
         [0.6930999755859375]
     """
-    return _kl_selectivity(_checked(counts))
+    return _specific_information(_checked(counts)).max(axis=1)
+
+
+def specific_information(counts: Counts) -> Float[AnyArray, "neuron class"]:
+    """What a code tells of each class: D_KL(P(T | Y=c) || P(T)), the terms of KL selectivity and mutual information.
+
+    Args:
+        counts: int32 [neuron, class, code], from `joint_histogram`.
+
+    Returns:
+        float32 [neuron, class] in nats: their maximum over the classes is `kl_selectivity`, their mean weighted by P(c)
+        `mutual_information`. 0 for a class without examples.
+
+    Raises:
+        InputError: for counts of another shape or dtype, or without an example.
+
+    Source: paper, equation 5. DeWeese and Meister (1999) call it the specific surprise.
+
+    Example:
+        >>> ja.metrics.specific_information(np.array([[[2, 0], [1, 1]]], np.int32)).round(4).tolist()
+        [[0.28769999742507935, 0.14379999041557312]]
+    """
+    return _specific_information(_checked(counts))
 
 
 def predicted_bias(counts: Counts) -> Scores:
@@ -205,10 +228,10 @@ def _mutual_information(counts: Counts) -> Scores:
 
 
 @jax.jit
-def _kl_selectivity(counts: Counts) -> Scores:
+def _specific_information(counts: Counts) -> AnyArray:
     given_class, code, _ = _conditional(counts)
     # an absent class has P(t | c) = 0 everywhere and so adds a 0, which no maximum of divergences is below
-    return jnp.maximum(_xlogx_ratio(given_class, given_class, code).sum(axis=2).max(axis=1), 0)
+    return jnp.maximum(_xlogx_ratio(given_class, given_class, code).sum(axis=2), 0)
 
 
 def _supports(counts: Counts) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray]:

@@ -3,12 +3,16 @@
 A quantizer holds increasing edges; the code of an activation is the number of edges that it reaches. So an activation
 on an edge belongs to the upper code (to the lower one where the edge is strict), out-of-range values get the first
 or the last code, and edges that are equal leave the codes between them empty. NaN reaches no edge: code 0.
+
+What takes its edges from data, `quantile` and `mean`, makes a quantizer of them by `.fit(activations)`; a quantizer
+whose edges are given fits itself.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +47,26 @@ class Quantizer:
 
     def fit(self, activations: Activations) -> "Quantizer":
         """This quantizer, whose edges do not depend on the data; there so that `quantile` can take its place."""
+        del activations
         return self
 
     def __call__(self, activations: Activations) -> Codes:
         """Codes, int32 of the shape of the activations."""
         return _count_edges(jnp.asarray(activations), self.edges, self.strict)
+
+
+@runtime_checkable
+class Fittable(Protocol):
+    """A quantizer, or what becomes one once it has seen activations."""
+
+    @property
+    def num_codes(self) -> int:
+        """The number of codes."""
+        ...
+
+    def fit(self, activations: Activations) -> Quantizer:
+        """A quantizer with its edges on these activations [example, neuron]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -100,6 +119,17 @@ class Quantile:
         raise InputError("quantile: expected a fitted quantizer, got one without edges; call .fit(activations) first")
 
 
+@dataclass(frozen=True)
+class Mean:
+    """One bit, once fitted: see `mean`."""
+
+    num_codes: int = 2
+
+    def fit(self, activations: Activations) -> Quantizer:
+        """Place each neuron's threshold on the mean of these activations, float [example, neuron]."""
+        return threshold(np.asarray(activations).mean(axis=0))
+
+
 def threshold(value: float | Float[AnyArray, "neuron"], *, strict: bool = False) -> Quantizer:
     """A one-bit quantizer: T = 1 where h >= value, else 0.
 
@@ -119,6 +149,20 @@ def threshold(value: float | Float[AnyArray, "neuron"], *, strict: bool = False)
     # a jax array stays where it is; a number becomes no jax array, which would start JAX on import
     as_array: Any = jnp.asarray if isinstance(value, jax.Array) else np.asarray
     return Quantizer(as_array(value, np.float32)[None], strict)
+
+
+def mean() -> Mean:
+    """A one-bit quantizer that asks whether a neuron is at least at its own mean, whatever its activation function.
+
+    Returns:
+        A `Mean`; `.fit(activations)` makes a `Quantizer` of it.
+
+    Example:
+        >>> activations = np.array([[0.0, 5.0], [1.0, 5.0], [5.0, 8.0]], np.float32)
+        >>> ja.quantizers.mean().fit(activations)(activations).tolist()
+        [[0, 0], [0, 0], [1, 1]]
+    """
+    return Mean()
 
 
 def sign() -> Quantizer:
@@ -240,6 +284,50 @@ def default_quantizer(activation: str) -> Quantizer:
     """
     require_known("activation", activation, _DEFAULTS)
     return _DEFAULTS[activation]
+
+
+def get_quantizer(setting: str | float) -> Fittable:
+    """The quantizer of a setting, as in configurations and on the command line.
+
+    Args:
+        setting: "mean"; "positive" (`sign`); "quantile:BINS"; "uniform:BINS:LOW:HIGH"; "levels:EDGE:EDGE:..."; or a
+            number, the `threshold`.
+
+    Returns:
+        What makes a `Quantizer` by `.fit(activations)`.
+
+    Raises:
+        InputError: for another setting, or numbers that the quantizer refuses.
+
+    Example:
+        >>> ja.quantizers.get_quantizer("uniform:4:0:1").num_codes, ja.quantizers.get_quantizer(0.5).num_codes
+        (4, 2)
+    """
+    name, *numbers = str(setting).split(":")
+    try:
+        match name, [float(number) for number in numbers]:
+            case "mean", []:
+                return mean()
+            case "positive", []:
+                return sign()
+            case "quantile", [_]:
+                return quantile(int(numbers[0]))
+            case "uniform", [_, low, high]:
+                return uniform(int(numbers[0]), low, high)
+            case "levels", [_, *_]:
+                return levels([float(number) for number in numbers])
+            case _, []:
+                value = float(name)
+                require(math.isfinite(value), f"quantizer: expected a finite threshold, got {setting}")
+                return threshold(value)
+    except InputError:
+        raise
+    except ValueError:
+        pass  # no number where one is meant
+    raise InputError(
+        f"unknown quantizer {setting!r}: expected mean, positive, quantile:BINS, uniform:BINS:LOW:HIGH, "
+        "levels:EDGE:EDGE:... or a threshold; for networks that know their activation function also activation"
+    )
 
 
 def _require_bins(bins: int) -> int:

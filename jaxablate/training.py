@@ -27,6 +27,9 @@ PARALLEL = ("auto", "vmap", "threads")
 OnEpoch = Callable[[int, int, float, float], None]
 """Called after every epoch with epochs done, epochs in all, and the epoch's training loss and accuracy."""
 
+OnTrained = Callable[[int, MLP, "History"], None]
+"""Called with the seed, the network and its history as soon as a network is done."""
+
 
 @dataclass(frozen=True)
 class History:
@@ -127,6 +130,7 @@ def train_many(
     l2: float = 1e-3,
     starts: Sequence[MLP] | None = None,
     on_epoch: OnEpoch | None = None,
+    on_trained: OnTrained | None = None,
     parallel: str = "auto",
 ) -> list[tuple[MLP, History]]:
     """Train one network for each seed, several at once; arguments and errors as in `train`.
@@ -139,6 +143,7 @@ def train_many(
         starts: for each seed a network to train on in place of a new one, all of one architecture.
         on_epoch: called after every epoch of a network (or of all that one program trains, with the mean of loss and
             accuracy); epochs done and in all are those of all networks.
+        on_trained: called with (seed, network, history) as soon as a network is done, from any thread.
         parallel: "vmap" trains all seeds in one batched program, "threads" one seed on each core, "auto" takes
             threads on CPU and vmap elsewhere.
 
@@ -181,16 +186,19 @@ def train_many(
     else:
         groups = [slice(None)]
 
-    def run(group: slice, stop: Stop) -> tuple[nnx.State, np.ndarray]:
+    def run(group: slice, stop: Stop) -> list[tuple[MLP, History]]:
         chosen = jax.tree.map(lambda leaf: leaf[group], params)
-        return _train_together(*shared, chosen, keys[group], told, stop)
+        trained, records = _train_together(*shared, chosen, keys[group], told, stop)
+        found = [
+            (nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], trained)), History(*records[:, i].T))
+            for i in range(records.shape[1])
+        ]
+        if on_trained is not None:
+            for seed, of_seed in zip(seeds[group], found, strict=True):
+                on_trained(seed, *of_seed)
+        return found
 
-    finished = run_all(run, groups, threads=num_cores())
-    return [
-        (nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], params)), History(*records[:, i].T))
-        for params, records in finished
-        for i in range(records.shape[1])
-    ]
+    return [of_seed for found in run_all(run, groups, threads=num_cores()) for of_seed in found]
 
 
 def _checked_starts(starts: Sequence[MLP], number: int, in_features: int, num_classes: int) -> Sequence[MLP]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxablate._checks import require, require_integer
+from jaxablate._checks import JaxablateWarning, require, require_integer
 from jaxablate._typing import AnyArray, Codes, Counts, Labels, Scores
 from jaxablate.histograms import joint_histogram
 from jaxablate.metrics import Metric, mutual_information, predicted_bias
@@ -23,7 +23,7 @@ RELATIVE_TIE, ABSOLUTE_TIE = 1e-6, 1e-7
 """Scores that differ by less are the same but for float32 rounding."""
 
 
-class BiasWarning(UserWarning):
+class BiasWarning(JaxablateWarning):
     """Plug-in scores that are no larger than the bias predicted for them."""
 
 

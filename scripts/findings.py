@@ -1,11 +1,14 @@
 """Write docs/findings.md and its pictures from saved results, never by hand.
 
-`python scripts/findings.py RESULTS [--again OTHER] [--out docs]`: RESULTS come from `jaxablate reproduce --protocol
-each`, OTHER from a run with other seeds, to see whether the numbers come out again.
+`python scripts/findings.py RESULTS [--again OTHER] [--scores RUN] [--out docs]`: RESULTS come from `jaxablate reproduce
+--protocol each`, OTHER from a run with other seeds, to see whether the numbers come out again; RUN is the folder where
+`scripts/scores.py` has studied quantizers and pairs.
 """
 
 import argparse
+import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from scipy import stats
 import jaxablate as ja
 from jaxablate._files import atomic_path
 from jaxablate.claims import CLAIMS, FAILS, HOLDS, POINTS, UNDECIDED, Effect, Verdict
-from jaxablate.figures import save_finding_figures
+from jaxablate.figures import draw_sensitivity, save_finding_figures
 from jaxablate.mechanism import damage_alone
 from jaxablate.protocols import DEPARTURES, SETS
 
@@ -55,12 +58,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write docs/findings.md from saved results.")
     parser.add_argument("results", type=Path)
     parser.add_argument("--again", type=Path, help="results of a run with other seeds")
+    parser.add_argument("--scores", type=Path, help="the folder that scripts/scores.py has written into")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="default: %(default)s")
     arguments = parser.parse_args()
     try:
         results = checked(arguments.results)
         again = checked(arguments.again) if arguments.again else None
-        print(write_findings(results, again, arguments.out))
+        print(write_findings(results, again, arguments.scores, arguments.out))
     except (ja.InputError, OSError) as error:
         sys.exit(f"error: {error}")
 
@@ -79,7 +83,7 @@ def checked(path: Path) -> xr.DataTree:
     return results
 
 
-def write_findings(results: xr.DataTree, again: xr.DataTree | None, folder: Path) -> Path:
+def write_findings(results: xr.DataTree, again: xr.DataTree | None, scores: Path | None, folder: Path) -> Path:
     """The page; its pictures go into `findings` beside it."""
     verdicts = ja.judge_claims(results)
     for file in save_finding_figures(results, verdicts, folder / "findings"):
@@ -100,6 +104,13 @@ def write_findings(results: xr.DataTree, again: xr.DataTree | None, folder: Path
         "## What stands behind the whole-network rankings",
         mechanism(results),
     ]
+    if scores is not None:
+        names = list(ja.results.select_protocol(results, "paper").children)
+        parts += ["## Does the result depend on the quantizer?", quantizers(scores, names, folder / "findings")]
+        parts += [
+            "## Do neurons that share information stand in for each other?",
+            pairs(scores, names, folder / "findings"),
+        ]
     if again is not None:
         parts += ["## The same again, with other networks", replication(verdicts, ja.judge_claims(again), again)]
     parts += ["## Every comparison", effect_table(verdicts)]
@@ -276,6 +287,101 @@ def mechanism(results: xr.DataTree) -> str:
         )
     lines += ["", "![Correlation of every score with the damage of ablating a neuron alone](findings/correlations.png)"]
     return "\n".join(lines)
+
+
+def opened(path: Path) -> xr.Dataset:
+    if not path.is_file():
+        raise ja.InputError(f"{path}: expected the file that `python scripts/scores.py` writes, got none")
+    return xr.load_dataset(path, engine="h5netcdf")
+
+
+def quantizers(run: Path, names: list[str], pictures: Path) -> str:
+    """Whether the direction that costs less is the same under every quantizer."""
+    counts = dict.fromkeys(("kept", "open", "reversed"), 0)
+    rows, shown = [], []
+    sweeps = {name: opened(run / f"sensitivity_{name}.nc") for name in names}
+    for name, found in sweeps.items():
+        with atomic_path(pictures / f"quantizers_{name}.png") as temporary:
+            draw_sensitivity(found, title=f"Does the result depend on the quantizer? {name} network").savefig(temporary)
+        shown.append(f"![Ranks and curves under each quantizer, {name}](findings/quantizers_{name}.png)")
+        gap = (found["auc"].sel(direction="low") - found["auc"].sel(direction="high")).rename(network="seed")
+        ranks = found["rank_correlation"].rename(network="seed")
+        for scope, metric in itertools.product(found["scope"].values, found["metric"].values):
+            one = {"scope": scope, "metric": metric}
+            # codes of equal frequency have the same entropy in every neuron: nothing to rank by
+            comparable = [
+                i for i, q in enumerate(found["quantizer"].values) if metric != "entropy" or "quantile" not in str(q)
+            ]
+            mean, low, high = (of.values for of in ja.mechanism.mean_and_interval(gap.sel(one)[:, comparable]))
+            sign = np.sign(mean) * ((low > 0) | (high < 0))
+            if sign[0] == 0:
+                said = "none to keep"
+            else:
+                said = "reversed" if (sign == -sign[0]).any() else "kept" if (sign == sign[0]).all() else "open"
+                counts[said] += 1
+            others = mean[1:]
+            lowest = float(ranks.sel(one)[:, comparable].mean("seed").min())
+            shown_by_first = f"{mean[0]:+.2f} [{low[0]:+.2f}, {high[0]:+.2f}]"
+            rows.append(
+                f"| {name} | {scope} | {str(metric).replace('_', ' ')} | {shown_by_first} | {others.min():+.2f} to "
+                f"{others.max():+.2f} | {said} | {lowest:+.2f} |"
+            )
+    first = sweeps[names[0]]
+    labels = ", ".join(map(str, first["quantizer"].values[1:]))
+    text = (
+        f"The neurons of {first.sizes['network']} networks of each kind were ranked and ablated (bias balanced) under "
+        f"{first.sizes['quantizer']} quantizers: does the neuron fire, which is what the claims above rest on, and "
+        f"{labels}. The table has the AUC with low values first less that with high values first, in accuracy points, "
+        f"mean and 95 % interval over the networks. Of the {sum(counts.values())} differences that the first quantizer "
+        f"shows (its interval leaves out 0), {counts['kept']} are there under every other one, {counts['open']} are "
+        f"not shown by all, and {counts['reversed']} are reversed by at least one. Entropy is left out where codes are "
+        "equally frequent by construction. The last column is the lowest mean rank correlation of the scores with "
+        "those of the first quantizer."
+    )
+    head = [
+        "| network | scope | score | does it fire? | other quantizers | direction | lowest rank correlation |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    return "\n\n".join([text, *shown, "\n".join([*head, *rows])])
+
+
+def pairs(run: Path, names: list[str], pictures: Path) -> str:
+    """Spearman's correlation of what pairs share with the super-additivity of their damage."""
+    tests = {
+        (name, fill): opened(run / f"pairs_{fill}_{name}.nc") for name in names for fill in ("mean", "zero")
+    }  # fmt: skip
+    rows, smallest, shown = [], [], []
+    for name in names:
+        with atomic_path(pictures / f"pairs_{name}.png") as temporary:
+            shutil.copyfile(run / f"pairs_{name}.png", temporary)
+        shown.append(f"![What pairs of the last layer tell of the class, {name}](findings/pairs_{name}.png)")
+        for fill in ("mean", "zero"):
+            found = tests[name, fill]
+            mean, low, high = ja.mechanism.mean_and_interval(found["correlation"].rename(network="seed"))
+            significant = (found["p_value"] < 0.05).sum("network")
+            for scope in found["scope"].values:
+                cells = [
+                    f"{float(mean.sel(of)):+.2f} [{float(low.sel(of)):+.2f}, {float(high.sel(of)):+.2f}] "
+                    f"({int(significant.sel(of))} of {found.sizes['network']})"
+                    for of in ({"scope": scope, "quantity": quantity} for quantity in found["quantity"].values)
+                ]
+                rows.append(f"| {name} | {scope} | {fill} | {' | '.join(cells)} |")
+            smallest.append((fill, float(mean.sel(quantity="co_information").min())))
+    weakest = {fill: min(value for of, value in smallest if of == fill) for fill in ("mean", "zero")}
+    text = (
+        "The paper infers redundancy from curves. Here it is measured: of every pair of neurons of a layer, what the "
+        "two codes tell of the class (redundancy and synergy of the minimum-MI decomposition, and co-information, "
+        "their difference), beside the super-additivity of the damage, that is by how much more the loss rises without "
+        "both than without each, added up. The table has Spearman's correlation of the two over the pairs of a layer, "
+        f"mean and 95 % interval over {tests[names[0], 'mean'].sizes['network']} networks, and in how many of them a "
+        "Mantel test finds p < 0.05. The weakest mean correlation with co-information is "
+        f"{weakest['mean']:+.2f} where the mean stands in for ablated neurons, {weakest['zero']:+.2f} where zero does."
+    )
+    head = [
+        "| network | layer | fill | redundancy | synergy | co-information |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    return "\n\n".join([text, "\n".join([*head, *rows]), *shown])
 
 
 def replication(verdicts: list[Verdict], others: list[Verdict], again: xr.DataTree) -> str:

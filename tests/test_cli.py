@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from test_datasets import arrays, idx, write_folder
 from typer.testing import CliRunner
 
@@ -109,12 +110,23 @@ def test_the_findings_are_written_from_results(judged, reproduced, tmp_path):
     again = tmp_path / "again" / "out"
     command = [*REPRODUCE, "--seeds", 3, "--first-seed", 50, "--protocol", "both", "--out", again]
     assert run(*command).returncode == 0
-    process = run(nc, "--again", again / "results.nc", "--out", tmp_path / "docs", program=[script])
+    process = run(out, "--seeds", 1, program=[ROOT / "scripts" / "scores.py"])
+    assert process.returncode == 0, process.stderr
+    process = run(
+        nc, "--again", again / "results.nc", "--scores", out, "--out", tmp_path / "docs", program=[script]
+    )  # fmt: skip
     assert process.returncode == 0, process.stderr
     page = (tmp_path / "docs" / "findings.md").read_text()
     pictures = re.findall(r"\]\((findings/[^)]+)\)", page)
     assert all((tmp_path / "docs" / picture).is_file() for picture in pictures)
     assert len(pictures) >= 4
+    assert {"findings/quantizers_2-layer.png", "findings/quantizers_3-layer.png"} <= set(pictures)
+    rows = [line for line in page.splitlines() if line.startswith("| 3-layer | layer2 | mutual information |")]
+    gap = xr.load_dataset(out / "sensitivity_3-layer.nc")["auc"].sel(scope="layer2", metric="mutual_information")[0]
+    gap = (gap.sel(direction="low") - gap.sel(direction="high")).values
+    assert f"| {gap[0]:+.2f} [{gap[0]:+.2f}, {gap[0]:+.2f}] | {gap[1:].min():+.2f} to {gap[1:].max():+.2f} |" in rows[0]
+    found = xr.load_dataset(out / "pairs_zero_2-layer.nc").sel(scope="layer2", quantity="co_information")
+    assert f" {float(found['correlation'][0]):+.2f} [" in page.split("| 2-layer | layer2 | zero |")[1].split("\n")[0]
     verdicts = ja.judge_claims(ja.results.load_results(nc))
     effects = [[e for v in verdicts if v.protocol == name for e in v.effects] for name in ("paper", "published")]
     rows = [line for line in page.splitlines() if line.startswith("| C1 | 2-layer | layer1, MI-LVF")]

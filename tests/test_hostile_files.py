@@ -288,7 +288,7 @@ def test_on_the_command_line(tmp_path):
     out = ["--out", str(tmp_path / "out" / "x.csv")]
     for arguments, sentence in (
         (["reproduce", "--dataset", str(tmp_path / "x.npz"), *out], "missing train_images"),
-        (["score", str(path), *out], "expected arrays with SHA-256"),
+        (["score", str(path), *out], "expected arrays of the checksum it names"),
         (["ablate", str(tmp_path / "pipe.safetensors"), *out], "expected a file, got a pipe or a device"),
         (["score", str(tmp_path / ("n" * 300)), *out], "expected a file, got none"),
     ):

@@ -15,6 +15,7 @@ import xarray as xr
 from helpers import refused
 
 import jaxablate as ja
+from jaxablate._run import Units, begin, lock_folder
 from jaxablate.models import load_pytorch
 from jaxablate.study._config import StudyConfig
 from jaxablate.study._networks import trained_networks
@@ -114,7 +115,7 @@ def test_a_damaged_network_is_trained_anew(tmp_path, mnist5k):
     whole = path.read_bytes()
     for place in (struct.unpack("<Q", whole[:8])[0] + 8, len(whole) - 1):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with refused("expected arrays with SHA-256 [0-9a-f]{64}, got [0-9a-f]{64}; remove the damaged file"):
+        with refused("expected arrays of the checksum it names; it is damaged"):
             ja.load_model(path)
         again, notes = networks()
         assert "trained anew: network file" in notes
@@ -330,3 +331,34 @@ def test_attributes_of_results(tmp_path, whole):
                 with refused(f"expected the attributes {name}; the file is damaged"):
                     ja.results.load_results(path)
     ja.results.load_results(path)
+
+
+def test_names_of_units_stay_in_their_folder(tmp_path):
+    units = Units(tmp_path / "units", "run")
+    names = ("..", "../x", "/etc/x", "a\0b\n", 300 * "ü", 300 * "n", 299 * "n" + "m")
+    for number, name in enumerate(names):
+        units.get(name, lambda number=number: {"x": np.array(number)})
+    for number, name in enumerate(names):
+        assert units.get(name, lambda: {})["x"] == number
+    assert len(list((tmp_path / "units").iterdir())) == len(names)
+    assert [path.name for path in tmp_path.iterdir()] == ["units"]
+
+
+def test_the_files_of_a_run(tmp_path):
+    notes = []
+    units = Units(tmp_path / "units", "run", notes.append)
+    units.get("one", lambda: {"x": np.zeros(2)})
+    for content in (b"", b"text", network("{}.kernel", "{}.bias", dtype="F8_E4M3", item=1, value=b"1")):
+        (tmp_path / "units" / "one.safetensors").write_bytes(content)
+        assert units.get("one", lambda: {"x": np.ones(2)})["x"].tolist() == [1, 1]
+        assert notes.pop() == "one.safetensors is damaged or of another run: computed anew"
+    for content in (b"{half", b"\xff", 10**5 * b"[", b"[]"):
+        (tmp_path / "run.json").write_bytes(content)
+        with refused("expected the run that was begun there, got another"):
+            begin(tmp_path, {"seed": 1}, force=False)
+    (tmp_path / "run.json").unlink()
+    os.mkfifo(tmp_path / "run.json")
+    assert begin(tmp_path, {"seed": 1}, force=False) == begin(tmp_path, {"seed": 1}, force=False)
+    (tmp_path / "run.owner").write_bytes(b"\xff\x1b")
+    with lock_folder(tmp_path) as killed:
+        assert killed == "\ufffd\x1b"

@@ -18,7 +18,7 @@ import jaxablate as ja
 
 PACKAGE = Path(ja.__file__).parent
 LAYERS = (
-    {"_typing", "_checks", "_files", "_parallel"},
+    {"_typing", "_checks", "_files", "_parallel", "_run"},
     {"datasets", "quantizers", "histograms", "metrics", "orders"},
     {"models", "protocols", "interactions", "uncertainty"},
     {"training", "activations", "ablation", "pruning"},

@@ -9,7 +9,7 @@ import pytest
 import jaxablate as ja
 
 README = Path(__file__).parents[1] / "README.md"
-OWN, LIBRARY = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+OWN, SCORES, LIBRARY = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 def test_the_library_example_runs(monkeypatch, capsys):
@@ -30,6 +30,15 @@ def test_the_example_of_an_own_model_runs():
     kept = int((names["damage"] > names["damage"].mean()).sum())
     assert 0 < kept < 64
     assert ja.record_activations(names["small"], names["test"][0][:5])[0].shape == (5, kept)
+
+
+def test_the_example_of_scores_runs():
+    names: dict = {}
+    exec(OWN, names)
+    exec(SCORES, names)
+    assert names["null"].p_value.shape == (64,)
+    assert names["pairs"].joint.shape == (64, 64)
+    assert names["found"]["auc"].shape == (1, 2, 2, 3, 2)
 
 
 @pytest.mark.parametrize("command", re.findall(r"^jaxablate (\w+)", README.read_text(), re.MULTILINE))

@@ -144,6 +144,7 @@ def test_networks_are_reused_where_the_settings_agree(small_config, tmp_path):
     assert any("trained anew: network file" in note and "reused 1" in note for *_, note in notes)
 
 
+@pytest.mark.filterwarnings("ignore::jaxablate.uncertainty.BiasWarning")  # images of noise
 def test_networks_of_other_data_are_not_reused(tmp_path):
     random = np.random.default_rng(0)
     for number in (1, 2):

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from jaxablate._parallel import COMPILER_OPTIONS
-from jaxablate.ablation._machine import Shard, Task, by_site, run_shards
+from jaxablate.ablation._machine import Chunks, Shard, Task, by_site
 from jaxablate.ablation._measures import Sums, measure, zeros
 from jaxablate.models import (
     ELEMENTWISE,
@@ -82,7 +82,6 @@ def measure_steps(
     preferred = CHUNK if jax.default_backend() == "cpu" and not last_only else CHUNK_ELSEWHERE
     # what is before and behind the touched sites, one update in flight, and what is on the way out
     per_example = (len(touched) + 4) * bytes_on_the_way(network, touched[0])
-    layout = task.lay_out(per_example, preferred)
     grouped = orders.reshape(*orders.shape[:2], -1, neurons_per_step)
     call = partial(
         _measure,
@@ -97,7 +96,7 @@ def measure_steps(
         task.fill,
         task.scale,
     )
-    return run_shards(call, layout.split(task))
+    return Chunks(task, per_example, preferred).run(call)
 
 
 class _Level(NamedTuple):

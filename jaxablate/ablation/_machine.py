@@ -1,6 +1,7 @@
 """What the engines share: what they are given, and how work is cut to fit a machine (threads, shards of examples,
 chunks within a memory budget)."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import require, require_integer
+from jaxablate._checks import JaxablateWarning, require, require_integer
 from jaxablate._parallel import num_cores, run_all
 from jaxablate.models import Network
 
@@ -126,6 +127,44 @@ class Shard(NamedTuple):
             return add(totals, cut(self.images), labels, None if self.rows is None else cut(self.rows)), None
 
         return jax.lax.scan(add_chunk, start, (self.starts, self.valid))[0]
+
+
+class MemoryWarning(JaxablateWarning):
+    """Memory ran out, and work goes on in smaller chunks."""
+
+
+class Chunks:
+    """Runs a function over the shards of a task, in chunks of at most `preferred` examples that are halved, for good,
+    whenever memory runs out all the same."""
+
+    def __init__(self, task: Task, bytes_per_example: int, preferred: int):
+        self.task, self.bytes_per_example, self.preferred = task, bytes_per_example, preferred
+
+    def run(self, function: Callable) -> dict[str, np.ndarray]:
+        """The function's sums over all examples.
+
+        Raises:
+            InputError: if memory does not do for one example at a time; the message says how much was asked for.
+        """
+        while True:
+            layout = self.task.lay_out(self.bytes_per_example, self.preferred)
+            try:
+                return run_shards(function, layout.split(self.task))
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                require(
+                    layout.chunk > 1,
+                    f"memory: expected room for {self.bytes_per_example} bytes, which one example takes under all "
+                    "masks of a batch, beside images, weights and results, but it ran out; use a larger machine",
+                )
+                self.preferred = layout.chunk // 2
+            warnings.warn(
+                f"memory ran out with {layout.chunk} examples at a time: going on with {self.preferred}; a lower "
+                "memory_limit avoids this",
+                MemoryWarning,
+                stacklevel=3,
+            )
 
 
 def run_shards(function: Callable, shards: Sequence) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxablate._parallel import COMPILER_OPTIONS
 from jaxablate.ablation._incremental import CHUNK, CHUNK_ELSEWHERE, LARGE
-from jaxablate.ablation._machine import Shard, Task, by_site, run_shards
+from jaxablate.ablation._machine import Chunks, Shard, Task, by_site
 from jaxablate.ablation._measures import measure, zeros
 from jaxablate.models import (
     Network,
@@ -37,7 +37,7 @@ def measure_sets(task: Task, sets: np.ndarray, number: int, keep: np.ndarray) ->
     last_only = site == len(network.sites) - 1
     preferred = CHUNK if jax.default_backend() == "cpu" and not last_only else CHUNK_ELSEWHERE
     # what is before and behind the site, one update in flight, and what is on the way out
-    layout = task.lay_out(5 * bytes_on_the_way(network, 0), preferred)
+    per_example = 5 * bytes_on_the_way(network, 0)
     fill = jax.tree.map(lambda values: values[0], task.fill)
     scale = None if task.scale is None else task.scale[0]
     call = partial(
@@ -54,7 +54,7 @@ def measure_sets(task: Task, sets: np.ndarray, number: int, keep: np.ndarray) ->
         fill,
         scale,
     )
-    return run_shards(call, layout.split(task))
+    return Chunks(task, per_example, preferred).run(call)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), compiler_options=COMPILER_OPTIONS)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxablate._parallel import COMPILER_OPTIONS
-from jaxablate.ablation._machine import Shard, Task, by_site, run_shards
+from jaxablate.ablation._machine import Chunks, Shard, Task, by_site
 from jaxablate.ablation._measures import measure, zeros
 from jaxablate.models import Network, bytes_on_the_way, enter, run_on, stack_states
 
@@ -35,14 +35,13 @@ def measure_masks(task: Task, keep: np.ndarray) -> dict[str, np.ndarray]:
     in_flight = IN_FLIGHT.get(jax.default_backend(), IN_FLIGHT_ELSEWHERE)
     largest = bytes_on_the_way(network, first)
     # an activation and its successor in flight for each mask of the batch, and what is before the first site
-    layout = task.lay_out(2 * largest * (batch + 1), max(1, in_flight // (batch * largest)))
-    shards = layout.split(task)
+    chunks = Chunks(task, 2 * largest * (batch + 1), max(1, in_flight // (batch * largest)))
     results = []
     for slab in padded.reshape(num_networks, num_slabs, batches, batch, -1).swapaxes(0, 1):
         call = partial(
             _measure, network, first, touched, task.measures, task.precision, task.states, slab, task.fill, task.scale
         )
-        sums = run_shards(call, shards)
+        sums = chunks.run(call)
         results.append({name: of.reshape(num_networks, -1, *of.shape[3:]) for name, of in sums.items()})
     return {name: np.concatenate([part[name] for part in results], axis=1)[:, :num_masks] for name in results[0]}
 

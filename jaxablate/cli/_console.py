@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -32,10 +32,21 @@ def end_if_asked() -> None:
 
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """Print a user's mistake, or what the file system refused, as one sentence and exit with 1."""
-    from jaxablate import InputError
-    from jaxablate._checks import one_line
+    """Print a user's mistake, or what the file system refused, as one sentence and exit with 1; a warning of our own
+    as a note."""
+    from jaxablate._checks import InputError, JaxablateWarning, one_line
 
+    by_python = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, JaxablateWarning):
+            Console(stderr=True, soft_wrap=True).print(
+                f"[bold]note:[/] {escape(one_line(str(message)))}", highlight=False
+            )
+        else:
+            by_python(message, category, *where)
+
+    warnings.showwarning = show
     try:
         yield
     except (InputError, OSError) as error:
@@ -43,6 +54,8 @@ def one_sentence_errors() -> Iterator[None]:
             f"[bold red]error:[/] {escape(one_line(str(error)))}", highlight=False
         )
         raise typer.Exit(1) from None
+    finally:
+        warnings.showwarning = by_python
 
 
 class Bars:

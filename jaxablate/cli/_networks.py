@@ -29,15 +29,17 @@ Activation = Annotated[
 By = Annotated[
     list[str] | None,
     typer.Option(
-        help="Scores: entropy, mutual_information, kl_selectivity (these by default), conditional_entropy, "
-        "class_selectivity, mean_activation, activation_variance, share_of_zeros, incoming_norm, outgoing_norm, "
-        "taylor, damage_alone, shapley; repeat for several."
+        help="Scores: entropy, mutual_information, kl_selectivity (these by default), entropy_miller_madow, "
+        "mutual_information_miller_madow, conditional_entropy, specific_information_CLASS, class_selectivity, "
+        "mean_activation, activation_variance, share_of_zeros, incoming_norm, outgoing_norm, taylor, damage_alone, "
+        "shapley; repeat for several."
     ),
 ]
 Quantizer = Annotated[
     str,
     typer.Option(
-        help="Codes: activation (does the neuron fire?), mean (is it at its mean or above?), positive, or a threshold."
+        help="Codes: activation (does the neuron fire?), mean (is it at its mean or above?), positive, quantile:BINS, "
+        "uniform:BINS:LOW:HIGH, levels:EDGE:EDGE:..., or a threshold."
     ),
 ]
 
@@ -64,7 +66,7 @@ def score(
         check_table_path(out)
         model = _read_network(network, activation)
         data = load_dataset(dataset, data_dir=data_dir)
-        scores = score_neurons(model, data, metrics=tuple(by or METRICS), quantizer=_number_or_name(quantizer))
+        scores = score_neurons(model, data, metrics=tuple(by or METRICS), quantizer=quantizer)
         save_table(scores, out)
         table = Table(
             "layer",
@@ -121,7 +123,7 @@ def ablate(
             data_dir=None if data_dir is None else str(data_dir),
             networks=(),
             metrics=tuple(by or METRICS),
-            quantizer=_number_or_name(quantizer),
+            quantizer=quantizer,
             normalization=normalization,
             more_fills=tuple(fill or ()),
             steps=min(80, *model.hidden) if steps is None else steps,
@@ -180,7 +182,7 @@ def prune(
         data = load_dataset(dataset, data_dir=data_dir)
         rows, small = prune_by_score(
             model, data, by=by, direction=direction, keep=keep, scope=scope, fill=fill, fine_tune=fine_tune,
-            quantizer=_number_or_name(quantizer),
+            quantizer=quantizer,
         )  # fmt: skip
         note = f"{by}, {direction} values first; {keep:g} of each {scope} kept; {fill} folded into the biases"
         save_model(small, out, {"pruned_from": network.name, "pruned_by": note})
@@ -214,10 +216,3 @@ def _read_network(path: Path, activation: str | None) -> "MLP":
     model = load_pytorch(path, activation=activation)
     assert isinstance(model, MLP)
     return model
-
-
-def _number_or_name(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text

@@ -39,6 +39,9 @@ def reproduce(
         typer.Option(min=1, help="Default: as many as keep the optimiser steps near the paper's 15 620."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for results, networks and figures.")] = Path("results"),
+    force: Annotated[
+        bool, typer.Option(help="Begin afresh in a folder where a run with other settings has been; off: refuse.")
+    ] = False,
     cache: Cache = True,
 ) -> None:
     """Train the paper's networks, score and ablate their neurons, draw all 22 figures; with several seeds, judge the
@@ -50,6 +53,7 @@ def reproduce(
         from jaxablate import StudyConfig, judge_claims, run_study
         from jaxablate._checks import require
         from jaxablate._files import require_writable
+        from jaxablate._run import lock_folder
         from jaxablate.claims import save_claims
         from jaxablate.figures import save_figures, save_finding_figures
         from jaxablate.protocols import SETS, protocol_names
@@ -78,18 +82,21 @@ def reproduce(
             keep_compiled_programs()
         start = time.monotonic()
         bars = Bars()
-        with bars.progress:
-            results = run_study(config, network_dir=out / "networks", on_progress=bars)
-            for file in claims:
-                file.unlink(missing_ok=True)  # those of the results that are replaced
-            save_results(results, out / "results.nc")
-            for name, folder in folders.items():
-                save_figures(select_protocol(results, name), folder, on_progress=bars)
-            verdicts = judge_claims(results) if seeds > 1 else []
-            if verdicts:
-                save_claims(verdicts, results, out)
-            for folder in findings:
-                save_finding_figures(results, verdicts, folder)
+        with lock_folder(out) as killed:
+            if killed:
+                console.print(f"Resuming: {killed} ended before it was done.", highlight=False, markup=False)
+            with bars.progress:
+                results = run_study(config, run_dir=out, force=force, on_progress=bars)
+                for file in claims:
+                    file.unlink(missing_ok=True)  # those of the results that are replaced
+                save_results(results, out / "results.nc")
+                for name, folder in folders.items():
+                    save_figures(select_protocol(results, name), folder, on_progress=bars)
+                verdicts = judge_claims(results) if seeds > 1 else []
+                if verdicts:
+                    save_claims(verdicts, results, out)
+                for folder in findings:
+                    save_finding_figures(results, verdicts, folder)
         print_summary(results)
         if verdicts:
             print_verdicts(verdicts)

@@ -19,6 +19,7 @@ from jaxablate.figures import _findings
 from jaxablate.figures._catalogue import EXTRAS, FIGURES, METRIC_NAMES, FigureSpec
 from jaxablate.figures._draw import STYLE, draw
 from jaxablate.figures._interactions import ARRANGED, pair_maps
+from jaxablate.figures._sensitivity import sensitivity_figure
 from jaxablate.interactions import PairInformation
 from jaxablate.results import protocols_of, select_protocol
 
@@ -29,6 +30,7 @@ __all__ = [
     "FigureSpec",
     "draw_figure",
     "draw_pair_information",
+    "draw_sensitivity",
     "save_figure",
     "save_figures",
     "save_finding_figures",
@@ -155,6 +157,22 @@ def draw_pair_information(pairs: PairInformation, *, arranged: str = "informatio
     require_known("order", arranged, ARRANGED)
     with matplotlib.style.context(STYLE):
         return pair_maps(pairs, arranged, title)
+
+
+def draw_sensitivity(sensitivity: xr.Dataset, *, title: str = "Does the result depend on the quantizer?") -> Figure:
+    """Draw how ranks and curves change with the quantizer and its number of codes.
+
+    Args:
+        sensitivity: from `ja.study.quantizer_sensitivity`.
+        title: above the panels.
+
+    Returns:
+        A matplotlib figure with a column for each scope: above, Spearman's correlation with the scores under the first
+        quantizer; below, by how much the AUC is higher with low values first than with high ones, in accuracy points.
+        Both are means over the networks, with 95 % t-intervals.
+    """
+    with matplotlib.style.context(STYLE):
+        return sensitivity_figure(sensitivity, title)
 
 
 def _missing(results: xr.DataTree, spec: FigureSpec) -> str | None:

@@ -1,6 +1,5 @@
 """The file of a network: safetensors, with what the weights do not say in its metadata."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 
 from jaxablate._checks import InputError, require
 from jaxablate._files import atomic_path, require_file
+from jaxablate._run import digest
 from jaxablate.models._mlp import MLP, from_arrays
 
 FORMAT = "jaxablate network 1"
@@ -36,12 +36,8 @@ def save_model(model: MLP, path: str | Path, metadata: Mapping[str, str] | None 
     for i, stage in enumerate(model.stages):
         kernel, bias = stage.weights
         tensors[f"stages.{i}.kernel"], tensors[f"stages.{i}.bias"] = np.array(kernel), np.array(bias)
-    own = {
-        "format": FORMAT,
-        "activation": model.activation,
-        "layer_sizes": _layer_sizes(model),
-        "sha256": _sha256_of(tensors),
-    }
+    own = {"format": FORMAT, "activation": model.activation, "layer_sizes": _layer_sizes(model)}
+    own["sha256"] = digest(tensors)
     taken = sorted({*own} & {*(metadata or {})})
     require(not taken, f"metadata: expected other names than {', '.join(own)}, got {', '.join(taken)}")
     header = {**own, **(metadata or {})}
@@ -85,12 +81,8 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, str], dict[str, np.ndar
         metadata.pop("format", None) == FORMAT,
         f"network file {path}: expected format {FORMAT!r}; it was not written by this version of jaxablate",
     )
-    sha256 = _sha256_of(tensors)
-    told = metadata.pop("sha256", sha256)  # older files lack it
-    require(
-        told == sha256,
-        f"network file {path}: expected arrays with SHA-256 {told}, got {sha256}; remove the damaged file",
-    )
+    told = metadata.pop("sha256", digest(tensors))  # older files lack it
+    require(told == digest(tensors), f"network file {path}: expected arrays of the checksum it names; it is damaged")
     num_stages = sum(name.startswith("stages.") and name.endswith(".kernel") for name in tensors)
     try:
         kernels = [tensors.pop(f"stages.{i}.kernel") for i in range(num_stages)]
@@ -118,12 +110,3 @@ def is_saved_model(path: str | Path) -> bool:
 def _layer_sizes(model: MLP) -> str:
     """Inputs, neurons of each hidden layer and classes, as a JSON list."""
     return json.dumps([model.stages[0].linear.in_features, *(stage.linear.out_features for stage in model.stages)])
-
-
-def _sha256_of(arrays: Mapping[str, np.ndarray]) -> str:
-    """The SHA-256 of arrays with their names, types and shapes, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

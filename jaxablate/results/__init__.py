@@ -12,7 +12,9 @@ from jaxablate.results._labels import (
     network_results,
     neuron_scores,
     protocols_of,
+    redundancy_results,
     select_protocol,
+    sensitivity_results,
     study_results,
 )
 from jaxablate.results._summaries import (
@@ -42,9 +44,11 @@ __all__ = [
     "network_results",
     "neuron_scores",
     "protocols_of",
+    "redundancy_results",
     "save_results",
     "save_table",
     "select_protocol",
+    "sensitivity_results",
     "study_results",
     "summarize",
 ]

@@ -15,6 +15,7 @@ import xarray as xr
 from jaxablate._checks import require_known
 from jaxablate.datasets import Source
 from jaxablate.models import layer_of_neuron
+from jaxablate.orders import DIRECTIONS
 from jaxablate.protocols import PAPER
 
 FORMAT = "jaxablate results 2"
@@ -165,6 +166,62 @@ def neuron_scores(
             "site": ("neuron", np.repeat(list(sites), widths), {"long_name": "site"}),
         },
         attrs=_provenance(source),
+    )
+
+
+def sensitivity_results(
+    rank_correlation: np.ndarray,
+    areas: np.ndarray,
+    *,
+    scopes: Sequence[str],
+    metrics: Sequence[str],
+    quantizers: Mapping[str, int],
+    attrs: Mapping[str, str | int],
+    source: Source,
+) -> xr.Dataset:
+    """Label correlations [network, scope, metric, quantizer] and areas [..., direction]; `quantizers` with their
+    numbers of codes, of which the first is the one that the others are compared with."""
+    dims = ("network", "scope", "metric", "quantizer")
+    correlation = f"Spearman correlation with the scores under {next(iter(quantizers))}"
+    return xr.Dataset(
+        {
+            "rank_correlation": (dims, rank_correlation, {"long_name": correlation, "units": "1"}),
+            "auc": ((*dims, "direction"), areas, {"long_name": "mean accuracy over the steps", "units": "%"}),
+        },
+        coords={
+            "network": ("network", np.arange(len(areas)), {"long_name": "network"}),
+            "scope": ("scope", list(scopes), {"long_name": COORDINATES["scope"]}),
+            "metric": ("metric", list(metrics), {"long_name": COORDINATES["metric"]}),
+            "quantizer": ("quantizer", list(quantizers), {"long_name": "what codes the activations"}),
+            "num_codes": ("quantizer", list(quantizers.values()), {"long_name": "number of codes"}),
+            "direction": ("direction", list(DIRECTIONS), {"long_name": "values first"}),
+        },
+        attrs={**attrs, **_provenance(source)},
+    )
+
+
+def redundancy_results(
+    tests: np.ndarray,
+    *,
+    scopes: Sequence[str],
+    quantities: Sequence[str],
+    attrs: Mapping[str, str | int],
+    source: Source,
+) -> xr.Dataset:
+    """Label tests [network, scope, quantity, (correlation, p-value)]."""
+    dims = ("network", "scope", "quantity")
+    name = "Spearman correlation with the super-additivity of pair damage"
+    return xr.Dataset(
+        {
+            "correlation": (dims, tests[..., 0], {"long_name": name, "units": "1"}),
+            "p_value": (dims, tests[..., 1], {"long_name": "p-value of the Mantel test", "units": "1"}),
+        },
+        coords={
+            "network": ("network", np.arange(len(tests)), {"long_name": "network"}),
+            "scope": ("scope", list(scopes), {"long_name": "layer"}),
+            "quantity": ("quantity", list(quantities), {"long_name": "what pairs tell of the class"}),
+        },
+        attrs={**attrs, **_provenance(source)},
     )
 
 

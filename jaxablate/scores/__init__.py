@@ -5,15 +5,16 @@ by `ja.scores.SCORES["mine"] = lambda evidence: evidence.activations.max(axis=0)
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from jaxablate._checks import require, require_finite, require_known
 from jaxablate._typing import AnyArray
-from jaxablate.metrics import METRICS
+from jaxablate.metrics import METRICS, entropy, mutual_information, specific_information
 from jaxablate.scores._evidence import Evidence
 
-__all__ = ["SCORES", "Evidence", "Score", "compute_score"]
+__all__ = ["SCORES", "Evidence", "Score", "compute_score", "get_score"]
 
 Score = Callable[[Evidence], AnyArray]
 
@@ -35,6 +36,8 @@ def class_selectivity(evidence: Evidence) -> np.ndarray:
 
 SCORES: dict[str, Score] = {
     **{name: (lambda evidence, metric=metric: metric(evidence.counts)) for name, metric in METRICS.items()},
+    "entropy_miller_madow": lambda evidence: entropy(evidence.counts, estimator="miller_madow"),
+    "mutual_information_miller_madow": lambda evidence: mutual_information(evidence.counts, estimator="miller_madow"),
     "conditional_entropy": conditional_entropy,
     "class_selectivity": class_selectivity,
     "mean_activation": lambda evidence: evidence.activations.mean(axis=0, dtype=np.float64),
@@ -48,7 +51,8 @@ SCORES: dict[str, Score] = {
 }
 """Scores by name.
 
-- `entropy`, `mutual_information`, `kl_selectivity`, `conditional_entropy`: of the code, in nats.
+- `entropy`, `mutual_information`, `kl_selectivity`, `conditional_entropy`: of the code, in nats; the first two also
+  with the first-order bias taken off, `entropy_miller_madow` and `mutual_information_miller_madow`.
 - `class_selectivity`: of the activation (Morcos et al., 2018).
 - `mean_activation`, `activation_variance`; `share_of_zeros`: examples where it is not above 0 (APoZ, Hu et al., 2016).
 - `incoming_norm`, `outgoing_norm`: of weights (chains only).
@@ -58,11 +62,44 @@ SCORES: dict[str, Score] = {
 """
 
 
+SPECIFIC = "specific_information_"
+
+
+def get_score(name: str) -> Score:
+    """The score of this name.
+
+    Args:
+        name: one of `SCORES`, or `specific_information_C`: what the code tells of class C, in nats, as in
+            `ja.metrics.specific_information`.
+
+    Returns:
+        A function from `Evidence` to an array [neuron].
+
+    Raises:
+        InputError: for an unknown name.
+
+    Example:
+        >>> ja.scores.get_score("taylor") is ja.scores.SCORES["taylor"]
+        True
+    """
+    of_class = name.removeprefix(SPECIFIC)
+    if of_class != name and of_class.isdecimal():
+        return partial(_specific_to, int(of_class))
+    require_known("score", name, (*SCORES, SPECIFIC + "CLASS"))
+    return SCORES[name]
+
+
+def _specific_to(class_: int, evidence: Evidence) -> np.ndarray:
+    last = evidence.num_classes - 1
+    require(class_ <= last, f"score '{SPECIFIC}{class_}': expected a class in 0..{last}, got {class_}")
+    return np.asarray(specific_information(evidence.counts))[:, class_]
+
+
 def compute_score(name: str, evidence: Evidence) -> np.ndarray:
     """One score of every neuron.
 
     Args:
-        name: one of `SCORES`.
+        name: as in `get_score`.
         evidence: of a network.
 
     Returns:
@@ -78,8 +115,7 @@ def compute_score(name: str, evidence: Evidence) -> np.ndarray:
         >>> ja.scores.compute_score("taylor", ja.scores.Evidence(model, data.images, data.labels, 10)).shape
         (5,)
     """
-    require_known("score", name, SCORES)
-    found = np.asarray(SCORES[name](evidence))
+    found = np.asarray(get_score(name)(evidence))
     neurons = evidence.activations.shape[1]
     require(found.shape == (neurons,), f"score {name!r}: expected shape ({neurons},) = [neuron], got {found.shape}")
     require_finite(f"score {name!r}", found)

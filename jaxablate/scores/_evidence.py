@@ -1,6 +1,6 @@
 """Evidence: what scores are computed from, each part when it is first asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import jax
@@ -15,7 +15,7 @@ from jaxablate.ablation import evaluate_masks, shapley_values, single_ablation
 from jaxablate.activations import mean_activations, record_activations
 from jaxablate.histograms import joint_histogram
 from jaxablate.models import Model, Network, describe, enter, record, run_on, segments_of
-from jaxablate.quantizers import Quantizer, threshold
+from jaxablate.quantizers import Fittable, Mean
 
 BATCH_SIZE = 500
 
@@ -28,8 +28,8 @@ class Evidence:
         model: the network: an `MLP`, or any module with sites.
         images, labels: the examples, by convention the validation split.
         num_classes: the number of classes.
-        quantizer: from activations [example, neuron] to codes; "mean" takes one bit: is the neuron at least at its
-            mean?
+        quantizer: from activations [example, neuron] to codes; one that takes its edges from data takes them from
+            these examples.
         key: for scores that draw at random.
     """
 
@@ -37,7 +37,7 @@ class Evidence:
     images: Images
     labels: Labels
     num_classes: int
-    quantizer: Quantizer | str = "mean"
+    quantizer: Fittable = field(default_factory=Mean)
     key: jax.Array | None = None
 
     @cached_property
@@ -48,13 +48,15 @@ class Evidence:
     @cached_property
     def counts(self) -> Counts:
         """Joint counts int32 [neuron, class, code]."""
-        return self.count(self.quantizer)
+        codes = self.quantizer.fit(self.activations)(self.activations)
+        return joint_histogram(codes, self.labels, num_codes=self.quantizer.num_codes, num_classes=self.num_classes)
 
-    def count(self, quantizer: Quantizer | str) -> Counts:
-        """Joint counts int32 [neuron, class, code] with another quantizer."""
-        quantize = threshold(self.activations.mean(axis=0)) if isinstance(quantizer, str) else quantizer
-        codes = quantize(self.activations)
-        return joint_histogram(codes, self.labels, num_codes=quantize.num_codes, num_classes=self.num_classes)
+    def recoded(self, quantizer: Fittable) -> "Evidence":
+        """The same with another quantizer; what does not depend on it is not computed again."""
+        other = replace(self, quantizer=quantizer)
+        known = {name: value for name, value in vars(self).items() if name not in ("quantizer", "counts")}
+        vars(other).update(known)
+        return other
 
     @cached_property
     def class_means(self) -> np.ndarray:

@@ -3,34 +3,56 @@
 The one place where the stages meet: load, train, record, score, order, ablate, label.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 import xarray as xr
 from flax import nnx
 
 from jaxablate._checks import require, require_name
 from jaxablate._files import require_writable
 from jaxablate._parallel import Stop, run_all
+from jaxablate._run import Units, begin, digest, lock_folder
+from jaxablate._typing import Images
 from jaxablate.datasets import Dataset, load_dataset
-from jaxablate.models import MLP, Model
+from jaxablate.models import Model, describe, record
 from jaxablate.results import study_results
 from jaxablate.study._ablate import ablate_networks
 from jaxablate.study._config import StudyConfig, network_name
 from jaxablate.study._networks import OnProgress, trained_networks
 from jaxablate.study._prune import prune_by_score
+from jaxablate.study._redundancy import redundancy_test
 from jaxablate.study._scores import score_neurons
+from jaxablate.study._sensitivity import quantizer_sensitivity
 from jaxablate.training import History
 
-__all__ = ["OnProgress", "StudyConfig", "network_name", "prune_by_score", "run_study", "score_neurons"]
+Networks = Sequence[tuple[Model, History | None]]
+"""The networks of one kind, one for each seed, and how they were trained if that is known."""
+
+__all__ = [
+    "OnProgress",
+    "StudyConfig",
+    "network_name",
+    "prune_by_score",
+    "quantizer_sensitivity",
+    "redundancy_test",
+    "run_study",
+    "score_neurons",
+]
 
 
 def run_study(
     config: StudyConfig,
     models: Mapping[str, Model | Sequence[Model]] | None = None,
     *,
+    run_dir: str | Path | None = None,
+    force: bool = False,
     network_dir: str | Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> xr.DataTree:
@@ -40,8 +62,12 @@ def run_study(
         config: what to run.
         models: networks of your own to score, rank and ablate, by a name; nothing is trained then. Any module with
             sites, or several of one architecture, one for each of the config's seeds.
+        run_dir: a folder where each trained network, the scores of a network and the curves of a scope are kept as
+            soon as they are done; when the run is interrupted, however that happens, the same call goes on from there
+            and ends with the same results. One run at a time, of one config; None keeps nothing.
+        force: where another run was begun in `run_dir`, drop what it has left and begin afresh.
         network_dir: a folder for the trained networks; those found there with the same training settings and data
-            are used again. None keeps nothing.
+            are used again. None takes `networks` in `run_dir`, if there is one.
         on_progress: called with (what, done, total, note) as the work goes on.
 
     Returns:
@@ -52,8 +78,9 @@ def run_study(
         and `correct_alone` (seed, neuron), where that neuron alone is ablated; provenance is in `attrs`.
 
     Raises:
-        InputError: for a dataset that cannot be loaded, a folder that cannot be written, or models that cannot be
-            ablated or are not one for each seed.
+        InputError: for a dataset that cannot be loaded, a folder that cannot be written, where another run is at work
+            or was begun with another config, data or version, or for models that cannot be ablated or are not one for
+            each seed.
 
     Example:
         >>> config = ja.StudyConfig(dataset="mnist5k", networks=((8,),), epochs=1, random_orders=2, steps=4)
@@ -61,25 +88,62 @@ def run_study(
         {'seed': 1, 'scope': 2, 'ordering': 8, 'fill': 2, 'step': 5}
     """
     report = on_progress or (lambda what, done, total, note: None)
-    folder = None if network_dir is None else Path(network_dir)
-    if folder:
-        require_writable(folder)
-    report("data", 0, 1, str(config.dataset))
-    data = load_dataset(config.dataset, seed=config.split_seed, data_dir=config.data_dir)
-    report("data", 1, 1, f"{data.source.name}: {data.source.origin}")
+    for folder in (run_dir, network_dir):
+        if folder is not None:
+            require_writable(folder)
+    with lock_folder(run_dir) if run_dir is not None else contextlib.nullcontext() as killed:
+        if killed:
+            report("resume", 0, 1, f"{killed} ended before it was done; what it finished is used")
+        report("data", 0, 1, str(config.dataset))
+        data = load_dataset(config.dataset, seed=config.split_seed, data_dir=config.data_dir)
+        report("data", 1, 1, f"{data.source.name}: {data.source.origin}")
+        given = None if models is None else _given(models, config)
+        units = Units()
+        if run_dir is not None:
+            folder = Path(run_dir)
+            fingerprint = begin(folder, _identity(config, data, given), force=force)
+            units = Units(folder / "units", fingerprint, lambda note: report("resume", 0, 1, note))
+            network_dir = folder / "networks" if network_dir is None else network_dir
+        if given is None:
+            given = _trained(config, data, None if network_dir is None else Path(network_dir), report)
+        networks = {name: ablate_networks(config, name, data, of, units, report) for name, of in given.items()}
+    by_protocol = {
+        protocol: {name: found[protocol] for name, found in networks.items()} for protocol in config.protocols
+    }
+    return study_results(by_protocol, dataclasses.asdict(config), data.source)
 
-    if models is not None:
-        require(
-            isinstance(models, Mapping),
-            f"models: expected them by name, such as {{'mine': model}}, got {type(models).__name__}",
-        )
-        given = {name: _one_for_each_seed(name, of_name, config) for name, of_name in models.items()}
-        require(len(given) > 0, "models: expected at least one, got none")
-        networks = {name: ablate_networks(config, name, data, of_name, report) for name, of_name in given.items()}
-        return _joined(config, networks, data)
+
+def _identity(config: StudyConfig, data: Dataset, given: Mapping[str, Networks] | None) -> dict[str, Any]:
+    """All that the results of a run depend on, by name."""
+    settings = dataclasses.asdict(config)
+    del settings["dataset"], settings["data_dir"]  # what the data are says more than where they were found
+    examples = data.test.images[:8]
+    models = {name: [_what_it_does(model, examples) for model, _ in found] for name, found in (given or {}).items()}
+    versions = {name: version(name) for name in ("jaxablate", "jax", "jaxlib", "flax", "optax", "numpy")}
+    return {**settings, "data": [data.source.name, data.source.sha256], "models": models, "versions": versions}
+
+
+def _what_it_does(model: Model, images: Images) -> str:
+    """A digest of what a network makes of images, at its sites and in the end: also of code that no state shows."""
+    network, state, images = describe(model, images)
+    logits, outputs = record(network, state, images)
+    return digest({str(i): np.asarray(array) for i, array in enumerate([logits, *outputs])})
+
+
+def _given(models: Mapping[str, Model | Sequence[Model]], config: StudyConfig) -> dict[str, Networks]:
+    require(
+        isinstance(models, Mapping),
+        f"models: expected them by name, such as {{'mine': model}}, got {type(models).__name__}",
+    )
+    require(len(models) > 0, "models: expected at least one, got none")
+    return {name: _one_for_each_seed(name, of_name, config) for name, of_name in models.items()}
+
+
+def _trained(config: StudyConfig, data: Dataset, folder: Path | None, report: OnProgress) -> dict[str, Networks]:
+    """The networks of a config by name, trained or found in the folder."""
     require(len(config.networks) > 0, "networks: expected at least one, or models of your own, got none")
 
-    def train(hidden: Sequence[int], stop: Stop) -> list[tuple[MLP, History]]:
+    def train(hidden: Sequence[int], stop: Stop) -> Networks:
         def report_unless_stopped(what: str, done: int, total: int, note: str) -> None:
             stop.check()
             report(what, done, total, note)
@@ -89,16 +153,10 @@ def run_study(
     # one network's small steps do not fill a CPU, so there the kinds are trained side by side
     threads = len(config.networks) if jax.default_backend() == "cpu" else 1
     trained = run_all(train, config.networks, threads=threads)
-    networks = {
-        network_name(hidden): ablate_networks(config, network_name(hidden), data, found, report)
-        for hidden, found in zip(config.networks, trained, strict=True)
-    }
-    return _joined(config, networks, data)
+    return {network_name(hidden): found for hidden, found in zip(config.networks, trained, strict=True)}
 
 
-def _one_for_each_seed(
-    name: str, models: Model | Sequence[Model], config: StudyConfig
-) -> list[tuple[Model, History | None]]:
+def _one_for_each_seed(name: str, models: Model | Sequence[Model], config: StudyConfig) -> Networks:
     """The models of a name as a list, without histories.
 
     Raises:
@@ -112,11 +170,3 @@ def _one_for_each_seed(
         f"models {name!r}: expected {len(config.seeds)}, one for each of the seeds {config.seeds}, got {len(found)}",
     )
     return [(model, None) for model in found]
-
-
-def _joined(config: StudyConfig, networks: Mapping[str, Mapping[str, xr.Dataset]], data: Dataset) -> xr.DataTree:
-    """The results of all networks, which are by name and protocol, under one root."""
-    by_protocol = {
-        protocol: {name: found[protocol] for name, found in networks.items()} for protocol in config.protocols
-    }
-    return study_results(by_protocol, dataclasses.asdict(config), data.source)

@@ -5,6 +5,7 @@ import itertools
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from jaxablate._checks import require
+from jaxablate._run import Arrays, Units
 from jaxablate._typing import Counts, Fill
 from jaxablate.ablation import cumulative_ablation, evaluate_masks, single_ablation
 from jaxablate.activations import compute_fill, mean_activations
@@ -20,14 +22,15 @@ from jaxablate.datasets import Dataset
 from jaxablate.metrics import METRICS
 from jaxablate.models import Model, Network, RowFill, describe, is_mlp
 from jaxablate.orders import DIRECTIONS, normalize_per_layer, random_orders
-from jaxablate.protocols import PAPER, Balance, FreshSubsets, Protocol, get_protocol
+from jaxablate.protocols import Balance, FreshSubsets, Protocol, get_protocol
 from jaxablate.quantizers import Quantizer
 from jaxablate.results import NETWORK_SCOPE, network_results
 from jaxablate.scores import compute_score
 from jaxablate.study._config import StudyConfig
 from jaxablate.study._networks import OnProgress
-from jaxablate.study._scores import activation_of, evidence_of, quantizer_of
+from jaxablate.study._scores import evidence_of, quantizer_of
 from jaxablate.training import History
+from jaxablate.uncertainty import warn_of_bias
 
 Test = tuple[jax.Array, jax.Array]  # images and labels of the test split
 NO_ORDER = -1  # in place of the neurons of a random curve that follows no order
@@ -46,6 +49,15 @@ class _View:
     balance: Balance
     orders: list[np.ndarray]
 
+    @classmethod
+    def of(cls, protocol: Protocol, measured: Arrays, num_scopes: int) -> "_View":
+        """The view of a protocol, from what `_measured` found."""
+        mean, counts, scores = (
+            measured[name] for name in ("mean", f"{protocol.name} counts", f"{protocol.name} scores")
+        )
+        orders = [measured[f"{protocol.name} orders {scope}"] for scope in range(num_scopes)]
+        return cls(protocol, mean, counts, scores, protocol.balance(counts, mean), orders)
+
     @property
     def balanced(self) -> "_Ablated":
         """What a balanced ablated neuron puts out."""
@@ -57,6 +69,7 @@ def ablate_networks(
     name: str,
     data: Dataset,
     networks: Sequence[tuple[Model, History | None]],
+    units: Units,
     report: OnProgress,
 ) -> dict[str, xr.Dataset]:
     """The results of the networks of one kind by protocol, labelled.
@@ -72,40 +85,38 @@ def ablate_networks(
         NETWORK_SCOPE not in network.sites,
         f"{name}: expected sites of other names than {NETWORK_SCOPE!r}, which stands for all of them",
     )
-    require(
-        config.quantizer != "activation" or is_mlp(networks[0][0]),
-        f"{name}: expected quantizer 'mean', 'positive' or a threshold, since only an MLP says what its activation "
-        f"functions are, got 'activation'",
-    )
     config.check_steps(network.sizes)
     protocols = [get_protocol(name) for name in config.protocols]
     test = jnp.asarray(data.test.images), jnp.asarray(data.test.labels)
     what = f"ablate {name}"
-    num_fills = 2 + len(config.more_fills)
-    total, done = len(networks) * (len(network.sites) + 1) * num_fills, itertools.count(1)
+    total, done = len(networks) * (len(network.sites) + 1), itertools.count(1)
     report(what, 0, total, "")
     per_seed, views = [], []
     for seed, (model, history) in zip(config.seeds, networks, strict=True):
-        scopes = _Scopes.of(network, name, seed)
+        scopes, unit = _Scopes.of(network, name, seed), f"{name}_seed{seed}"
 
-        def advance(seed=seed) -> None:
-            report(what, next(done), total, f"seed {seed}")
+        @functools.cache
+        def more_fills(model=model, seed=seed) -> list[Fill | RowFill]:
+            split, key = data.validation, jax.random.key(seed)
+            return [compute_fill(model, fill, split.images, split.labels, key=key) for fill in config.more_fills]
 
-        views = _views(config, scopes, model, data, protocols)
-        more = [
-            compute_fill(model, fill, data.validation.images, data.validation.labels, key=jax.random.key(seed))
-            for fill in config.more_fills
-        ]
-        curves = _curves(config, scopes, model, views, more, test, advance)
-        alone = _each_alone(model, views, test)
-        per_seed.append([_arrays(config, history, *of_view) for of_view in zip(views, curves, alone, strict=True)])
+        measured = units.get(f"{unit} scores", partial(_measured, config, scopes, model, data, protocols))
+        views = [_View.of(protocol, measured, len(scopes.places)) for protocol in protocols]
+        curves = []
+        for scope, scope_name in enumerate([*network.sites, NETWORK_SCOPE]):
+            report(what, next(done) - 1, total, f"seed {seed}, {scope_name}")
+            compute = partial(_curves, config, scopes, scope, model, views, more_fills, test)
+            curves.append(units.get(f"{unit} curves {scope_name}", compute))
+        alone = units.get(f"{unit} alone", partial(_each_alone, model, views, test))
+        per_seed.append([_arrays(config, history, view, curves, alone) for view in views])
+    report(what, total, total, "")
     return {
         view.protocol.name: network_results(
             {name: np.stack([arrays[i][name] for arrays in per_seed]) for name in per_seed[0][i]},
             protocol=view.protocol.name,
             first_step=1 if view.protocol.fresh_subsets else 0,
             sites=dict(zip(network.sites, network.sizes, strict=True)),
-            activation=activation_of(networks[0][0], config.activation),
+            activation=model.activation if is_mlp(model := networks[0][0]) else "other",
             seeds=config.seeds,
             metrics=config.metrics,
             orderings=config.orderings(view.protocol),
@@ -117,8 +128,8 @@ def ablate_networks(
 
 
 def _arrays(
-    config: StudyConfig, history: History | None, view: _View, correct: np.ndarray, alone: np.ndarray
-) -> dict[str, np.ndarray]:
+    config: StudyConfig, history: History | None, view: _View, curves: Sequence[Arrays], alone: Arrays
+) -> Arrays:
     """Everything that is kept of one network under one protocol."""
     num_orderings = len(config.orderings(view.protocol))
     ablated = np.full((len(view.orders), num_orderings, config.steps), NO_ORDER, np.int32)
@@ -140,17 +151,18 @@ def _arrays(
         "mean_activation": view.mean,
         "scores": view.scores,
         "ablated": ablated,
-        "correct": correct,
-        "correct_alone": alone,
+        "correct": np.stack([of_scope[view.protocol.name] for of_scope in curves]),
+        "correct_alone": alone[view.protocol.name],
     }
 
 
-def _views(
+def _measured(
     config: StudyConfig, scopes: "_Scopes", model: Model, data: Dataset, protocols: Sequence[Protocol]
-) -> list[_View]:
-    """Quantize, score and rank the neurons of a network under every protocol."""
-    activation = activation_of(model, config.activation)
-    evidence = evidence_of(model, data, quantizer_of(config.quantizer, PAPER.quantizer(activation)), scopes.keys[-1])
+) -> Arrays:
+    """Quantize, score and rank the neurons of a network under every protocol: arrays as `_View.of` takes them."""
+    evidence = evidence_of(model, data, quantizer_of(config.quantizer, model), scopes.keys[-1])
+    if "mutual_information" in config.metrics:
+        warn_of_bias(evidence.counts)
     mean = np.asarray(mean_activations(model, data.validation.images))
     random = [
         np.asarray(random_orders(key, stop - start, config.random_orders))
@@ -158,8 +170,8 @@ def _views(
     ]
 
     @functools.cache  # most protocols share their quantizer
-    def count(quantizer: Callable[[str], Quantizer]) -> Counts:
-        return evidence.count(quantizer_of(config.quantizer, quantizer(activation)))
+    def count(of_activation: Callable[[str], Quantizer]) -> Counts:
+        return evidence.recoded(quantizer_of(config.quantizer, model, of_activation)).counts
 
     @functools.cache  # all protocols share what is no metric of the counts
     def score(name: str) -> np.ndarray:
@@ -171,19 +183,18 @@ def _views(
         layers = np.repeat(np.arange(len(scopes.places) - 1), [stop - start for start, stop in scopes.places[:-1]])
         return normalize_per_layer(scores, layers, config.normalization)
 
-    views = []
+    arrays = {"mean": mean}
     for protocol in protocols:
         counts = count(protocol.quantizer)
         scores = np.stack([protocol.score(m, counts) if m in METRICS else score(m) for m in config.metrics])
-        orders = []
-        for (start, stop), shuffled in zip(scopes.places, random, strict=True):
+        arrays[f"{protocol.name} counts"], arrays[f"{protocol.name} scores"] = np.asarray(counts), scores
+        for scope, ((start, stop), shuffled) in enumerate(zip(scopes.places, random, strict=True)):
             ranked = scores if stop - start < scopes.num_neurons else [normalized(of) for of in scores]
             found = [np.asarray(protocol.rank(of[start:stop], way)) for of in ranked for way in DIRECTIONS]
             if not protocol.fresh_subsets:
                 found += list(shuffled)
-            orders.append(np.stack(found).astype(np.int32) + np.int32(start))
-        views.append(_View(protocol, mean, counts, scores, protocol.balance(counts, mean), orders))
-    return views
+            arrays[f"{protocol.name} orders {scope}"] = np.stack(found).astype(np.int32) + np.int32(start)
+    return arrays
 
 
 class _Scopes(NamedTuple):
@@ -226,35 +237,32 @@ def _sharing(balances: Sequence[_Ablated]) -> list[list[int]]:
 def _curves(
     config: StudyConfig,
     scopes: _Scopes,
+    scope: int,
     model: Model,
     views: Sequence[_View],
-    more: Sequence[Fill | RowFill],
+    more_fills: Callable[[], Sequence[Fill | RowFill]],
     test: Test,
-    advance: Callable[[], None],
-) -> list[np.ndarray]:
-    """For each view the correct predictions [scope, ordering, fill, step]; what views share is evaluated once."""
+) -> Arrays:
+    """For each protocol the correct predictions [ordering, fill, step]; what protocols share is evaluated once."""
     zero = np.zeros(scopes.num_neurons, np.float32)
-    same_for_all = [[_Ablated(fill)] * len(views) for fill in (zero, *more)]
+    same_for_all = [[_Ablated(fill)] * len(views) for fill in (zero, *more_fills())]
     by_fill = [same_for_all[0], [view.balanced for view in views], *same_for_all[1:]]
     found: list[list[np.ndarray]] = [[] for _ in views]
     for balances in by_fill:
-        for scope in range(len(scopes.places)):
-            for members in _sharing(balances):
-                balance = balances[members[0]]
-                orders = [views[i].orders[scope] for i in members]
-                counts = cumulative_ablation(
-                    model, np.concatenate(orders), *test, balance.fill, scale=balance.scale, steps=config.steps
-                )
-                parts = np.split(np.asarray(counts), np.cumsum([len(part) for part in orders])[:-1])
-                subsets: dict[FreshSubsets, np.ndarray] = {}
-                for i, part in zip(members, parts, strict=True):
-                    draw = views[i].protocol.fresh_subsets
-                    if draw and draw not in subsets:
-                        subsets[draw] = _subset_curves(config, draw, scopes, scope, model, balance, test)
-                    found[i].append(np.concatenate([part, subsets[draw]]) if draw else part)
-            advance()
-    shape = (len(by_fill), len(scopes.places))  # fill, scope
-    return [np.stack(parts).reshape(*shape, *parts[0].shape).transpose(1, 2, 0, 3) for parts in found]
+        for members in _sharing(balances):
+            balance = balances[members[0]]
+            orders = [views[i].orders[scope] for i in members]
+            counts = cumulative_ablation(
+                model, np.concatenate(orders), *test, balance.fill, scale=balance.scale, steps=config.steps
+            )
+            parts = np.split(np.asarray(counts), np.cumsum([len(part) for part in orders])[:-1])
+            subsets: dict[FreshSubsets, np.ndarray] = {}
+            for i, part in zip(members, parts, strict=True):
+                draw = views[i].protocol.fresh_subsets
+                if draw and draw not in subsets:
+                    subsets[draw] = _subset_curves(config, draw, scopes, scope, model, balance, test)
+                found[i].append(np.concatenate([part, subsets[draw]]) if draw else part)
+    return {view.protocol.name: np.stack(of_fills, axis=1) for view, of_fills in zip(views, found, strict=True)}
 
 
 def _subset_curves(
@@ -276,13 +284,13 @@ def _subset_curves(
     return np.asarray(counts).reshape(masks.shape[:2])
 
 
-def _each_alone(model: Model, views: Sequence[_View], test: Test) -> list[np.ndarray]:
-    """For each view the correct predictions [neuron] with that neuron alone ablated, bias balanced."""
+def _each_alone(model: Model, views: Sequence[_View], test: Test) -> Arrays:
+    """For each protocol the correct predictions [neuron] with that neuron alone ablated, bias balanced."""
     balances = [view.balanced for view in views]
-    found: list[np.ndarray] = [np.empty(0, np.int32)] * len(views)
+    found = {}
     for members in _sharing(balances):
         fill, scale = balances[members[0]]
         counts = np.asarray(single_ablation(model, *test, fill, scale=scale))
         for i in members:
-            found[i] = counts
+            found[views[i].protocol.name] = counts
     return found

@@ -9,9 +9,9 @@ from jaxablate.metrics import METRICS
 from jaxablate.models import ACTIVATIONS
 from jaxablate.orders import DIRECTIONS, NORMALIZATIONS
 from jaxablate.protocols import PAPER, Protocol, get_protocol
+from jaxablate.quantizers import get_quantizer
 from jaxablate.results import RANDOM, Ordering
-from jaxablate.scores import SCORES
-from jaxablate.study._scores import check_quantizer
+from jaxablate.scores import get_score
 
 MORE_FILLS = ("median", "class_mean", "resample")
 
@@ -27,9 +27,9 @@ class StudyConfig:
         networks: hidden layers of each network to train; () where `run_study` is given models.
         activation: of the hidden layers of the networks to train.
         quantizer: how activations become codes: "activation" asks whether the neuron fires, as in `default_quantizer`
-            (of an `MLP`, which knows its activation function); "mean" whether it is at least at its own mean activation
-            on the validation split; "positive" whether it is above 0; a number, whether it is at least that. All but
-            the first go with the paper's protocol alone.
+            (of an `MLP`, which knows its activation function); all others are those of `get_quantizer`, such as "mean"
+            or "quantile:8", with edges from the validation split where they come from data, and go with the paper's
+            protocol alone.
         seeds: one network of each kind is trained for each.
         epochs: None keeps the number of optimiser steps near the paper's.
         batch_size: examples of one optimiser step.
@@ -37,7 +37,7 @@ class StudyConfig:
         l2: coefficient of the weights in the gradient.
         protocols: how neurons are scored, ranked, balanced and drawn at random, as in `get_protocol`; each protocol
             gets its own results, from the same trained networks.
-        metrics: scores that rank neurons, by their names in `ja.scores.SCORES`.
+        metrics: scores that rank neurons, by their names in `ja.scores.get_score`.
         normalization: how scores of different layers are made comparable in orders of the whole network, as in
             `ja.orders.normalize_per_layer`; "none", which the paper does, ranks them raw. Others go with the paper's
             protocol alone.
@@ -102,12 +102,13 @@ class StudyConfig:
     def _check(self) -> None:
         require_known("activation", self.activation, ACTIVATIONS)
         for metric in self.metrics:
-            require_known("score", metric, SCORES)
+            get_score(metric)
         for protocol in self.protocols:
             get_protocol(protocol)
         for fill in self.more_fills:
             require_known("fill to add", fill, MORE_FILLS)
-        check_quantizer(self.quantizer)
+        if self.quantizer != "activation":
+            get_quantizer(self.quantizer)
         require(
             self.quantizer == "activation" or self.protocols == (PAPER.name,),
             f"quantizer {self.quantizer!r}: expected the paper's protocol alone, which does not fix the codes, got "

@@ -5,6 +5,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
+
 from jaxablate._checks import InputError, require
 from jaxablate.datasets import Dataset
 from jaxablate.models import MLP, load_model, save_model
@@ -44,20 +46,25 @@ def trained_networks(
         notes.append(f"reused {len(found)} trained before, in {folder}")
     if notes:
         report(f"reuse {name}", len(found), len(config.seeds), "; ".join(notes))
-    if missing:
-        new = train_many(
-            data,
-            hidden,
-            missing,
-            on_epoch=lambda done, total, loss, accuracy: report(
-                what, done, total, f"loss {loss:.3f}, accuracy {accuracy:.1%}"
-            ),
-            **settings,
-        )
-        for seed, (model, history) in zip(missing, new, strict=True):
+
+    def keep(seed: int, model: MLP, history: History) -> None:
+        if seed in missing:
             found[seed] = model, history
             if folder:
                 save_model(model, paths[seed], {"training": texts[seed]}, **vars(history))
+
+    if missing:
+        train_many(
+            data,
+            hidden,
+            # in one batched program the others round differently without those found: train all, keep the missing
+            missing if jax.default_backend() == "cpu" else config.seeds,
+            on_epoch=lambda done, total, loss, accuracy: report(
+                what, done, total, f"loss {loss:.3f}, accuracy {accuracy:.1%}"
+            ),
+            on_trained=keep,
+            **settings,
+        )
     return [found[seed] for seed in config.seeds]
 
 

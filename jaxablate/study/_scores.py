@@ -1,22 +1,20 @@
 """Scores: a network and a dataset come in, one number for each neuron and metric goes out."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 import xarray as xr
 
-from jaxablate._checks import require, require_known
+from jaxablate._checks import InputError, require
 from jaxablate.activations import mean_activations
 from jaxablate.datasets import Dataset
 from jaxablate.metrics import METRICS
-from jaxablate.models import MLP, Model, describe, is_mlp
-from jaxablate.quantizers import Quantizer, default_quantizer, threshold
+from jaxablate.models import Model, describe, is_mlp
+from jaxablate.quantizers import Fittable, Quantizer, default_quantizer, get_quantizer
 from jaxablate.results import neuron_scores
 from jaxablate.scores import Evidence, compute_score
-
-QUANTIZERS = ("activation", "mean", "positive")
+from jaxablate.uncertainty import warn_of_bias
 
 
 def score_neurons(
@@ -31,7 +29,7 @@ def score_neurons(
     Args:
         model: the network: an `MLP`, or any module with sites, as if in evaluation mode.
         data: of which the validation split is used.
-        metrics: names of scores, as in `ja.scores.SCORES`.
+        metrics: names of scores, as in `ja.scores.get_score`.
         quantizer: how activations become codes, as in `StudyConfig`; "activation" for an `MLP` only.
 
     Returns:
@@ -39,6 +37,9 @@ def score_neurons(
 
     Raises:
         InputError: for an unknown score or quantizer, or images or labels that are not the network's.
+
+    Warns:
+        BiasWarning: where mutual information is no larger than its predicted bias.
 
     Example:
         >>> scores = ja.study.score_neurons(ja.MLP(784, (5,), 10, rngs=nnx.Rngs(0)), ja.load_dataset("mnist5k"))
@@ -50,14 +51,10 @@ def score_neurons(
         data.num_classes <= network.num_classes,
         f"labels: expected 0..{network.num_classes - 1}, the classes of the network, got {data.num_classes} classes",
     )
-    require(
-        quantizer != "activation" or is_mlp(model),
-        "quantizer: expected 'mean', 'positive' or a threshold, since only an MLP says what its activation functions "
-        "are, got 'activation'",
-    )
-    one_bit = default_quantizer(activation_of(model, "sigmoid"))
     metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    evidence = evidence_of(model, data, quantizer_of(quantizer, one_bit))
+    evidence = evidence_of(model, data, quantizer_of(quantizer, model))
+    if "mutual_information" in metrics:
+        warn_of_bias(evidence.counts)
     return neuron_scores(
         np.stack([compute_score(metric, evidence) for metric in metrics]),
         np.asarray(mean_activations(model, data.validation.images)),
@@ -67,33 +64,24 @@ def score_neurons(
     )
 
 
-def check_quantizer(quantizer: str | float) -> None:
-    """Raise unless the quantizer is a finite number or a known name."""
-    if isinstance(quantizer, str):
-        require_known("quantizer", quantizer, QUANTIZERS)
-    else:
-        require(math.isfinite(quantizer), f"quantizer: expected a finite threshold, got {quantizer}")
-
-
-def activation_of(model: Model, otherwise: str) -> str:
-    """The activation function at the sites of a model, by its name."""
-    return model.activation if isinstance(model, MLP) else otherwise
-
-
-def quantizer_of(quantizer: str | float, one_bit: Quantizer) -> Quantizer | str:
-    """What `Evidence` takes, from the setting of a study; `one_bit` for "activation".
+def quantizer_of(
+    setting: str | float, model: Model, of_activation: Callable[[str], Quantizer] = default_quantizer
+) -> Fittable:
+    """The quantizer of a setting of a study; `of_activation` says that of an activation function.
 
     Raises:
-        InputError: for an unknown name.
+        InputError: for an unknown setting, or "activation" for a model that does not know its activation function.
     """
-    check_quantizer(quantizer)
-    if quantizer == "positive":
-        return threshold(0.0, strict=True)
-    if isinstance(quantizer, str):
-        return one_bit if quantizer == "activation" else quantizer
-    return threshold(quantizer)
+    if setting != "activation":
+        return get_quantizer(setting)
+    if not is_mlp(model):
+        raise InputError(
+            "quantizer: expected another than 'activation', such as 'mean', 'positive' or a threshold, since only an "
+            f"MLP says what its activation functions are, got {type(model).__name__}"
+        )
+    return of_activation(model.activation)
 
 
-def evidence_of(model: Model, data: Dataset, quantizer: Quantizer | str, key: jax.Array | None = None) -> Evidence:
+def evidence_of(model: Model, data: Dataset, quantizer: Fittable, key: jax.Array | None = None) -> Evidence:
     """The evidence of a network on the validation split."""
     return Evidence(model, data.validation.images, data.validation.labels, data.num_classes, quantizer, key=key)

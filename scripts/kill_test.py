@@ -1,0 +1,94 @@
+"""Kill `jaxablate reproduce` at random moments and see that it always ends as if it had not been disturbed.
+
+`python scripts/kill_test.py [--kills 50] [--seed 0]`: a small study of the embedded data is run once undisturbed. Then
+the same command is killed (SIGKILL) after a random time and started again in the same folder, until it ends by itself;
+its arrays and networks must equal the undisturbed ones byte for byte. Prints the count; exits with 1 on a difference.
+"""
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from safetensors import safe_open
+
+import jaxablate as ja
+
+COMMAND = [
+    *(sys.executable, "-m", "jaxablate", "reproduce", "--dataset", "mnist5k", "--epochs", "1", "--steps", "4"),
+    *("--random-orders", "2", "--seeds", "2", "--protocol", "both", "--out"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Kill a run at random moments; it must end the same.")
+    parser.add_argument("--kills", type=int, default=50, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        sys.exit(test(Path(folder), arguments.kills, random.Random(arguments.seed)))
+
+
+def test(folder: Path, wanted: int, moments: random.Random) -> int:
+    whole = folder / "undisturbed"
+    run(whole)  # compiles
+    start = time.monotonic()
+    run(folder / "timed")
+    takes = time.monotonic() - start
+    kills, ended, resumed = 0, 0, folder / "killed0"
+    while kills < wanted:
+        if run(resumed, moments.uniform(0, takes)):
+            kills += 1
+            print(f"{kills} of {wanted} killed", flush=True)
+        else:
+            ended += compare(whole, resumed)
+            resumed = folder / f"killed{ended}"
+    run(resumed)
+    ended += compare(whole, resumed)
+    print(f"{kills} kills; {ended} runs ended, each with the arrays and networks of the undisturbed one")
+    return 0
+
+
+def run(out: Path, seconds: float | None = None) -> bool:
+    """Run the command, or kill it after so many seconds; whether it was killed."""
+    with subprocess.Popen([*COMMAND, out], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            return True
+    if process.returncode != 0:
+        sys.exit(f"{' '.join(COMMAND)} {out}: exit {process.returncode}\n{output}")
+    return False
+
+
+def compare(whole: Path, resumed: Path) -> int:
+    """1 where both hold the same; ends the program otherwise."""
+    first, second = (ja.results.load_results(out / "results.nc") for out in (whole, resumed))
+    for (path, one), other in zip(first.subtree_with_keys, second.subtree, strict=True):
+        if path != "." and not one.to_dataset().identical(other.to_dataset()):
+            sys.exit(f"{path} differs in {resumed}")
+    names = [sorted(path.name for path in (out / "networks").iterdir()) for out in (whole, resumed)]
+    if names[0] != names[1]:
+        sys.exit(f"networks differ: {names}")
+    for name in names[0]:
+        ja.load_model(resumed / "networks" / name)  # its arrays have the checksum that its header names
+        if header(whole / "networks" / name) != header(resumed / "networks" / name):
+            sys.exit(f"{name} differs in {resumed}")
+    left = [path for path in resumed.rglob(".*") if path.is_dir()]
+    if left:
+        sys.exit(f"left behind: {left}")
+    return 1
+
+
+def header(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What scores rest on: rank and ablate saved networks under many quantizers, and test what pairs of neurons share.
+
+`python scripts/scores.py RUN [--seeds 10]`: RUN is a folder that `jaxablate reproduce` has left, with its results and
+networks. Writes into it, for each kind of network, `sensitivity_NETWORK.nc`, `pairs_FILL_NETWORK.nc` and the heat maps
+`pairs_NETWORK.png` of the first network's last layer, which `scripts/findings.py` reads.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import jaxablate as ja
+from jaxablate._files import atomic_path
+from jaxablate.cli._console import Bars
+from jaxablate.figures import draw_pair_information
+
+BINS = (2, 4, 8, 16, 32)
+QUANTIZERS = ("activation", *(f"quantile:{bins}" for bins in BINS), *(f"uniform:{bins}:0:1" for bins in BINS[1:]))
+"""Uniform codes of the range of a sigmoid; those of two codes are the first quantizer."""
+FILLS = ("mean", "zero")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Study quantizers and pairs on saved networks.")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--seeds", type=int, default=10, help="how many networks of each kind; default: %(default)s")
+    arguments = parser.parse_args()
+    try:
+        study(arguments.run, arguments.seeds)
+    except (ja.InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def study(run: Path, num_seeds: int) -> None:
+    config = json.loads(ja.results.load_results(run / "results.nc").attrs["config"])
+    if config["activation"] != "sigmoid" or not 1 <= num_seeds <= len(config["seeds"]):
+        raise ja.InputError(
+            f"run {run}: expected networks of sigmoid units and at least {num_seeds} seeds, got {config['activation']} "
+            f"and {len(config['seeds'])}"
+        )
+    data = ja.load_dataset(config["dataset"], seed=config["split_seed"], data_dir=config["data_dir"])
+    for hidden in config["networks"]:
+        name = ja.study.network_name(hidden)
+        files = [run / "networks" / f"{name}_seed{seed}.safetensors" for seed in config["seeds"][:num_seeds]]
+        models = [ja.load_model(file)[0] for file in files]
+        bars = Bars()
+        with bars.progress:
+            found = ja.study.quantizer_sensitivity(models, data, QUANTIZERS, on_progress=bars)
+            ja.results.save_table(found, run / f"sensitivity_{name}.nc")
+            draw_pairs(models[0], data, run / f"pairs_{name}.png", f"{name} network, seed {config['seeds'][0]}")
+            for fill in FILLS:
+                found = ja.study.redundancy_test(models, data, fill=fill, on_progress=bars)
+                ja.results.save_table(found, run / f"pairs_{fill}_{name}.nc")
+
+
+def draw_pairs(model: ja.MLP, data: ja.Dataset, path: Path, title: str) -> None:
+    """What the pairs of the last layer tell of the class, by the bit: does the neuron fire?"""
+    activations = ja.record_activations(model, data.validation.images)[-1]
+    codes = ja.quantizers.default_quantizer(model.activation)(activations)
+    pairs = ja.interactions.pair_information(
+        codes, data.validation.labels, num_codes=2, num_classes=data.num_classes
+    )  # fmt: skip
+    figure = draw_pair_information(pairs, arranged="clusters", title=f"Pairs of neurons of the last layer, {title}")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Memory that runs out: work goes on in smaller chunks with the same counts, or says what it needs."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from helpers import raises_input_error
+
+import jaxablate as ja
+from jaxablate.ablation import _machine
+
+LIMITED = """
+import resource, warnings, sys
+from pathlib import Path
+import numpy as np
+from flax import nnx
+import jaxablate as ja
+from jaxablate.ablation import _incremental, _vmap
+
+model = ja.MLP(784, (400, 400), 10, rngs=nnx.Rngs(0))
+random = np.random.default_rng(0)
+images, labels = random.random((4000, 784), np.float32), random.integers(0, 10, 4000).astype(np.int32)
+keep, orders = random.random((60, 800)) > 0.3, np.stack([random.permutation(800) for _ in range(3)])
+
+def counts(**options):
+    masks = ja.evaluate_masks(model, keep, images, labels, **options)
+    steps = ja.cumulative_ablation(model, orders, images, labels, steps=2, engine="incremental", **options)
+    return [np.asarray(of) for of in (masks, steps, ja.single_ablation(model, images, labels, **options))]
+
+wanted = counts()
+_vmap.IN_FLIGHT["cpu"] = 2**40  # as if a cache held everything: all examples in one chunk
+_incremental.CHUNK = 10**6
+virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (virtual + 60 * 2**20,) * 2)
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    found = counts(memory_limit=2**40)
+assert all((a == b).all() for a, b in zip(found, wanted, strict=True))
+print([str(w.message) for w in told if "memory" in str(w.message)])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
+def test_a_limit_of_the_operating_system_is_met_with_smaller_chunks():
+    process = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0, process.stderr[-2000:]
+    told = re.findall(r"memory ran out with (\d+) examples at a time: going on with (\d+)", process.stdout)
+    assert len(told) >= 1
+    assert all(int(after) == int(before) // 2 for before, after in told)
+
+
+@pytest.fixture
+def short_of_memory(monkeypatch):
+    """A machine that has room for so many examples at a time."""
+    run_shards, room = _machine.run_shards, []
+
+    def limited(function, shards):
+        if shards[0].valid.shape[1] > room[0]:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
+        return run_shards(function, shards)
+
+    monkeypatch.setattr(_machine, "run_shards", limited)
+    return room
+
+
+@pytest.mark.parametrize("engine", ["vmap", "incremental"])
+def test_a_device_short_of_memory_gives_the_same_counts(engine, short_of_memory, small_model, mnist5k):
+    test, orders = (mnist5k.test.images, mnist5k.test.labels), np.arange(27)[None]
+    short_of_memory.append(10**9)
+    wanted = ja.cumulative_ablation(small_model, orders, *test, steps=20, engine=engine)
+    short_of_memory[0] = 30
+    with pytest.warns(_machine.MemoryWarning, match="memory ran out with .* examples at a time: going on with"):
+        found = ja.cumulative_ablation(small_model, orders, *test, steps=20, engine=engine)
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.filterwarnings("ignore::jaxablate.ablation._machine.MemoryWarning")
+def test_what_is_needed_is_said(short_of_memory, small_model, mnist5k):
+    short_of_memory.append(0)
+    with raises_input_error(r"memory: expected room for \d+ bytes, which one example takes .* but it ran out"):
+        ja.single_ablation(small_model, mnist5k.test.images, mnist5k.test.labels)
+
+
+def test_other_errors_of_the_device_are_not_hidden(monkeypatch, small_model, mnist5k):
+    def broken(function, shards):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(_machine, "run_shards", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        ja.single_ablation(small_model, mnist5k.test.images, mnist5k.test.labels)

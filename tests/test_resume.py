@@ -1,0 +1,242 @@
+"""Interrupted runs go on and end the same; one run at a time in a folder, and of one config."""
+
+import dataclasses
+import importlib.util
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+from flax import nnx
+from helpers import raises_input_error
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+import jaxablate as ja
+import jaxablate.cli
+from jaxablate import _run
+from jaxablate.study import _ablate
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def config():
+    return ja.StudyConfig(
+        dataset="mnist5k", networks=((9, 7), (8,)), epochs=1, seeds=(0, 3), random_orders=2, steps=3,
+        protocols=("paper", "published"), more_fills=("resample",),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config):
+    return ja.run_study(config)
+
+
+def same(results: xr.DataTree, others: xr.DataTree) -> bool:
+    """All arrays and labels; the root says when a run was made."""
+    pairs = zip(results.subtree_with_keys, others.subtree, strict=True)
+    return all(one.to_dataset().identical(other.to_dataset()) for (path, one), other in pairs if path != ".")
+
+
+def headers(folder: Path) -> dict[str, dict[str, str]]:
+    """What the files of networks say of themselves, with the checksum of their arrays."""
+    found = {}
+    for path in (folder / "networks").iterdir():
+        with safe_open(path, framework="numpy") as file:
+            found[path.name] = file.metadata()
+    return found
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_a_run_goes_on_after_every_unit(config, undisturbed, tmp_path, monkeypatch):
+    """Interrupted as soon as one more unit is kept, until none is missing; nothing is computed twice."""
+    evaluated = []
+    for name in ("cumulative_ablation", "single_ablation", "evaluate_masks"):
+        original = getattr(_ablate, name)
+
+        def counted(model, second, *rest, of=original, what=name, **options):
+            evaluated.append((what, np.asarray(second).tobytes()))
+            return of(model, second, *rest, **options)
+
+        monkeypatch.setattr(_ablate, name, counted)
+    in_one_go = ja.run_study(config)
+    assert same(in_one_go, undisturbed)
+    wanted = sorted(evaluated)
+    evaluated.clear()
+    get, interruptions, results = _run.Units.get, 0, None
+
+    def get_and_stop(self, name, compute):
+        new = not list(self.folder.glob(f"{name}*"))
+        found = get(self, name, compute)
+        if new:
+            raise Interrupted
+        return found
+
+    monkeypatch.setattr(_run.Units, "get", get_and_stop)
+    while results is None:
+        try:
+            results = ja.run_study(config, run_dir=tmp_path)
+        except Interrupted:
+            interruptions += 1
+    # for each network its scores, the curves of each scope, and neurons alone
+    assert interruptions == 2 * (1 + 3 + 1) + 2 * (1 + 2 + 1)
+    assert same(results, undisturbed)
+    assert sorted(evaluated) == wanted
+    assert len(list((tmp_path / "networks").iterdir())) == 4
+    assert not (tmp_path / "run.owner").exists()
+
+
+def test_networks_are_kept_as_soon_as_they_are_trained(config, undisturbed, tmp_path):
+    def stop_late(what, done, total, note):
+        if what.startswith("train") and done == total:
+            raise Interrupted
+
+    small = dataclasses.replace(config, networks=((8,),), seeds=tuple(range(6)))
+    with pytest.raises(Interrupted):
+        ja.run_study(small, run_dir=tmp_path, on_progress=stop_late)
+    kept = headers(tmp_path)
+    assert 1 <= len(kept) < 6
+    ja.run_study(small, run_dir=tmp_path)
+    everything = headers(tmp_path)
+    assert len(everything) == 6
+    assert everything == {**everything, **kept}
+    again = ja.run_study(small, run_dir=tmp_path / "again")
+    assert everything == headers(tmp_path / "again")
+    first = again["1-layer-8"].to_dataset().sel(seed=[0, 3])
+    alone = undisturbed["1-layer-8"].to_dataset()
+    xr.testing.assert_identical(first["correct"], alone["correct"])
+
+
+def test_a_damaged_unit_is_computed_anew(config, undisturbed, tmp_path):
+    ja.run_study(config, run_dir=tmp_path)
+    units = sorted((tmp_path / "units").iterdir())
+    assert len(units) == 18
+    for unit, damage in zip(units[:3], ("flip", "cut", "other"), strict=True):
+        content = bytearray(unit.read_bytes())
+        if damage == "flip":
+            content[-1] ^= 1
+        unit.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+        if damage == "other":
+            unit.write_bytes(units[3].read_bytes())  # whole, of this run, of another name
+    notes = []
+    results = ja.run_study(config, run_dir=tmp_path, on_progress=lambda *told: notes.append(told))
+    assert same(results, undisturbed)
+    told = [note for what, *_, note in notes if what == "resume"]
+    assert told == [f"{unit.name} is damaged or of another run: computed anew" for unit in units[:3]]
+
+
+def test_another_config_is_refused_or_begins_afresh(config, undisturbed, tmp_path):
+    ja.run_study(config, run_dir=tmp_path)
+    other = dataclasses.replace(config, steps=2, metrics=("entropy",))
+    with raises_input_error(
+        r"expected the run that was begun there, got another \(metrics: \['entropy', 'mutual_information', "
+        r"'kl_selectivity'\] there, \['entropy'\] here; steps: 3 there, 2 here\); choose another folder, or force"
+    ):
+        ja.run_study(other, run_dir=tmp_path)
+    assert same(ja.run_study(config, run_dir=tmp_path), undisturbed)
+    assert same(ja.run_study(other, run_dir=tmp_path, force=True), ja.run_study(other))
+    with raises_input_error("steps: 2 there, 3 here"):
+        ja.run_study(config, run_dir=tmp_path)
+    (tmp_path / "run.json").write_text("[")
+    with raises_input_error("expected the run that was begun there, got another"):
+        ja.run_study(other, run_dir=tmp_path)
+
+
+def test_other_models_of_the_same_weights_are_another_run(tmp_path):
+    config = ja.StudyConfig(dataset="mnist5k", networks=(), quantizer="mean", steps=2, random_orders=1)
+    weights = nnx.Linear(784, 5, rngs=nnx.Rngs(0)), nnx.Linear(5, 10, rngs=nnx.Rngs(1))
+
+    def network(activation):
+        return ja.Chain(lambda x: x.reshape(len(x), -1), weights[0], activation, ja.Site("hidden"), weights[1])
+
+    first = ja.run_study(config, {"mine": network(jax.nn.tanh)}, run_dir=tmp_path)
+    assert same(ja.run_study(config, {"mine": network(jax.nn.tanh)}, run_dir=tmp_path), first)
+    with raises_input_error("got another .models: .* there, .* here"):
+        ja.run_study(config, {"mine": network(jax.nn.sigmoid)}, run_dir=tmp_path)
+
+
+HOLD = """
+import sys, time
+from jaxablate._run import lock_folder
+with lock_folder(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_has_one_run_at_a_time(config, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with raises_input_error(f"expected no other run at work there, got process {other.pid} on .* since 20"):
+            ja.run_study(config, run_dir=tmp_path)
+        asked = ["reproduce", "--dataset", "mnist5k", "--out", str(tmp_path)]
+        result = CliRunner().invoke(jaxablate.cli.app, asked)
+        assert result.exit_code == 1
+        assert f"got process {other.pid} on" in " ".join(result.output.split())
+        other.send_signal(signal.SIGKILL)
+    leftover, own = tmp_path / "units" / ".results.nc-abcd_123", tmp_path / ".notes-abcd_123"
+    for folder, file in ((leftover, "results.nc"), (own, "mine.txt")):
+        folder.mkdir(parents=True)
+        (folder / file).write_text("x")
+    notes = []
+    small = dataclasses.replace(config, networks=((8,),), seeds=(0,))
+    ja.run_study(small, run_dir=tmp_path, on_progress=lambda *told: notes.append(told[-1]))
+    assert notes[0].startswith(f"process {other.pid} on ")
+    assert notes[0].endswith("ended before it was done; what it finished is used")
+    assert not leftover.exists()
+    assert (own / "mine.txt").exists()
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
+from jaxablate.cli import main
+main()
+"""
+
+
+def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on(tmp_path):
+    """A file that cannot grow stands for a disk that is full."""
+    arguments = [
+        "reproduce",
+        "--dataset",
+        "mnist5k",
+        "--epochs",
+        "1",
+        "--steps",
+        "2",
+        "--random-orders",
+        "1",
+        "--no-cache",
+    ]
+    full = [sys.executable, "-c", LIMITED, "200000", *arguments, "--out", tmp_path]
+    process = subprocess.run(full, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, timeout=300)
+    assert process.returncode == 1, process.stdout
+    assert process.stderr.count("error:") == 1
+    assert "Traceback" not in process.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 200_000]
+    assert not [path for path in tmp_path.rglob(".*")]
+    results = CliRunner().invoke(jaxablate.cli.app, [*arguments, "--out", str(tmp_path)])
+    assert results.exit_code == 0, results.output
+
+
+def test_a_killed_run_ends_the_same(tmp_path):
+    """A few kills; `python scripts/kill_test.py` does many."""
+    spec = importlib.util.spec_from_file_location("kill_test", ROOT / "scripts" / "kill_test.py")
+    assert spec is not None
+    assert spec.loader is not None
+    kill_test = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kill_test)
+    assert kill_test.test(tmp_path, 3, random.Random(1)) == 0

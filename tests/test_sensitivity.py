@@ -1,0 +1,277 @@
+"""Quantizers by their settings, in studies and sensitivity sweeps, against codes made by NumPy."""
+
+import csv
+import itertools
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import logits64, raises_input_error, scores_of
+from networks import cnn_chain, in_evaluation
+from scipy import stats
+from typer.testing import CliRunner
+
+import jaxablate as ja
+import jaxablate.cli
+from jaxablate.figures import draw_sensitivity
+
+EDGES = {  # from one neuron's activations to the edges between its codes
+    "mean": lambda h: [h.mean()],
+    "0.25": lambda h: [0.25],
+    "quantile:4": lambda h: np.sort(h)[np.arange(1, 4) * len(h) // 4],
+    "uniform:8:0:1": lambda h: np.arange(1, 8) / 8,
+    "levels:0.2:0.4:0.9": lambda h: [0.2, 0.4, 0.9],
+}
+
+
+@pytest.fixture(scope="module")
+def validation(small_model, mnist5k):
+    """Activations [example, neuron] and labels."""
+    layers = ja.record_activations(small_model, mnist5k.validation.images)
+    return np.concatenate([np.asarray(layer) for layer in layers], axis=1), np.asarray(mnist5k.validation.labels)
+
+
+def counts_by_numpy(setting: str, activations: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    codes = [np.digitize(h, np.asarray(EDGES[setting](h), np.float32)) for h in activations.T]
+    counts = np.zeros((len(codes), 10, max(map(np.max, codes)) + 1), int)
+    for neuron, of_neuron in enumerate(codes):
+        np.add.at(counts[neuron], (labels, of_neuron), 1)
+    return counts
+
+
+@pytest.mark.parametrize("setting", EDGES)
+def test_scores_under_every_setting(setting, small_model, mnist5k, validation):
+    found = ja.study.score_neurons(small_model, mnist5k, quantizer=setting)["scores"]
+    for name, values in scores_of(counts_by_numpy(setting, *validation)).items():
+        np.testing.assert_allclose(found.sel(metric=name), values, atol=1e-6)
+
+
+def test_the_positive_bit_and_numbers():
+    activations = jnp.array([[-1.0], [0.0], [0.5], [2.0]])
+    get = ja.quantizers.get_quantizer
+    assert get("positive").fit(activations)(activations).ravel().tolist() == [0, 0, 1, 1]
+    assert get(0.5).fit(activations)(activations).ravel().tolist() == [0, 0, 1, 1]
+    assert get("-1e0").fit(activations)(activations).ravel().tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "setting", ["median", "quantile", "quantile:2.5", "uniform:4", "mean:2", "levels", "levels:a", "0.5:1", "", "True"]
+)
+def test_unknown_settings(setting):
+    with raises_input_error(f"unknown quantizer '{setting}': expected mean, positive, quantile:BINS"):
+        ja.StudyConfig(quantizer=setting)
+
+
+def test_settings_that_a_quantizer_refuses():
+    for setting, message in {
+        "quantile:1": "bins: expected at least 2, got 1",
+        "uniform:4:1:0": "range: expected low < high, got 1.0 and 0.0",
+        "levels:2:1": "edges: expected strictly increasing float32 numbers",
+        "nan": "quantizer: expected a finite threshold, got nan",
+    }.items():
+        with raises_input_error(message):
+            ja.StudyConfig(quantizer=setting)
+
+
+def test_specific_information_of_every_class(validation):
+    activations, labels = validation
+    counts = counts_by_numpy("quantile:4", activations, labels)
+    found = np.asarray(ja.metrics.specific_information(counts.astype(np.int32)))
+    of_class = counts / counts.sum(axis=2, keepdims=True)
+    code = counts.sum(axis=1, keepdims=True) / len(labels)
+    wanted = stats.entropy(of_class, np.broadcast_to(code, of_class.shape), axis=2)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    share = np.bincount(labels, minlength=10) / len(labels)
+    np.testing.assert_allclose(found @ share, ja.mutual_information(counts.astype(np.int32)), atol=1e-6)
+    np.testing.assert_array_equal(found.max(axis=1), ja.kl_selectivity(counts.astype(np.int32)))
+
+
+def test_scores_by_further_names(small_model, mnist5k, validation):
+    names = ("specific_information_3", "entropy_miller_madow", "mutual_information_miller_madow")
+    found = ja.study.score_neurons(small_model, mnist5k, metrics=names, quantizer="quantile:4")["scores"].values
+    counts = counts_by_numpy("quantile:4", *validation)
+    given = counts[:, 3] / counts[:, 3].sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found[0], stats.entropy(given.T, counts.sum(axis=1).T), atol=1e-6)
+    plugin, n = scores_of(counts), len(validation[1])
+    codes, pairs = (counts.sum(axis=1) > 0).sum(axis=1), (counts > 0).sum(axis=(1, 2))
+    np.testing.assert_allclose(found[1], plugin["entropy"] + (codes - 1) / (2 * n), atol=1e-6)
+    bias = (pairs - codes - 10 + 1) / (2 * n)
+    np.testing.assert_allclose(found[2], plugin["mutual_information"] - bias, atol=1e-6)
+    with raises_input_error("score 'specific_information_10': expected a class in 0..9, got 10"):
+        ja.study.score_neurons(small_model, mnist5k, metrics="specific_information_10")
+    for name in ("specific_information", "specific_information_x", "entropy_"):
+        with raises_input_error(f"unknown score '{name}': expected one of entropy.* specific_information_CLASS"):
+            ja.StudyConfig(metrics=(name,))
+
+
+def test_a_study_of_many_codes(small_model, mnist5k, validation):
+    config = ja.StudyConfig(
+        dataset="mnist5k", networks=(), quantizer="quantile:4", metrics=("mutual_information", "conditional_entropy"),
+        steps=4, random_orders=1,
+    )  # fmt: skip
+    node = ja.run_study(config, {"mine": small_model})["mine"].to_dataset()
+    counts = counts_by_numpy("quantile:4", *validation)
+    np.testing.assert_array_equal(node["joint_counts"].isel(seed=0), counts)
+    wanted = scores_of(counts)
+    scores = node["scores"].isel(seed=0)
+    np.testing.assert_allclose(scores.sel(metric="mutual_information"), wanted["mutual_information"], atol=1e-6)
+    rest = np.subtract(wanted["entropy"], wanted["mutual_information"])
+    np.testing.assert_allclose(scores.sel(metric="conditional_entropy"), rest, atol=1e-6)
+    order = node["ablated"].sel(scope="layer1", ordering="conditional_entropy_low").isel(seed=0)
+    assert order.values.tolist() == np.argsort(scores.values[1, :10], kind="stable")[:4].tolist()
+
+
+SETTINGS = ("activation", "quantile:4", "uniform:8:0:1")
+METRICS = ("entropy", "mutual_information", "taylor")
+
+
+@pytest.fixture(scope="module")
+def models(small_model, mnist5k):
+    return [small_model, ja.train(mnist5k, (10, 8, 9), epochs=2, seed=1)[0]]
+
+
+@pytest.fixture(scope="module")
+def sensitivity(models, mnist5k):
+    calls = []
+    found = ja.study.quantizer_sensitivity(
+        models, mnist5k, SETTINGS, metrics=METRICS, steps=5, on_progress=lambda *call: calls.append(call)
+    )
+    assert calls[0] == ("quantizers", 0, 8, "network 1 of 2")
+    assert calls[-1] == ("quantizers", 8, 8, "")
+    return found
+
+
+def test_sensitivity_equals_a_study_for_each_quantizer(sensitivity, models):
+    assert sensitivity["num_codes"].values.tolist() == [2, 4, 8]
+    options = {"networks": (), "metrics": METRICS, "steps": 5, "random_orders": 1, "seeds": (0, 1)}
+    nodes = {}
+    for setting in SETTINGS:
+        config = ja.StudyConfig(dataset="mnist5k", quantizer=setting, **options)
+        nodes[setting] = ja.run_study(config, {"mine": models})["mine"].to_dataset()
+    for setting, metric, direction in itertools.product(SETTINGS, METRICS, ("low", "high")):
+        area = ja.results.auc(nodes[setting]).sel(ordering=f"{metric}_{direction}", fill="mean")
+        found = sensitivity["auc"].sel(quantizer=setting, metric=metric, direction=direction)
+        np.testing.assert_allclose(found.transpose("network", "scope"), area.transpose("seed", "scope"), atol=1e-9)
+    for setting, metric, network in itertools.product(SETTINGS, METRICS, (0, 1)):
+        scores = [nodes[of]["scores"].isel(seed=network).sel(metric=metric).values for of in (SETTINGS[0], setting)]
+        for scope, part in {"layer2": slice(10, 18), "network": slice(None)}.items():
+            first, other = (of[part] for of in scores)
+            found = sensitivity["rank_correlation"].sel(scope=scope, metric=metric, quantizer=setting, network=network)
+            if np.ptp(other) == 0:  # 500 examples in 4 equal parts: entropy is the same for all
+                assert np.isnan(found)
+            else:
+                assert float(found) == pytest.approx(stats.spearmanr(first, other).statistic, abs=1e-6)
+    assert (sensitivity["rank_correlation"].sel(metric="taylor") > 1 - 1e-9).all()
+    assert sensitivity["rank_correlation"].sel(metric="mutual_information", quantizer="quantile:4").min() < 0.9
+
+
+def test_ranks_of_equal_scores_are_undefined(small_model, mnist5k):
+    found = ja.study.quantizer_sensitivity(
+        small_model, mnist5k, ("activation", "-1", "quantile:4"), metrics="entropy", steps=2
+    )
+    assert np.isnan(found["rank_correlation"].sel(quantizer="-1")).all()
+    assert found.sizes["network"] == 1
+    draw_sensitivity(found)
+
+
+def test_the_figure_draws_the_numbers(sensitivity):
+    figure = draw_sensitivity(sensitivity, title="a title")
+    upper, lower = figure.axes[1], figure.axes[5]
+    assert upper.get_title(loc="left") == "layer 2"
+    gap = sensitivity["auc"].sel(direction="low") - sensitivity["auc"].sel(direction="high")
+    for axes, values in ((upper, sensitivity["rank_correlation"]), (lower, gap)):
+        drawn = [bars.lines[0].get_ydata(orig=False) for bars in axes.containers]
+        wanted = values.sel(scope="layer2").mean("network")
+        for i, metric in enumerate(METRICS):
+            for j in range(3):  # a star, quantile, uniform
+                np.testing.assert_allclose(drawn[3 * i + j], [float(wanted.sel(metric=metric)[j])])
+    texts = [text.get_text() for text in figure.texts]
+    assert "a title" in texts
+    assert any("first quantizer (stars): activation; 5 neurons ablated, fill: mean; 2 networks" in t for t in texts)
+
+
+def test_sensitivity_says_what_is_wrong(models, mnist5k):
+    sweep = ja.study.quantizer_sensitivity
+    with raises_input_error("quantizers: expected two or more, all different, got activation$"):
+        sweep(models, mnist5k, ("activation",))
+    with raises_input_error("quantizers: expected two or more, all different, got mean, mean"):
+        sweep(models, mnist5k, ("mean", "mean"))
+    with raises_input_error("steps: expected 1 to 8, the neurons of the smallest layer, got 9"):
+        sweep(models, mnist5k, steps=9)
+    with raises_input_error("models: expected at least one, got none"):
+        sweep([], mnist5k)
+    with raises_input_error("unknown score 'size'"):
+        sweep(models, mnist5k, metrics=("size",))
+    cnn = in_evaluation(cnn_chain())
+    with raises_input_error("models: expected networks of one architecture, got several"):
+        sweep([models[0], cnn], mnist5k)
+    with raises_input_error("quantizer: expected another than 'activation', such as 'mean', .* got Chain"):
+        sweep(cnn, mnist5k)
+
+
+def test_the_command_line_tells_of_bias_in_a_sentence(small_model, mnist5k, tmp_path):
+    ja.save_model(small_model, tmp_path / "net.safetensors")
+    noise = np.random.default_rng(0)
+    arrays = {
+        f"{split}_{part}": values
+        for split in ("train", "validation", "test")
+        for part, values in {
+            "images": noise.random((120, 28, 28), np.float32),
+            "labels": np.arange(120, dtype=np.int32) % 10,
+        }.items()
+    }
+    np.savez(tmp_path / "noise.npz", **arrays)
+    asked = ["score", tmp_path / "net.safetensors", "--dataset", tmp_path / "noise.npz", "--quantizer", "quantile:8"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # as for a user
+        result = CliRunner().invoke(jaxablate.cli.app, [*map(str, asked), "--out", str(tmp_path / "scores.csv")])
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.output.split())
+    assert "note: mutual information of " in told
+    assert "expected scores above the bias of the plug-in estimate, got lower ones" in told
+    with open(tmp_path / "scores.csv") as file:
+        assert len(list(csv.DictReader(file))) == 3 * 27
+
+
+def test_redundancy_equals_its_parts(models, mnist5k):
+    calls = []
+    found = ja.study.redundancy_test(
+        models,
+        mnist5k,
+        quantizer="quantile:4",
+        fill="zero",
+        permutations=99,
+        on_progress=lambda *call: calls.append(call),
+    )
+    assert found.attrs["quantizer"] == "quantile:4"
+    assert [call[:3] for call in calls] == [("pairs", done, 6) for done in range(7)]
+    model, images, labels = models[1], np.asarray(mnist5k.test.images), np.asarray(mnist5k.test.labels)
+    layers = ja.record_activations(model, mnist5k.validation.images)
+    codes = np.asarray(ja.quantizers.quantile(4).fit(layers[1])(layers[1]))
+    pairs = ja.interactions.pair_information(codes, mnist5k.validation.labels, num_codes=4, num_classes=10)
+
+    def loss(*neurons) -> float:
+        keep = np.ones(27)
+        keep[[10 + neuron for neuron in neurons]] = 0
+        logits = logits64(model, images, keep, np.zeros(27))
+        return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]))
+
+    first, second = np.triu_indices(8, k=1)
+    alone, intact = [loss(i) for i in range(8)], loss()
+    together = [loss(i, j) - alone[i] - alone[j] + intact for i, j in zip(first, second, strict=True)]
+    for name in ("redundancy", "synergy", "co_information"):
+        wanted = stats.spearmanr(np.asarray(getattr(pairs, name))[first, second], together).statistic
+        assert float(found["correlation"].sel(network=1, scope="layer2", quantity=name)) == pytest.approx(
+            wanted, abs=1e-3
+        )
+    assert ((found["p_value"] >= 0.01) & (found["p_value"] <= 1)).all()
+
+
+def test_redundancy_says_what_is_wrong(models, mnist5k):
+    with raises_input_error("models: expected at least one, got none"):
+        ja.study.redundancy_test([], mnist5k)
+    with raises_input_error("models: expected networks of one architecture, got several"):
+        ja.study.redundancy_test([models[0], in_evaluation(cnn_chain())], mnist5k)
+    with raises_input_error("first: expected 3 neurons or more, got 2"):
+        ja.study.redundancy_test(ja.train(mnist5k, (2,), epochs=1)[0], mnist5k)
