@@ -6,9 +6,21 @@ from collections.abc import Collection, Iterable
 import numpy as np
 from jax.core import Tracer
 
+LONGEST = 1000
+
 
 class InputError(ValueError):
-    """A user's mistake, told in one sentence; the command line prints it without a traceback."""
+    """A user's mistake, told in one line that can be printed; the command line prints it without a traceback."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """The text with spaces for what cannot be printed, of which names in a file may be full, and at most `LONGEST`
+    characters: what is longer loses its middle."""
+    line = "".join(char if char.isprintable() else " " for char in text)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 305]} ... {line[-300:]}"
 
 
 class JaxablateWarning(UserWarning):
@@ -33,6 +45,19 @@ def require_different(what: str, values: Collection) -> None:
     require(len(set(values)) == len(values), f"{what}: expected different ones, got {', '.join(map(str, values))}")
 
 
+def require_name(what: str, name: object) -> None:
+    """Raise unless a name can be part of a file's: printable, without separators, not only points, of 1 to 100
+    characters."""
+    require(
+        isinstance(name, str)
+        and name.isprintable()
+        and 1 <= len(name) <= 100
+        and not set(name) & {*"/\\:"}
+        and name.strip(". ") != "",
+        f"{what}: expected a name of up to 100 printable characters other than / \\ :, got {name!r}",
+    )
+
+
 def traced(*arrays: object) -> bool:
     """Whether JAX is compiling with any of these, whose values are then unknown and cannot be checked."""
     return any(isinstance(array, Tracer) for array in arrays)
@@ -42,6 +67,14 @@ def require_finite(what: str, values: np.ndarray) -> None:
     """Raise if any value is NaN or infinite."""
     bad = int(values.size - np.isfinite(values).sum())
     require(bad == 0, f"{what}: expected finite numbers, got {bad} NaN or infinite of {values.size}")
+
+
+def finite_float32(what: str, values: np.ndarray) -> np.ndarray:
+    """The values as float32; raises if any is NaN or infinite then."""
+    with np.errstate(over="ignore"):
+        values = np.asarray(values, np.float32)
+    require_finite(what, values)
+    return values
 
 
 def require_shape(what: str, array: np.ndarray, shape: tuple[int | None, ...], meaning: str) -> None:

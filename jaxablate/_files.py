@@ -1,4 +1,4 @@
-"""Atomic writing: a file is either the whole new one or not there at all."""
+"""Files: what may be read; and atomic writing, so that a file is either the whole new one or not there at all."""
 
 import contextlib
 import os
@@ -8,7 +8,34 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxablate._checks import InputError
+from jaxablate._checks import InputError, require
+
+MAX_BYTES = 2**32
+"""The most that a file to read may hold, unpacked: 4 GiB."""
+
+
+def require_file(what: str, path: str | Path, otherwise: str = "") -> None:
+    """Raise unless there is a file of at most `MAX_BYTES` that can be opened; a pipe or a device is none, since it may
+    never end.
+
+    Args:
+        what: names the file in messages.
+        path: the file.
+        otherwise: said where there is none.
+
+    Raises:
+        InputError: saying what is there instead.
+    """
+    require(os.path.exists(path), f"{what} {path}: expected a file, got none{otherwise}")
+    kind = "a folder" if os.path.isdir(path) else "a pipe or a device"
+    require(os.path.isfile(path), f"{what} {path}: expected a file, got {kind}")
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise InputError(f"{what} {path}: expected a file that can be read, got '{error.strerror}'") from None
+    require(size <= MAX_BYTES, f"{what} {path}: expected at most {MAX_BYTES} bytes, got {size}")
+
 
 LEFTOVER = r"\.(.+)-[a-z0-9_]{8}"
 """The name of the folder that `atomic_path` makes for a file, which stays behind when the process is killed."""

@@ -22,6 +22,8 @@ from jaxablate._files import LEFTOVER, atomic_path, save_tensors
 
 FORMAT = "jaxablate run 1"
 OWNER = "run.owner"
+LONGEST = 150
+"""Characters of a unit's file name; more are replaced by a checksum, since a file system takes 255."""
 Arrays = dict[str, np.ndarray]
 
 
@@ -48,14 +50,14 @@ def lock_folder(folder: str | Path) -> Iterator[str | None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who = owner.read_text() if owner.is_file() else "a process that has not said which"
+        who = owner.read_text(errors="replace") if owner.is_file() else "a process that has not said which"
         raise InputError(
             f"output folder {folder}: expected no other run at work there, got {who}; wait for it, end it, or choose "
             "another folder"
         ) from None
     outermost = lock.lock_counter == 1
     try:
-        killed = owner.read_text() if outermost and owner.is_file() else None
+        killed = owner.read_text(errors="replace") if outermost and owner.is_file() else None
         if outermost:
             _remove_leftovers(folder)
             since = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
@@ -97,7 +99,10 @@ class Units:
         """The arrays of a unit: read where a run that was interrupted has left them, computed and kept otherwise."""
         if self.folder is None:
             return compute()
-        path = self.folder / f"{quote(name, safe=' +')}.safetensors"
+        stem = quote(name, safe=" +")
+        if len(stem) > LONGEST:
+            stem = f"{stem[:LONGEST]} {hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        path = self.folder / f"{stem}.safetensors"
         metadata = {"run": self.run, "unit": name}
         found = self._read(path, metadata)
         if found is None:
@@ -115,7 +120,7 @@ class Units:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
                 if file.metadata() == {**wanted, "sha256": digest(found)}:
                     return found
-        except (SafetensorError, OSError):
+        except (SafetensorError, OSError, AttributeError):  # the last: a dtype that NumPy lacks
             pass
         self.on_note(f"{path.name} is damaged or of another run: computed anew")
         return None
@@ -151,11 +156,11 @@ def begin(folder: Path, identity: Mapping[str, Any], *, force: bool) -> str:
 
 def _identity_in(path: Path) -> dict[str, Any] | None:
     """What `begin` has written; {} for a file that it has not."""
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -6,6 +6,7 @@ import math
 import jaxtyping
 import numpy as np
 import pytest
+from fuzz import bounded
 
 import jaxablate as ja
 
@@ -22,6 +23,14 @@ def raises_input_error(match: str):
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
     assert "\n" not in str(caught.value)
+
+
+@contextlib.contextmanager
+def refused(match: str):
+    """The block must raise an InputError, of one line that can be printed, and take little memory."""
+    with raises_input_error(match) as caught, bounded():
+        yield
+    assert str(caught.value).isprintable()
 
 
 def scores_of(counts: np.ndarray) -> dict[str, list[float]]:

@@ -282,6 +282,36 @@ def test_an_output_folder_that_cannot_be_written(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+PROGRAM = """
+import pathlib, sys, warnings
+import jax, jax.numpy as jnp
+from jaxablate.cli._console import keep_compiled_programs
+
+keep_compiled_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
+for damage in (None, -1, None):
+    for entry in folder.glob("*-cache"):
+        content = bytearray(entry.read_bytes())
+        content[len(content) // 2] ^= damage is not None
+        entry.write_bytes(content[:damage])
+    jax.clear_caches()
+    print(damage, float(jax.jit(lambda x: (x @ x).sum())(jnp.ones((8, 8)))))
+warnings.warn("shown")
+"""
+
+
+def test_damaged_compiled_programs_are_compiled_anew(tmp_path):
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": ""}
+    process = run(program=["-c", PROGRAM], **environment)
+    assert process.returncode == 0, process.stderr
+    first, second, last = re.split(r"\S+ 512\.0\n", process.stdout)[:-1]
+    assert first == last == ""
+    assert "Compiled anew, since what was kept of it is damaged: jit__lambda" in second
+    assert "Error reading" not in process.stderr
+    assert "UserWarning: shown" in process.stderr
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupt_ends_training(tmp_path, how):
     arguments = ["reproduce", "--dataset", "mnist5k", "--epochs", "100000", "--out", str(tmp_path / "out")]

@@ -184,11 +184,47 @@ def test_a_damaged_download_is_refused(server, tmp_path):
         ja.load_dataset("mnist")
 
 
-def test_a_damaged_cache_is_refused(server, tmp_path):
-    ja.load_dataset("mnist")
+def damage_cache(tmp_path):
+    """Other bytes in one of the cached files, and in TFDS's note on it."""
     (path,) = (tmp_path / "cache").rglob("*t10k-labels*gz")
     path.write_bytes(gzip.compress(idx(np.arange(9))))
-    with raises_input_error("expected mnist's file with SHA-256"):
+    (note,) = (tmp_path / "cache").rglob("*t10k-labels*.INFO")
+    note.write_text("{half a no")
+    return path
+
+
+def test_a_damaged_cache_is_fetched_again(server, tmp_path):
+    whole = ja.load_dataset("mnist")
+    damage_cache(tmp_path)
+    assert datasets.availability("mnist") == "reachable"
+    again = ja.load_dataset("mnist")
+    assert "downloaded by TFDS" in again.source.origin
+    assert again.source.sha256 == whole.source.sha256
+    assert ja.load_dataset("mnist").source.origin == "cache of TFDS"
+
+
+def test_a_damaged_cache_is_refused_without_a_server(server, tmp_path):
+    ja.load_dataset("mnist")
+    path = damage_cache(tmp_path)
+    server.shutdown()
+    server.server_close()
+    assert datasets.availability("mnist") == "not reachable"
+    for name in ("mnist", "auto"):
+        with raises_input_error(f"{path}: expected mnist's file with the SHA-256 .* fetched again, or remove it"):
+            ja.load_dataset(name)
+    path.unlink()
+    with raises_input_error("mnist is neither cached nor reachable"):
+        ja.load_dataset("mnist")
+
+
+def test_a_cache_of_an_older_tfds_is_verified(server, tmp_path):
+    """It lies one folder higher."""
+    ja.load_dataset("mnist")
+    path = damage_cache(tmp_path)
+    for file in path.parent.iterdir():
+        if file.is_file():
+            file.rename(path.parents[1] / file.name)
+    with raises_input_error(f"{path.parents[1] / path.name}: expected mnist's file with SHA-256 .*; remove it"):
         ja.load_dataset("mnist")
 
 
@@ -337,7 +373,7 @@ def test_damaged_npz(tmp_path):
         ja.load_dataset(store(train_labels=np.zeros(60)))
     with raises_input_error("expected a non-empty array"):
         ja.load_dataset(store(train_images=np.zeros(60, np.uint8)))
-    with raises_input_error("expected an .npz archive of plain arrays"):
+    with raises_input_error("mine.npz: train_labels.npy: expected an array of plain numbers, got dtype object"):
         ja.load_dataset(store(train_labels=np.array([object()] * 60)))
     path.write_bytes(b"PK not a zip")
     with raises_input_error("expected an .npz archive of plain arrays"):

@@ -312,7 +312,7 @@ def test_tokens_may_be_integers(examples):
 
 def test_bad_sites_and_chains():
     linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
-    with raises_input_error("site: expected a name, got ''"):
+    with raises_input_error("site: expected a printable name, got ''"):
         ja.Site("")
     with raises_input_error("unknown reduction 'sum': expected one of mean, max"):
         ja.Site("a", reduce="sum")

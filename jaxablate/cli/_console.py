@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,13 +34,15 @@ def end_if_asked() -> None:
 def one_sentence_errors() -> Iterator[None]:
     """Print a user's mistake, or what the file system refused, as one sentence and exit with 1; a warning of our own
     as a note."""
-    from jaxablate._checks import InputError, JaxablateWarning
+    from jaxablate._checks import InputError, JaxablateWarning, one_line
 
     by_python = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
         if issubclass(category, JaxablateWarning):
-            Console(stderr=True, soft_wrap=True).print(f"[bold]note:[/] {escape(str(message))}", highlight=False)
+            Console(stderr=True, soft_wrap=True).print(
+                f"[bold]note:[/] {escape(one_line(str(message)))}", highlight=False
+            )
         else:
             by_python(message, category, *where)
 
@@ -47,7 +50,9 @@ def one_sentence_errors() -> Iterator[None]:
     try:
         yield
     except (InputError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(
+            f"[bold red]error:[/] {escape(one_line(str(error)))}", highlight=False
+        )
         raise typer.Exit(1) from None
     finally:
         warnings.showwarning = by_python
@@ -77,10 +82,28 @@ class Bars:
 
 
 def keep_compiled_programs() -> None:
-    """Let JAX keep compiled programs in a folder of the user's cache, unless the user has named another."""
+    """Let JAX keep compiled programs in a folder of the user's cache, unless the user has named another.
+
+    JAX compiles anew what it cannot read, but keeps the damaged file and warns every time; here the file goes, before
+    JAX writes the new one.
+    """
     import jax
 
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if not folder:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "jaxablate" / "compiled"))
+        folder = str(home / "jaxablate" / "compiled")
+        jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    show = warnings.showwarning
+
+    def remove_damaged(message: Warning | str, *others, **named) -> None:
+        found = re.match(r"Error reading persistent compilation cache entry for '(\w+)'", str(message))
+        if found is None:
+            show(message, *others, **named)
+            return
+        console.print(f"Compiled anew, since what was kept of it is damaged: {found[1]}", highlight=False)
+        for entry in Path(folder).glob(f"{found[1]}-*-cache"):
+            entry.unlink(missing_ok=True)
+
+    warnings.showwarning = remove_damaged

@@ -200,10 +200,10 @@ def prune(
 def _read_network(path: Path, activation: str | None) -> "MLP":
     """The network of a file, by jaxablate or by PyTorch."""
     from jaxablate import MLP, InputError, load_model
-    from jaxablate._checks import require
+    from jaxablate._files import require_file
     from jaxablate.models import is_saved_model, load_pytorch
 
-    require(path.is_file(), f"network file {path}: expected a file, got none")
+    require_file("network file", path)
     if is_saved_model(path):
         model = load_model(path)[0]
         if activation not in (None, model.activation):

@@ -3,6 +3,7 @@
 Memory: four bytes for each pixel (188 MB for MNIST's 60 000 training images).
 """
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def load_dataset(name: str | Path, *, seed: int = 2045, data_dir: str | Path | N
             `source.name` says which); the path of a folder with the four canonical IDX files, gzipped or not;
             the path of an `.npz` with train_images, train_labels, test_images, test_labels and, optionally,
             validation_images and validation_labels; its images are [example, ...] of any shape (features too), uint8,
-            which are divided by 255, or floating, which are taken as they are.
+            which are divided by 255, or floating, which are taken as they are. An IDX file, or the arrays of an
+            `.npz`, may take 4 GiB unpacked; more is refused before it is read.
         seed: of the permutation that cuts off the validation split (and mnist5k's test split).
         data_dir: a folder with the canonical files of a dataset of TensorFlow Datasets, which verifies their
             checksums; None takes the environment variable JAXABLATE_DATA_DIR, if set.
@@ -74,9 +76,9 @@ def load_dataset(name: str | Path, *, seed: int = 2045, data_dir: str | Path | N
     if name == EMBEDDED:
         return _load_embedded(seed)
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):  # which says no, where Path.is_dir raises for a name that is too long
         return load_idx_folder(path, seed)
-    if path.is_file() and path.suffix == ".npz":
+    if path.suffix == ".npz" and os.path.exists(path):
         return load_npz(path, seed)
     raise InputError(
         f"unknown dataset {str(name)!r}: expected {AUTO}, {', '.join(KNOWN)}, an existing folder of IDX files, "

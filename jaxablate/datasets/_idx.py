@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxablate._checks import require
+from jaxablate._files import MAX_BYTES, require_file
 from jaxablate.datasets._types import (
     Dataset,
     InputError,
@@ -28,7 +30,7 @@ FILES = {
     "test_images": "t10k-images-idx3-ubyte",
     "test_labels": "t10k-labels-idx1-ubyte",
 }
-MAX_BYTES = 2**32
+CHUNK = 2**20
 
 
 def read_idx(path: str | Path, magic: int) -> np.ndarray:
@@ -39,12 +41,14 @@ def read_idx(path: str | Path, magic: int) -> np.ndarray:
         magic: the magic number it must begin with, `IMAGES_MAGIC` or `LABELS_MAGIC`.
 
     Returns:
-        uint8 array of the dimensions in the file's header. Memory: no more than the header declares.
+        uint8 array of the dimensions in the file's header. Memory: what is really in the file, no more than its header
+        declares and never more than 4 GiB.
 
     Raises:
         InputError: for another magic number, an absurd header, or a damaged, short or overlong file.
     """
     path = Path(path)
+    require_file("IDX file", path)
     num_dims = magic & 0xFF
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
@@ -57,14 +61,18 @@ def read_idx(path: str | Path, magic: int) -> np.ndarray:
             )
             size = math.prod(dims)
             require(size <= MAX_BYTES, f"{path}: expected at most {MAX_BYTES} bytes, its header declares {size}")
-            data = file.read(size)
-            surplus = file.read(1)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: expected a whole gzip file, got a damaged one ({error}); fetch it again") from None
+            data = bytearray()  # grows with what is there, whatever the header declares
+            while chunk := file.read(min(CHUNK, size + 1 - len(data))):
+                data += chunk
+    except (EOFError, OSError, zlib.error) as error:
+        kind = "gzip file" if path.suffix == ".gz" else "file"
+        raise InputError(f"{path}: expected a whole {kind}, got a damaged one ({error}); fetch it again") from None
     require(
-        len(data) == size and not surplus,
-        f"{path}: expected {size} bytes after the header, got {'more' if surplus else len(data)}; fetch it again",
+        len(data) == size,
+        f"{path}: expected {size} bytes after the header, got {'more' if len(data) > size else len(data)}; fetch it "
+        "again",
     )
+    require(size > 0, f"{path}: expected a non-empty array, its header declares {dims}")
     return np.frombuffer(data, np.uint8).reshape(dims)
 
 
@@ -104,7 +112,7 @@ def load_idx_folder(folder: Path, seed: int) -> Dataset:
     paths = {}
     for key, name in FILES.items():
         candidates = [folder / f"{name}.gz", folder / name]
-        paths[key] = next((path for path in candidates if path.is_file()), None)
+        paths[key] = next((path for path in candidates if os.path.exists(path)), None)
     missing = [FILES[key] for key, path in paths.items() if path is None]
     require(
         not missing,

@@ -31,7 +31,7 @@ def local_folder(name: str, data_dir: str | Path | None) -> Path | None:
     given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     if not given:
         return None
-    return Path(given) / name if (Path(given) / name).is_dir() else Path(given)
+    return Path(given) / name if os.path.isdir(Path(given) / name) else Path(given)
 
 
 def _reachable(url: str) -> bool:
@@ -58,7 +58,7 @@ class _Registry:
     def __init__(self, name: str):
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core import constants
-        from tensorflow_datasets.core.download.resource import get_dl_fname, is_locally_cached
+        from tensorflow_datasets.core.download.resource import get_dl_fname, get_info_path, is_locally_cached
 
         tfds.disable_progress_bar()
         builder: Any = tfds.builder_cls(name)
@@ -66,8 +66,17 @@ class _Registry:
         self.urls = {key: f"{builder.URL}{file}.gz" for key, file in FILES.items()}
         self.downloads = Path(os.path.expanduser(constants.DATA_DIR)) / "downloads"
         is_cached: Any = is_locally_cached
-        names = (get_dl_fname(url, self.url_infos[url].checksum) for url in self.urls.values())
-        self.cached = all(is_cached(self.downloads / name / file) for file in names)
+        info_path: Any = get_info_path
+        self.absent, self.damaged = [], []  # what the cache lacks, with TFDS's notes on it; TFDS trusts the names there
+        for url in self.urls.values():
+            checksum = self.url_infos[url].checksum
+            file = self.downloads / name / get_dl_fname(url, checksum)
+            if file.is_file() and sha256_of(file) != checksum:
+                self.damaged.append(file)
+            elif is_cached(file):
+                continue
+            self.absent += [file, info_path(file)]
+        self.cached = not self.absent
 
 
 def availability(name: str, data_dir: str | Path | None = None) -> str:
@@ -75,7 +84,8 @@ def availability(name: str, data_dir: str | Path | None = None) -> str:
     folder, registry = local_folder(name, data_dir), _Registry(name)
     if folder:
         files = {folder / f"{FILES[key]}.gz": url for key, url in registry.urls.items()}
-        found = all(p.is_file() and sha256_of(p) == registry.url_infos[url].checksum for p, url in files.items())
+        readable = all(os.path.isfile(path) and os.access(path, os.R_OK) for path in files)
+        found = readable and all(sha256_of(p) == registry.url_infos[url].checksum for p, url in files.items())
         return f"{'in' if found else 'not in'} {folder}"
     if registry.cached:
         return "cached"
@@ -87,7 +97,8 @@ def load_tfds(name: str, seed: int, data_dir: str | Path | None) -> Dataset:
 
     Raises:
         DatasetUnavailableError: if the files are not at hand and no server answers.
-        InputError: for a folder without the four files, or a file with another checksum.
+        InputError: for a folder without the four files, or a file with another checksum. A damaged file in the cache
+            is fetched again where a server answers.
     """
     from tensorflow_datasets.core import download
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
@@ -95,8 +106,8 @@ def load_tfds(name: str, seed: int, data_dir: str | Path | None) -> Dataset:
     folder = local_folder(name, data_dir)
     registry = _Registry(name)
     if folder:
-        require(folder.is_dir(), f"{name}: expected a folder with its four files, got {folder}, which is none")
-        missing = [f"{file}.gz" for file in FILES.values() if not (folder / f"{file}.gz").is_file()]
+        require(os.path.isdir(folder), f"{name}: expected a folder with its four files, got {folder}, which is none")
+        missing = [f"{file}.gz" for file in FILES.values() if not os.path.isfile(folder / f"{file}.gz")]
         require(
             not missing,
             f"{name} in folder {folder}: expected the four gzipped IDX files, missing {', '.join(missing)}; "
@@ -107,6 +118,11 @@ def load_tfds(name: str, seed: int, data_dir: str | Path | None) -> Dataset:
         origin = "cache of TFDS"
     elif _reachable(registry.urls["test_labels"]):
         origin = f"downloaded by TFDS from {os.path.dirname(registry.urls['test_labels'])}"
+    elif registry.damaged:
+        raise InputError(
+            f"{registry.damaged[0]}: expected {name}'s file with the SHA-256 that TFDS knows, got a damaged one and no "
+            "answer from its server; connect to the internet, where it is fetched again, or remove it"
+        )
     else:
         raise DatasetUnavailableError(
             f"{name} is neither cached nor reachable: connect to the internet, or hand over a folder with the four "
@@ -115,6 +131,8 @@ def load_tfds(name: str, seed: int, data_dir: str | Path | None) -> Dataset:
         )
     with tempfile.TemporaryDirectory() as scratch:  # a folder handed over leaves the cache alone
         try:
+            for file in () if folder else registry.absent:
+                file.unlink(missing_ok=True)
             manager: Any = download.DownloadManager(
                 download_dir=scratch if folder else registry.downloads,
                 manual_dir=folder,
@@ -131,7 +149,7 @@ def load_tfds(name: str, seed: int, data_dir: str | Path | None) -> Dataset:
         except (download.DownloadError, OSError) as error:
             doing = f"reading {folder}" if folder else "the download"
             raise InputError(f"{name}: {doing} failed ({' '.join(str(error).split())}); try again") from None
-    for key, path in paths.items():  # TFDS trusts the names in its cache
+    for key, path in paths.items():  # TFDS trusts the names in caches of its older versions too
         want, got = registry.url_infos[registry.urls[key]].checksum, sha256_of(path)
         require(
             want == got,

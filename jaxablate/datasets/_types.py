@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxablate._checks import InputError, require, require_finite, require_integers, require_labels
+from jaxablate._checks import InputError, finite_float32, require, require_integers, require_labels
 from jaxablate._typing import Images, Labels
 
 
@@ -81,14 +81,14 @@ def make_split(what: str, images: np.ndarray, labels: np.ndarray, num_classes: i
             np.issubdtype(images.dtype, np.floating),
             f"{what} images: expected uint8 in 0..255 or floating numbers, got dtype {images.dtype}",
         )
-        require_finite(f"{what} images", images)
+        images = finite_float32(f"{what} images", images)
         looks_like_bytes = images.min() >= 0 and 128 <= images.max() <= 255 and (images == images.round()).all()
         require(
             not looks_like_bytes,
             f"{what} images: expected floating numbers scaled as the network takes them, got whole numbers "
             f"{images.min():g}..{images.max():g}; store bytes as uint8, which are divided by 255",
         )
-    return Split(images.astype(np.float32, copy=False), labels.astype(np.int32))
+    return Split(images, labels.astype(np.int32))
 
 
 MAX_CLASSES = 100_000

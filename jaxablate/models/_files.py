@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxablate._checks import InputError, require
-from jaxablate._files import save_tensors
+from jaxablate._files import require_file, save_tensors
 from jaxablate._run import digest
 from jaxablate.models._mlp import MLP, from_arrays
 
@@ -20,7 +20,7 @@ def save_model(model: MLP, path: str | Path, metadata: Mapping[str, str] | None 
     Args:
         model: the network; kernels [in, out] and biases [out] go in as `stages.0.kernel`, ...
         path: the file.
-        metadata: strings to keep in the header, beside the network's own.
+        metadata: strings to keep in the header, beside the network's own; what UTF-8 lacks is written as escapes.
         arrays: further arrays to keep in the file, such as a training history.
 
     Raises:
@@ -39,6 +39,7 @@ def save_model(model: MLP, path: str | Path, metadata: Mapping[str, str] | None 
     taken = sorted({*own} & {*(metadata or {})})
     require(not taken, f"metadata: expected other names than {', '.join(own)}, got {', '.join(taken)}")
     header = {**own, **(metadata or {})}
+    header = {name: text.encode("utf-8", "backslashreplace").decode() for name, text in header.items()}
     save_tensors(path, tensors, header)
 
 
@@ -46,13 +47,14 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, str], dict[str, np.ndar
     """Read what `save_model` wrote.
 
     Args:
-        path: the file.
+        path: the file, of at most 4 GiB; its arrays take as much memory again.
 
     Returns:
         The network, its metadata, and the further arrays of the file.
 
     Raises:
-        InputError: for a file that `save_model` did not write.
+        InputError: for a file that `save_model` did not write, or that has been damaged since: a SHA-256 of the arrays
+            is kept in it.
 
     Example:
         >>> ja.save_model(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), tmp_path / "model.safetensors", {"seed": "0"})
@@ -63,12 +65,12 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, str], dict[str, np.ndar
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
-    require(path.is_file(), f"network file {path}: expected a file, got none")
+    require_file("network file", path)
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, AttributeError) as error:  # AttributeError: a dtype that NumPy lacks
         raise InputError(
             f"network file {path}: expected safetensors, got an unreadable file ({error}); remove it"
         ) from None

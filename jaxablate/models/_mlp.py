@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import require, require_finite, require_known
+from jaxablate._checks import finite_float32, require, require_known
 from jaxablate._typing import Images
 
 ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": jax.nn.gelu}
@@ -163,19 +163,26 @@ def from_arrays(kernels: list[np.ndarray], biases: list[np.ndarray], *, activati
         len(kernels) == len(biases) >= 2,
         f"network: expected a kernel and a bias for each of two or more stages, got {len(kernels)} and {len(biases)}",
     )
-    sizes = [kernels[0].shape[0], *(kernel.shape[-1] for kernel in kernels)]
+    require(
+        all(kernel.ndim == 2 for kernel in kernels),
+        f"network: expected kernels [in, out], got shapes {', '.join(str(kernel.shape) for kernel in kernels)}",
+    )
+    require(
+        not any(map(np.iscomplexobj, [*kernels, *biases])),
+        "network: expected real numbers as weights, got complex ones",
+    )
+    sizes = [kernels[0].shape[0], *(kernel.shape[1] for kernel in kernels)]
+    weights = []
     for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
         wanted = (sizes[i], sizes[i + 1])
         require(
             kernel.shape == wanted and bias.shape == wanted[1:],
             f"stage {i}: expected kernel {wanted} and bias {wanted[1:]}, got {kernel.shape} and {bias.shape}",
         )
-        require_finite(f"stage {i} kernel", np.asarray(kernel))
-        require_finite(f"stage {i} bias", np.asarray(bias))
+        weights.append((finite_float32(f"stage {i} kernel", kernel), finite_float32(f"stage {i} bias", bias)))
     model = nnx.eval_shape(
         lambda: MLP(sizes[0], tuple(sizes[1:-1]), sizes[-1], activation=activation, rngs=nnx.Rngs(0))
     )
-    for stage, kernel, bias in zip(model.stages, kernels, biases, strict=True):
-        stage.linear.kernel = nnx.Param(jnp.asarray(kernel, np.float32))
-        stage.linear.bias = nnx.Param(jnp.asarray(bias, np.float32))
+    for stage, (kernel, bias) in zip(model.stages, weights, strict=True):
+        stage.linear.kernel, stage.linear.bias = nnx.Param(jnp.asarray(kernel)), nnx.Param(jnp.asarray(bias))
     return model

@@ -5,8 +5,7 @@ height, width]; Flax as [in, out], [height, width, in, out] and [height, width, 
 and behind a flattened map of channels the features are put in our order.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import InputError, require, require_finite, require_known
+from jaxablate._checks import InputError, finite_float32, require, require_known
 from jaxablate._typing import Images
 from jaxablate.models._mlp import ACTIVATIONS, ELEMENTWISE, MLP, flatten_images, from_arrays
 from jaxablate.models._sites import Site, flatten_layers
+from jaxablate.models._tensors import Tensors, read_tensors
 
 WEIGHTS = {
     nnx.Linear: {"weight": "kernel", "bias": "bias"},
@@ -27,8 +27,6 @@ WEIGHTS = {
 }
 """For each type of layer its weights: PyTorch's name and Flax's."""
 PARTS = tuple(WEIGHTS[nnx.BatchNorm])
-
-Tensors = dict[str, np.ndarray]
 
 
 def load_pytorch(
@@ -43,7 +41,7 @@ def load_pytorch(
     Args:
         path: `.safetensors`, or `.pt` or `.pth` as `torch.save(model.state_dict(), path)` writes it, which only PyTorch
             can read. Weights are taken in the file's order; safetensors keep none, so there the names decide, numbers
-            in them counting as such.
+            in them counting as such. The file, and what it holds unpacked, may take 4 GiB.
         model: an `nnx.Sequential` or `Chain` of the same architecture, with `nnx.Linear`, `nnx.Conv` (2-D) and
             `nnx.BatchNorm`; None for an `MLP` of the file's linear maps.
         activation: of the hidden layers of that `MLP`, since a state dict does not say it.
@@ -72,7 +70,7 @@ def load_pytorch(
         model is None or isinstance(model, nnx.Sequential),
         f"model: expected an nnx.Sequential, a Chain or None, got {type(model).__name__}",
     )
-    modules = _modules(path, _read(path))
+    modules = _modules(path, read_tensors(path))
     if model is None:
         return _mlp(path, modules, activation, images)
     return _filled(path, modules, nnx.clone(model), None if images is None else np.shape(images))
@@ -106,72 +104,6 @@ def _filled(
     return model
 
 
-def _read(path: Path) -> Tensors:
-    """The tensors of a file by name, those of safetensors in the order of the names.
-
-    Raises:
-        InputError: for a file that cannot be read, or must not be.
-    """
-    require(path.is_file(), f"PyTorch file {path}: expected a file, got none")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    require(
-        path.suffix in (".pt", ".pth"),
-        f"PyTorch file {path}: expected .safetensors, .pt or .pth, got {path.suffix!r}; other pickles are not read, "
-        "save model.state_dict() by torch.save as .pt or by safetensors.torch.save_file",
-    )
-    return _read_pt(path)
-
-
-def _read_safetensors(path: Path) -> Tensors:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = sorted(file.keys(), key=_natural)
-            return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a dtype that NumPy lacks
-        raise InputError(f"PyTorch file {path}: expected safetensors, got an unreadable file ({error})") from None
-
-
-def _natural(name: str) -> list[str | int]:
-    """A name as words and numbers in turn, so that "layers.10" comes after "layers.2"."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
-
-
-def _read_pt(path: Path) -> Tensors:
-    try:
-        import torch  # pyright: ignore[reportMissingImports] (optional)
-    except ImportError:
-        raise InputError(
-            f"PyTorch file {path}: expected PyTorch to read {path.suffix}, got none; install torch, or save the state "
-            "dict by safetensors.torch.save_file"
-        ) from None
-    try:
-        loaded = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # a file that was not meant as one may raise anything
-        pickled = "GLOBAL" in str(error)
-        found = "pickled objects, which are not read since they may run code" if pickled else "what PyTorch cannot read"
-        raise InputError(
-            f"PyTorch file {path}: expected a state dict, got {found}; save it by torch.save(model.state_dict(), path)"
-        ) from None
-    require(
-        isinstance(loaded, Mapping) and all(isinstance(of, torch.Tensor) for of in loaded.values()),
-        f"PyTorch file {path}: expected a state dict, which maps names to tensors, got {_told(loaded)}; save "
-        "model.state_dict() by itself",
-    )
-    tensors = {str(name): tensor.detach() for name, tensor in loaded.items()}
-    # NumPy has no bfloat16
-    return {name: (of.float() if of.is_floating_point() else of).numpy() for name, of in tensors.items()}
-
-
-def _told(loaded: object) -> str:
-    """What a file has instead of tensors by name."""
-    if not isinstance(loaded, Mapping):
-        return f"a {type(loaded).__name__}"
-    return ", ".join(f"{name!r} ({type(of).__name__})" for name, of in loaded.items())
-
-
 def _modules(path: Path, tensors: Tensors) -> dict[str, Tensors]:
     """The tensors of each module by their last name.
 
@@ -192,8 +124,8 @@ def _modules(path: Path, tensors: Tensors) -> dict[str, Tensors]:
             jnp.issubdtype(tensor.dtype, jnp.floating),
             f"PyTorch file {path}: expected floating numbers, got dtype {tensor.dtype} for {name!r}",
         )
-        require_finite(f"PyTorch file {path}: {name}", np.asarray(tensor, np.float32))
-        modules.setdefault(module, {})[part] = tensor
+        require(tensor.size > 0, f"PyTorch file {path}: expected numbers, got shape {tensor.shape} for {name!r}")
+        modules.setdefault(module, {})[part] = finite_float32(f"PyTorch file {path}: {name}", tensor)
     for module, parts in modules.items():
         require(
             _type_in_file(parts) is not None,

@@ -33,7 +33,7 @@ class Site(nnx.Module):
             where scores ask for one number: their "mean" or "max".
 
     Raises:
-        InputError: for an empty name or an unknown reduction.
+        InputError: for a name that is empty or cannot be printed, or an unknown reduction.
 
     Example:
         >>> model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.relu, ja.Site("hidden"),
@@ -43,7 +43,10 @@ class Site(nnx.Module):
     """
 
     def __init__(self, name: str, *, reduce: str = "mean"):
-        require(isinstance(name, str) and name != "", f"site: expected a name, got {name!r}")
+        require(
+            isinstance(name, str) and name != "" and name.isprintable(),
+            f"site: expected a printable name, got {name!r}",
+        )
         require_known("reduction", reduce, REDUCTIONS)
         self.name, self.reduce = name, reduce
         self.reset()

@@ -1,12 +1,24 @@
 """Files: results are written as netCDF, and checked when they are read."""
 
+import json
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import xarray as xr
 
-from jaxablate._checks import InputError, require
-from jaxablate._files import atomic_path
+from jaxablate._checks import InputError, require, require_name
+from jaxablate._files import MAX_BYTES, atomic_path, require_file
 from jaxablate.results._labels import COORDINATES, FORMAT, HISTORY, VARIABLES, protocols_of, select_protocol
+
+if TYPE_CHECKING:
+    import h5py
+
+JSON = ("config", "dataset_sha256", "versions")
+ATTRIBUTES = ("dataset", "dataset_origin", "device", *JSON)
+DEEPEST = 2  # a protocol's networks
+LABELS = ("metric", "scope", "ordering", "fill", "ranking", "direction")
 
 
 def save_results(results: xr.DataTree, path: str | Path) -> None:
@@ -33,7 +45,7 @@ def load_results(path: str | Path) -> xr.DataTree:
     """Read what `save_results` wrote.
 
     Args:
-        path: the file.
+        path: the file; it and the arrays that it declares may take 4 GiB, and it must not refer to other files.
 
     Returns:
         The results, in memory.
@@ -45,21 +57,77 @@ def load_results(path: str | Path) -> xr.DataTree:
         >>> ja.results.load_results(tmp_path / "results.nc").attrs["dataset"]
         'mnist5k'
     """
+    import h5py
+
     path = Path(path)
-    require(path.is_file(), f"results file {path}: expected a file, got none; `jaxablate reproduce` writes one")
+    require_file("results file", path, "; `jaxablate reproduce` writes one")
     try:
+        with h5py.File(path, "r") as file:
+            _require_declared(path, file)
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             results = tree.load()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"results file {path}: expected netCDF, got an unreadable file ({error})") from None
-    found = results.attrs.get("format")
-    require(found == FORMAT, f"results file {path}: expected format {FORMAT!r}, got {found!r}")
-    absent = [name for name in ("dataset", "dataset_origin", "versions", "config") if name not in results.attrs]
-    require(not absent, f"results file {path}: expected the attributes {', '.join(absent)}; the file is damaged")
+    except InputError:
+        raise
+    except Exception as error:  # the libraries raise anything for a damaged file
+        raise InputError(
+            f"results file {path}: expected netCDF as jaxablate writes it, got an unreadable file ({error})"
+        ) from None
     for protocol in protocols_of(results):
         for name, node in select_protocol(results, protocol).children.items():
             _require_whole(path, f"{name} ({protocol})", node.to_dataset())
     return results
+
+
+def _require_declared(path: Path, file: "h5py.File") -> None:
+    """Raise unless a file calls itself results, holds all by itself, and declares arrays of at most `MAX_BYTES`.
+
+    Raises:
+        InputError: before anything large is read.
+    """
+    import h5py
+    import h5py.h5o
+
+    found = file.attrs.get("format")
+    require(
+        isinstance(found, str) and found == FORMAT, f"results file {path}: expected format {FORMAT!r}, got {found!r}"
+    )
+    bad = [name for name in ATTRIBUTES if not _is_text(file.attrs.get(name), name in JSON)]
+    require(not bad, f"results file {path}: expected the attributes {', '.join(bad)}; the file is damaged")
+    size, seen = 0, set()
+    groups: list[tuple[int, h5py.Group]] = [(0, file)]
+    while groups:
+        depth, group = groups.pop()
+        for name in group:
+            own = isinstance(group.get(name, getlink=True), h5py.HardLink)
+            item = group[name] if own else None
+            address = h5py.h5o.get_info(item.id).addr if item is not None else None
+            require(address not in seen, f"results file {path}: expected each array once, got {name!r} again")
+            seen.add(address)
+            if isinstance(item, h5py.Group) and depth < DEEPEST:
+                require_name(f"results file {path}: network", name)
+                groups.append((depth + 1, item))
+                continue
+            require(
+                isinstance(item, h5py.Dataset) and not item.is_virtual and not item.external,
+                f"results file {path}: expected networks of arrays in the file itself, got another thing or a link: "
+                f"{name!r}",
+            )
+            assert isinstance(item, h5py.Dataset)
+            size += item.dtype.itemsize * (math.prod(item.shape or ()) + math.prod(item.chunks or ()))
+            require(
+                size <= MAX_BYTES,
+                f"results file {path}: expected arrays of at most {MAX_BYTES} bytes, it declares more",
+            )
+
+
+def _is_text(value: object, is_json: bool) -> bool:
+    """Whether an attribute is text, that of a JSON object if so asked."""
+    if not isinstance(value, str):
+        return False
+    try:
+        return not is_json or isinstance(json.loads(value), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _require_whole(path: Path, name: str, network: xr.Dataset) -> None:
@@ -69,14 +137,19 @@ def _require_whole(path: Path, name: str, network: xr.Dataset) -> None:
         if variable in HISTORY and not given:  # trained elsewhere
             continue
         require(
-            variable in network and network[variable].dims == dims and network[variable].size > 0,
-            f"results file {path}: expected {variable} over {', '.join(dims)} in {name}; the file is damaged",
+            variable in network
+            and network[variable].dims == dims
+            and network[variable].size > 0
+            and network[variable].dtype.kind in "iuf",
+            f"results file {path}: expected numbers {variable} over {', '.join(dims)} in {name}; the file is damaged",
         )
     require(
         {*COORDINATES, "layer", "ranking", "direction"} - ({"epoch"} if not given else set()) <= set(network.coords)
         and "zero" in network["fill"].values
         and network.sizes["fill"] >= 2
-        and {"protocol", "first_step"} <= set(network.attrs),
+        and all(isinstance(value, str) for label in LABELS for value in network[label].values)
+        and isinstance(network.attrs.get("protocol"), str)
+        and all(isinstance(network.attrs.get(name), np.integer) for name in ("first_step", "num_test_examples")),
         f"results file {path}: expected the labels that jaxablate writes in {name}; the file is damaged",
     )
 

@@ -247,8 +247,9 @@ def _provenance(source: Source) -> dict[str, str]:
     device = jax.devices()[0]
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "dataset": source.name,
-        "dataset_origin": source.origin,
+        # the name of a file need not be UTF-8, which netCDF is
+        "dataset": source.name.encode("utf-8", "backslashreplace").decode(),
+        "dataset_origin": source.origin.encode("utf-8", "backslashreplace").decode(),
         "dataset_sha256": json.dumps(source.sha256),
         "versions": json.dumps(
             {

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from flax import nnx
 
-from jaxablate._checks import require
+from jaxablate._checks import require, require_name
 from jaxablate._files import require_writable
 from jaxablate._parallel import Stop, run_all
 from jaxablate._run import Units, begin, digest, lock_folder
@@ -162,10 +162,8 @@ def _one_for_each_seed(name: str, models: Model | Sequence[Model], config: Study
     Raises:
         InputError: for a name that no node of the results can have, or another number of models than seeds.
     """
-    require(
-        isinstance(name, str) and name.strip(".") != "" and "/" not in name and name not in config.protocols,
-        f"models: expected names without '/' that are no protocol's, got {name!r}",
-    )
+    require_name("models", name)
+    require(name not in config.protocols, f"models: expected other names than those of protocols, got {name!r}")
     found = [models] if isinstance(models, nnx.Module) else list(models)
     require(
         len(found) == len(config.seeds),
