@@ -45,6 +45,23 @@ class History:
     validation_accuracy: np.ndarray
 
 
+class DivergedError(InputError):
+    """Training came to a loss that is not finite.
+
+    Attributes:
+        seed: of the network.
+        epoch: the one that diverged, from 1.
+        model: the network as it was before that epoch.
+        history: of the epochs before.
+    """
+
+    def __init__(self, seed: int, epoch: int, model: MLP, history: History):
+        super().__init__(
+            f"training of seed {seed} diverged in epoch {epoch}: expected a finite loss; lower learning_rate"
+        )
+        self.seed, self.epoch, self.model, self.history = seed, epoch, model, history
+
+
 def train(
     data: Dataset,
     hidden: Sequence[int] = (200, 200),
@@ -78,7 +95,8 @@ def train(
         The network and its `History`.
 
     Raises:
-        InputError: for a batch larger than the training split, an unknown activation, or a loss that is not finite.
+        InputError: for a batch larger than the training split, or an unknown activation; as a `DivergedError`, which
+            has the last good state, for a loss that is not finite.
 
     Source: paper, section 4.
 
@@ -189,10 +207,15 @@ def train_many(
     def run(group: slice, stop: Stop) -> list[tuple[MLP, History]]:
         chosen = jax.tree.map(lambda leaf: leaf[group], params)
         trained, records = _train_together(*shared, chosen, keys[group], told, stop)
-        found = [
-            (nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], trained)), History(*records[:, i].T))
-            for i in range(records.shape[1])
-        ]
+        bad = ~np.isfinite(records).all(axis=(0, 2))
+
+        def result(i: int, records: np.ndarray) -> tuple[MLP, History]:
+            return nnx.merge(graphdef, jax.tree.map(lambda leaf: jnp.asarray(leaf[i]), trained)), History(*records.T)
+
+        if bad.any():
+            i = int(bad.argmax())
+            raise DivergedError(seeds[group][i], len(records), *result(i, records[:-1, i]))
+        found = [result(i, records[:, i]) for i in range(records.shape[1])]
         if on_trained is not None:
             for seed, of_seed in zip(seeds[group], found, strict=True):
                 on_trained(seed, *of_seed)
@@ -237,14 +260,17 @@ class _Told:
 def _train_together(
     graphdef: nnx.GraphDef, recipe: "_Recipe", epochs: int, splits, params, keys, told: _Told, stop: Stop
 ) -> tuple[nnx.State, np.ndarray]:
-    """Train networks stacked on a leading axis: their final states, and their records [epoch, network, 4]."""
+    """Train networks stacked on a leading axis: their final states, and their records [epoch, network, 4]. Where a
+    record is not finite, it is the last, and the states are those before its epoch."""
     opt_state, records = jax.vmap(recipe.optimizer().init)(params), []
     for number in range(1, epochs + 1):
         stop.check()
+        before = jax.tree.map(np.array, params)  # the epoch takes the memory of the others
         params, opt_state, record = _epoch(graphdef, recipe, splits, params, opt_state, keys, number)
         records.append(np.asarray(record))
         if not np.isfinite(records[-1]).all():
-            raise InputError(f"training diverged in epoch {number}: expected a finite loss; lower learning_rate")
+            params = before
+            break
         loss, accuracy = records[-1][:, :2].mean(axis=0)
         told.epochs(len(keys), float(loss), float(accuracy))
     return params, np.stack(records)

@@ -1,6 +1,6 @@
 """What scores rest on: rank and ablate saved networks under many quantizers, and test what pairs of neurons share.
 
-`python scripts/scores.py RUN [--seeds 10]`: RUN is a folder that `jaxablate reproduce` has left, with its results and
+`python scripts/scores.py RUN [--seeds 10] [--pairs 5]`: RUN is a folder that `jaxablate reproduce` has left, with its results and
 networks. Writes into it, for each kind of network, `sensitivity_NETWORK.nc`, `pairs_FILL_NETWORK.nc` and the heat maps
 `pairs_NETWORK.png` of the first network's last layer, which `scripts/findings.py` reads.
 """
@@ -25,14 +25,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Study quantizers and pairs on saved networks.")
     parser.add_argument("run", type=Path)
     parser.add_argument("--seeds", type=int, default=10, help="how many networks of each kind; default: %(default)s")
+    parser.add_argument("--pairs", type=int, default=5, help="how many of them for pairs; default: %(default)s")
     arguments = parser.parse_args()
     try:
-        study(arguments.run, arguments.seeds)
+        study(arguments.run, arguments.seeds, arguments.pairs)
     except (ja.InputError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def study(run: Path, num_seeds: int) -> None:
+def study(run: Path, num_seeds: int, num_pairs: int) -> None:
     config = json.loads(ja.results.load_results(run / "results.nc").attrs["config"])
     if config["activation"] != "sigmoid" or not 1 <= num_seeds <= len(config["seeds"]):
         raise ja.InputError(
@@ -50,7 +51,7 @@ def study(run: Path, num_seeds: int) -> None:
             ja.results.save_table(found, run / f"sensitivity_{name}.nc")
             draw_pairs(models[0], data, run / f"pairs_{name}.png", f"{name} network, seed {config['seeds'][0]}")
             for fill in FILLS:
-                found = ja.study.redundancy_test(models, data, fill=fill, on_progress=bars)
+                found = ja.study.redundancy_test(models[:num_pairs], data, fill=fill, on_progress=bars)
                 ja.results.save_table(found, run / f"pairs_{fill}_{name}.nc")
 
 

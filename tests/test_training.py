@@ -136,7 +136,7 @@ def test_bad_input():
         ja.train(toy(), (4,), activation="swish")
     with raises_input_error("seeds: expected at least one"):
         ja.training.train_many(toy(), (4,), ())
-    with raises_input_error("training diverged in epoch 1: expected a finite loss"):
+    with raises_input_error("training of seed 0 diverged in epoch 1: expected a finite loss"):
         ja.train(toy(), (4,), activation="relu", learning_rate=1e30, epochs=5, batch_size=8)
 
 

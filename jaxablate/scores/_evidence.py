@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxablate._checks import require, require_finite, require_labels
+from jaxablate._checks import require, require_labels
 from jaxablate._typing import Counts, Images, Labels
 from jaxablate.ablation import evaluate_masks, shapley_values, single_ablation
 from jaxablate.activations import mean_activations, record_activations
@@ -55,7 +55,12 @@ class Evidence:
     def activations(self) -> np.ndarray:
         """float32 [example, neuron], of a unit with several places their reduction."""
         found = np.concatenate([np.asarray(layer) for layer in record_activations(self.model, self.images)], axis=1)
-        require_finite("activations", found)  # NaN would be code 0, and so a neuron that knows nothing
+        bad = int(found.size - np.isfinite(found).sum())
+        require(  # NaN would be code 0, and so a neuron that knows nothing
+            bad == 0,
+            f"activations: expected finite numbers, got {bad} NaN or infinite of {found.size}; check the weights and "
+            "the images",
+        )
         return found
 
     @cached_property

@@ -11,7 +11,7 @@ from jaxablate._checks import InputError, require
 from jaxablate.datasets import Dataset
 from jaxablate.models import MLP, load_model, save_model
 from jaxablate.study._config import StudyConfig, network_name
-from jaxablate.training import History, default_epochs, train_many
+from jaxablate.training import DivergedError, History, default_epochs, train_many
 
 OnProgress = Callable[[str, int, int, str], None]
 """Called with what is being done, how much of it is done, how much there is, and a note."""
@@ -54,17 +54,24 @@ def trained_networks(
                 save_model(model, paths[seed], {"training": texts[seed]}, **vars(history))
 
     if missing:
-        train_many(
-            data,
-            hidden,
-            # in one batched program the others round differently without those found: train all, keep the missing
-            missing if jax.default_backend() == "cpu" else config.seeds,
-            on_epoch=lambda done, total, loss, accuracy: report(
-                what, done, total, f"loss {loss:.3f}, accuracy {accuracy:.1%}"
-            ),
-            on_trained=keep,
-            **settings,
-        )
+        try:
+            train_many(
+                data,
+                hidden,
+                # in one batched program the others round differently without those found: train all, keep the missing
+                missing if jax.default_backend() == "cpu" else config.seeds,
+                on_epoch=lambda done, total, loss, accuracy: report(
+                    what, done, total, f"loss {loss:.3f}, accuracy {accuracy:.1%}"
+                ),
+                on_trained=keep,
+                **settings,
+            )
+        except DivergedError as error:
+            if not folder:
+                raise
+            path = folder / f"{name}_seed{error.seed}_epoch{error.epoch - 1}.safetensors"
+            save_model(error.model, path, {"training": texts[error.seed]}, **vars(error.history))
+            raise InputError(f"{error}; the network before that epoch is in {path}") from None
     return [found[seed] for seed in config.seeds]
 
 
