@@ -67,6 +67,19 @@ def test_scores_of_the_activation(evidence, activations, split):
     assert found.max() > 0.1
 
 
+def test_the_share_of_zeros_of_a_channel_is_over_its_map(split):
+    """A channel is seldom silent at every place: averaged first, nearly all channels would tie at 0."""
+    model = cnn_chain()
+    outputs, wanted = jnp.asarray(split.images[:70]), []
+    for layer in in_evaluation(model).layers:
+        outputs = layer(outputs)
+        if isinstance(layer, ja.Site):
+            wanted += list(np.asarray(outputs <= 0).reshape(-1, outputs.shape[-1]).mean(axis=0))
+    found = compute_score("share_of_zeros", Evidence(model, split.images[:70], split.labels[:70], 10))
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+    assert len(np.unique(found[:9])) > 5
+
+
 def test_a_silent_neuron_has_no_selectivity(small_model, split):
     silent = Evidence(small_model, split.images, split.labels, 10)
     silent.__dict__["class_means"] = np.zeros((10, 27))

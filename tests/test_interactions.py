@@ -212,6 +212,11 @@ def test_mantel_p_value_equals_all_permutations():
     assert test.p_value == pytest.approx(exact, abs=5 * math.sqrt(exact * (1 - exact) / 20_000))
 
 
+def test_mantel_counts_the_neurons_as_they_are_among_the_permutations():
+    first = matrices(np.random.default_rng(5), 12)
+    assert mantel_test(first, first, jax.random.key(0), permutations=99).p_value == pytest.approx(0.01)
+
+
 def test_mantel_keeps_its_level_where_the_plain_test_does_not():
     random = np.random.default_rng(3)
     keys = jax.random.split(jax.random.key(3), 200)

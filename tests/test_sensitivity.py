@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import logits64, raises_input_error, scores_of
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from networks import cnn_chain, in_evaluation
 from scipy import stats
 from typer.testing import CliRunner
@@ -186,6 +187,9 @@ def test_the_figure_draws_the_numbers(sensitivity):
         for i, metric in enumerate(METRICS):
             for j in range(3):  # a star, quantile, uniform
                 np.testing.assert_allclose(drawn[3 * i + j], [float(wanted.sel(metric=metric)[j])])
+    FigureCanvasAgg(figure).draw()
+    labels = [axes.yaxis.label.get_window_extent() for axes in figure.axes if axes.get_ylabel()]
+    assert min(label.x0 for label in labels) > 0  # none is cut off, with minus signs beside it
     texts = [text.get_text() for text in figure.texts]
     assert "a title" in texts
     assert any("first quantizer (stars): activation; 5 neurons ablated, fill: mean; 2 networks" in t for t in texts)

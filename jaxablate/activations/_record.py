@@ -74,6 +74,17 @@ def mean_activations(model: Model, images: Images) -> Fill:
     return jnp.asarray(total / count, jnp.float32)
 
 
+def shares_of_zeros(model: Model, images: Images) -> np.ndarray:
+    """Of every neuron the share of examples, and of its places in them, where its output is not above 0; float64
+    [neuron], all sites concatenated in network order."""
+    network, batches = _recorded(model, images)
+    zeros, outputs = np.zeros(network.num_neurons, np.int64), np.zeros(network.num_neurons, np.int64)
+    for batch in batches:
+        zeros += np.concatenate([np.asarray((h <= 0).sum(axis=tuple(range(h.ndim - 1)))) for h in batch])
+        outputs += np.repeat([h[..., 0].size for h in batch], network.sizes)
+    return zeros / outputs
+
+
 def _over_places(reduction: Callable, outputs: jax.Array) -> jax.Array:
     """One number [example, neuron] of the places that a unit has in an example."""
     return reduction(outputs, axis=tuple(range(1, outputs.ndim - 1))) if outputs.ndim > 2 else outputs

@@ -43,7 +43,7 @@ def sensitivity_figure(found: xr.Dataset, title: str) -> Figure:
         + ("; bars: 95 % t-interval of the mean" if networks > 1 else "")
     )
     figure.text(0.01, 0.012, caption, fontsize="x-small", color="#555555")
-    figure.subplots_adjust(0.75 / (2.9 * len(scopes) + 0.6), 0.11, 0.99, 0.8, wspace=0.06, hspace=0.08)
+    figure.subplots_adjust(0.95 / (2.9 * len(scopes) + 0.6), 0.11, 0.99, 0.8, wspace=0.06, hspace=0.08)
     return figure
 
 

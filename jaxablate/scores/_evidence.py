@@ -12,7 +12,7 @@ from flax import nnx
 from jaxablate._checks import require, require_labels
 from jaxablate._typing import Counts, Images, Labels
 from jaxablate.ablation import evaluate_masks, shapley_values, single_ablation
-from jaxablate.activations import mean_activations, record_activations
+from jaxablate.activations import mean_activations, record_activations, shares_of_zeros
 from jaxablate.histograms import joint_histogram
 from jaxablate.models import Model, Network, describe, enter, record, run_on, segments_of
 from jaxablate.quantizers import Fittable, Mean
@@ -83,6 +83,11 @@ class Evidence:
         return np.stack(
             [self.activations[np.asarray(self.labels) == c].mean(axis=0, dtype=np.float64) for c in present]
         )
+
+    @cached_property
+    def zeros(self) -> np.ndarray:
+        """The share of examples, and of a unit's places in them, where it is not above 0, float64 [neuron]."""
+        return shares_of_zeros(self.model, self.images)
 
     @cached_property
     def incoming(self) -> np.ndarray:

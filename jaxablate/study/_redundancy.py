@@ -15,7 +15,7 @@ from jaxablate.interactions import mantel_test, pair_information, super_additivi
 from jaxablate.models import Model, describe
 from jaxablate.results import redundancy_results
 from jaxablate.study._networks import OnProgress
-from jaxablate.study._scores import FILLS, quantizer_of
+from jaxablate.study._scores import PLAIN_FILLS, quantizer_of
 
 QUANTITIES = ("redundancy", "synergy", "co_information")
 
@@ -63,7 +63,7 @@ def redundancy_test(
     """
     models = [models] if isinstance(models, nnx.Module) else list(models)
     require(len(models) > 0, "models: expected at least one, got none")
-    require_known("fill", fill, FILLS)
+    require_known("fill", fill, PLAIN_FILLS)
     permutations = require_count("permutations", permutations)
     kinds = [describe(model, data.test.images[:1])[0] for model in models]
     network = kinds[0]

@@ -16,7 +16,7 @@ from jaxablate.results import neuron_scores
 from jaxablate.scores import Evidence, compute_score
 from jaxablate.uncertainty import warn_of_bias
 
-FILLS = ("zero", "mean", "median", "class_mean")
+PLAIN_FILLS = ("zero", "mean", "median", "class_mean")
 """What may stand in for ablated neurons where nothing but the validation split is given."""
 
 

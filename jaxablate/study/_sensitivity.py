@@ -17,7 +17,7 @@ from jaxablate.orders import DIRECTIONS, ablation_order
 from jaxablate.results import NETWORK_SCOPE, sensitivity_results
 from jaxablate.scores import compute_score, get_score
 from jaxablate.study._networks import OnProgress
-from jaxablate.study._scores import FILLS, evidence_of, quantizer_of
+from jaxablate.study._scores import PLAIN_FILLS, evidence_of, quantizer_of
 
 QUANTIZERS = ("activation", *(f"quantile:{bins}" for bins in (2, 4, 8, 16, 32)))
 
@@ -76,7 +76,7 @@ def quantizer_sensitivity(
     require_different("metrics", metrics)
     for metric in metrics:
         get_score(metric)
-    require_known("fill", fill, FILLS)
+    require_known("fill", fill, PLAIN_FILLS)
     kinds = [describe(model, data.test.images[:1])[0] for model in models]
     network = kinds[0]
     require(all(kind == network for kind in kinds), "models: expected networks of one architecture, got several")
