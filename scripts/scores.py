@@ -1,8 +1,8 @@
 """What scores rest on: rank and ablate saved networks under many quantizers, and test what pairs of neurons share.
 
 `python scripts/scores.py RUN [--seeds 10] [--pairs 5]`: RUN is a folder that `jaxablate reproduce` has left, with its
-results and networks. Writes into it, for each kind of network, `sensitivity_NETWORK.nc`, `pairs_FILL_NETWORK.nc` and the
-heat maps `pairs_NETWORK.png` of the first network's last layer, which `scripts/findings.py` reads.
+results and networks. Writes into it, for each kind of network, `sensitivity_NETWORK.nc`, `pairs_FILL_NETWORK.nc` and
+the heat maps `pairs_NETWORK.png` of the first network's last layer, which `scripts/findings.py` reads.
 """
 
 import argparse
