@@ -373,8 +373,8 @@ def pairs(run: Path, names: list[str], pictures: Path) -> str:
         "two codes tell of the class (redundancy and synergy of the minimum-MI decomposition, and co-information, "
         "their difference), beside the super-additivity of the damage, that is by how much more the loss rises without "
         "both than without each, added up. The table has Spearman's correlation of the two over the pairs of a layer, "
-        "mean and 95 % interval over networks, and in brackets in how many of them a "
-        "Mantel test finds p < 0.05. The weakest mean correlation with co-information is "
+        f"mean and 95 % interval over networks (loss on {tests[names[0], 'mean'].attrs['num_test_examples']} test "
+        "images), and in brackets in how many of them a Mantel test finds p < 0.05. The weakest mean correlation with co-information is "
         f"{weakest['mean']:+.2f} where the mean stands in for ablated neurons, {weakest['zero']:+.2f} where zero does."
     )
     head = [
