@@ -372,10 +372,11 @@ def pairs(run: Path, names: list[str], pictures: Path) -> str:
         "The paper infers redundancy from curves. Here it is measured: of every pair of neurons of a layer, what the "
         "two codes tell of the class (redundancy and synergy of the minimum-MI decomposition, and co-information, "
         "their difference), beside the super-additivity of the damage, that is by how much more the loss rises without "
-        "both than without each, added up. The table has Spearman's correlation of the two over the pairs of a layer, "
-        f"mean and 95 % interval over networks (loss on {tests[names[0], 'mean'].attrs['num_test_examples']} test "
-        "images), and in brackets in how many of them a Mantel test finds p < 0.05. The weakest mean correlation with co-information is "
-        f"{weakest['mean']:+.2f} where the mean stands in for ablated neurons, {weakest['zero']:+.2f} where zero does."
+        f"both than without each, added up (loss on {tests[names[0], 'mean'].attrs['num_test_examples']} test images). "
+        "The table has Spearman's correlation of the two over the pairs of a layer, mean and 95 % interval over "
+        "networks, and in brackets in how many of them a Mantel test finds p < 0.05. The weakest mean correlation with "
+        f"co-information is {weakest['mean']:+.2f} where the mean stands in for ablated neurons, "
+        f"{weakest['zero']:+.2f} where zero does."
     )
     head = [
         "| network | layer | fill | redundancy | synergy | co-information |",

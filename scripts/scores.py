@@ -45,7 +45,7 @@ def study(run: Path, num_seeds: int, num_pairs: int) -> None:
             f"and {len(config['seeds'])}"
         )
     data = ja.load_dataset(config["dataset"], seed=config["split_seed"], data_dir=config["data_dir"])
-    part = Split(data.test.images[:PAIR_EXAMPLES], data.test.labels[:PAIR_EXAMPLES])
+    fewer = replace(data, test=Split(data.test.images[:PAIR_EXAMPLES], data.test.labels[:PAIR_EXAMPLES]))
     for hidden in config["networks"]:
         name = ja.study.network_name(hidden)
         files = [run / "networks" / f"{name}_seed{seed}.safetensors" for seed in config["seeds"][:num_seeds]]
