@@ -56,9 +56,7 @@ def study(run: Path, num_seeds: int, num_pairs: int) -> None:
             ja.results.save_table(found, run / f"sensitivity_{name}.nc")
             draw_pairs(models[0], data, run / f"pairs_{name}.png", f"{name} network, seed {config['seeds'][0]}")
             for fill in FILLS:
-                found = ja.study.redundancy_test(
-                    models[:num_pairs], replace(data, test=part), fill=fill, on_progress=bars
-                )
+                found = ja.study.redundancy_test(models[:num_pairs], fewer, fill=fill, on_progress=bars)
                 ja.results.save_table(found, run / f"pairs_{fill}_{name}.nc")
 
 
