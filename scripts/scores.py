@@ -1,8 +1,9 @@
 """What scores rest on: rank and ablate saved networks under many quantizers, and test what pairs of neurons share.
 
-`python scripts/scores.py RUN [--seeds 10] [--pairs 5]`: RUN is a folder that `jaxablate reproduce` has left, with its
-results and networks. Writes into it, for each kind of network, `sensitivity_NETWORK.nc`, `pairs_FILL_NETWORK.nc` and
-the heat maps `pairs_NETWORK.png` of the first network's last layer, which `scripts/findings.py` reads.
+`python scripts/scores.py RUN [--seeds 10] [--pairs 5] [--images 2000]`: RUN is a folder that `jaxablate reproduce` has
+left, with its results and networks. Writes into it, for each kind of network, `sensitivity_NETWORK.nc`,
+`pairs_FILL_NETWORK.nc` and the heat maps `pairs_NETWORK.png` of the first network's last layer, which
+`scripts/findings.py` reads.
 """
 
 import argparse
@@ -21,8 +22,6 @@ BINS = (2, 4, 8, 16, 32)
 QUANTIZERS = ("activation", *(f"quantile:{bins}" for bins in BINS), *(f"uniform:{bins}:0:1" for bins in BINS[1:]))
 """Uniform codes of the range of a sigmoid; those of two codes are the first quantizer."""
 FILLS = ("mean", "zero")
-PAIR_EXAMPLES = 2000
-"""Test images that pairs are ablated on: 19 900 pairs for each layer, of which those in front take longest."""
 
 
 def main() -> None:
@@ -30,14 +29,15 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--seeds", type=int, default=10, help="how many networks of each kind; default: %(default)s")
     parser.add_argument("--pairs", type=int, default=5, help="how many of them for pairs; default: %(default)s")
+    parser.add_argument("--images", type=int, default=2000, help="test images for pairs; default: %(default)s")
     arguments = parser.parse_args()
     try:
-        study(arguments.run, arguments.seeds, arguments.pairs)
+        study(arguments.run, arguments.seeds, arguments.pairs, arguments.images)
     except (ja.InputError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def study(run: Path, num_seeds: int, num_pairs: int) -> None:
+def study(run: Path, num_seeds: int, num_pairs: int, images: int) -> None:
     config = json.loads(ja.results.load_results(run / "results.nc").attrs["config"])
     if config["activation"] != "sigmoid" or not 1 <= num_seeds <= len(config["seeds"]):
         raise ja.InputError(
@@ -45,7 +45,7 @@ def study(run: Path, num_seeds: int, num_pairs: int) -> None:
             f"and {len(config['seeds'])}"
         )
     data = ja.load_dataset(config["dataset"], seed=config["split_seed"], data_dir=config["data_dir"])
-    fewer = replace(data, test=Split(data.test.images[:PAIR_EXAMPLES], data.test.labels[:PAIR_EXAMPLES]))
+    fewer = replace(data, test=Split(data.test.images[:images], data.test.labels[:images]))
     for hidden in config["networks"]:
         name = ja.study.network_name(hidden)
         files = [run / "networks" / f"{name}_seed{seed}.safetensors" for seed in config["seeds"][:num_seeds]]

@@ -110,7 +110,7 @@ def test_the_findings_are_written_from_results(judged, reproduced, tmp_path):
     again = tmp_path / "again" / "out"
     command = [*REPRODUCE, "--seeds", 3, "--first-seed", 50, "--protocol", "both", "--out", again]
     assert run(*command).returncode == 0
-    process = run(out, "--seeds", 1, program=[ROOT / "scripts" / "scores.py"])
+    process = run(out, "--seeds", 1, "--images", 50, program=[ROOT / "scripts" / "scores.py"])
     assert process.returncode == 0, process.stderr
     process = run(
         nc, "--again", again / "results.nc", "--scores", out, "--out", tmp_path / "docs", program=[script]
