@@ -227,7 +227,7 @@ def test_the_published_random_curves_by_hand(off_and_on, mnist5k, monkeypatch):
     mean = node["mean_activation"].values[0]
     random = node.isel(seed=0, ordering=node["ranking"].values == "random")
     assert (random["ablated"] == -1).all()
-    places = [(scope, fill) for fill in ("zero", "mean") for scope in ("layer1", "layer2", "network")]
+    places = [(scope, fill) for scope in ("layer1", "layer2", "network") for fill in ("zero", "mean")]
     for (scope, fill), masks in zip(places, drawn, strict=True):
         start, stop = {"layer1": (0, 12), "layer2": (12, 22), "network": (0, 22)}[scope]
         keep = np.ones((3, 9, 22), bool)

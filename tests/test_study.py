@@ -297,7 +297,7 @@ def test_bad_input(tmp_path, small_results):
     with raises_input_error("expected a file, got none"):
         ja.results.load_results(tmp_path / "none.nc")
     (tmp_path / "text.nc").write_text("not netCDF")
-    with raises_input_error("expected netCDF, got an unreadable file"):
+    with raises_input_error("expected netCDF as jaxablate writes it, got an unreadable file"):
         ja.results.load_results(tmp_path / "text.nc")
     xr.Dataset({"a": 1}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
     with raises_input_error("expected format 'jaxablate results 2', got None"):
