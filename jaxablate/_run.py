@@ -145,7 +145,8 @@ def begin(folder: Path, identity: Mapping[str, Any], *, force: bool) -> str:
             differences = "; ".join(f"{name}: {there.get(name)} there, {now.get(name)} here" for name in names)
             raise InputError(
                 f"output folder {folder}: expected the run that was begun there, got another ({differences}); choose "
-                "another folder, or force this one to begin afresh"
+                "another folder, or force this one (force=True, --force) to begin "
+                "afresh"
             )
         shutil.rmtree(folder / "units", ignore_errors=True)
     if there != now:
