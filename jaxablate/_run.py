@@ -120,7 +120,7 @@ class Units:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
                 if file.metadata() == {**wanted, "sha256": digest(found)}:
                     return found
-        except (SafetensorError, OSError, AttributeError):  # the last: a dtype that NumPy lacks
+        except (SafetensorError, OSError, TypeError, AttributeError):  # the last two: a dtype that NumPy lacks
             pass
         self.on_note(f"{path.name} is damaged or of another run: computed anew")
         return None

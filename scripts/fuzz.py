@@ -348,6 +348,7 @@ def work(name: str, number: int, end: float, kept: Path) -> None:
                 faulthandler.cancel_dump_traceback_later()
             print(json.dumps(told), flush=True)
             number += 1
+        (kept / f"{name}.last").unlink(missing_ok=True)
 
 
 def main() -> None:
@@ -355,7 +356,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="for all readers together; default: %(default)s")
     parser.add_argument("--readers", nargs="*", help="default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the files; default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("findings"), help="for what is found; default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("fuzzed"), help="for what is found; default: %(default)s")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

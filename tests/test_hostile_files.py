@@ -301,6 +301,17 @@ def test_on_the_command_line(tmp_path):
         assert not (tmp_path / "out").exists()
 
 
+def test_what_the_file_system_says_is_one_line(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError("Input/output error: \x1b[2J\n")
+
+    path = tmp_path / "x.safetensors"
+    ja.save_model(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), path)
+    monkeypatch.setattr(ja, "load_model", fail)
+    result = CliRunner().invoke(jaxablate.cli.app, ["score", str(path), "--out", str(tmp_path / "x.csv")])
+    assert (result.exit_code, result.stderr) == (1, "error: Input/output error:  [2J \n")
+
+
 def test_a_file_whose_name_is_no_text(tmp_path):
     """A name is bytes, and what comes from it must fit into netCDF, safetensors and a terminal."""
     path = archive(tmp_path / os.fsdecode(b"a\xff.npz"))

@@ -70,7 +70,7 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, str], dict[str, np.ndar
         with safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, AttributeError) as error:  # AttributeError: a dtype that NumPy lacks
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: a dtype that NumPy lacks
         raise InputError(
             f"network file {path}: expected safetensors, got an unreadable file ({error}); remove it"
         ) from None

@@ -149,7 +149,7 @@ def _require_whole(path: Path, name: str, network: xr.Dataset) -> None:
         and network.sizes["fill"] >= 2
         and all(isinstance(value, str) for label in LABELS for value in network[label].values)
         and isinstance(network.attrs.get("protocol"), str)
-        and all(isinstance(network.attrs.get(name), np.integer) for name in ("first_step", "num_test_examples")),
+        and all(isinstance(network.attrs.get(name), int | np.integer) for name in ("first_step", "num_test_examples")),
         f"results file {path}: expected the labels that jaxablate writes in {name}; the file is damaged",
     )
 
