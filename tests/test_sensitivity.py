@@ -1,10 +1,13 @@
 """Quantizers by their settings, in studies and sensitivity sweeps, against codes made by NumPy."""
 
 import csv
+import dataclasses
 import itertools
+import json
 import warnings
 
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from helpers import logits64, raises_input_error, scores_of
@@ -62,6 +65,17 @@ def test_the_positive_bit_and_numbers():
 def test_unknown_settings(setting):
     with raises_input_error(f"unknown quantizer '{setting}': expected mean, positive, quantile:BINS"):
         ja.StudyConfig(quantizer=setting)
+
+
+def test_numbers_of_numpy_are_settings_too():
+    """The results keep the configuration as JSON, which knows Python's numbers only."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        config = ja.StudyConfig(quantizer=np.float32(0.25), steps=np.int64(7))
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    assert json.loads(json.dumps(dataclasses.asdict(config)))["quantizer"] == 0.25
+    assert (config.steps, type(config.steps)) == (7, int)
 
 
 def test_settings_that_a_quantizer_refuses():

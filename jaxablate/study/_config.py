@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from jaxablate._checks import require, require_known
 from jaxablate.metrics import METRICS
 from jaxablate.models import ACTIVATIONS
@@ -76,6 +78,9 @@ class StudyConfig:
     more_fills: Sequence[str] = ()
 
     def __post_init__(self):
+        for name, value in vars(self).copy().items():
+            if isinstance(value, np.generic):  # a NumPy number, which the JSON of the results would not take
+                object.__setattr__(self, name, value.item())
         for name in ("seeds", "metrics", "networks", "protocols", "more_fills"):
             value = getattr(self, name)
             require(
