@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import logits64, raises_input_error, scores_of, weights64
 from networks import KINDS, cnn_chain, in_evaluation
+from scipy import stats
 
 import jaxablate as ja
 from jaxablate.scores import SCORES, Evidence, compute_score
@@ -159,6 +160,18 @@ def test_shapley_values_by_the_same_orders(evidence, worth):
     np.testing.assert_allclose(compute_score("shapley", evidence), wanted, rtol=0, atol=1e-6)
 
 
+def test_the_shapley_score_is_what_the_loss_would_rise_by(evidence, small_model, activations, split):
+    """Over all neurons the values add up to the rise of the loss without any, their means in place."""
+    found, errors = evidence.shapley
+    mean = activations.mean(axis=0)
+    logits = [logits64(small_model, split.images, np.full(27, keep), mean) for keep in (1, 0)]
+    intact, without = (-log_likelihood(of, split.labels).mean() for of in logits)
+    np.testing.assert_array_equal(compute_score("shapley", evidence), found)
+    assert found.sum() == pytest.approx(without - intact, abs=1e-5)
+    assert without - intact > 0.3
+    assert ((errors > 0) & (errors < 0.2)).all()
+
+
 @pytest.mark.parametrize("by", ["correct", "loss"])
 def test_shapley_values_against_all_subsets(by, small_model, split):
     """The eight neurons of a layer: the exact values by their definition, within four standard errors; they add up."""
@@ -181,6 +194,45 @@ def test_shapley_values_against_all_subsets(by, small_model, split):
     assert (np.abs(found - exact) <= 4 * errors + 1e-6).all()
     assert found.sum() == pytest.approx(worth[frozenset(range(8))] - worth[frozenset()], abs=1e-5)
     assert np.abs(exact).max() > 3 * errors.max() > 0
+
+
+def test_shapley_errors_are_those_of_a_mean_over_permutations(small_model, split):
+    images, labels, fill = split.images[:80], split.labels[:80], np.full(27, 0.4, np.float32)
+    key, lost = jax.random.key(4), np.empty((3, 8))
+    for of_order, order in zip(lost, np.asarray(ja.random_orders(key, 8, 3)), strict=True):
+        keep, worth = np.ones(27), []
+        for neuron in (None, *order):
+            if neuron is not None:
+                keep[10 + neuron] = 0
+            worth.append(log_likelihood(logits64(small_model, images, keep, fill), labels).mean())
+        of_order[order] = -np.diff(worth)
+    found, errors = ja.ablation.shapley_values(
+        small_model, images, labels, fill, key=key, num_permutations=3, site="layer2", by="loss"
+    )
+    np.testing.assert_allclose(found, lost.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(errors, stats.sem(lost, axis=0), atol=1e-6)
+
+
+def test_another_quantizer_has_its_own_counts(small_model, split):
+    first = Evidence(small_model, split.images, split.labels, 10, ja.quantizers.threshold(0.5))
+    before = np.asarray(first.counts)
+    first.class_means  # noqa: B018 (kept from now on)
+    other = first.recoded(ja.quantizers.quantile(4))
+    assert "class_means" in vars(other)
+    assert np.asarray(other.counts).shape == (27, 10, 4)
+    fresh = Evidence(small_model, split.images, split.labels, 10, ja.quantizers.quantile(4))
+    np.testing.assert_array_equal(other.counts, fresh.counts)
+    np.testing.assert_array_equal(first.counts, before)
+
+
+def test_selectivity_is_among_the_classes_that_are_there(small_model, split):
+    chosen = np.isin(split.labels, (2, 5, 6))
+    images, labels = split.images[chosen], split.labels[chosen]
+    outputs = np.concatenate([np.asarray(a, np.float64) for a in ja.record_activations(small_model, images)], axis=1)
+    means = np.sort([outputs[labels == c].mean(axis=0) for c in (2, 5, 6)], axis=0)
+    rest = means[:2].mean(axis=0)
+    found = compute_score("class_selectivity", Evidence(small_model, images, labels, 10))
+    np.testing.assert_allclose(found, (means[2] - rest) / (means[2] + rest), atol=1e-6)
 
 
 def test_a_score_of_ones_own_orders_a_study(small_model, mnist5k, monkeypatch):

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import jaxablate as ja
 import jaxablate.cli
 from jaxablate.figures import draw_sensitivity
+from jaxablate.uncertainty import BiasWarning
 
 EDGES = {  # from one neuron's activations to the edges between its codes
     "mean": lambda h: [h.mean()],
@@ -167,13 +168,16 @@ def test_sensitivity_equals_a_study_for_each_quantizer(sensitivity, models):
     for setting, metric, direction in itertools.product(SETTINGS, METRICS, ("low", "high")):
         area = ja.results.auc(nodes[setting]).sel(ordering=f"{metric}_{direction}", fill="mean")
         found = sensitivity["auc"].sel(quantizer=setting, metric=metric, direction=direction)
+        if (setting, metric) == ("quantile:4", "entropy"):  # 500 examples in 4 equal parts: nothing to rank by
+            assert np.isnan(found).all()
+            continue
         np.testing.assert_allclose(found.transpose("network", "scope"), area.transpose("seed", "scope"), atol=1e-9)
     for setting, metric, network in itertools.product(SETTINGS, METRICS, (0, 1)):
         scores = [nodes[of]["scores"].isel(seed=network).sel(metric=metric).values for of in (SETTINGS[0], setting)]
         for scope, part in {"layer2": slice(10, 18), "network": slice(None)}.items():
             first, other = (of[part] for of in scores)
             found = sensitivity["rank_correlation"].sel(scope=scope, metric=metric, quantizer=setting, network=network)
-            if np.ptp(other) == 0:  # 500 examples in 4 equal parts: entropy is the same for all
+            if np.ptp(other) == 0:
                 assert np.isnan(found)
             else:
                 assert float(found) == pytest.approx(stats.spearmanr(first, other).statistic, abs=1e-6)
@@ -186,8 +190,55 @@ def test_ranks_of_equal_scores_are_undefined(small_model, mnist5k):
         small_model, mnist5k, ("activation", "-1", "quantile:4"), metrics="entropy", steps=2
     )
     assert np.isnan(found["rank_correlation"].sel(quantizer="-1")).all()
+    assert np.isnan(found["auc"].sel(quantizer="-1")).all()
+    assert np.isfinite(found["auc"].sel(quantizer="activation")).all()
     assert found.sizes["network"] == 1
     draw_sensitivity(found)
+
+
+def test_ranks_against_equal_scores_are_undefined_too(small_model, mnist5k):
+    found = ja.study.quantizer_sensitivity(small_model, mnist5k, ("-1", "activation"), metrics="entropy", steps=2)
+    assert np.isnan(found["rank_correlation"]).all()
+
+
+def test_the_fill_is_the_one_asked_for(small_model, mnist5k):
+    config = ja.StudyConfig(dataset="mnist5k", networks=(), metrics=("entropy",), steps=5, random_orders=1)
+    area = ja.results.auc(ja.run_study(config, {"mine": small_model})["mine"].to_dataset()).isel(seed=0)
+    for fill in ("zero", "mean"):
+        found = ja.study.quantizer_sensitivity(
+            small_model, mnist5k, ("activation", "mean"), metrics="entropy", fill=fill, steps=5
+        )["auc"].sel(quantizer="activation", direction="low", metric="entropy")
+        np.testing.assert_allclose(found.isel(network=0), area.sel(ordering="entropy_low", fill=fill), atol=1e-9)
+    by_fill = [
+        ja.study.redundancy_test(small_model, mnist5k, fill=fill, permutations=1)["correlation"].values
+        for fill in ("zero", "mean")
+    ]
+    assert np.abs(np.subtract(*by_fill)).max() > 0.01
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """A dataset whose images say nothing of their labels."""
+    path = tmp_path_factory.mktemp("noise") / "noise.npz"
+    random = np.random.default_rng(0)
+    arrays = {
+        f"{split}_{part}": values
+        for split in ("train", "validation", "test")
+        for part, values in {
+            "images": random.random((120, 28, 28), np.float32),
+            "labels": np.arange(120, dtype=np.int32) % 10,
+        }.items()
+    }
+    np.savez(path, **arrays)
+    return path
+
+
+def test_a_study_warns_of_bias(small_model, noise):
+    config = ja.StudyConfig(
+        dataset=noise, networks=(), quantizer="quantile:8", metrics=("mutual_information",), steps=1, random_orders=1
+    )
+    with pytest.warns(BiasWarning, match="of 27 neurons: expected scores above the bias"):
+        ja.run_study(config, {"mine": small_model})
 
 
 def test_the_figure_draws_the_numbers(sensitivity):
@@ -238,19 +289,9 @@ def test_sensitivity_says_what_is_wrong(models, mnist5k):
         sweep(cnn, mnist5k)
 
 
-def test_the_command_line_tells_of_bias_in_a_sentence(small_model, mnist5k, tmp_path):
+def test_the_command_line_tells_of_bias_in_a_sentence(small_model, noise, tmp_path):
     ja.save_model(small_model, tmp_path / "net.safetensors")
-    noise = np.random.default_rng(0)
-    arrays = {
-        f"{split}_{part}": values
-        for split in ("train", "validation", "test")
-        for part, values in {
-            "images": noise.random((120, 28, 28), np.float32),
-            "labels": np.arange(120, dtype=np.int32) % 10,
-        }.items()
-    }
-    np.savez(tmp_path / "noise.npz", **arrays)
-    asked = ["score", tmp_path / "net.safetensors", "--dataset", tmp_path / "noise.npz", "--quantizer", "quantile:8"]
+    asked = ["score", tmp_path / "net.safetensors", "--dataset", noise, "--quantizer", "quantile:8"]
     with warnings.catch_warnings():
         warnings.simplefilter("default")  # as for a user
         result = CliRunner().invoke(jaxablate.cli.app, [*map(str, asked), "--out", str(tmp_path / "scores.csv")])

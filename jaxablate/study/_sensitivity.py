@@ -52,7 +52,8 @@ def quantizer_sensitivity(
         A dataset over network, scope (every layer or site, and "network"), metric and quantizer:
         `rank_correlation` is Spearman's between the scores under this quantizer and under the first (NaN where all
         neurons score the same under one of them); `auc` (also direction) the mean accuracy over the steps in percent,
-        so that differences are accuracy points. The coordinate `num_codes` goes with `quantizer`.
+        so that differences are accuracy points (NaN where all neurons score the same). The coordinate `num_codes` goes
+        with `quantizer`.
 
     Raises:
         InputError: for unknown names, fewer than two quantizers, more steps than the smallest layer has neurons, or
@@ -103,6 +104,7 @@ def quantizer_sensitivity(
             orders = np.stack([ablation_order(of, direction=way) for of in flat for way in DIRECTIONS]) + start
             correct = cumulative_ablation(model, orders, data.test.images, data.test.labels, values, steps=steps)
             area = 100 * np.asarray(correct)[:, 1:].mean(axis=1) / len(data.test)
+            area[np.repeat(np.ptp(flat, axis=1) == 0, len(DIRECTIONS))] = np.nan  # no ranking but that of the index
             areas.append(area.reshape(len(metrics), len(quantizers), len(DIRECTIONS)))
     report("quantizers", total, total, "")
     shape = len(models), len(scopes), len(metrics), len(labels)
