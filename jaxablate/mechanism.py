@@ -86,12 +86,14 @@ def mean_and_interval(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray,
     values = values.transpose("seed", ...)
     stacked = values.values.reshape(values.sizes["seed"], -1)
     found = np.full((3, stacked.shape[1]), np.nan)
-    for i, column in enumerate(stacked.T):
-        known = column[np.isfinite(column)]
-        if len(known):
-            found[:, i] = known.mean()
-        if len(known) > 1:
-            found[1:, i] = confidence_interval(known)
+    known = np.isfinite(stacked)
+    for of_network in np.unique(known, axis=1).T:  # the columns that the same networks define, together
+        columns = np.flatnonzero((known == of_network[:, None]).all(axis=0))
+        values_there = stacked[np.ix_(of_network, columns)]
+        if of_network.any():
+            found[:, columns] = values_there.mean(axis=0)
+        if of_network.sum() > 1:
+            found[1:, columns] = confidence_interval(values_there)
     template = values.isel(seed=0, drop=True)
     mean, low, high = (template.copy(data=row.reshape(template.shape)) for row in found)
     return mean, low, high

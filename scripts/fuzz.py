@@ -174,7 +174,7 @@ def tiny_results():
         variables, protocol="paper", first_step=0, sites={"layer1": 3}, activation="relu", seeds=[0],
         metrics=["entropy"], orderings=orderings, fills=["zero", "mean"], num_test_examples=9,
     )  # fmt: skip
-    return study_results({"paper": {"net": node}, "published": {"net": node}}, {}, Source("tiny", "made up", {}))
+    return study_results({"paper": {"net": node}, "published": {"net": node}}, {}, Source("tiny", "made up", {}), 0.0)
 
 
 def check_dataset(data: ja.Dataset) -> None:

@@ -65,7 +65,7 @@ def synthetic(
 
 
 def effects_of(network) -> dict[str, dict[str, float]]:
-    verdicts = ja.judge_claims(study_results({"paper": {"net": network}}, {}, SOURCE))
+    verdicts = ja.judge_claims(study_results({"paper": {"net": network}}, {}, SOURCE, 0.0))
     return {v.claim: {effect.label: round(effect.mean, 6) for effect in v.effects} for v in verdicts}
 
 
@@ -176,7 +176,7 @@ def test_the_better_direction_is_that_of_all_networks():
         ("layer1", "entropy_high", "mean"): [86, 89],
         ("layer1", "random", "mean"): [90, 90],
     }
-    results = study_results({"paper": {"net": synthetic(areas, 1, seeds=2)}}, {}, SOURCE)
+    results = study_results({"paper": {"net": synthetic(areas, 1, seeds=2)}}, {}, SOURCE, 0.0)
     effects = {effect.label: effect for verdict in ja.judge_claims(results) for effect in verdict.effects}
     assert effects["layer1, entropy: better direction over random"].values == pytest.approx((2, -2))
     assert effects["layer1, entropy: random over worse direction"].values == pytest.approx((4, 1))
@@ -194,7 +194,7 @@ def test_pairing_within_networks():
     base = random.uniform(60, 90, 12)
     noise = random.normal(0, 0.2, 12)
     areas = {("layer1", "random", "mean"): base, ("layer1", "random", "zero"): base - 1 - noise}
-    results = study_results({"paper": {"net": synthetic(areas, 1, seeds=12)}}, {}, SOURCE)
+    results = study_results({"paper": {"net": synthetic(areas, 1, seeds=12)}}, {}, SOURCE, 0.0)
     verdict = ja.judge_claims(results)[0]
     effect = verdict.effects[0]
     assert verdict.num_networks == effect.num_networks == 12

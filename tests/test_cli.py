@@ -50,6 +50,8 @@ def test_reproduce_leaves_everything(reproduced):
         "3-layer_seed0.safetensors",
     }
     assert not [path for path in out.rglob(".*")], "no temporary file is left"
+    page = (out / "report.html").read_text()
+    assert page.count('<img src="data:image/png') == (2 + 3) * 6, "the networks are found"
     shown = results["3-layer"]["accuracy"].sel(scope="layer2", ordering="entropy_high", step=4).isel(seed=0)
     (row,) = [line for line in process.stdout.splitlines() if "entropy high" in line][4:5]
     assert [float(cell) for cell in row.replace("│", " ").split()[2:]] == pytest.approx(
@@ -186,6 +188,62 @@ def test_the_scripts(reproduced, tmp_path):
     process = run("--help", program=[ROOT / "scripts" / "reproduce.py"])
     assert process.returncode == 0
     assert "--random-orders" in process.stdout
+
+
+def test_a_report_of_saved_results_is_the_same(reproduced, tmp_path):
+    out, _ = reproduced
+    process = run("report", out, "--out", tmp_path / "again.html", "--json")
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout) == {
+        "report": str(tmp_path / "again.html"), "pictures_of": ["2-layer", "3-layer"], "notes": []
+    }  # fmt: skip
+    assert (tmp_path / "again.html").read_bytes() == (out / "report.html").read_bytes()
+    process = run("report", tmp_path)
+    assert (process.returncode, process.stdout) == (1, "")
+    assert "expected a file, got none; `jaxablate reproduce` writes one" in process.stderr
+
+
+@pytest.mark.parametrize("command", ["reproduce", "report", "score", "ablate", "prune", "datasets"])
+def test_help_fits_a_screen(command):
+    shown = CliRunner().invoke(ja.cli.app, [command, "--help"], env={"COLUMNS": "80"}).stdout
+    assert len(shown.splitlines()) <= 40
+    assert f"Example: jaxablate {command} " in shown
+    assert all(f"--{option}" in shown for option in ("quiet", "json", "debug"))
+
+
+def test_quiet_json_and_debug(reproduced, tmp_path):
+    network = reproduced[0] / "networks" / "2-layer_seed0.safetensors"
+    options = ["--dataset", "mnist5k", "--out"]
+    assert run("score", network, *options, tmp_path / "scores.csv", "--quiet").stdout == ""
+    assert (tmp_path / "scores.csv").exists()
+    scores = json.loads(run("score", network, *options, tmp_path / "scores.csv", "--json").stdout)
+    table = np.genfromtxt(tmp_path / "scores.csv", delimiter=",", names=True, dtype=None, encoding=None)
+    assert scores["scores"] == str(tmp_path / "scores.csv")
+    entropy = scores["mean_score"]["layer1"]["entropy"]
+    chosen = (table["metric"] == "entropy") & (table["layer"] == 1)
+    assert entropy == pytest.approx(table["scores"][chosen].mean(), abs=1e-6)
+    ablation = ["--steps", "3", "--random-orders", "2", "--json", "--report", tmp_path / "report.html"]
+    found = json.loads(run("ablate", network, *options, tmp_path / "curves.csv", *ablation).stdout)
+    assert found["report"] == str(tmp_path / "report.html")
+    assert {row["fill"] for row in found["accuracy"]} == {"zero", "mean"}
+    assert '<img src="data:image/png' in (tmp_path / "report.html").read_text()
+    pruned = json.loads(run("prune", network, *options, tmp_path / "small.safetensors", "--json").stdout)
+    assert len(pruned["networks"]) >= 2
+    assert json.loads(run("datasets", "--json").stdout)["mnist5k"]["what"]
+    process = run("score", tmp_path / "none", *options, tmp_path / "x.csv", "--json", "--debug")
+    assert (process.returncode, process.stdout) == (1, "")
+    assert "Traceback" in process.stderr
+    assert process.stderr.splitlines()[-1].startswith("error: network file")
+    process = run("score", network, *options, tmp_path / "x.csv", "--nonsense")
+    assert process.returncode == 2
+    process = run("score", network, *options, tmp_path / "x.csv", "--by", "nonsense", "--quiet")
+    assert (process.returncode, process.stderr.count("\n")) == (1, 1)
+
+
+def test_completion():
+    shell = {"_JAXABLATE_COMPLETE": "complete_bash", "COMP_WORDS": "jaxablate re", "COMP_CWORD": "1"}
+    process = run("-c", "from jaxablate.cli import app; app(prog_name='jaxablate')", program=(), **shell)
+    assert process.stdout.split() == ["reproduce", "report"]
 
 
 def test_version_and_datasets(tmp_path):

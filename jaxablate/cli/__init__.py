@@ -10,6 +10,7 @@ import typer
 from jaxablate.cli._console import console, end_if_asked, signals
 from jaxablate.cli._datasets import datasets
 from jaxablate.cli._networks import ablate, prune, score
+from jaxablate.cli._report import report
 from jaxablate.cli._reproduce import reproduce
 
 __all__ = ["app", "main"]
@@ -18,11 +19,18 @@ app = typer.Typer(
     name="jaxablate",
     help="Information-ordered cumulative ablation of neural networks, in JAX.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
-for command in (reproduce, score, ablate, prune, datasets):
-    app.command()(command)
+for command, in_short in {
+    reproduce: "The paper's experiment: networks, scores, curves, figures.",
+    report: "One page of HTML of a run.",
+    score: "Scores of every neuron of a network of your own.",
+    ablate: "Its accuracy as neurons go, by their scores.",
+    prune: "A smaller network, without those that score lowest.",
+    datasets: "What data are at hand.",
+}.items():
+    app.command(short_help=in_short)(command)
 
 
 def main() -> None:

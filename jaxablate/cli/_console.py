@@ -1,26 +1,35 @@
-"""What all commands share: the console, one-sentence errors, progress bars, signals, the cache of programs."""
+"""What all commands share: their manners, the console, progress bars, signals, the cache of programs."""
 
 import contextlib
+import functools
+import inspect
+import json
+import math
 import os
 import re
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.table import Column
+from rich.text import Text
 
 console = Console()
 signals: list[int] = []
 
-DataDir = Annotated[Path | None, typer.Option(help="Folder with canonical files; default: JAXABLATE_DATA_DIR, if set.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="With canonical files; default: JAXABLATE_DATA_DIR.", show_default=False),
+]
 Cache = Annotated[
     bool,
-    typer.Option(help="Keep compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxablate."),
+    typer.Option(help="Keep compiled programs in JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxablate."),
 ]
 
 
@@ -30,8 +39,50 @@ def end_if_asked() -> None:
         raise SystemExit(128 + signals[0])
 
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but notes and errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what was found as one JSON object, and nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error too.")]
+
+
+def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+    """A command that prints and returns what it found, with the options that all commands have."""
+
+    @functools.wraps(run)
+    def with_manners(*, quiet: bool, as_json: bool, debug: bool, **options: Any) -> None:
+        console.quiet = quiet or as_json
+        with one_sentence_errors(debug):
+            found = run(**options)
+        if as_json:
+            sys.stdout.write(json.dumps(_for_json(found), indent=1, allow_nan=False) + "\n")
+
+    manners = {"quiet": Quiet, "as_json": AsJson, "debug": Debug}
+    signature = inspect.signature(run, eval_str=True)
+    with_manners.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
+        parameters=[
+            *signature.parameters.values(),
+            *(
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
+                for name, option in manners.items()
+            ),
+        ]
+    )
+    with_manners.__annotations__ = {**run.__annotations__, **manners}
+    return with_manners
+
+
+def _for_json(found: Any) -> Any:
+    """With texts for paths and null for NaN, which JSON lacks."""
+    if isinstance(found, dict):
+        return {str(name): _for_json(value) for name, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_for_json(value) for value in found]
+    if isinstance(found, Path):
+        return str(found)
+    return None if isinstance(found, float) and not math.isfinite(found) else found
+
+
 @contextlib.contextmanager
-def one_sentence_errors() -> Iterator[None]:
+def one_sentence_errors(debug: bool) -> Iterator[None]:
     """Print a user's mistake, or what the file system refused, as one sentence and exit with 1; a warning of our own
     as a note."""
     from jaxablate._checks import InputError, JaxablateWarning, one_line
@@ -50,12 +101,22 @@ def one_sentence_errors() -> Iterator[None]:
     try:
         yield
     except (InputError, OSError) as error:
+        if debug:
+            Console(stderr=True).print_exception()
         Console(stderr=True, soft_wrap=True).print(
             f"[bold red]error:[/] {escape(one_line(str(error)))}", highlight=False
         )
         raise typer.Exit(1) from None
     finally:
         warnings.showwarning = by_python
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """How long it will still take; how long it took, when it is done."""
+
+    def render(self, task: Task) -> Text:
+        shown = super().render(task)
+        return shown if task.finished else shown.append(" left")
 
 
 class Bars:
@@ -66,7 +127,7 @@ class Bars:
             TextColumn("{task.description}", table_column=Column(min_width=14, no_wrap=True)),
             BarColumn(bar_width=12),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            _TimeLeft(elapsed_when_finished=True),
             TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             console=console,
             expand=True,

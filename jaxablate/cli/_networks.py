@@ -1,13 +1,14 @@
 """`jaxablate score`, `ablate` and `prune`: a network of the user's own, from a file."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column, Table
 
-from jaxablate.cli._console import Bars, Cache, DataDir, console, keep_compiled_programs, one_sentence_errors
-from jaxablate.cli._tables import print_dataset, print_summary
+from jaxablate.cli._console import Bars, Cache, DataDir, command, console, keep_compiled_programs
+from jaxablate.cli._tables import accuracy_of, dataset_of, print_dataset, print_summary
 
 if TYPE_CHECKING:
     from jaxablate import MLP
@@ -20,181 +21,209 @@ NetworkFile = Annotated[
     ),
 ]
 DatasetName = Annotated[
-    str, typer.Option(help="An .npz file, a folder of IDX files, or a name that `jaxablate datasets` lists.")
+    str,
+    typer.Option(metavar="DATA", help="An .npz file, a folder of IDX files, or a name as `jaxablate datasets` lists."),
 ]
 Activation = Annotated[
     str | None,
-    typer.Option(help="sigmoid, relu, tanh or gelu: what a PyTorch state dict does not say.", show_default=False),
+    typer.Option(metavar="NAME", help="sigmoid, relu, tanh or gelu: of a PyTorch state dict.", show_default=False),
 ]
 By = Annotated[
     list[str] | None,
     typer.Option(
-        help="Scores: entropy, mutual_information, kl_selectivity (these by default), entropy_miller_madow, "
+        metavar="SCORE",
+        help="entropy, mutual_information, kl_selectivity (these by default), entropy_miller_madow, "
         "mutual_information_miller_madow, conditional_entropy, specific_information_CLASS, class_selectivity, "
         "mean_activation, activation_variance, share_of_zeros, incoming_norm, outgoing_norm, taylor, damage_alone, "
-        "shapley; repeat for several."
+        "shapley; repeat for several.",
     ),
+]
+ByAsInScore = Annotated[
+    list[str] | None, typer.Option("--by", metavar="SCORE", help="As in `jaxablate score --help`; repeat for several.")
 ]
 Quantizer = Annotated[
     str,
     typer.Option(
-        help="Codes: activation (does the neuron fire?), mean (is it at its mean or above?), positive, quantile:BINS, "
-        "uniform:BINS:LOW:HIGH, levels:EDGE:EDGE:..., or a threshold."
+        metavar="NAME",
+        help="activation (does the neuron fire?), mean (is it at its mean or above?), positive, quantile:BINS, "
+        "uniform:BINS:LOW:HIGH, levels:EDGE:EDGE:..., or a threshold.",
     ),
 ]
 
 
+@command
 def score(
     network: NetworkFile,
-    out: Annotated[Path, typer.Option(help="Table to write: .csv or .nc.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Table to write: .csv or .nc.", show_default=False)],
     by: By = None,
     dataset: DatasetName = "auto",
     data_dir: DataDir = None,
     activation: Activation = None,
     quantizer: Quantizer = "activation",
-) -> None:
+) -> dict[str, Any]:
     """Score every neuron of a network: by default entropy, mutual information with the class, KL selectivity (nats).
 
     Example: jaxablate score network.safetensors --dataset data.npz --out scores.csv
     """
-    with one_sentence_errors():
-        from jaxablate import load_dataset
-        from jaxablate.metrics import METRICS
-        from jaxablate.results import check_table_path, save_table
-        from jaxablate.study import score_neurons
+    from jaxablate import load_dataset
+    from jaxablate.metrics import METRICS
+    from jaxablate.results import check_table_path, save_table
+    from jaxablate.study import score_neurons
 
-        check_table_path(out)
-        model = _read_network(network, activation)
-        data = load_dataset(dataset, data_dir=data_dir)
-        scores = score_neurons(model, data, metrics=tuple(by or METRICS), quantizer=quantizer)
-        save_table(scores, out)
-        table = Table(
-            "layer",
-            Column("neurons", justify="right"),
-            title="Mean score (entropies, information and damage in nats)",
-            title_justify="left",
-        )
-        for metric in map(str, scores["metric"].values):
-            table.add_column(metric.replace("_", " "), justify="right")
-        for site, of_site in scores.groupby("site"):
-            means = of_site["scores"].mean("neuron").values
-            table.add_row(str(site), str(of_site.sizes["neuron"]), *(f"{mean:.4f}" for mean in means))
-        console.print(table)
-        print_dataset(scores, asked=dataset)
-        console.print(f"Scores: {out}", highlight=False, soft_wrap=True)
+    check_table_path(out)
+    model = _read_network(network, activation)
+    data = load_dataset(dataset, data_dir=data_dir)
+    scores = score_neurons(model, data, metrics=tuple(by or METRICS), quantizer=quantizer)
+    save_table(scores, out)
+    table = Table(
+        "layer",
+        Column("neurons", justify="right"),
+        title="Mean score (entropies, information and damage in nats)",
+        title_justify="left",
+    )
+    metrics = [str(metric) for metric in scores["metric"].values]
+    for metric in metrics:
+        table.add_column(metric.replace("_", " "), justify="right")
+    found = {}
+    for site, of_site in scores.groupby("site"):
+        means = of_site["scores"].mean("neuron").values.tolist()
+        table.add_row(str(site), str(of_site.sizes["neuron"]), *(f"{mean:.4f}" for mean in means))
+        found[str(site)] = dict(zip(metrics, means, strict=True))
+    console.print(table)
+    print_dataset(scores, asked=dataset)
+    console.print(f"Scores: {out}", highlight=False, soft_wrap=True)
+    return {"scores": out, **dataset_of(scores), "mean_score": found}
 
 
+@command
 def ablate(
     network: NetworkFile,
-    out: Annotated[Path, typer.Option(help="Curves to write: .csv, or .nc for all results.")],
-    by: By = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="Curves: .csv, or .nc for all results.", show_default=False)
+    ],
+    by: ByAsInScore = None,
     dataset: DatasetName = "auto",
     data_dir: DataDir = None,
     activation: Activation = None,
     quantizer: Quantizer = "activation",
     fill: Annotated[
         list[str] | None,
-        typer.Option(help="Beside zero and mean: median, class_mean or resample; repeat for several."),
+        typer.Option(metavar="NAME", help="Beside zero and mean: median, class_mean, resample; repeat for several."),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Neurons to ablate; default: 80, or all of the smallest layer.")
+        int | None, typer.Option(min=1, metavar="N", help="Default: 80, or all of the smallest layer.")
     ] = None,
     normalization: Annotated[
-        str, typer.Option(help="Of scores per layer in orders of the whole network: none (raw), rank, z or share.")
+        str, typer.Option(metavar="NAME", help="Of scores in whole-network orders: none, rank, z or share.")
     ] = "none",
-    random_orders: Annotated[int, typer.Option(min=1, help="Random orders for each scope.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random orders.")] = 0,
+    random_orders: Annotated[int, typer.Option(min=1, metavar="N", help="For each scope.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the random orders.")] = 0,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the page of `jaxablate report`.", show_default=False)
+    ] = None,
     cache: Cache = True,
-) -> None:
+) -> dict[str, Any]:
     """Ablate the neurons of a network one after another, low and high scores first and at random, and count what it
     still gets right.
 
     Example: jaxablate ablate network.safetensors --dataset data.npz --by mutual_information --out curves.csv
     """
-    with one_sentence_errors():
-        from jaxablate import StudyConfig, run_study
-        from jaxablate.metrics import METRICS
-        from jaxablate.results import check_table_path, save_results, save_table
+    from jaxablate import StudyConfig, run_study
+    from jaxablate.metrics import METRICS
+    from jaxablate.report import check_report_path, write_report
+    from jaxablate.results import check_table_path, save_results, save_table
 
-        check_table_path(out)
-        model = _read_network(network, activation)
-        config = StudyConfig(
-            dataset=dataset,
-            data_dir=None if data_dir is None else str(data_dir),
-            networks=(),
-            metrics=tuple(by or METRICS),
-            quantizer=quantizer,
-            normalization=normalization,
-            more_fills=tuple(fill or ()),
-            steps=min(80, *model.hidden) if steps is None else steps,
-            random_orders=random_orders,
-            seeds=(seed,),
-        )
-        if cache:
-            keep_compiled_programs()
-        bars = Bars()
-        with bars.progress:
-            results = run_study(config, {network.stem: model}, on_progress=bars)
-        if out.suffix == ".csv":
-            save_table(results[network.stem].to_dataset()[["correct", "accuracy"]], out)
-        else:
-            save_results(results, out)
-        print_summary(results)
-        print_dataset(results, asked=dataset)
-        console.print(f"Curves: {out}", highlight=False, soft_wrap=True)
+    check_table_path(out)
+    if report is not None:
+        check_report_path(report)
+    model = _read_network(network, activation)
+    config = StudyConfig(
+        dataset=dataset,
+        data_dir=None if data_dir is None else str(data_dir),
+        networks=(),
+        metrics=tuple(by or METRICS),
+        quantizer=quantizer,
+        normalization=normalization,
+        more_fills=tuple(fill or ()),
+        steps=min(80, *model.hidden) if steps is None else steps,
+        random_orders=random_orders,
+        seeds=(seed,),
+    )
+    if cache:
+        keep_compiled_programs()
+    bars = Bars()
+    with bars.progress:
+        results = run_study(config, {network.stem: model}, on_progress=bars)
+    if out.suffix == ".csv":
+        save_table(results[network.stem].to_dataset()[["correct", "accuracy"]], out)
+    else:
+        save_results(results, out)
+    print_summary(results)
+    print_dataset(results, asked=dataset)
+    console.print(f"Curves: {out}", highlight=False, soft_wrap=True)
+    if report is not None:
+        write_report(results, report, networks={network.stem: model})
+        console.print(f"Report: {report}", highlight=False, soft_wrap=True)
+    return {"curves": out, "report": report, **dataset_of(results), "accuracy": accuracy_of(results)}
 
 
+@command
 def prune(
     network: NetworkFile,
-    out: Annotated[Path, typer.Option(help="The smaller network, as .safetensors.")],
-    by: Annotated[str, typer.Option(help="A score, as in `jaxablate score --help`.")] = "mutual_information",
-    direction: Annotated[str, typer.Option(help="Remove low or high values first.")] = "low",
-    keep: Annotated[float, typer.Option(help="Share of the neurons to keep, above 0 and up to 1.")] = 0.6,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The smaller network: .safetensors.", show_default=False)],
+    by: Annotated[str, typer.Option(metavar="SCORE", help="As in `jaxablate score --help`.")] = "mutual_information",
+    direction: Annotated[str, typer.Option(metavar="NAME", help="low or high values first.")] = "low",
+    keep: Annotated[float, typer.Option(metavar="SHARE", help="Of the neurons to keep, above 0 and up to 1.")] = 0.6,
     scope: Annotated[
-        str, typer.Option(help="layer keeps that share of every layer; network ranks all neurons together.")
+        str, typer.Option(metavar="NAME", help="layer keeps that share of each; network ranks all together.")
     ] = "layer",
     fill: Annotated[
-        str, typer.Option(help="What goes into the biases for removed neurons: mean, median or zero.")
+        str, typer.Option(metavar="NAME", help="What goes into the biases for removed neurons: mean, median or zero.")
     ] = "mean",
     fine_tune: Annotated[
-        int, typer.Option(min=0, help="Epochs to train the smaller network on; a new one of its size gets as many.")
+        int, typer.Option(min=0, metavar="N", help="Epochs to train the smaller network on, and a new one of its size.")
     ] = 0,
     dataset: DatasetName = "auto",
     data_dir: DataDir = None,
     activation: Activation = None,
     quantizer: Quantizer = "activation",
-) -> None:
+) -> dict[str, Any]:
     """Remove the neurons that score lowest (or highest) for good, and write the smaller network.
 
     Example: jaxablate prune network.safetensors --by mutual_information --keep 0.6 --out small.safetensors
     """
-    with one_sentence_errors():
-        from jaxablate import load_dataset, save_model
-        from jaxablate._checks import require
-        from jaxablate._files import require_writable
-        from jaxablate.study import prune_by_score
+    from jaxablate import load_dataset, save_model
+    from jaxablate._checks import require
+    from jaxablate._files import require_writable
+    from jaxablate.study import prune_by_score
 
-        require(out.suffix == ".safetensors", f"--out {out}: expected a name that ends in .safetensors")
-        require(not out.is_dir(), f"--out {out}: expected a file or nothing, got a folder")
-        require(out.resolve() != network.resolve(), f"--out {out}: expected another file than the network's own")
-        require_writable(out.parent)
-        model = _read_network(network, activation)
-        data = load_dataset(dataset, data_dir=data_dir)
-        rows, small = prune_by_score(
-            model, data, by=by, direction=direction, keep=keep, scope=scope, fill=fill, fine_tune=fine_tune,
-            quantizer=quantizer,
-        )  # fmt: skip
-        note = f"{by}, {direction} values first; {keep:g} of each {scope} kept; {fill} folded into the biases"
-        save_model(small, out, {"pruned_from": network.name, "pruned_by": note})
-        table = Table("network", "hidden layers", title=note, title_justify="left")
-        for name in ("parameters", "FLOPs per example", "test accuracy in %"):
-            table.add_column(name, justify="right")
-        for row in rows:
-            widths = " ".join(map(str, row.hidden))
-            table.add_row(row.name, widths, f"{row.parameters:,}", f"{row.flops:,}", f"{100 * row.accuracy:.2f}")
-        console.print(table)
-        console.print(f"Dataset: {data.source.name} ({data.source.origin})", highlight=False, markup=False)
-        console.print(f"Network: {out}", highlight=False, soft_wrap=True)
+    require(out.suffix == ".safetensors", f"--out {out}: expected a name that ends in .safetensors")
+    require(not out.is_dir(), f"--out {out}: expected a file or nothing, got a folder")
+    require(out.resolve() != network.resolve(), f"--out {out}: expected another file than the network's own")
+    require_writable(out.parent)
+    model = _read_network(network, activation)
+    data = load_dataset(dataset, data_dir=data_dir)
+    rows, small = prune_by_score(
+        model, data, by=by, direction=direction, keep=keep, scope=scope, fill=fill, fine_tune=fine_tune,
+        quantizer=quantizer,
+    )  # fmt: skip
+    note = f"{by}, {direction} values first; {keep:g} of each {scope} kept; {fill} folded into the biases"
+    save_model(small, out, {"pruned_from": network.name, "pruned_by": note})
+    table = Table("network", "hidden layers", title=note, title_justify="left")
+    for name in ("parameters", "FLOPs per example", "test accuracy in %"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        widths = " ".join(map(str, row.hidden))
+        table.add_row(row.name, widths, f"{row.parameters:,}", f"{row.flops:,}", f"{100 * row.accuracy:.2f}")
+    console.print(table)
+    console.print(f"Dataset: {data.source.name} ({data.source.origin})", highlight=False, markup=False)
+    console.print(f"Network: {out}", highlight=False, soft_wrap=True)
+    return {
+        "network": out,
+        "dataset": data.source.name,
+        "dataset_origin": data.source.origin,
+        "networks": [asdict(row) for row in rows],
+    }
 
 
 def _read_network(path: Path, activation: str | None) -> "MLP":

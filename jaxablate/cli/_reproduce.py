@@ -2,110 +2,130 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from jaxablate.cli._console import Bars, Cache, DataDir, console, keep_compiled_programs, one_sentence_errors
-from jaxablate.cli._tables import print_dataset, print_summary, print_verdicts
+from jaxablate.cli._console import Bars, Cache, DataDir, command, console, keep_compiled_programs
+from jaxablate.cli._tables import accuracy_of, dataset_of, print_dataset, print_summary, print_verdicts
 
 
+@command
 def reproduce(
     dataset: Annotated[
         str,
         typer.Option(
-            help="mnist, fashion_mnist, kmnist, mnist5k, a folder of IDX files or an .npz file; auto takes mnist "
-            "where it is at hand or can be fetched, else mnist5k."
+            metavar="DATA",
+            help="mnist, fashion_mnist, kmnist, mnist5k, a folder of IDX files or an .npz file; auto: mnist where it "
+            "is at hand or can be fetched, else mnist5k.",
         ),
     ] = "auto",
     data_dir: DataDir = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Networks of each kind to train, one for each seed.")] = 1,
-    first_seed: Annotated[int, typer.Option(min=0, help="The first of the seeds; the others follow it.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Networks of each kind to train.")] = 1,
+    first_seed: Annotated[int, typer.Option(min=0, metavar="N", help="The others follow it.")] = 0,
     protocol: Annotated[
         str,
         typer.Option(
-            help="paper (the formulas), published (what the published code did), both, or each (both, and every "
-            "departure of the published code alone); or names joined by commas."
+            metavar="NAMES",
+            help="paper (the formulas), published (what the published code did), both, each (both, and every departure "
+            "of the published code alone), or names joined by commas.",
         ),
     ] = "paper",
-    random_orders: Annotated[int, typer.Option(min=1, help="Random orders for each network and scope.")] = 10,
+    random_orders: Annotated[int, typer.Option(min=1, metavar="N", help="For each network and scope.")] = 10,
     random_subsets: Annotated[
-        int, typer.Option(min=1, help="Random curves where a protocol draws a new subset at every step.")
+        int, typer.Option(min=1, metavar="N", help="Random curves where each step draws a new subset.")
     ] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="Neurons to ablate, one after another.")] = 80,
-    activation: Annotated[str, typer.Option(help="sigmoid, relu, tanh or gelu.")] = "sigmoid",
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Neurons to ablate, one after another.")] = 80,
+    activation: Annotated[str, typer.Option(metavar="NAME", help="sigmoid, relu, tanh or gelu.")] = "sigmoid",
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, help="Default: as many as keep the optimiser steps near the paper's 15 620."),
+        typer.Option(min=1, metavar="N", help="Default: as many as come near the paper's 15 620 steps of Adam."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for results, networks and figures.")] = Path("results"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Results, networks, figures, report.")] = Path("results"),
     force: Annotated[
-        bool, typer.Option(help="Begin afresh in a folder where a run with other settings has been; off: refuse.")
+        bool, typer.Option("--force", help="Begin afresh where a run with other settings has been.")
     ] = False,
     cache: Cache = True,
-) -> None:
-    """Train the paper's networks, score and ablate their neurons, draw all 22 figures; with several seeds, judge the
-    paper's claims.
+) -> dict[str, Any]:
+    """Train the paper's networks, score and ablate their neurons, draw all 22 figures and write a report; with several
+    seeds, judge the paper's claims.
 
     Example: jaxablate reproduce --dataset mnist --seeds 10 --protocol both --out results
     """
-    with one_sentence_errors():
-        from jaxablate import StudyConfig, judge_claims, run_study
-        from jaxablate._checks import require
-        from jaxablate._files import require_writable
-        from jaxablate._run import lock_folder
-        from jaxablate.claims import save_claims
-        from jaxablate.figures import save_figures, save_finding_figures
-        from jaxablate.protocols import SETS, protocol_names
-        from jaxablate.results import save_results, select_protocol
+    from jaxablate import StudyConfig, judge_claims, run_study
+    from jaxablate._checks import require
+    from jaxablate._files import require_writable
+    from jaxablate._run import lock_folder
+    from jaxablate.claims import save_claims
+    from jaxablate.figures import save_figures, save_finding_figures
+    from jaxablate.protocols import SETS, protocol_names
+    from jaxablate.report import networks_beside, write_report
+    from jaxablate.results import save_results, select_protocol
 
-        config = StudyConfig(
-            dataset=dataset,
-            data_dir=None if data_dir is None else str(data_dir),
-            seeds=tuple(range(first_seed, first_seed + seeds)),
-            protocols=protocol_names(protocol),
-            random_orders=random_orders,
-            random_subsets=random_subsets,
-            steps=steps,
-            activation=activation,
-            epochs=epochs,
-        )
-        drawn = [name for name in config.protocols if name in SETS["both"]]
-        folders = {name: out / "figures" / ("" if name == "paper" else name) for name in drawn}
-        findings = [out / "figures" / "findings"] if seeds > 1 and drawn else []
-        for folder in (out, out / "networks", *folders.values(), *findings):
-            require_writable(folder)
-        claims = [out / "claims.json", out / "claims.csv"]
-        for file in (out / "results.nc", *claims):
-            require(not file.is_dir(), f"{file}: expected a file or nothing, got a folder")
-        if cache:
-            keep_compiled_programs()
-        start = time.monotonic()
-        bars = Bars()
-        with lock_folder(out) as killed:
-            if killed:
-                console.print(f"Resuming: {killed} ended before it was done.", highlight=False, markup=False)
-            with bars.progress:
-                results = run_study(config, run_dir=out, force=force, on_progress=bars)
-                for file in claims:
-                    file.unlink(missing_ok=True)  # those of the results that are replaced
-                save_results(results, out / "results.nc")
-                for name, folder in folders.items():
-                    save_figures(select_protocol(results, name), folder, on_progress=bars)
-                verdicts = judge_claims(results) if seeds > 1 else []
-                if verdicts:
-                    save_claims(verdicts, results, out)
-                for folder in findings:
-                    save_finding_figures(results, verdicts, folder)
-        print_summary(results)
-        if verdicts:
-            print_verdicts(verdicts)
-        else:
-            console.print("The paper's claims are not judged on one network of each kind: --seeds 10 does that.")
-        print_dataset(results, asked=dataset)
-        console.print(f"Time: {time.monotonic() - start:.0f} s; the bars say where it went.", highlight=False)
-        console.print(f"Results: {out / 'results.nc'}", highlight=False, soft_wrap=True)
-        if verdicts:
-            console.print(f"Claims: {out / 'claims.json'}, {out / 'claims.csv'}", highlight=False, soft_wrap=True)
-        for folder in folders.values():
-            console.print(f"Figures: {folder} (contact_sheet.png shows them all)", highlight=False, soft_wrap=True)
+    config = StudyConfig(
+        dataset=dataset,
+        data_dir=None if data_dir is None else str(data_dir),
+        seeds=tuple(range(first_seed, first_seed + seeds)),
+        protocols=protocol_names(protocol),
+        random_orders=random_orders,
+        random_subsets=random_subsets,
+        steps=steps,
+        activation=activation,
+        epochs=epochs,
+    )
+    drawn = [name for name in config.protocols if name in SETS["both"]]
+    folders = {name: out / "figures" / ("" if name == "paper" else name) for name in drawn}
+    findings = [out / "figures" / "findings"] if seeds > 1 and drawn else []
+    for folder in (out, out / "networks", *folders.values(), *findings):
+        require_writable(folder)
+    claims = [out / "claims.json", out / "claims.csv"]
+    report = out / "report.html"
+    for file in (out / "results.nc", report, *claims):
+        require(not file.is_dir(), f"{file}: expected a file or nothing, got a folder")
+    if cache:
+        keep_compiled_programs()
+    start = time.monotonic()
+    bars = Bars()
+    with lock_folder(out) as killed:
+        if killed:
+            console.print(f"Resuming: {killed} ended before it was done.", highlight=False, markup=False)
+        with bars.progress:
+            results = run_study(config, run_dir=out, force=force, on_progress=bars)
+            for file in (report, *claims):
+                file.unlink(missing_ok=True)  # those of the results that are replaced
+            save_results(results, out / "results.nc")
+            for name, folder in folders.items():
+                save_figures(select_protocol(results, name), folder, on_progress=bars)
+            verdicts = judge_claims(results) if seeds > 1 else []
+            if verdicts:
+                save_claims(verdicts, results, out)
+            for folder in findings:
+                save_finding_figures(results, verdicts, folder)
+            write_report(results, report, networks=networks_beside(results, out)[0], verdicts=verdicts)
+    print_summary(results)
+    if verdicts:
+        print_verdicts(verdicts)
+    else:
+        console.print("The paper's claims are not judged on one network of each kind: --seeds 10 does that.")
+    print_dataset(results, asked=dataset)
+    seconds = time.monotonic() - start
+    console.print(f"Time: {seconds:.0f} s; the bars say where it went.", highlight=False)
+    console.print(f"Report: {report}", highlight=False, soft_wrap=True)
+    console.print(f"Results: {out / 'results.nc'}", highlight=False, soft_wrap=True)
+    if verdicts:
+        console.print(f"Claims: {out / 'claims.json'}, {out / 'claims.csv'}", highlight=False, soft_wrap=True)
+    for folder in folders.values():
+        console.print(f"Figures: {folder} (contact_sheet.png shows them all)", highlight=False, soft_wrap=True)
+    return {
+        "results": out / "results.nc",
+        "report": report,
+        "figures": [*folders.values(), *findings],
+        "claims": claims[0] if verdicts else None,
+        **dataset_of(results),
+        "seconds": seconds,
+        "accuracy": accuracy_of(results),
+        "verdicts": [
+            {"protocol": of.protocol, "network": of.network, "claim": of.claim, "verdict": of.verdict}
+            for of in verdicts
+        ],
+    }

@@ -1,11 +1,24 @@
-"""Tables that commands print."""
+"""Tables that commands print, and what stands in them."""
 
-from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Column, Table
 
 from jaxablate.cli._console import console
+
+
+def dataset_of(results) -> dict[str, str]:
+    """Which data the results come from."""
+    return {name: results.attrs[name] for name in ("dataset", "dataset_origin")}
+
+
+def accuracy_of(results) -> list[dict[str, Any]]:
+    """The rows of `print_summary`."""
+    from jaxablate.results import summarize
+
+    return [asdict(row) for row in summarize(results)]
 
 
 def print_dataset(results, asked: str) -> None:
@@ -20,20 +33,13 @@ def print_dataset(results, asked: str) -> None:
         )
 
 
-def _shown(protocols: Iterable[str]) -> list[str]:
-    """The protocols that tables show: the paper's and the published one, or all where there is neither."""
-    from jaxablate.protocols import SETS
-
-    names = list(dict.fromkeys(protocols))
-    return [name for name in names if name in SETS["both"]] or names
-
-
 def print_summary(results) -> None:
     """The table: test accuracy, and accuracy after 40 and 80 ablated neurons for each scope and ordering."""
+    from jaxablate.protocols import shown_protocols
     from jaxablate.results import summarize
 
     all_rows = summarize(results)
-    for protocol in _shown(row.protocol for row in all_rows):
+    for protocol in shown_protocols(row.protocol for row in all_rows):
         _print_protocol(protocol, [row for row in all_rows if row.protocol == protocol])
     console.print("In brackets: test accuracy of the intact network. Random: mean over orders.", highlight=False)
 
@@ -80,8 +86,9 @@ _VERDICT_STYLES = {"holds": "green", "does not hold": "red", "undecided": "dim"}
 def print_verdicts(verdicts) -> None:
     """The table of the claims: a verdict for each network under each protocol."""
     from jaxablate.claims import CLAIMS
+    from jaxablate.protocols import shown_protocols
 
-    shown = _shown(verdict.protocol for verdict in verdicts)
+    shown = shown_protocols(verdict.protocol for verdict in verdicts)
     table = Table(
         Column("claim", no_wrap=True), "of the paper", Column("network", no_wrap=True), *shown,
         title=f"The paper's claims, on {verdicts[0].num_networks} networks of each kind", title_justify="left",

@@ -4,11 +4,23 @@
 published figures did; the six departures between them can be had one by one.
 """
 
+from collections.abc import Iterable
+
 from jaxablate._checks import InputError, require
 from jaxablate.protocols._protocol import PAPER, Balance, FreshSubsets, Protocol
 from jaxablate.protocols._published import DEPARTURES, with_departures
 
-__all__ = ["DEPARTURES", "PAPER", "SETS", "Balance", "FreshSubsets", "Protocol", "get_protocol", "protocol_names"]
+__all__ = [
+    "DEPARTURES",
+    "PAPER",
+    "SETS",
+    "Balance",
+    "FreshSubsets",
+    "Protocol",
+    "get_protocol",
+    "protocol_names",
+    "shown_protocols",
+]
 
 PUBLISHED = "published"
 SETS = {
@@ -51,3 +63,14 @@ def protocol_names(text: str) -> tuple[str, ...]:
     """The protocols that a text asks for: names and sets (`both`, `each`), joined by commas, each once."""
     names = [name for part in text.split(",") for name in SETS.get(part.strip(), (part.strip(),))]
     return tuple(dict.fromkeys(names))
+
+
+def shown_protocols(names: Iterable[str]) -> list[str]:
+    """Those that pages and tables show: the paper's and the published one, or all where there is neither.
+
+    Example:
+        >>> ja.protocols.shown_protocols(["paper", "nan_logs", "published"])
+        ['paper', 'published']
+    """
+    names = list(dict.fromkeys(names))
+    return [name for name in names if name in SETS["both"]] or names

@@ -225,12 +225,16 @@ def redundancy_results(
     )
 
 
-def study_results(networks: Mapping[str, Mapping[str, xr.Dataset]], config: Mapping, source: Source) -> xr.DataTree:
-    """Join the networks of a study, by protocol and name, under one root that says where everything came from."""
+def study_results(
+    networks: Mapping[str, Mapping[str, xr.Dataset]], config: Mapping, source: Source, seconds: float
+) -> xr.DataTree:
+    """Join the networks of a study, by protocol and name, under one root that says where everything came from, and how
+    long it took."""
     attrs = {
         "format": FORMAT,
         "title": "Information-ordered cumulative ablation",
         "config": json.dumps(config, sort_keys=True),
+        "seconds": seconds,
         **_provenance(source),
     }
     nodes = {

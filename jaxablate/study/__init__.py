@@ -5,6 +5,7 @@ The one place where the stages meet: load, train, record, score, order, ablate, 
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -87,6 +88,7 @@ def run_study(
         >>> dict(ja.run_study(config)["1-layer-8"]["accuracy"].sizes)
         {'seed': 1, 'scope': 2, 'ordering': 8, 'fill': 2, 'step': 5}
     """
+    start = time.monotonic()
     report = on_progress or (lambda what, done, total, note: None)
     for folder in (run_dir, network_dir):
         if folder is not None:
@@ -110,7 +112,7 @@ def run_study(
     by_protocol = {
         protocol: {name: found[protocol] for name, found in networks.items()} for protocol in config.protocols
     }
-    return study_results(by_protocol, dataclasses.asdict(config), data.source)
+    return study_results(by_protocol, dataclasses.asdict(config), data.source, time.monotonic() - start)
 
 
 def _identity(config: StudyConfig, data: Dataset, given: Mapping[str, Networks] | None) -> dict[str, Any]:

@@ -1,0 +1,34 @@
+"""`jaxablate report`: the page of a run, from its results."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jaxablate.cli._console import command, console
+
+
+@command
+def report(
+    results: Annotated[Path, typer.Argument(help="results.nc, or the folder of a run.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page to write; default: report.html beside the results.", show_default=False),
+    ] = None,
+) -> dict[str, Any]:
+    """Write results as one page of HTML: verdicts, figures, neurons, where it all comes from. It needs no network.
+
+    Example: jaxablate report results --out report.html
+    """
+    from jaxablate.report import networks_beside, write_report
+    from jaxablate.results import load_results
+
+    file = results / "results.nc" if results.is_dir() else results
+    found = load_results(file)
+    page = file.parent / "report.html" if out is None else out
+    networks, notes = networks_beside(found, file.parent)
+    for note in notes:
+        console.print(f"No pictures of weights from {note}", highlight=False, markup=False)
+    write_report(found, page, networks=networks)
+    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+    return {"report": page, "pictures_of": list(networks), "notes": notes}

@@ -1,0 +1,77 @@
+"""Pictures of what neurons weigh: a network comes in, small PNG pictures for a page go out."""
+
+import base64
+import io
+import json
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from PIL import Image
+
+from jaxablate._checks import InputError
+from jaxablate.models import MLP, load_model
+from jaxablate.results import protocols_of, select_protocol
+
+
+def networks_beside(results: xr.DataTree, folder: str | Path) -> tuple[dict[str, MLP], list[str]]:
+    """The networks of the first seed that a run has left in its folder.
+
+    Args:
+        results: of the run.
+        folder: that of the run, with the networks in `networks`.
+
+    Returns:
+        The networks by the name of their node, and what could not be used, in words.
+
+    Example:
+        >>> from jaxablate.report import networks_beside
+        >>> networks_beside(results, tmp_path)
+        ({}, [])
+    """
+    found, notes = {}, []
+    data = json.loads(results.attrs["dataset_sha256"])
+    for name, node in select_protocol(results, protocols_of(results)[0]).children.items():
+        seed = int(node.to_dataset()["seed"][0])
+        path = Path(folder) / "networks" / f"{name}_seed{seed}.safetensors"
+        if not path.exists():
+            continue
+        try:
+            model, metadata, _ = load_model(path)
+            training = json.loads(metadata.get("training", "{}"))
+        except (InputError, ValueError) as error:
+            notes.append(f"{path.name}: {error}")
+            continue
+        hidden = json.loads(node.attrs["hidden"])
+        if (training.get("data"), training.get("seed"), list(model.hidden)) == (data, seed, hidden):
+            found[name] = model
+        else:
+            notes.append(f"{path.name} is of another run than the results")
+    return found, notes
+
+
+def weights_of(model: MLP) -> list[np.ndarray] | None:
+    """What neurons weigh in the image, [neuron, row, column] for each layer; None if images are not square.
+
+    Behind the first layer these are products of the layers' weights, as if the layers between were linear.
+    """
+    total, found = None, []
+    for stage in model.stages[:-1]:
+        kernel = np.array(stage.weights[0], np.float64)
+        total = kernel if total is None else total @ kernel
+        side = math.isqrt(len(total))
+        if side * side != len(total):
+            return None
+        found.append(total.T.reshape(-1, side, side))
+    return found
+
+
+def picture(weights: np.ndarray) -> str:
+    """A PNG of weights [row, column] as a data URI: 0 is white, orange below and violet above."""
+    limit = np.abs(weights).max() or 1.0
+    colors = matplotlib.colormaps["PuOr"](0.5 + weights / (2 * limit), bytes=True)[..., :3]
+    file = io.BytesIO()
+    Image.fromarray(colors).save(file, "png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

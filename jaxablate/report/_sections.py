@@ -1,0 +1,383 @@
+"""Sections of the page: results come in; cards, charts and tables for the template go out. No statistics here."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import xarray as xr
+
+from jaxablate.claims import CLAIMS, SHORT, Verdict
+from jaxablate.figures import FIGURES, METRIC_NAMES
+from jaxablate.mechanism import damage_alone, damage_correlations, layer_shares, mean_and_interval
+from jaxablate.models import MLP
+from jaxablate.orders import DIRECTIONS
+from jaxablate.report._charts import Series, line_chart, violin_chart
+from jaxablate.report._pictures import picture, weights_of
+from jaxablate.results import NETWORK_SCOPE, RANDOM, balanced_fill, curve, protocols_of, select_protocol, summarize
+
+EXTREMES = 3
+"""Neurons at each end of a layer's ranking in the table."""
+COLORS = {RANDOM: "color0", "mutual_information": "color1", "kl_selectivity": "color2", "entropy": "color3"}
+DASHES = {"low": "", "high": "dashed"}
+
+
+@dataclass
+class Section:
+    """A question, what to see, and the charts (of each network) and tables that answer it."""
+
+    question: str
+    see: str
+    charts: list[list[dict]] = field(default_factory=list)
+    tables: list[dict] = field(default_factory=list)
+    neurons: list[dict] = field(default_factory=list)
+
+
+def cards_of(results: xr.DataTree) -> list[tuple[str, str, str]]:
+    """Name, number and words of each card."""
+    nodes = select_protocol(results, protocols_of(results)[0]).children
+    seconds = results.attrs.get("seconds")
+    cards = [("Data", results.attrs["dataset"], results.attrs["dataset_origin"])]
+    for name, node in nodes.items():
+        network = node.to_dataset()
+        intact = 100 * network["accuracy"].isel(step=0, ordering=0, fill=0, scope=0).values
+        spread = f", {intact.min():.2f} to {intact.max():.2f} %" if len(intact) > 1 else ""
+        hidden = " + ".join(map(str, json.loads(network.attrs["hidden"])))
+        words = (
+            f"test accuracy of the intact network{'s, mean of' if len(intact) > 1 else ', from'} {len(intact)} "
+            f"seed{'s' if len(intact) > 1 else ''}{spread}; {hidden} neurons, {network.attrs['activation']}; "
+            f"{network.attrs['num_test_examples']} test images"
+        )
+        cards.append((f"{name} network", f"{intact.mean():.2f} %", words))
+    if seconds is not None:
+        device = results.attrs["device"]
+        cards.append(("Time", f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s", f"to compute it on {device}"))
+    return cards
+
+
+def claims_of(verdicts: Sequence[Verdict]) -> dict:
+    """The protocols, and the verdicts by claim, network and protocol."""
+    protocols = list(dict.fromkeys(verdict.protocol for verdict in verdicts))
+    claims: dict[str, dict[str, dict]] = {}
+    for verdict in sorted(verdicts, key=lambda of: list(CLAIMS).index(of.claim)):
+        of_network = claims.setdefault(f"{verdict.claim}. {verdict.text}", {})
+        of_network.setdefault(verdict.network, {})[verdict.protocol] = verdict
+    return {"protocols": protocols, "claims": claims}
+
+
+def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, MLP], *, first: bool) -> list[Section]:
+    """The questions of a study under one protocol, with what answers them; how the networks were trained is said under
+    the first alone."""
+    of_protocol = select_protocol(results, protocol)
+    networks = {name: node.to_dataset() for name, node in of_protocol.children.items()}
+    sections = [
+        Section(
+            "Did the networks learn?",
+            "Where training and validation part, the network learns its examples by heart.",
+            [list(_training(name, network)) for name, network in networks.items() if first],
+        ),
+        Section(
+            "Where does the information sit?",
+            "Each violin holds all neurons of a layer; a wide foot near 0 is neurons that tell nothing of the class.",
+            [list(_violins(name, network)) for name, network in networks.items()],
+        ),
+        Section(
+            "Does bias balancing soften the damage?",
+            "The further a solid line lies above the dashed one of its colour, the more of the loss came from the "
+            "shift of the next layer's inputs and not from what the neurons knew.",
+            [[_balancing(name, of, scope) for scope in _layers(of)] for name, of in networks.items()],
+        ),
+        Section(
+            "Does the ranking matter within a layer?",
+            "Where a solid line (low values first) stays above random and the dashed one of its colour falls below, "
+            "the score tells neurons that matter from neurons that do not.",
+            [[_orders(name, of, scope) for scope in _layers(of)] for name, of in networks.items()],
+        ),
+        Section(
+            "And over the whole network?",
+            "Beside the accuracy, see which layers the neurons come from: an order that empties one layer first says "
+            "more of layers than of neurons.",
+            [
+                [_orders(name, of, NETWORK_SCOPE) for name, of in networks.items()],
+                *(list(_shares(name, of)) for name, of in networks.items()),
+            ],
+        ),
+        Section(
+            "Does a score predict the loss of one neuron?",
+            "Spearman's correlation of score and test predictions lost with that neuron alone ablated, bias balanced; "
+            "near 0 the score says nothing of it. Alone ablated, a neuron that others repeat costs nothing: this loss "
+            "is a lower bound of its importance.",
+            tables=[_correlations(name, network) for name, network in networks.items()],
+        ),
+        Section(
+            "Which neurons are the most and the least informative?",
+            "Bars: the share of each class's validation images for which the neuron's code is high. Pictures: incoming "
+            "weights, violet above 0 and orange below; behind the first layer products of the layers' weights, as if "
+            "the layers between were linear.",
+            neurons=[
+                {"title": f"{name} network, seed {int(network['seed'][0])}", **_neurons(network, models.get(name))}
+                for name, network in networks.items()
+            ],
+        ),
+        Section(
+            "The numbers",
+            "Test accuracy in percent after k ablated neurons, mean over networks (and random orders).",
+            tables=_numbers(of_protocol),
+        ),
+    ]
+    return [section for section in sections if any(section.charts) or section.tables or section.neurons]
+
+
+def provenance_of(results: xr.DataTree) -> dict:
+    """Where the results come from, and how to get them and this page again."""
+    config = json.loads(results.attrs["config"])
+    names = ("created", "device", "dataset", "dataset_origin", "matmul_precision", "format")
+    files = json.loads(results.attrs["dataset_sha256"])
+    return {
+        "rows": {name.replace("_", " "): results.attrs[name] for name in names},
+        "checksums": files if isinstance(files, dict) else {"data": files},
+        "versions": json.loads(results.attrs["versions"]),
+        "config": {name: json.dumps(value) for name, value in config.items()},
+        "python": _python(config),
+        "own": "" if config["networks"] else ", with your own networks by name in `networks`",
+    }
+
+
+def _python(config: dict) -> str:
+    """The program that computes the results again and writes this page."""
+    settings = ", ".join(f"{name}={_tuple(value)!r}" for name, value in config.items())
+    given = "" if config["networks"] else ", networks"  # the user's own, by name
+    return (
+        "import jaxablate as ja\nfrom jaxablate.report import networks_beside, write_report\n\n"
+        f"config = ja.StudyConfig({settings})\n"
+        f'results = ja.run_study(config{given}, run_dir="run")\n'
+        'write_report(results, "report.html", networks=networks_beside(results, "run")[0])\n'
+    )
+
+
+def _tuple(value):
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
+
+
+def _layers(network: xr.Dataset) -> list[str]:
+    return [str(scope) for scope in network["scope"].values if scope != NETWORK_SCOPE]
+
+
+def _place(scope: str) -> str:
+    return "whole network" if scope == NETWORK_SCOPE else scope.replace("layer", "layer ")
+
+
+def metric_name(metric: str) -> str:
+    """A score in words."""
+    return METRIC_NAMES.get(metric, metric.replace("_", " "))
+
+
+def _paper(**wanted: str) -> str:
+    """The paper's figures of a kind, in words."""
+    numbers = [
+        str(number)
+        for number, spec in FIGURES.items()
+        if all(getattr(spec, name) == value for name, value in wanted.items())
+    ]
+    return f"The paper's figure{'s' if len(numbers) > 1 else ''} {' and '.join(numbers)}." if numbers else ""
+
+
+def _training(name: str, network: xr.Dataset) -> Iterator[dict]:
+    if "epoch" not in network.coords:
+        return
+    for quantity, y_label, subject in (("accuracy", "Accuracy", "accuracy"), ("loss", "Cross-entropy (nats)", "cost")):
+        series = []
+        for split, look in (("train", "color1"), ("validation", "color2 dashed")):
+            mean, low, high = mean_and_interval(network[f"{split}_{quantity}"])
+            bands = (low.values, high.values) if network.sizes["seed"] > 1 else (None, None)
+            series.append(Series({"train": "training"}.get(split, split), look, mean.values, *bands))
+        yield line_chart(
+            f"{name} network: {quantity}",
+            f"{_paper(network=name, kind='training', subject=subject)} {_bands(network)}",
+            network["epoch"].values,
+            series,
+            x_label="Epoch",
+            y_label=y_label,
+            percent=quantity == "accuracy",
+        )
+
+
+def _bands(network: xr.Dataset) -> str:
+    seeds = network.sizes["seed"]
+    return f"Mean of {seeds} networks; band: 95 % t-interval of the mean." if seeds > 1 else "One network."
+
+
+def _violins(name: str, network: xr.Dataset) -> Iterator[dict]:
+    sites = _layers(network)
+    for metric in map(str, network["metric"].values):
+        values = network["scores"].sel(metric=metric).values
+        groups = {_place(site): values[:, network["layer"].values == i + 1].ravel() for i, site in enumerate(sites)}
+        yield violin_chart(
+            f"{name} network: {metric_name(metric)}",
+            f"{_paper(network=name, kind='scores', subject=metric)} Lines: quartiles.",
+            groups,
+            y_label=f"{metric_name(metric)} ({network['scores'].attrs['units']}s)",
+        )
+
+
+def _series(
+    network: xr.Dataset,
+    scope: str,
+    ranking: str,
+    direction: str,
+    fill: str,
+    *,
+    name: str,
+    look: str,
+    shown: bool = True,
+) -> Series:
+    found = curve(network, scope=scope, ranking=ranking, direction=direction, fill=fill)
+    part = slice(int(network.attrs["first_step"]), None)
+    bands = (found.low[part], found.high[part]) if found.band else (None, None)
+    return Series(name, look, found.mean[part], *bands, shown=shown)
+
+
+def _sweep(title: str, about: str, network: xr.Dataset, scope: str, series: list[Series]) -> dict:
+    band = curve(network, scope=scope, ranking=RANDOM, direction="low", fill="zero").band
+    return line_chart(
+        title,
+        f"{about} {f'Band: {band}.' if band else ''}",
+        network["step"].values[int(network.attrs["first_step"]) :],
+        series,
+        x_label="Ablated neurons",
+        y_label="Test accuracy",
+        percent=True,
+    )
+
+
+def _metrics(network: xr.Dataset) -> dict[str, str]:
+    """The rankings by score with their colours."""
+    names = [str(metric) for metric in network["metric"].values]
+    free = (f"color{i % 6 + 1}" for i in range(len(names)) if f"color{i % 6 + 1}" not in COLORS.values() or i >= 6)
+    return {name: COLORS.get(name) or next(free, "color6") for name in names}
+
+
+def _balancing(name: str, network: xr.Dataset, scope: str) -> dict:
+    metrics = _metrics(network)
+    ranking = "mutual_information" if "mutual_information" in metrics else next(iter(metrics))
+    series = []
+    fills = [balanced_fill(network), *(str(f) for f in network["fill"].values if f != balanced_fill(network))]
+    for of, words in ((RANDOM, "random"), (ranking, f"{SHORT.get(ranking, metric_name(ranking))}, low first")):
+        for i, fill in enumerate(fills):
+            dash = "dashed" if fill == "zero" else ("", "", "dotted", "dashdot")[i % 4]
+            series.append(
+                _series(
+                    network, scope, of, "low", fill,
+                    name=f"{words}; {'zeros' if fill == 'zero' else fill.replace('_', ' ')}",
+                    look=f"{COLORS[RANDOM] if of == RANDOM else metrics[of]} {dash}".strip(),
+                )
+            )  # fmt: skip
+    about = f"{_paper(network=name, kind='balancing', scope=scope)} {fills[0].capitalize()}: bias balanced."
+    return _sweep(f"{name} network, {_place(scope)}", about, network, scope, series)
+
+
+def _orders(name: str, network: xr.Dataset, scope: str) -> dict:
+    fill = balanced_fill(network)
+    series = [_series(network, scope, RANDOM, "low", fill, name="random", look=COLORS[RANDOM])]
+    for direction in DIRECTIONS:
+        for metric, color in _metrics(network).items():
+            words = f"{SHORT.get(metric, metric_name(metric))}, {direction} first"
+            look = f"{color} {DASHES[direction]}".strip()
+            series.append(_series(network, scope, metric, direction, fill, name=words, look=look))
+    about = f"{_paper(network=name, kind='orders', scope=scope)} Bias balanced."
+    return _sweep(f"{name} network, {_place(scope)}", about, network, scope, series)
+
+
+def _shares(name: str, network: xr.Dataset) -> Iterator[dict]:
+    if len(_layers(network)) < 2:
+        return
+    mean, low, high = mean_and_interval(layer_shares(network))
+    for metric in map(str, network["metric"].values):
+        series = []
+        for i, (layer, site) in enumerate(zip(mean["layer"].values, _layers(network), strict=True)):
+            chosen = {"ordering": f"{metric}_low", "layer": layer}
+            bands = (low.sel(chosen).values, high.sel(chosen).values) if network.sizes["seed"] > 1 else (None, None)
+            dash = ("", "dashed", "dotted", "dashdot")[i % 4]
+            series.append(Series(_place(site), f"color{i % 6 + 1} {dash}".strip(), mean.sel(chosen).values, *bands))
+        yield line_chart(
+            f"{name} network: {metric_name(metric)}, low first",
+            f"Share of each layer among the neurons ablated so far. {_bands(network)}",
+            mean["rank"].values,
+            series,
+            x_label="Ablated neurons",
+            y_label="Share of the layer",
+            percent=True,
+        )
+
+
+def _correlations(name: str, network: xr.Dataset) -> dict:
+    mean, low, high = mean_and_interval(damage_correlations(network))
+    rows = []
+    for metric in map(str, network["metric"].values):
+        cells = []
+        for scope in map(str, network["scope"].values):
+            at = {"metric": metric, "scope": scope}
+            value, ends = float(mean.sel(at)), (float(low.sel(at)), float(high.sel(at)))
+            between = f" [{ends[0]:+.2f}, {ends[1]:+.2f}]" if ends[0] < ends[1] else ""
+            cells.append(f"{value:+.2f}{between}" if value == value else "undefined")
+        rows.append([metric_name(metric), *cells])
+    places = ["across layers" if s == NETWORK_SCOPE else _place(str(s)) for s in network["scope"].values]
+    note = "; in brackets: 95 % t-interval of the mean" if network.sizes["seed"] > 1 else ""
+    return {"title": f"{name} network{note}", "head": ["score", *places], "rows": rows, "text_columns": 1}
+
+
+def _neurons(network: xr.Dataset, model: MLP | None) -> dict:
+    """The first seed's neurons at both ends of every layer's ranking by mutual information, or by the first score."""
+    metrics = [str(metric) for metric in network["metric"].values]
+    by = "mutual_information" if "mutual_information" in metrics else metrics[0]
+    first = network.isel(seed=0)
+    scores = first["scores"].transpose("metric", "neuron").values
+    counts = first["joint_counts"].transpose("neuron", "class", "code").values.astype(np.float64)
+    codes = np.arange(counts.shape[2]) / max(counts.shape[2] - 1, 1)
+    totals = counts.sum(axis=2)
+    profiles = np.where(totals > 0, counts @ codes / np.maximum(totals, 1), 0.0)
+    points = 100 * damage_alone(network)[0] / network.attrs["num_test_examples"]
+    weights = None if model is None else weights_of(model)
+    layers, ranking, rows = first["layer"].values, scores[metrics.index(by)], []
+    for i, site in enumerate(_layers(network)):
+        own = np.flatnonzero(layers == i + 1)
+        ordered = own[np.argsort(-np.where(np.isfinite(ranking[own]), ranking[own], -np.inf), kind="stable")]
+        shown = min(EXTREMES, -(-len(own) // 2))
+        chosen = [*range(shown), *range(max(len(own) - shown, shown), len(own))]
+        for rank in chosen:
+            neuron = ordered[rank]
+            rows.append(
+                {
+                    "layer": _place(site),
+                    "rows": len(chosen) if rank == 0 else 0,  # of the layer, said once
+                    "rank": f"{rank + 1} of {len(own)}",
+                    "neuron": int(neuron - own[0]),
+                    "scores": [f"{score:.4f}" if score == score else "undefined" for score in scores[:, neuron]],
+                    "damage": f"{points[neuron]:+.2f}",
+                    "profile": [(c, round(float(share), 3)) for c, share in enumerate(profiles[neuron])],
+                    "picture": None if weights is None else picture(weights[i][neuron - own[0]]),
+                }
+            )
+    return {"by": by.replace("_", " "), "metrics": [metric_name(m) for m in metrics], "rows": rows}
+
+
+def _numbers(of_protocol: xr.DataTree) -> list[dict]:
+    """The table of accuracies, one for each network."""
+    cells: dict[str, dict[tuple[str, str], list[str]]] = {}
+    heads: dict[str, dict[str, None]] = {}
+    for row in summarize(of_protocol):
+        order = f"{SHORT.get(row.ranking, metric_name(row.ranking))} {row.direction}".strip()
+        of_order = cells.setdefault(row.network, {}).setdefault((_place(row.scope), order), [])
+        of_order += [f"{100 * value:.2f}" for value in row.accuracy.values()]
+        columns = {f"{row.fill.replace('_', ' ')}, k = {step}": None for step in row.accuracy}
+        heads.setdefault(row.network, {}).update(columns)
+    return [
+        {
+            "title": f"{network} network",
+            "head": ["ablated", "order", *heads[network]],
+            "rows": [[*place, *numbers] for place, numbers in rows.items()],
+            "text_columns": 2,
+        }
+        for network, rows in cells.items()
+    ]

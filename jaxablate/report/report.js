@@ -1,0 +1,62 @@
+"use strict";
+// Curves that are hidden by their name, and values at the pointer or the arrow keys.
+for (const figure of document.querySelectorAll("figure.chart")) {
+  const json = figure.querySelector("script");
+  if (!json) continue;
+  const { x, at, unit, digits, series } = JSON.parse(json.textContent);
+  const svg = figure.querySelector(":scope > svg"), curves = svg.querySelectorAll("g.series");
+  const buttons = figure.querySelectorAll(".legend button");
+  const cursor = svg.querySelector(".cursor"), readout = figure.querySelector(".readout");
+  let place = 0;
+
+  buttons.forEach((button, i) => button.addEventListener("click", () => {
+    const shown = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", shown);
+    curves[i].style.display = shown ? "" : "none";
+  }));
+
+  const text = (value) => value.toFixed(digits) + unit;
+  const show = (i) => {
+    place = Math.max(0, Math.min(x.length - 1, i));
+    cursor.setAttribute("x1", at[place]);
+    cursor.setAttribute("x2", at[place]);
+    cursor.style.display = "";
+    const head = document.createElement("b");
+    head.textContent = svg.querySelector(".label:last-of-type").textContent + ": " + x[place];
+    const rows = series
+      .map(({ y, low, high }, i) => ({ y: y[place], low: low && low[place], high: high && high[place], i }))
+      .filter(({ y, i }) => y !== null && buttons[i].getAttribute("aria-pressed") === "true")
+      .sort((a, b) => b.y - a.y)
+      .map(({ y, low, high, i }) => {
+        const row = document.createElement("span"), mark = document.createElement("i");
+        mark.className = [...curves[i].classList].find((name) => name.startsWith("color"));
+        const band = low === null || low === undefined ? "" : ` (${low.toFixed(digits)} to ${high.toFixed(digits)})`;
+        row.append(mark, `${buttons[i].textContent.trim()}: ${text(y)}${band}`);
+        return row;
+      });
+    readout.replaceChildren(head, ...rows);
+    readout.hidden = false;
+    const right = at[place] < 240;
+    readout.style.left = right ? "auto" : "3.6rem";
+    readout.style.right = right ? "0.9rem" : "auto";
+  };
+  const hide = () => {
+    cursor.style.display = "none";
+    readout.hidden = true;
+  };
+  const nearest = (event) => {
+    const box = svg.getBoundingClientRect(), to = ((event.clientX - box.left) / box.width) * 440;
+    show(at.reduce((best, value, i) => (Math.abs(value - to) < Math.abs(at[best] - to) ? i : best), 0));
+  };
+  svg.addEventListener("pointermove", nearest);
+  svg.addEventListener("pointerdown", nearest);
+  svg.addEventListener("pointerleave", hide);
+  svg.addEventListener("blur", hide);
+  svg.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    show(readout.hidden ? place : place + step);
+  });
+}
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((of) => (of.open = true)));

@@ -1,0 +1,305 @@
+"""The report: its numbers are those of the results, it needs nothing beside it, and it answers to the reader."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxablate as ja
+from jaxablate.report import networks_beside, write_report
+from jaxablate.report._pictures import picture, weights_of
+
+NAME = "3-layer-10-8-9"
+QUESTIONS = [
+    "Do the paper's claims hold?",
+    "Did the networks learn?",
+    "Where does the information sit?",
+    "Does bias balancing soften the damage?",
+    "Does the ranking matter within a layer?",
+    "And over the whole network?",
+    "Does a score predict the loss of one neuron?",
+    "Which neurons are the most and the least informative?",
+    "The numbers",
+    "Where this comes from, and how to get it again",
+]
+
+
+class Page(HTMLParser):
+    """What a page holds: its elements with their text, and the rows of its tables."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.texts, self._open = [], {}, []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._open.append((tag, len(self.texts.setdefault(tag, []))))
+        self.texts[tag].append("")
+        if tag in ("meta", "link", "img"):
+            self._open.pop()
+
+    def handle_endtag(self, tag):
+        while self._open and self._open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data):
+        for tag, i in self._open:
+            self.texts[tag][i] += data
+
+    def rows(self):
+        return [" ".join(text.split()) for text in self.texts["tr"]]
+
+
+def charts(path):
+    """Title, names of the curves and their data, of every chart of lines."""
+    found = []
+    for text in re.findall(r'<figure class="chart">.*?</figure>', path.read_text(), re.DOTALL):
+        data = re.search(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)
+        if data:
+            names = re.findall(r"</svg>([^<]+)</button>", text)
+            found.append((re.search("<h3>(.*?)</h3>", text)[1], names, json.loads(data[1])))
+    return found
+
+
+@pytest.fixture(scope="module")
+def path(small_results, small_model, tmp_path_factory):
+    return write_report(small_results, tmp_path_factory.mktemp("report") / "report.html", networks={NAME: small_model})
+
+
+@pytest.fixture(scope="module")
+def page(path):
+    return Page(path)
+
+
+def test_every_question_is_there_under_both_protocols(page):
+    asked = [text for text in page.texts["h2"] if text in QUESTIONS]
+    assert list(dict.fromkeys(asked)) == QUESTIONS
+    assert sum(text == "The numbers" for text in asked) == 2
+    assert sum(text == "Did the networks learn?" for text in asked) == 1
+    assert {"Under the protocol “paper”", "Under the protocol “published”"} <= set(page.texts["h2"])
+
+
+def test_it_needs_nothing_beside_it(page, path):
+    for tag, attributes in page.elements:
+        for name in ("src", "href"):
+            assert attributes.get(name, "#").startswith(("data:", "#")), (tag, attributes)
+    assert "default-src 'none'" in next(a["content"] for _, a in page.elements if "http-equiv" in a)
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    assert all(a["href"][1:] in ids for tag, a in page.elements if tag == "a")
+    assert not re.search(r"@import|url\(", path.read_text())
+
+
+def test_curves_hold_the_numbers_of_the_results(path, small_results):
+    network = small_results[NAME].to_dataset()
+    found = [c for c in charts(path) if c[0] == f"{NAME} network, layer 2"]
+    _, (_, names, data), *_ = found  # the first is that of bias balancing
+    assert names == ["random", *(f"{m}, {way} first" for way in ("low", "high") for m in ("entropy", "MI", "KL"))]
+    accuracy = 100 * network["accuracy"].sel(scope="layer2", fill="mean")
+    expected = {
+        "random": accuracy[:, (network["ranking"] == "random").values].mean(("seed", "ordering")),
+        "MI, high first": accuracy.sel(ordering="mutual_information_high").mean("seed"),
+        "KL, low first": accuracy.sel(ordering="kl_selectivity_low").mean("seed"),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(data["series"][names.index(name)]["y"], values, atol=0.00501)
+    assert data["x"] == network["step"].values.tolist()
+    first = data["series"][0]
+    assert all(low <= y <= high for low, y, high in zip(first["low"], first["y"], first["high"], strict=True))
+
+
+def test_balancing_shows_both_fills(path, small_results):
+    _, names, data = next(c for c in charts(path) if c[0] == f"{NAME} network, layer 1")
+    assert names == ["random; mean", "random; zeros", "MI, low first; mean", "MI, low first; zeros"]
+    network = small_results[NAME].to_dataset()
+    of = {"scope": "layer1", "ordering": "mutual_information_low", "fill": "zero"}
+    expected = 100 * network["accuracy"].sel(of).mean("seed")
+    np.testing.assert_allclose(data["series"][3]["y"], expected, atol=0.00501)
+
+
+def test_shares_of_layers_add_up(path):
+    _, names, data = next(c for c in charts(path) if c[0] == f"{NAME} network: Entropy, low first")
+    assert names == ["layer 1", "layer 2", "layer 3"]
+    np.testing.assert_allclose(np.sum([one["y"] for one in data["series"]], axis=0), 100, atol=0.02)
+
+
+def test_tables_hold_the_numbers_of_the_results(page, small_results):
+    rows = page.rows()
+    for protocol in ("paper", "published"):
+        for row in ja.results.summarize(ja.results.select_protocol(small_results, protocol)):
+            if row.ranking == "random" and row.scope == "layer1" and row.network == NAME:
+                numbers = " ".join(f"{100 * value:.2f}" for value in row.accuracy.values())
+                assert any(text.startswith("layer 1random") and numbers.replace(" ", "") in text for text in rows)
+    intact = 100 * small_results[NAME]["accuracy"].values[:, 0, 0, 0, 0].mean()
+    assert f"{intact:.2f} %" in page.texts["p"]
+
+
+def test_verdicts_are_those_of_the_claims(page, small_results):
+    verdicts = ja.judge_claims(small_results)
+    assert len(page.texts["summary"]) - 1 == len(verdicts)  # the last opens the configuration
+    for way in ("holds", "does not hold", "undecided"):
+        assert page.texts["summary"].count(way) == sum(verdict.verdict == way for verdict in verdicts)
+    assert any(verdicts[0].effects[0].label in text for text in page.texts["li"])
+
+
+def test_neurons_are_the_extremes_of_each_layer(page, small_results):
+    network = small_results[NAME].to_dataset().isel(seed=0)
+    scores = network["scores"].sel(metric="mutual_information").values[network["layer"].values == 2]
+    found = [row for row in page.rows() if row.startswith(("layer 2", "1 of 8", "8 of 8")) and "of 8" in row]
+    assert f"{scores.max():.4f}" in next(row for row in found if "1 of 8" in row)
+    assert f"{scores.min():.4f}" in next(row for row in found if "8 of 8" in row)
+    neuron = 10 + int(scores.argmax())
+    counts = network["joint_counts"].values[neuron]
+    share = 100 * counts[4, 1] / counts[4].sum()
+    assert f"class 4: {share:.1f} %" in page.texts["title"]
+
+
+def test_pictures_are_of_the_weights(page, small_model):
+    sources = [attributes["src"] for tag, attributes in page.elements if tag == "img"]
+    assert len(sources) == 2 * 3 * 6  # protocols, layers, neurons
+    for source in sources:
+        assert Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))).size == (28, 28)
+    first, second, _ = weights_of(small_model)
+    kernels = [np.asarray(stage.weights[0], np.float64) for stage in small_model.stages]
+    np.testing.assert_array_equal(first[3], kernels[0][:, 3].reshape(28, 28))
+    np.testing.assert_allclose(second[5].ravel(), kernels[0] @ kernels[1][:, 5], rtol=1e-12)
+    assert picture(first[3]) != picture(-first[3])
+    lit = np.zeros((28, 28))
+    lit[3, 5] = 1.0
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture(lit).split(",")[1]))), int)
+    assert pixels[3, 5, 2] > pixels[3, 5, 1]  # violet
+    assert pixels[0].min() > 240  # white
+
+
+def test_the_same_results_give_the_same_page(path, small_results, small_model, tmp_path):
+    again = write_report(small_results, tmp_path / "again.html", networks={NAME: small_model})
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_names_of_files_are_text(small_config, mnist5k, tmp_path):
+    path = tmp_path / "<img src=x onerror=alert(1)>.npz"
+    test = {"test_images": mnist5k.test.images[:200], "test_labels": mnist5k.test.labels[:200]}
+    np.savez(path, train_images=mnist5k.train.images[:300], train_labels=mnist5k.train.labels[:300], **test)
+    config = ja.StudyConfig(dataset=path, networks=((4,),), epochs=1, random_orders=2, steps=2)
+    results = ja.run_study(config, run_dir=tmp_path / "run")
+    networks, notes = networks_beside(results, tmp_path / "run")
+    assert (list(networks), notes) == (["1-layer-4"], [])
+    page = Page(write_report(results, tmp_path / "report.html", networks=networks))
+    assert not any("onerror" in attributes for _, attributes in page.elements)
+    assert any("Not judged" in text for text in page.texts["p"])
+    program = page.texts["code"][-1]
+    compile(program, "program", "exec")
+    assert eval(program.split("config = ")[1].split("\n")[0], {"ja": ja}) == config
+
+
+def test_networks_of_another_run_are_left_out(small_results, small_model, tmp_path):
+    path = tmp_path / "networks" / f"{NAME}_seed0.safetensors"
+    ja.save_model(small_model, path, {"training": json.dumps({"seed": 0, "data": {"other": "data"}})})
+    networks, notes = networks_beside(small_results, tmp_path)
+    assert networks == {}
+    assert notes == [f"{path.name} is of another run than the results"]
+    path.write_bytes(b"damaged")
+    networks, notes = networks_beside(small_results, tmp_path)
+    assert networks == {}
+    assert "unreadable" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "networks", "message"),
+    [
+        ("folder.html", {}, "got a folder"),
+        ("report.pdf", {}, "ends in .html"),
+        ("report.html", {"another": None}, "expected names among"),
+    ],
+)
+def test_bad_input_is_refused(small_results, tmp_path, name, networks, message):
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(ja.InputError, match=message):
+        write_report(small_results, tmp_path / name, networks=networks)
+    assert [file.name for file in tmp_path.iterdir()] == ["folder.html"]
+
+
+def test_scores_that_are_all_equal_or_undefined_are_drawn(small_results, tmp_path):
+    results = small_results.copy(deep=True)
+    scores = results[NAME]["scores"].values
+    scores[:, 0], scores[:, 1] = 0.5, np.nan
+    text = write_report(results, tmp_path / "report.html", verdicts=[]).read_text()
+    assert "undefined for every neuron" in text
+    assert not re.search(r"\bnan\b", text, re.IGNORECASE)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium at hand")
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_in_a_browser(browser, path, width, scheme, small_results):
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page, complaints, requests = context.new_page(), [], []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(path.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth === 28)")
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 26)"}[scheme]
+
+    figure = page.locator("figure.chart", has=page.locator(f"h3:text-is('{NAME} network, layer 2')")).nth(1)
+    figure.scroll_into_view_if_needed()
+    button, curve = figure.locator(".legend button").nth(2), figure.locator("g.series").nth(2)
+    assert button.inner_text() == "MI, low first"
+    assert curve.is_visible()
+    box = figure.locator(":scope > svg").bounding_box()
+
+    def read(share):
+        """The values at this share of the picture's width."""
+        page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+        return figure.locator(".readout")
+
+    shown = read(432 / 440).inner_text()  # the right end of the axis: the last step
+    accuracy = small_results[NAME]["accuracy"].sel(scope="layer2", fill="mean", ordering="mutual_information_low")
+    assert shown.startswith("Ablated neurons: 6")
+    assert f"MI, low first: {100 * float(accuracy[:, -1].mean()):.2f} %" in shown
+    button.click()
+    assert button.get_attribute("aria-pressed") == "false"
+    assert not curve.is_visible()
+    assert "MI, low first" not in read(64 / 440).inner_text()
+    assert "Ablated neurons: 0" in read(64 / 440).inner_text()
+    button.click()
+    assert curve.is_visible()
+    figure.locator(":scope > svg").focus()
+    for key in ("ArrowRight", "ArrowRight"):
+        page.keyboard.press(key)
+    assert figure.locator(".readout b").inner_text().startswith("Ablated neurons:")
+    page.mouse.move(0, 0)
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("data:", "file:"))] == []
+    context.close()
+
+
+def test_it_prints(browser, path):
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    page.emulate_media(media="print")
+    assert not page.locator("nav").is_visible()
+    assert len(page.pdf()) > 100_000
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("[...document.querySelectorAll('details')].every(of => of.open)")
+    page.close()
