@@ -1,0 +1,107 @@
+"""What mkdocs does not do by itself: pages from files outside of this folder, from modules, from notebooks; formulas.
+
+Formulas become MathML when the site is built, so that browsers show them without a script and without the network.
+"""
+
+import html
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import griffe
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+import jaxablate as ja
+
+DOCS = Path(__file__).parents[1]
+ROOT = DOCS.parent
+PACKAGE = ROOT / "jaxablate"
+OUTSIDE = ("CHANGELOG.md", "benchmarks/README.md", "benchmarks/results/*.png")
+MODULES = sorted({path.stem for path in PACKAGE.iterdir() if not path.name.startswith((".", "_"))} - {"cli"})
+MODULES = [name for name in MODULES if (PACKAGE / f"{name}.py").exists() or (PACKAGE / name / "__init__.py").exists()]
+ERROR = ("::: jaxablate.InputError", "    options: {show_root_heading: true, heading_level: 3}")
+TABLE = ("| name | what it does |", "| --- | --- |")
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """List the page of every module."""
+    (api,) = [item for item in config.nav or [] if "API" in item]
+    api["API"] = ["api/index.md", *({name: f"api/{name}.md"} for name in MODULES)]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add what is not a page in this folder."""
+    for pattern in OUTSIDE:
+        for path in sorted(ROOT.glob(pattern)):
+            files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+    pages = {f"api/{name}.md": f"# `jaxablate.{name}`\n\n::: jaxablate.{name}\n" for name in MODULES}
+    pages["api/index.md"] = api_index()
+    for path in (DOCS / "notebooks").glob("*.py"):
+        pages[f"notebooks/{path.stem}.md"] = page_of_notebook(path)
+    for name, text in pages.items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def api_index() -> str:
+    """Every name of the top level, with a link to where it is documented, and every module."""
+    names = {
+        name: thing for name, thing in vars(ja).items() if not name.startswith("_") and not inspect.ismodule(thing)
+    }
+    rows = ["# API", "", "`import jaxablate as ja`. What most studies need is at the top level:", "", *TABLE]
+    for name, thing in sorted(names.items(), key=lambda item: item[0].lower()):
+        where = re.sub(r"\._\w+", "", thing.__module__)  # the module that exports it
+        link = f"[`ja.{name}`][{where}.{name}]"
+        rows.append(f"| {link} | {in_table((inspect.getdoc(thing) or '').splitlines()[0])} |")
+    rows += ["", "The rest is in modules; `jaxablate.figures` and `jaxablate.report` are imported on their own:", ""]
+    rows += TABLE
+    for name in MODULES:
+        folder, file = PACKAGE / name / "__init__.py", PACKAGE / f"{name}.py"
+        text = re.match(r'"""(.*?)(?:\n\n|""")', (folder if folder.exists() else file).read_text(), re.DOTALL)
+        rows.append(f"| [`ja.{name}`]({name}.md) | {in_table(text[1] if text else '')} |")
+    return "\n".join([*rows, "", "## Errors", "", *ERROR, ""])
+
+
+def in_table(text: str) -> str:
+    """One line, in which no bar ends a cell."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def page_of_notebook(path: Path) -> str:
+    """A script with cells marked by `# %%` as a page: its Markdown cells as text, the others as code."""
+    parts = []
+    for cell in re.split(r"^# %%", path.read_text(), flags=re.MULTILINE)[1:]:
+        kind, _, body = cell.partition("\n")
+        if "[markdown]" in kind:
+            parts.append("\n".join(line.removeprefix("#").removeprefix(" ") for line in body.strip().splitlines()))
+        else:
+            parts.append(f"```python\n{body.strip()}\n```")
+    return "\n\n".join([*parts, f"[This page as a script]({path.name}): Jupyter, VS Code and Spyder open it in cells."])
+
+
+def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Formulas as MathML."""
+    del page, config, files
+
+    def mathml(found: re.Match) -> str:
+        display = "block" if found[1] == "div" else "inline"
+        formula = convert(html.unescape(found[2]), display=display)
+        return f'<div class="formula">{formula}</div>' if display == "block" else formula
+
+    return FORMULA.sub(mathml, content)
+
+
+class Docstrings(griffe.Extension):
+    """Our sections "Example:" and "Source:" in the words that griffe knows."""
+
+    def on_instance(self, *, obj: griffe.Object | griffe.Alias, **_: Any) -> None:
+        """Rewrite a docstring before it is parsed."""
+        if not obj.is_alias and obj.docstring is not None:
+            text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+            obj.docstring.value = re.sub(r"^Source: ", "**Source:** ", text, flags=re.MULTILINE)
