@@ -1,0 +1,224 @@
+"""The README, the pages and the notebooks run: every Python block, every command line, every option they name.
+
+The Python blocks of a page run one after another in one namespace, with less training (`less_work`). Commands are
+parsed by the command line itself and run with few steps, except for those in `PARSED_ONLY`, which other tests run.
+"""
+
+import ast
+import importlib.util
+import itertools
+import re
+import runpy
+import shlex
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.main import get_command
+
+import jaxablate as ja
+from jaxablate.cli import app
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PAGES}
+NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.py"))
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+NOT_OURS = {"captum.attr", "torch", "torch_pruning"}  # blocks that import these run where they are installed
+NO_WARNING = pytest.mark.filterwarnings("ignore::jaxablate.uncertainty.BiasWarning")  # from so little training
+
+
+def blocks(text, language):
+    """The fenced blocks of a page, each with the number of its first line."""
+    return [(text.count("\n", 0, found.start(2)), found[2]) for found in FENCE.finditer(text) if found[1] == language]
+
+
+PYTHON = [name for name, text in TEXTS.items() if blocks(text, "python")]
+COMMANDS = dict.fromkeys(
+    command.strip()
+    for text in TEXTS.values()
+    for _, block in blocks(text, "bash")
+    for line in block.splitlines()
+    for command in line.partition("#")[0].split("&&")
+    if command.strip()
+)
+SPANS = {span for text in TEXTS.values() for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", FENCE.sub("", text))}
+COMMANDS |= dict.fromkeys(
+    " ".join(span.split()) for span in sorted(SPANS) if re.match(r"(jaxablate [a-z-]|python\s\w+/|(pip|mkdocs) )", span)
+)
+
+
+@pytest.fixture
+def less_work(monkeypatch, mnist5k, tmp_path):
+    """In an empty folder, with networks trained for an epoch, few random orders, and data that are read once."""
+    train, config, load = ja.train, ja.StudyConfig, ja.load_dataset
+    known = {"mnist5k": mnist5k}
+    monkeypatch.chdir(tmp_path)
+    for module in (ja, ja.study):
+        monkeypatch.setattr(module, "load_dataset", lambda name, **kw: known.get(name) or load(name, **kw))
+    monkeypatch.setattr(ja, "train", lambda *args, **kw: train(*args, **{**kw, "epochs": 1}))
+    monkeypatch.setattr(ja, "StudyConfig", lambda **kw: config(**{**kw, "epochs": 1, "random_orders": 2}))
+    monkeypatch.setattr(ja.scores, "SCORES", dict(ja.scores.SCORES))
+    return tmp_path
+
+
+def absent(code):
+    """Packages that a block imports, that are not ours, and that are not installed."""
+    imported = set(re.findall(r"^(?:import|from) ([\w.]+)", code, re.MULTILINE)) & NOT_OURS
+    return {name for name in imported if importlib.util.find_spec(name.partition(".")[0]) is None}
+
+
+def check_readme(names):
+    assert names["curves"]["confusion"].shape == (10, 65, 10, 10)
+    kept = int((names["damage"] > names["damage"].mean()).sum())
+    assert 0 < kept < 64
+    assert ja.record_activations(names["small"], names["test"][0][:5])[0].shape == (5, kept)
+    assert names["null"].p_value.shape == (64,)
+    assert names["pairs"].joint.shape == (64, 64)
+    assert names["found"]["auc"].shape == (1, 2, 2, 3, 2)
+    assert names["correct"].shape == (1, 81)
+    assert names["correct"].dtype == np.int32
+
+
+def check_tutorial(names):
+    assert Path("figure13.png").stat().st_size > 10_000
+    assert names["accuracy"].shape == (11, 91)
+    assert names["small"](names["test"][0]).shape == (1000, 10)
+
+
+CHECKS = {"README.md": check_readme, "docs/tutorial.md": check_tutorial}
+
+
+@NO_WARNING
+@pytest.mark.parametrize("name", PYTHON)
+def test_the_python_blocks_of_a_page_run(name, less_work):
+    names: dict = {"__name__": name}
+    for line, code in blocks(TEXTS[name], "python"):
+        if not absent(code):
+            exec(compile("\n" * line + code, ROOT / name, "exec"), names)
+    CHECKS.get(name, lambda names: None)(names)
+
+
+def test_the_first_example_is_short():
+    assert len([line for line in blocks(TEXTS["README.md"], "python")[0][1].splitlines() if line]) <= 15
+
+
+@pytest.fixture(scope="module")
+def own_files(mnist5k, tmp_path_factory):
+    """The files of networks that command lines name: one of ours and one of PyTorch."""
+    folder = tmp_path_factory.mktemp("commands")
+    model, _ = ja.train(mnist5k, (24, 16), epochs=1)
+    ja.save_model(model, folder / "network.safetensors")
+    from safetensors.numpy import save_file
+
+    weights = {f"{2 * i}.{part}": np.asarray(array.T) for i, stage in enumerate(model.stages)
+               for part, array in zip(("weight", "bias"), stage.weights, strict=True)}  # fmt: skip
+    save_file({name: np.ascontiguousarray(array) for name, array in weights.items()}, folder / "net.safetensors")
+    return folder
+
+
+LESS = {"dataset": "mnist5k", "steps": 10, "random_orders": 2, "fine_tune": 0, "cache": False}
+
+
+PARSED_ONLY = ("reproduce", "report")
+
+
+def run_command(words):
+    """Parse a command line by our own, and run it with less work."""
+    command = get_command(app)
+    if words == ["--install-completion"]:  # which parsing would do
+        assert any(words[0] in parameter.opts for parameter in command.params)
+        return
+    for name, sub in command.commands.items():
+        real = sub.callback
+
+        def with_less(_name=name, _real=real, **options):
+            if _name not in PARSED_ONLY:
+                _real(**{key: LESS.get(key, value) for key, value in options.items()})
+
+        sub.callback = with_less
+    assert not command.main(words, standalone_mode=False)
+
+
+@NO_WARNING
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_line_is_what_it_says(line, own_files, less_work, monkeypatch):
+    monkeypatch.chdir(own_files)
+    monkeypatch.setattr("jaxablate.datasets.availability", lambda name, folder: "")  # asks servers
+    words = shlex.split(line)
+    match words:
+        case ["jaxablate", *arguments]:
+            run_command(arguments)
+            for flag, path in itertools.pairwise(words):
+                if flag == "--out" and words[1] not in PARSED_ONLY:
+                    assert Path(path).stat().st_size > 100
+        case ["pip", "install", *what]:
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            for one in what:
+                assert set(re.fullmatch(r"\.(?:\[(.*)\])?", one)[1].split(",") if "[" in one else ()) <= set(extras)
+        case ["python", "-m", module]:
+            assert (ROOT / module / "__main__.py").is_file()
+        case ["python", script, *_] | ["mkdocs", "build", "-f", script]:
+            assert (ROOT / script).is_file()
+        case _:
+            assert words == ["pytest"]
+
+
+def test_every_option_that_is_named_exists():
+    command = get_command(app)
+    known = {"--help", "--device"}  # the second is that of `python -m benchmarks`
+    for one in (command, *command.commands.values()):
+        known |= {option for parameter in one.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    named = {option for span in SPANS for option in re.findall(r"(?<!\S)--[a-z][a-z-]+", span)}
+    assert len(named) > 10
+    assert named <= known, named - known
+
+
+def test_messages_that_are_explained_are_ours():
+    texts = []
+    for path in Path(ja.__file__).parent.rglob("*.py"):
+        constants = (node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
+        texts += [" ".join(value.split()) for value in constants if isinstance(value, str)]
+    rows = re.findall(r"^\| `([^`]+)` \|", TEXTS["docs/howto/messages.md"], re.MULTILINE)
+    assert len(rows) > 20
+    pieces = {piece.strip() for row in rows for piece in row.split("...") if piece.strip()}
+    assert not {piece for piece in pieces if not any(piece in text for text in texts)}
+
+
+def check_paper_figure(names):
+    accuracy = names["results"]["2-layer"]["accuracy"]
+    assert (accuracy.sizes["scope"], accuracy.sizes["step"]) == (3, 81)
+
+
+def check_own_network(names):
+    assert [curve.shape[1] for curve in names["curves"].values()] == [56, 56, 56]
+    assert names["small"](names["test"][0]).shape == (1000, 10)
+    assert names["after"] < names["before"]
+
+
+def check_redundancy(names):
+    assert np.allclose(names["parts"], names["pairs"].joint, atol=1e-5)
+    assert 0 < names["found"].p_value <= 1
+
+
+NOTEBOOK_CHECKS = {
+    "own_network": check_own_network,
+    "paper_figure": check_paper_figure,
+    "redundancy": check_redundancy,
+}
+
+
+@NO_WARNING
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_top_to_bottom(path, less_work, monkeypatch):
+    text, picture = path.read_text(), f"{path.stem}.png"
+    assert text.startswith("# %% [markdown]\n# # ")
+    assert len(text.splitlines()) < 150
+    assert f"({picture})" in text
+    assert (path.parent / picture).is_file()
+    monkeypatch.setenv("JAXABLATE_NOTEBOOKS", "small")
+    monkeypatch.setenv("JAXABLATE_NOTEBOOKS_OUT", str(less_work))
+    NOTEBOOK_CHECKS[path.stem](runpy.run_path(str(path)))
+    assert (less_work / picture).stat().st_size > 10_000
