@@ -12,6 +12,7 @@ from typing import Any
 import griffe
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -92,6 +93,8 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
     def mathml(found: re.Match) -> str:
         display = "block" if found[1] == "div" else "inline"
         formula = convert(html.unescape(found[2]), display=display)
+        if re.search(r"<mi>(&(?!#)|\\)", formula):  # what the converter does not know it leaves as it is
+            raise PluginError(f"formula: expected TeX that latex2mathml knows, got {found[2].strip()}")
         return f'<div class="formula">{formula}</div>' if display == "block" else formula
 
     return FORMULA.sub(mathml, content)
