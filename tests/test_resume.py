@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import jaxablate as ja
 import jaxablate.cli
 from jaxablate import _run
+from jaxablate._files import atomic_path
 from jaxablate.study import _ablate
 
 ROOT = Path(__file__).parents[1]
@@ -220,6 +221,40 @@ def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on(tmp_path):
     assert not [path for path in tmp_path.rglob(".*")]
     config = ja.StudyConfig(dataset="mnist5k", epochs=1, steps=2, random_orders=1)  # what the command runs
     assert same(ja.run_study(config, run_dir=tmp_path), ja.run_study(config))
+
+
+FULL_FOR_FIGURES = """
+import resource, signal, sys
+from matplotlib.figure import Figure
+from jaxablate import InputError, figures
+figure = Figure((0.5, 0.5))
+figure.gca().set_title("many letters of a font " * 3)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for limit in range(10_000, 1000, -1500):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        figures._write(figure, figures.Path(sys.argv[1]), "f")
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_a_disk_that_is_full_before_a_figure_is_whole(tmp_path):
+    process = subprocess.run([sys.executable, "-c", FULL_FOR_FIGURES, tmp_path], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-2000:]
+    told = process.stdout.splitlines()
+    assert any(f"file {tmp_path / 'f.pdf'}: expected a place with room that can be written, got" in one for one in told)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        original = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *of, original=original, name=name: (done.append(name), original(*of)))
+    with atomic_path(tmp_path / "file") as temporary:
+        temporary.write_text("x")
+    assert done == ["fsync", "replace"]
 
 
 def test_a_killed_run_ends_the_same(tmp_path):
