@@ -76,9 +76,9 @@ def test_a_run_goes_on_after_every_unit(config, undisturbed, tmp_path, monkeypat
     evaluated.clear()
     get, interruptions, results = _run.Units.get, 0, None
 
-    def get_and_stop(self, name, compute):
+    def get_and_stop(self, name, *rest):
         new = not list(self.folder.glob(f"{name}*"))
-        found = get(self, name, compute)
+        found = get(self, name, *rest)
         if new:
             raise Interrupted
         return found
@@ -133,7 +133,9 @@ def test_a_damaged_unit_is_computed_anew(config, undisturbed, tmp_path):
     results = ja.run_study(config, run_dir=tmp_path, on_progress=lambda *told: notes.append(told))
     assert same(results, undisturbed)
     told = [note for what, *_, note in notes if what == "resume"]
-    assert sorted(told) == [f"{unit.name} is damaged or of another run: computed anew" for unit in units[:3]]
+    assert sorted(told) == [
+        f"{unit.name} is damaged, of another run or of another network: computed anew" for unit in units[:3]
+    ]
 
 
 def test_another_config_is_refused_or_begins_afresh(config, undisturbed, tmp_path):
@@ -164,6 +166,30 @@ def test_other_models_of_the_same_weights_are_another_run(tmp_path):
     assert same(ja.run_study(config, {"mine": network(jax.nn.tanh)}, run_dir=tmp_path), first)
     with raises_input_error("got another .models: .* there, .* here"):
         ja.run_study(config, {"mine": network(jax.nn.sigmoid)}, run_dir=tmp_path)
+    images = ja.load_dataset("mnist5k").test.images.reshape(1000, -1)
+    late = np.flatnonzero((images != 0).any(axis=0) & (images[:100] == 0).all(axis=0))[0]
+    weights[0].kernel[...] = weights[0].kernel[...].at[late].set(9.0)  # the first images do not show it
+    with raises_input_error("got another .models: .* there, .* here"):
+        ja.run_study(config, {"mine": network(jax.nn.tanh)}, run_dir=tmp_path)
+
+
+def test_what_is_computed_from_another_network_is_not_used(config, tmp_path):
+    small = dataclasses.replace(config, networks=((8,),), seeds=(0,))
+    ja.run_study(small, run_dir=tmp_path)
+    path = tmp_path / "networks" / "1-layer-8_seed0.safetensors"
+    model, metadata, history = ja.load_model(path)
+    model.stages[0].linear.kernel[...] *= 2  # as a device that rounds otherwise might have trained it
+    ja.save_model(model, path, metadata, **history)
+    fresh = ja.run_study(small, network_dir=tmp_path / "networks")
+    assert same(ja.run_study(small, run_dir=tmp_path), fresh)
+
+
+def test_a_score_of_ones_own_may_change(config, tmp_path, monkeypatch):
+    for sign in (1, -1):
+        monkeypatch.setitem(ja.scores.SCORES, "mine", lambda evidence, sign=sign: sign * evidence.class_means[0])
+        small = dataclasses.replace(config, networks=((8,),), seeds=(0,), metrics=("mine",), protocols=("paper",))
+        found = ja.run_study(small, run_dir=tmp_path / "run")
+        assert same(found, ja.run_study(small, network_dir=tmp_path / "run" / "networks"))
 
 
 HOLD = """
