@@ -149,10 +149,10 @@ def begin(folder: Path, identity: Mapping[str, Any], *, force: bool) -> str:
         if not force:
             names = [name for name in {**there, **now} if there.get(name) != now.get(name)]
             differences = "; ".join(f"{name}: {there.get(name)} there, {now.get(name)} here" for name in names)
+            differences = differences if there else "its run.json cannot be read"
             raise InputError(
                 f"output folder {folder}: expected the run that was begun there, got another ({differences}); choose "
-                "another folder, or force this one (force=True, --force) to begin "
-                "afresh"
+                "another folder, or force this one (force=True, --force) to begin afresh"
             )
         shutil.rmtree(folder / "units", ignore_errors=True)
     if there != now:

@@ -151,7 +151,9 @@ def test_another_config_is_refused_or_begins_afresh(config, undisturbed, tmp_pat
     with raises_input_error("steps: 2 there, 3 here"):
         ja.run_study(config, run_dir=tmp_path)
     (tmp_path / "run.json").write_text("[")
-    with raises_input_error("expected the run that was begun there, got another"):
+    with raises_input_error(
+        r"expected the run that was begun there, got another \(its run.json cannot be read\); choose"
+    ):
         ja.run_study(other, run_dir=tmp_path)
 
 

@@ -65,7 +65,8 @@ def run_study(
         run_dir: a folder where each trained network, the scores of a network and the curves of a scope are kept as
             soon as they are done; when the run is interrupted, however that happens, the same call goes on from there
             and ends with the same results. One run at a time, of one config; None keeps nothing.
-        force: where another run was begun in `run_dir`, drop what it has left and begin afresh.
+        force: where another run was begun in `run_dir`, drop what it has left and begin afresh; networks that were
+            trained there with the same settings and data are used again.
         network_dir: a folder for the trained networks; those found there with the same training settings and data
             are used again. None takes `networks` in `run_dir`, if there is one.
         on_progress: called with (what, done, total, note) as the work goes on.
@@ -79,8 +80,8 @@ def run_study(
 
     Raises:
         InputError: for a dataset that cannot be loaded, a folder that cannot be written, where another run is at work
-            or was begun with another config, data or version, or for models that cannot be ablated or are not one for
-            each seed.
+            or was begun with another config, data, version or backend, or for models that cannot be ablated or are
+            not one for each seed.
 
     Example:
         >>> config = ja.StudyConfig(dataset="mnist5k", networks=((8,),), epochs=1, random_orders=2, steps=4)
