@@ -34,11 +34,8 @@ def save_results(results: xr.DataTree, path: str | Path) -> None:
     Example:
         >>> ja.results.save_results(results, tmp_path / "results.nc")
     """
-    try:
-        with atomic_path(path) as temporary:
-            results.to_netcdf(temporary, engine="h5netcdf")
-    except OSError as error:
-        raise InputError(f"results file {path}: expected a place that can be written, got '{error}'") from None
+    with atomic_path(path) as temporary:
+        results.to_netcdf(temporary, engine="h5netcdf")
 
 
 def load_results(path: str | Path) -> xr.DataTree:
@@ -170,14 +167,11 @@ def save_table(data: xr.Dataset, path: str | Path) -> None:
     """
     path = Path(path)
     check_table_path(path)
-    try:
-        with atomic_path(path) as temporary:
-            if path.suffix == ".csv":
-                data.to_dataframe().reset_index().to_csv(temporary, index=False)
-            else:
-                data.to_netcdf(temporary, engine="h5netcdf")
-    except OSError as error:
-        raise InputError(f"table {path}: expected a place that can be written, got '{error}'") from None
+    with atomic_path(path) as temporary:
+        if path.suffix == ".csv":
+            data.to_dataframe().reset_index().to_csv(temporary, index=False)
+        else:
+            data.to_netcdf(temporary, engine="h5netcdf")
 
 
 def check_table_path(path: Path) -> None:
