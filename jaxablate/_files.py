@@ -43,18 +43,27 @@ LEFTOVER = r"\.(.+)-[a-z0-9_]{8}"
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, and move it there when the block ends without an error."""
+    """Give a temporary path beside `path`, and move it there when the block ends without an error.
+
+    Raises:
+        InputError: if it cannot be written, for want of room, say.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # mkdtemp makes a private name, and a folder lets writers that insist on a file's suffix have theirs
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    temporary = folder / path.name
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        folder.rmdir()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # mkdtemp makes a private name, and a folder lets writers that insist on a file's suffix have theirs
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        temporary = folder / path.name
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())  # else a power cut may leave the new name with nothing in it
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+            folder.rmdir()
+    except OSError as error:
+        raise InputError(f"file {path}: expected a place with room that can be written, got '{error}'") from None
 
 
 def save_tensors(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -70,7 +79,7 @@ def save_tensors(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: M
         try:
             save_file(dict(arrays), temporary, metadata=dict(metadata))
         except SafetensorError as error:
-            raise InputError(f"file {path}: expected a place with room to write it, got '{error}'") from None
+            raise OSError(error) from None
 
 
 def require_writable(folder: str | Path) -> None:

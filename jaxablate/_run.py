@@ -95,15 +95,21 @@ class Units:
     run: str = ""
     on_note: Callable[[str], None] = lambda note: None
 
-    def get(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
-        """The arrays of a unit: read where a run that was interrupted has left them, computed and kept otherwise."""
+    def get(self, name: str, basis: str, compute: Callable[[], Arrays]) -> Arrays:
+        """The arrays of a unit: read where a run that was interrupted has left them, computed and kept otherwise.
+
+        Args:
+            name: of the unit.
+            basis: a digest of what it is computed from beside the run's identity; of another basis it is computed anew.
+            compute: computes it.
+        """
         if self.folder is None:
             return compute()
         stem = quote(name, safe=" +")
         if len(stem) > LONGEST:
             stem = f"{stem[:LONGEST]} {hashlib.sha256(name.encode()).hexdigest()[:16]}"
         path = self.folder / f"{stem}.safetensors"
-        metadata = {"run": self.run, "unit": name}
+        metadata = {"run": self.run, "unit": name, "basis": basis}
         found = self._read(path, metadata)
         if found is None:
             found = {of: np.ascontiguousarray(array) for of, array in compute().items()}
@@ -122,7 +128,7 @@ class Units:
                     return found
         except (SafetensorError, OSError, TypeError, AttributeError):  # the last two: a dtype that NumPy lacks
             pass
-        self.on_note(f"{path.name} is damaged or of another run: computed anew")
+        self.on_note(f"{path.name} is damaged, of another run or of another network: computed anew")
         return None
 
 
@@ -143,10 +149,10 @@ def begin(folder: Path, identity: Mapping[str, Any], *, force: bool) -> str:
         if not force:
             names = [name for name in {**there, **now} if there.get(name) != now.get(name)]
             differences = "; ".join(f"{name}: {there.get(name)} there, {now.get(name)} here" for name in names)
+            differences = differences if there else "its run.json cannot be read"
             raise InputError(
                 f"output folder {folder}: expected the run that was begun there, got another ({differences}); choose "
-                "another folder, or force this one (force=True, --force) to begin "
-                "afresh"
+                "another folder, or force this one (force=True, --force) to begin afresh"
             )
         shutil.rmtree(folder / "units", ignore_errors=True)
     if there != now:

@@ -179,7 +179,8 @@ def _checked(counts: Counts) -> Counts:
     totals = host.sum(axis=(1, 2), dtype=np.int64)
     require(
         bool((host >= 0).all() and (totals > 0).all()),
-        "counts: expected counts >= 0 with at least one example for every neuron",
+        "counts: expected counts >= 0 with at least one example for every neuron, got "
+        f"{int((host < 0).sum())} counts below 0 and {int((totals <= 0).sum())} neurons without an example",
     )
     most = int(totals.max(initial=0))
     require(most < 2**31, f"counts: expected sums that int32 can hold, up to {2**31 - 1}, got {most}; take a part")

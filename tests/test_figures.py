@@ -55,6 +55,32 @@ def test_order_figures_draw_the_curves(results):
     np.testing.assert_allclose(low["Entropy"], whole)
 
 
+@pytest.mark.parametrize(
+    ("ends", "beside"),
+    [
+        ((0.9, 0.8, 0.7, 0.5), True),
+        ((0.9, 0.89, 0.7, 0.5), True),  # moved a little
+        ((0.9, 0.899, 0.7, 0.5), False),  # too near to tell which is which
+        ((0.9, 0.89, 0.88, 0.5), False),  # moved too far
+    ],
+)
+def test_names_stand_beside_curves_where_they_fit(small_results, ends, beside):
+    results = small_results.copy(deep=True)
+    results["2-layer"] = results["2-layer-12-10"]
+    network = results["2-layer"].to_dataset().copy(deep=True)
+    rankings = ["random", "mutual_information", "kl_selectivity", "entropy"]
+    for ranking, end in zip(rankings, ends, strict=True):
+        network["accuracy"][:, :, (network["ranking"] == ranking).values] = end
+    results["2-layer"] = xr.DataTree(network)
+    axes = draw_figure(results, 12).axes[0]
+    assert (axes.get_legend() is None) == beside
+    names = {text.get_text().split("\n")[0]: text for text in axes.texts}
+    assert set(names) == ({"random", "Mutual information", "KL selectivity", "Entropy"} if beside else set())
+    low, high = axes.get_ylim()
+    for text, end in zip(sorted(names.values(), key=lambda text: -text.xy[1]), ends, strict=beside):
+        assert text.xy[1] == pytest.approx((end - low) / (high - low), abs=0.05)
+
+
 def test_balancing_figures_draw_both_fills(results):
     lines = lines_of(draw_figure(results, 9))
     shown = results["3-layer"]["accuracy"].sel(scope="layer2", ordering="mutual_information_low").isel(seed=0)

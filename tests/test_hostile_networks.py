@@ -115,7 +115,7 @@ def test_a_damaged_network_is_trained_anew(tmp_path, mnist5k):
     whole = path.read_bytes()
     for place in (struct.unpack("<Q", whole[:8])[0] + 8, len(whole) - 1):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with refused("expected arrays of the checksum it names; it is damaged"):
+        with refused("expected arrays of the checksum it names, got others; remove it"):
             ja.load_model(path)
         again, notes = networks()
         assert "trained anew: network file" in notes
@@ -302,6 +302,8 @@ WRONG = {
     "no labels": (lambda net: net.drop_vars("ranking"), "expected the labels that jaxablate writes " + DAMAGED),
     "numbers for labels": (lambda net: net.assign_coords(metric=[1]), "expected the labels that jaxablate writes"),
     "a word for a number": (lambda net: net.assign_attrs(first_step="none"), "expected the labels that jaxablate"),
+    "other layers": (lambda net: net.assign_attrs(hidden="[1]"), "expected the labels that jaxablate writes"),
+    "half of the layers": (lambda net: net.assign_attrs(hidden="[1, "), "expected the labels that jaxablate writes"),
     "no number": (lambda net: net.assign_attrs(num_test_examples=[1, 2]), "expected the labels that jaxablate writes"),
 }
 
@@ -320,7 +322,8 @@ def test_attributes_of_results(tmp_path, whole):
     path = tmp_path / "x.nc"
     path.write_bytes(whole)
     no_text, no_json = (3, [1.0, 2.0]), ("{half", "[]", 10**5 * "[")
-    texts = {name: no_text for name in ("dataset", "dataset_origin", "device")}
+    texts = {name: no_text for name in ("dataset", "dataset_origin", "device", "created", "matmul_precision")}
+    texts["seconds"] = ("long", [1.0, 2.0])
     for name, values in {**texts, **dict.fromkeys(("versions", "config", "dataset_sha256"), no_text + no_json)}.items():
         with h5py.File(path, "r") as file:
             good = file.attrs[name]
@@ -337,9 +340,9 @@ def test_names_of_units_stay_in_their_folder(tmp_path):
     units = Units(tmp_path / "units", "run")
     names = ("..", "../x", "/etc/x", "a\0b\n", 300 * "ü", 300 * "n", 299 * "n" + "m")
     for number, name in enumerate(names):
-        units.get(name, lambda number=number: {"x": np.array(number)})
+        units.get(name, "", lambda number=number: {"x": np.array(number)})
     for number, name in enumerate(names):
-        assert units.get(name, lambda: {})["x"] == number
+        assert units.get(name, "", lambda: {})["x"] == number
     assert len(list((tmp_path / "units").iterdir())) == len(names)
     assert [path.name for path in tmp_path.iterdir()] == ["units"]
 
@@ -347,11 +350,11 @@ def test_names_of_units_stay_in_their_folder(tmp_path):
 def test_the_files_of_a_run(tmp_path):
     notes = []
     units = Units(tmp_path / "units", "run", notes.append)
-    units.get("one", lambda: {"x": np.zeros(2)})
+    units.get("one", "", lambda: {"x": np.zeros(2)})
     for content in (b"", b"text", network("{}.kernel", "{}.bias", dtype="F8_E4M3", item=1, value=b"1")):
         (tmp_path / "units" / "one.safetensors").write_bytes(content)
-        assert units.get("one", lambda: {"x": np.ones(2)})["x"].tolist() == [1, 1]
-        assert notes.pop() == "one.safetensors is damaged or of another run: computed anew"
+        assert units.get("one", "", lambda: {"x": np.ones(2)})["x"].tolist() == [1, 1]
+        assert notes.pop() == "one.safetensors is damaged, of another run or of another network: computed anew"
     for content in (b"{half", b"\xff", 10**5 * b"[", b"[]"):
         (tmp_path / "run.json").write_bytes(content)
         with refused("expected the run that was begun there, got another"):

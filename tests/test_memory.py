@@ -7,10 +7,12 @@ import sys
 import jax
 import numpy as np
 import pytest
+import typer
 from helpers import raises_input_error
 
 import jaxablate as ja
 from jaxablate.ablation import _machine
+from jaxablate.cli._console import one_sentence_errors
 
 LIMITED = """
 import resource, warnings, sys
@@ -84,10 +86,24 @@ def test_what_is_needed_is_said(short_of_memory, small_model, mnist5k):
         ja.single_ablation(small_model, mnist5k.test.images, mnist5k.test.labels)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("Unable to allocate 9 GiB"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")],
+)
+def test_the_command_line_says_that_memory_ran_out(error, capsys):
+    """For the data, say, or in training, where no smaller chunk helps."""
+    with pytest.raises(typer.Exit), one_sentence_errors():
+        raise error
+    told = capsys.readouterr().err
+    assert told.startswith("error: memory: expected room for the data and the networks, but it ran out (")
+    assert str(error) in told
+    assert told.count("\n") == 1
+
+
 def test_other_errors_of_the_device_are_not_hidden(monkeypatch, small_model, mnist5k):
     def broken(function, shards):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
     monkeypatch.setattr(_machine, "run_shards", broken)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"), one_sentence_errors():
         ja.single_ablation(small_model, mnist5k.test.images, mnist5k.test.labels)

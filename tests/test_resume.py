@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import jaxablate as ja
 import jaxablate.cli
 from jaxablate import _run
+from jaxablate._files import atomic_path
 from jaxablate.study import _ablate
 
 ROOT = Path(__file__).parents[1]
@@ -75,9 +76,9 @@ def test_a_run_goes_on_after_every_unit(config, undisturbed, tmp_path, monkeypat
     evaluated.clear()
     get, interruptions, results = _run.Units.get, 0, None
 
-    def get_and_stop(self, name, compute):
+    def get_and_stop(self, name, *rest):
         new = not list(self.folder.glob(f"{name}*"))
-        found = get(self, name, compute)
+        found = get(self, name, *rest)
         if new:
             raise Interrupted
         return found
@@ -132,7 +133,9 @@ def test_a_damaged_unit_is_computed_anew(config, undisturbed, tmp_path):
     results = ja.run_study(config, run_dir=tmp_path, on_progress=lambda *told: notes.append(told))
     assert same(results, undisturbed)
     told = [note for what, *_, note in notes if what == "resume"]
-    assert sorted(told) == [f"{unit.name} is damaged or of another run: computed anew" for unit in units[:3]]
+    assert sorted(told) == [
+        f"{unit.name} is damaged, of another run or of another network: computed anew" for unit in units[:3]
+    ]
 
 
 def test_another_config_is_refused_or_begins_afresh(config, undisturbed, tmp_path):
@@ -148,7 +151,9 @@ def test_another_config_is_refused_or_begins_afresh(config, undisturbed, tmp_pat
     with raises_input_error("steps: 2 there, 3 here"):
         ja.run_study(config, run_dir=tmp_path)
     (tmp_path / "run.json").write_text("[")
-    with raises_input_error("expected the run that was begun there, got another"):
+    with raises_input_error(
+        r"expected the run that was begun there, got another \(its run.json cannot be read\); choose"
+    ):
         ja.run_study(other, run_dir=tmp_path)
 
 
@@ -163,6 +168,30 @@ def test_other_models_of_the_same_weights_are_another_run(tmp_path):
     assert same(ja.run_study(config, {"mine": network(jax.nn.tanh)}, run_dir=tmp_path), first)
     with raises_input_error("got another .models: .* there, .* here"):
         ja.run_study(config, {"mine": network(jax.nn.sigmoid)}, run_dir=tmp_path)
+    images = ja.load_dataset("mnist5k").test.images.reshape(1000, -1)
+    late = np.flatnonzero((images != 0).any(axis=0) & (images[:100] == 0).all(axis=0))[0]
+    weights[0].kernel[...] = weights[0].kernel[...].at[late].set(9.0)  # the first images do not show it
+    with raises_input_error("got another .models: .* there, .* here"):
+        ja.run_study(config, {"mine": network(jax.nn.tanh)}, run_dir=tmp_path)
+
+
+def test_what_is_computed_from_another_network_is_not_used(config, tmp_path):
+    small = dataclasses.replace(config, networks=((8,),), seeds=(0,))
+    ja.run_study(small, run_dir=tmp_path)
+    path = tmp_path / "networks" / "1-layer-8_seed0.safetensors"
+    model, metadata, history = ja.load_model(path)
+    model.stages[0].linear.kernel[...] *= 2  # as a device that rounds otherwise might have trained it
+    ja.save_model(model, path, metadata, **history)
+    fresh = ja.run_study(small, network_dir=tmp_path / "networks")
+    assert same(ja.run_study(small, run_dir=tmp_path), fresh)
+
+
+def test_a_score_of_ones_own_may_change(config, tmp_path, monkeypatch):
+    for sign in (1, -1):
+        monkeypatch.setitem(ja.scores.SCORES, "mine", lambda evidence, sign=sign: sign * evidence.class_means[0])
+        small = dataclasses.replace(config, networks=((8,),), seeds=(0,), metrics=("mine",), protocols=("paper",))
+        found = ja.run_study(small, run_dir=tmp_path / "run")
+        assert same(found, ja.run_study(small, network_dir=tmp_path / "run" / "networks"))
 
 
 HOLD = """
@@ -220,6 +249,40 @@ def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on(tmp_path):
     assert not [path for path in tmp_path.rglob(".*")]
     config = ja.StudyConfig(dataset="mnist5k", epochs=1, steps=2, random_orders=1)  # what the command runs
     assert same(ja.run_study(config, run_dir=tmp_path), ja.run_study(config))
+
+
+FULL_FOR_FIGURES = """
+import resource, signal, sys
+from matplotlib.figure import Figure
+from jaxablate import InputError, figures
+figure = Figure((0.5, 0.5))
+figure.gca().set_title("many letters of a font " * 3)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for limit in range(10_000, 1000, -1500):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        figures._write(figure, figures.Path(sys.argv[1]), "f")
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_a_disk_that_is_full_before_a_figure_is_whole(tmp_path):
+    process = subprocess.run([sys.executable, "-c", FULL_FOR_FIGURES, tmp_path], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-2000:]
+    told = process.stdout.splitlines()
+    assert any(f"file {tmp_path / 'f.pdf'}: expected a place with room that can be written, got" in one for one in told)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        original = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *of, original=original, name=name: (done.append(name), original(*of)))
+    with atomic_path(tmp_path / "file") as temporary:
+        temporary.write_text("x")
+    assert done == ["fsync", "replace"]
 
 
 def test_a_killed_run_ends_the_same(tmp_path):

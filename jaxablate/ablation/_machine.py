@@ -66,7 +66,7 @@ class Task(NamedTuple):
         require(
             limit >= bytes_per_example,
             f"memory_limit: expected at least {bytes_per_example} bytes, which one example takes under all masks of a "
-            f"batch, got {limit}",
+            f"batch, got {limit}; raise it or give fewer masks",
         )
         num_examples = len(self.images)
         cores = num_cores() if jax.default_backend() == "cpu" else 1

@@ -83,8 +83,8 @@ def _for_json(found: Any) -> Any:
 
 @contextlib.contextmanager
 def one_sentence_errors(debug: bool) -> Iterator[None]:
-    """Print a user's mistake, or what the file system refused, as one sentence and exit with 1; a warning of our own
-    as a note."""
+    """Print a user's mistake, what the file system refused or that memory ran out as one sentence and exit with 1; a
+    warning of our own as a note."""
     from jaxablate._checks import InputError, JaxablateWarning, one_line
 
     by_python = warnings.showwarning
@@ -100,12 +100,18 @@ def one_sentence_errors(debug: bool) -> Iterator[None]:
     warnings.showwarning = show
     try:
         yield
-    except (InputError, OSError) as error:
+    except (InputError, OSError, MemoryError, RuntimeError) as error:
+        told = one_line(str(error))
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in told:  # what JAX raises is a RuntimeError
+            told = (
+                f"memory: expected room for the data and the networks, but it ran out ('{told}'); end other programs, "
+                "raise the limit (ulimit -v) or take a machine with more"
+            )
+        elif isinstance(error, RuntimeError):
+            raise
         if debug:
             Console(stderr=True).print_exception()
-        Console(stderr=True, soft_wrap=True).print(
-            f"[bold red]error:[/] {escape(one_line(str(error)))}", highlight=False
-        )
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(told)}", highlight=False)
         raise typer.Exit(1) from None
     finally:
         warnings.showwarning = by_python

@@ -3,6 +3,7 @@
 They draw only; summaries come from `results`. Memory: one figure at a time.
 """
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -200,8 +201,10 @@ def _save(results: xr.DataTree, spec: FigureSpec, folder: Path) -> list[Path]:
 def _write(figure: Figure, folder: Path, stem: str) -> list[Path]:
     files = [folder / f"{stem}.{suffix}" for suffix in ("png", "pdf")]
     for file in files:
+        drawn = io.BytesIO()  # matplotlib's writer of PDF fails in other ways than OSError where a disk is full
+        figure.savefig(drawn, format=file.suffix[1:])
         with atomic_path(file) as temporary:
-            figure.savefig(temporary)
+            temporary.write_bytes(drawn.getvalue())
     return files
 
 

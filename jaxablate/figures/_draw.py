@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
 from jaxablate.figures._catalogue import METRIC_NAMES, FigureSpec
 from jaxablate.results import RANDOM, Curve, balanced_fill, curve
@@ -21,6 +21,8 @@ LOOKS = {
     "kl_selectivity": {"color": "#D55E00", "linestyle": (0, (3, 1, 1, 1))},
     "entropy": {"color": "#009E73", "linestyle": (0, (1, 1))},
 }
+LINE_HEIGHT = 0.05  # of text, as a share of the axes
+LINE_STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 LAYER_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
 
 
@@ -53,16 +55,16 @@ def _training(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
     quantity = "accuracy" if spec.subject == "accuracy" else "loss"
     for split, style in (("train", "-"), ("validation", (0, (4, 2)))):
         values = network[f"{split}_{quantity}"]
+        color, width = "#0072B2" if split == "train" else "#D55E00", 1.5 if len(values) < 4 else 0.8
         for row in values.values:
-            axes.plot(network["epoch"], row, color="#0072B2" if split == "train" else "#D55E00", linestyle=style)
+            axes.plot(network["epoch"], row, color=color, linestyle=style, linewidth=width)
         axes.lines[-1].set_label(values.attrs["long_name"])
     axes.set_xlabel(network["epoch"].attrs["long_name"].capitalize())
     if quantity == "accuracy":
-        axes.set_ylabel("Accuracy")
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        _percent_axis(axes, "Accuracy")
     else:
         axes.set_ylabel("Cross-entropy (nats)")
-    axes.legend()
+    _name_curves(axes)
 
 
 def _scores(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
@@ -83,7 +85,8 @@ def _scores(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
     parts["cquantiles"].set(color="#333333", linewidth=1)
     random = np.random.default_rng(0)
     for layer, group in zip(layers, groups, strict=True):
-        axes.scatter(layer + random.uniform(-0.04, 0.04, len(group)), group, s=2, color="#333333", alpha=0.4)
+        near = layer + random.uniform(-0.04, 0.04, len(group))
+        axes.scatter(near, group, s=2, color="#333333", alpha=min(0.4, 100 / len(group)), linewidth=0)
 
 
 def _plot_curve(axes: Axes, network: xr.Dataset, shown: Curve, label: str, **look) -> None:
@@ -97,10 +100,38 @@ def _plot_curve(axes: Axes, network: xr.Dataset, shown: Curve, label: str, **loo
 
 def _curve_axes(axes: Axes, network: xr.Dataset) -> None:
     axes.set_xlabel(network["step"].attrs["long_name"].capitalize())
-    axes.set_ylabel(network["accuracy"].attrs["long_name"].capitalize())
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    _percent_axis(axes, network["accuracy"].attrs["long_name"].capitalize())
     axes.set_xlim(0, int(network["step"][-1]))
-    axes.legend()
+    _name_curves(axes)
+
+
+def _percent_axis(axes: Axes, name: str) -> None:
+    axes.set_ylabel(f"{name} (%)")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}"))
+
+
+def _name_curves(axes: Axes) -> None:
+    """Names beside the curves' ends where they fit there, moved a little at most; else a legend."""
+    lines = [line for line in axes.lines if str(line.get_label())[0] != "_"]
+    lines.sort(key=lambda line: np.asarray(line.get_ydata())[-1])
+    names = [str(line.get_label()).replace("; ", ";\n").replace(" (", "\n(") for line in lines]
+    low, high = axes.get_ylim()
+    ends = np.array([(np.asarray(line.get_ydata())[-1] - low) / (high - low) for line in lines])
+    room = LINE_HEIGHT * np.array([name.count("\n") + 1 for name in names])
+    below = np.concatenate([[0], np.cumsum((room[1:] + room[:-1]) / 2)])  # of each name's middle, above the first's
+    at = np.maximum.accumulate(ends - below) + below
+    at -= (at - ends).max() / 2
+    if np.diff(ends).min() < LINE_HEIGHT / 3 or np.abs(at - ends).max() > LINE_HEIGHT:
+        axes.legend()
+        return
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    figure.subplots_adjust(right=0.76)
+    for line, name, height in zip(lines, names, at, strict=True):
+        axes.annotate(
+            name, (1, height), xycoords="axes fraction", xytext=(4, 0), textcoords="offset points",
+            color=line.get_color(), fontsize="small", va="center", annotation_clip=False,
+        )  # fmt: skip
 
 
 def _random_name(network: xr.Dataset) -> str:
@@ -113,7 +144,11 @@ def _balancing(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
         balanced = balanced_fill(network)
         for fill, suffix, linestyle in ((balanced, "bias balanced", "-"), ("zero", "zeros", (0, (4, 2)))):
             shown = curve(network, scope=spec.scope, ranking=ranking, direction=spec.direction, fill=fill)
-            _plot_curve(axes, network, shown, f"{name}; {suffix}", color=LOOKS[ranking]["color"], linestyle=linestyle)
+            marks = (
+                {} if ranking == RANDOM else {"marker": "o", "markersize": 3, "markevery": 0.1}
+            )  # told apart in grey
+            look = {"color": LOOKS[ranking]["color"], "linestyle": linestyle, **marks}
+            _plot_curve(axes, network, shown, f"{name}; {suffix}", **look)
     _curve_axes(axes, network)
 
 

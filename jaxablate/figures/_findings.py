@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from jaxablate.claims import CLAIMS, FAILS, HOLDS, POINTS, UNDECIDED, Flip, Verdict
 from jaxablate.figures._catalogue import METRIC_NAMES
-from jaxablate.figures._draw import LAYER_COLORS
+from jaxablate.figures._draw import LAYER_COLORS, LINE_STYLES
 from jaxablate.mechanism import damage_correlations, layer_shares, mean_and_interval
 from jaxablate.protocols import SETS
 from jaxablate.results import NETWORK_SCOPE, select_protocol
@@ -133,9 +133,9 @@ def shares(results: xr.DataTree, name: str, protocols: Sequence[str], caption: s
         network = select_protocol(results, protocol)[name].to_dataset()
         mean, low, high = mean_and_interval(layer_shares(network))
         for axes, metric in zip(row, metrics, strict=True):
-            for layer, color in zip(mean["layer"].values, LAYER_COLORS, strict=False):
-                chosen = {"ordering": f"{metric}_low", "layer": layer}
-                axes.plot(mean["rank"], mean.sel(chosen), color=color, label=f"layer {layer}")
+            for i, (layer, color) in enumerate(zip(mean["layer"].values, LAYER_COLORS, strict=False)):
+                chosen, style = {"ordering": f"{metric}_low", "layer": layer}, LINE_STYLES[i % len(LINE_STYLES)]
+                axes.plot(mean["rank"], mean.sel(chosen), color=color, linestyle=style, label=f"layer {layer}")
                 axes.fill_between(mean["rank"], low.sel(chosen), high.sel(chosen), color=color, alpha=0.25, linewidth=0)
             axes.set_title(f"{METRIC_NAMES[metric]}; {protocol}")
             axes.set_ylim(-0.02, 1.02)
@@ -156,15 +156,15 @@ def correlations(results: xr.DataTree, names: Sequence[str], protocols: Sequence
     grid = figure.subplots(1, len(names), sharex=True, squeeze=False)[0]
     for axes, name in zip(grid, names, strict=True):
         scopes = list(map(str, select_protocol(results, protocols[0])[name].to_dataset()["scope"].values))
-        for protocol, marker in zip(protocols, ("o", "s"), strict=False):
+        for protocol, filled in zip(protocols, (True, False), strict=False):
             network = select_protocol(results, protocol)[name].to_dataset()
             mean, low, high = mean_and_interval(damage_correlations(network))
             for i, scope in enumerate(scopes):
                 for j, (metric, color) in enumerate(zip(mean["metric"].values, LAYER_COLORS, strict=False)):
-                    y = 4 * i + j + (0.35 if marker == "s" else 0)
+                    y, marker = 4 * i + j + (0 if filled else 0.35), "os^"[j % 3]
                     one = {"scope": scope, "metric": metric}
                     axes.plot([low.sel(one), high.sel(one)], [y, y], color=color, linewidth=1.2)
-                    face = "white" if marker == "s" else color
+                    face = color if filled else "white"
                     label = f"{METRIC_NAMES[metric]}; {protocol}" if i == 0 else None
                     axes.plot(
                         mean.sel(one), y, marker, color=color, markerfacecolor=face, markersize=4, label=label

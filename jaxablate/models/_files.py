@@ -74,12 +74,12 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, str], dict[str, np.ndar
         raise InputError(
             f"network file {path}: expected safetensors, got an unreadable file ({error}); remove it"
         ) from None
-    require(
-        metadata.pop("format", None) == FORMAT,
-        f"network file {path}: expected format {FORMAT!r}; it was not written by this version of jaxablate",
-    )
+    found = metadata.pop("format", None)
+    require(found == FORMAT, f"network file {path}: expected format {FORMAT!r}, as save_model writes it, got {found!r}")
     told = metadata.pop("sha256", digest(tensors))  # older files lack it
-    require(told == digest(tensors), f"network file {path}: expected arrays of the checksum it names; it is damaged")
+    require(
+        told == digest(tensors), f"network file {path}: expected arrays of the checksum it names, got others; remove it"
+    )
     num_stages = sum(name.startswith("stages.") and name.endswith(".kernel") for name in tensors)
     try:
         kernels = [tensors.pop(f"stages.{i}.kernel") for i in range(num_stages)]

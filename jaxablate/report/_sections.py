@@ -139,14 +139,14 @@ def provenance_of(results: xr.DataTree) -> dict:
         "versions": json.loads(results.attrs["versions"]),
         "config": {name: json.dumps(value) for name, value in config.items()},
         "python": _python(config),
-        "own": "" if config["networks"] else ", with your own networks by name in `networks`",
+        "own": "" if config.get("networks") else ", with your own networks by name in `networks`",
     }
 
 
 def _python(config: dict) -> str:
     """The program that computes the results again and writes this page."""
     settings = ", ".join(f"{name}={_tuple(value)!r}" for name, value in config.items())
-    given = "" if config["networks"] else ", networks"  # the user's own, by name
+    given = "" if config.get("networks") else ", networks"  # the user's own, by name
     return (
         "import jaxablate as ja\nfrom jaxablate.report import networks_beside, write_report\n\n"
         f"config = ja.StudyConfig({settings})\n"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import h5py
 
 JSON = ("config", "dataset_sha256", "versions")
-ATTRIBUTES = ("dataset", "dataset_origin", "device", *JSON)
+ATTRIBUTES = ("created", "dataset", "dataset_origin", "device", "matmul_precision", *JSON)
 DEEPEST = 2  # a protocol's networks
 LABELS = ("metric", "scope", "ordering", "fill", "ranking", "direction")
 
@@ -34,11 +34,8 @@ def save_results(results: xr.DataTree, path: str | Path) -> None:
     Example:
         >>> ja.results.save_results(results, tmp_path / "results.nc")
     """
-    try:
-        with atomic_path(path) as temporary:
-            results.to_netcdf(temporary, engine="h5netcdf")
-    except OSError as error:
-        raise InputError(f"results file {path}: expected a place that can be written, got '{error}'") from None
+    with atomic_path(path) as temporary:
+        results.to_netcdf(temporary, engine="h5netcdf")
 
 
 def load_results(path: str | Path) -> xr.DataTree:
@@ -92,6 +89,9 @@ def _require_declared(path: Path, file: "h5py.File") -> None:
         isinstance(found, str) and found == FORMAT, f"results file {path}: expected format {FORMAT!r}, got {found!r}"
     )
     bad = [name for name in ATTRIBUTES if not _is_text(file.attrs.get(name), name in JSON)]
+    seconds = np.asarray(file.attrs.get("seconds", 0.0))  # older files lack it
+    if seconds.size != 1 or seconds.dtype.kind not in "iuf":
+        bad.append("seconds")
     require(not bad, f"results file {path}: expected the attributes {', '.join(bad)}; the file is damaged")
     size, seen = 0, set()
     groups: list[tuple[int, h5py.Group]] = [(0, file)]
@@ -133,6 +133,7 @@ def _is_text(value: object, is_json: bool) -> bool:
 def _require_whole(path: Path, name: str, network: xr.Dataset) -> None:
     """Raise unless a network's node has all that `network_results` puts there."""
     given = {*HISTORY} & {*network.variables}
+    layers = network.sizes.get("scope", 1) - 1  # one scope is the whole network
     for variable, (dims, _, _) in VARIABLES.items():
         if variable in HISTORY and not given:  # trained elsewhere
             continue
@@ -148,10 +149,20 @@ def _require_whole(path: Path, name: str, network: xr.Dataset) -> None:
         and "zero" in network["fill"].values
         and network.sizes["fill"] >= 2
         and all(isinstance(value, str) for label in LABELS for value in network[label].values)
-        and isinstance(network.attrs.get("protocol"), str)
+        and all(isinstance(network.attrs.get(name), str) for name in ("protocol", "activation"))
+        and _widths(network.attrs.get("hidden")) == [int((network["layer"] == i + 1).sum()) for i in range(layers)]
         and all(isinstance(network.attrs.get(name), int | np.integer) for name in ("first_step", "num_test_examples")),
         f"results file {path}: expected the labels that jaxablate writes in {name}; the file is damaged",
     )
+
+
+def _widths(hidden: object) -> list | None:
+    """The neurons of each layer, if an attribute tells them."""
+    try:
+        found = json.loads(hidden) if isinstance(hidden, str) else None
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) else None
 
 
 def save_table(data: xr.Dataset, path: str | Path) -> None:
@@ -170,14 +181,11 @@ def save_table(data: xr.Dataset, path: str | Path) -> None:
     """
     path = Path(path)
     check_table_path(path)
-    try:
-        with atomic_path(path) as temporary:
-            if path.suffix == ".csv":
-                data.to_dataframe().reset_index().to_csv(temporary, index=False)
-            else:
-                data.to_netcdf(temporary, engine="h5netcdf")
-    except OSError as error:
-        raise InputError(f"table {path}: expected a place that can be written, got '{error}'") from None
+    with atomic_path(path) as temporary:
+        if path.suffix == ".csv":
+            data.to_dataframe().reset_index().to_csv(temporary, index=False)
+        else:
+            data.to_netcdf(temporary, engine="h5netcdf")
 
 
 def check_table_path(path: Path) -> None:

@@ -64,6 +64,7 @@ SCORES: dict[str, Score] = {
 """
 
 
+SHIPPED = SCORES.copy()
 SPECIFIC = "specific_information_"
 
 
@@ -95,6 +96,11 @@ def _specific_to(class_: int, evidence: Evidence) -> np.ndarray:
     last = evidence.num_classes - 1
     require(class_ <= last, f"score '{SPECIFIC}{class_}': expected a class in 0..{last}, got {class_}")
     return np.asarray(specific_information(evidence.counts))[:, class_]
+
+
+def is_own(name: str) -> bool:
+    """Whether a score is the user's own, or stands in place of one of ours."""
+    return SCORES.get(name) is not SHIPPED.get(name)
 
 
 def compute_score(name: str, evidence: Evidence) -> np.ndarray:

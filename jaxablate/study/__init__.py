@@ -24,7 +24,7 @@ from jaxablate._typing import Images
 from jaxablate.datasets import Dataset, load_dataset
 from jaxablate.models import Model, describe, record
 from jaxablate.results import study_results
-from jaxablate.study._ablate import ablate_networks
+from jaxablate.study._ablate import ablate_networks, digest_of
 from jaxablate.study._config import StudyConfig, network_name
 from jaxablate.study._networks import OnProgress, trained_networks
 from jaxablate.study._prune import prune_by_score
@@ -66,7 +66,8 @@ def run_study(
         run_dir: a folder where each trained network, the scores of a network and the curves of a scope are kept as
             soon as they are done; when the run is interrupted, however that happens, the same call goes on from there
             and ends with the same results. One run at a time, of one config; None keeps nothing.
-        force: where another run was begun in `run_dir`, drop what it has left and begin afresh.
+        force: where another run was begun in `run_dir`, drop what it has left and begin afresh; networks that were
+            trained there with the same settings and data are used again.
         network_dir: a folder for the trained networks; those found there with the same training settings and data
             are used again. None takes `networks` in `run_dir`, if there is one.
         on_progress: called with (what, done, total, note) as the work goes on.
@@ -80,8 +81,8 @@ def run_study(
 
     Raises:
         InputError: for a dataset that cannot be loaded, a folder that cannot be written, where another run is at work
-            or was begun with another config, data or version, or for models that cannot be ablated or are not one for
-            each seed.
+            or was begun with another config, data, version or backend, or for models that cannot be ablated or are
+            not one for each seed.
 
     Example:
         >>> config = ja.StudyConfig(dataset="mnist5k", networks=((8,),), epochs=1, random_orders=2, steps=4)
@@ -119,17 +120,20 @@ def _identity(config: StudyConfig, data: Dataset, given: Mapping[str, Networks] 
     """All that the results of a run depend on, by name."""
     settings = dataclasses.asdict(config)
     del settings["dataset"], settings["data_dir"]  # what the data are says more than where they were found
-    examples = data.test.images[:8]
+    examples = data.test.images[:8]  # few: of many, the sums depend on the number of cores
     models = {name: [_what_it_does(model, examples) for model, _ in found] for name, found in (given or {}).items()}
     versions = {name: version(name) for name in ("jaxablate", "jax", "jaxlib", "flax", "optax", "numpy")}
-    return {**settings, "data": [data.source.name, data.source.sha256], "models": models, "versions": versions}
+    found = {"data": [data.source.name, data.source.sha256], "models": models, "versions": versions}
+    return {**settings, **found, "backend": jax.default_backend()}
 
 
 def _what_it_does(model: Model, images: Images) -> str:
-    """A digest of what a network makes of images, at its sites and in the end: also of code that no state shows."""
+    """A digest of a network's state and of what it makes of images, at its sites and in the end: of weights that these
+    images do not use, and of code that no state shows."""
     network, state, images = describe(model, images)
     logits, outputs = record(network, state, images)
-    return digest({str(i): np.asarray(array) for i, array in enumerate([logits, *outputs])})
+    found = {str(i): np.asarray(array) for i, array in enumerate([logits, *outputs])}
+    return digest({**found, "state": np.array(digest_of(state))})
 
 
 def _given(models: Mapping[str, Model | Sequence[Model]], config: StudyConfig) -> dict[str, Networks]:

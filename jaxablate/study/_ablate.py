@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from flax import nnx
 
 from jaxablate._checks import require
-from jaxablate._run import Arrays, Units
+from jaxablate._run import Arrays, Units, digest
 from jaxablate._typing import Counts, Fill
 from jaxablate.ablation import cumulative_ablation, evaluate_masks, single_ablation
 from jaxablate.activations import compute_fill, mean_activations
@@ -25,7 +26,7 @@ from jaxablate.orders import DIRECTIONS, normalize_per_layer, random_orders
 from jaxablate.protocols import Balance, FreshSubsets, Protocol, get_protocol
 from jaxablate.quantizers import Quantizer
 from jaxablate.results import NETWORK_SCOPE, network_results
-from jaxablate.scores import compute_score
+from jaxablate.scores import compute_score, is_own
 from jaxablate.study._config import StudyConfig
 from jaxablate.study._networks import OnProgress
 from jaxablate.study._scores import evidence_of, quantizer_of
@@ -34,6 +35,13 @@ from jaxablate.uncertainty import warn_of_bias
 
 Test = tuple[jax.Array, jax.Array]  # images and labels of the test split
 NO_ORDER = -1  # in place of the neurons of a random curve that follows no order
+
+
+def digest_of(state: nnx.State) -> str:
+    """A digest of a network's state."""
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    plain = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
+    return digest({str(i): np.asarray(leaf) for i, leaf in enumerate(plain)})
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ def ablate_networks(
         InputError: for networks that cannot be ablated, of different architectures, or with fewer neurons at a site
             than there are steps.
     """
-    kinds = [describe(model, data.test.images[:1])[0] for model, _ in networks]
+    kinds, states, _ = zip(*(describe(model, data.test.images[:1]) for model, _ in networks), strict=True)
     network = kinds[0]
     require(all(other == network for other in kinds), f"{name}: expected networks of one architecture, got several")
     require(
@@ -92,7 +100,7 @@ def ablate_networks(
     total, done = len(networks) * (len(network.sites) + 1), itertools.count(1)
     report(what, 0, total, "")
     per_seed, views = [], []
-    for seed, (model, history) in zip(config.seeds, networks, strict=True):
+    for seed, (model, history), state in zip(config.seeds, networks, states, strict=True):
         scopes, unit = _Scopes.of(network, name, seed), f"{name}_seed{seed}"
 
         @functools.cache
@@ -100,14 +108,17 @@ def ablate_networks(
             split, key = data.validation, jax.random.key(seed)
             return [compute_fill(model, fill, split.images, split.labels, key=key) for fill in config.more_fills]
 
-        measured = units.get(f"{unit} scores", partial(_measured, config, scopes, model, data, protocols))
+        weights = digest_of(state)
+        kept = Units() if any(map(is_own, config.metrics)) else units  # a function may have changed since
+        measured = kept.get(f"{unit} scores", weights, partial(_measured, config, scopes, model, data, protocols))
+        basis = f"{weights} {digest(measured)}"
         views = [_View.of(protocol, measured, len(scopes.places)) for protocol in protocols]
         curves = []
         for scope, scope_name in enumerate([*network.sites, NETWORK_SCOPE]):
             report(what, next(done) - 1, total, f"seed {seed}, {scope_name}")
             compute = partial(_curves, config, scopes, scope, model, views, more_fills, test)
-            curves.append(units.get(f"{unit} curves {scope_name}", compute))
-        alone = units.get(f"{unit} alone", partial(_each_alone, model, views, test))
+            curves.append(units.get(f"{unit} curves {scope_name}", basis, compute))
+        alone = units.get(f"{unit} alone", basis, partial(_each_alone, model, views, test))
         per_seed.append([_arrays(config, history, view, curves, alone) for view in views])
     report(what, total, total, "")
     return {
