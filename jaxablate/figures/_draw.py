@@ -26,6 +26,11 @@ LINE_STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 LAYER_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
 
 
+def score_color(metric: str, number: int) -> str:
+    """The colour of a score, the same in every figure; one of its own for a score that the paper lacks."""
+    return LOOKS[metric]["color"] if metric in LOOKS else LAYER_COLORS[number % len(LAYER_COLORS)]
+
+
 def draw(results: xr.DataTree, spec: FigureSpec) -> Figure:
     """Draw one figure; the caller sets the style."""
     network = results[spec.network].to_dataset()

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from jaxablate.claims import CLAIMS, FAILS, HOLDS, POINTS, UNDECIDED, Flip, Verdict
 from jaxablate.figures._catalogue import METRIC_NAMES
-from jaxablate.figures._draw import LAYER_COLORS, LINE_STYLES
+from jaxablate.figures._draw import LAYER_COLORS, LINE_STYLES, score_color
 from jaxablate.mechanism import damage_correlations, layer_shares, mean_and_interval
 from jaxablate.protocols import SETS
 from jaxablate.results import NETWORK_SCOPE, select_protocol
@@ -160,7 +160,8 @@ def correlations(results: xr.DataTree, names: Sequence[str], protocols: Sequence
             network = select_protocol(results, protocol)[name].to_dataset()
             mean, low, high = mean_and_interval(damage_correlations(network))
             for i, scope in enumerate(scopes):
-                for j, (metric, color) in enumerate(zip(mean["metric"].values, LAYER_COLORS, strict=False)):
+                for j, metric in enumerate(map(str, mean["metric"].values)):
+                    color = score_color(metric, j)
                     y, marker = 4 * i + j + (0 if filled else 0.35), "os^"[j % 3]
                     one = {"scope": scope, "metric": metric}
                     axes.plot([low.sel(one), high.sel(one)], [y, y], color=color, linewidth=1.2)

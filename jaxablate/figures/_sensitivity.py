@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from jaxablate.figures._catalogue import METRIC_NAMES
-from jaxablate.figures._draw import LAYER_COLORS, LOOKS
+from jaxablate.figures._draw import score_color
 from jaxablate.mechanism import mean_and_interval
 from jaxablate.results import NETWORK_SCOPE
 
@@ -54,7 +54,7 @@ def _panel(axes: Axes, values: xr.DataArray, num_codes: xr.DataArray) -> None:
     families = [name.split(":")[0] for name in names[1:]]
     metrics = [str(metric) for metric in values["metric"].values]
     for i, metric in enumerate(metrics):
-        color = LOOKS.get(metric, {}).get("color") or LAYER_COLORS[i % len(LAYER_COLORS)]
+        color = score_color(metric, i)
         shift = 1 + 0.05 * (i - (len(metrics) - 1) / 2)  # side by side where they would cover each other
         of = {"metric": metric}
         bars = [(mean - low).sel(of), (high - mean).sel(of)]
