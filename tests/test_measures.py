@@ -287,3 +287,16 @@ def test_bad_input(small_model, examples, mnist5k):
     short = ja.models.RowFill(tuple(table[:5] for table in resampled.tables))
     with raises_input_error(r"fill: expected a table \[row, 10\] or .* of at least 10 rows for site 'layer1', got"):
         ja.evaluate_masks(small_model, masks, *examples, short)
+
+
+def test_measures_are_the_same_in_company():
+    """jaxlib 0.10.2 wrote the sums of one measure over those of another (github.com/jax-ml/jax/issues/39103)."""
+    random = np.random.default_rng(0)
+    model = ja.MLP(20, (12, 10), 10, rngs=nnx.Rngs(0))
+    images, labels = random.random((6000, 20), np.float32), random.integers(0, 10, 6000)
+    keep = random.random((81, 22)) < 0.6
+    names = tuple(ja.ablation.MEASURES)
+    together = ja.evaluate_masks(model, keep, images, labels, measures=names)
+    for name in names:
+        alone = ja.evaluate_masks(model, keep[-1:], images, labels, measures=name)[0]
+        np.testing.assert_allclose(together[name][-1], alone, rtol=1e-5)

@@ -82,7 +82,7 @@ def _for_json(found: Any) -> Any:
 
 
 @contextlib.contextmanager
-def one_sentence_errors(debug: bool) -> Iterator[None]:
+def one_sentence_errors(debug: bool = False) -> Iterator[None]:
     """Print a user's mistake, what the file system refused or that memory ran out as one sentence and exit with 1; a
     warning of our own as a note."""
     from jaxablate._checks import InputError, JaxablateWarning, one_line
