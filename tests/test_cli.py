@@ -260,7 +260,7 @@ def test_auto_without_a_network_says_so(tmp_path):
     process = run("reproduce", *REPRODUCE[3:], "--out", tmp_path / "out", **environment)
     assert process.returncode == 0, process.stderr
     assert "Dataset: mnist5k" in process.stdout
-    assert "Full MNIST is neither cached nor reachable" in process.stdout
+    assert "note: Full MNIST is neither cached nor reachable" in process.stderr
     assert ja.results.load_results(tmp_path / "out" / "results.nc").attrs["dataset"] == "mnist5k"
 
 

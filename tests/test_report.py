@@ -15,6 +15,7 @@ from flax import nnx
 from PIL import Image
 
 import jaxablate as ja
+from jaxablate.mechanism import damage_correlations
 from jaxablate.report import networks_beside, write_report
 from jaxablate.report._pictures import picture, weights_of
 from jaxablate.report._sections import cards_of, meaning_of
@@ -144,6 +145,22 @@ def test_tables_hold_the_numbers_of_the_results(page, small_results):
     assert f"{intact:.2f} %" in page.texts["p"]
 
 
+def test_training_is_told_from_validation(path, small_results):
+    network = small_results[NAME].to_dataset()
+    _, names, data = next(c for c in charts(path) if c[0] == f"{NAME} network: accuracy")
+    assert names == ["training", "validation"]
+    for split, series in zip(("train", "validation"), data["series"], strict=True):
+        np.testing.assert_allclose(series["y"], 100 * network[f"{split}_accuracy"].mean("seed"), atol=0.00501)
+
+
+def test_correlations_are_those_of_the_results(page, small_results):
+    network = small_results[NAME].to_dataset()
+    expected = damage_correlations(network).sel(metric="kl_selectivity").mean("seed").values
+    rows = [row for row in page.rows() if row.startswith("KL selectivity")]
+    found = [[float(number) for number in re.findall(r"([+-]\d\.\d\d)(?: \[|$|(?=[+-]))", row)] for row in rows]
+    assert any(len(row) == 4 and np.allclose(row, expected, atol=0.00501) for row in found), (found, expected)
+
+
 def test_verdicts_are_those_of_the_claims(page, small_results):
     verdicts = ja.judge_claims(small_results)
     assert len(page.texts["summary"]) - 1 == len(verdicts)  # the last opens the configuration
@@ -159,6 +176,10 @@ def test_neurons_are_the_extremes_of_each_layer(page, small_results):
     assert f"{scores.max():.4f}" in next(row for row in found if "1 of 8" in row)
     assert f"{scores.min():.4f}" in next(row for row in found if "8 of 8" in row)
     neuron = 10 + int(scores.argmax())
+    lost = (int(network["correct"][0, 0, 0, 0]) - int(network["correct_alone"][neuron])) / 10  # of 1 000, in percent
+    first = next(row for row in found if "1 of 8" in row)
+    assert re.match(rf"layer 2 ?1 of 8 ?{scores.argmax()}\b", first.replace(" class", " "))
+    assert first.endswith(f"{lost:+.2f}")
     counts = network["joint_counts"].values[neuron]
     share = 100 * counts[4, 1] / counts[4].sum()
     assert f"class 4: {share:.1f} %" in page.texts["title"]
