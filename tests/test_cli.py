@@ -1,5 +1,6 @@
 """The command line and the scripts, run as a user runs them."""
 
+import io
 import json
 import os
 import re
@@ -12,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from rich.console import Console
 from test_datasets import arrays, idx, write_folder
 from typer.testing import CliRunner
 
 import jaxablate as ja
 import jaxablate.cli
+from jaxablate.cli import _tables
 
 ROOT = Path(__file__).parents[1]
 REPRODUCE = ["reproduce", "--dataset", "mnist5k", "--epochs", "1", "--steps", "4", "--random-orders", "2"]
@@ -201,6 +204,35 @@ def test_a_report_of_saved_results_is_the_same(reproduced, tmp_path):
     process = run("report", tmp_path)
     assert (process.returncode, process.stdout) == (1, "")
     assert "expected a file, got none; `jaxablate reproduce` writes one" in process.stderr
+
+
+def test_a_note_is_printed_where_little_else_is(reproduced, tmp_path):
+    (tmp_path / "networks").mkdir()
+    (tmp_path / "results.nc").write_bytes((reproduced[0] / "results.nc").read_bytes())
+    (tmp_path / "networks" / "2-layer_seed0.safetensors").write_bytes(b"damaged")
+    process = run("report", tmp_path, "--quiet")
+    assert (process.returncode, process.stdout) == (0, "")
+    assert process.stderr.startswith("note: no pictures of weights from 2-layer_seed0.safetensors")
+
+
+@pytest.mark.parametrize("out", ["/dev/full", "/dev/null"])
+def test_json_that_cannot_be_written_is_an_error(out):
+    if not Path(out).exists():
+        pytest.skip("no such device")
+    with Path(out).open("w") as file:
+        command = [sys.executable, "-m", "jaxablate", "datasets", "--json"]
+        process = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True)
+    full = out == "/dev/full"
+    assert (process.returncode, process.stderr.startswith("error: ")) == (int(full), full)
+    assert "Traceback" not in process.stderr
+
+
+def test_numbers_are_there_in_a_narrow_terminal(small_results, monkeypatch):
+    shown = Console(width=60, file=io.StringIO())
+    monkeypatch.setattr(_tables, "console", shown)
+    _tables.print_summary(small_results)
+    for row in ja.results.summarize(small_results):
+        assert f"{100 * row.accuracy[max(row.accuracy)]:.2f}" in shown.file.getvalue()
 
 
 @pytest.mark.parametrize("command", ["reproduce", "report", "score", "ablate", "prune", "datasets"])
