@@ -1,5 +1,6 @@
 """The command line and the scripts, run as a user runs them."""
 
+import io
 import json
 import os
 import re
@@ -12,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from rich.console import Console
 from test_datasets import arrays, idx, write_folder
 from typer.testing import CliRunner
 
 import jaxablate as ja
 import jaxablate.cli
+from jaxablate.cli import _tables
 
 ROOT = Path(__file__).parents[1]
 REPRODUCE = ["reproduce", "--dataset", "mnist5k", "--epochs", "1", "--steps", "4", "--random-orders", "2"]
@@ -203,6 +206,35 @@ def test_a_report_of_saved_results_is_the_same(reproduced, tmp_path):
     assert "expected a file, got none; `jaxablate reproduce` writes one" in process.stderr
 
 
+def test_a_note_is_printed_where_little_else_is(reproduced, tmp_path):
+    (tmp_path / "networks").mkdir()
+    (tmp_path / "results.nc").write_bytes((reproduced[0] / "results.nc").read_bytes())
+    (tmp_path / "networks" / "2-layer_seed0.safetensors").write_bytes(b"damaged")
+    process = run("report", tmp_path, "--quiet")
+    assert (process.returncode, process.stdout) == (0, "")
+    assert process.stderr.startswith("note: no pictures of weights from 2-layer_seed0.safetensors")
+
+
+@pytest.mark.parametrize("out", ["/dev/full", "/dev/null"])
+def test_json_that_cannot_be_written_is_an_error(out):
+    if not Path(out).exists():
+        pytest.skip("no such device")
+    with Path(out).open("w") as file:
+        command = [sys.executable, "-m", "jaxablate", "datasets", "--json"]
+        process = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True)
+    full = out == "/dev/full"
+    assert (process.returncode, process.stderr.startswith("error: ")) == (int(full), full)
+    assert "Traceback" not in process.stderr
+
+
+def test_numbers_are_there_in_a_narrow_terminal(small_results, monkeypatch):
+    shown = Console(width=60, file=io.StringIO())
+    monkeypatch.setattr(_tables, "console", shown)
+    _tables.print_summary(small_results)
+    for row in ja.results.summarize(small_results):
+        assert f"{100 * row.accuracy[max(row.accuracy)]:.2f}" in shown.file.getvalue()
+
+
 @pytest.mark.parametrize("command", ["reproduce", "report", "score", "ablate", "prune", "datasets"])
 def test_help_fits_a_screen(command):
     shown = CliRunner().invoke(ja.cli.app, [command, "--help"], env={"COLUMNS": "80"}).stdout
@@ -260,7 +292,7 @@ def test_auto_without_a_network_says_so(tmp_path):
     process = run("reproduce", *REPRODUCE[3:], "--out", tmp_path / "out", **environment)
     assert process.returncode == 0, process.stderr
     assert "Dataset: mnist5k" in process.stdout
-    assert "Full MNIST is neither cached nor reachable" in process.stdout
+    assert "note: Full MNIST is neither cached nor reachable" in process.stderr
     assert ja.results.load_results(tmp_path / "out" / "results.nc").attrs["dataset"] == "mnist5k"
 
 

@@ -1,19 +1,24 @@
 """The report: its numbers are those of the results, it needs nothing beside it, and it answers to the reader."""
 
 import base64
+import html
 import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import jaxablate as ja
+from jaxablate.mechanism import damage_correlations
 from jaxablate.report import networks_beside, write_report
 from jaxablate.report._pictures import picture, weights_of
+from jaxablate.report._sections import cards_of, meaning_of
 
 NAME = "3-layer-10-8-9"
 QUESTIONS = [
@@ -140,6 +145,22 @@ def test_tables_hold_the_numbers_of_the_results(page, small_results):
     assert f"{intact:.2f} %" in page.texts["p"]
 
 
+def test_training_is_told_from_validation(path, small_results):
+    network = small_results[NAME].to_dataset()
+    _, names, data = next(c for c in charts(path) if c[0] == f"{NAME} network: accuracy")
+    assert names == ["training", "validation"]
+    for split, series in zip(("train", "validation"), data["series"], strict=True):
+        np.testing.assert_allclose(series["y"], 100 * network[f"{split}_accuracy"].mean("seed"), atol=0.00501)
+
+
+def test_correlations_are_those_of_the_results(page, small_results):
+    network = small_results[NAME].to_dataset()
+    expected = damage_correlations(network).sel(metric="kl_selectivity").mean("seed").values
+    rows = [row for row in page.rows() if row.startswith("KL selectivity")]
+    found = [[float(number) for number in re.findall(r"([+-]\d\.\d\d)(?: \[|$|(?=[+-]))", row)] for row in rows]
+    assert any(len(row) == 4 and np.allclose(row, expected, atol=0.00501) for row in found), (found, expected)
+
+
 def test_verdicts_are_those_of_the_claims(page, small_results):
     verdicts = ja.judge_claims(small_results)
     assert len(page.texts["summary"]) - 1 == len(verdicts)  # the last opens the configuration
@@ -155,17 +176,26 @@ def test_neurons_are_the_extremes_of_each_layer(page, small_results):
     assert f"{scores.max():.4f}" in next(row for row in found if "1 of 8" in row)
     assert f"{scores.min():.4f}" in next(row for row in found if "8 of 8" in row)
     neuron = 10 + int(scores.argmax())
+    lost = (int(network["correct"][0, 0, 0, 0]) - int(network["correct_alone"][neuron])) / 10  # of 1 000, in percent
+    first = next(row for row in found if "1 of 8" in row)
+    assert re.match(rf"layer 2 ?1 of 8 ?{scores.argmax()}\b", first.replace(" class", " "))
+    assert first.endswith(f"{lost:+.2f}")
     counts = network["joint_counts"].values[neuron]
     share = 100 * counts[4, 1] / counts[4].sum()
     assert f"class 4: {share:.1f} %" in page.texts["title"]
 
 
-def test_pictures_are_of_the_weights(page, small_model):
+def test_pictures_are_of_the_weights(page, small_model, small_results):
     sources = [attributes["src"] for tag, attributes in page.elements if tag == "img"]
     assert len(sources) == 2 * 3 * 6  # protocols, layers, neurons
     for source in sources:
         assert Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))).size == (28, 28)
     first, second, _ = weights_of(small_model)
+    assert weights_of(nnx.Linear(784, 10, rngs=nnx.Rngs(0))) is None
+    network = small_results[NAME].to_dataset().isel(seed=0)
+    scores = network["scores"].sel(metric="mutual_information").values[network["layer"].values == 2]
+    assert sources[6] == picture(second[scores.argmax()])
+    assert sources[11] == picture(second[len(scores) - 1 - scores[::-1].argmin()])
     kernels = [np.asarray(stage.weights[0], np.float64) for stage in small_model.stages]
     np.testing.assert_array_equal(first[3], kernels[0][:, 3].reshape(28, 28))
     np.testing.assert_allclose(second[5].ravel(), kernels[0] @ kernels[1][:, 5], rtol=1e-12)
@@ -216,6 +246,7 @@ def test_networks_of_another_run_are_left_out(small_results, small_model, tmp_pa
         ("folder.html", {}, "got a folder"),
         ("report.pdf", {}, "ends in .html"),
         ("report.html", {"another": None}, "expected names among"),
+        ("report.html", {NAME: ja.MLP(784, (10, 8, 2), 10, rngs=nnx.Rngs(0))}, r"layers of \[10, 8, 9\] neurons"),
     ],
 )
 def test_bad_input_is_refused(small_results, tmp_path, name, networks, message):
@@ -231,7 +262,55 @@ def test_scores_that_are_all_equal_or_undefined_are_drawn(small_results, tmp_pat
     scores[:, 0], scores[:, 1] = 0.5, np.nan
     text = write_report(results, tmp_path / "report.html", verdicts=[]).read_text()
     assert "undefined for every neuron" in text
-    assert not re.search(r"\bnan\b", text, re.IGNORECASE)
+    assert not re.search(r"\bnan\b", html.unescape(text).replace(meaning_of("published"), ""), re.IGNORECASE)
+
+
+def test_neurons_without_a_score_are_not_ranked(small_results, tmp_path):
+    results = small_results.copy(deep=True)
+    network = results[NAME]
+    of_layer = np.flatnonzero(network["layer"].values == 2)
+    network["scores"].values[0, 1, of_layer[:5]] = np.nan  # of mutual information
+    network["joint_counts"].values[0, :, 7] = 0
+    page = Page(write_report(results, tmp_path / "report.html", verdicts=[]))
+    assert any("1 of 3" in text for text in page.rows())
+    assert not any("undefined" in text for text in page.rows() if "of 3" in text)
+    assert any("(5 neurons without are not ranked)" in text for text in page.texts["caption"])
+    assert "class 7: no images" in page.texts["title"]
+
+
+def test_words_are_true_of_other_studies(mnist5k, tmp_path):
+    test = {"test_images": mnist5k.test.images[:200], "test_labels": mnist5k.test.labels[:200]}
+    train = {"train_images": mnist5k.train.images[:300], "train_labels": mnist5k.train.labels[:300]}
+    np.savez(tmp_path / "data.npz", **train, **test)
+    config = ja.StudyConfig(
+        dataset=tmp_path / "data.npz", networks=((4,),), epochs=1, random_orders=2, steps=2, quantizer="quantile:4",
+        metrics=("incoming_norm", "entropy"), more_fills=("median", "class_mean", "resample"),
+    )  # fmt: skip
+    path = write_report(ja.run_study(config), tmp_path / "report.html")
+    text = path.read_text()
+    assert "mean of the neuron&#39;s code" in text
+    assert "code is 1" not in text
+    assert re.findall(r">([^<]*)</text>", text).count("incoming norm") == 1, "which is not in nats"
+    assert "Entropy (nats)" in text
+    figure = text.split("low first; resample")[0].rsplit('<figure class="chart">', 1)[1]
+    looks = re.findall(r'<g class="series ([^"]*)"', figure)
+    assert len(set(looks)) == len(looks) == 10
+    assert re.search(r'<g class="series color1"><path class="line" d="M[^L]*h8"', text), "one epoch is still seen"
+    page = Page(path)
+    assert "Under the protocol “paper”" not in page.texts["h2"]
+    published = ja.run_study(replace(config, protocols=("published",), quantizer="activation", more_fills=()))
+    page = Page(write_report(published, tmp_path / "report.html"))
+    assert "Under the protocol “published”" in page.texts["h2"]
+    assert any("mutual information is H(T) + H(T|Y); 0 log 0 is NaN" in text for text in page.texts["p"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.25, "0.2 s"), (3.4, "3 s"), (119.6, "120 s"), (1790, "30 min"), (3599, "1 h 0 min")]
+)
+def test_time_is_read_at_a_glance(small_results, seconds, words):
+    results = small_results.copy()
+    results.attrs["seconds"] = seconds
+    assert cards_of(results)[-1][:2] == ("Time", words)
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +370,20 @@ def test_in_a_browser(browser, path, width, scheme, small_results):
     page.mouse.move(0, 0)
     assert complaints == []
     assert [url for url in requests if not url.startswith(("data:", "file:"))] == []
+    context.close()
+
+
+def test_values_stay_when_a_finger_is_lifted(browser, path):
+    context = browser.new_context(viewport={"width": 390, "height": 800}, has_touch=True)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    figure = page.locator("figure.chart", has=page.locator(f"h3:text-is('{NAME} network, layer 2')")).nth(1)
+    figure.locator(":scope > svg").tap()
+    assert "MI, low first" in figure.locator(".readout").inner_text()
+    figure.locator(".legend button").nth(2).tap()
+    assert not figure.locator(".readout").is_visible(), "which would show what was hidden"
+    figure.locator(":scope > svg").tap()
+    assert "MI, low first" not in figure.locator(".readout").inner_text()
     context.close()
 
 

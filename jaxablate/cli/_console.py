@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,8 +51,8 @@ def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
         console.quiet = quiet or as_json
         with one_sentence_errors(debug):
             found = run(**options)
-        if as_json:
-            sys.stdout.write(json.dumps(_for_json(found), indent=1, allow_nan=False) + "\n")
+            if as_json:
+                print(json.dumps(_for_json(found), indent=1, allow_nan=False), flush=True)
 
     manners = {"quiet": Quiet, "as_json": AsJson, "debug": Debug}
     signature = inspect.signature(run, eval_str=True)
@@ -100,6 +99,8 @@ def one_sentence_errors(debug: bool = False) -> Iterator[None]:
     warnings.showwarning = show
     try:
         yield
+    except BrokenPipeError:  # who reads has seen enough, which Typer knows
+        raise
     except (InputError, OSError, MemoryError, RuntimeError) as error:
         told = one_line(str(error))
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in told:  # what JAX raises is a RuntimeError

@@ -1,5 +1,6 @@
 """`jaxablate report`: the page of a run, from its results."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ def report(
 
     Example: jaxablate report results --out report.html
     """
+    from jaxablate._checks import JaxablateWarning
     from jaxablate.report import networks_beside, write_report
     from jaxablate.results import load_results
 
@@ -28,7 +30,7 @@ def report(
     page = file.parent / "report.html" if out is None else out
     networks, notes = networks_beside(found, file.parent)
     for note in notes:
-        console.print(f"No pictures of weights from {note}", highlight=False, markup=False)
+        warnings.warn(f"no pictures of weights from {note}", JaxablateWarning, stacklevel=2)
     write_report(found, page, networks=networks)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
     return {"report": page, "pictures_of": list(networks), "notes": notes}

@@ -1,5 +1,6 @@
 """Tables that commands print, and what stands in them."""
 
+import warnings
 from dataclasses import asdict
 from typing import Any
 
@@ -23,13 +24,16 @@ def accuracy_of(results) -> list[dict[str, Any]]:
 
 def print_dataset(results, asked: str) -> None:
     """Which data the results come from, and what was asked for, if that is something else."""
+    from jaxablate._checks import JaxablateWarning
+
     name, origin = escape(results.attrs["dataset"]), escape(results.attrs["dataset_origin"])
     console.print(f"[bold]Dataset: {name}[/] ({origin})", highlight=False)
     if asked == "auto" and results.attrs["dataset"] != "mnist":
-        console.print(
-            "[bold yellow]Full MNIST is neither cached nor reachable, so these are not the paper's numbers:[/] "
-            "connect to the internet, or give the folder of its four files with --data-dir.",
-            highlight=False,
+        warnings.warn(
+            "Full MNIST is neither cached nor reachable, so these are not the paper's numbers: connect to the "
+            "internet, or give the folder of its four files with --data-dir",
+            JaxablateWarning,
+            stacklevel=2,
         )
 
 
@@ -56,10 +60,10 @@ def _print_protocol(protocol: str, rows) -> None:
         steps, digits, padding = steps[-1:], 1, 0  # more would not fit a terminal
     columns = [(fill, step) for fill in fills for step in steps]
     table = Table(
-        Column("network", no_wrap=True),
-        Column("scope", no_wrap=True),
-        Column("order", no_wrap=True),
-        *(Column(f"{fill.replace('_', ' ')}\nk = {step}", justify="right") for fill, step in columns),
+        "network",
+        "scope",
+        "order",  # where a terminal is narrow these give way, the numbers do not
+        *(Column(f"{fill.replace('_', ' ')}\nk = {step}", justify="right", no_wrap=True) for fill, step in columns),
         title=f"Test accuracy in % after k ablated neurons ({fills[0]}: bias balanced; zero: not), protocol {protocol}",
         title_justify="left",
         padding=(0, padding),

@@ -13,6 +13,7 @@ from jaxablate.protocols._published import DEPARTURES, with_departures
 __all__ = [
     "DEPARTURES",
     "PAPER",
+    "PUBLISHED",
     "SETS",
     "Balance",
     "FreshSubsets",

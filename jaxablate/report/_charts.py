@@ -160,9 +160,10 @@ def _y_axis(values: np.ndarray, label: str, percent: bool) -> Axis:
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:
-    """A line through the points that are known."""
+    """A line through the points that are known; a short one through a point that is alone."""
     points = [f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True) if np.isfinite(b)]
-    return f"M{'L'.join(points)}" if points else ""
+    alone = "m-4,0h8" if len(points) == 1 else ""
+    return f"M{'L'.join(points)}{alone}" if points else ""
 
 
 def _band(x: np.ndarray, y_axis: Axis, series: Series) -> str:

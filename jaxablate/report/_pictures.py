@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import xarray as xr
+from flax import nnx
 from PIL import Image
 
 from jaxablate._checks import InputError
@@ -52,11 +53,13 @@ def networks_beside(results: xr.DataTree, folder: str | Path) -> tuple[dict[str,
     return found, notes
 
 
-def weights_of(model: MLP) -> list[np.ndarray] | None:
-    """What neurons weigh in the image, [neuron, row, column] for each layer; None if images are not square.
+def weights_of(model: nnx.Module) -> list[np.ndarray] | None:
+    """What neurons weigh in the image, [neuron, row, column] for each layer; None but for an MLP of square images.
 
     Behind the first layer these are products of the layers' weights, as if the layers between were linear.
     """
+    if not isinstance(model, MLP):
+        return None
     total, found = None, []
     for stage in model.stages[:-1]:
         kernel = np.array(stage.weights[0], np.float64)

@@ -1,17 +1,20 @@
 """Sections of the page: results come in; cards, charts and tables for the template go out. No statistics here."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import xarray as xr
+from flax import nnx
 
 from jaxablate.claims import CLAIMS, SHORT, Verdict
 from jaxablate.figures import FIGURES, METRIC_NAMES
 from jaxablate.mechanism import damage_alone, damage_correlations, layer_shares, mean_and_interval
-from jaxablate.models import MLP
+from jaxablate.metrics import METRICS
 from jaxablate.orders import DIRECTIONS
+from jaxablate.protocols import DEPARTURES, PAPER, PUBLISHED
 from jaxablate.report._charts import Series, line_chart, violin_chart
 from jaxablate.report._pictures import picture, weights_of
 from jaxablate.results import NETWORK_SCOPE, RANDOM, balanced_fill, curve, protocols_of, select_protocol, summarize
@@ -41,18 +44,33 @@ def cards_of(results: xr.DataTree) -> list[tuple[str, str, str]]:
     for name, node in nodes.items():
         network = node.to_dataset()
         intact = 100 * network["accuracy"].isel(step=0, ordering=0, fill=0, scope=0).values
-        spread = f", {intact.min():.2f} to {intact.max():.2f} %" if len(intact) > 1 else ""
+        mean = f"s, mean of {len(intact)}, {intact.min():.2f} to {intact.max():.2f} %" if len(intact) > 1 else ""
         hidden = " + ".join(map(str, json.loads(network.attrs["hidden"])))
         words = (
-            f"test accuracy of the intact network{'s, mean of' if len(intact) > 1 else ', from'} {len(intact)} "
-            f"seed{'s' if len(intact) > 1 else ''}{spread}; {hidden} neurons, {network.attrs['activation']}; "
+            f"test accuracy of the intact network{mean}; {hidden} neurons, {network.attrs['activation']}; "
             f"{network.attrs['num_test_examples']} test images"
         )
         cards.append((f"{name} network", f"{intact.mean():.2f} %", words))
     if seconds is not None:
         device = results.attrs["device"]
-        cards.append(("Time", f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s", f"to compute it on {device}"))
+        cards.append(("Time", _duration(float(seconds)), f"to compute it on {device}"))
     return cards
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def meaning_of(protocol: str) -> str:
+    """What a protocol computes, in words."""
+    if protocol == PAPER.name:
+        return "The paper's formulas."
+    departures = [words for name, words in DEPARTURES.items() if name in protocol.split("+") or protocol == PUBLISHED]
+    whose = "As the published code did" if protocol == PUBLISHED else "The paper's formulas but for this"
+    return f"{whose}: {'; '.join(departures)}."
 
 
 def claims_of(verdicts: Sequence[Verdict]) -> dict:
@@ -65,7 +83,7 @@ def claims_of(verdicts: Sequence[Verdict]) -> dict:
     return {"protocols": protocols, "claims": claims}
 
 
-def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, MLP], *, first: bool) -> list[Section]:
+def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Module], *, first: bool) -> list[Section]:
     """The questions of a study under one protocol, with what answers them; how the networks were trained is said under
     the first alone."""
     of_protocol = select_protocol(results, protocol)
@@ -73,12 +91,14 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, MLP], 
     sections = [
         Section(
             "Did the networks learn?",
-            "Where training and validation part, the network learns its examples by heart.",
+            "Training is the mean over an epoch, validation comes after it. Where training ends up the better of the "
+            "two, the network learns its examples by heart.",
             [list(_training(name, network)) for name, network in networks.items() if first],
         ),
         Section(
             "Where does the information sit?",
-            "Each violin holds all neurons of a layer; a wide foot near 0 is neurons that tell nothing of the class.",
+            "Each violin holds a layer's neurons, of all networks, whose score is defined. In entropy, mutual "
+            "information and KL selectivity a wide foot near 0 is neurons that tell next to nothing of the class.",
             [list(_violins(name, network)) for name, network in networks.items()],
         ),
         Section(
@@ -105,15 +125,15 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, MLP], 
         Section(
             "Does a score predict the loss of one neuron?",
             "Spearman's correlation of score and test predictions lost with that neuron alone ablated, bias balanced; "
-            "near 0 the score says nothing of it. Alone ablated, a neuron that others repeat costs nothing: this loss "
-            "is a lower bound of its importance.",
+            "near 0 the score says nothing of it. A neuron that others repeat costs nothing alone, so that a small "
+            "loss does not make it unimportant.",
             tables=[_correlations(name, network) for name, network in networks.items()],
         ),
         Section(
             "Which neurons are the most and the least informative?",
-            "Bars: the share of each class's validation images for which the neuron's code is high. Pictures: incoming "
-            "weights, violet above 0 and orange below; behind the first layer products of the layers' weights, as if "
-            "the layers between were linear.",
+            f"Bars: {_bars(next(iter(networks.values())))}. Pictures: incoming weights, each neuron's on its own "
+            "scale, violet above 0 and orange below; behind the first layer products of the layers' weights, as if the "
+            "layers between were linear.",
             neurons=[
                 {"title": f"{name} network, seed {int(network['seed'][0])}", **_neurons(network, models.get(name))}
                 for name, network in networks.items()
@@ -165,7 +185,7 @@ def _layers(network: xr.Dataset) -> list[str]:
 
 
 def _place(scope: str) -> str:
-    return "whole network" if scope == NETWORK_SCOPE else scope.replace("layer", "layer ")
+    return "whole network" if scope == NETWORK_SCOPE else re.sub(r"^layer(\d+)$", r"layer \1", scope)
 
 
 def metric_name(metric: str) -> str:
@@ -213,11 +233,12 @@ def _violins(name: str, network: xr.Dataset) -> Iterator[dict]:
     for metric in map(str, network["metric"].values):
         values = network["scores"].sel(metric=metric).values
         groups = {_place(site): values[:, network["layer"].values == i + 1].ravel() for i, site in enumerate(sites)}
+        unit = f" ({network['scores'].attrs['units']}s)" if metric in METRICS else ""  # others have units of their own
         yield violin_chart(
             f"{name} network: {metric_name(metric)}",
             f"{_paper(network=name, kind='scores', subject=metric)} Lines: quartiles.",
             groups,
-            y_label=f"{metric_name(metric)} ({network['scores'].attrs['units']}s)",
+            y_label=f"{metric_name(metric)}{unit}",
         )
 
 
@@ -265,7 +286,7 @@ def _balancing(name: str, network: xr.Dataset, scope: str) -> dict:
     fills = [balanced_fill(network), *(str(f) for f in network["fill"].values if f != balanced_fill(network))]
     for of, words in ((RANDOM, "random"), (ranking, f"{SHORT.get(ranking, metric_name(ranking))}, low first")):
         for i, fill in enumerate(fills):
-            dash = "dashed" if fill == "zero" else ("", "", "dotted", "dashdot")[i % 4]
+            dash = "dashed" if fill == "zero" else ("", "", "dotted", "dashdot", "sparse")[i % 5]
             series.append(
                 _series(
                     network, scope, of, "low", fill,
@@ -327,8 +348,16 @@ def _correlations(name: str, network: xr.Dataset) -> dict:
     return {"title": f"{name} network{note}", "head": ["score", *places], "rows": rows, "text_columns": 1}
 
 
-def _neurons(network: xr.Dataset, model: MLP | None) -> dict:
-    """The first seed's neurons at both ends of every layer's ranking by mutual information, or by the first score."""
+def _bars(network: xr.Dataset) -> str:
+    """What the bars of a neuron's classes show, in words."""
+    if network.sizes["code"] == 2:
+        return "the share of each class's validation images for which the neuron's code is 1, the upper one"
+    return "the mean of the neuron's code over each class's validation images, in percent of the highest code"
+
+
+def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
+    """The first seed's neurons at both ends of every layer's ranking by mutual information, or by the first score; of
+    those whose score is defined, where there are any."""
     metrics = [str(metric) for metric in network["metric"].values]
     by = "mutual_information" if "mutual_information" in metrics else metrics[0]
     first = network.isel(seed=0)
@@ -336,22 +365,23 @@ def _neurons(network: xr.Dataset, model: MLP | None) -> dict:
     counts = first["joint_counts"].transpose("neuron", "class", "code").values.astype(np.float64)
     codes = np.arange(counts.shape[2]) / max(counts.shape[2] - 1, 1)
     totals = counts.sum(axis=2)
-    profiles = np.where(totals > 0, counts @ codes / np.maximum(totals, 1), 0.0)
+    profiles = np.where(totals > 0, counts @ codes / np.maximum(totals, 1), np.nan)
     points = 100 * damage_alone(network)[0] / network.attrs["num_test_examples"]
     weights = None if model is None else weights_of(model)
     layers, ranking, rows = first["layer"].values, scores[metrics.index(by)], []
     for i, site in enumerate(_layers(network)):
         own = np.flatnonzero(layers == i + 1)
-        ordered = own[np.argsort(-np.where(np.isfinite(ranking[own]), ranking[own], -np.inf), kind="stable")]
-        shown = min(EXTREMES, -(-len(own) // 2))
-        chosen = [*range(shown), *range(max(len(own) - shown, shown), len(own))]
+        ranked = own[np.isfinite(ranking[own])] if np.isfinite(ranking[own]).any() else own
+        ordered = ranked[np.argsort(-ranking[ranked], kind="stable")]
+        shown = min(EXTREMES, -(-len(ranked) // 2))
+        chosen = [*range(shown), *range(max(len(ranked) - shown, shown), len(ranked))]
         for rank in chosen:
             neuron = ordered[rank]
             rows.append(
                 {
                     "layer": _place(site),
                     "rows": len(chosen) if rank == 0 else 0,  # of the layer, said once
-                    "rank": f"{rank + 1} of {len(own)}",
+                    "rank": f"{rank + 1} of {len(ranked)}",
                     "neuron": int(neuron - own[0]),
                     "scores": [f"{score:.4f}" if score == score else "undefined" for score in scores[:, neuron]],
                     "damage": f"{points[neuron]:+.2f}",
@@ -359,7 +389,13 @@ def _neurons(network: xr.Dataset, model: MLP | None) -> dict:
                     "picture": None if weights is None else picture(weights[i][neuron - own[0]]),
                 }
             )
-    return {"by": by.replace("_", " "), "metrics": [metric_name(m) for m in metrics], "rows": rows}
+    undefined = int((~np.isfinite(ranking)).sum())
+    return {
+        "by": by.replace("_", " ") + (f" ({undefined} neurons without are not ranked)" if undefined else ""),
+        "metrics": [metric_name(m) for m in metrics],
+        "bars": _bars(network),
+        "rows": rows,
+    }
 
 
 def _numbers(of_protocol: xr.DataTree) -> list[dict]:

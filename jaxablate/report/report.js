@@ -13,6 +13,7 @@ for (const figure of document.querySelectorAll("figure.chart")) {
     const shown = button.getAttribute("aria-pressed") !== "true";
     button.setAttribute("aria-pressed", shown);
     curves[i].style.display = shown ? "" : "none";
+    hide();
   }));
 
   const text = (value) => value.toFixed(digits) + unit;
@@ -50,7 +51,7 @@ for (const figure of document.querySelectorAll("figure.chart")) {
   };
   svg.addEventListener("pointermove", nearest);
   svg.addEventListener("pointerdown", nearest);
-  svg.addEventListener("pointerleave", hide);
+  svg.addEventListener("pointerleave", (event) => event.pointerType === "touch" || hide()); // a finger covers them
   svg.addEventListener("blur", hide);
   svg.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
