@@ -421,11 +421,15 @@ def test_a_huge_fill_leaves_no_rounding_error_behind(examples):
     fill = np.zeros(16, np.float32)
     fill[:2] = 1e6, -1e6
     order = np.array([[0, 1, 12, 3]])
-    losses = [
-        ja.cumulative_ablation(model, order, *examples, fill, steps=4, engine=engine, measures="loss")[0, 2:]
-        for engine in ("vmap", "incremental")
-    ]
-    np.testing.assert_allclose(*losses, atol=1e-5)
+
+    def losses(fill, engine):
+        found = ja.cumulative_ablation(model, order, *examples, fill, steps=4, engine=engine, measures="loss")
+        return np.asarray(found[0, 2:])
+
+    exact = losses(np.zeros(16, np.float32), "vmap")  # the fills of the first two add up to nothing
+    direct, updated = (np.abs(losses(fill, engine) - exact).max() for engine in ("vmap", "incremental"))
+    # a matrix product that adds up in another order has the fills' own rounding error, and no engine can do better
+    assert updated < 1e-5 + 3 * direct
 
 
 def test_input_of_another_kind(examples):
