@@ -429,7 +429,7 @@ def test_a_huge_fill_leaves_no_rounding_error_behind(examples):
     exact = losses(np.zeros(16, np.float32), "vmap")  # the fills of the first two add up to nothing
     direct, updated = (np.abs(losses(fill, engine) - exact).max() for engine in ("vmap", "incremental"))
     # a matrix product that adds up in another order has the fills' own rounding error, and no engine can do better
-    assert updated < 1e-5 + 3 * direct
+    assert updated <= 1.2 * direct
 
 
 def test_input_of_another_kind(examples):
