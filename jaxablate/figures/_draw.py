@@ -126,7 +126,8 @@ def _name_curves(axes: Axes) -> None:
     below = np.concatenate([[0], np.cumsum((room[1:] + room[:-1]) / 2)])  # of each name's middle, above the first's
     at = np.maximum.accumulate(ends - below) + below
     at -= (at - ends).max() / 2
-    if np.diff(ends).min() < LINE_HEIGHT / 3 or np.abs(at - ends).max() > LINE_HEIGHT:
+    fits = np.diff(ends).min() >= LINE_HEIGHT / 3 and np.abs(at - ends).max() <= LINE_HEIGHT  # not with NaN
+    if not fits:
         axes.legend()
         return
     figure = axes.get_figure()
