@@ -6,7 +6,12 @@ What most studies need is here; the rest is in the submodules: `ja.ablation`, `j
 and `jaxablate.figures`, which is imported on its own.
 """
 
+import os as _os
 from importlib.metadata import version as _version
+
+if _version("jaxlib") in ("0.10.0", "0.10.1"):
+    # before JAX is imported: on some CPUs these write a page of alarm about each compiled program that a cache has kept
+    _os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from jaxablate import ablation as ablation
 from jaxablate import activations as activations

@@ -178,6 +178,15 @@ def test_a_second_run_reuses_the_networks(reproduced):
     assert process.stdout.count("reused 1 trained before") == 2
 
 
+def test_kept_programs_are_used_without_a_word(reproduced, tmp_path):
+    network = reproduced[0] / "networks" / "2-layer_seed0.safetensors"
+    options = ["--dataset", "mnist5k", "--steps", "3", "--out", tmp_path / "curves.csv"]
+    for _ in range(2):
+        process = run("ablate", network, *options, "--quiet", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "kept"))
+        assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+    assert list((tmp_path / "kept").iterdir())
+
+
 def test_the_scripts(reproduced, tmp_path):
     out, _ = reproduced
     script = ROOT / "scripts" / "figure.py"
