@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from jaxablate._checks import (
     InputError,
@@ -21,6 +23,7 @@ from jaxablate._checks import (
     require_range,
     traced,
 )
+from jaxablate._mesh import DATA, mesh_for, spread_examples
 from jaxablate._typing import AnyArray, Codes, Counts, Labels
 
 MOST_EXAMPLES = 2**31 - 1
@@ -41,7 +44,9 @@ class Coder(Protocol):
         ...
 
 
-def joint_histogram(codes: Codes, labels: Labels, *, num_codes: int, num_classes: int) -> Counts:
+def joint_histogram(
+    codes: Codes, labels: Labels, *, num_codes: int, num_classes: int, mesh: Mesh | None = None
+) -> Counts:
     """Count how often each neuron shows each code within each class: N[neuron, class, code].
 
     Works within `jax.jit` too, where values are unknown: those out of range are then counted in another cell or not
@@ -52,6 +57,8 @@ def joint_histogram(codes: Codes, labels: Labels, *, num_codes: int, num_classes
         labels: integers [example] in 0..num_classes-1.
         num_codes: the number of codes of the quantizer.
         num_classes: the number of classes.
+        mesh: devices to share the examples, from `ja.meshes.make_mesh`; None for that of `codes` where they are sharded
+            already, else for one device.
 
     Returns:
         int32 [neuron, class, code]; for every neuron the counts sum to the number of examples.
@@ -69,9 +76,13 @@ def joint_histogram(codes: Codes, labels: Labels, *, num_codes: int, num_classes
     num_codes, num_classes = require_count("num_codes", num_codes), require_count("num_classes", num_classes)
     if not traced(codes, labels):
         _check_codes(np.asarray(codes), np.asarray(labels), num_codes, num_classes)
-    codes, labels = jnp.asarray(codes), jnp.asarray(labels)
+    mesh = mesh_for(mesh, codes, labels)
+    if mesh is None:
+        codes, labels = jnp.asarray(codes), jnp.asarray(labels)
     cells = codes.shape[1] * num_classes * num_codes
     require(cells < 2**31, f"histogram: expected fewer than 2^31 cells, got {cells}; split the neurons")
+    if mesh is not None:
+        return _on_mesh(mesh, *spread_examples(mesh, codes, labels), num_codes, num_classes)
     return _joint_histogram(codes, labels, num_codes, num_classes)
 
 
@@ -138,6 +149,20 @@ def _check_examples(number: int) -> None:
         raise InputError(
             f"examples: expected at most {MOST_EXAMPLES}, which int32 can count, got {number}; take a part"
         )
+
+
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def _on_mesh(mesh: Mesh, codes: Codes, labels: Labels, num_codes: int, num_classes: int) -> Counts:
+    """The histogram of examples that devices share; those with the label -1 do not count."""
+
+    def on_device(codes: Codes, labels: Labels) -> Counts:
+        # a class more than there are takes what does not count
+        labels = jnp.where(labels < 0, num_classes, labels)
+        counts = _joint_histogram(codes, labels, num_codes, num_classes + 1)[:, :num_classes]
+        return jax.lax.psum(counts, DATA)
+
+    found = jax.shard_map(on_device, mesh=mesh, in_specs=P(DATA), out_specs=P(), check_vma=False)
+    return found(codes, labels)
 
 
 @partial(jax.jit, static_argnames=("num_codes", "num_classes"))

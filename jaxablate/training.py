@@ -15,8 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxablate._checks import InputError, require, require_integer, require_known
+from jaxablate._mesh import DATA, STUDY, mesh_for
 from jaxablate._parallel import COMPILER_OPTIONS, Stop, num_cores, run_all
 from jaxablate.datasets import Dataset
 from jaxablate.models import MLP, stack_states
@@ -150,6 +153,7 @@ def train_many(
     on_epoch: OnEpoch | None = None,
     on_trained: OnTrained | None = None,
     parallel: str = "auto",
+    mesh: Mesh | None = None,
 ) -> list[tuple[MLP, History]]:
     """Train one network for each seed, several at once; arguments and errors as in `train`.
 
@@ -164,6 +168,8 @@ def train_many(
         on_trained: called with (seed, network, history) as soon as a network is done, from any thread.
         parallel: "vmap" trains all seeds in one batched program, "threads" one seed on each core, "auto" takes
             threads on CPU and vmap elsewhere.
+        mesh: devices to share the seeds, from `ja.meshes.make_mesh`, all of them; the seeds are then trained in one
+            batched program.
 
     Returns:
         For each seed the network and its `History`.
@@ -198,6 +204,12 @@ def train_many(
         for split in (data.train, data.validation)
     ]
     shared = (graphdef, _Recipe(batch_size, learning_rate, l2), epochs, splits)
+    if (mesh := mesh_for(mesh)) is not None:
+        turns = np.arange(-(-len(seeds) // mesh.size) * mesh.size) % len(seeds)  # as many for each device
+        across = NamedSharding(mesh, P((DATA, STUDY)))
+        params, keys = jax.device_put(jax.tree.map(lambda leaf: leaf[turns], (params, keys)), across)
+        shared = (*shared[:3], jax.device_put(splits, NamedSharding(mesh, P())))
+        parallel = "vmap"
     told = _Told(on_epoch, epochs * len(seeds))
     if parallel == "threads" or (parallel == "auto" and jax.default_backend() == "cpu"):
         groups = [slice(i, i + 1) for i in range(len(seeds))]
@@ -207,6 +219,7 @@ def train_many(
     def run(group: slice, stop: Stop) -> list[tuple[MLP, History]]:
         chosen = jax.tree.map(lambda leaf: leaf[group], params)
         trained, records = _train_together(*shared, chosen, keys[group], told, stop)
+        trained = jax.tree.map(np.asarray, trained)  # from whichever devices
         bad = ~np.isfinite(records).all(axis=(0, 2))
 
         def result(i: int, records: np.ndarray) -> tuple[MLP, History]:
@@ -215,7 +228,7 @@ def train_many(
         if bad.any():
             i = int(bad.argmax())
             raise DivergedError(seeds[group][i], len(records), *result(i, records[:-1, i]))
-        found = [result(i, records[:, i]) for i in range(records.shape[1])]
+        found = [result(i, records[:, i]) for i in range(len(seeds[group]))]
         if on_trained is not None:
             for seed, of_seed in zip(seeds[group], found, strict=True):
                 on_trained(seed, *of_seed)

@@ -18,8 +18,8 @@ import jaxablate as ja
 
 PACKAGE = Path(ja.__file__).parent
 LAYERS = (
-    {"_typing", "_checks", "_files", "_parallel", "_run"},
-    {"datasets", "quantizers", "histograms", "metrics", "orders"},
+    {"_typing", "_checks", "_files", "_mesh", "_parallel", "_run"},
+    {"datasets", "quantizers", "histograms", "meshes", "metrics", "orders"},
     {"models", "protocols", "interactions", "uncertainty"},
     {"training", "activations", "ablation", "pruning"},
     {"results", "scores"},

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxablate._checks import require, require_integer, require_known
 from jaxablate._typing import Fill, Images, Labels
@@ -30,12 +31,13 @@ def single_ablation(
     measures: str | Iterable[str] = CORRECT,
     memory_limit: int | None = None,
     precision: str = "highest",
+    mesh: Mesh | None = None,
 ) -> Any:
     """Ablate each neuron alone: what the network gets right without it.
 
     Args:
         model: the network: an `MLP`, or any module with sites, as if in evaluation mode.
-        images, labels, fill, scale, measures, memory_limit, precision: as in `evaluate_masks`.
+        images, labels, fill, scale, measures, memory_limit, precision, mesh: as in `evaluate_masks`.
         site: whose neurons to ablate, by name; the layers of an `MLP` are "layer1", "layer2", ... None for all sites.
 
     Returns:
@@ -52,7 +54,7 @@ def single_ablation(
         (5,)
     """
     measures = measures if isinstance(measures, str) else tuple(measures)
-    task = make_single_task(model, images, labels, fill, scale, measures, memory_limit, precision)
+    task = make_single_task(model, images, labels, fill, scale, measures, memory_limit, precision, mesh)
     sums = _measure_sets(task, neurons_of(task.network, site)[:, None])
     return handed_back(sums, task, measures, ("neuron",))
 
@@ -67,13 +69,14 @@ def pair_ablation(
     measures: str | Iterable[str] = CORRECT,
     memory_limit: int | None = None,
     precision: str = "highest",
+    mesh: Mesh | None = None,
 ) -> Any:
     """Ablate each pair of neurons of a site: what the network gets right without the two.
 
     Args:
         model: the network: an `MLP`, or any module with sites, as if in evaluation mode.
         site: its name; the layers of an `MLP` are "layer1", "layer2", ...
-        images, labels, fill, measures, memory_limit, precision: as in `evaluate_masks`.
+        images, labels, fill, measures, memory_limit, precision, mesh: as in `evaluate_masks`.
 
     Returns:
         int32 [neuron, neuron], symmetric, over the neurons of the site: correct predictions with these two ablated, on
@@ -89,7 +92,7 @@ def pair_ablation(
         (3, 3)
     """
     measures = measures if isinstance(measures, str) else tuple(measures)
-    task = make_single_task(model, images, labels, fill, None, measures, memory_limit, precision)
+    task = make_single_task(model, images, labels, fill, None, measures, memory_limit, precision, mesh)
     neurons = neurons_of(task.network, site)
     first, second = np.triu_indices(len(neurons), k=1)
     alone = _measure_sets(task, neurons[:, None])
@@ -115,13 +118,14 @@ def greedy_order(
     by: str = CORRECT,
     memory_limit: int | None = None,
     precision: str = "highest",
+    mesh: Mesh | None = None,
 ) -> tuple[Any, Any]:
     """Remove at each step the neuron that does the least harm given those removed before it.
 
     Args:
         model: the network: an `MLP`, or any module with sites, as if in evaluation mode.
-        images, labels, fill, memory_limit, precision: as in `evaluate_masks`. The order is fitted to these examples;
-            judge it on others.
+        images, labels, fill, memory_limit, precision, mesh: as in `evaluate_masks`. The order is fitted to these
+            examples; judge it on others.
         site: to take neurons from, by name; None for the whole network.
         steps: how many neurons to remove; None for all.
         by: what harm is measured by: "correct" (fewer correct predictions), "loss" or "divergence" (more). Ties go to
@@ -141,7 +145,7 @@ def greedy_order(
         ([3, 4], (3,))
     """
     require_known("measure of harm", by, HARM)
-    task = make_single_task(model, images, labels, fill, None, by, memory_limit, precision)
+    task = make_single_task(model, images, labels, fill, None, by, memory_limit, precision, mesh)
     left = neurons_of(task.network, site).tolist()
     steps = len(left) if steps is None else require_integer("steps", steps)
     require(1 <= steps <= len(left), f"steps: expected 1 to {len(left)}, the neurons of the scope, got {steps}")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from jaxablate._checks import (
     InputError,
@@ -15,6 +16,7 @@ from jaxablate._checks import (
     require_labels,
     require_shape,
 )
+from jaxablate._mesh import mesh_for, spread_examples
 from jaxablate._typing import Fill, Images, Labels
 from jaxablate.ablation._machine import Tables, Task
 from jaxablate.ablation._measures import NOT_FINITE, checked_names, finished
@@ -32,6 +34,7 @@ def make_task(
     measures: str | Iterable[str],
     memory_limit: int | None,
     precision: str,
+    mesh: Mesh | None,
 ) -> tuple[Task, tuple[int, ...]]:
     """The task, and the leading axis of what belongs to its networks: none for a network on its own.
 
@@ -40,9 +43,10 @@ def make_task(
     """
     names = checked_names(measures)
     require_known("precision", precision, PRECISIONS)
-    network, states, images, leading = _networks(model, images)
+    mesh = mesh_for(mesh, images, labels)
+    network, states, described, leading = _networks(model, images if mesh is None else images[:1])
     require_labels(np.asarray(labels), len(images), network.num_classes)
-    labels = jnp.asarray(labels)
+    labels, num_examples = jnp.asarray(labels), len(images)
 
     def of_neurons(what: str, values: Fill) -> np.ndarray:
         try:
@@ -63,7 +67,15 @@ def make_task(
     if jax.default_backend() == "cpu":
         precision = "highest"  # a CPU knows no other and refuses the algorithm by name
     scale = None if scale is None else of_neurons("scale", scale)
-    return Task(network, states, checked, scale, images, labels, rows, names, memory_limit, precision), leading
+    if mesh is not None:
+        described, labels, rows = spread_examples(mesh, _as(images, described.dtype), labels, rows)
+    examples = described, labels, rows, num_examples, mesh
+    return Task(network, states, checked, scale, *examples, names, memory_limit, precision), leading
+
+
+def _as(images: Images, dtype: np.dtype) -> Images:
+    """Images of a dtype, where they are: on the host or on devices."""
+    return images.astype(dtype) if isinstance(images, jax.Array) else np.asarray(images, dtype)
 
 
 def make_single_task(model: Model, *others) -> Task:
@@ -149,5 +161,5 @@ def handed_back(
             f"{axes[-1]}s, the first being {', '.join(f'{axis} {index}' for axis, index in places)}; check the weights "
             "and the images"
         )
-    results = {name: jnp.asarray(of) for name, of in finished(sums, len(task.images)).items() if name != NOT_FINITE}
+    results = {name: jnp.asarray(of) for name, of in finished(sums, task.num_examples).items() if name != NOT_FINITE}
     return results[measures] if isinstance(measures, str) else results

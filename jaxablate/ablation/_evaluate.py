@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxablate._checks import require, require_integer, require_known
 from jaxablate._typing import Fill, Images, Labels, Masks, Orders
@@ -30,6 +31,7 @@ def evaluate_masks(
     measures: str | Iterable[str] = CORRECT,
     memory_limit: int | None = None,
     precision: str = "highest",
+    mesh: Mesh | None = None,
 ) -> Any:
     """Count the correct predictions of a network under each of many masks.
 
@@ -50,6 +52,8 @@ def evaluate_masks(
         memory_limit: bytes of activations held at a time; None for 1 GiB.
         precision: of matrix products: "highest" is full float32 everywhere; "TF32_TF32_F32_X3" and "tensorfloat32" are
             faster on some GPUs, and do nothing on CPU. Only "highest" keeps the counts exact.
+        mesh: devices to share the work, from `ja.meshes.make_mesh`: examples along its axis "data", masks or curves
+            along "study"; None for that of `images` where they are sharded already, else for one device.
 
     Returns:
         int32 [mask]: for how many examples the largest logit (the first, if tied) is the label's. With another measure
@@ -70,7 +74,7 @@ def evaluate_masks(
         (2,)
     """
     measures = measures if isinstance(measures, str) else tuple(measures)
-    task, leading = make_task(model, images, labels, fill, scale, measures, memory_limit, precision)
+    task, leading = make_task(model, images, labels, fill, scale, measures, memory_limit, precision, mesh)
     keep = np.asarray(keep)
     require(keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {keep.dtype}")
     require_leading("keep", keep, leading, (None, task.network.num_neurons), "mask, neuron")
@@ -94,6 +98,7 @@ def cumulative_ablation(
     engine: str = "auto",
     memory_limit: int | None = None,
     precision: str = "highest",
+    mesh: Mesh | None = None,
 ) -> Any:
     """Count the correct predictions while the neurons of each order are ablated one after another.
 
@@ -101,7 +106,7 @@ def cumulative_ablation(
         model: the network or several, as in `evaluate_masks`; with several `orders`, `fill` and the result have a
             leading axis for the networks.
         orders: integers [order, rank] of network-wide neuron ids, each at most once in an order.
-        images, labels, fill, scale, measures, memory_limit, precision: as in `evaluate_masks`.
+        images, labels, fill, scale, measures, memory_limit, precision, mesh: as in `evaluate_masks`.
         steps: how many steps to go.
         neurons_per_step: how many neurons go at each step; all steps together at most the ranks of an order.
         engine: "vmap", "incremental" (for chains, where a linear map follows each site that the orders touch), or
@@ -129,7 +134,7 @@ def cumulative_ablation(
     neurons_per_step = require_integer("neurons_per_step", neurons_per_step)
     require(steps >= 1, f"steps: expected at least 1, got {steps}")
     require(neurons_per_step >= 1, f"neurons_per_step: expected at least 1, got {neurons_per_step}")
-    task, leading = make_task(model, images, labels, fill, scale, measures, memory_limit, precision)
+    task, leading = make_task(model, images, labels, fill, scale, measures, memory_limit, precision, mesh)
     orders, ranks = np.asarray(orders), steps * neurons_per_step
     require_leading("orders", orders, leading, (None, None), "order, rank")
     require(orders.size > 0, f"orders: expected at least one neuron, got shape {orders.shape}")

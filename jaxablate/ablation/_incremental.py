@@ -9,7 +9,6 @@ orders touch, and which neurons are still there.
 import functools
 import itertools
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._parallel import COMPILER_OPTIONS
-from jaxablate.ablation._machine import Chunks, Shard, Task, by_site
+from jaxablate.ablation._machine import Chunks, Engine, Shard, Task, by_site, in_turn, places_of
 from jaxablate.ablation._measures import Sums, measure, zeros
 from jaxablate.models import (
     ELEMENTWISE,
@@ -83,20 +81,11 @@ def measure_steps(
     # what is before and behind the touched sites, one update in flight, and what is on the way out
     per_example = (len(touched) + 4) * bytes_on_the_way(network, touched[0])
     grouped = orders.reshape(*orders.shape[:2], -1, neurons_per_step)
-    call = partial(
-        _measure,
-        network,
-        touched,
-        task.measures,
-        task.precision,
-        task.moderate,
-        task.states,
-        grouped,
-        numbers,
-        task.fill,
-        task.scale,
-    )
-    return Chunks(task, per_example, preferred).run(call)
+    turns, shares = in_turn(grouped.shape[1], numbers, task.study)
+    static = network, touched, task.measures, task.precision, task.moderate
+    whole = task.states, task.fill, task.scale
+    sums = Chunks(task, per_example, preferred).run(_engine, static, (grouped[:, turns], shares), whole)
+    return {name: of[:, places_of(turns, grouped.shape[1])] for name, of in sums.items()}
 
 
 class _Level(NamedTuple):
@@ -165,25 +154,16 @@ def _identity(outputs: jax.Array) -> jax.Array:
     return outputs
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), compiler_options=COMPILER_OPTIONS)
-def _measure(
-    network: Network,
-    touched: tuple[int, ...],
-    measures: tuple[str, ...],
-    precision: str,
-    moderate: bool,
-    states,
-    orders,
-    numbers,
-    fill,
-    scale,
-    shard: Shard,
-):
+@Engine
+def _engine(static: tuple[Network, tuple[int, ...], tuple[str, ...], str, bool], spread, whole, shard: Shard):
     """Sums [network, order, step + 1, ...].
 
-    `states` are the weights of each network, orders are [network, order, step, neuron], of which the first `numbers`
-    [network] are followed, fill and scale as in `Task`; `touched` are the sites that any order touches.
+    spread are orders [network, order, step, neuron] and of how many the first are followed [network, 1]; whole are the
+    weights of each network, fill and scale as in `Task`; static are the network, the sites that any order touches,
+    measures, precision and whether fill and scale are moderate.
     """
+    network, touched, measures, precision, moderate = static
+    (orders, numbers), (states, fill, scale) = spread, whole
 
     def measure_network(arguments):
         state, orders, number, fill, scale = arguments
@@ -197,7 +177,7 @@ def _measure(
         return shard.add_chunks(add_chunk, start)
 
     with jax.default_matmul_precision(precision):
-        return jax.lax.map(measure_network, (stack_states(states), orders, numbers, fill, scale))
+        return jax.lax.map(measure_network, (stack_states(states), orders, numbers[:, 0], fill, scale))
 
 
 def _add_chunk(levels: list[_Level], measures: tuple[str, ...], orders, number, totals: Sums, before, labels) -> Sums:

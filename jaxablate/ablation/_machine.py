@@ -11,9 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxablate._checks import JaxablateWarning, require, require_integer
-from jaxablate._parallel import num_cores, run_all
+from jaxablate._mesh import DATA, STUDY
+from jaxablate._parallel import COMPILER_OPTIONS, num_cores, run_all
 from jaxablate.models import Network
 
 MEMORY_LIMIT = 2**30
@@ -34,7 +37,10 @@ class Task(NamedTuple):
         fill: [network, neuron], or for each site a table [network, row, ..., neuron] from which each example takes one
             row.
         scale: [network, neuron], or None.
-        images, labels, rows: of the examples; rows is None without tables.
+        images, labels, rows: of the examples; rows is None without tables. On a mesh they are cut along `data`, and
+            examples that were added so that all devices have as many have the label -1.
+        num_examples: those that count.
+        mesh: of several devices, or None.
         measures: names.
         memory_limit, precision: as in `evaluate_masks`.
     """
@@ -46,9 +52,16 @@ class Task(NamedTuple):
     images: jax.Array
     labels: jax.Array
     rows: jax.Array | None
+    num_examples: int
+    mesh: Mesh | None
     measures: tuple[str, ...]
     memory_limit: int | None
     precision: str
+
+    @property
+    def study(self) -> int:
+        """On how many devices masks or curves are shared out."""
+        return 1 if self.mesh is None else self.mesh.shape[STUDY]
 
     @property
     def moderate(self) -> bool:
@@ -57,7 +70,8 @@ class Task(NamedTuple):
         return all(float(np.abs(np.asarray(array)).max(initial=0)) < MODERATE for array in values)
 
     def lay_out(self, bytes_per_example: int, preferred_chunk: int) -> "Layout":
-        """Choose shards (one for each CPU core, fewer if memory is short) and chunks that keep within the limit.
+        """Choose shards (one for each CPU core, fewer if memory is short; on a mesh one for each device along `data`,
+        whose memory the limit is) and chunks that keep within the limit.
 
         Raises:
             InputError: if not even one example at a time fits; the message says how much is needed.
@@ -69,10 +83,14 @@ class Task(NamedTuple):
             f"batch, got {limit}; raise it or give fewer masks",
         )
         num_examples = len(self.images)
-        cores = num_cores() if jax.default_backend() == "cpu" else 1
-        shards = min(cores, num_examples, limit // bytes_per_example)
+        if self.mesh is None:
+            cores = num_cores() if jax.default_backend() == "cpu" else 1
+            shards = min(cores, num_examples, limit // bytes_per_example)
+            limit //= shards
+        else:
+            shards = self.mesh.shape[DATA]
         per_shard = -(-num_examples // shards)
-        chunks = -(-per_shard // min(preferred_chunk, limit // (shards * bytes_per_example)))
+        chunks = -(-per_shard // min(preferred_chunk, limit // bytes_per_example))
         return Layout(shards, chunks, -(-per_shard // chunks))
 
 
@@ -85,6 +103,29 @@ def by_site(values: jax.Array | Tables | None, rows: jax.Array | None, splits: n
     return jnp.split(values, splits)
 
 
+def in_turn(room: int, numbers: np.ndarray, devices: int) -> tuple[np.ndarray, np.ndarray]:
+    """Deal curves to devices in turn, so that each has as many of the first ones.
+
+    Args:
+        room: how many curves there are.
+        numbers: how many of the first are wanted [network].
+        devices: along `study`.
+
+    Returns:
+        The curves in the order of the devices, each as often as fills them up, and how many of its first ones each
+        device computes, int32 [network, device].
+    """
+    each = -(-room // devices)
+    turns = np.arange(each * devices).reshape(each, devices).T.ravel() % room
+    shares = (numbers[:, None] + devices - 1 - np.arange(devices)) // devices
+    return turns, shares.astype(np.int32)
+
+
+def places_of(turns: np.ndarray, room: int) -> np.ndarray:
+    """Where each curve came first in the order of the devices."""
+    return np.unique(turns, return_index=True)[1][:room]
+
+
 @dataclass(frozen=True)
 class Layout:
     """How the examples are cut: `shards` run side by side, each in `chunks` of `chunk` examples, one after another."""
@@ -95,15 +136,23 @@ class Layout:
 
     def split(self, task: Task) -> list["Shard"]:
         """The examples of each shard."""
-        num_examples = len(task.labels)
-        wanted = np.arange(self.shards * self.chunks) * self.chunk
+        examples = task.images, task.labels.astype(jnp.int32), task.rows
+        return [Shard(*examples, *of) for of in zip(*self.places(len(task.labels), self.shards), strict=True)]
+
+    def on_mesh(self, task: Task) -> "Shard":
+        """The examples of all devices: each has its own, and finds its places in them."""
+        starts, valid = self.places(len(task.labels) // self.shards, 1)
+        starts, valid = (np.repeat(of, self.shards, axis=0) for of in (starts, valid))
+        return Shard(task.images, task.labels, task.rows, starts, valid)
+
+    def places(self, num_examples: int, shards: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where each chunk begins [shard, chunk], and which of its examples count [shard, chunk, place]."""
+        wanted = np.arange(shards * self.chunks) * self.chunk
         # a chunk that would reach beyond the last example begins earlier, and leaves out what was there before
         starts = np.minimum(wanted, num_examples - self.chunk)
         places = starts[:, None] + np.arange(self.chunk)
-        valid = (places >= wanted[:, None]).reshape(self.shards, self.chunks, self.chunk)
-        starts = starts.astype(np.int32).reshape(self.shards, self.chunks)
-        examples = task.images, task.labels.astype(jnp.int32), task.rows
-        return [Shard(*examples, *of_shard) for of_shard in zip(starts, valid, strict=True)]
+        valid = (places >= wanted[:, None]).reshape(shards, self.chunks, self.chunk)
+        return starts.astype(np.int32).reshape(shards, self.chunks), valid
 
 
 class Shard(NamedTuple):
@@ -133,15 +182,39 @@ class MemoryWarning(JaxablateWarning):
     """Memory ran out, and work goes on in smaller chunks."""
 
 
+class Engine:
+    """What an engine computes on one shard of examples, jitted, for one device or for all of a mesh.
+
+    Its arguments are `static` ones, `spread` (arrays [network, mask or curve, ...], shared out along `study`; one less
+    axis for one network), `whole` (arrays that every device has), and a `Shard`; it returns sums
+    [network, mask or curve, ...].
+    """
+
+    def __init__(self, function: Callable):
+        self.function = function
+        self.alone = jax.jit(function, static_argnums=0, compiler_options=COMPILER_OPTIONS)
+        self.together = jax.jit(self._together, static_argnums=(0, 1), compiler_options=COMPILER_OPTIONS)
+
+    def _together(self, mesh: Mesh, static: tuple, spread, whole, shard: Shard):
+        def on_device(spread, whole, shard):
+            own = shard._replace(starts=shard.starts[0], valid=shard.valid[0])
+            sums = jax.lax.psum(self.function(static, spread, whole, own), DATA)
+            return jax.lax.all_gather(sums, STUDY, axis=1, tiled=True)
+
+        specs = P(None, STUDY), P(), P(DATA)
+        found = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+        return found(spread, whole, shard)
+
+
 class Chunks:
-    """Runs a function over the shards of a task, in chunks of at most `preferred` examples that are halved, for good,
+    """Runs an engine over the shards of a task, in chunks of at most `preferred` examples that are halved, for good,
     whenever memory runs out all the same."""
 
     def __init__(self, task: Task, bytes_per_example: int, preferred: int):
         self.task, self.bytes_per_example, self.preferred = task, bytes_per_example, preferred
 
-    def run(self, function: Callable) -> dict[str, np.ndarray]:
-        """The function's sums over all examples.
+    def run(self, engine: Engine, static: tuple, spread, whole) -> dict[str, np.ndarray]:
+        """The engine's sums over all examples.
 
         Raises:
             InputError: if memory does not do for one example at a time; the message says how much was asked for.
@@ -149,7 +222,11 @@ class Chunks:
         while True:
             layout = self.task.lay_out(self.bytes_per_example, self.preferred)
             try:
-                return run_shards(function, layout.split(self.task))
+                if self.task.mesh is None:
+                    return run_shards(partial(engine.alone, static, spread, whole), layout.split(self.task))
+                everywhere = jax.device_put(whole, NamedSharding(self.task.mesh, P()))
+                sums = engine.together(self.task.mesh, static, spread, everywhere, layout.on_mesh(self.task))
+                return jax.tree.map(_total, sums)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise

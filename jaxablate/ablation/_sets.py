@@ -3,16 +3,13 @@
 Where a linear map follows the site, each set is a low-rank update of what that map puts out, which is computed once.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._parallel import COMPILER_OPTIONS
 from jaxablate.ablation._incremental import CHUNK, CHUNK_ELSEWHERE, LARGE
-from jaxablate.ablation._machine import Chunks, Shard, Task, by_site
+from jaxablate.ablation._machine import Chunks, Engine, Shard, Task, by_site, in_turn, places_of
 from jaxablate.ablation._measures import measure, zeros
 from jaxablate.models import (
     Network,
@@ -40,39 +37,23 @@ def measure_sets(task: Task, sets: np.ndarray, number: int, keep: np.ndarray) ->
     per_example = 5 * bytes_on_the_way(network, 0)
     fill = jax.tree.map(lambda values: values[0], task.fill)
     scale = None if task.scale is None else task.scale[0]
-    call = partial(
-        _measure,
-        network,
-        site,
-        task.measures,
-        task.precision,
-        task.moderate,
-        task.states[0],
-        sets,
-        number,
-        keep,
-        fill,
-        scale,
-    )
-    return Chunks(task, per_example, preferred).run(call)
+    turns, shares = in_turn(len(sets), np.array([number]), task.study)
+    static = network, site, task.measures, task.precision, task.moderate
+    whole = task.states[0], keep, fill, scale
+    sums = Chunks(task, per_example, preferred).run(_engine, static, (sets[None, turns], shares), whole)
+    return {name: of[0, places_of(turns, len(sets))] for name, of in sums.items()}
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), compiler_options=COMPILER_OPTIONS)
-def _measure(
-    network: Network,
-    site: int,
-    measures: tuple[str, ...],
-    precision: str,
-    moderate: bool,
-    state: nnx.State,
-    sets,
-    number,
-    keep,
-    fill,
-    scale,
-    shard: Shard,
-):
-    """Sums [set, ...]."""
+@Engine
+def _engine(static: tuple[Network, int, tuple[str, ...], str, bool], spread, whole, shard: Shard):
+    """Sums [1, set, ...].
+
+    spread are sets [1, set, member] and how many of the first are evaluated [1, 1]; whole are the weights, which
+    neurons are kept, fill and scale; static are the network, the site, measures, precision and whether fill and scale
+    are moderate.
+    """
+    network, site, measures, precision, moderate = static
+    ((sets,), ((number,),)), (state, keep, fill, scale) = spread, whole
     segments = segments_of(nnx.merge(network.graphdef, state))
     assert segments is not None
     splits, local = network.bounds[1:-1], sets - network.bounds[site]
@@ -115,4 +96,4 @@ def _measure(
 
     start = zeros(measures, network.num_classes, (len(sets),))
     with jax.default_matmul_precision(precision):
-        return shard.add_chunks(add_chunk, start)
+        return jax.tree.map(lambda sums: sums[None], shard.add_chunks(add_chunk, start))

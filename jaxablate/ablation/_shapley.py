@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from jaxablate._checks import require, require_integer, require_known
 from jaxablate._typing import Fill, Images, Labels
@@ -25,6 +26,7 @@ def shapley_values(
     by: str = CORRECT,
     memory_limit: int | None = None,
     precision: str = "highest",
+    mesh: Mesh | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Shapley value of each neuron, by sampling permutations: what it contributes on average over all orders.
 
@@ -33,7 +35,7 @@ def shapley_values(
 
     Args:
         model: the network: an `MLP`, or any module with sites, as if in evaluation mode.
-        images, labels, fill, memory_limit, precision: as in `evaluate_masks`.
+        images, labels, fill, memory_limit, precision, mesh: as in `evaluate_masks`.
         key: a random key, `jax.random.key(seed)`.
         num_permutations: at least 2; the error falls with its square root.
         site: whose neurons play, by name (all others stay); None for the whole network.
@@ -64,7 +66,7 @@ def shapley_values(
     local = np.asarray(random_orders(key, len(neurons), num_permutations))
     found = cumulative_ablation(
         model, neurons[local], images, labels, fill, steps=len(neurons), measures=by, memory_limit=memory_limit,
-        precision=precision,
+        precision=precision, mesh=mesh,
     )  # fmt: skip
     along = -HARM[by] * np.asarray(found, np.float64) / (len(images) if by == CORRECT else 1)
     marginal = np.empty(local.shape)

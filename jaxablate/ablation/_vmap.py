@@ -4,14 +4,11 @@ A batch of masks by `vmap`, the batches by `lax.map`, chunks of examples by `lax
 to `SLAB` masks. In a chain, what comes before the first ablated site is computed once for each chunk.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate._parallel import COMPILER_OPTIONS
-from jaxablate.ablation._machine import Chunks, Shard, Task, by_site
+from jaxablate.ablation._machine import Chunks, Engine, Shard, Task, by_site
 from jaxablate.ablation._measures import measure, zeros
 from jaxablate.models import Network, bytes_on_the_way, enter, run_on, stack_states
 
@@ -28,7 +25,7 @@ def measure_masks(task: Task, keep: np.ndarray) -> dict[str, np.ndarray]:
     first = touched[0] if touched else len(network.sites) - 1
     num_networks, num_masks, num_neurons = keep.shape
     num_slabs = -(-num_networks * num_masks // SLAB)
-    batches = -(-num_masks // (num_slabs * MASKS_PER_BATCH))
+    batches = -(-num_masks // (num_slabs * MASKS_PER_BATCH * task.study)) * task.study
     batch = -(-num_masks // (num_slabs * batches))  # evenly, so that little is padded
     padded = np.ones((num_networks, num_slabs * batches * batch, num_neurons), bool)
     padded[:, :num_masks] = keep
@@ -38,32 +35,21 @@ def measure_masks(task: Task, keep: np.ndarray) -> dict[str, np.ndarray]:
     chunks = Chunks(task, 2 * largest * (batch + 1), max(1, in_flight // (batch * largest)))
     results = []
     for slab in padded.reshape(num_networks, num_slabs, batches, batch, -1).swapaxes(0, 1):
-        call = partial(
-            _measure, network, first, touched, task.measures, task.precision, task.states, slab, task.fill, task.scale
-        )
-        sums = chunks.run(call)
+        static = network, first, touched, task.measures, task.precision
+        sums = chunks.run(_engine, static, slab, (task.states, task.fill, task.scale))
         results.append({name: of.reshape(num_networks, -1, *of.shape[3:]) for name, of in sums.items()})
     return {name: np.concatenate([part[name] for part in results], axis=1)[:, :num_masks] for name in results[0]}
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), compiler_options=COMPILER_OPTIONS)
-def _measure(
-    network: Network,
-    first: int,
-    touched: tuple[int, ...],
-    measures: tuple[str, ...],
-    precision: str,
-    states,
-    keep,
-    fill,
-    scale,
-    shard: Shard,
-):
+@Engine
+def _engine(static: tuple[Network, int, tuple[int, ...], tuple[str, ...], str], keep, whole, shard: Shard):
     """Sums [network, batch, mask, ...].
 
-    `states` are the weights of each network, keep is [network, batch, mask, neuron], fill and scale as in `Task`;
-    `touched` are the sites that any mask touches and `first` is where evaluation begins.
+    keep is [network, batch, mask, neuron]; whole are the weights of each network, fill and scale as in `Task`; static
+    are the network, the site where evaluation begins, the sites that any mask touches, measures and precision.
     """
+    network, first, touched, measures, precision = static
+    states, fill, scale = whole
 
     def measure_network(arguments):
         state, keep, fill, scale = arguments

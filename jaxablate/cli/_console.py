@@ -26,6 +26,10 @@ DataDir = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="With canonical files; default: JAXABLATE_DATA_DIR.", show_default=False),
 ]
+Devices = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Share curves among N devices; a CPU counts as N.", show_default=False),
+]
 Cache = Annotated[
     bool,
     typer.Option(help="Keep compiled programs in JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxablate."),
@@ -147,6 +151,14 @@ class Bars:
         if what not in self.tasks:
             self.tasks[what] = self.progress.add_task(what, total=total, note=note)
         self.progress.update(self.tasks[what], completed=done, total=total, note=note)
+
+
+def split_cpu(devices: int | None) -> None:
+    """Let a CPU count as so many devices, which JAX allows before anything has run."""
+    import jax
+
+    if devices is not None:
+        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def keep_compiled_programs() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from jaxablate.cli._console import Bars, Cache, DataDir, command, console, keep_compiled_programs
+from jaxablate.cli._console import Bars, Cache, DataDir, Devices, command, console, keep_compiled_programs, split_cpu
 from jaxablate.cli._tables import accuracy_of, dataset_of, print_dataset, print_summary
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def ablate(
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the page of `jaxablate report`.", show_default=False)
     ] = None,
+    devices: Devices = None,
     cache: Cache = True,
 ) -> dict[str, Any]:
     """Ablate the neurons of a network one after another, low and high scores first and at random, and count what it
@@ -133,6 +134,7 @@ def ablate(
     from jaxablate.report import check_report_path, write_report
     from jaxablate.results import check_table_path, save_results, save_table
 
+    split_cpu(devices)
     check_table_path(out)
     if report is not None:
         check_report_path(report)
@@ -153,7 +155,7 @@ def ablate(
         keep_compiled_programs()
     bars = Bars()
     with bars.progress:
-        results = run_study(config, {network.stem: model}, on_progress=bars)
+        results = run_study(config, {network.stem: model}, on_progress=bars, mesh=devices)
     if out.suffix == ".csv":
         save_table(results[network.stem].to_dataset()[["correct", "accuracy"]], out)
     else:

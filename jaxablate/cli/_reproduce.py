@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxablate.cli._console import Bars, Cache, DataDir, command, console, keep_compiled_programs
+from jaxablate.cli._console import Bars, Cache, DataDir, Devices, command, console, keep_compiled_programs, split_cpu
 from jaxablate.cli._tables import accuracy_of, dataset_of, print_dataset, print_summary, print_verdicts
 
 
@@ -45,6 +45,7 @@ def reproduce(
     force: Annotated[
         bool, typer.Option("--force", help="Begin afresh where a run with other settings has been.")
     ] = False,
+    devices: Devices = None,
     cache: Cache = True,
 ) -> dict[str, Any]:
     """Train the paper's networks, score and ablate their neurons, draw all 22 figures and write a report; with several
@@ -62,6 +63,7 @@ def reproduce(
     from jaxablate.report import networks_beside, write_report
     from jaxablate.results import save_results, select_protocol
 
+    split_cpu(devices)
     config = StudyConfig(
         dataset=dataset,
         data_dir=None if data_dir is None else str(data_dir),
@@ -90,7 +92,7 @@ def reproduce(
         if killed:
             console.print(f"Resuming: {killed} ended before it was done.", highlight=False, markup=False)
         with bars.progress:
-            results = run_study(config, run_dir=out, force=force, on_progress=bars)
+            results = run_study(config, run_dir=out, force=force, on_progress=bars, mesh=devices)
             for file in (report, *claims):
                 file.unlink(missing_ok=True)  # those of the results that are replaced
             save_results(results, out / "results.nc")

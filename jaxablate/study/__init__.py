@@ -15,9 +15,11 @@ import jax
 import numpy as np
 import xarray as xr
 from flax import nnx
+from jax.sharding import Mesh
 
 from jaxablate._checks import require, require_name
 from jaxablate._files import require_writable
+from jaxablate._mesh import choose_mesh, mesh_for
 from jaxablate._parallel import Stop, run_all
 from jaxablate._run import Units, begin, digest, lock_folder
 from jaxablate._typing import Images
@@ -56,6 +58,7 @@ def run_study(
     force: bool = False,
     network_dir: str | Path | None = None,
     on_progress: OnProgress | None = None,
+    mesh: Mesh | int | None = None,
 ) -> xr.DataTree:
     """Run the whole experiment: train, score, rank and ablate every network.
 
@@ -71,6 +74,8 @@ def run_study(
         network_dir: a folder for the trained networks; those found there with the same training settings and data
             are used again. None takes `networks` in `run_dir`, if there is one.
         on_progress: called with (what, done, total, note) as the work goes on.
+        mesh: devices to share the work, from `ja.meshes.make_mesh`, or how many: then they are laid out as fits the
+            sizes. The counts are the same as on one.
 
     Returns:
         An `xarray.DataTree` with one node for each network (`results["3-layer"]`; under another protocol than the
@@ -100,6 +105,7 @@ def run_study(
         report("data", 0, 1, str(config.dataset))
         data = load_dataset(config.dataset, seed=config.split_seed, data_dir=config.data_dir)
         report("data", 1, 1, f"{data.source.name}: {data.source.origin}")
+        devices = mesh_for(choose_mesh(mesh, len(data.test)) if isinstance(mesh, int) else mesh)
         given = None if models is None else _given(models, config)
         units = Units()
         if run_dir is not None:
@@ -108,8 +114,8 @@ def run_study(
             units = Units(folder / "units", fingerprint, lambda note: report("resume", 0, 1, note))
             network_dir = folder / "networks" if network_dir is None else network_dir
         if given is None:
-            given = _trained(config, data, None if network_dir is None else Path(network_dir), report)
-        networks = {name: ablate_networks(config, name, data, of, units, report) for name, of in given.items()}
+            given = _trained(config, data, None if network_dir is None else Path(network_dir), report, devices)
+        networks = {name: ablate_networks(config, name, data, of, units, report, devices) for name, of in given.items()}
     by_protocol = {
         protocol: {name: found[protocol] for name, found in networks.items()} for protocol in config.protocols
     }
@@ -145,7 +151,9 @@ def _given(models: Mapping[str, Model | Sequence[Model]], config: StudyConfig) -
     return {name: _one_for_each_seed(name, of_name, config) for name, of_name in models.items()}
 
 
-def _trained(config: StudyConfig, data: Dataset, folder: Path | None, report: OnProgress) -> dict[str, Networks]:
+def _trained(
+    config: StudyConfig, data: Dataset, folder: Path | None, report: OnProgress, mesh: Mesh | None
+) -> dict[str, Networks]:
     """The networks of a config by name, trained or found in the folder."""
     require(len(config.networks) > 0, "networks: expected at least one, or models of your own, got none")
 
@@ -154,7 +162,7 @@ def _trained(config: StudyConfig, data: Dataset, folder: Path | None, report: On
             stop.check()
             report(what, done, total, note)
 
-        return trained_networks(config, hidden, data, folder, report_unless_stopped)
+        return trained_networks(config, hidden, data, folder, report_unless_stopped, mesh)
 
     # one network's small steps do not fill a CPU, so there the kinds are trained side by side
     threads = len(config.networks) if jax.default_backend() == "cpu" else 1

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from flax import nnx
+from jax.sharding import Mesh
 
 from jaxablate._checks import require
 from jaxablate._run import Arrays, Units, digest
-from jaxablate._typing import Counts, Fill
+from jaxablate._typing import Counts, Fill, Images, Labels
 from jaxablate.ablation import cumulative_ablation, evaluate_masks, single_ablation
 from jaxablate.activations import compute_fill, mean_activations
 from jaxablate.datasets import Dataset
@@ -33,7 +34,15 @@ from jaxablate.study._scores import evidence_of, quantizer_of
 from jaxablate.training import History
 from jaxablate.uncertainty import warn_of_bias
 
-Test = tuple[jax.Array, jax.Array]  # images and labels of the test split
+
+class Test(NamedTuple):
+    """Images and labels of the test split, and the devices that share them."""
+
+    images: Images
+    labels: Labels
+    mesh: Mesh | None
+
+
 NO_ORDER = -1  # in place of the neurons of a random curve that follows no order
 
 
@@ -79,8 +88,9 @@ def ablate_networks(
     networks: Sequence[tuple[Model, History | None]],
     units: Units,
     report: OnProgress,
+    mesh: Mesh | None = None,
 ) -> dict[str, xr.Dataset]:
-    """The results of the networks of one kind by protocol, labelled.
+    """The results of the networks of one kind by protocol, labelled; curves on the devices of a mesh, if there is one.
 
     Raises:
         InputError: for networks that cannot be ablated, of different architectures, or with fewer neurons at a site
@@ -95,7 +105,10 @@ def ablate_networks(
     )
     config.check_steps(network.sizes)
     protocols = [get_protocol(name) for name in config.protocols]
-    test = jnp.asarray(data.test.images), jnp.asarray(data.test.labels)
+    if mesh is None:
+        test = Test(jnp.asarray(data.test.images), jnp.asarray(data.test.labels), None)
+    else:
+        test = Test(data.test.images, data.test.labels, mesh)
     what = f"ablate {name}"
     total, done = len(networks) * (len(network.sites) + 1), itertools.count(1)
     report(what, 0, total, "")
@@ -264,8 +277,9 @@ def _curves(
             balance = balances[members[0]]
             orders = [views[i].orders[scope] for i in members]
             counts = cumulative_ablation(
-                model, np.concatenate(orders), *test, balance.fill, scale=balance.scale, steps=config.steps
-            )
+                model, np.concatenate(orders), test.images, test.labels, balance.fill, scale=balance.scale,
+                steps=config.steps, mesh=test.mesh,
+            )  # fmt: skip
             parts = np.split(np.asarray(counts), np.cumsum([len(part) for part in orders])[:-1])
             subsets: dict[FreshSubsets, np.ndarray] = {}
             for i, part in zip(members, parts, strict=True):
@@ -291,8 +305,9 @@ def _subset_curves(
     masks = draw(jax.random.fold_in(scopes.keys[scope], 1), stop - start, config.random_subsets, config.steps)
     keep = np.ones((*masks.shape[:2], scopes.num_neurons), bool)
     keep[:, :, start:stop] = masks
-    counts = evaluate_masks(model, keep.reshape(-1, keep.shape[-1]), *test, balance.fill, scale=balance.scale)
-    return np.asarray(counts).reshape(masks.shape[:2])
+    masks, of = keep.reshape(-1, keep.shape[-1]), (test.images, test.labels)
+    counts = evaluate_masks(model, masks, *of, balance.fill, scale=balance.scale, mesh=test.mesh)
+    return np.asarray(counts).reshape(keep.shape[:2])
 
 
 def _each_alone(model: Model, views: Sequence[_View], test: Test) -> Arrays:
@@ -301,7 +316,7 @@ def _each_alone(model: Model, views: Sequence[_View], test: Test) -> Arrays:
     found = {}
     for members in _sharing(balances):
         fill, scale = balances[members[0]]
-        counts = np.asarray(single_ablation(model, *test, fill, scale=scale))
+        counts = np.asarray(single_ablation(model, test.images, test.labels, fill, scale=scale, mesh=test.mesh))
         for i in members:
             found[views[i].protocol.name] = counts
     return found

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from jaxablate._checks import InputError, require
 from jaxablate.datasets import Dataset
@@ -18,7 +19,12 @@ OnProgress = Callable[[str, int, int, str], None]
 
 
 def trained_networks(
-    config: StudyConfig, hidden: Sequence[int], data: Dataset, folder: Path | None, report: OnProgress
+    config: StudyConfig,
+    hidden: Sequence[int],
+    data: Dataset,
+    folder: Path | None,
+    report: OnProgress,
+    mesh: Mesh | None = None,
 ) -> list[tuple[MLP, History]]:
     """One network for each seed, read from the folder where it fits, trained (and saved there) otherwise."""
     name = network_name(hidden)
@@ -64,6 +70,7 @@ def trained_networks(
                     what, done, total, f"loss {loss:.3f}, accuracy {accuracy:.1%}"
                 ),
                 on_trained=keep,
+                mesh=None if jax.default_backend() == "cpu" else mesh,  # as alone, to the last bit
                 **settings,
             )
         except DivergedError as error:

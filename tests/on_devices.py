@@ -1,0 +1,78 @@
+"""Run by test_meshes.py in a process whose CPU counts as eight devices: the same numbers on every mesh."""
+
+import sys
+
+import jax
+import numpy as np
+from helpers import raises_input_error
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxablate as ja
+from jaxablate._mesh import choose_mesh
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+def main(dataset: str) -> None:
+    random, data = np.random.default_rng(0), ja.load_dataset(dataset)
+    models = [ja.train(data, (12, 10), seed, epochs=1)[0] for seed in (0, 1)]
+    # a number that no number of devices divides
+    images, labels = data.test.images[: len(data.test) - 3], data.test.labels[: len(data.test) - 3]
+    fill = ja.mean_activations(models[0], data.validation.images)
+    resample = ja.compute_fill(
+        models[0], "resample", data.validation.images, data.validation.labels, key=jax.random.key(0)
+    )
+    masks = random.random((37, 22)) < 0.6
+    orders = np.stack([random.permutation(22) for _ in range(13)])
+    codes = ja.quantizers.threshold(0.5)(ja.record_activations(models[0], images)[0])
+
+    def everything(mesh: Mesh | None) -> list:
+        return [
+            ja.evaluate_masks(models[0], masks, images, labels, fill, measures=("confusion", "loss"), mesh=mesh),
+            ja.cumulative_ablation(models[0], orders, images, labels, resample, steps=9, engine="vmap", mesh=mesh),
+            ja.cumulative_ablation(
+                models, np.stack([orders, orders[::-1]]), images, labels, np.stack([fill, fill]), steps=9, mesh=mesh
+            ),
+            ja.single_ablation(models[0], images, labels, fill, mesh=mesh),
+            ja.joint_histogram(codes, labels, num_codes=2, num_classes=10, mesh=mesh),
+        ]
+
+    alone = everything(None)
+    assert np.ptp(np.asarray(alone[2])) > 0
+    for number, study in ((1, 1), (2, 1), (3, 1), (4, 2), (8, 1), (8, 8)):
+        jax.tree.map(compare, alone, everything(ja.meshes.make_mesh(number, study=study)))
+        print(f"{number} devices, {study} along study: the same", flush=True)
+
+    mesh = ja.meshes.make_mesh(4, study=2)
+    even = len(labels) // 2 * 2
+    spread = jax.device_put(images[:even], NamedSharding(mesh, P("data")))
+    found = ja.evaluate_masks(models[0], masks, spread, labels[:even], fill)
+    compare(ja.evaluate_masks(models[0], masks, images[:even], labels[:even], fill), found)
+    spread = jax.device_put(np.asarray(codes[:even]), NamedSharding(mesh, P("data")))
+    found = ja.joint_histogram(spread, labels[:even], num_codes=2, num_classes=10)
+    compare(ja.joint_histogram(codes[:even], labels[:even], num_codes=2, num_classes=10), found)
+    refused = jax.device_put(images[:even], NamedSharding(mesh, P(None, "data")))
+    with raises_input_error("expected examples along 'data' of one mesh, got"):
+        ja.evaluate_masks(models[0], masks, refused, labels[:even], fill)
+
+    trained = ja.training.train_many(data, (12,), (0, 1, 2), epochs=1, parallel="vmap")
+    shared = ja.training.train_many(data, (12,), (0, 1, 2), epochs=1, mesh=ja.meshes.make_mesh(2))
+    for (_, history), (model, of_mesh) in zip(trained, shared, strict=True):
+        np.testing.assert_allclose(history.loss, of_mesh.loss, rtol=1e-4)
+        ja.evaluate_masks(model, np.ones((1, 12), bool), images, labels)
+    shapes = [tuple(choose_mesh(number, examples).shape.values()) for number, examples in ((8, 9999), (8, 600), (3, 9))]
+    assert shapes == [(8, 1), (2, 4), (1, 3)], shapes
+
+
+def compare(one, other) -> None:
+    one, other = np.asarray(one), np.asarray(other)
+    assert one.shape == other.shape
+    if np.issubdtype(one.dtype, np.integer):
+        np.testing.assert_array_equal(one, other)
+    else:
+        np.testing.assert_allclose(one, other, rtol=2e-5)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
