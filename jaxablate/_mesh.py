@@ -56,9 +56,9 @@ def mesh_for(mesh: Mesh | None, *arrays: Any) -> Mesh | None:
     Raises:
         InputError: for a mesh without the axes, or arrays sharded in another way.
     """
-    shardings = [array.sharding for array in arrays if isinstance(array, jax.Array)]
-    sharded = [s for s in shardings if isinstance(s, NamedSharding) and s.mesh.size > 1]
-    found = mesh if mesh is not None or not sharded else sharded[0].mesh
+    placed = [(array.sharding, array.ndim) for array in arrays if isinstance(array, jax.Array)]
+    sharded = [(of, ndim) for of, ndim in placed if isinstance(of, NamedSharding) and of.mesh.size > 1]
+    found = mesh if mesh is not None or not sharded else sharded[0][0].mesh
     if found is None:
         return None
     if not isinstance(found, Mesh) or found.axis_names != (DATA, STUDY):
@@ -66,8 +66,8 @@ def mesh_for(mesh: Mesh | None, *arrays: Any) -> Mesh | None:
             f"mesh: expected one with the axes ('{DATA}', '{STUDY}'), as ja.meshes.make_mesh makes, got "
             f"{getattr(found, 'axis_names', type(found).__name__)}"
         )
-    for sharding in sharded:
-        if sharding.mesh != found or sharding.spec not in (P(DATA), P()):
+    for sharding, ndim in sharded:
+        if not any(sharding.is_equivalent_to(NamedSharding(found, spec), ndim) for spec in (P(DATA), P())):
             raise InputError(f"sharding: expected examples along '{DATA}' of one mesh, got {sharding.spec}")
     return found
 

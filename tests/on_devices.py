@@ -46,7 +46,7 @@ def main(dataset: str) -> None:
 
     mesh = ja.meshes.make_mesh(4, study=2)
     even = len(labels) // 2 * 2
-    spread = jax.device_put(images[:even], NamedSharding(mesh, P("data")))
+    spread = jax.device_put(images[:even], NamedSharding(mesh, P("data", None)))
     found = ja.evaluate_masks(models[0], masks, spread, labels[:even], fill)
     compare(ja.evaluate_masks(models[0], masks, images[:even], labels[:even], fill), found)
     spread = jax.device_put(np.asarray(codes[:even]), NamedSharding(mesh, P("data")))
