@@ -56,7 +56,8 @@ def mesh_for(mesh: Mesh | None, *arrays: Any) -> Mesh | None:
     Raises:
         InputError: for a mesh without the axes, or arrays sharded in another way.
     """
-    placed = [(array.sharding, array.ndim) for array in arrays if isinstance(array, jax.Array)]
+    concrete = [array for array in arrays if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)]
+    placed = [(array.sharding, array.ndim) for array in concrete]
     sharded = [(of, ndim) for of, ndim in placed if isinstance(of, NamedSharding) and of.mesh.size > 1]
     found = mesh if mesh is not None or not sharded else sharded[0][0].mesh
     if found is None:
