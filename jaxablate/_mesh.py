@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxablate._checks import InputError, require, require_integer
+from jaxablate._checks import InputError, require, require_integer, traced
 
 DATA, STUDY = "data", "study"
 ENOUGH = 250  # examples that are worth a device
@@ -56,7 +56,7 @@ def mesh_for(mesh: Mesh | None, *arrays: Any) -> Mesh | None:
     Raises:
         InputError: for a mesh without the axes, or arrays sharded in another way.
     """
-    concrete = [array for array in arrays if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)]
+    concrete = [array for array in arrays if isinstance(array, jax.Array) and not traced(array)]
     placed = [(array.sharding, array.ndim) for array in concrete]
     sharded = [(of, ndim) for of, ndim in placed if isinstance(of, NamedSharding) and of.mesh.size > 1]
     found = mesh if mesh is not None or not sharded else sharded[0][0].mesh
