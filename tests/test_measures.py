@@ -135,15 +135,15 @@ def test_pairs_of_a_large_layer_keep_to_the_memory_limit(monkeypatch):
     """What XLA sets aside for the 19 900 pairs of a layer of 200, without running them."""
     model = ja.MLP(784, (200, 200), 10, rngs=nnx.Rngs(0))
     images, labels = np.zeros((10_000, 784), np.float32), np.zeros(10_000, np.int32)
-    measure, sizes = _sets._measure, []
+    measure, sizes = _sets._engine.alone, []
 
     def record(*arguments):
-        sizes.append((len(arguments[6]), measure.lower(*arguments).compile().memory_analysis().temp_size_in_bytes))
+        sizes.append((arguments[1][0].shape[1], measure.lower(*arguments).compile().memory_analysis().temp_size_in_bytes))
         raise StopIteration
 
     pairs = np.stack(np.triu_indices(200, k=1), axis=1)
-    monkeypatch.setattr(_sets, "_measure", record)
-    task = ja.ablation._alone.make_single_task(model, images, labels, None, None, "correct", 10**7, "highest")
+    monkeypatch.setattr(_sets._engine, "alone", record)
+    task = ja.ablation._alone.make_single_task(model, images, labels, None, None, "correct", 10**7, "highest", None)
     with pytest.raises(StopIteration):
         ja.ablation._alone._measure_sets(task, pairs)
     assert sizes[0][0] == 19_900
