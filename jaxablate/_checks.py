@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import numpy as np
 from jax.core import Tracer
@@ -77,7 +78,7 @@ def finite_float32(what: str, values: np.ndarray) -> np.ndarray:
     return values
 
 
-def require_shape(what: str, array: np.ndarray, shape: tuple[int | None, ...], meaning: str) -> None:
+def require_shape(what: str, array: Any, shape: tuple[int | None, ...], meaning: str) -> None:
     """Raise unless the array has this shape; None stands for any length, `meaning` names the axes."""
     fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
     wanted = ", ".join("any" if n is None else str(n) for n in shape)
@@ -99,7 +100,7 @@ def require_count(what: str, value: object, least: int = 1) -> int:
     return number
 
 
-def require_integers(what: str, array: np.ndarray) -> None:
+def require_integers(what: str, array: Any) -> None:
     """Raise unless the dtype is an integer one."""
     require(np.issubdtype(array.dtype, np.integer), f"{what}: expected integers, got dtype {array.dtype}")
 

@@ -4,11 +4,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxablate._checks import InputError, require, require_integer, traced
+from jaxablate._checks import (
+    InputError,
+    require,
+    require_integer,
+    require_integers,
+    require_labels,
+    require_range,
+    require_shape,
+    traced,
+)
+from jaxablate._processes import everywhere
 
 DATA, STUDY = "data", "study"
 ENOUGH = 250  # examples that are worth a device
@@ -50,15 +62,20 @@ def choose_mesh(num_devices: int, num_examples: int) -> Mesh:
     return make_mesh(num_devices, study=num_devices // data[-1] if data else 1)
 
 
+def is_spread(array: Any) -> bool:
+    """Whether an array is on several devices."""
+    if not isinstance(array, jax.Array) or traced(array):
+        return False
+    return isinstance(array.sharding, NamedSharding) and array.sharding.mesh.size > 1
+
+
 def mesh_for(mesh: Mesh | None, *arrays: Any) -> Mesh | None:
     """The mesh to work on: the one given, or that of arrays that are sharded already; None for one device.
 
     Raises:
         InputError: for a mesh without the axes, or arrays sharded in another way.
     """
-    concrete = [array for array in arrays if isinstance(array, jax.Array) and not traced(array)]
-    placed = [(array.sharding, array.ndim) for array in concrete]
-    sharded = [(of, ndim) for of, ndim in placed if isinstance(of, NamedSharding) and of.mesh.size > 1]
+    sharded = [(array.sharding, array.ndim) for array in arrays if is_spread(array)]
     found = mesh if mesh is not None or not sharded else sharded[0][0].mesh
     if found is None:
         return None
@@ -67,24 +84,97 @@ def mesh_for(mesh: Mesh | None, *arrays: Any) -> Mesh | None:
             f"mesh: expected one with the axes ('{DATA}', '{STUDY}'), as ja.meshes.make_mesh makes, got "
             f"{getattr(found, 'axis_names', type(found).__name__)}"
         )
+    processes = {device.process_index for device in found.devices.flat}
+    require(
+        jax.process_index() in processes, f"mesh: expected devices of every process, got those of {sorted(processes)}"
+    )
     for sharding, ndim in sharded:
         if not any(sharding.is_equivalent_to(NamedSharding(found, spec), ndim) for spec in (P(DATA), P())):
             raise InputError(f"sharding: expected examples along '{DATA}' of one mesh, got {sharding.spec}")
     return found
 
 
+def require_examples(labels: Any, num_examples: int, num_classes: int) -> int:
+    """Raise unless labels are integers [example] in 0..classes-1, or -1 on several devices; return how many are not -1.
+
+    Raises:
+        InputError: also if none counts.
+    """
+    if not is_spread(labels):
+        require_labels(np.asarray(labels), num_examples, num_classes)
+        return num_examples
+    require_integers("labels", labels)
+    require_shape("labels", labels, (num_examples,), "example")
+    found = np.asarray(range_of(labels))
+    require_range("labels", found[:2], -1, num_classes - 1)
+    require(found[2] > 0, "labels: expected at least one of 0 or more, got none")
+    return int(found[2])
+
+
 def spread_examples(mesh: Mesh, values: Any, labels: Any, *others: Any) -> tuple[jax.Array, ...]:
     """Put values [example, ...], labels [example] and others [example, ...] (or None) on the devices of a mesh, cut
-    along `data`.
+    along `data`; those of all processes are there already, or in each of them.
 
     Where the devices do not divide them, the first example comes again, with the label -1, which stands for no class.
     """
     missing = -len(labels) % mesh.shape[DATA]
 
-    def put(array: Any, more: Any) -> Any:
-        if array is not None and missing:
-            array = np.concatenate([array, np.repeat(np.asarray(more)[None], missing, axis=0)])
-        return array if array is None else jax.device_put(array, NamedSharding(mesh, P(DATA)))
+    def put(array: Any) -> Any:
+        kept = array is None or is_spread(array)
+        return array if kept else everywhere(NamedSharding(mesh, P(DATA)), array)
 
-    labels = np.asarray(labels, np.int32)
-    return put(values, values[0]), put(labels, np.int32(-1)), *(put(of, None if of is None else of[0]) for of in others)
+    padded = _with_none(labels, missing), *(array if array is None else _padded(array, missing) for array in others)
+    return put(_padded(values, missing)), *map(put, padded)
+
+
+def spread(mesh: Mesh, images: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
+    """Put examples on the devices of a mesh, where each process has examples of its own: a shard of a file, say.
+
+    Args:
+        mesh: from `make_mesh`, with the devices of all processes; along `study` it may not go from one to another.
+        images: [example, ...], those of this process.
+        labels: integers [example].
+
+    Returns:
+        Images and labels of all processes, cut along "data", as `evaluate_masks` and its relatives take them. Where a
+        process has fewer than another, its first example comes again with the label -1, which never counts.
+
+    Raises:
+        InputError: for no example, another number of labels, or a mesh where processes share examples.
+
+    Example:
+        >>> images, labels = ja.meshes.spread(ja.meshes.make_mesh(1), np.zeros((5, 2, 2)), np.zeros(5, int))
+        >>> images.shape
+        (5, 2, 2)
+    """
+    labels = np.asarray(labels)
+    require_integers("labels", labels)
+    require_shape("labels", labels, (len(images),), "example")
+    require(len(labels) > 0, "images: expected at least one example in every process, got none")
+    owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    require(
+        bool((owners == owners[:, :1]).all()),
+        f"mesh: expected each process to have its own examples, got {STUDY} of {mesh.shape[STUDY]} across processes",
+    )
+    own = int((owners[:, 0] == jax.process_index()).sum())
+    each = int(multihost_utils.process_allgather(np.int32(-(-len(labels) // own))).max())
+    missing = each * own - len(labels)
+    across, examples = NamedSharding(mesh, P(DATA)), (_padded(images, missing), _with_none(labels, missing))
+    images, labels = (jax.make_array_from_process_local_data(across, of) for of in examples)
+    return images, labels
+
+
+def _padded(array: Any, missing: int) -> Any:
+    """The array with its first example again at the end, so many times."""
+    return np.concatenate([array, np.repeat(np.asarray(array[:1]), missing, axis=0)]) if missing else array
+
+
+def _with_none(labels: Any, missing: int) -> Any:
+    """The labels with -1 at the end, so many times."""
+    return np.append(np.asarray(labels, np.int32), np.full(missing, -1, np.int32)) if missing else labels
+
+
+@jax.jit
+def range_of(array: jax.Array) -> jax.Array:
+    """The lowest and the highest value, of the devices of all processes too, and how many are not negative."""
+    return jnp.stack([array.min(), array.max(), (array >= 0).sum()])

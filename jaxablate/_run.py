@@ -19,12 +19,12 @@ import numpy as np
 
 from jaxablate._checks import InputError
 from jaxablate._files import LEFTOVER, atomic_path, save_tensors
+from jaxablate._processes import Arrays, share
 
 FORMAT = "jaxablate run 1"
 OWNER = "run.owner"
 LONGEST = 150
 """Characters of a unit's file name; more are replaced by a checksum, since a file system takes 255."""
-Arrays = dict[str, np.ndarray]
 
 
 @contextlib.contextmanager
@@ -96,7 +96,8 @@ class Units:
     on_note: Callable[[str], None] = lambda note: None
 
     def get(self, name: str, basis: str, compute: Callable[[], Arrays]) -> Arrays:
-        """The arrays of a unit: read where a run that was interrupted has left them, computed and kept otherwise.
+        """The arrays of a unit: read where a run that was interrupted has left them, computed and kept otherwise. All
+        processes compute, since devices of all may take part; what process 0 has then, they all get.
 
         Args:
             name: of the unit.
@@ -104,17 +105,23 @@ class Units:
             compute: computes it.
         """
         if self.folder is None:
-            return compute()
+            computed = compute()
+            return share(lambda: computed)
         stem = quote(name, safe=" +")
         if len(stem) > LONGEST:
             stem = f"{stem[:LONGEST]} {hashlib.sha256(name.encode()).hexdigest()[:16]}"
         path = self.folder / f"{stem}.safetensors"
         metadata = {"run": self.run, "unit": name, "basis": basis}
-        found = self._read(path, metadata)
-        if found is None:
-            found = {of: np.ascontiguousarray(array) for of, array in compute().items()}
-            save_tensors(path, found, {**metadata, "sha256": digest(found)})
-        return found
+        found = share(lambda: self._read(path, metadata) or {})
+        if found:
+            return found
+        computed = {of: np.ascontiguousarray(array) for of, array in compute().items()}
+
+        def kept() -> Arrays:
+            save_tensors(path, computed, {**metadata, "sha256": digest(computed)})
+            return computed
+
+        return share(kept)
 
     def _read(self, path: Path, wanted: dict[str, str]) -> Arrays | None:
         from safetensors import SafetensorError, safe_open
@@ -147,9 +154,7 @@ def begin(folder: Path, identity: Mapping[str, Any], *, force: bool) -> str:
     there = _identity_in(path)
     if there is not None and there != now:
         if not force:
-            names = [name for name in {**there, **now} if there.get(name) != now.get(name)]
-            differences = "; ".join(f"{name}: {there.get(name)} there, {now.get(name)} here" for name in names)
-            differences = differences if there else "its run.json cannot be read"
+            differences = differences_of(there, now) if there else "its run.json cannot be read"
             raise InputError(
                 f"output folder {folder}: expected the run that was begun there, got another ({differences}); choose "
                 "another folder, or force this one (force=True, --force) to begin afresh"
@@ -159,6 +164,12 @@ def begin(folder: Path, identity: Mapping[str, Any], *, force: bool) -> str:
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
     return hashlib.sha256(json.dumps(now, sort_keys=True).encode()).hexdigest()
+
+
+def differences_of(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What two runs differ in, in words."""
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return "; ".join(f"{name}: {there.get(name)} there, {here.get(name)} here" for name in names)
 
 
 def _identity_in(path: Path) -> dict[str, Any] | None:

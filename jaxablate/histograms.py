@@ -19,11 +19,10 @@ from jaxablate._checks import (
     require,
     require_count,
     require_integers,
-    require_labels,
     require_range,
     traced,
 )
-from jaxablate._mesh import DATA, mesh_for, spread_examples
+from jaxablate._mesh import DATA, is_spread, mesh_for, range_of, require_examples, spread_examples
 from jaxablate._typing import AnyArray, Codes, Counts, Labels
 
 MOST_EXAMPLES = 2**31 - 1
@@ -75,14 +74,15 @@ def joint_histogram(
     """
     num_codes, num_classes = require_count("num_codes", num_codes), require_count("num_classes", num_classes)
     if not traced(codes, labels):
-        _check_codes(np.asarray(codes), np.asarray(labels), num_codes, num_classes)
+        _check_codes(codes, labels, num_codes, num_classes)
     mesh = mesh_for(mesh, codes, labels)
     if mesh is None:
         codes, labels = jnp.asarray(codes), jnp.asarray(labels)
     cells = codes.shape[1] * num_classes * num_codes
     require(cells < 2**31, f"histogram: expected fewer than 2^31 cells, got {cells}; split the neurons")
     if mesh is not None:
-        return _on_mesh(mesh, *spread_examples(mesh, codes, labels), num_codes, num_classes)
+        counts = _on_mesh(mesh, *spread_examples(mesh, codes, labels), num_codes, num_classes)
+        return counts if jax.process_count() == 1 else jnp.asarray(np.asarray(counts))
     return _joint_histogram(codes, labels, num_codes, num_classes)
 
 
@@ -136,12 +136,13 @@ def stream_histogram(
     return counts
 
 
-def _check_codes(codes: np.ndarray, labels: np.ndarray, num_codes: int, num_classes: int) -> None:
+def _check_codes(codes: AnyArray, labels: Labels, num_codes: int, num_classes: int) -> None:
+    values = np.asarray(range_of(codes))[:2] if is_spread(codes) else (codes := np.asarray(codes))
     require_integers("codes", codes)
     require(codes.ndim == 2, f"codes: expected shape [example, neuron], got {codes.shape}")
     _check_examples(len(codes))
-    require_range("codes", codes, 0, num_codes - 1)
-    require_labels(labels, len(codes), num_classes)
+    require_range("codes", values, 0, num_codes - 1)
+    require_examples(labels, len(codes), num_classes)
 
 
 def _check_examples(number: int) -> None:

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from jaxablate._checks import InputError, require, require_integer, require_known
 from jaxablate._mesh import DATA, STUDY, mesh_for
 from jaxablate._parallel import COMPILER_OPTIONS, Stop, num_cores, run_all
+from jaxablate._processes import everywhere, fetched
 from jaxablate.datasets import Dataset
 from jaxablate.models import MLP, stack_states
 
@@ -206,9 +207,10 @@ def train_many(
     shared = (graphdef, _Recipe(batch_size, learning_rate, l2), epochs, splits)
     if (mesh := mesh_for(mesh)) is not None:
         turns = np.arange(-(-len(seeds) // mesh.size) * mesh.size) % len(seeds)  # as many for each device
-        across = NamedSharding(mesh, P((DATA, STUDY)))
-        params, keys = jax.device_put(jax.tree.map(lambda leaf: leaf[turns], (params, keys)), across)
-        shared = (*shared[:3], jax.device_put(splits, NamedSharding(mesh, P())))
+        across, randomness = NamedSharding(mesh, P((DATA, STUDY))), jax.random.key_data(keys)
+        params, randomness = everywhere(across, jax.tree.map(lambda leaf: leaf[turns], (params, randomness)))
+        keys = jax.random.wrap_key_data(randomness)
+        shared = (*shared[:3], everywhere(NamedSharding(mesh, P()), splits))
         parallel = "vmap"
     told = _Told(on_epoch, epochs * len(seeds))
     if parallel == "threads" or (parallel == "auto" and jax.default_backend() == "cpu"):
@@ -219,7 +221,7 @@ def train_many(
     def run(group: slice, stop: Stop) -> list[tuple[MLP, History]]:
         chosen = jax.tree.map(lambda leaf: leaf[group], params)
         trained, records = _train_together(*shared, chosen, keys[group], told, stop)
-        trained = jax.tree.map(np.asarray, trained)  # from whichever devices
+        trained = fetched(trained)  # from whichever devices
         bad = ~np.isfinite(records).all(axis=(0, 2))
 
         def result(i: int, records: np.ndarray) -> tuple[MLP, History]:
@@ -278,9 +280,9 @@ def _train_together(
     opt_state, records = jax.vmap(recipe.optimizer().init)(params), []
     for number in range(1, epochs + 1):
         stop.check()
-        before = jax.tree.map(np.array, params)  # the epoch takes the memory of the others
+        before = fetched(params)  # the epoch takes the memory of the others
         params, opt_state, record = _epoch(graphdef, recipe, splits, params, opt_state, keys, number)
-        records.append(np.asarray(record))
+        records.append(fetched(record))
         if not np.isfinite(records[-1]).all():
             params = before
             break

@@ -138,7 +138,8 @@ def test_pairs_of_a_large_layer_keep_to_the_memory_limit(monkeypatch):
     measure, sizes = _sets._engine.alone, []
 
     def record(*arguments):
-        sizes.append((arguments[1][0].shape[1], measure.lower(*arguments).compile().memory_analysis().temp_size_in_bytes))
+        _, (sets, _), *_ = arguments
+        sizes.append((sets.shape[1], measure.lower(*arguments).compile().memory_analysis().temp_size_in_bytes))
         raise StopIteration
 
     pairs = np.stack(np.triu_indices(200, k=1), axis=1)

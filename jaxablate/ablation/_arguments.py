@@ -13,10 +13,9 @@ from jaxablate._checks import (
     require,
     require_finite,
     require_known,
-    require_labels,
     require_shape,
 )
-from jaxablate._mesh import mesh_for, spread_examples
+from jaxablate._mesh import mesh_for, range_of, require_examples, spread_examples
 from jaxablate._typing import Fill, Images, Labels
 from jaxablate.ablation._machine import Tables, Task
 from jaxablate.ablation._measures import NOT_FINITE, checked_names, finished
@@ -44,9 +43,9 @@ def make_task(
     names = checked_names(measures)
     require_known("precision", precision, PRECISIONS)
     mesh = mesh_for(mesh, images, labels)
-    network, states, described, leading = _networks(model, images if mesh is None else images[:1])
-    require_labels(np.asarray(labels), len(images), network.num_classes)
-    labels, num_examples = jnp.asarray(labels), len(images)
+    network, states, described, leading = _networks(model, images if mesh is None else _one_of(images))
+    num_examples = require_examples(labels, len(images), network.num_classes)
+    labels = jnp.asarray(labels)
 
     def of_neurons(what: str, values: Fill) -> np.ndarray:
         try:
@@ -71,6 +70,13 @@ def make_task(
         described, labels, rows = spread_examples(mesh, _as(images, described.dtype), labels, rows)
     examples = described, labels, rows, num_examples, mesh
     return Task(network, states, checked, scale, *examples, names, memory_limit, precision), leading
+
+
+def _one_of(images: Images) -> Images:
+    """One example, also of those of which other processes hold a part."""
+    if isinstance(images, jax.Array):
+        return images.addressable_shards[0].data[:1]
+    return images[:1]
 
 
 def _as(images: Images, dtype: np.dtype) -> Images:
@@ -99,7 +105,7 @@ def _tables(network: Network, fill: RowFill, rows: jax.Array | None, leading: tu
         len(fill.tables) == len(network.sites),
         f"fill: expected {len(network.sites)} tables, one for each site, got {len(fill.tables)}",
     )
-    needed = int(rows.max()) + 1 if rows is not None else 0
+    needed = int(range_of(rows)[1]) + 1 if rows is not None else 0
     for site, output, table in zip(network.sites, network.outputs, fill.tables, strict=True):
         require(
             table.shape[1:] in (output.shape, output.shape[-1:]) and len(table) >= needed,

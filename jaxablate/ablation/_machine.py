@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxablate._checks import JaxablateWarning, require, require_integer
 from jaxablate._mesh import DATA, STUDY
 from jaxablate._parallel import COMPILER_OPTIONS, num_cores, run_all
+from jaxablate._processes import everywhere
 from jaxablate.models import Network
 
 MEMORY_LIMIT = 2**30
@@ -224,12 +225,17 @@ class Chunks:
             try:
                 if self.task.mesh is None:
                     return run_shards(partial(engine.alone, static, spread, whole), layout.split(self.task))
-                everywhere = jax.device_put(whole, NamedSharding(self.task.mesh, P()))
-                sums = engine.together(self.task.mesh, static, spread, everywhere, layout.on_mesh(self.task))
+                copies = everywhere(NamedSharding(self.task.mesh, P()), whole)
+                sums = engine.together(self.task.mesh, static, spread, copies, layout.on_mesh(self.task))
                 return jax.tree.map(_total, sums)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
+                require(
+                    jax.process_count() == 1,
+                    f"memory ran out with {layout.chunk} examples at a time, and other processes do not know: expected "
+                    "a lower memory_limit",
+                )
                 require(
                     layout.chunk > 1,
                     f"memory: expected room for {self.bytes_per_example} bytes, which one example takes under all "

@@ -10,6 +10,7 @@ import typer
 from jaxablate.cli._console import console, end_if_asked, signals
 from jaxablate.cli._datasets import datasets
 from jaxablate.cli._networks import ablate, prune, score
+from jaxablate.cli._processes import joined, leave
 from jaxablate.cli._report import report
 from jaxablate.cli._reproduce import reproduce
 
@@ -40,7 +41,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character still gets the rest
-    app()
+    try:
+        app()
+    except BaseException as end:
+        if joined():
+            leave(end)
+        raise
 
 
 def _on_signal(number: int, _) -> None:

@@ -19,6 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextCol
 from rich.table import Column
 from rich.text import Text
 
+from jaxablate.cli._processes import ended, joined, speaks
+
 console = Console()
 signals: list[int] = []
 
@@ -55,7 +57,7 @@ def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
         console.quiet = quiet or as_json
         with one_sentence_errors(debug):
             found = run(**options)
-            if as_json:
+            if as_json and speaks():
                 print(json.dumps(_for_json(found), indent=1, allow_nan=False), flush=True)
 
     manners = {"quiet": Quiet, "as_json": AsJson, "debug": Debug}
@@ -93,6 +95,8 @@ def one_sentence_errors(debug: bool = False) -> Iterator[None]:
     by_python = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, JaxablateWarning) and not speaks():
+            return
         if issubclass(category, JaxablateWarning):
             Console(stderr=True, soft_wrap=True).print(
                 f"[bold]note:[/] {escape(one_line(str(message)))}", highlight=False
@@ -112,6 +116,8 @@ def one_sentence_errors(debug: bool = False) -> Iterator[None]:
                 f"memory: expected room for the data and the networks, but it ran out ('{told}'); end other programs, "
                 "raise the limit (ulimit -v) or take a machine with more"
             )
+        elif joined() and type(error).__name__ == "JaxRuntimeError":
+            told = f"{ended()} ('{told}')"
         elif isinstance(error, RuntimeError):
             raise
         if debug:
@@ -151,14 +157,6 @@ class Bars:
         if what not in self.tasks:
             self.tasks[what] = self.progress.add_task(what, total=total, note=note)
         self.progress.update(self.tasks[what], completed=done, total=total, note=note)
-
-
-def split_cpu(devices: int | None) -> None:
-    """Let a CPU count as so many devices, which JAX allows before anything has run."""
-    import jax
-
-    if devices is not None:
-        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def keep_compiled_programs() -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from jaxablate.cli._console import Bars, Cache, DataDir, Devices, command, console, keep_compiled_programs, split_cpu
+from jaxablate.cli._console import Bars, Cache, DataDir, Devices, command, console, keep_compiled_programs
+from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, join, speaks
 from jaxablate.cli._tables import accuracy_of, dataset_of, print_dataset, print_summary
 
 if TYPE_CHECKING:
@@ -122,6 +123,9 @@ def ablate(
         Path | None, typer.Option(metavar="FILE", help="Also write the page of `jaxablate report`.", show_default=False)
     ] = None,
     devices: Devices = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
     cache: Cache = True,
 ) -> dict[str, Any]:
     """Ablate the neurons of a network one after another, low and high scores first and at random, and count what it
@@ -134,9 +138,10 @@ def ablate(
     from jaxablate.report import check_report_path, write_report
     from jaxablate.results import check_table_path, save_results, save_table
 
-    split_cpu(devices)
-    check_table_path(out)
-    if report is not None:
+    devices = join(coordinator, num_processes, process_id, devices)
+    if speaks():
+        check_table_path(out)
+    if report is not None and speaks():
         check_report_path(report)
     model = _read_network(network, activation)
     config = StudyConfig(
@@ -153,6 +158,9 @@ def ablate(
     )
     if cache:
         keep_compiled_programs()
+    if not speaks():
+        run_study(config, {network.stem: model}, mesh=devices)
+        return {}
     bars = Bars()
     with bars.progress:
         results = run_study(config, {network.stem: model}, on_progress=bars, mesh=devices)

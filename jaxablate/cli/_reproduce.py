@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxablate.cli._console import Bars, Cache, DataDir, Devices, command, console, keep_compiled_programs, split_cpu
+from jaxablate.cli._console import Bars, Cache, DataDir, Devices, command, console, keep_compiled_programs
+from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, join, speaks
 from jaxablate.cli._tables import accuracy_of, dataset_of, print_dataset, print_summary, print_verdicts
 
 
@@ -46,6 +47,9 @@ def reproduce(
         bool, typer.Option("--force", help="Begin afresh where a run with other settings has been.")
     ] = False,
     devices: Devices = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
     cache: Cache = True,
 ) -> dict[str, Any]:
     """Train the paper's networks, score and ablate their neurons, draw all 22 figures and write a report; with several
@@ -63,7 +67,7 @@ def reproduce(
     from jaxablate.report import networks_beside, write_report
     from jaxablate.results import save_results, select_protocol
 
-    split_cpu(devices)
+    devices = join(coordinator, num_processes, process_id, devices)
     config = StudyConfig(
         dataset=dataset,
         data_dir=None if data_dir is None else str(data_dir),
@@ -78,14 +82,17 @@ def reproduce(
     drawn = [name for name in config.protocols if name in SETS["both"]]
     folders = {name: out / "figures" / ("" if name == "paper" else name) for name in drawn}
     findings = [out / "figures" / "findings"] if seeds > 1 and drawn else []
+    if cache:
+        keep_compiled_programs()
+    if not speaks():
+        run_study(config, run_dir=out, force=force, mesh=devices)
+        return {}
     for folder in (out, out / "networks", *folders.values(), *findings):
         require_writable(folder)
     claims = [out / "claims.json", out / "claims.csv"]
     report = out / "report.html"
     for file in (out / "results.nc", report, *claims):
         require(not file.is_dir(), f"{file}: expected a file or nothing, got a folder")
-    if cache:
-        keep_compiled_programs()
     start = time.monotonic()
     bars = Bars()
     with lock_folder(out) as killed:

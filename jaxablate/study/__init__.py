@@ -5,6 +5,7 @@ The one place where the stages meet: load, train, record, score, order, ablate, 
 
 import contextlib
 import dataclasses
+import json
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -21,7 +22,8 @@ from jaxablate._checks import require, require_name
 from jaxablate._files import require_writable
 from jaxablate._mesh import choose_mesh, mesh_for
 from jaxablate._parallel import Stop, run_all
-from jaxablate._run import Units, begin, digest, lock_folder
+from jaxablate._processes import share_text
+from jaxablate._run import Units, begin, differences_of, digest, lock_folder
 from jaxablate._typing import Images
 from jaxablate.datasets import Dataset, load_dataset
 from jaxablate.models import Model, describe, record
@@ -96,21 +98,31 @@ def run_study(
     """
     start = time.monotonic()
     report = on_progress or (lambda what, done, total, note: None)
-    for folder in (run_dir, network_dir):
-        if folder is not None:
-            require_writable(folder)
-    with lock_folder(run_dir) if run_dir is not None else contextlib.nullcontext() as killed:
-        if killed:
+    with contextlib.ExitStack() as held:
+
+        def lock() -> str:
+            for folder in (run_dir, network_dir):
+                if folder is not None:
+                    require_writable(folder)
+            return (held.enter_context(lock_folder(run_dir)) if run_dir is not None else None) or ""
+
+        if killed := share_text(lock):
             report("resume", 0, 1, f"{killed} ended before it was done; what it finished is used")
         report("data", 0, 1, str(config.dataset))
         data = load_dataset(config.dataset, seed=config.split_seed, data_dir=config.data_dir)
         report("data", 1, 1, f"{data.source.name}: {data.source.origin}")
+        if mesh is None and jax.process_count() > 1:
+            mesh = jax.device_count()
         devices = mesh_for(choose_mesh(mesh, len(data.test)) if isinstance(mesh, int) else mesh)
         given = None if models is None else _given(models, config)
         units = Units()
+        identity = {}
+        if run_dir is not None or jax.process_count() > 1:
+            identity = json.loads(json.dumps(_identity(config, data, given)))
+            _require_same(identity)
         if run_dir is not None:
             folder = Path(run_dir)
-            fingerprint = begin(folder, _identity(config, data, given), force=force)
+            fingerprint = share_text(lambda: begin(folder, identity, force=force))
             units = Units(folder / "units", fingerprint, lambda note: report("resume", 0, 1, note))
             network_dir = folder / "networks" if network_dir is None else network_dir
         if given is None:
@@ -131,6 +143,21 @@ def _identity(config: StudyConfig, data: Dataset, given: Mapping[str, Networks] 
     versions = {name: version(name) for name in ("jaxablate", "jax", "jaxlib", "flax", "optax", "numpy")}
     found = {"data": [data.source.name, data.source.sha256], "models": models, "versions": versions}
     return {**settings, **found, "backend": jax.default_backend()}
+
+
+def _require_same(identity: dict[str, Any]) -> None:
+    """Raise unless all processes are at the same run.
+
+    Raises:
+        InputError: in all of them; the message names a process that differs, and the differences.
+    """
+    first = json.loads(share_text(lambda: json.dumps(identity)))
+    for process in range(1, jax.process_count()):
+        differences = share_text(lambda: differences_of(first, identity), process)
+        require(
+            not differences,
+            f"process {process}: expected the settings, data and versions of process 0 (there), got {differences}",
+        )
 
 
 def _what_it_does(model: Model, images: Images) -> str:
@@ -164,8 +191,9 @@ def _trained(
 
         return trained_networks(config, hidden, data, folder, report_unless_stopped, mesh)
 
-    # one network's small steps do not fill a CPU, so there the kinds are trained side by side
-    threads = len(config.networks) if jax.default_backend() == "cpu" else 1
+    # one network's small steps do not fill a CPU, so there the kinds are trained side by side; several processes have
+    # to do things in the same order
+    threads = len(config.networks) if jax.default_backend() == "cpu" and jax.process_count() == 1 else 1
     trained = run_all(train, config.networks, threads=threads)
     return {network_name(hidden): found for hidden, found in zip(config.networks, trained, strict=True)}
 

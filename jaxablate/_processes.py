@@ -1,0 +1,79 @@
+"""Several processes at work on the same study: what one of them has, all get.
+
+All run the same program, and process 0 alone reads and writes the files of a run.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxablate._checks import InputError
+
+Arrays = dict[str, np.ndarray]
+
+
+def is_first() -> bool:
+    """Whether this is process 0, or the only one."""
+    return jax.process_index() == 0
+
+
+def share(function: Callable[[], Arrays], owner: int = 0) -> Arrays:
+    """Call the function in one process and return its arrays in all of them, which must all come here.
+
+    Raises:
+        InputError: in all of them, if the function does.
+    """
+    from safetensors.numpy import load, save
+
+    if jax.process_count() == 1:
+        return function()
+    told = b""
+    if jax.process_index() == owner:
+        try:
+            found = {name: np.ascontiguousarray(array) for name, array in function().items()}
+            told = b"+" + save(found)
+        except InputError as error:
+            told = b"-" + str(error).encode()
+    told = _broadcast(told, owner)
+    if told[:1] == b"-":
+        raise InputError(told[1:].decode())
+    return load(told[1:])
+
+
+def share_text(function: Callable[[], str], owner: int = 0) -> str:
+    """As `share`, for a text."""
+    found = share(lambda: {"text": np.frombuffer(function().encode(), np.uint8)}, owner)
+    return found["text"].tobytes().decode()
+
+
+def _broadcast(told: bytes, owner: int) -> bytes:
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    def send(array: np.ndarray) -> np.ndarray:
+        return np.asarray(broadcast_one_to_all(array, is_source=jax.process_index() == owner))
+
+    size = int.from_bytes(send(np.frombuffer(len(told).to_bytes(8, "big"), np.uint8)).tobytes(), "big")
+    room = 1 << size.bit_length()  # few sizes, since each compiles a program
+    return send(np.frombuffer(told.ljust(room, b"\0")[:room], np.uint8)).tobytes()[:size]
+
+
+def everywhere(sharding: jax.sharding.Sharding, tree: Any) -> Any:
+    """Arrays that all processes have, on the devices of all of them; each puts what belongs on its own."""
+
+    def put(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda place: array[place])
+
+    return jax.tree.map(put, tree)
+
+
+def fetched(tree: Any) -> Any:
+    """NumPy arrays of arrays on any devices; of those of all processes each gets the whole."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    def fetch(array: jax.Array) -> np.ndarray:
+        return np.array(array) if array.is_fully_addressable else np.asarray(process_allgather(array, tiled=True))
+
+    return jax.tree.map(fetch, tree)

@@ -1,0 +1,128 @@
+"""Several processes of one command: how they find each other, and how all end when one does."""
+
+import os
+import subprocess
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+Coordinator = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Share the work with other processes, which are given the same command; process 0 runs on HOST and is the "
+        "one that writes. auto: as SLURM or Open MPI say.",
+        show_default=False,
+    ),
+]
+NumProcesses = Annotated[int | None, typer.Option(min=1, metavar="N", help="How many there are.", show_default=False)]
+ProcessId = Annotated[
+    int | None, typer.Option(min=0, metavar="I", help="Which one this is, from 0.", show_default=False)
+]
+
+TIMEOUT = 300
+"""Seconds to wait for the others at the beginning."""
+
+WATCH = "import sys; lines = sys.stdin.readlines(); sys.stderr.write((lines or [''])[-1].lstrip('\\n'))"
+"""Says, when a process is gone, what it said last: JAX ends a process from C++ when another one is lost."""
+
+_watcher: subprocess.Popen[str] | None = None
+
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None, devices: int | None) -> int | None:
+    """Make this process one of several, if it is asked to, and let a CPU count as so many devices; both have to come
+    before anything else of JAX.
+
+    Returns:
+        The number of devices of all processes, if it was given.
+
+    Raises:
+        InputError: for some of the options without the others.
+    """
+    global _watcher
+    import jax
+
+    from jaxablate._checks import require
+
+    if devices is not None:
+        jax.config.update("jax_num_cpu_devices", devices)
+    if coordinator is None:
+        require(
+            num_processes is None and process_id is None,
+            "coordinator: expected HOST:PORT of process 0 beside --num-processes and --process-id, got none",
+        )
+        return devices
+    if coordinator == "auto":
+        coordinator = None
+        found = any(name in os.environ for name in ("SLURM_PROCID", "OMPI_MCA_orte_hnp_uri"))
+        require(found, "coordinator: expected to be started by srun or mpirun for 'auto', got neither; give HOST:PORT")
+    else:
+        host, _, port = coordinator.rpartition(":")
+        require(
+            host != "" and port.isdecimal() and 0 < int(port) < 2**16,
+            f"coordinator: expected HOST:PORT, such as node1:12345, got {coordinator!r}",
+        )
+        require(
+            num_processes is not None and process_id is not None and process_id < num_processes,
+            f"process: expected --num-processes N and --process-id 0 to N-1, got {num_processes} and {process_id}",
+        )
+    _watcher = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", WATCH], stdin=subprocess.PIPE, text=True, start_new_session=True
+    )
+    _say_last(
+        f"processes: expected all to meet at {coordinator or 'the address that the job names'} within {TIMEOUT} s; is "
+        "each started once, with its own number, and can it reach that address?"
+    )
+    jax.distributed.initialize(
+        coordinator, num_processes, process_id, initialization_timeout=TIMEOUT, shutdown_timeout_seconds=24 * 3600
+    )
+    _say_last(ended())
+    return None if devices is None else devices * jax.process_count()
+
+
+def ended() -> str:
+    """What there is to say when a process ends because another one has."""
+    import jax
+
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} cannot go on: it was ended, or another process has "
+        "ended or cannot be reached (see what that one says); the same commands, all given again, go on from what is "
+        "finished"
+    )
+
+
+def joined() -> bool:
+    """Whether this process is one of several."""
+    return _watcher is not None
+
+
+def speaks() -> bool:
+    """Whether this process is the one that prints and writes."""
+    import jax
+
+    return not joined() or jax.process_index() == 0
+
+
+def leave(end: BaseException) -> None:
+    """At the end of this process, wait for the others; where it failed, exit at once, since they wait for it."""
+    import jax
+
+    code = end.code if isinstance(end, SystemExit) else 1
+    if not code:
+        jax.distributed.shutdown()
+    elif not isinstance(end, SystemExit):
+        traceback.print_exception(end)
+    _say_last("")
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def _say_last(text: str) -> None:
+    assert _watcher is not None
+    assert _watcher.stdin is not None
+    _watcher.stdin.write(f"error: {text}\n" if text else "\n")
+    _watcher.stdin.flush()

@@ -1,0 +1,58 @@
+"""Run by test_processes.py in each of several processes: what they find together, as one file for each."""
+
+import sys
+
+import jax
+import numpy as np
+
+import jaxablate as ja
+
+
+def main(address: str, number: str, process: str, devices: str, dataset: str, out: str) -> None:
+    jax.config.update("jax_num_cpu_devices", int(devices))
+    if int(number) > 1:
+        jax.distributed.initialize(address, int(number), int(process))
+    assert jax.process_count() == int(number)
+    assert jax.device_count() == int(number) * int(devices)
+    random, data = np.random.default_rng(0), ja.load_dataset(dataset)
+    models = [ja.train(data, (12, 10), seed, epochs=1)[0] for seed in (0, 1)]
+    # a number that no number of devices divides
+    images, labels = data.test.images[: len(data.test) - 3], data.test.labels[: len(data.test) - 3]
+    fill = ja.mean_activations(models[0], data.validation.images)
+    validation = data.validation.images, data.validation.labels
+    resample = ja.compute_fill(models[0], "resample", *validation, key=jax.random.key(0))
+    class_mean = ja.compute_fill(models[0], "class_mean", *validation)
+    masks = random.random((37, 22)) < 0.6
+    orders = np.stack([random.permutation(22) for _ in range(13)])
+    codes = np.asarray(ja.quantizers.threshold(0.5)(ja.record_activations(models[0], images)[0]))
+    study = 2 if jax.device_count() % 2 == 0 else 1
+    mesh, by_mask = ja.meshes.make_mesh(), ja.meshes.make_mesh(study=study)
+    # each process has a part of the examples, and they are not of one size
+    cuts = np.linspace(0, len(labels), int(number) + 1).astype(int)
+    cuts[1:-1] += 7
+    own = slice(*cuts[int(process) : int(process) + 2])
+    spread = ja.meshes.spread(mesh, images[own], labels[own])
+    spread_codes = ja.meshes.spread(mesh, codes[own], labels[own])
+    trained = ja.training.train_many(data, (12,), (0, 1, 2), epochs=1, mesh=mesh)
+    found = {
+        "confusion": ja.evaluate_masks(models[0], masks, images, labels, fill, measures="confusion", mesh=mesh),
+        "own parts": ja.evaluate_masks(models[0], masks, *spread, fill, measures="confusion"),
+        "own parts, incremental": ja.cumulative_ablation(models[0], orders, *spread, class_mean, steps=9),
+        "vmap": ja.cumulative_ablation(
+            models[0], orders, images, labels, resample, steps=9, engine="vmap", mesh=by_mask
+        ),
+        "two networks": ja.cumulative_ablation(
+            models, np.stack([orders, orders[::-1]]), images, labels, np.stack([fill, fill]), steps=9, mesh=by_mask
+        ),
+        "single": ja.single_ablation(models[0], images, labels, fill, mesh=mesh),
+        "histogram": ja.joint_histogram(codes, labels, num_codes=2, num_classes=10, mesh=mesh),
+        "own histogram": ja.joint_histogram(*spread_codes, num_codes=2, num_classes=10),
+        "loss": ja.evaluate_masks(models[0], masks, *spread, fill, measures="loss"),
+        "trained": np.stack([history.validation_loss for _, history in trained]),
+        "weights": np.stack([np.asarray(model.stages[0].linear.kernel[...]) for model, _ in trained]),
+    }
+    np.savez(out, **{name: np.asarray(array) for name, array in found.items()})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
