@@ -73,7 +73,8 @@ def fetched(tree: Any) -> Any:
     """NumPy arrays of arrays on any devices; of those of all processes each gets the whole."""
     from jax.experimental.multihost_utils import process_allgather
 
-    def fetch(array: jax.Array) -> np.ndarray:
-        return np.array(array) if array.is_fully_addressable else np.asarray(process_allgather(array, tiled=True))
+    def fetch(array: Any) -> np.ndarray:
+        elsewhere = isinstance(array, jax.Array) and not array.is_fully_addressable
+        return np.asarray(process_allgather(array, tiled=True)) if elsewhere else np.array(array)
 
     return jax.tree.map(fetch, tree)

@@ -44,6 +44,9 @@ def end_if_asked() -> None:
         raise SystemExit(128 + signals[0])
 
 
+LOST = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
+"""How JAX tells, by a RuntimeError or a ValueError, that another process does not answer."""
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but notes and errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what was found as one JSON object, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error too.")]
@@ -109,16 +112,16 @@ def one_sentence_errors(debug: bool = False) -> Iterator[None]:
         yield
     except BrokenPipeError:  # who reads has seen enough, which Typer knows
         raise
-    except (InputError, OSError, MemoryError, RuntimeError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
         told = one_line(str(error))
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in told:  # what JAX raises is a RuntimeError
             told = (
                 f"memory: expected room for the data and the networks, but it ran out ('{told}'); end other programs, "
                 "raise the limit (ulimit -v) or take a machine with more"
             )
-        elif joined() and type(error).__name__ == "JaxRuntimeError":
+        elif joined() and LOST.match(told):
             told = f"{ended()} ('{told}')"
-        elif isinstance(error, RuntimeError):
+        elif not isinstance(error, InputError | OSError):
             raise
         if debug:
             Console(stderr=True).print_exception()

@@ -68,6 +68,9 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             num_processes is not None and process_id is not None and process_id < num_processes,
             f"process: expected --num-processes N and --process-id 0 to N-1, got {num_processes} and {process_id}",
         )
+    # what this process prints stays apart from what JAX's collectives do, who have no manners
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding, errors="replace")
+    os.dup2(2, 1)
     _watcher = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", WATCH], stdin=subprocess.PIPE, text=True, start_new_session=True
     )

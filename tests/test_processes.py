@@ -1,0 +1,209 @@
+"""Several processes over the loopback: the same numbers as one, and all end when one does."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_resume import same
+from typer.testing import CliRunner
+
+import jaxablate as ja
+from jaxablate.cli import app
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent / "scripts"), os.environ.get("PYTHONPATH", "")]),
+}
+STUDY = ["reproduce", "--dataset", "mnist5k", "--epochs", "1", "--steps", "4", "--random-orders", "2", "--seeds", "2"]
+ENDED = "cannot go on: it was ended, or another process has ended or cannot be reached"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def start(command: list, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**ENVIRONMENT, **(environment or {})},
+    )
+
+
+def all_ended(processes: list[subprocess.Popen[str]], timeout: float = 300) -> list[tuple[int, str, str]]:
+    """Exit status, output and errors of each."""
+    try:
+        told = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *of) for process, of in zip(processes, told, strict=True)]
+
+
+def study(number: int, out: Path, *more: str) -> list[subprocess.Popen[str]]:
+    """So many processes of one command."""
+    address = f"localhost:{free_port()}"
+    return [
+        start(
+            ["-m", "jaxablate", *STUDY, "--out", out, "--coordinator", address, "--num-processes", number,
+             "--process-id", process, *more]
+        )
+        for process in range(number)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset() -> str:
+    return "mnist" if os.environ.get("JAXABLATE_DATA_DIR") else "mnist5k"
+
+
+@pytest.fixture(scope="module")
+def alone(dataset, tmp_path_factory) -> dict[str, np.ndarray]:
+    """What one process finds."""
+    out = tmp_path_factory.mktemp("alone") / "0.npz"
+    ((status, _, errors),) = all_ended([start([HERE / "on_processes.py", "", 1, 0, 1, dataset, out])])
+    assert status == 0, errors
+    return dict(np.load(out))
+
+
+@pytest.mark.parametrize(("number", "devices"), [(2, 1), (2, 2), (4, 1)])
+def test_processes_find_together_what_one_finds(number, devices, alone, dataset, tmp_path):
+    address = f"localhost:{free_port()}"
+    outs = [tmp_path / f"{process}.npz" for process in range(number)]
+    ended = all_ended(
+        [start([HERE / "on_processes.py", address, number, i, devices, dataset, out]) for i, out in enumerate(outs)]
+    )
+    assert [status for status, _, _ in ended] == [0] * number, ended
+    assert np.ptp(alone["two networks"]) > 0
+    for out in outs:
+        found = dict(np.load(out))
+        assert list(found) == list(alone)
+        for name, array in found.items():
+            if np.issubdtype(array.dtype, np.integer):
+                np.testing.assert_array_equal(array, alone[name], name)
+            else:
+                np.testing.assert_allclose(array, alone[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    np.testing.assert_array_equal(alone["own parts"], alone["confusion"])
+    np.testing.assert_array_equal(alone["own histogram"], alone["histogram"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The results of one process."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    ((status, _, errors),) = all_ended([start(["-m", "jaxablate", *STUDY, "--out", out])])
+    assert status == 0, errors
+    return ja.results.load_results(out / "results.nc")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_all_end_when_one_is_killed_and_the_run_goes_on(victim, undisturbed, tmp_path):
+    processes = study(2, tmp_path)
+    while not list(tmp_path.glob("units/*")):
+        assert all(process.poll() is None for process in processes), all_ended(processes)
+        time.sleep(0.05)
+    processes[victim].send_signal(signal.SIGKILL)
+    ended = all_ended(processes, timeout=30)
+    assert ended[victim][0] == -signal.SIGKILL
+    assert ended[1 - victim][0] not in (0, -signal.SIGKILL)
+    for process, (_, _, errors) in enumerate(ended):
+        assert f"error: process {process} of 2 {ENDED}" in errors.replace("\n", " ")
+    assert not (tmp_path / "results.nc").exists()
+    ended = all_ended(study(2, tmp_path))
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    assert ("Resuming: process" in ended[0][1]) == (victim == 0)
+    assert ended[1][1] == ""  # process 0 alone prints
+    assert same(ja.results.load_results(tmp_path / "results.nc"), undisturbed)
+
+
+def test_processes_of_other_settings_are_refused(tmp_path):
+    address = f"localhost:{free_port()}"
+    command = ["-m", "jaxablate", *STUDY, "--out", tmp_path, "--coordinator", address, "--num-processes", 2]
+    ended = all_ended(
+        [start([*command, "--process-id", 0]), start([*command, "--process-id", 1, "--activation", "tanh"])]
+    )
+    for status, _, errors in ended:
+        assert status == 1
+        assert "process 1: expected the settings, data and versions of process 0" in errors.replace("\n", " ")
+        assert "activation: sigmoid there, tanh here" in errors.replace("\n", " ")
+
+
+def test_an_error_in_one_process_is_told_by_all(tmp_path):
+    """Process 0 cannot write, process 1 trains the network that diverges."""
+    code = """
+import sys, jax, jaxablate as ja
+address, process, out, rate = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(process))
+config = ja.StudyConfig(dataset="mnist5k", networks=((8,),), epochs=1, steps=4, learning_rate=float(rate), seeds=(0, 1))
+try:
+    ja.run_study(config, run_dir=out)
+except ja.InputError as error:
+    print(error)
+"""
+    (tmp_path / "file").write_text("")
+    for rate, out, told in (
+        ("1e-3", tmp_path / "file" / "run", "output folder "),
+        ("1e38", tmp_path / "run", "training of seed 0 diverged in epoch 1"),
+    ):
+        address = f"localhost:{free_port()}"
+        ended = all_ended([start(["-c", code, address, process, out, rate]) for process in range(2)])
+        for status, output, errors in ended:
+            assert status == 0, errors
+            assert told in output, (output, errors)
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "open mpi"])
+def test_launchers_are_understood(launcher):
+    code = """
+import jax
+from jaxablate.cli._processes import join
+print(join("auto", None, None, 2), jax.device_count())
+"""
+    job = str(free_port() % 4000)  # of which JAX makes the port
+
+    def environment(process: int) -> dict[str, str]:
+        if launcher == "slurm":
+            return {
+                "SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
+                "SLURM_PROCID": str(process), "SLURM_LOCALID": str(process), "SLURM_STEP_NUM_NODES": "1",
+            }  # fmt: skip
+        return {
+            "OMPI_MCA_orte_hnp_uri": f"{int(job) * 4096}.0;tcp://127.0.0.1:34911", "OMPI_COMM_WORLD_SIZE": "2",
+            "OMPI_COMM_WORLD_RANK": str(process), "OMPI_COMM_WORLD_LOCAL_RANK": str(process),
+        }  # fmt: skip
+
+    for status, output, errors in all_ended([start(["-c", code], environment(i)) for i in range(2)]):
+        assert status == 0, errors
+        assert output == "4 4\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--process-id", "0"], "coordinator: expected HOST:PORT of process 0 beside --num-processes and --process-id"),
+        (["--coordinator", "node1"], "coordinator: expected HOST:PORT, such as node1:12345, got 'node1'"),
+        (["--coordinator", "node1:99999"], "coordinator: expected HOST:PORT, such as node1:12345, got 'node1:99999'"),
+        (["--coordinator", "a:1"], "process: expected --num-processes N and --process-id 0 to N-1, got None and None"),
+        (
+            ["--coordinator", "a:1", "--num-processes", "2", "--process-id", "2"],
+            "process: expected --num-processes N and --process-id 0 to N-1, got 2 and 2",
+        ),
+        (["--coordinator", "auto"], "coordinator: expected to be started by srun or mpirun for 'auto', got neither"),
+    ],
+)
+def test_half_said_options_are_refused(options, told, tmp_path):
+    found = CliRunner().invoke(app, ["reproduce", "--out", str(tmp_path / "out"), *options])
+    assert found.exit_code == 1
+    assert told in " ".join(found.stderr.split())
+    assert not (tmp_path / "out").exists()
