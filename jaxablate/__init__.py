@@ -2,8 +2,8 @@
 
 What most studies need is here; the rest is in the submodules: `ja.ablation`, `ja.activations`, `ja.claims`,
 `ja.datasets`, `ja.histograms`, `ja.interactions`, `ja.mechanism`, `ja.meshes`, `ja.metrics`, `ja.models`, `ja.orders`,
-`ja.protocols`, `ja.pruning`, `ja.quantizers`, `ja.results`, `ja.scores`, `ja.study`, `ja.training`, `ja.uncertainty`,
-and `jaxablate.figures`, which is imported on its own.
+`ja.protocols`, `ja.pruning`, `ja.quantizers`, `ja.results`, `ja.scores`, `ja.streams`, `ja.study`, `ja.training`,
+`ja.uncertainty`, and `jaxablate.figures`, which is imported on its own.
 """
 
 import os as _os
@@ -29,6 +29,7 @@ from jaxablate import pruning as pruning
 from jaxablate import quantizers as quantizers
 from jaxablate import results as results
 from jaxablate import scores as scores
+from jaxablate import streams as streams
 from jaxablate import study as study
 from jaxablate import training as training
 from jaxablate import uncertainty as uncertainty

@@ -1,6 +1,7 @@
 """What a user hands to an ablation, checked and made ready for the engines; and what the engines found, handed back."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ def make_task(
     return Task(network, states, checked, scale, *examples, names, memory_limit, precision), leading
 
 
-def _one_of(images: Images) -> Images:
+def _one_of(images: Any) -> Any:
     """One example, also of those of which other processes hold a part."""
     if isinstance(images, jax.Array):
         return images.addressable_shards[0].data[:1]

@@ -1,0 +1,134 @@
+"""Streams: the same as the whole, a few batches at a time, with errors at their place and nothing left behind."""
+
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from helpers import raises_input_error
+
+import jaxablate as ja
+
+MEASURES = ("correct", "class_correct", "confusion", "loss", "divergence")
+
+
+def cut(images, labels, size=137):
+    """Batches of which the last is smaller, in arrays that are filled again and again."""
+    room = np.empty((size, *images.shape[1:]), images.dtype), np.empty(size, labels.dtype)
+    for start in range(0, len(labels), size):
+        part = images[start : start + size], labels[start : start + size]
+        for into, of in zip(room, part, strict=True):
+            into[: len(of)] = of
+        yield tuple(into[: len(part[1])] for into in room)
+
+
+@pytest.fixture(scope="module")
+def whole(mnist5k):
+    return mnist5k.test.images, mnist5k.test.labels
+
+
+def test_streamed_is_whole(small_model, whole):
+    fill = np.linspace(0, 1, 27).astype(np.float32)
+    masks = np.random.default_rng(0).random((5, 27)) < 0.7
+    orders = ja.random_orders(jax.random.key(0), 27, 3)
+    quantizer = ja.quantizers.threshold(0.5)
+
+    def everything(images, labels):
+        activations = ja.record_activations(small_model, images)
+        codes = quantizer(np.concatenate(activations, axis=1))
+        return {
+            "masks": ja.evaluate_masks(small_model, masks, images, labels, fill, measures=MEASURES),
+            "curves": ja.cumulative_ablation(small_model, orders, images, labels, fill, steps=7, measures=MEASURES),
+            "alone": ja.single_ablation(small_model, images, labels, fill),
+            "histogram": ja.joint_histogram(codes, labels, num_codes=2, num_classes=10),
+            "mean": ja.mean_activations(small_model, images),
+        }
+
+    found, expected = ja.streams.add_up(cut(*whole), everything), everything(*whole)
+    assert found.keys() == expected.keys()
+    assert np.ptp(np.asarray(expected["curves"]["correct"])) > 0
+
+    def compare(streamed, at_once):
+        at_once = np.asarray(at_once)
+        assert streamed.shape == at_once.shape
+        if np.issubdtype(at_once.dtype, np.integer):
+            assert streamed.dtype == np.int64
+            np.testing.assert_array_equal(streamed, at_once)
+        else:
+            assert streamed.dtype == np.float64
+            np.testing.assert_allclose(streamed, at_once, rtol=1e-5, atol=1e-6)
+
+    jax.tree.map(compare, found, expected)
+
+
+def test_a_mesh_shares_the_batches(small_model, whole):
+    mesh = ja.meshes.make_mesh(1)
+    masks = np.random.default_rng(0).random((5, 27)) < 0.7
+    found = ja.streams.add_up(cut(*whole), lambda *of: ja.evaluate_masks(small_model, masks, *of), mesh=mesh)
+    np.testing.assert_array_equal(found, ja.evaluate_masks(small_model, masks, *whole))
+
+
+def test_batches_come_in_order_and_only_so_many_ahead():
+    taken = []
+
+    def source():
+        for i in range(9):
+            taken.append(i)
+            yield (np.full(3, i),)
+
+    for number, (batch,) in enumerate(ja.streams.prefetch(source(), depth=2)):
+        assert isinstance(batch, jax.Array)
+        assert (np.asarray(batch) == number).all()
+        patience = time.monotonic() + 5
+        while len(taken) < min(number + 3, 9) and time.monotonic() < patience:
+            time.sleep(0.01)
+        time.sleep(0.02)
+        assert len(taken) == min(number + 3, 9)  # the one at work and two ahead
+    assert number == 8
+
+
+def test_an_error_comes_at_its_place():
+    def source():
+        yield (np.zeros(1),)
+        yield (np.ones(1),)
+        raise OSError("the disk is gone")
+
+    batches = ja.streams.prefetch(source())
+    assert [int(next(batches)[0][0]) for _ in range(2)] == [0, 1]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(batches)
+
+
+def test_who_stops_early_leaves_no_thread():
+    before = threading.active_count()
+    batches = ja.streams.prefetch((np.zeros(1),) for _ in iter(int, 1))  # without an end
+    next(batches)
+    assert threading.active_count() == before + 1
+    batches.close()
+    assert threading.active_count() == before
+    with pytest.raises(ZeroDivisionError):
+        ja.streams.add_up(((np.zeros(1), np.zeros(1, int)) for _ in iter(int, 1)), lambda x, y: 1 // 0)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("batches", "told"),
+    [
+        ([], "batches: expected at least one, got none"),
+        ([(np.zeros((0, 2)), np.zeros(0, int))], "expected as many labels as images, at least one, got 0 and 0"),
+        ([(np.zeros((3, 2)), np.zeros(2, int))], "expected as many labels as images, at least one, got 3 and 2"),
+        (
+            [(np.zeros((n, 2)), np.zeros(n, int)) for n in (3, 2)],
+            r"function: expected the same of each batch, got float64\[3, 2\] and then float64\[2, 2\]",
+        ),
+    ],
+)
+def test_what_cannot_be_added_up_is_refused(batches, told):
+    with raises_input_error(told):
+        ja.streams.add_up(batches, lambda images, labels: images)
+
+
+def test_a_depth_of_nothing_is_refused():
+    with raises_input_error("depth: expected at least 1, got 0"):
+        ja.streams.prefetch([], depth=0)
