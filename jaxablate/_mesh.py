@@ -111,7 +111,7 @@ def require_examples(labels: Any, num_examples: int, num_classes: int) -> int:
     return int(found[2])
 
 
-def spread_examples(mesh: Mesh, values: Any, labels: Any, *others: Any) -> tuple[jax.Array, ...]:
+def spread_examples(mesh: Mesh, values: Any, labels: Any, *others: Any) -> tuple[Any, ...]:
     """Put values [example, ...], labels [example] and others [example, ...] (or None) on the devices of a mesh, cut
     along `data`; those of all processes are there already, or in each of them.
 
