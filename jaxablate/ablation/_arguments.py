@@ -46,7 +46,7 @@ def make_task(
     mesh = mesh_for(mesh, images, labels)
     network, states, described, leading = _networks(model, images if mesh is None else _one_of(images))
     num_examples = require_examples(labels, len(images), network.num_classes)
-    labels = jnp.asarray(labels)
+    classes = jnp.asarray(labels)
 
     def of_neurons(what: str, values: Fill) -> np.ndarray:
         try:
@@ -59,7 +59,7 @@ def make_task(
         require_finite(what, values)
         return values.reshape(len(states), network.num_neurons)
 
-    rows = fill.rows(labels) if isinstance(fill, RowFill) else None
+    rows = fill.rows(classes) if isinstance(fill, RowFill) else None
     if isinstance(fill, RowFill):
         checked = _tables(network, fill, rows, leading)
     else:
@@ -68,8 +68,8 @@ def make_task(
         precision = "highest"  # a CPU knows no other and refuses the algorithm by name
     scale = None if scale is None else of_neurons("scale", scale)
     if mesh is not None:
-        described, labels, rows = spread_examples(mesh, _as(images, described.dtype), labels, rows)
-    examples = described, labels, rows, num_examples, mesh
+        described, classes, rows = spread_examples(mesh, _as(images, described.dtype), classes, rows)
+    examples = described, classes, rows, num_examples, mesh
     return Task(network, states, checked, scale, *examples, names, memory_limit, precision), leading
 
 
