@@ -28,8 +28,8 @@ def prefetch(batches: Iterable[Batch], *, depth: int = 2) -> Iterator[tuple[jax.
             the same arrays again and again.
         depth: how many batches are taken ahead of the one at work.
 
-    Yields:
-        The batches, on the device.
+    Returns:
+        An iterator over the batches, on the device.
 
     Raises:
         InputError: for a depth below 1; an error of the iterator is raised where its batch would have come.
@@ -149,9 +149,8 @@ def _in_step(batches: Iterator[tuple[jax.Array, ...]], mesh: Mesh | None) -> Ite
 
 
 def _weighted(found: np.ndarray, number: int) -> np.ndarray:
-    if np.issubdtype(found.dtype, np.floating):
-        return found.astype(np.float64) * number
-    return found.astype(np.int64)
+    floating = np.issubdtype(found.dtype, np.floating)
+    return np.asarray(found.astype(np.float64) * number if floating else found.astype(np.int64))
 
 
 def _require_alike(one: Any, other: Any) -> None:

@@ -30,11 +30,11 @@ DataDir = Annotated[
 ]
 Devices = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Share curves among N devices; a CPU counts as N.", show_default=False),
+    typer.Option(min=1, metavar="N", help="To share the work; a CPU counts as N.", show_default=False),
 ]
 Cache = Annotated[
     bool,
-    typer.Option(help="Keep compiled programs in JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxablate."),
+    typer.Option(help="Keep compiled programs in ~/.cache/jaxablate."),
 ]
 
 
@@ -48,7 +48,7 @@ LOST = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXC
 """How JAX tells, by a RuntimeError or a ValueError, that another process does not answer."""
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but notes and errors.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print what was found as one JSON object, and nothing else.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what was found as JSON, nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error too.")]
 
 

@@ -23,11 +23,11 @@ NetworkFile = Annotated[
 ]
 DatasetName = Annotated[
     str,
-    typer.Option(metavar="DATA", help="An .npz file, a folder of IDX files, or a name as `jaxablate datasets` lists."),
+    typer.Option(metavar="DATA", help="An .npz file, a folder of IDX files, or as `jaxablate datasets` lists."),
 ]
 Activation = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="sigmoid, relu, tanh or gelu: of a PyTorch state dict.", show_default=False),
+    typer.Option(metavar="NAME", help="Of a PyTorch file: sigmoid, relu, tanh, gelu.", show_default=False),
 ]
 By = Annotated[
     list[str] | None,
@@ -50,6 +50,7 @@ Quantizer = Annotated[
         "uniform:BINS:LOW:HIGH, levels:EDGE:EDGE:..., or a threshold.",
     ),
 ]
+QuantizerAsInScore = Annotated[str, typer.Option(metavar="NAME", help="As in `jaxablate score --help`.")]
 
 
 @command
@@ -106,7 +107,7 @@ def ablate(
     dataset: DatasetName = "auto",
     data_dir: DataDir = None,
     activation: Activation = None,
-    quantizer: Quantizer = "activation",
+    quantizer: QuantizerAsInScore = "activation",
     fill: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Beside zero and mean: median, class_mean, resample; repeat for several."),
@@ -115,7 +116,7 @@ def ablate(
         int | None, typer.Option(min=1, metavar="N", help="Default: 80, or all of the smallest layer.")
     ] = None,
     normalization: Annotated[
-        str, typer.Option(metavar="NAME", help="Of scores in whole-network orders: none, rank, z or share.")
+        str, typer.Option(metavar="NAME", help="Of scores of a layer: none, rank, z or share.")
     ] = "none",
     random_orders: Annotated[int, typer.Option(min=1, metavar="N", help="For each scope.")] = 10,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the random orders.")] = 0,
@@ -196,7 +197,7 @@ def prune(
     dataset: DatasetName = "auto",
     data_dir: DataDir = None,
     activation: Activation = None,
-    quantizer: Quantizer = "activation",
+    quantizer: QuantizerAsInScore = "activation",
 ) -> dict[str, Any]:
     """Remove the neurons that score lowest (or highest) for good, and write the smaller network.
 

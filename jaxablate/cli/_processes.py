@@ -12,8 +12,7 @@ Coordinator = Annotated[
     str | None,
     typer.Option(
         metavar="HOST:PORT",
-        help="Share the work with other processes, which are given the same command; process 0 runs on HOST and is the "
-        "one that writes. auto: as SLURM or Open MPI say.",
+        help="Where process 0 is, to share the work with others; auto: as SLURM or MPI say.",
         show_default=False,
     ),
 ]

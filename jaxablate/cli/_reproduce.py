@@ -17,8 +17,8 @@ def reproduce(
         str,
         typer.Option(
             metavar="DATA",
-            help="mnist, fashion_mnist, kmnist, mnist5k, a folder of IDX files or an .npz file; auto: mnist where it "
-            "is at hand or can be fetched, else mnist5k.",
+            help="As `jaxablate datasets` lists, a folder of IDX files or an .npz file; auto: mnist where at hand or "
+            "fetchable, else mnist5k.",
         ),
     ] = "auto",
     data_dir: DataDir = None,
@@ -28,24 +28,22 @@ def reproduce(
         str,
         typer.Option(
             metavar="NAMES",
-            help="paper (the formulas), published (what the published code did), both, each (both, and every departure "
-            "of the published code alone), or names joined by commas.",
+            help="paper (the formulas), published (what the published code did), both, each (every departure of that "
+            "code too), or names joined by commas.",
         ),
     ] = "paper",
     random_orders: Annotated[int, typer.Option(min=1, metavar="N", help="For each network and scope.")] = 10,
     random_subsets: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Random curves where each step draws a new subset.")
+        int, typer.Option(min=1, metavar="N", help="Random curves of new subsets at each step.")
     ] = 2,
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Neurons to ablate, one after another.")] = 80,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Neurons to ablate.")] = 80,
     activation: Annotated[str, typer.Option(metavar="NAME", help="sigmoid, relu, tanh or gelu.")] = "sigmoid",
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Default: as many as come near the paper's 15 620 steps of Adam."),
+        typer.Option(min=1, metavar="N", help="Default: near the paper's 15 620 steps."),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Results, networks, figures, report.")] = Path("results"),
-    force: Annotated[
-        bool, typer.Option("--force", help="Begin afresh where a run with other settings has been.")
-    ] = False,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Results, figures, report.")] = Path("results"),
+    force: Annotated[bool, typer.Option("--force", help="Begin afresh where another run has been.")] = False,
     devices: Devices = None,
     coordinator: Coordinator = None,
     num_processes: NumProcesses = None,
