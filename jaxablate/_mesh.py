@@ -56,10 +56,16 @@ def make_mesh(num_devices: int | None = None, *, study: int = 1, devices: Sequen
     return Mesh(np.array(devices[:number]).reshape(-1, study), (DATA, STUDY))
 
 
-def choose_mesh(num_devices: int, num_examples: int) -> Mesh:
-    """The mesh of so many devices that cuts the examples most finely, as long as each device has enough of them."""
+def layout_for(num_devices: int, num_examples: int) -> tuple[int, int]:
+    """How many of the devices to take along `data` and along `study`: examples divide well enough, however many, and
+    are cut as finely as leaves each device enough of them."""
     data = [d for d in range(1, num_devices + 1) if num_devices % d == 0 and (d == 1 or num_examples >= d * ENOUGH)]
-    return make_mesh(num_devices, study=num_devices // data[-1] if data else 1)
+    return (data[-1], num_devices // data[-1]) if data else (1, 1)
+
+
+def choose_mesh(num_devices: int, num_examples: int) -> Mesh:
+    """The mesh of so many devices that fits so many examples."""
+    return make_mesh(num_devices, study=layout_for(num_devices, num_examples)[1])
 
 
 def is_spread(array: Any) -> bool:

@@ -22,7 +22,7 @@ from jaxablate._files import LEFTOVER, atomic_path, save_tensors
 from jaxablate._processes import Arrays, share
 
 FORMAT = "jaxablate run 1"
-OWNER = "run.owner"
+RUN, OWNER = "run.json", "run.owner"
 LONGEST = 150
 """Characters of a unit's file name; more are replaced by a checksum, since a file system takes 255."""
 
@@ -150,11 +150,11 @@ def begin(folder: Path, identity: Mapping[str, Any], *, force: bool) -> str:
     Raises:
         InputError: if another run was begun there, unless `force`; the message names the differences.
     """
-    path, now = folder / "run.json", json.loads(json.dumps({"format": FORMAT, **identity}))
+    path, now = folder / RUN, json.loads(json.dumps({"format": FORMAT, **identity}))
     there = _identity_in(path)
     if there is not None and there != now:
         if not force:
-            differences = differences_of(there, now) if there else "its run.json cannot be read"
+            differences = differences_of(there, now) if there else f"its {RUN} cannot be read"
             raise InputError(
                 f"output folder {folder}: expected the run that was begun there, got another ({differences}); choose "
                 "another folder, or force this one (force=True, --force) to begin afresh"

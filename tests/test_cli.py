@@ -244,7 +244,7 @@ def test_numbers_are_there_in_a_narrow_terminal(small_results, monkeypatch):
         assert f"{100 * row.accuracy[max(row.accuracy)]:.2f}" in shown.file.getvalue()
 
 
-@pytest.mark.parametrize("command", ["reproduce", "report", "score", "ablate", "prune", "datasets"])
+@pytest.mark.parametrize("command", ["reproduce", "report", "score", "ablate", "prune", "plan", "datasets"])
 def test_help_fits_a_screen(command):
     shown = CliRunner().invoke(ja.cli.app, [command, "--help"], env={"COLUMNS": "80"}).stdout
     assert len(shown.splitlines()) <= 40
