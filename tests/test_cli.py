@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import jaxablate as ja
 import jaxablate.cli
-from jaxablate.cli import _tables
+from jaxablate.cli import _console, _tables
 
 ROOT = Path(__file__).parents[1]
 REPRODUCE = ["reproduce", "--dataset", "mnist5k", "--epochs", "1", "--steps", "4", "--random-orders", "2"]
@@ -162,6 +162,21 @@ def test_one_network_is_not_judged(reproduced):
     out, process = reproduced
     assert "claims are not judged on one network of each kind: --seeds 10 does that" in process.stdout
     assert not (out / "claims.json").exists()
+
+
+def test_without_a_terminal_every_step_is_told_once_and_at_once(capsys, monkeypatch):
+    monkeypatch.setattr(_console.console, "quiet", False)
+    bars = _console.Bars()
+    with bars.progress:
+        bars("train", 1, 2, "loss 2")
+        assert capsys.readouterr().out == ""
+        bars("train", 2, 2, "loss 1")
+        assert "2/2" in capsys.readouterr().out
+        bars.EVERY = 0
+        bars("ablate", 1, 3, "")
+        assert "left" in capsys.readouterr().out
+        bars("train", 2, 2, "loss 1")
+    assert capsys.readouterr().out == ""
 
 
 def test_unknown_protocols_are_refused(tmp_path):

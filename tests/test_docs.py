@@ -176,6 +176,13 @@ def test_every_option_that_is_named_exists():
     assert named <= known, named - known
 
 
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_somewhere_in_a_clone_too(name):
+    links = re.findall(r"\]\(([^)\s#]+)", FENCE.sub("", TEXTS[name]))
+    files = [link for link in links if not link.startswith("https:") and not link.endswith("api/index.md")]
+    assert not [link for link in files if not (ROOT / name).parent.joinpath(link).exists()]
+
+
 def test_messages_that_are_explained_are_ours():
     texts = []
     for path in Path(ja.__file__).parent.rglob("*.py"):

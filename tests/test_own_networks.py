@@ -196,6 +196,16 @@ def test_prune_from_a_file(files, small_model, mnist5k):
         ("score", ["own", "--out", "a.txt"], "table a.txt: expected a name that ends in .csv or .nc"),
         ("score", ["torch", "--out", "a.csv"], "expected --activation, which a PyTorch state dict does not say"),
         ("score", ["own", "--out", "a.csv", "--activation", "relu"], "--activation: expected none or sigmoid"),
+        (
+            "score",
+            ["torch", "--out", "/dev/null/a.csv"],
+            "output folder /dev/null: expected a folder that can be written",
+        ),
+        (
+            "ablate",
+            ["torch", "--out", "/dev/null/a.nc"],
+            "output folder /dev/null: expected a folder that can be written",
+        ),
         ("score", ["absent", "--out", "a.csv"], "expected a file, got none"),
         ("score", ["own", "--out", "a.csv", "--quantizer", "x"], "unknown quantizer 'x'"),
         ("ablate", ["own", "--out", "a.csv", "--steps", "9"], "steps: expected 1 to 8, the neurons of the smallest"),

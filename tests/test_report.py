@@ -17,6 +17,7 @@ from PIL import Image
 import jaxablate as ja
 from jaxablate.mechanism import damage_correlations
 from jaxablate.report import networks_beside, write_report
+from jaxablate.report._charts import Series, line_chart
 from jaxablate.report._pictures import picture, weights_of
 from jaxablate.report._sections import cards_of, meaning_of
 
@@ -117,6 +118,25 @@ def test_curves_hold_the_numbers_of_the_results(path, small_results):
     assert data["x"] == network["step"].values.tolist()
     first = data["series"][0]
     assert all(low <= y <= high for low, y, high in zip(first["low"], first["y"], first["high"], strict=True))
+
+
+def test_shares_end_at_0_and_100_percent():
+    half = np.full(2, 0.5)
+    wide = Series("wide", "color1", half, half - 0.6, half + 0.6)
+    narrow = Series("narrow", "color2", half, half - 0.1, half + 0.1)
+    chart = line_chart("title", "About.", np.array([1, 2]), [wide, narrow], x_label="x", y_label="y", percent=True)
+    assert chart["about"] == "About. Bands are cut at 0 and 100 %."
+    assert [(one["low"][0], one["high"][0]) for one in chart["data"]["series"]] == [(0, 100), (40, 60)]
+    assert chart["y_axis"].first > -0.1
+    assert [label for _, label in chart["x_axis"].ticks] == ["1", "2"], "there is no epoch 1.5"
+    chart = line_chart("title", "About.", np.array([1, 2]), [wide], x_label="x", y_label="y")
+    assert chart["about"] == "About.", "of what is no share"
+
+
+def test_bands_lie_under_all_curves(path):
+    figure = path.read_text().split(f"<h3>{NAME} network, layer 2</h3>")[2].split("</figure>")[0]
+    assert figure.rindex('class="band ') < figure.index('<g class="series ')
+    assert figure.count('class="band ') == figure.count('<g class="series ') == 7
 
 
 def test_balancing_shows_both_fills(path, small_results):
@@ -274,7 +294,7 @@ def test_neurons_without_a_score_are_not_ranked(small_results, tmp_path):
     page = Page(write_report(results, tmp_path / "report.html", verdicts=[]))
     assert any("1 of 3" in text for text in page.rows())
     assert not any("undefined" in text for text in page.rows() if "of 3" in text)
-    assert any("(5 neurons without are not ranked)" in text for text in page.texts["caption"])
+    assert any("(5 neurons without it are not ranked)" in text for text in page.texts["caption"])
     assert "class 7: no images" in page.texts["title"]
 
 
@@ -360,6 +380,10 @@ def test_in_a_browser(browser, path, width, scheme, small_results):
     assert button.get_attribute("aria-pressed") == "false"
     assert not curve.is_visible()
     assert "MI, low first" not in read(64 / 440).inner_text()
+    bands = figure.locator(".band")
+    assert bands.nth(2).evaluate("of => getComputedStyle(of).display") == "none"
+    assert bands.nth(1).evaluate("of => getComputedStyle(of).display") != "none"
+    assert figure.locator(".readout").bounding_box()["y"] >= box["y"] + box["height"] - 1, "curves are not covered"
     assert "Ablated neurons: 0" in read(64 / 440).inner_text()
     button.click()
     assert curve.is_visible()

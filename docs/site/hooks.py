@@ -86,6 +86,13 @@ def page_of_notebook(path: Path) -> str:
     return "\n\n".join([*parts, f"[This page as a script]({path.name}): Jupyter, VS Code and Spyder open it in cells."])
 
 
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links to what is outside of this folder, which lead there in a clone, as the site has them."""
+    del config, files
+    up = "../" * page.file.src_uri.count("/")
+    return markdown.replace(f"]({up}../benchmarks/", f"]({up}benchmarks/")
+
+
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Formulas as MathML."""
     del page, config, files

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -140,7 +141,10 @@ class _TimeLeft(TimeRemainingColumn):
 
 
 class Bars:
-    """Progress bars, one for each thing that the library reports on."""
+    """Progress bars, one for each thing that the library reports on; without a terminal, a line when one is full, and
+    every `EVERY` seconds how far the others are."""
+
+    EVERY = 60
 
     def __init__(self):
         self.progress = Progress(
@@ -151,8 +155,11 @@ class Bars:
             TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             console=console,
             expand=True,
+            disable=not console.is_terminal,
         )
         self.tasks = {}
+        self.said = time.monotonic()
+        self.full = set()
 
     def __call__(self, what: str, done: int, total: int, note: str) -> None:
         """Move the bar of `what`; it is made when first heard of."""
@@ -160,6 +167,13 @@ class Bars:
         if what not in self.tasks:
             self.tasks[what] = self.progress.add_task(what, total=total, note=note)
         self.progress.update(self.tasks[what], completed=done, total=total, note=note)
+        news = what not in self.full if done >= total else time.monotonic() - self.said >= self.EVERY
+        if news and not console.is_terminal:
+            self.said = time.monotonic()
+            shown = [task for task in self.progress.tasks if task.id == self.tasks[what]]
+            console.print(self.progress.make_tasks_table(shown))
+        if done >= total:
+            self.full.add(what)
 
 
 def keep_compiled_programs() -> None:

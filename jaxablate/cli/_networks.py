@@ -241,7 +241,7 @@ def _read_network(path: Path, activation: str | None) -> "MLP":
     """The network of a file, by jaxablate or by PyTorch."""
     from jaxablate import MLP, InputError, load_model
     from jaxablate._files import require_file
-    from jaxablate.models import is_saved_model, load_pytorch
+    from jaxablate.models import ACTIVATIONS, is_saved_model, load_pytorch
 
     require_file("network file", path)
     if is_saved_model(path):
@@ -251,7 +251,8 @@ def _read_network(path: Path, activation: str | None) -> "MLP":
         return model
     if activation is None:
         raise InputError(
-            f"network file {path}: expected --activation, which a PyTorch state dict does not say, got none"
+            f"network file {path}: expected --activation, which a PyTorch state dict does not say, got none; give "
+            f"{' or '.join(ACTIVATIONS)}"
         )
     model = load_pytorch(path, activation=activation)
     assert isinstance(model, MLP)

@@ -53,7 +53,10 @@ def read_idx(path: str | Path, magic: int) -> np.ndarray:
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             header = file.read(4 + 4 * num_dims)
-            require(len(header) == 4 + 4 * num_dims, f"{path}: expected an IDX header, got {len(header)} bytes")
+            require(
+                len(header) == 4 + 4 * num_dims,
+                f"{path}: expected an IDX header, got {len(header)} bytes; fetch it again",
+            )
             found, *dims = struct.unpack(f">{1 + num_dims}I", header)
             require(
                 found == magic,

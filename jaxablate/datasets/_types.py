@@ -115,7 +115,11 @@ def make_dataset(train: Split, validation: Split, test: Split, num_classes: int,
 
 def split_off_validation(split: Split, seed: int) -> tuple[Split, Split]:
     """Cut a sixth off the training examples for validation by a seeded permutation (MNIST: 50 000 + 10 000)."""
-    require(len(split) >= 6, f"training split: expected at least 6 examples, got {len(split)}")
+    require(
+        len(split) >= 6,
+        f"training split: expected at least 6 examples, one of which is for validation, got {len(split)}; take "
+        "more, or an .npz with a validation split of its own",
+    )
     order = np.random.default_rng(seed).permutation(len(split))
     cut = len(split) - len(split) // 6
     train, validation = order[:cut], order[cut:]

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from jaxablate.figures._catalogue import METRIC_NAMES, FigureSpec
 from jaxablate.results import RANDOM, Curve, balanced_fill, curve
@@ -65,6 +65,7 @@ def _training(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
             axes.plot(network["epoch"], row, color=color, linestyle=style, linewidth=width)
         axes.lines[-1].set_label(values.attrs["long_name"])
     axes.set_xlabel(network["epoch"].attrs["long_name"].capitalize())
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     if quantity == "accuracy":
         _percent_axis(axes, "Accuracy")
     else:

@@ -143,7 +143,7 @@ def shares(results: xr.DataTree, name: str, protocols: Sequence[str], caption: s
         axes.set_xlabel("Ablated neurons")
     for axes in grid[:, 0]:
         axes.set_ylabel("Share of the layer")
-    grid[0, 0].legend()
+    grid[0, 0].legend(loc="upper right", frameon=True, framealpha=0.85, edgecolor="none")
     bottom = 0.55 / (2.6 * len(protocols) + 0.5)
     figure.subplots_adjust(0.07, bottom, 0.99, 1 - 0.6 * bottom, hspace=0.22, wspace=0.06)
     figure.text(0.01, 0.008, f"{name} network, low values first; {caption}", fontsize="x-small", color="#555555")
@@ -159,6 +159,7 @@ def correlations(results: xr.DataTree, names: Sequence[str], protocols: Sequence
         for protocol, filled in zip(protocols, (True, False), strict=False):
             network = select_protocol(results, protocol)[name].to_dataset()
             mean, low, high = mean_and_interval(damage_correlations(network))
+            low, high = low.clip(min=-1), high.clip(max=1)  # as far as a correlation can go
             for i, scope in enumerate(scopes):
                 for j, metric in enumerate(map(str, mean["metric"].values)):
                     color = score_color(metric, j)

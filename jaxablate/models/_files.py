@@ -72,13 +72,14 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, str], dict[str, np.ndar
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: a dtype that NumPy lacks
         raise InputError(
-            f"network file {path}: expected safetensors, got an unreadable file ({error}); remove it"
+            f"network file {path}: expected safetensors, got an unreadable file ({error}); write it again or remove it"
         ) from None
     found = metadata.pop("format", None)
     require(found == FORMAT, f"network file {path}: expected format {FORMAT!r}, as save_model writes it, got {found!r}")
     told = metadata.pop("sha256", digest(tensors))  # older files lack it
     require(
-        told == digest(tensors), f"network file {path}: expected arrays of the checksum it names, got others; remove it"
+        told == digest(tensors),
+        f"network file {path}: expected arrays of the checksum it names, got damaged ones; write it again or remove it",
     )
     num_stages = sum(name.startswith("stages.") and name.endswith(".kernel") for name in tensors)
     try:

@@ -120,7 +120,8 @@ def require_fitting(model: MLP, images: Images) -> None:
     wanted = model.stages[0].linear.in_features
     require(
         math.prod(images.shape[1:]) == wanted,
-        f"images: expected at least one example of {wanted} pixels, got shape {images.shape}",
+        f"images: expected examples of the {wanted} pixels that the network takes, got {math.prod(images.shape[1:])} "
+        f"in shape {images.shape}",
     )
 
 

@@ -172,7 +172,7 @@ def _mlp(path: Path, modules: dict[str, Tensors], activation: str, images: Image
         require(
             _type_in_file(parts) is nnx.Linear,
             f"PyTorch file {path}: expected linear maps only, got weight {parts.get('weight', np.array(0)).shape} for "
-            f"module {name!r}; hand in a model of the same architecture",
+            f"module {name!r}; in Python, hand in a model of the same architecture",
         )
     weights = [parts["weight"] for parts in modules.values()]
     biases = [parts.get("bias", np.zeros(len(parts["weight"]))) for parts in modules.values()]

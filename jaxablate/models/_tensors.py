@@ -42,7 +42,9 @@ def _read_safetensors(path: Path) -> Tensors:
             names = sorted(file.keys(), key=_natural)
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: a dtype that NumPy lacks
-        raise InputError(f"PyTorch file {path}: expected safetensors, got an unreadable file ({error})") from None
+        raise InputError(
+            f"PyTorch file {path}: expected safetensors, got an unreadable file ({error}); save it again"
+        ) from None
 
 
 def _natural(name: str) -> list[str | tuple[int, str]]:

@@ -1,7 +1,7 @@
 """Charts: series come in; numbers and paths in the units of an SVG picture go out, which the template lays out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -42,6 +42,7 @@ class Axis:
     start: float
     end: float
     percent: bool = False
+    whole: bool = False
 
     def at(self, values: np.ndarray | float) -> np.ndarray:
         """Positions of values."""
@@ -51,7 +52,9 @@ class Axis:
     def ticks(self) -> list[tuple[float, str]]:
         """Positions and labels of round numbers."""
         scale = 100 if self.percent else 1
-        values = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(scale * self.first, scale * self.last)
+        values = MaxNLocator(
+            5, steps=[1, 2, 2.5, 5, 10], integer=self.whole, min_n_ticks=1 if self.whole else 2
+        ).tick_values(scale * self.first, scale * self.last)
         inside = [v for v in values if scale * self.first - 1e-9 <= v <= scale * self.last + 1e-9]
         return [(round(float(self.at(v / scale)), 1), f"{v:.6g}{' %' if self.percent else ''}") for v in inside]
 
@@ -70,15 +73,18 @@ def line_chart(
 
     Args:
         title, about: above and below it.
-        x: of every series.
+        x: of every series; whole numbers.
         series: at least one.
         x_label, y_label: of the axes.
-        percent: whether the values are shares, shown in percent.
+        percent: whether the values are shares, shown in percent; their bands are cut at 0 and 100 %.
 
     Returns:
         What the template needs.
     """
-    x_axis = Axis(x_label, float(x[0]), float(max(x[-1], x[0] + 1)), LEFT, RIGHT)
+    x_axis = Axis(x_label, float(x[0]), float(max(x[-1], x[0] + 1)), LEFT, RIGHT, whole=True)
+    if percent and any(of is not None and not _are_shares(of) for one in series for of in (one.low, one.high)):
+        about = f"{about} Bands are cut at 0 and 100 %."
+        series = [replace(one, low=_shares(one.low), high=_shares(one.high)) for one in series]
     known = np.concatenate([of for one in series for of in (one.values, one.low, one.high) if of is not None])
     y_axis = _y_axis(known, y_label, percent)
     scale, digits = (100, 2) if percent else (1, 4)
@@ -91,6 +97,7 @@ def line_chart(
         "kind": "lines",
         "title": title,
         "about": about,
+        "banded": any(one.low is not None for one in series),
         "x_axis": x_axis,
         "y_axis": y_axis,
         "series": [
@@ -113,6 +120,14 @@ def line_chart(
             ],
         },
     }
+
+
+def _are_shares(values: np.ndarray) -> bool:
+    return not ((values < 0) | (values > 1)).any()
+
+
+def _shares(values: np.ndarray | None) -> np.ndarray | None:
+    return None if values is None else np.clip(values, 0, 1)
 
 
 def violin_chart(title: str, about: str, groups: dict[str, np.ndarray], *, y_label: str) -> dict:

@@ -40,21 +40,31 @@ def cards_of(results: xr.DataTree) -> list[tuple[str, str, str]]:
     """Name, number and words of each card."""
     nodes = select_protocol(results, protocols_of(results)[0]).children
     seconds = results.attrs.get("seconds")
-    cards = [("Data", results.attrs["dataset"], results.attrs["dataset_origin"])]
+    cards = [("Data", results.attrs["dataset"], _unbroken(results.attrs["dataset_origin"]))]
     for name, node in nodes.items():
         network = node.to_dataset()
         intact = 100 * network["accuracy"].isel(step=0, ordering=0, fill=0, scope=0).values
         mean = f"s, mean of {len(intact)}, {intact.min():.2f} to {intact.max():.2f} %" if len(intact) > 1 else ""
         hidden = " + ".join(map(str, json.loads(network.attrs["hidden"])))
+        tests = f"{network.attrs['num_test_examples']:,}".replace(",", "\N{NO-BREAK SPACE}")
         words = (
             f"test accuracy of the intact network{mean}; {hidden} neurons, {network.attrs['activation']}; "
-            f"{network.attrs['num_test_examples']} test images"
+            f"{tests} test images"
         )
         cards.append((f"{name} network", f"{intact.mean():.2f} %", words))
     if seconds is not None:
-        device = results.attrs["device"]
-        cards.append(("Time", _duration(float(seconds)), f"to compute it on {device}"))
+        cards.append(("Time", _duration(float(seconds)), f"to compute it on {_device(results)}"))
     return cards
+
+
+def _device(results: xr.DataTree) -> str:
+    """The device, its kind once where both names are the same."""
+    return results.attrs["device"].replace("cpu: cpu", "CPU")
+
+
+def _unbroken(text: str) -> str:
+    """With spaces in numbers at which no line ends."""
+    return re.sub(r"(?<=\d) (?=\d{3}\b)", "\N{NO-BREAK SPACE}", text)
 
 
 def _duration(seconds: float) -> str:
@@ -97,20 +107,22 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
         ),
         Section(
             "Where does the information sit?",
-            "Each violin holds a layer's neurons, of all networks, whose score is defined. In entropy, mutual "
-            "information and KL selectivity a wide foot near 0 is neurons that tell next to nothing of the class.",
+            "Each violin holds a layer's neurons, of all networks, whose score is defined. In entropy (of the neuron's "
+            "code), mutual information (of code and class) and KL selectivity (the most that the code tells of one "
+            "class) a wide foot near 0 is neurons that tell next to nothing of the class.",
             [list(_violins(name, network)) for name, network in networks.items()],
         ),
         Section(
             "Does bias balancing soften the damage?",
-            "The further a solid line lies above the dashed one of its colour, the more of the loss came from the "
-            "shift of the next layer's inputs and not from what the neurons knew.",
+            f"An ablated neuron puts out zero or, bias balanced, {_instead(next(iter(networks.values())))}. The "
+            "further a solid line lies above the dashed one of its colour, the more of the loss came from the shift of "
+            "the next layer's inputs and not from what the neurons knew. MI: mutual information.",
             [[_balancing(name, of, scope) for scope in _layers(of)] for name, of in networks.items()],
         ),
         Section(
             "Does the ranking matter within a layer?",
             "Where a solid line (low values first) stays above random and the dashed one of its colour falls below, "
-            "the score tells neurons that matter from neurons that do not.",
+            "the score tells neurons that matter from neurons that do not. MI: mutual information, KL: KL selectivity.",
             [[_orders(name, of, scope) for scope in _layers(of)] for name, of in networks.items()],
         ),
         Section(
@@ -133,7 +145,8 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
             "Which neurons are the most and the least informative?",
             f"Bars: {_bars(next(iter(networks.values())))}. Pictures: incoming weights, each neuron's on its own "
             "scale, violet above 0 and orange below; behind the first layer products of the layers' weights, as if the "
-            "layers between were linear.",
+            "layers between were linear. Points lost alone: of test accuracy, with that neuron alone ablated, bias "
+            "balanced.",
             neurons=[
                 {"title": f"{name} network, seed {int(network['seed'][0])}", **_neurons(network, models.get(name))}
                 for name, network in networks.items()
@@ -154,7 +167,7 @@ def provenance_of(results: xr.DataTree) -> dict:
     names = ("created", "device", "dataset", "dataset_origin", "matmul_precision", "format")
     files = json.loads(results.attrs["dataset_sha256"])
     return {
-        "rows": {name.replace("_", " "): results.attrs[name] for name in names},
+        "rows": {name.replace("_", " "): results.attrs[name] for name in names} | {"device": _device(results)},
         "checksums": files if isinstance(files, dict) else {"data": files},
         "versions": json.loads(results.attrs["versions"]),
         "config": {name: json.dumps(value) for name, value in config.items()},
@@ -279,6 +292,12 @@ def _metrics(network: xr.Dataset) -> dict[str, str]:
     return {name: COLORS.get(name) or next(free, "color6") for name in names}
 
 
+def _instead(network: xr.Dataset) -> str:
+    """What an ablated neuron puts out where its bias is balanced, in words."""
+    scaled = balanced_fill(network) == "scaled"
+    return "its activation times its firing rate" if scaled else "its mean on the validation images"
+
+
 def _balancing(name: str, network: xr.Dataset, scope: str) -> dict:
     metrics = _metrics(network)
     ranking = "mutual_information" if "mutual_information" in metrics else next(iter(metrics))
@@ -334,17 +353,19 @@ def _shares(name: str, network: xr.Dataset) -> Iterator[dict]:
 
 def _correlations(name: str, network: xr.Dataset) -> dict:
     mean, low, high = mean_and_interval(damage_correlations(network))
-    rows = []
+    rows, cut = [], False
     for metric in map(str, network["metric"].values):
         cells = []
         for scope in map(str, network["scope"].values):
             at = {"metric": metric, "scope": scope}
             value, ends = float(mean.sel(at)), (float(low.sel(at)), float(high.sel(at)))
-            between = f" [{ends[0]:+.2f}, {ends[1]:+.2f}]" if ends[0] < ends[1] else ""
+            cut = cut or max(abs(end) for end in ends) > 1
+            between = f" [{max(ends[0], -1):+.2f}, {min(ends[1], 1):+.2f}]" if ends[0] < ends[1] else ""
             cells.append(f"{value:+.2f}{between}" if value == value else "undefined")
         rows.append([metric_name(metric), *cells])
     places = ["across layers" if s == NETWORK_SCOPE else _place(str(s)) for s in network["scope"].values]
     note = "; in brackets: 95 % t-interval of the mean" if network.sizes["seed"] > 1 else ""
+    note += ", cut at -1 and +1" if cut else ""
     return {"title": f"{name} network{note}", "head": ["score", *places], "rows": rows, "text_columns": 1}
 
 
@@ -391,7 +412,7 @@ def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
             )
     undefined = int((~np.isfinite(ranking)).sum())
     return {
-        "by": by.replace("_", " ") + (f" ({undefined} neurons without are not ranked)" if undefined else ""),
+        "by": by.replace("_", " ") + (f" ({undefined} neurons without it are not ranked)" if undefined else ""),
         "metrics": [metric_name(m) for m in metrics],
         "bars": _bars(network),
         "rows": rows,

@@ -4,7 +4,7 @@ for (const figure of document.querySelectorAll("figure.chart")) {
   const json = figure.querySelector("script");
   if (!json) continue;
   const { x, at, unit, digits, series } = JSON.parse(json.textContent);
-  const svg = figure.querySelector(":scope > svg"), curves = svg.querySelectorAll("g.series");
+  const svg = figure.querySelector(":scope > svg"), curves = svg.querySelectorAll("g.series"), bands = svg.querySelectorAll(".band");
   const buttons = figure.querySelectorAll(".legend button");
   const cursor = svg.querySelector(".cursor"), readout = figure.querySelector(".readout");
   let place = 0;
@@ -12,7 +12,7 @@ for (const figure of document.querySelectorAll("figure.chart")) {
   buttons.forEach((button, i) => button.addEventListener("click", () => {
     const shown = button.getAttribute("aria-pressed") !== "true";
     button.setAttribute("aria-pressed", shown);
-    curves[i].style.display = shown ? "" : "none";
+    for (const drawn of [curves[i], bands[i]]) if (drawn) drawn.style.display = shown ? "" : "none";
     hide();
   }));
 
@@ -37,9 +37,6 @@ for (const figure of document.querySelectorAll("figure.chart")) {
       });
     readout.replaceChildren(head, ...rows);
     readout.hidden = false;
-    const right = at[place] < 240;
-    readout.style.left = right ? "auto" : "3.6rem";
-    readout.style.right = right ? "0.9rem" : "auto";
   };
   const hide = () => {
     cursor.style.display = "none";
@@ -52,7 +49,8 @@ for (const figure of document.querySelectorAll("figure.chart")) {
   svg.addEventListener("pointermove", nearest);
   svg.addEventListener("pointerdown", nearest);
   svg.addEventListener("pointerleave", (event) => event.pointerType === "touch" || hide()); // a finger covers them
-  svg.addEventListener("blur", hide);
+  // a name that is touched must not move from under the finger before its click is heard
+  svg.addEventListener("blur", () => matchMedia("(hover: none)").matches || hide());
   svg.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!step) return;

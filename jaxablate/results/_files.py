@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from jaxablate._checks import InputError, require, require_name
-from jaxablate._files import MAX_BYTES, atomic_path, require_file
+from jaxablate._files import MAX_BYTES, atomic_path, require_file, require_writable
 from jaxablate.results._labels import COORDINATES, FORMAT, HISTORY, VARIABLES, protocols_of, select_protocol
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def _require_declared(path: Path, file: "h5py.File") -> None:
 
     found = file.attrs.get("format")
     require(
-        isinstance(found, str) and found == FORMAT, f"results file {path}: expected format {FORMAT!r}, got {found!r}"
+        isinstance(found, str) and found == FORMAT,
+        f"results file {path}: expected format {FORMAT!r}, got {found!r}; another program or version wrote it",
     )
     bad = [name for name in ATTRIBUTES if not _is_text(file.attrs.get(name), name in JSON)]
     seconds = np.asarray(file.attrs.get("seconds", 0.0))  # older files lack it
@@ -189,6 +190,7 @@ def save_table(data: xr.Dataset, path: str | Path) -> None:
 
 
 def check_table_path(path: Path) -> None:
-    """Raise unless `save_table` knows the format."""
+    """Raise before any work unless `save_table` can write there."""
     require(path.suffix in (".csv", ".nc"), f"table {path}: expected a name that ends in .csv or .nc")
     require(not path.is_dir(), f"table {path}: expected a file or nothing, got a folder")
+    require_writable(path.parent)
