@@ -228,7 +228,7 @@ class _Work:
         in_turn = -(-self.seeds * self.kinds // self.together) * self.together / self.kinds
         seconds = in_turn * (steps * network.rates.steps[tuple(hidden)] + tested * network.seconds(-1))
         each = STATE * network.weights + 8 * sizes.validation * max(network.widths[1:])
-        memory = 4 * sizes.features * (sizes.train + sizes.validation) + self.together * each
+        memory = self.kinds * 4 * sizes.features * (sizes.train + sizes.validation) + self.together * each
         work = f"{seeds} x {steps} steps of {config.batch_size} examples"
         return Stage("training", name, work, seeds * flops, seeds * moved, self._beside_data(memory), seconds)
 
