@@ -25,7 +25,8 @@ from jaxablate.training import default_epochs
 ADAM = 7 * 4  # bytes of a weight that a step reads and writes: weight, gradient, two moments
 STATE = 5 * 4  # bytes of a weight in training: those, and what it was before the epoch
 COSTLY = ("taylor", "damage_alone", "shapley")  # scores that take more than a pass over the validation split
-PROGRAMS = 500 * 2**20  # bytes of Python, JAX and the compiled programs, where they are in the device's memory
+PYTHON = 400 * 2**20  # bytes of Python and JAX, where they are in the device's memory
+PROGRAMS = 200 * 2**20  # bytes of what is compiled for a kind of network
 
 
 class Sizes(NamedTuple):
@@ -274,7 +275,8 @@ class _Work:
     def _beside_data(self, memory: int) -> int:
         """With what is there in any case, where it is in the same memory: the data, Python, programs."""
         examples = self.sizes.train + self.sizes.validation + self.sizes.test
-        return memory + PROGRAMS + 4 * self.sizes.features * examples if self.on_cpu else memory
+        host = PYTHON + PROGRAMS * len(self.config.networks) + 4 * self.sizes.features * examples
+        return memory + host if self.on_cpu else memory
 
     def _curves(self) -> tuple[int, int, int]:
         """For a scope the curves of orders, those of fresh subsets, and the calls that compute them, for all fills and
