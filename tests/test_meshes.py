@@ -45,6 +45,11 @@ def test_what_is_no_mesh_is_refused(small_model, mnist5k):
         ja.meshes.make_mesh(there + 1)
     with raises_input_error("study: expected a divisor of the 1 devices, got 2"):
         ja.meshes.make_mesh(1, study=2)
+    for mesh in (None, "cpu"):
+        with raises_input_error("mesh: expected one"):
+            ja.meshes.spread(mesh, mnist5k.test.images, mnist5k.test.labels)
+    with raises_input_error(r"labels: expected values in 0..2147483647, got 4294967296..4294967305"):
+        ja.meshes.spread(ja.meshes.make_mesh(1), mnist5k.test.images, mnist5k.test.labels.astype(np.int64) + 2**32)
     arguments = small_model, np.ones((1, 27), bool), mnist5k.test.images, mnist5k.test.labels
     for mesh in (Mesh(np.array(jax.devices()[:1]), ("x",)), "cpu"):
         with raises_input_error(
