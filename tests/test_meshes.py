@@ -65,4 +65,7 @@ def test_curves_are_dealt_in_turn(study):
     turns, shares = in_turn(7, np.array([5, 1]), study)
     assert sorted(set(turns)) == list(range(7))
     assert shares.tolist() == [[[5], [1]], [[3, 2], [1, 0]]][study - 1]
+    for number, of_devices in zip((5, 1), shares, strict=True):
+        dealt = zip(turns.reshape(study, -1), of_devices, strict=True)
+        assert sorted(curve for of, share in dealt for curve in of[:share]) == list(range(number))
     np.testing.assert_array_equal(turns[places_of(turns, 7)], np.arange(7))

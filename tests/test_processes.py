@@ -127,6 +127,30 @@ def test_all_end_when_one_is_killed_and_the_run_goes_on(victim, undisturbed, tmp
     assert same(ja.results.load_results(tmp_path / "results.nc"), undisturbed)
 
 
+@pytest.mark.parametrize(("number", "told", "status"), [(1, "waits", -signal.SIGTERM), (2, "works", 7)])
+def test_a_signal_ends_one_that_waits_for_others_or_works(number, told, status):
+    code = """
+import os, signal, sys, time
+from jaxablate.cli._processes import join
+signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+print("waits", flush=True)
+join(sys.argv[1], 2, int(sys.argv[2]), None)
+print("works")
+time.sleep(60)
+"""
+    address = f"localhost:{free_port()}"
+    processes = [start(["-c", code, address, process]) for process in range(number)]
+    for process in processes:
+        assert process.stdout is not None
+        while told not in process.stdout.readline():
+            assert process.poll() is None, all_ended(processes)
+    time.sleep(1)
+    for process in processes[::-1]:  # process 0 takes the others with it
+        process.send_signal(signal.SIGTERM)
+    for found, _, errors in all_ended(processes, timeout=30):
+        assert found == status, errors
+
+
 def test_processes_of_other_settings_are_refused(tmp_path):
     address = f"localhost:{free_port()}"
     command = ["-m", "jaxablate", *STUDY, "--out", tmp_path, "--coordinator", address, "--num-processes", 2]
