@@ -3,6 +3,7 @@
 All run the same program, and process 0 alone reads and writes the files of a run.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate._checks import InputError, traced
+from jaxablate._checks import InputError, require, traced
 
 Arrays = dict[str, np.ndarray]
 
@@ -24,12 +25,17 @@ def share(function: Callable[[], Arrays], owner: int = 0) -> Arrays:
     """Call the function in one process and return its arrays in all of them, which must all come here.
 
     Raises:
-        InputError: in all of them, if the function does.
+        InputError: in all of them, if the function does, or if they have different numbers of devices.
     """
     from safetensors.numpy import load, save
 
     if jax.process_count() == 1:
         return function()
+    numbers = Counter(device.process_index for device in jax.devices())
+    require(
+        len(set(numbers.values())) == 1,
+        f"devices: expected as many in each process, got {', '.join(map(str, numbers.values()))}; give all --devices N",
+    )
     told = b""
     if jax.process_index() == owner:
         try:

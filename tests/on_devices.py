@@ -1,5 +1,6 @@
 """Run by test_meshes.py in a process whose CPU counts as eight devices: the same numbers on every mesh."""
 
+import re
 import sys
 
 import jax
@@ -69,6 +70,7 @@ def main(dataset: str) -> None:
     with raises_input_error("devices: expected each once, got one again"):
         ja.meshes.make_mesh(devices=jax.devices() * 2)
     examples_are_not_added(models[0], images[:103], labels[:103], masks)
+    the_limit_is_of_each_device(models[0], images[:103], labels[:103], masks)
     states_may_hold_keys(mesh, images, labels)
 
     told = []
@@ -96,6 +98,14 @@ def examples_are_not_added(model: ja.MLP, images: np.ndarray, labels: np.ndarray
         batches, lambda x, y: (ja.mean_activations(model, x), ja.evaluate_masks(model, masks, x, y)), mesh=mesh
     )
     jax.tree.map(compare, expected, found)
+
+
+def the_limit_is_of_each_device(model: ja.MLP, images: np.ndarray, labels: np.ndarray, masks: np.ndarray) -> None:
+    with raises_input_error("memory_limit: expected at least") as caught:
+        ja.evaluate_masks(model, masks, images, labels, memory_limit=1)
+    least = int(re.findall(r"at least (\d+) bytes", str(caught.value))[0])
+    found = ja.evaluate_masks(model, masks, images, labels, memory_limit=least, mesh=ja.meshes.make_mesh())
+    compare(ja.evaluate_masks(model, masks, images, labels), found)
 
 
 def states_may_hold_keys(mesh: Mesh, images: np.ndarray, labels: np.ndarray) -> None:

@@ -163,17 +163,35 @@ def test_processes_of_other_settings_are_refused(tmp_path):
         assert "activation: sigmoid there, tanh here" in errors.replace("\n", " ")
 
 
+def test_processes_of_other_devices_are_refused():
+    code = """
+import sys, jax, jaxablate as ja
+address, process = sys.argv[1:]
+jax.config.update("jax_num_cpu_devices", 1 + int(process))
+jax.distributed.initialize(address, 2, int(process))
+try:
+    ja.run_study(ja.StudyConfig(dataset="mnist5k"))
+except ja.InputError as error:
+    print(error)
+"""
+    address = f"localhost:{free_port()}"
+    for status, output, errors in all_ended([start(["-c", code, address, process]) for process in range(2)]):
+        assert status == 0, errors
+        assert "devices: expected as many in each process, got 1, 2; give all --devices N" in output
+
+
 def test_an_error_in_one_process_is_told_by_all(tmp_path):
-    """Process 0 cannot write, process 1 trains the network that diverges."""
+    """Process 0 cannot write, process 1 has no folder, or trains the network that diverges."""
     code = """
 import sys, jax, jaxablate as ja
 address, process, out, rate = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(process))
 config = ja.StudyConfig(dataset="mnist5k", networks=((8,),), epochs=1, steps=4, learning_rate=float(rate), seeds=(0, 1))
-try:
-    ja.run_study(config, run_dir=out)
-except ja.InputError as error:
-    print(error)
+for run_dir in (out if process == "0" else None, out):
+    try:
+        ja.run_study(config, run_dir=run_dir)
+    except ja.InputError as error:
+        print(error)
 """
     (tmp_path / "file").write_text("")
     for rate, out, told in (
@@ -185,6 +203,7 @@ except ja.InputError as error:
         for status, output, errors in ended:
             assert status == 0, errors
             assert told in output, (output, errors)
+            assert ("got run_dir: True there, False here" in output) == (rate == "1e38")
 
 
 @pytest.mark.parametrize("launcher", ["slurm", "open mpi"])
