@@ -52,11 +52,11 @@ def all_ended(processes: list[subprocess.Popen[str]], timeout: float = 300) -> l
 
 
 def study(number: int, out: Path, *more: str) -> list[subprocess.Popen[str]]:
-    """So many processes of one command."""
+    """So many processes of one command; all but process 0 are told of a folder that they need not see."""
     address = f"localhost:{free_port()}"
     return [
         start(
-            ["-m", "jaxablate", *STUDY, "--out", out, "--coordinator", address, "--num-processes", number,
+            ["-m", "jaxablate", *STUDY, "--out", out / "elsewhere" if process else out, "--coordinator", address, "--num-processes", number,
              "--process-id", process, *more]
         )
         for process in range(number)
@@ -123,7 +123,8 @@ def test_all_end_when_one_is_killed_and_the_run_goes_on(victim, undisturbed, tmp
     ended = all_ended(study(2, tmp_path))
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert ("Resuming: process" in ended[0][1]) == (victim == 0)
-    assert ended[1][1] == ""  # process 0 alone prints
+    assert ended[1][1] == ""  # process 0 alone prints, and writes
+    assert not (tmp_path / "elsewhere").exists()
     assert same(ja.results.load_results(tmp_path / "results.nc"), undisturbed)
 
 
