@@ -51,16 +51,11 @@ def all_ended(processes: list[subprocess.Popen[str]], timeout: float = 300) -> l
     return [(process.returncode, *of) for process, of in zip(processes, told, strict=True)]
 
 
-def study(number: int, out: Path, *more: str) -> list[subprocess.Popen[str]]:
+def study(number: int, out: Path) -> list[subprocess.Popen[str]]:
     """So many processes of one command; all but process 0 are told of a folder that they need not see."""
-    address = f"localhost:{free_port()}"
-    return [
-        start(
-            ["-m", "jaxablate", *STUDY, "--out", out / "elsewhere" if process else out, "--coordinator", address, "--num-processes", number,
-             "--process-id", process, *more]
-        )
-        for process in range(number)
-    ]  # fmt: skip
+    command = ["-m", "jaxablate", *STUDY, "--coordinator", f"localhost:{free_port()}", "--num-processes", number]
+    outs = [out / "elsewhere" if process else out for process in range(number)]
+    return [start([*command, "--process-id", process, "--out", of]) for process, of in enumerate(outs)]
 
 
 @pytest.fixture(scope="module")
