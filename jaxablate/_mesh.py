@@ -20,7 +20,7 @@ from jaxablate._checks import (
     require_shape,
     traced,
 )
-from jaxablate._processes import everywhere
+from jaxablate._processes import everywhere, is_elsewhere
 
 DATA, STUDY = "data", "study"
 ENOUGH = 250  # examples that are worth a device
@@ -38,13 +38,14 @@ def make_mesh(num_devices: int | None = None, *, study: int = 1, devices: Sequen
         A mesh [data, study].
 
     Raises:
-        InputError: for more devices than there are, or a number that `study` does not divide.
+        InputError: for more devices than there are, one that comes again, or a number that `study` does not divide.
 
     Example:
         >>> dict(ja.meshes.make_mesh(1).shape)
         {'data': 1, 'study': 1}
     """
     devices = list(jax.devices() if devices is None else devices)
+    require(len(set(devices)) == len(devices), "devices: expected each once, got one again")
     number = len(devices) if num_devices is None else require_integer("num_devices", num_devices)
     study = require_integer("study", study)
     require(
@@ -88,25 +89,42 @@ def mesh_for(mesh: Mesh | None, *arrays: Any) -> Mesh | None:
     if not isinstance(found, Mesh) or found.axis_names != (DATA, STUDY):
         raise InputError(
             f"mesh: expected one with the axes ('{DATA}', '{STUDY}'), as ja.meshes.make_mesh makes, got "
-            f"{getattr(found, 'axis_names', type(found).__name__)}"
+            f"{type(found).__name__} {getattr(found, 'axis_names', found)}"
         )
     processes = {device.process_index for device in found.devices.flat}
     require(
-        jax.process_index() in processes, f"mesh: expected devices of every process, got those of {sorted(processes)}"
+        processes in ({jax.process_index()}, set(range(jax.process_count()))),
+        f"mesh: expected devices of every process, or of this one ({jax.process_index()}) alone, got those of "
+        f"{sorted(processes)}",
     )
     for sharding, ndim in sharded:
         if not any(sharding.is_equivalent_to(NamedSharding(found, spec), ndim) for spec in (P(DATA), P())):
-            raise InputError(f"sharding: expected examples along '{DATA}' of one mesh, got {sharding.spec}")
+            raise InputError(
+                f"sharding: expected examples along '{DATA}' of one mesh, here {_told(found)}, got {sharding.spec} of "
+                f"{_told(sharding.mesh)}; take the mesh of the images, or images that are on one device"
+            )
     return found
 
 
+def _told(mesh: Any) -> str:
+    return f"{dict(mesh.shape)} on the devices {[device.id for device in mesh.devices.flat]}"
+
+
+def one_of(images: Any) -> Any:
+    """One example, also of those of which other processes hold a part."""
+    if isinstance(images, jax.Array):
+        return images.addressable_shards[0].data[:1]
+    images = np.asarray(images)
+    return images[:1] if images.ndim else images
+
+
 def require_examples(labels: Any, num_examples: int, num_classes: int) -> int:
-    """Raise unless labels are integers [example] in 0..classes-1, or -1 on several devices; return how many are not -1.
+    """Raise unless labels are integers [example] in 0..classes-1, or -1 as `spread` adds; return how many are not -1.
 
     Raises:
         InputError: also if none counts.
     """
-    if not is_spread(labels):
+    if not is_elsewhere(labels):
         require_labels(np.asarray(labels), num_examples, num_classes)
         return num_examples
     require_integers("labels", labels)
@@ -143,20 +161,26 @@ def spread(mesh: Mesh, images: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
 
     Returns:
         Images and labels of all processes, cut along "data", as `evaluate_masks` and its relatives take them. Where a
-        process has fewer than another, its first example comes again with the label -1, which never counts.
+        process has fewer than another, its first example comes again with the label -1, which never counts. On
+        devices of one process, examples that they do not divide are copied to each instead.
 
     Raises:
-        InputError: for no example, another number of labels, or a mesh where processes share examples.
+        InputError: for no example, another number of labels, negative ones, or a mesh where processes share examples.
 
     Example:
         >>> images, labels = ja.meshes.spread(ja.meshes.make_mesh(1), np.zeros((5, 2, 2)), np.zeros(5, int))
         >>> images.shape
         (5, 2, 2)
     """
+    if mesh_for(mesh) is None:
+        raise InputError("mesh: expected one, as ja.meshes.make_mesh makes, got none")
     labels = np.asarray(labels)
     require_integers("labels", labels)
     require_shape("labels", labels, (len(images),), "example")
+    require_range("labels", labels, 0, 2**31 - 1)
     require(len(labels) > 0, "images: expected at least one example in every process, got none")
+    if not mesh.is_multi_process:
+        return on_devices(mesh, images), on_devices(mesh, labels)
     owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
     require(
         bool((owners == owners[:, :1]).all()),
@@ -168,6 +192,12 @@ def spread(mesh: Mesh, images: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
     across, examples = NamedSharding(mesh, P(DATA)), (_padded(images, missing), _with_none(labels, missing))
     images, labels = (jax.make_array_from_process_local_data(across, of) for of in examples)
     return images, labels
+
+
+def on_devices(mesh: Mesh, array: Any) -> jax.Array:
+    """An array [example, ...] on the devices of this process: cut along `data` where they divide it, else whole on
+    each, so that nothing is added to it."""
+    return jax.device_put(array, NamedSharding(mesh, P() if len(array) % mesh.shape[DATA] else P(DATA)))
 
 
 def _padded(array: Any, missing: int) -> Any:

@@ -3,13 +3,15 @@
 All run the same program, and process 0 alone reads and writes the files of a run.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxablate._checks import InputError
+from jaxablate._checks import InputError, require, traced
 
 Arrays = dict[str, np.ndarray]
 
@@ -23,16 +25,21 @@ def share(function: Callable[[], Arrays], owner: int = 0) -> Arrays:
     """Call the function in one process and return its arrays in all of them, which must all come here.
 
     Raises:
-        InputError: in all of them, if the function does.
+        InputError: in all of them, if the function does, or if they have different numbers of devices.
     """
     from safetensors.numpy import load, save
 
     if jax.process_count() == 1:
         return function()
+    numbers = Counter(device.process_index for device in jax.devices())
+    require(
+        len(set(numbers.values())) == 1,
+        f"devices: expected as many in each process, got {', '.join(map(str, numbers.values()))}; give all --devices N",
+    )
     told = b""
     if jax.process_index() == owner:
         try:
-            found = {name: np.ascontiguousarray(array) for name, array in function().items()}
+            found = {name: np.asarray(array, order="C") for name, array in function().items()}
             told = b"+" + save(found)
         except InputError as error:
             told = b"-" + str(error).encode()
@@ -63,10 +70,18 @@ def everywhere(sharding: jax.sharding.Sharding, tree: Any) -> Any:
     """Arrays that all processes have, on the devices of all of them; each puts what belongs on its own."""
 
     def put(array: Any) -> jax.Array:
+        if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(array)), impl=jax.random.key_impl(array))
         array = np.asarray(array)
         return jax.make_array_from_callback(array.shape, sharding, lambda place: array[place])
 
     return jax.tree.map(put, tree)
+
+
+def is_elsewhere(array: Any) -> bool:
+    """Whether other processes hold a part of an array that this one does not."""
+    known = isinstance(array, jax.Array) and not traced(array)
+    return known and not (array.is_fully_addressable or array.is_fully_replicated)
 
 
 def fetched(tree: Any) -> Any:
@@ -74,7 +89,6 @@ def fetched(tree: Any) -> Any:
     from jax.experimental.multihost_utils import process_allgather
 
     def fetch(array: Any) -> np.ndarray:
-        elsewhere = isinstance(array, jax.Array) and not array.is_fully_addressable
-        return np.asarray(process_allgather(array, tiled=True)) if elsewhere else np.array(array)
+        return np.asarray(process_allgather(array, tiled=True)) if is_elsewhere(array) else np.array(array)
 
     return jax.tree.map(fetch, tree)

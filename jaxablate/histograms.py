@@ -73,17 +73,18 @@ def joint_histogram(
         [[[1, 1], [0, 1]]]
     """
     num_codes, num_classes = require_count("num_codes", num_codes), require_count("num_classes", num_classes)
-    if not traced(codes, labels):
+    if traced(codes, labels):
+        require(mesh is None, "mesh: expected none within jax.jit, which shares what is sharded itself, got one")
+    else:
+        codes, labels = (of if isinstance(of, jax.Array) else np.asarray(of) for of in (codes, labels))
         _check_codes(codes, labels, num_codes, num_classes)
-    mesh = mesh_for(mesh, codes, labels)
-    if mesh is None:
-        codes, labels = jnp.asarray(codes), jnp.asarray(labels)
+        mesh = mesh_for(mesh, codes, labels)
     cells = codes.shape[1] * num_classes * num_codes
     require(cells < 2**31, f"histogram: expected fewer than 2^31 cells, got {cells}; split the neurons")
     if mesh is not None:
         counts = _on_mesh(mesh, *spread_examples(mesh, codes, labels), num_codes, num_classes)
-        return counts if jax.process_count() == 1 else jnp.asarray(np.asarray(counts))
-    return _joint_histogram(codes, labels, num_codes, num_classes)
+        return jnp.asarray(np.asarray(counts))  # on no mesh: one with others may follow
+    return _joint_histogram(jnp.asarray(codes), jnp.asarray(labels), num_codes, num_classes)
 
 
 def stream_histogram(
@@ -137,7 +138,7 @@ def stream_histogram(
 
 
 def _check_codes(codes: AnyArray, labels: Labels, num_codes: int, num_classes: int) -> None:
-    values = np.asarray(range_of(codes))[:2] if is_spread(codes) else (codes := np.asarray(codes))
+    values = np.asarray(range_of(codes))[:2] if is_spread(codes) else np.asarray(codes)
     require_integers("codes", codes)
     require(codes.ndim == 2, f"codes: expected shape [example, neuron], got {codes.shape}")
     _check_examples(len(codes))

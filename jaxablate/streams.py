@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
-from jaxablate._checks import InputError, require, require_count
-from jaxablate._mesh import mesh_for, range_of, spread
+from jaxablate._checks import InputError, require, require_count, require_range
+from jaxablate._mesh import mesh_for, on_devices
+from jaxablate._processes import share, share_text
 from jaxablate._typing import AnyArray
 
 Batch = tuple[AnyArray, ...]
@@ -32,7 +33,8 @@ def prefetch(batches: Iterable[Batch], *, depth: int = 2) -> Iterator[tuple[jax.
         An iterator over the batches, on the device.
 
     Raises:
-        InputError: for a depth below 1; an error of the iterator is raised where its batch would have come.
+        InputError: for a depth below 1, or where a batch is no tuple of arrays of numbers that the device can hold; an
+            error of the iterator is raised where its batch would have come.
 
     Example:
         >>> batches = ((np.full((2, 3), i), np.zeros(2, int)) for i in range(3))
@@ -50,9 +52,9 @@ def _prefetched(batches: Iterable[Batch], depth: int) -> Iterator[tuple[jax.Arra
         try:
             iterator = iter(batches)
             while room.acquire() and not stop.is_set():
-                # copied by NumPy: JAX may read an array after it has said to have copied it
-                batch = (of if isinstance(of, jax.Array) else np.array(of) for of in next(iterator))
-                taken.put((tuple(map(jax.device_put, batch)), None))
+                batch = next(iterator)
+                require(isinstance(batch, tuple | list), f"batches: expected tuples, got {type(batch).__name__}")
+                taken.put((tuple(map(_on_device, batch)), None))
         except StopIteration:
             pass
         except BaseException as error:
@@ -76,6 +78,19 @@ def _prefetched(batches: Iterable[Batch], depth: int) -> Iterator[tuple[jax.Arra
         thread.join()
 
 
+def _on_device(array: Any) -> jax.Array:
+    if isinstance(array, jax.Array):
+        return array
+    try:
+        copied = np.array(array)  # by NumPy: JAX may read an array after it has said to have copied it
+        held = jax.device_put(copied)
+    except (TypeError, ValueError):
+        raise InputError(f"batches: expected arrays of numbers, got {type(array).__name__} of another kind") from None
+    if np.issubdtype(held.dtype, np.integer):
+        require_range("batches", copied, np.iinfo(held.dtype).min, np.iinfo(held.dtype).max)
+    return held
+
+
 def add_up(
     batches: Iterable[Batch],
     function: Callable[[jax.Array, jax.Array], Any],
@@ -87,20 +102,23 @@ def add_up(
 
     Fits all whose results are counts, which add up, or means over the examples, which are weighted by how many a batch
     has: `evaluate_masks`, `cumulative_ablation` and `single_ablation` with any measure, `joint_histogram`,
-    `mean_activations`. Not those that choose by what they have seen of all examples (`greedy_ablation`, quantiles).
+    `mean_activations`. Not those that choose by what they have seen of all examples (`greedy_ablation`, quantiles); and
+    the fill "resample" draws anew for each batch.
 
     Args:
         batches: pairs of images [example, ...] and labels [example]; programs are compiled for each size of batch.
         function: of the images and labels of a batch; returns arrays, by name or in a tuple if there are several.
             Integers are counts, floating-point numbers means.
         depth: how many batches are taken ahead, as in `prefetch`.
-        mesh: devices to share each batch; with several processes each has batches of its own, as many as the others.
+        mesh: devices to share each batch. With several processes each has batches of its own, any number of them, which
+            its own devices share; all get what all have found.
 
     Returns:
         What the function returns, for all examples: NumPy arrays, int64 for counts and float64 for means.
 
     Raises:
-        InputError: for no batch, an empty one, images and labels of different lengths, or results that change shape.
+        InputError: for no batch, an empty one, images and labels of different lengths, or results that change shape or
+            are no numbers.
 
     Example:
         >>> batches = ((np.full((3, 1), h), np.array([0, 1, 1])) for h in (0, 1))
@@ -108,52 +126,76 @@ def add_up(
         >>> float(found["mean"]), int(found["ones"])
         (0.5, 2)
     """
-    mesh = mesh_for(mesh)
-    total, examples = None, 0
-    for images, labels in _in_step(prefetch(batches, depth=depth), mesh):
+    if (mesh := mesh_for(mesh)) is not None and mesh.is_multi_process:
+        examples, total = _of_all_processes(lambda: _added(batches, function, depth, mesh.local_mesh))
+    else:
+        examples, total = _added(batches, function, depth, mesh)
+    return jax.tree.map(lambda of: of if of.dtype == np.int64 else np.asarray(of / examples), total)
+
+
+def _added(batches: Iterable[Batch], function: Callable, depth: int, mesh: Mesh | None) -> tuple[np.ndarray, Any]:
+    """The number of examples, and the sums of what the function finds: counts, and means times examples."""
+    sums = None
+    for batch in prefetch(batches, depth=depth):
+        shapes = [of.shape for of in batch]
         require(
-            len(images) == len(labels) > 0,
-            f"batches: expected as many labels as images, at least one, got {len(images)} and {len(labels)}",
+            len(shapes) == 2 and all(shapes) and shapes[0][0] == shapes[1][0] > 0,
+            f"batches: expected pairs of images and as many labels, at least one, got shapes {shapes}",
         )
-        number = len(labels)
-        if mesh is not None:
-            images, labels = spread(mesh, images, labels)
-            number = int(range_of(labels)[2])
-        found = jax.tree.map(lambda of, number=number: _weighted(np.asarray(of), number), function(images, labels))
-        if total is None:
-            total = found
+        images, labels = batch if mesh is None else (on_devices(mesh, of) for of in batch)
+        number = np.asarray(len(labels))
+        found = number, jax.tree.map(lambda of, number=number: _weighted(of, number), function(images, labels))
+        if sums is None:
+            sums = found
         else:
-            _require_alike(total, found)
-            total = jax.tree.map(np.add, total, found)
-        examples += number
-    if total is None:
+            _require_alike(_kind(sums[1]), _kind(found[1]))
+            sums = jax.tree.map(lambda *of: np.asarray(np.add(*of)), sums, found)
+    if sums is None:
         raise InputError("batches: expected at least one, got none; an iterator yields its batches only once")
-    return jax.tree.map(lambda of: of if of.dtype == np.int64 else of / examples, total)
+    return sums
 
 
-def _in_step(batches: Iterator[tuple[jax.Array, ...]], mesh: Mesh | None) -> Iterator[tuple[jax.Array, ...]]:
-    """The batches of this process, while all processes of a mesh have one.
+def _weighted(found: Any, number: np.ndarray) -> np.ndarray:
+    found = np.asarray(found)
+    if jnp.issubdtype(found.dtype, jnp.floating):  # JAX knows more of them than NumPy
+        return np.asarray(found.astype(np.float64) * number)
+    require(
+        np.issubdtype(found.dtype, np.integer),
+        f"function: expected integers (counts) or floating-point numbers (means), got {found.dtype}",
+    )
+    return found.astype(np.int64)
+
+
+def _of_all_processes(added: Callable[[], tuple[np.ndarray, Any]]) -> tuple[np.ndarray, Any]:
+    """What each process has added up, added up.
 
     Raises:
-        InputError: in all of them, if one has fewer than the others.
+        InputError: in all of them, if one does.
     """
-    together = mesh is not None and jax.process_count() > 1
-    while True:
-        batch = next(batches, None)
-        if together:
-            have = process_allgather(np.array(batch is not None))
-            require(have.all() or not have.any(), "batches: expected as many in each process, got fewer in some")
-        if batch is None:
-            return
-        yield batch
+    own, failed = None, None
+    try:
+        own = added()
+    except InputError as error:
+        failed = error
+
+    def kind() -> str:
+        if own is None:
+            raise InputError(str(failed))
+        return _kind(own[1])
+
+    processes = range(jax.process_count())
+    _require_alike(*(share_text(kind, process) for process in processes))
+    leaves, structure = jax.tree.flatten(own)
+    arrays = {str(i): leaf for i, leaf in enumerate(leaves)}
+    parts = [share(lambda: arrays, process) for process in processes]
+    return jax.tree.unflatten(structure, [np.asarray(sum(part[name] for part in parts)) for name in arrays])
 
 
-def _weighted(found: np.ndarray, number: int) -> np.ndarray:
-    floating = np.issubdtype(found.dtype, np.floating)
-    return np.asarray(found.astype(np.float64) * number if floating else found.astype(np.int64))
+def _kind(found: Any) -> str:
+    return str(jax.tree.map(lambda of: f"{of.dtype}{list(of.shape)}", found))
 
 
-def _require_alike(one: Any, other: Any) -> None:
-    """Raise unless what two batches gave has the same names, shapes and kinds."""
-    told = [str(jax.tree.map(lambda of: f"{of.dtype}{list(of.shape)}", found)) for found in (one, other)]
-    require(told[0] == told[1], f"function: expected the same of each batch, got {told[0]} and then {told[1]}")
+def _require_alike(*kinds: str) -> None:
+    """Raise unless what was found in several places has the same names, shapes and kinds."""
+    different = list(dict.fromkeys(kinds))
+    require(len(different) == 1, f"function: expected the same of each batch, got {' and then '.join(different)}")

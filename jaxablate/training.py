@@ -207,9 +207,8 @@ def train_many(
     shared = (graphdef, _Recipe(batch_size, learning_rate, l2), epochs, splits)
     if (mesh := mesh_for(mesh)) is not None:
         turns = np.arange(-(-len(seeds) // mesh.size) * mesh.size) % len(seeds)  # as many for each device
-        across, randomness = NamedSharding(mesh, P((DATA, STUDY))), jax.random.key_data(keys)
-        params, randomness = everywhere(across, jax.tree.map(lambda leaf: leaf[turns], (params, randomness)))
-        keys = jax.random.wrap_key_data(randomness)
+        across = NamedSharding(mesh, P((DATA, STUDY)))
+        params, keys = everywhere(across, jax.tree.map(lambda leaf: leaf[turns], (params, keys)))
         shared = (*shared[:3], everywhere(NamedSharding(mesh, P()), splits))
         parallel = "vmap"
     told = _Told(on_epoch, epochs * len(seeds))
@@ -220,7 +219,7 @@ def train_many(
 
     def run(group: slice, stop: Stop) -> list[tuple[MLP, History]]:
         chosen = jax.tree.map(lambda leaf: leaf[group], params)
-        trained, records = _train_together(*shared, chosen, keys[group], told, stop)
+        trained, records = _train_together(*shared, chosen, keys[group], len(seeds[group]), told, stop)
         trained = fetched(trained)  # from whichever devices
         bad = ~np.isfinite(records).all(axis=(0, 2))
 
@@ -273,21 +272,21 @@ class _Told:
 
 
 def _train_together(
-    graphdef: nnx.GraphDef, recipe: "_Recipe", epochs: int, splits, params, keys, told: _Told, stop: Stop
+    graphdef: nnx.GraphDef, recipe: "_Recipe", epochs: int, splits, params, keys, number: int, told: _Told, stop: Stop
 ) -> tuple[nnx.State, np.ndarray]:
     """Train networks stacked on a leading axis: their final states, and their records [epoch, network, 4]. Where a
-    record is not finite, it is the last, and the states are those before its epoch."""
+    record is not finite, it is the last, and the states are those before its epoch. Told is of the first `number`."""
     opt_state, records = jax.vmap(recipe.optimizer().init)(params), []
-    for number in range(1, epochs + 1):
+    for epoch in range(1, epochs + 1):
         stop.check()
         before = fetched(params)  # the epoch takes the memory of the others
-        params, opt_state, record = _epoch(graphdef, recipe, splits, params, opt_state, keys, number)
+        params, opt_state, record = _epoch(graphdef, recipe, splits, params, opt_state, keys, epoch)
         records.append(fetched(record))
         if not np.isfinite(records[-1]).all():
             params = before
             break
-        loss, accuracy = records[-1][:, :2].mean(axis=0)
-        told.epochs(len(keys), float(loss), float(accuracy))
+        loss, accuracy = records[-1][:number, :2].mean(axis=0)
+        told.epochs(number, float(loss), float(accuracy))
     return params, np.stack(records)
 
 

@@ -1,9 +1,11 @@
 """Run by test_meshes.py in a process whose CPU counts as eight devices: the same numbers on every mesh."""
 
+import re
 import sys
 
 import jax
 import numpy as np
+from flax import nnx
 from helpers import raises_input_error
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -49,20 +51,71 @@ def main(dataset: str) -> None:
     spread = jax.device_put(images[:even], NamedSharding(mesh, P("data", None)))
     found = ja.evaluate_masks(models[0], masks, spread, labels[:even], fill)
     compare(ja.evaluate_masks(models[0], masks, images[:even], labels[:even], fill), found)
+    spread_labels = jax.device_put(labels[:even], NamedSharding(mesh, P("data")))
+    compare(found, ja.evaluate_masks(models[0], masks, images[:even], spread_labels, fill))
     spread = jax.device_put(np.asarray(codes[:even]), NamedSharding(mesh, P("data")))
     found = ja.joint_histogram(spread, labels[:even], num_codes=2, num_classes=10)
     compare(ja.joint_histogram(codes[:even], labels[:even], num_codes=2, num_classes=10), found)
     refused = jax.device_put(images[:even], NamedSharding(mesh, P(None, "data")))
-    with raises_input_error("expected examples along 'data' of one mesh, got"):
+    with raises_input_error("expected examples along 'data' of one mesh, here"):
         ja.evaluate_masks(models[0], masks, refused, labels[:even], fill)
 
+    with raises_input_error("expected examples along 'data' of one mesh, here .* on the devices"):
+        ja.evaluate_masks(models[0], masks, images[:even], spread_labels, fill, mesh=ja.meshes.make_mesh(4))
+    negative = jax.device_put(labels[:even] - 1, NamedSharding(mesh, P("data")))
+    with raises_input_error("labels: expected values in 0..9, got -1..8"):
+        ja.evaluate_masks(models[0], masks, images[:even], negative, fill)
+    with raises_input_error("mesh: expected none within jax.jit"):
+        jax.jit(lambda of: ja.joint_histogram(of, labels, num_codes=2, num_classes=10, mesh=mesh))(codes)
+    with raises_input_error("devices: expected each once, got one again"):
+        ja.meshes.make_mesh(devices=jax.devices() * 2)
+    examples_are_not_added(models[0], images[:103], labels[:103], masks)
+    the_limit_is_of_each_device(models[0], images[:103], labels[:103], masks)
+    states_may_hold_keys(mesh, images, labels)
+
+    told = []
     trained = ja.training.train_many(data, (12,), (0, 1, 2), epochs=1, parallel="vmap")
-    shared = ja.training.train_many(data, (12,), (0, 1, 2), epochs=1, mesh=ja.meshes.make_mesh(2))
+    shared = ja.training.train_many(
+        data, (12,), (0, 1, 2), epochs=1, mesh=ja.meshes.make_mesh(2), on_epoch=lambda *of: told.append(of)
+    )
+    assert [of[:2] for of in told] == [(3, 3)]  # not of the seed that was added
+    np.testing.assert_allclose(told[0][2], np.mean([history.loss for _, history in trained]), rtol=1e-4)
     for (_, history), (model, of_mesh) in zip(trained, shared, strict=True):
         np.testing.assert_allclose(history.loss, of_mesh.loss, rtol=1e-4)
         ja.evaluate_masks(model, np.ones((1, 12), bool), images, labels)
     shapes = [tuple(choose_mesh(number, examples).shape.values()) for number, examples in ((8, 9999), (8, 600), (3, 9))]
     assert shapes == [(8, 1), (2, 4), (1, 3)], shapes
+
+
+def examples_are_not_added(model: ja.MLP, images: np.ndarray, labels: np.ndarray, masks: np.ndarray) -> None:
+    """Where the devices do not divide the examples, what knows nothing of padding sees no more of them either."""
+    mesh = ja.meshes.make_mesh()
+    expected = ja.mean_activations(model, images), ja.evaluate_masks(model, masks, images, labels)
+    spread = ja.meshes.spread(mesh, images, labels)
+    jax.tree.map(compare, expected, (ja.mean_activations(model, spread[0]), ja.evaluate_masks(model, masks, *spread)))
+    batches = [(images[start : start + 40], labels[start : start + 40]) for start in range(0, 103, 40)]
+    found = ja.streams.add_up(
+        batches, lambda x, y: (ja.mean_activations(model, x), ja.evaluate_masks(model, masks, x, y)), mesh=mesh
+    )
+    jax.tree.map(compare, expected, found)
+
+
+def the_limit_is_of_each_device(model: ja.MLP, images: np.ndarray, labels: np.ndarray, masks: np.ndarray) -> None:
+    with raises_input_error("memory_limit: expected at least") as caught:
+        ja.evaluate_masks(model, masks, images, labels, memory_limit=1)
+    least = int(re.findall(r"at least (\d+) bytes", str(caught.value))[0])
+    found = ja.evaluate_masks(model, masks, images, labels, memory_limit=least, mesh=ja.meshes.make_mesh())
+    compare(ja.evaluate_masks(model, masks, images, labels), found)
+
+
+def states_may_hold_keys(mesh: Mesh, images: np.ndarray, labels: np.ndarray) -> None:
+    rngs = nnx.Rngs(0)
+    model = ja.Chain(
+        lambda x: x.reshape(len(x), -1), nnx.Linear(784, 8, rngs=rngs), nnx.relu, ja.Site("hidden"),
+        nnx.Dropout(0.5, rngs=rngs), nnx.Linear(8, 10, rngs=rngs),
+    )  # fmt: skip
+    masks = np.eye(8, dtype=bool)
+    compare(ja.evaluate_masks(model, masks, images, labels), ja.evaluate_masks(model, masks, images, labels, mesh=mesh))
 
 
 def compare(one, other) -> None:
@@ -71,7 +124,7 @@ def compare(one, other) -> None:
     if np.issubdtype(one.dtype, np.integer):
         np.testing.assert_array_equal(one, other)
     else:
-        np.testing.assert_allclose(one, other, rtol=2e-5)
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-6)
 
 
 if __name__ == "__main__":

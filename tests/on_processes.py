@@ -4,6 +4,7 @@ import sys
 
 import jax
 import numpy as np
+from helpers import raises_input_error
 
 import jaxablate as ja
 
@@ -33,6 +34,24 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
     own = slice(*cuts[int(process) : int(process) + 2])
     spread = ja.meshes.spread(mesh, images[own], labels[own])
     spread_codes = ja.meshes.spread(mesh, codes[own], labels[own])
+    # nor are their batches, or as many
+    size = 99 * (int(process) + 1)
+    batches = ((images[own][i : i + size], labels[own][i : i + size]) for i in range(0, own.stop - own.start, size))
+    streamed = ja.streams.add_up(
+        batches,
+        lambda x, y: (ja.evaluate_masks(models[0], masks, x, y, fill), ja.mean_activations(models[0], x)),
+        mesh=mesh,
+    )
+    shapley, _ = ja.ablation.shapley_values(
+        models[0], *spread, fill, key=jax.random.key(0), num_permutations=2, site="layer2"
+    )
+    if int(number) > 1:
+        with raises_input_error("images: expected those of this process, got some that others hold"):
+            ja.mean_activations(models[0], spread[0])
+        with raises_input_error("mesh: expected devices of every process, or of this one "):
+            ja.meshes.spread(ja.meshes.make_mesh(devices=others()), images[own], labels[own])
+        with raises_input_error("batches: expected at least one, got none"):  # in all, though process 0 has one
+            ja.streams.add_up([(images, labels)][: int(process) == 0], lambda x, y: x.sum(), mesh=mesh)
     trained = ja.training.train_many(data, (12,), (0, 1, 2), epochs=1, mesh=mesh)
     found = {
         "confusion": ja.evaluate_masks(models[0], masks, images, labels, fill, measures="confusion", mesh=mesh),
@@ -48,10 +67,19 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
         "histogram": ja.joint_histogram(codes, labels, num_codes=2, num_classes=10, mesh=mesh),
         "own histogram": ja.joint_histogram(*spread_codes, num_codes=2, num_classes=10),
         "loss": ja.evaluate_masks(models[0], masks, *spread, fill, measures="loss"),
+        "shapley": shapley,
+        "streamed": streamed[0],
+        "streamed mean": streamed[1],
         "trained": np.stack([history.validation_loss for _, history in trained]),
         "weights": np.stack([np.asarray(model.stages[0].linear.kernel[...]) for model, _ in trained]),
     }
     np.savez(out, **{name: np.asarray(array) for name, array in found.items()})
+
+
+def others() -> list[jax.Device]:
+    """The devices of one other process."""
+    other = (jax.process_index() + 1) % jax.process_count()
+    return [device for device in jax.devices() if device.process_index == other]
 
 
 if __name__ == "__main__":

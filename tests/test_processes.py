@@ -51,16 +51,11 @@ def all_ended(processes: list[subprocess.Popen[str]], timeout: float = 300) -> l
     return [(process.returncode, *of) for process, of in zip(processes, told, strict=True)]
 
 
-def study(number: int, out: Path, *more: str) -> list[subprocess.Popen[str]]:
-    """So many processes of one command."""
-    address = f"localhost:{free_port()}"
-    return [
-        start(
-            ["-m", "jaxablate", *STUDY, "--out", out, "--coordinator", address, "--num-processes", number,
-             "--process-id", process, *more]
-        )
-        for process in range(number)
-    ]  # fmt: skip
+def study(number: int, out: Path) -> list[subprocess.Popen[str]]:
+    """So many processes of one command; all but process 0 are told of a folder that they need not see."""
+    command = ["-m", "jaxablate", *STUDY, "--coordinator", f"localhost:{free_port()}", "--num-processes", number]
+    outs = [out / "elsewhere" if process else out for process in range(number)]
+    return [start([*command, "--process-id", process, "--out", of]) for process, of in enumerate(outs)]
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +118,33 @@ def test_all_end_when_one_is_killed_and_the_run_goes_on(victim, undisturbed, tmp
     ended = all_ended(study(2, tmp_path))
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert ("Resuming: process" in ended[0][1]) == (victim == 0)
-    assert ended[1][1] == ""  # process 0 alone prints
+    assert ended[1][1] == ""  # process 0 alone prints, and writes
+    assert not (tmp_path / "elsewhere").exists()
     assert same(ja.results.load_results(tmp_path / "results.nc"), undisturbed)
+
+
+@pytest.mark.parametrize(("number", "told", "status"), [(1, "waits", -signal.SIGTERM), (2, "works", 7)])
+def test_a_signal_ends_one_that_waits_for_others_or_works(number, told, status):
+    code = """
+import os, signal, sys, time
+from jaxablate.cli._processes import join
+signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+print("waits", flush=True)
+join(sys.argv[1], 2, int(sys.argv[2]), None)
+print("works")
+time.sleep(60)
+"""
+    address = f"localhost:{free_port()}"
+    processes = [start(["-c", code, address, process]) for process in range(number)]
+    for process in processes:
+        assert process.stdout is not None
+        while told not in process.stdout.readline():
+            assert process.poll() is None, all_ended(processes)
+    time.sleep(1)
+    for process in processes[::-1]:  # process 0 takes the others with it
+        process.send_signal(signal.SIGTERM)
+    for found, _, errors in all_ended(processes, timeout=30):
+        assert found == status, errors
 
 
 def test_processes_of_other_settings_are_refused(tmp_path):
@@ -139,17 +159,35 @@ def test_processes_of_other_settings_are_refused(tmp_path):
         assert "activation: sigmoid there, tanh here" in errors.replace("\n", " ")
 
 
+def test_processes_of_other_devices_are_refused():
+    code = """
+import sys, jax, jaxablate as ja
+address, process = sys.argv[1:]
+jax.config.update("jax_num_cpu_devices", 1 + int(process))
+jax.distributed.initialize(address, 2, int(process))
+try:
+    ja.run_study(ja.StudyConfig(dataset="mnist5k"))
+except ja.InputError as error:
+    print(error)
+"""
+    address = f"localhost:{free_port()}"
+    for status, output, errors in all_ended([start(["-c", code, address, process]) for process in range(2)]):
+        assert status == 0, errors
+        assert "devices: expected as many in each process, got 1, 2; give all --devices N" in output
+
+
 def test_an_error_in_one_process_is_told_by_all(tmp_path):
-    """Process 0 cannot write, process 1 trains the network that diverges."""
+    """Process 0 cannot write, process 1 has no folder, or trains the network that diverges."""
     code = """
 import sys, jax, jaxablate as ja
 address, process, out, rate = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(process))
 config = ja.StudyConfig(dataset="mnist5k", networks=((8,),), epochs=1, steps=4, learning_rate=float(rate), seeds=(0, 1))
-try:
-    ja.run_study(config, run_dir=out)
-except ja.InputError as error:
-    print(error)
+for run_dir in (out if process == "0" else None, out):
+    try:
+        ja.run_study(config, run_dir=run_dir)
+    except ja.InputError as error:
+        print(error)
 """
     (tmp_path / "file").write_text("")
     for rate, out, told in (
@@ -161,6 +199,7 @@ except ja.InputError as error:
         for status, output, errors in ended:
             assert status == 0, errors
             assert told in output, (output, errors)
+            assert ("got run_dir: True there, False here" in output) == (rate == "1e38")
 
 
 @pytest.mark.parametrize("launcher", ["slurm", "open mpi"])

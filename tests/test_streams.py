@@ -112,14 +112,24 @@ def test_who_stops_early_leaves_no_thread():
     assert threading.active_count() == before
 
 
+X, Y = np.zeros((3, 2)), np.zeros(3, int)
+
+
 @pytest.mark.parametrize(
     ("batches", "told"),
     [
         ([], "batches: expected at least one, got none"),
-        ([(np.zeros((0, 2)), np.zeros(0, int))], "expected as many labels as images, at least one, got 0 and 0"),
-        ([(np.zeros((3, 2)), np.zeros(2, int))], "expected as many labels as images, at least one, got 3 and 2"),
+        ([(X[:0], Y[:0])], r"pairs of images and as many labels, at least one, got shapes \[\(0, 2\), \(0,\)\]"),
+        ([(X, Y[:2])], r"pairs of images and as many labels, at least one, got shapes \[\(3, 2\), \(2,\)\]"),
+        ([(X, Y, Y)], "expected pairs of images and as many labels"),
+        ([(1.0, 2)], "expected pairs of images and as many labels"),
+        ([X], "batches: expected tuples, got ndarray"),
+        ([{"images": X, "labels": Y}], "batches: expected tuples, got dict"),
+        ([(X, Y + 2**32)], "batches: expected values in -2147483648..2147483647, got 4294967296..4294967296"),
+        ([(X, np.array(["a", "b", "c"]))], "batches: expected arrays of numbers, got ndarray of another kind"),
+        ([([[1.0], [1.0, 2.0]], [0, 1])], "batches: expected arrays of numbers, got list of another kind"),
         (
-            [(np.zeros((n, 2)), np.zeros(n, int)) for n in (3, 2)],
+            [(X, Y), (X[:2], Y[:2])],
             r"function: expected the same of each batch, got float64\[3, 2\] and then float64\[2, 2\]",
         ),
     ],
@@ -127,6 +137,16 @@ def test_who_stops_early_leaves_no_thread():
 def test_what_cannot_be_added_up_is_refused(batches, told):
     with raises_input_error(told):
         ja.streams.add_up(batches, lambda images, labels: images)
+
+
+def test_means_of_few_bits_are_means():
+    found = ja.streams.add_up([(X + 0.5, Y)] * 2, lambda images, labels: images.mean().astype("bfloat16"))
+    assert isinstance(found, np.ndarray)
+    assert found.dtype == np.float64
+    assert found == 0.5
+    for other in (True, 1j):
+        with raises_input_error("function: expected integers .counts. or floating-point numbers .means., got "):
+            ja.streams.add_up([(X, Y)], lambda images, labels, other=other: other)
 
 
 def test_a_depth_of_nothing_is_refused():

@@ -1,7 +1,6 @@
 """What a user hands to an ablation, checked and made ready for the engines; and what the engines found, handed back."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from jaxablate._checks import (
     require_known,
     require_shape,
 )
-from jaxablate._mesh import mesh_for, range_of, require_examples, spread_examples
+from jaxablate._mesh import mesh_for, one_of, range_of, require_examples, spread_examples
 from jaxablate._typing import Fill, Images, Labels
 from jaxablate.ablation._machine import Tables, Task
 from jaxablate.ablation._measures import NOT_FINITE, checked_names, finished
@@ -44,7 +43,7 @@ def make_task(
     names = checked_names(measures)
     require_known("precision", precision, PRECISIONS)
     mesh = mesh_for(mesh, images, labels)
-    network, states, described, leading = _networks(model, images if mesh is None else _one_of(images))
+    network, states, described, leading = _networks(model, images if mesh is None else one_of(images))
     num_examples = require_examples(labels, len(images), network.num_classes)
     classes = jnp.asarray(labels)
 
@@ -71,13 +70,6 @@ def make_task(
         described, classes, rows = spread_examples(mesh, _as(images, described.dtype), classes, rows)
     examples = described, classes, rows, num_examples, mesh
     return Task(network, states, checked, scale, *examples, names, memory_limit, precision), leading
-
-
-def _one_of(images: Any) -> Any:
-    """One example, also of those of which other processes hold a part."""
-    if isinstance(images, jax.Array):
-        return images.addressable_shards[0].data[:1]
-    return images[:1]
 
 
 def _as(images: Images, dtype: np.dtype) -> Images:

@@ -6,6 +6,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxablate._checks import require, require_integer, require_known
+from jaxablate._mesh import one_of, require_examples
 from jaxablate._typing import Fill, Images, Labels
 from jaxablate.ablation._alone import HARM, neurons_of
 from jaxablate.ablation._evaluate import cumulative_ablation
@@ -61,14 +62,15 @@ def shapley_values(
     num_permutations = require_integer("num_permutations", num_permutations)
     require(num_permutations >= 2, f"num_permutations: expected at least 2, got {num_permutations}")
     require(isinstance(model, nnx.Module), f"model: expected one network, got {type(model).__name__}")
-    network, _, _ = describe(model, images)
+    network, _, _ = describe(model, one_of(images))
+    num_examples = require_examples(labels, len(images), network.num_classes)
     neurons = neurons_of(network, site)
     local = np.asarray(random_orders(key, len(neurons), num_permutations))
     found = cumulative_ablation(
         model, neurons[local], images, labels, fill, steps=len(neurons), measures=by, memory_limit=memory_limit,
         precision=precision, mesh=mesh,
     )  # fmt: skip
-    along = -HARM[by] * np.asarray(found, np.float64) / (len(images) if by == CORRECT else 1)
+    along = -HARM[by] * np.asarray(found, np.float64) / (num_examples if by == CORRECT else 1)
     marginal = np.empty(local.shape)
     np.put_along_axis(marginal, local, along[:, :-1] - along[:, 1:], axis=1)
     return marginal.mean(axis=0), marginal.std(axis=0, ddof=1) / num_permutations**0.5

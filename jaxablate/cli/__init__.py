@@ -11,7 +11,7 @@ from jaxablate.cli._console import console, end_if_asked, signals
 from jaxablate.cli._datasets import datasets
 from jaxablate.cli._networks import ablate, prune, score
 from jaxablate.cli._plan import plan
-from jaxablate.cli._processes import joined, leave
+from jaxablate.cli._processes import SIGNALS, joined, leave
 from jaxablate.cli._report import report
 from jaxablate.cli._reproduce import reproduce
 
@@ -38,7 +38,7 @@ for command, in_short in {
 
 def main() -> None:
     """Run the command line; an interrupt or a termination signal ends it so that temporary files go."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, _on_signal)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -1,6 +1,7 @@
 """Several processes of one command: how they find each other, and how all end when one does."""
 
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -21,6 +22,7 @@ ProcessId = Annotated[
     int | None, typer.Option(min=0, metavar="I", help="Which one this is, from 0.", show_default=False)
 ]
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TIMEOUT = 300
 """Seconds to wait for the others at the beginning."""
 
@@ -75,11 +77,15 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     )
     _say_last(
         f"processes: expected all to meet at {coordinator or 'the address that the job names'} within {TIMEOUT} s; is "
-        "each started once, with its own number, and can it reach that address?"
+        "each started once, with its own number, can it reach that address, and is the port free there?"
     )
+    jax.config.update("jax_enable_preemption_service", False)  # which would keep SIGTERM for itself
+    signals = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}  # Python hears none while it waits
     jax.distributed.initialize(
         coordinator, num_processes, process_id, initialization_timeout=TIMEOUT, shutdown_timeout_seconds=24 * 3600
     )
+    for number, handler in signals.items():
+        signal.signal(number, handler)
     _say_last(ended())
     return None if devices is None else devices * jax.process_count()
 
@@ -113,6 +119,8 @@ def leave(end: BaseException) -> None:
 
     code = end.code if isinstance(end, SystemExit) else 1
     if not code:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
         jax.distributed.shutdown()
     elif not isinstance(end, SystemExit):
         traceback.print_exception(end)

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from jaxablate._checks import InputError, require
+from jaxablate._processes import is_elsewhere
 from jaxablate._typing import Images
 from jaxablate.models._mlp import ACTIVATIONS, ELEMENTWISE, MLP, flatten_images, require_fitting
 from jaxablate.models._sites import (
@@ -108,6 +109,11 @@ def describe(model: Model, images: Images) -> tuple[Network, nnx.State, jax.Arra
         InputError: for images that the model does not take, or a model that cannot be ablated; the message says why.
     """
     require(isinstance(model, nnx.Module), f"model: expected a Flax NNX module, got {type(model).__name__}")
+    require(
+        not is_elsewhere(images),
+        "images: expected those of this process, got some that others hold; only functions that take a mesh work on "
+        "them all",
+    )
     try:
         images = jnp.asarray(images)
     except (TypeError, ValueError):

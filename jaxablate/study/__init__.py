@@ -128,7 +128,8 @@ def run_study(
         identity = {}
         if run_dir is not None or jax.process_count() > 1:
             identity = json.loads(json.dumps(_identity(config, data, given)))
-            _require_same(identity)
+            folders = {"run_dir": run_dir is not None, "network_dir": network_dir is not None}
+            _require_same({**identity, **folders, "mesh": None if devices is None else dict(devices.shape)})
         if run_dir is not None:
             folder = Path(run_dir)
             fingerprint = share_text(lambda: begin(folder, identity, force=force))

@@ -77,7 +77,7 @@ def trained_networks(
         try:
             train_many(data, hidden, seeds, on_epoch=on_epoch, on_trained=keep, mesh=mesh, **settings)
         except DivergedError as error:
-            if not folder:
+            if not folder or not is_first():  # the folder is that of process 0
                 raise
             path = folder / f"{name}_seed{error.seed}_epoch{error.epoch - 1}.safetensors"
             save_model(error.model, path, {"training": texts[error.seed]}, **vars(error.history))
