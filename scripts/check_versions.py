@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 COPIED = ("tests", "benchmarks", "scripts", "docs", "README.md", "pyproject.toml")
 """What the tests read beside the package."""
+IN_TWO = ("-n", "2", "--dist", "loadfile")
 
 
 def main() -> None:
@@ -46,14 +47,25 @@ def check(folder: Path, versions: str, arguments: list[str]) -> int:
         if code := run(*command):
             return code
     (wheel,) = folder.glob("jaxablate-*.whl")
-    if code := run(python, "-m", "uv", "pip", "install", "--quiet", "--resolution", resolution, f"{wheel}[test]"):
+    if code := run(
+        python,
+        "-m",
+        "uv",
+        "pip",
+        "install",
+        "--quiet",
+        "--resolution",
+        resolution,
+        f"{wheel}[test]",
+        "pytest-xdist>=3.6",
+    ):
         return code
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
     for name in COPIED:
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, elsewhere / name)
     run(python, "-m", "uv", "pip", "list")
-    return run(python, "-m", "pytest", "-q", "-W", "default", *arguments, cwd=elsewhere)
+    return run(python, "-m", "pytest", "-q", "-W", "default", *IN_TWO, *arguments, cwd=elsewhere)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -74,6 +75,15 @@ def main(dataset: str) -> None:
     states_may_hold_keys(mesh, images, labels)
 
     told = []
+    by_two = NamedSharding(mesh, P("data"))
+    train, validation = (
+        type(split)(*(jax.device_put(of, by_two) for of in (split.images, split.labels)))
+        for split in (data.train, data.validation)
+    )
+    sharded = replace(data, train=train, validation=validation)
+    histories = [ja.train(of, (12,), epochs=1)[1] for of in (data, sharded)]
+    np.testing.assert_allclose(histories[0].loss, histories[1].loss, rtol=1e-4)
+
     trained = ja.training.train_many(data, (12,), (0, 1, 2), epochs=1, parallel="vmap")
     shared = ja.training.train_many(
         data, (12,), (0, 1, 2), epochs=1, mesh=ja.meshes.make_mesh(2), on_epoch=lambda *of: told.append(of)

@@ -122,7 +122,10 @@ def run_study(
         report("data", 1, 1, f"{data.source.name}: {data.source.origin}")
         if mesh is None and jax.process_count() > 1:
             mesh = jax.device_count()
-        devices = mesh_for(choose_mesh(mesh, len(data.test)) if isinstance(mesh, int) else mesh)
+        if isinstance(mesh, int | np.integer):
+            mesh = choose_mesh(int(mesh), len(data.test))
+            mesh = None if mesh.size == 1 else mesh  # one device shares out nothing, and is the faster for it
+        devices = mesh_for(mesh)
         given = None if models is None else _given(models, config)
         units = Units()
         identity = {}
