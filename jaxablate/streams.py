@@ -14,7 +14,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from jaxablate._checks import InputError, require, require_count
-from jaxablate._mesh import mesh_for, range_of, spread
+from jaxablate._mesh import mesh_for, number_of, spread
 from jaxablate._typing import AnyArray
 
 Batch = tuple[AnyArray, ...]
@@ -118,7 +118,7 @@ def add_up(
         number = len(labels)
         if mesh is not None:
             images, labels = spread(mesh, images, labels)
-            number = int(range_of(labels)[2])
+            number = int(number_of(labels))
         found = jax.tree.map(lambda of, number=number: _weighted(np.asarray(of), number), function(images, labels))
         if total is None:
             total = found
