@@ -63,7 +63,8 @@ class Row:
         high: the largest repeat.
         check: how the answer was checked; a wrong one raises instead.
         against: the value of the row that this one is compared with, the ratio being against / value.
-        ceiling: the time of the products and sigmoids alone, in the same unit, measured in the same run.
+        ceiling: the time of the products and sigmoids alone, or of one device shared out without a loss, in the same
+            unit, measured in the same run.
         compile_s: seconds of compilation, apart from the value.
         cores: processor cores kept busy.
         note: anything else.
@@ -198,6 +199,6 @@ def _picture(record: dict) -> Figure:
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.set_xscale("log")
-    axes.set_xlabel(f"{record['unit']} (black: spread; orange: measured ceiling)")
-    axes.set_title(f"{record['title']}\n{record['device']}, {record['cores']} cores", fontsize=9)
+    figure.supxlabel(f"{record['unit']} (black: spread; orange: measured ceiling)", fontsize=9)
+    figure.suptitle(f"{record['title']}\n{record['device']}, {record['cores']} cores", fontsize=9)
     return figure

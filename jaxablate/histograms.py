@@ -138,7 +138,7 @@ def stream_histogram(
 
 
 def _check_codes(codes: AnyArray, labels: Labels, num_codes: int, num_classes: int) -> None:
-    values = np.asarray(range_of(codes))[:2] if is_spread(codes) else np.asarray(codes)
+    values = np.asarray(range_of(codes)) if is_spread(codes) else np.asarray(codes)
     require_integers("codes", codes)
     require(codes.ndim == 2, f"codes: expected shape [example, neuron], got {codes.shape}")
     _check_examples(len(codes))
