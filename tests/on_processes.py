@@ -4,7 +4,7 @@ import sys
 
 import jax
 import numpy as np
-from helpers import raises_input_error
+from helpers import raises_input_error, with_less_training
 
 import jaxablate as ja
 
@@ -15,7 +15,7 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
         jax.distributed.initialize(address, int(number), int(process))
     assert jax.process_count() == int(number)
     assert jax.device_count() == int(number) * int(devices)
-    random, data = np.random.default_rng(0), ja.load_dataset(dataset)
+    random, data = np.random.default_rng(0), with_less_training(ja.load_dataset(dataset))
     models = [ja.train(data, (12, 10), seed, epochs=1)[0] for seed in (0, 1)]
     # a number that no number of devices divides
     images, labels = data.test.images[: len(data.test) - 3], data.test.labels[: len(data.test) - 3]
