@@ -332,7 +332,7 @@ def test_linear_maps_that_make_no_network(tmp_path):
         load_pytorch(write(path, a__weight=(3, 4)))
     with raises_input_error("expected a kernel and a bias for each of two or more stages, got 0 and 0"):
         load_pytorch(write(path, a__num_batches_tracked=(1,)))
-    with raises_input_error(r"expected linear maps only, got weight \(3, 4, 2, 2\) for module 'a'; hand in a model"):
+    with raises_input_error(r"expected linear maps only, got weight \(3, 4, 2, 2\) for module 'a'; in Python, hand"):
         load_pytorch(write(path, a__weight=(3, 4, 2, 2), b__weight=(3, 2)))
     with raises_input_error(r"images: expected 4 pixels .* got shape \(1, 3, 3, 2\)"):
         load_pytorch(write(path, a__weight=(3, 4), b__weight=(2, 3)), images=np.zeros((1, 3, 3, 2), np.float32))

@@ -29,7 +29,17 @@ def test_every_mesh_gives_the_same_counts():
 
 
 def test_a_study_on_several_devices_is_the_same(tmp_path):
-    command = [sys.executable, "-m", "jaxablate", "reproduce", "--dataset", "mnist5k", "--epochs", "1", "--steps", "4"]
+    command = [
+        sys.executable,
+        HERE / "without_pictures.py",
+        "reproduce",
+        "--dataset",
+        "mnist5k",
+        "--epochs",
+        "1",
+        "--steps",
+        "4",
+    ]
     for devices in ([], ["--devices", "3"]):
         out = tmp_path / str(len(devices))
         process = subprocess.run(

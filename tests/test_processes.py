@@ -53,7 +53,14 @@ def all_ended(processes: list[subprocess.Popen[str]], timeout: float = 300) -> l
 
 def study(number: int, out: Path) -> list[subprocess.Popen[str]]:
     """So many processes of one command; all but process 0 are told of a folder that they need not see."""
-    command = ["-m", "jaxablate", *STUDY, "--coordinator", f"localhost:{free_port()}", "--num-processes", number]
+    command = [
+        HERE / "without_pictures.py",
+        *STUDY,
+        "--coordinator",
+        f"localhost:{free_port()}",
+        "--num-processes",
+        number,
+    ]
     outs = [out / "elsewhere" if process else out for process in range(number)]
     return [start([*command, "--process-id", process, "--out", of]) for process, of in enumerate(outs)]
 
@@ -97,7 +104,7 @@ def test_processes_find_together_what_one_finds(number, devices, alone, dataset,
 def undisturbed(tmp_path_factory):
     """The results of one process."""
     out = tmp_path_factory.mktemp("undisturbed")
-    ((status, _, errors),) = all_ended([start(["-m", "jaxablate", *STUDY, "--out", out])])
+    ((status, _, errors),) = all_ended([start([HERE / "without_pictures.py", *STUDY, "--out", out])])
     assert status == 0, errors
     return ja.results.load_results(out / "results.nc")
 
@@ -149,7 +156,7 @@ time.sleep(60)
 
 def test_processes_of_other_settings_are_refused(tmp_path):
     address = f"localhost:{free_port()}"
-    command = ["-m", "jaxablate", *STUDY, "--out", tmp_path, "--coordinator", address, "--num-processes", 2]
+    command = [HERE / "without_pictures.py", *STUDY, "--out", tmp_path, "--coordinator", address, "--num-processes", 2]
     ended = all_ended(
         [start([*command, "--process-id", 0]), start([*command, "--process-id", 1, "--activation", "tanh"])]
     )
