@@ -379,12 +379,12 @@ def test_in_a_browser(browser, path, width, scheme, small_results):
     button.click()
     assert button.get_attribute("aria-pressed") == "false"
     assert not curve.is_visible()
-    assert "MI, low first" not in read(64 / 440).inner_text()
+    assert "MI, low first" not in read(72 / 440).inner_text()
     bands = figure.locator(".band")
     assert bands.nth(2).evaluate("of => getComputedStyle(of).display") == "none"
     assert bands.nth(1).evaluate("of => getComputedStyle(of).display") != "none"
     assert figure.locator(".readout").bounding_box()["y"] >= box["y"] + box["height"] - 1, "curves are not covered"
-    assert "Ablated neurons: 0" in read(64 / 440).inner_text()
+    assert "Ablated neurons: 0" in read(72 / 440).inner_text()
     button.click()
     assert curve.is_visible()
     figure.locator(":scope > svg").focus()

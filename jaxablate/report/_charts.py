@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-LEFT, RIGHT, TOP, BOTTOM = 64, 432, 12, 236
+LEFT, RIGHT, TOP, BOTTOM = 72, 432, 12, 236
 """The box of the axes in a picture of 440 by 280; the rest is for ticks and labels."""
 QUARTILES = (0.25, 0.5, 0.75)
 
