@@ -57,7 +57,7 @@ def check(folder: Path, versions: str, arguments: list[str]) -> int:
         "--resolution",
         resolution,
         f"{wheel}[test]",
-        "pytest-xdist>=3.6",
+        "pytest-xdist>=3.8",
     ):
         return code
     elsewhere = folder / "elsewhere"
