@@ -198,7 +198,8 @@ def _picture(record: dict) -> Figure:
     axes.set_yticks(places, [f"{row['question']}: {row['variant']}" for row in rows], fontsize=7)
     axes.invert_yaxis()
     axes.margins(y=0.01)
-    axes.set_xscale("log")
+    if max(row["value"] for row in rows) > 10 * min(row["value"] for row in rows):
+        axes.set_xscale("log")
     figure.supxlabel(f"{record['unit']} (black: spread; orange: measured ceiling)", fontsize=9)
     figure.suptitle(f"{record['title']}\n{record['device']}, {record['cores']} cores", fontsize=9)
     return figure
