@@ -47,18 +47,8 @@ def check(folder: Path, versions: str, arguments: list[str]) -> int:
         if code := run(*command):
             return code
     (wheel,) = folder.glob("jaxablate-*.whl")
-    if code := run(
-        python,
-        "-m",
-        "uv",
-        "pip",
-        "install",
-        "--quiet",
-        "--resolution",
-        resolution,
-        f"{wheel}[test]",
-        "pytest-xdist>=3.8",
-    ):
+    wanted = f"{wheel}[test]", "pytest-xdist>=3.8"
+    if code := run(python, "-m", "uv", "pip", "install", "--quiet", "--resolution", resolution, *wanted):
         return code
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()

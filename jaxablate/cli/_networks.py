@@ -116,7 +116,7 @@ def ablate(
         int | None, typer.Option(min=1, metavar="N", help="Default: 80, or all of the smallest layer.")
     ] = None,
     normalization: Annotated[
-        str, typer.Option(metavar="NAME", help="Of scores of a layer: none, rank, z or share.")
+        str, typer.Option(metavar="NAME", help="In whole-network orders: none, rank, z or share.")
     ] = "none",
     random_orders: Annotated[int, typer.Option(min=1, metavar="N", help="For each scope.")] = 10,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the random orders.")] = 0,

@@ -48,14 +48,13 @@ def plan(
     from jaxablate.study import Sizes, load_config, plan_study
 
     chosen = StudyConfig() if config is None else load_config(config)
-    if dataset is not None:
-        chosen = replace(chosen, dataset=dataset)
-    if data_dir is not None:
-        chosen = replace(chosen, data_dir=str(data_dir))
-    if seeds is not None:
-        chosen = replace(chosen, seeds=tuple(range(seeds)))
-    if protocol is not None:
-        chosen = replace(chosen, protocols=protocol_names(protocol))
+    given = {
+        "dataset": dataset,
+        "data_dir": None if data_dir is None else str(data_dir),
+        "seeds": None if seeds is None else tuple(range(seeds)),
+        "protocols": None if protocol is None else protocol_names(protocol),
+    }
+    chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
     if sizes is None:
         data = load_dataset(chosen.dataset, seed=chosen.split_seed, data_dir=chosen.data_dir)
         known, name = Sizes.of(data), data.source.name
