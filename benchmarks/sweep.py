@@ -7,6 +7,7 @@ every metric both ways bias balanced; for the whole network random orders and ev
 
 import functools
 import importlib.util
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,6 @@ import jaxablate as ja
 from benchmarks import _baselines
 from benchmarks._harness import Report, Row, measure, row_of
 from benchmarks._setup import NETWORKS, assert_same_counts, dataset, scopes_of, trained
-from jaxablate._parallel import num_cores, run_all
 
 STEPS = 80
 SAMPLE = {
@@ -52,51 +52,13 @@ def figure_orders(name: str) -> dict[str, list[tuple[str, np.ndarray]]]:
     return found
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _products(repeats: int, last: int, kernels, x, labels):
-    """What a step cannot do without: the products and sigmoids behind a layer, on a chunk that stays in the cache."""
-
-    def step(carry, _):
-        z = carry
-        for kernel in kernels:
-            z = jax.nn.sigmoid(z) @ kernel
-        # a scalar that depends on the result keeps the work from being done once for all
-        return carry + z.mean() * 1e-30, (z[:, :last].argmax(axis=1) == labels).sum()
-
-    def chunk(_, x):
-        return None, jax.lax.scan(step, x, None, length=repeats)[1].sum()
-
-    return jax.lax.scan(chunk, None, x)[1].sum(), jnp.array(True)
-
-
-def on_all_cores(call, shards: list[tuple]) -> None:
-    """Call the jitted function on every shard, on a thread each, as the engines do."""
-    run_all(lambda shard, _: jax.block_until_ready(call(*shard)), shards, threads=len(shards))
-
-
 def ceilings(name: str, num_examples: int) -> dict[str, float]:
-    """Milliseconds for each layer's step: its products and sigmoids alone, on all cores, best of three chunk sizes."""
-    model, _ = trained(name)
-    kernels = [np.asarray(stage.weights[0]) for stage in model.stages]
-    cores, repeats, found = num_cores(), 40, {}
-    for layer in range(len(model.hidden)):
-        best = float("inf")
-        for size in (250, 500, 1000):
-            chunk = min(size, num_examples // cores)
-            shape = (num_examples // cores // chunk, chunk, kernels[layer].shape[1])
-            if layer == len(model.hidden) - 1:
-                shape = (*shape[:2], kernels[-1].shape[1])
-            shard = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-            call = functools.partial(
-                _products, repeats, kernels[-1].shape[1], [jnp.asarray(k) for k in kernels[layer + 2 :]]
-            )
-            labels = jnp.zeros(chunk, jnp.int32)
-            shards = [(jnp.asarray(shard), labels)] * cores
-            timing, _ = measure(lambda call=call, shards=shards: on_all_cores(call, shards), repeats=3)
-            done = shape[0] * chunk * cores
-            best = min(best, timing.low * 1e3 / repeats * num_examples / done)
-        found[f"layer{layer + 1}"] = best
-    return found
+    """Milliseconds for each layer's step: what it cannot do without, the sigmoids, products and argmax behind it."""
+    model, data = trained(name)[0], dataset()
+    rates = ja.study.measure_rates(data.test.images.shape[1], data.num_classes, [model.hidden])
+    links = list(itertools.pairwise([*model.hidden, data.num_classes]))
+    behind = [[rates.links[link] for link in links[layer + 1 :]] for layer in range(len(model.hidden))]
+    return {f"layer{i + 1}": (sum(of) + rates.readout) * num_examples * 1e3 for i, of in enumerate(behind)}
 
 
 def variants_for(device: str) -> dict:

@@ -1,5 +1,7 @@
 """Degenerate science: what has nothing to tell is scored 0 and ablated all the same, or refused in a sentence."""
 
+from contextlib import nullcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from helpers import raises_input_error
 
 import jaxablate as ja
 from jaxablate import training
+from jaxablate._checks import JaxablateWarning
 from jaxablate.scores import SCORES
 from jaxablate.training import DivergedError
 
@@ -51,14 +54,17 @@ DEAD, ALL_DEAD = [(0, 0.0, -1.0)], [(0, 0.0, -1.0), (1, 0.0, -1.0)]
 
 
 def test_one_class_tells_nothing(archive):
-    found = study(archive(labels=lambda split, size: np.zeros(size)))
+    with pytest.warns(JaxablateWarning, match="validation labels: expected several classes, got 0 alone"):
+        found = study(archive(labels=lambda split, size: np.zeros(size)))
     assert (found["scores"].sel(metric=["mutual_information", "kl_selectivity"]) == 0).all()
     assert (found["accuracy"] == 1).all()
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_one_example(archive, split):
-    found = study(archive(**{split: 1}))
+    told = pytest.warns(JaxablateWarning, match="got 0 alone") if split == "validation" else nullcontext()
+    with told:
+        found = study(archive(**{split: 1}))
     assert np.isfinite(found["scores"]).all()
     if split == "validation":
         assert (found["scores"] == 0).all()

@@ -79,7 +79,7 @@ def alone(dataset, tmp_path_factory) -> dict[str, np.ndarray]:
     return dict(np.load(out))
 
 
-@pytest.mark.parametrize(("number", "devices"), [(2, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize(("number", "devices"), [(2, 2), (4, 1)])
 def test_processes_find_together_what_one_finds(number, devices, alone, dataset, tmp_path):
     address = f"localhost:{free_port()}"
     outs = [tmp_path / f"{process}.npz" for process in range(number)]
@@ -187,8 +187,16 @@ def test_an_error_in_one_process_is_told_by_all(tmp_path):
     """Process 0 cannot write, process 1 has no folder, or trains the network that diverges."""
     code = """
 import sys, jax, jaxablate as ja
+from jaxablate.study import _networks
 address, process, out, rate = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(process))
+train_many = _networks.train_many
+
+def told(data, hidden, seeds, **settings):
+    print("trains", *seeds)
+    return train_many(data, hidden, seeds, **settings)
+
+_networks.train_many = told
 config = ja.StudyConfig(dataset="mnist5k", networks=((8,),), epochs=1, steps=4, learning_rate=float(rate), seeds=(0, 1))
 for run_dir in (out if process == "0" else None, out):
     try:
@@ -203,9 +211,10 @@ for run_dir in (out if process == "0" else None, out):
     ):
         address = f"localhost:{free_port()}"
         ended = all_ended([start(["-c", code, address, process, out, rate]) for process in range(2)])
-        for status, output, errors in ended:
+        for process, (status, output, errors) in enumerate(ended):
             assert status == 0, errors
             assert told in output, (output, errors)
+            assert ("trains" in output) == (f"trains {process}\n" in output) == (rate == "1e38")  # none another's
             assert ("got run_dir: True there, False here" in output) == (rate == "1e38")
 
 
@@ -252,4 +261,16 @@ def test_half_said_options_are_refused(options, told, tmp_path):
     found = CliRunner().invoke(app, ["reproduce", "--out", str(tmp_path / "out"), *options])
     assert found.exit_code == 1
     assert told in " ".join(found.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_port_in_use_is_told(tmp_path):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        options = ["--coordinator", f"localhost:{port}", "--num-processes", "2", "--process-id", "0"]
+        found = CliRunner().invoke(app, ["reproduce", "--out", str(tmp_path / "out"), *options])
+    assert found.exit_code == 1
+    assert f"coordinator: expected a free port for process 0, got {port} (Address already in use)" in found.stderr
     assert not (tmp_path / "out").exists()

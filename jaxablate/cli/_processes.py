@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -69,6 +70,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             num_processes is not None and process_id is not None and process_id < num_processes,
             f"process: expected --num-processes N and --process-id 0 to N-1, got {num_processes} and {process_id}",
         )
+        if process_id == 0:
+            _require_free(int(port))
     # what this process prints stays apart from what JAX's collectives do, who have no manners
     sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding, errors="replace")
     os.dup2(2, 1)
@@ -77,7 +80,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     )
     _say_last(
         f"processes: expected all to meet at {coordinator or 'the address that the job names'} within {TIMEOUT} s; is "
-        "each started once, with its own number, can it reach that address, and is the port free there?"
+        "each started once, with its own number and the same --num-processes, and can it reach that address?"
     )
     jax.config.update("jax_enable_preemption_service", False)  # which would keep SIGTERM for itself
     signals = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}  # Python hears none while it waits
@@ -88,6 +91,19 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         signal.signal(number, handler)
     _say_last(ended())
     return None if devices is None else devices * jax.process_count()
+
+
+def _require_free(port: int) -> None:
+    from jaxablate._checks import InputError
+
+    with socket.socket() as found:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what an ended run has left is free
+        try:
+            found.bind(("", port))
+        except OSError as error:
+            raise InputError(
+                f"coordinator: expected a free port for process 0, got {port} ({error.strerror}); give all another"
+            ) from None
 
 
 def ended() -> str:

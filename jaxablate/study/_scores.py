@@ -1,12 +1,13 @@
 """Scores: a network and a dataset come in, one number for each neuron and metric goes out."""
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 import xarray as xr
 
-from jaxablate._checks import InputError, require, require_different
+from jaxablate._checks import InputError, JaxablateWarning, require, require_different
 from jaxablate.activations import mean_activations
 from jaxablate.datasets import Dataset
 from jaxablate.metrics import METRICS
@@ -44,6 +45,7 @@ def score_neurons(
 
     Warns:
         BiasWarning: where mutual information is no larger than its predicted bias.
+        JaxablateWarning: where all labels are the same.
 
     Example:
         >>> scores = ja.study.score_neurons(ja.MLP(784, (5,), 10, rngs=nnx.Rngs(0)), ja.load_dataset("mnist5k"))
@@ -88,5 +90,17 @@ def quantizer_of(
 
 
 def evidence_of(model: Model, data: Dataset, quantizer: Fittable, key: jax.Array | None = None) -> Evidence:
-    """The evidence of a network on the validation split."""
+    """The evidence of a network on the validation split.
+
+    Warns:
+        JaxablateWarning: where all its labels are the same.
+    """
+    seen = np.unique(data.validation.labels)
+    if len(seen) == 1:
+        warnings.warn(
+            f"validation labels: expected several classes, got {seen[0]} alone, of which no neuron can tell anything: "
+            "mutual information and KL selectivity are 0",
+            JaxablateWarning,
+            stacklevel=3,
+        )
     return Evidence(model, data.validation.images, data.validation.labels, data.num_classes, quantizer, key=key)
