@@ -62,7 +62,7 @@ def run(out: Path, seconds: float | None = None) -> bool:
             process.send_signal(signal.SIGKILL)
             return True
     if process.returncode != 0:
-        sys.exit(f"{' '.join(COMMAND)} {out}: exit {process.returncode}\n{output}")
+        sys.exit(f"{' '.join(map(str, COMMAND))} {out}: exit {process.returncode}\n{output}")
     return False
 
 

@@ -100,6 +100,17 @@ def test_the_command_line_says_that_memory_ran_out(error, capsys):
     assert told.count("\n") == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
+def test_too_little_to_start_is_told():
+    command = f"ulimit -v 1000000; {sys.executable} -m jaxablate datasets"
+    process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert process.returncode == 1
+    assert process.stderr == (
+        "error: memory: expected a limit of at least 2048 MiB of address space, which JAX needs to start, got 976 MiB; "
+        "raise it (ulimit -v)\n"
+    )
+
+
 def test_other_errors_of_the_device_are_not_hidden(monkeypatch, small_model, mnist5k):
     def broken(function, shards):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")

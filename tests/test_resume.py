@@ -292,4 +292,5 @@ def test_a_killed_run_ends_the_same(tmp_path):
     assert spec.loader is not None
     kill_test = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kill_test)
+    kill_test.COMMAND[1:3] = [Path(__file__).parent / "without_pictures.py"]
     assert kill_test.test(tmp_path, 2, random.Random(1)) == 0

