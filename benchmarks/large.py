@@ -24,10 +24,11 @@ CHECKED = 200
 
 
 def batches(start: int, stop: int, size: int = BATCH) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The examples from `start` to `stop`, of which each batch has a random stream of its own."""
+    """The examples from `start`, where a batch begins, to `stop`; each batch has a random stream of its own."""
     teacher = np.random.default_rng(0).standard_normal((FEATURES, CLASSES), np.float32)
     for number in range(start // size, -(-stop // size)):
-        images = np.random.default_rng((1, number)).standard_normal((size, FEATURES), np.float32)
+        left = min(size, stop - number * size)
+        images = np.random.default_rng((1, number)).standard_normal((left, FEATURES), np.float32)
         yield images, (images @ teacher).argmax(axis=1)
 
 
@@ -41,7 +42,7 @@ def network(hidden: list[int]):
         for shape in zip(sizes[:-1], hidden, strict=True)
     ]
     biases = [np.zeros(width, np.float32) for width in hidden]
-    images, labels = next(batches(0, 1))
+    images, labels = next(batches(0, BATCH))
     random_readout = np.zeros((hidden[-1], CLASSES), np.float32)
     body = ja.models.from_arrays([*kernels, random_readout], [*biases, np.zeros(CLASSES, np.float32)])
     last = np.asarray(ja.record_activations(body, images)[-1])
@@ -60,7 +61,7 @@ def run_case(examples: int, hidden: list[int]) -> dict:
     import jaxablate as ja
 
     model, quantizer = network(hidden), ja.quantizers.threshold(0.5)
-    cut = examples // 5 // BATCH * BATCH
+    cut = max(1, examples // 5 // BATCH) * BATCH
 
     def seen(images, labels):
         activations = jnp.concatenate(ja.record_activations(model, images), axis=1)
@@ -83,8 +84,7 @@ def run_case(examples: int, hidden: list[int]) -> dict:
 
     correct = ja.streams.add_up(batches(cut, examples), curves)
     ended = time.perf_counter()
-    images, labels = next(batches(cut, cut + 1))
-    some = images[:CHECKED], labels[:CHECKED]
+    some = next(batches(cut, cut + CHECKED))
     check = compare(np.asarray(curves(*some)), model, orders, each, fill, *some)
     assert found["counts"][0].sum() == cut
     return {
@@ -144,6 +144,8 @@ if __name__ == "__main__":
     parser.add_argument("--hidden", type=int, nargs="+", default=[10_000, 10_000])
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.examples < 2 * BATCH:
+        parser.error(f"--examples: expected at least {2 * BATCH}, got {arguments.examples}")
     if arguments.case:
         print(json.dumps(run_case(*json.loads(arguments.case))))
     else:

@@ -20,7 +20,7 @@ from jaxablate._checks import (
     require_shape,
     traced,
 )
-from jaxablate._processes import everywhere, is_elsewhere
+from jaxablate._processes import everywhere, is_elsewhere, share_text
 
 DATA, STUDY = "data", "study"
 ENOUGH = 250  # examples that are worth a device
@@ -165,7 +165,8 @@ def spread(mesh: Mesh, images: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
         devices of one process, examples that they do not divide are copied to each instead.
 
     Raises:
-        InputError: for no example, another number of labels, negative ones, or a mesh where processes share examples.
+        InputError: for no example, another number of labels, negative ones, images of other shapes or dtypes in other
+            processes, or a mesh where processes share examples.
 
     Example:
         >>> images, labels = ja.meshes.spread(ja.meshes.make_mesh(1), np.zeros((5, 2, 2)), np.zeros(5, int))
@@ -181,11 +182,16 @@ def spread(mesh: Mesh, images: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
     require(len(labels) > 0, "images: expected at least one example in every process, got none")
     if not mesh.is_multi_process:
         return on_devices(mesh, images), on_devices(mesh, labels)
+    images, labels = np.asarray(images), labels.astype(np.int32)  # -1 is among them
     owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
     require(
         bool((owners == owners[:, :1]).all()),
         f"mesh: expected each process to have its own examples, got {STUDY} of {mesh.shape[STUDY]} across processes",
     )
+    kinds = [
+        share_text(lambda: f"{images.dtype}{list(images.shape[1:])}", process) for process in range(jax.process_count())
+    ]
+    require(len(set(kinds)) == 1, f"images: expected the same in each process, got {', '.join(kinds)}")
     own = int((owners[:, 0] == jax.process_index()).sum())
     each = int(multihost_utils.process_allgather(np.int32(-(-len(labels) // own))).max())
     missing = each * own - len(labels)

@@ -25,7 +25,7 @@ def share(function: Callable[[], Arrays], owner: int = 0) -> Arrays:
     """Call the function in one process and return its arrays in all of them, which must all come here.
 
     Raises:
-        InputError: in all of them, if the function does, or if they have different numbers of devices.
+        InputError: in all others, if the function raises anything; in all, if they have different numbers of devices.
     """
     from safetensors.numpy import load, save
 
@@ -36,16 +36,16 @@ def share(function: Callable[[], Arrays], owner: int = 0) -> Arrays:
         len(set(numbers.values())) == 1,
         f"devices: expected as many in each process, got {', '.join(map(str, numbers.values()))}; give all --devices N",
     )
-    told = b""
+    told, failed = b"", None
     if jax.process_index() == owner:
         try:
             found = {name: np.asarray(array, order="C") for name, array in function().items()}
             told = b"+" + save(found)
-        except InputError as error:
-            told = b"-" + str(error).encode()
+        except Exception as error:
+            told, failed = b"-" + str(error).encode(errors="replace"), error
     told = _broadcast(told, owner)
     if told[:1] == b"-":
-        raise InputError(told[1:].decode())
+        raise failed or InputError(told[1:].decode())
     return load(told[1:])
 
 

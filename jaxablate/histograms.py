@@ -159,7 +159,7 @@ def _on_mesh(mesh: Mesh, codes: Codes, labels: Labels, num_codes: int, num_class
 
     def on_device(codes: Codes, labels: Labels) -> Counts:
         # a class more than there are takes what does not count
-        labels = jnp.where(labels < 0, num_classes, labels)
+        labels = jnp.where(labels < 0, num_classes, labels.astype(jnp.int32))
         counts = _joint_histogram(codes, labels, num_codes, num_classes + 1)[:, :num_classes]
         return jax.lax.psum(counts, DATA)
 

@@ -75,7 +75,7 @@ def _prefetched(batches: Iterable[Batch], depth: int) -> Iterator[tuple[jax.Arra
     finally:
         stop.set()
         room.release()
-        thread.join()
+        thread.join(timeout=1)  # an iterator that hangs ends with the program
 
 
 def _on_device(array: Any) -> jax.Array:
@@ -170,17 +170,17 @@ def _of_all_processes(added: Callable[[], tuple[np.ndarray, Any]]) -> tuple[np.n
     """What each process has added up, added up.
 
     Raises:
-        InputError: in all of them, if one does.
+        InputError: in all of them, if one fails; in that one, what it has raised.
     """
     own, failed = None, None
     try:
         own = added()
-    except InputError as error:
+    except Exception as error:
         failed = error
 
     def kind() -> str:
-        if own is None:
-            raise InputError(str(failed))
+        if failed is not None:
+            raise failed
         return _kind(own[1])
 
     processes = range(jax.process_count())

@@ -1,7 +1,7 @@
 """Install the package with the lowest (or the newest) versions of what it depends on, elsewhere, and test it there.
 
-`python scripts/check_versions.py lowest [-- PYTEST ARGUMENTS]`: builds a wheel, installs it and its test extra into a
-new virtual environment by `uv pip install --resolution lowest-direct` (or `highest`), and runs the tests from a copy of
+`python scripts/check_versions.py lowest [-- PYTEST ARGUMENTS]`: builds a wheel, installs it and what it depends on into
+a new virtual environment by `uv pip install --resolution lowest-direct` (or `highest`), and runs the tests from a copy of
 `tests` in another folder, so that nothing but the wheel can be imported. Warnings of old versions are no errors here.
 """
 
@@ -47,9 +47,12 @@ def check(folder: Path, versions: str, arguments: list[str]) -> int:
         if code := run(*command):
             return code
     (wheel,) = folder.glob("jaxablate-*.whl")
-    wanted = f"{wheel}[test]", "pytest-xdist>=3.8"
-    if code := run(python, "-m", "uv", "pip", "install", "--quiet", "--resolution", resolution, *wanted):
-        return code
+    install = python, "-m", "uv", "pip", "install", "--quiet"
+    # by the file: to uv the dependencies of a wheel are not direct, and would be the newest
+    wanted = "--requirements", ROOT / "pyproject.toml", "--extra", "test", "pytest-xdist>=3.8"
+    for command in ((*install, "--resolution", resolution, *wanted), (*install, "--no-deps", wheel)):
+        if code := run(*command):
+            return code
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
     for name in COPIED:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import safe_open
@@ -22,6 +23,7 @@ COMMAND = [
     *(sys.executable, "-m", "jaxablate", "reproduce", "--dataset", "mnist5k", "--epochs", "1", "--steps", "4"),
     *("--random-orders", "2", "--seeds", "2", "--out"),
 ]
+TIMEOUT = 600
 
 
 def main() -> None:
@@ -30,36 +32,43 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        sys.exit(test(Path(folder), arguments.kills, random.Random(arguments.seed)))
+        sys.exit(test(Path(folder), arguments.kills, random.Random(arguments.seed), [signal.SIGKILL]))
 
 
-def test(folder: Path, wanted: int, moments: random.Random) -> int:
+def test(folder: Path, wanted: int, moments: random.Random, signals: Sequence[signal.Signals]) -> int:
     whole = folder / "undisturbed"
     run(whole)  # compiles
     start = time.monotonic()
     run(folder / "timed")
     takes = time.monotonic() - start
-    kills, ended, resumed = 0, 0, folder / "killed0"
+    kills, at_work, ended, resumed = 0, 0, 0, folder / "killed0"
     while kills < wanted:
-        if run(resumed, moments.uniform(0, takes)):
+        if run(resumed, moments.uniform(0, takes), signals[kills % len(signals)]):
             kills += 1
+            at_work += (resumed / "run.owner").exists()  # which a process that is not killed takes away
             print(f"{kills} of {wanted} killed", flush=True)
         else:
             ended += compare(whole, resumed)
             resumed = folder / f"killed{ended}"
     run(resumed)
     ended += compare(whole, resumed)
-    print(f"{kills} kills; {ended} runs ended, each with the arrays and networks of the undisturbed one")
+    print(
+        f"{kills} kills, {at_work} of them at work in the folder; {ended} runs ended, each with the arrays and "
+        "networks of the undisturbed one"
+    )
     return 0
 
 
-def run(out: Path, seconds: float | None = None) -> bool:
+def run(out: Path, seconds: float = TIMEOUT, sent: signal.Signals = signal.SIGKILL) -> bool:
     """Run the command, or kill it after so many seconds; whether it was killed."""
     with subprocess.Popen([*COMMAND, out], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             output, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
+            process.send_signal(sent)
+            process.communicate(timeout=TIMEOUT)
+            if seconds == TIMEOUT:
+                sys.exit(f"{' '.join(map(str, COMMAND))} {out}: no end after {TIMEOUT} s")
             return True
     if process.returncode != 0:
         sys.exit(f"{' '.join(map(str, COMMAND))} {out}: exit {process.returncode}\n{output}")

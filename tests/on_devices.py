@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from dataclasses import replace
 
 import jax
@@ -13,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxablate as ja
 from jaxablate._mesh import choose_mesh
+from jaxablate.ablation._machine import Layout
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -72,6 +74,8 @@ def main(dataset: str) -> None:
         ja.meshes.make_mesh(devices=jax.devices() * 2)
     examples_are_not_added(models[0], images[:103], labels[:103], masks)
     the_limit_is_of_each_device(models[0], images[:103], labels[:103], masks)
+    labels_may_be_of_any_dtype(models[0], images[:1102], labels[:1102], fill, orders)
+    memory_may_run_out(models[0], images[:1102], labels[:1102], masks)
     states_may_hold_keys(mesh, images, labels)
 
     told = []
@@ -108,6 +112,41 @@ def examples_are_not_added(model: ja.MLP, images: np.ndarray, labels: np.ndarray
         batches, lambda x, y: (ja.mean_activations(model, x), ja.evaluate_masks(model, masks, x, y)), mesh=mesh
     )
     jax.tree.map(compare, expected, found)
+
+
+def labels_may_be_of_any_dtype(model, images: np.ndarray, labels: np.ndarray, fill, orders: np.ndarray) -> None:
+    """Chunks overlap, and the label -1 leaves out what is there twice."""
+
+    def found(labels: np.ndarray, mesh: Mesh | None) -> list:
+        return [
+            ja.cumulative_ablation(
+                model, orders, images, labels, fill, steps=9, measures=("correct", "loss"), mesh=mesh
+            ),
+            ja.joint_histogram(
+                images.reshape(len(images), -1)[:, :9] > 0.5, labels, num_codes=2, num_classes=256, mesh=mesh
+            ),
+        ]
+
+    expected = found(labels, None)
+    for dtype in (np.uint8, np.uint16, np.uint32, np.int8, np.int64):
+        jax.tree.map(compare, expected, found(labels.astype(dtype), ja.meshes.make_mesh(2)))
+
+
+def memory_may_run_out(model: ja.MLP, images: np.ndarray, labels: np.ndarray, masks: np.ndarray) -> None:
+    on_mesh = Layout.on_mesh
+
+    def limited(layout: Layout, task) -> object:
+        if layout.chunk > 100:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
+        return on_mesh(layout, task)
+
+    Layout.on_mesh = limited
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = ja.evaluate_masks(model, masks, images, labels, mesh=ja.meshes.make_mesh(2))
+    Layout.on_mesh = on_mesh
+    assert "memory ran out with 551 examples at a time: going on with 275" in str(told[0].message), told[0]
+    compare(ja.evaluate_masks(model, masks, images, labels), found)
 
 
 def the_limit_is_of_each_device(model: ja.MLP, images: np.ndarray, labels: np.ndarray, masks: np.ndarray) -> None:

@@ -1,9 +1,11 @@
 """Run by test_processes.py in each of several processes: what they find together, as one file for each."""
 
 import sys
+from collections.abc import Iterator
 
 import jax
 import numpy as np
+import pytest
 from helpers import raises_input_error, with_less_training
 
 import jaxablate as ja
@@ -32,7 +34,7 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
     cuts = np.linspace(0, len(labels), int(number) + 1).astype(int)
     cuts[1:-1] += 7
     own = slice(*cuts[int(process) : int(process) + 2])
-    spread = ja.meshes.spread(mesh, images[own], labels[own])
+    spread = ja.meshes.spread(mesh, images[own], labels[own].astype((np.uint8, np.int64)[int(process) % 2]))
     spread_codes = ja.meshes.spread(mesh, codes[own], labels[own])
     # nor are their batches, or as many
     size = 99 * (int(process) + 1)
@@ -50,6 +52,12 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
             ja.mean_activations(models[0], spread[0])
         with raises_input_error("mesh: expected devices of every process, or of this one "):
             ja.meshes.spread(ja.meshes.make_mesh(devices=others()), images[own], labels[own])
+        with raises_input_error("images: expected the same in each process, got float"):
+            ja.meshes.spread(mesh, images[own].astype((np.float16, np.float32)[int(process) % 2]), labels[own])
+        with pytest.raises(OSError if process == "0" else ja.InputError, match="the file is gone"):
+            ja.streams.add_up(
+                broken(images, labels) if process == "0" else [(images, labels)], lambda x, y: 1, mesh=mesh
+            )
         with raises_input_error("batches: expected at least one, got none"):  # in all, though process 0 has one
             ja.streams.add_up([(images, labels)][: int(process) == 0], lambda x, y: x.sum(), mesh=mesh)
     trained = ja.training.train_many(data, (12,), (0, 1, 2), epochs=1, mesh=mesh)
@@ -74,6 +82,11 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
         "weights": np.stack([np.asarray(model.stages[0].linear.kernel[...]) for model, _ in trained]),
     }
     np.savez(out, **{name: np.asarray(array) for name, array in found.items()})
+
+
+def broken(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    yield images, labels
+    raise OSError("the file is gone")
 
 
 def others() -> list[jax.Device]:

@@ -106,8 +106,8 @@ def test_too_little_to_start_is_told():
     process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert process.returncode == 1
     assert process.stderr == (
-        "error: memory: expected a limit of at least 2048 MiB of address space, which JAX needs to start, got 976 MiB; "
-        "raise it (ulimit -v)\n"
+        "error: memory: expected a limit of at least 2560 MiB of address space, since JAX may crash with less, got "
+        "976 MiB; raise it (ulimit -v)\n"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -116,6 +117,29 @@ def test_rates_are_of_this_machine():
     assert min(everything) > 0
 
 
+def test_products_of_the_same_widths_are_timed_with_their_activation(monkeypatch):
+    activated = {}
+
+    def noted(function, width, operations, kernel):
+        if isinstance(function, partial):
+            activated[kernel.shape] = function.args[0]
+        return 1.0
+
+    monkeypatch.setattr("jaxablate.study._rates._seconds_per_example", noted)
+    ja.study.measure_rates(5, 2, ((5, 5), (4, 3)), activation="tanh")
+    assert {shape for shape, of in activated.items() if of is None} == {(5, 4)}
+    assert activated.keys() == {(5, 5), (5, 2), (5, 4), (4, 3), (3, 2)}
+
+
+def test_the_memory_of_a_container_is_what_there_is(tmp_path, monkeypatch):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr("jaxablate.study._plan.CONTAINER", limit)
+    whole = plan_study(CONFIG, SIZES, rates=RATES).available
+    for text, expected in (("max\n", whole), (f"{2**30}\n", 2**30)):
+        limit.write_text(text)
+        assert plan_study(CONFIG, SIZES, rates=RATES).available == expected
+
+
 def test_a_plan_of_a_config_file(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"networks": [[5, 4]], "steps": 2, "epochs": 1}))
     options = ["--sizes", "640,100,1000,7,3", "--seeds", "3", "--devices", "1", "--json"]
@@ -174,5 +198,7 @@ def test_bad_plans_are_refused():
         plan_study(CONFIG, (1, 2))
     with raises_input_error("sizes, test: expected at least 1, got 0"):
         plan_study(CONFIG, SIZES._replace(test=0))
+    with raises_input_error("batch_size: expected 1 to 31, the size of the training split, got 32"):
+        plan_study(CONFIG, SIZES._replace(train=31), rates=RATES)
     with raises_input_error("devices: expected at least 1, got 0"):
         plan_study(CONFIG, SIZES, devices=0)

@@ -184,7 +184,7 @@ except ja.InputError as error:
 
 
 def test_an_error_in_one_process_is_told_by_all(tmp_path):
-    """Process 0 cannot write, process 1 has no folder, or trains the network that diverges."""
+    """Process 0 cannot write; process 1 has no folder, or trains a network that diverges."""
     code = """
 import sys, jax, jaxablate as ja
 from jaxablate.study import _networks
@@ -194,10 +194,12 @@ train_many = _networks.train_many
 
 def told(data, hidden, seeds, **settings):
     print("trains", *seeds)
+    if process == "1":
+        settings["learning_rate"] = float(rate)
     return train_many(data, hidden, seeds, **settings)
 
 _networks.train_many = told
-config = ja.StudyConfig(dataset="mnist5k", networks=((8,),), epochs=1, steps=4, learning_rate=float(rate), seeds=(0, 1))
+config = ja.StudyConfig(dataset="mnist5k", networks=((8,),), epochs=1, steps=4, seeds=(0, 1))
 for run_dir in (out if process == "0" else None, out):
     try:
         ja.run_study(config, run_dir=run_dir)
@@ -207,7 +209,7 @@ for run_dir in (out if process == "0" else None, out):
     (tmp_path / "file").write_text("")
     for rate, out, told in (
         ("1e-3", tmp_path / "file" / "run", "output folder "),
-        ("1e38", tmp_path / "run", "training of seed 0 diverged in epoch 1"),
+        ("1e38", tmp_path / "run", "training of seed 1 diverged in epoch 1"),
     ):
         address = f"localhost:{free_port()}"
         ended = all_ended([start(["-c", code, address, process, out, rate]) for process in range(2)])
@@ -216,6 +218,10 @@ for run_dir in (out if process == "0" else None, out):
             assert told in output, (output, errors)
             assert ("trains" in output) == (f"trains {process}\n" in output) == (rate == "1e38")  # none another's
             assert ("got run_dir: True there, False here" in output) == (rate == "1e38")
+    kept = {path.name for path in (tmp_path / "run" / "networks").iterdir()}
+    assert kept == {"1-layer-8_seed0.safetensors", "1-layer-8_seed1_epoch0.safetensors"}
+    assert "the network before that epoch is in" in ended[0][1]
+    ja.load_model(tmp_path / "run" / "networks" / "1-layer-8_seed1_epoch0.safetensors")
 
 
 @pytest.mark.parametrize("launcher", ["slurm", "open mpi"])
@@ -254,7 +260,10 @@ print(join("auto", None, None, 2), jax.device_count())
             ["--coordinator", "a:1", "--num-processes", "2", "--process-id", "2"],
             "process: expected --num-processes N and --process-id 0 to N-1, got 2 and 2",
         ),
-        (["--coordinator", "auto"], "coordinator: expected to be started by srun or mpirun for 'auto', got neither"),
+        (
+            ["--coordinator", "auto"],
+            "coordinator: expected to be started by srun, or mpirun of Open MPI 4, for 'auto', got neither",
+        ),
     ],
 )
 def test_half_said_options_are_refused(options, told, tmp_path):

@@ -286,11 +286,11 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 
 def test_a_killed_run_ends_the_same(tmp_path):
-    """A few kills; `python scripts/kill_test.py` does many."""
+    """By each signal; `python scripts/kill_test.py` does many."""
     spec = importlib.util.spec_from_file_location("kill_test", ROOT / "scripts" / "kill_test.py")
     assert spec is not None
     assert spec.loader is not None
     kill_test = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kill_test)
     kill_test.COMMAND[1:3] = [Path(__file__).parent / "without_pictures.py"]
-    assert kill_test.test(tmp_path, 2, random.Random(1)) == 0
+    assert kill_test.test(tmp_path, 3, random.Random(1), (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)) == 0

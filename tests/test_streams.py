@@ -1,7 +1,11 @@
 """Streams: the same as the whole, a few batches at a time, with errors at their place and nothing left behind."""
 
+import json
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -110,6 +114,38 @@ def test_who_stops_early_leaves_no_thread():
     with pytest.raises(ZeroDivisionError):
         ja.streams.add_up(((np.zeros(1), np.zeros(1, int)) for _ in iter(int, 1)), lambda x, y: 1 // 0)
     assert threading.active_count() == before
+
+
+def test_an_iterator_that_hangs_holds_nobody_up():
+    over, waited_in_vain = threading.Event(), []
+
+    def source():
+        yield np.zeros(1), np.zeros(1, int)
+        if not over.wait(timeout=60):
+            waited_in_vain.append(True)
+
+    with pytest.raises(ZeroDivisionError):
+        ja.streams.add_up(source(), lambda x, y: 1 // 0)
+    assert not waited_in_vain
+    over.set()
+
+
+def test_a_million_wide_examples_in_small():
+    """The benchmark that shows how far streams reach; its last batch is smaller."""
+    case = json.dumps([9999, [90, 80]])
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks.large", "--case", case],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout.splitlines()[-1])
+    assert found["examples"] == [4000, 5999]
+    assert found["check"] == "12 counts of 200 examples as in float64"
+    intact, half = np.transpose(found["accuracy"])
+    assert (intact == intact[0]).all()
+    assert (half < intact).all()
 
 
 X, Y = np.zeros((3, 2)), np.zeros(3, int)

@@ -45,7 +45,7 @@ def make_task(
     mesh = mesh_for(mesh, images, labels)
     network, states, described, leading = _networks(model, images if mesh is None else one_of(images))
     num_examples = require_examples(labels, len(images), network.num_classes)
-    classes = jnp.asarray(labels)
+    classes = jnp.asarray(labels).astype(jnp.int32)  # of which -1 says that an example does not count
 
     def of_neurons(what: str, values: Fill) -> np.ndarray:
         try:

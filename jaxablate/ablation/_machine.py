@@ -137,7 +137,7 @@ class Layout:
 
     def split(self, task: Task) -> list["Shard"]:
         """The examples of each shard."""
-        examples = task.images, task.labels.astype(jnp.int32), task.rows
+        examples = task.images, task.labels, task.rows
         return [Shard(*examples, *of) for of in zip(*self.places(len(task.labels), self.shards), strict=True)]
 
     def on_mesh(self, task: Task) -> "Shard":

@@ -80,12 +80,12 @@ def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     return with_manners
 
 
-ADDRESS_SPACE = 2**31
-"""Bytes; with fewer JAX crashes as it starts."""
+ADDRESS_SPACE = 5 * 2**29
+"""Bytes; with fewer JAX may crash without a word, as it starts or in a small study."""
 
 
 def _require_address_space() -> None:
-    """Exit where a limit leaves too little for the imports, which could then say nothing."""
+    """Exit where a limit leaves so little that an error could not be told."""
     try:
         import resource
     except ImportError:  # Windows has no such limits
@@ -93,8 +93,8 @@ def _require_address_space() -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE:
         _print_error(
-            f"memory: expected a limit of at least {ADDRESS_SPACE >> 20} MiB of address space, which JAX needs to "
-            f"start, got {limit >> 20} MiB; raise it (ulimit -v)"
+            f"memory: expected a limit of at least {ADDRESS_SPACE >> 20} MiB of address space, since JAX may crash "
+            f"with less, got {limit >> 20} MiB; raise it (ulimit -v)"
         )
         raise typer.Exit(1)
 

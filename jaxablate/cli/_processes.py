@@ -27,6 +27,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TIMEOUT = 300
 """Seconds to wait for the others at the beginning."""
 
+STARTED = "coordinator: expected to be started by srun, or mpirun of Open MPI 4, for 'auto'"
+
 WATCH = "import sys; lines = sys.stdin.readlines(); sys.stderr.write((lines or [''])[-1].lstrip('\\n'))"
 """Says, when a process is gone, what it said last: JAX ends a process from C++ when another one is lost."""
 
@@ -46,7 +48,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     global _watcher
     import jax
 
-    from jaxablate._checks import require
+    from jaxablate._checks import InputError, require
 
     if devices is not None:
         jax.config.update("jax_num_cpu_devices", devices)
@@ -59,7 +61,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     if coordinator == "auto":
         coordinator = None
         found = any(name in os.environ for name in ("SLURM_PROCID", "OMPI_MCA_orte_hnp_uri"))
-        require(found, "coordinator: expected to be started by srun or mpirun for 'auto', got neither; give HOST:PORT")
+        require(found, f"{STARTED}, got neither; give HOST:PORT")
     else:
         host, _, port = coordinator.rpartition(":")
         require(
@@ -84,9 +86,12 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     )
     jax.config.update("jax_enable_preemption_service", False)  # which would keep SIGTERM for itself
     signals = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}  # Python hears none while it waits
-    jax.distributed.initialize(
-        coordinator, num_processes, process_id, initialization_timeout=TIMEOUT, shutdown_timeout_seconds=24 * 3600
-    )
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, initialization_timeout=TIMEOUT, shutdown_timeout_seconds=24 * 3600
+        )
+    except ValueError as error:  # inside sbatch, but not started by srun
+        raise InputError(f"{STARTED}, but JAX finds no address ('{error}'); give HOST:PORT") from None
     for number, handler in signals.items():
         signal.signal(number, handler)
     _say_last(ended())

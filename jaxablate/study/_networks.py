@@ -74,22 +74,22 @@ def trained_networks(
         def on_epoch(done: int, total: int, loss: float, accuracy: float) -> None:
             report(what, done, total, f"loss {loss:.3f}, accuracy {accuracy:.1%}")
 
-        try:
-            train_many(data, hidden, seeds, on_epoch=on_epoch, on_trained=keep, mesh=mesh, **settings)
-        except DivergedError as error:
-            if not folder or not is_first():  # the folder is that of process 0
-                raise
-            path = folder / f"{name}_seed{error.seed}_epoch{error.epoch - 1}.safetensors"
-            save_model(error.model, path, {"training": texts[error.seed]}, **vars(error.history))
-            raise InputError(f"{error}; the network before that epoch is in {path}") from None
+        train_many(data, hidden, seeds, on_epoch=on_epoch, on_trained=keep, mesh=mesh, **settings)
 
-    if missing and jax.default_backend() != "cpu":
-        # in one batched program the others round differently without those found: train all, keep the missing
-        train(config.seeds, keep, mesh)
-    elif jax.process_count() > 1:
-        _train_in_turn(missing, lambda seeds, keep: train(seeds, keep, None), keep, config.activation)
-    elif missing:
-        train(missing, keep, None)  # not on a mesh: as alone, to the last bit
+    try:
+        if missing and jax.default_backend() != "cpu":
+            # in one batched program the others round differently without those found: train all, keep the missing
+            train(config.seeds, keep, mesh)
+        elif jax.process_count() > 1:
+            _train_in_turn(missing, lambda seeds, keep: train(seeds, keep, None), keep, config.activation)
+        elif missing:
+            train(missing, keep, None)  # not on a mesh: as alone, to the last bit
+    except DivergedError as error:
+        if not folder or not is_first():  # the folder is that of process 0
+            raise
+        path = folder / f"{name}_seed{error.seed}_epoch{error.epoch - 1}.safetensors"
+        save_model(error.model, path, {"training": texts[error.seed]}, **vars(error.history))
+        raise InputError(f"{error}; the network before that epoch is in {path}") from None
     return [found[seed] for seed in config.seeds]
 
 
@@ -99,27 +99,44 @@ def _train_in_turn(
     keep: OnTrained,
     activation: str,
 ) -> None:
-    """Each process trains some of the networks, as many at a time as it has cores; all get and keep all of them."""
+    """Each process trains some of the networks, as many at a time as it has cores; all get and keep all of them.
+
+    Raises:
+        DivergedError: in all of them, when they have kept what the others have trained.
+    """
     number, own = jax.process_count(), jax.process_index()
     at_a_time = number * int(share_text(lambda: str(num_cores())))
     for i in range(0, len(seeds), at_a_time):
         together = seeds[i : i + at_a_time]
         trained: dict[int, Trained] = {}
-        failed = None
+        diverged: DivergedError | None = None
+        failed: Exception | None = None
         if together[own::number]:
             try:
                 train(together[own::number], lambda seed, *of, trained=trained: trained.update({seed: of}))
-            except InputError as error:
+            except DivergedError as error:
+                diverged = error
+            except Exception as error:
                 failed = error
 
         def arrays(seed: int, trained=trained, failed=failed) -> Arrays:
-            if seed not in trained:
-                raise InputError(str(failed))
-            return _arrays_of(*trained[seed])
+            if failed is not None:
+                raise failed
+            return _arrays_of(*trained[seed]) if seed in trained else {}
+
+        def last_good(diverged=diverged) -> Arrays:
+            if diverged is None:
+                return {}
+            where = {"where": np.array([diverged.seed, diverged.epoch])}
+            return where | _arrays_of(diverged.model, diverged.history)
 
         for place, seed in enumerate(together):
-            found = share(partial(arrays, seed), place % number)
-            keep(seed, *_trained_of(found, activation))
+            if found := share(partial(arrays, seed), place % number):
+                keep(seed, *_trained_of(found, activation))
+        for process in range(number):
+            if found := share(last_good, process):
+                seed, epoch = found.pop("where").tolist()
+                raise DivergedError(seed, epoch, *_trained_of(found, activation))
 
 
 def _arrays_of(model: MLP, history: History) -> Arrays:

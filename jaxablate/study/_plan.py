@@ -5,6 +5,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from jaxablate.training import default_epochs
 ADAM = 7 * 4  # bytes of a weight that a step reads and writes: weight, gradient, two moments
 STATE = 5 * 4  # bytes of a weight in training: those, and what it was before the epoch
 COSTLY = ("taylor", "damage_alone", "shapley")  # scores that take more than a pass over the validation split
+CONTAINER = Path("/sys/fs/cgroup/memory.max")
 PYTHON = 400 * 2**20  # bytes of Python and JAX, where they are in the device's memory
 PROGRAMS = 200 * 2**20  # bytes of what is compiled for a kind of network
 
@@ -133,7 +135,7 @@ def plan_study(
         A `Plan`.
 
     Raises:
-        InputError: for a config without networks, or sizes that are none.
+        InputError: for a config without networks, sizes that are none, or a batch larger than the training split.
 
     Example:
         >>> plan = ja.study.plan_study(ja.StudyConfig(networks=((8,),), steps=4), (3500, 500, 1000, 784, 10))
@@ -145,6 +147,10 @@ def plan_study(
     found = Sizes.of(data) if isinstance(data, Dataset) else data
     require(len(found) == len(names), f"sizes: expected {len(names)}, of {', '.join(names)}, got {len(found)}")
     sizes = Sizes(*(require_count(f"sizes, {name}", of) for name, of in zip(names, found, strict=True)))
+    require(
+        config.batch_size <= sizes.train,
+        f"batch_size: expected 1 to {sizes.train}, the size of the training split, got {config.batch_size}",
+    )
     work = _Work(config, sizes, require_count("devices", devices), require_count("num_processes", num_processes))
     if rates is None:
         rates = measure_rates(
@@ -328,7 +334,10 @@ class _Network(NamedTuple):
 
 
 def _memory_of_device() -> int | None:
-    """Bytes of memory of a device, if it says."""
+    """Bytes of memory of a device, if it says; on a CPU of the machine, or what a container may have of it."""
     if jax.default_backend() == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+        known = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else []
+        if CONTAINER.is_file() and (limit := CONTAINER.read_text().strip()).isdecimal():
+            known.append(int(limit))
+        return min(known, default=None)
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

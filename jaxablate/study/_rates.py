@@ -18,7 +18,7 @@ from jaxablate.training import train_many
 
 CHUNK = 500  # examples whose activations stay in a core's cache
 CHUNK_ELSEWHERE = 10_000
-OPERATIONS = 1e9  # floating-point operations that are timed, on each core
+OPERATIONS = 4e9  # floating-point operations that are timed, on each core
 OPERATIONS_ELSEWHERE = 1e12
 EPOCHS = 4  # the first is left out, since it compiles
 MOST_TOGETHER = 32  # networks whose steps are timed in one program
@@ -29,8 +29,8 @@ class Rates:
     """Seconds that one device takes with all its cores at work.
 
     Attributes:
-        links: of one example through an activation function (none before the first product) and a product, by the
-            widths before and behind it.
+        links: of one example through an activation function (none where all products of these widths are first ones)
+            and a product, by the widths before and behind it.
         readout: of one example from logits to whether it is right.
         steps: of one step of training of one network, where as many are trained side by side as will be, by the
             network's hidden layers.
@@ -68,14 +68,15 @@ def measure_rates(
     Returns:
         The `Rates`, each the best of three.
     """
-    links: dict[tuple[int, int], float] = {}
+    activated: dict[tuple[int, int], bool] = {}
     for hidden in networks:
-        widths = [features, *hidden, num_classes]
-        for place, shape in enumerate(itertools.pairwise(widths)):
-            if shape not in links:
-                function = partial(_link, ACTIVATIONS[activation] if place else None)
-                kernel = np.full(shape, 1e-3, np.float32)
-                links[shape] = _seconds_per_example(function, shape[0], 2 * shape[0] * shape[1], kernel)
+        for place, shape in enumerate(itertools.pairwise([features, *hidden, num_classes])):
+            activated[shape] = activated.get(shape, False) or place > 0
+    links = {}
+    for shape, is_so in activated.items():
+        function = partial(_link, ACTIVATIONS[activation] if is_so else None)
+        kernel = np.full(shape, 1e-3, np.float32)
+        links[shape] = _seconds_per_example(function, shape[0], 2 * shape[0] * shape[1], kernel)
     readout = _seconds_per_example(_readout, num_classes, 20 * num_classes, np.int32(0))
     steps = {
         tuple(hidden): _seconds_per_step(features, num_classes, hidden, activation, batch_size, together)

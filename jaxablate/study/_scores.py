@@ -98,8 +98,7 @@ def evidence_of(model: Model, data: Dataset, quantizer: Fittable, key: jax.Array
     seen = np.unique(data.validation.labels)
     if len(seen) == 1:
         warnings.warn(
-            f"validation labels: expected several classes, got {seen[0]} alone, of which no neuron can tell anything: "
-            "mutual information and KL selectivity are 0",
+            f"validation labels: expected several classes, got {seen[0]} alone, of which no neuron can tell anything",
             JaxablateWarning,
             stacklevel=3,
         )
