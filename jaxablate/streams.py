@@ -181,6 +181,7 @@ def _of_all_processes(added: Callable[[], tuple[np.ndarray, Any]]) -> tuple[np.n
     def kind() -> str:
         if failed is not None:
             raise failed
+        assert own is not None
         return _kind(own[1])
 
     processes = range(jax.process_count())
