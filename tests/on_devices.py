@@ -117,14 +117,13 @@ def examples_are_not_added(model: ja.MLP, images: np.ndarray, labels: np.ndarray
 def labels_may_be_of_any_dtype(model, images: np.ndarray, labels: np.ndarray, fill, orders: np.ndarray) -> None:
     """Chunks overlap, and the label -1 leaves out what is there twice."""
 
+    codes = (images.reshape(len(images), -1)[:, :9] > 0.5).astype(np.uint8)
+
     def found(labels: np.ndarray, mesh: Mesh | None) -> list:
+        examples = images, labels, fill
         return [
-            ja.cumulative_ablation(
-                model, orders, images, labels, fill, steps=9, measures=("correct", "loss"), mesh=mesh
-            ),
-            ja.joint_histogram(
-                images.reshape(len(images), -1)[:, :9] > 0.5, labels, num_codes=2, num_classes=256, mesh=mesh
-            ),
+            ja.cumulative_ablation(model, orders, *examples, steps=9, measures=("correct", "loss"), mesh=mesh),
+            ja.joint_histogram(codes, labels, num_codes=2, num_classes=256, mesh=mesh),
         ]
 
     expected = found(labels, None)
