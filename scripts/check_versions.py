@@ -1,8 +1,8 @@
 """Install the package with the lowest (or the newest) versions of what it depends on, elsewhere, and test it there.
 
 `python scripts/check_versions.py lowest [-- PYTEST ARGUMENTS]`: builds a wheel, installs it and what it depends on into
-a new virtual environment by `uv pip install --resolution lowest-direct` (or `highest`), and runs the tests from a copy of
-`tests` in another folder, so that nothing but the wheel can be imported. Warnings of old versions are no errors here.
+a new virtual environment by `uv pip install --resolution lowest-direct` (or `highest`), and runs the tests from a copy
+of `tests` in another folder, so that nothing but the wheel can be imported. Warnings of old versions are no errors.
 """
 
 import argparse

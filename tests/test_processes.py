@@ -249,6 +249,21 @@ print(join("auto", None, None, 2), jax.device_count())
         assert output == "4 4\n"
 
 
+def test_a_job_that_srun_has_not_started_is_told():
+    code = """
+import jaxablate as ja
+from jaxablate.cli._processes import join
+try:
+    join("auto", None, None, None)
+except ja.InputError as error:
+    print(error)
+"""
+    job = {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
+    ((status, output, errors),) = all_ended([start(["-c", code], job)])
+    assert status == 0, errors
+    assert output.startswith("coordinator: expected to be started by srun, or mpirun of Open MPI 4, for 'auto', but")
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
