@@ -27,8 +27,8 @@ ADAM = 7 * 4  # bytes of a weight that a step reads and writes: weight, gradient
 STATE = 5 * 4  # bytes of a weight in training: those, and what it was before the epoch
 COSTLY = ("taylor", "damage_alone", "shapley")  # scores that take more than a pass over the validation split
 CONTAINER = Path("/sys/fs/cgroup/memory.max")
-PYTHON = 400 * 2**20  # bytes of Python and JAX, where they are in the device's memory
-PROGRAMS = 200 * 2**20  # bytes of what is compiled for a kind of network
+PYTHON = 500 * 2**20  # bytes of Python and JAX, where they are in the device's memory
+PROGRAMS = 200 * 2**20  # bytes of what is compiled for a kind of network under a protocol
 
 
 class Sizes(NamedTuple):
@@ -281,7 +281,8 @@ class _Work:
     def _beside_data(self, memory: int) -> int:
         """With what is there in any case, where it is in the same memory: the data, Python, programs."""
         examples = self.sizes.train + self.sizes.validation + self.sizes.test
-        host = PYTHON + PROGRAMS * len(self.config.networks) + 4 * self.sizes.features * examples
+        programs = PROGRAMS * len(self.config.networks) * len(self.config.protocols)
+        host = PYTHON + programs + 4 * self.sizes.features * examples
         return memory + host if self.on_cpu else memory
 
     def _curves(self) -> tuple[int, int, int]:
