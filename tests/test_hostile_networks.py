@@ -64,7 +64,7 @@ SAFETENSORS = {
         {"dtype": "F64", "item": 8, "value": struct.pack("<d", 1e300)},
         "expected finite numbers",
     ),
-    "complex": ({"dtype": "C64", "item": 8}, "expected real numbers|expected floating numbers|got an unreadable file"),
+    "complex": ({"dtype": "C64", "item": 8}, "expected real numbers|expected floating numbers"),
     "scalars": ({"shape": (), "widths": ()}, r"expected kernels \[in, out\], got shapes \(\), \(\)|expected a weight"),
     "blocks": ({"shape": (2, 2, 2)}, r"expected kernels \[in, out\]|expected a weight"),
     "nothing of great size": ({"shape": (2**60, 0), "widths": (0,)}, r"expected kernel|expected numbers, got"),
