@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import jax
 import jaxtyping
 import pytest
 
@@ -10,6 +11,14 @@ with jaxtyping.install_import_hook("jaxablate", "beartype.beartype"):
     import jaxablate as ja
     import jaxablate.cli
     import jaxablate.figures
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs():
+    """Forget them after each file: those of all tests would take more memory mappings (some six each) than Linux gives
+    a process (65 530), and then it crashes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
