@@ -20,7 +20,7 @@ from jaxablate._checks import (
     require_shape,
     traced,
 )
-from jaxablate._processes import everywhere, is_elsewhere, share_text
+from jaxablate._processes import everywhere, is_elsewhere, texts_of_all
 
 DATA, STUDY = "data", "study"
 ENOUGH = 250  # examples that are worth a device
@@ -188,9 +188,7 @@ def spread(mesh: Mesh, images: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
         bool((owners == owners[:, :1]).all()),
         f"mesh: expected each process to have its own examples, got {STUDY} of {mesh.shape[STUDY]} across processes",
     )
-    kinds = [
-        share_text(lambda: f"{images.dtype}{list(images.shape[1:])}", process) for process in range(jax.process_count())
-    ]
+    kinds = texts_of_all(lambda: f"{images.dtype}{list(images.shape[1:])}")
     require(len(set(kinds)) == 1, f"images: expected the same in each process, got {', '.join(kinds)}")
     own = int((owners[:, 0] == jax.process_index()).sum())
     each = int(multihost_utils.process_allgather(np.int32(-(-len(labels) // own))).max())

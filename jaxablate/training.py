@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxablate._checks import InputError, require, require_integer, require_known
+from jaxablate._checks import InputError, require, require_batch_size, require_integer, require_known
 from jaxablate._mesh import DATA, STUDY, mesh_for
 from jaxablate._parallel import COMPILER_OPTIONS, Stop, num_cores, run_all
 from jaxablate._processes import everywhere, fetched
@@ -183,10 +183,7 @@ def train_many(
     seeds = [require_integer("seed", seed) for seed in seeds]
     require(len(seeds) > 0, "seeds: expected at least one, got none")
     num_examples = len(data.train)
-    require(
-        1 <= batch_size <= num_examples,
-        f"batch_size: expected 1 to {num_examples}, the size of the training split, got {batch_size}",
-    )
+    require_batch_size(batch_size, num_examples)
     require(learning_rate > 0, f"learning_rate: expected a number above 0, got {learning_rate}")
     require(l2 >= 0, f"l2: expected a number of at least 0, got {l2}")
     epochs = default_epochs(num_examples, batch_size) if epochs is None else epochs

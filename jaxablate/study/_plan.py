@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxablate._checks import require, require_count
+from jaxablate._checks import require, require_batch_size, require_count
 from jaxablate._mesh import layout_for
 from jaxablate._parallel import num_cores
 from jaxablate.ablation import MEMORY_LIMIT
@@ -147,10 +147,7 @@ def plan_study(
     found = Sizes.of(data) if isinstance(data, Dataset) else data
     require(len(found) == len(names), f"sizes: expected {len(names)}, of {', '.join(names)}, got {len(found)}")
     sizes = Sizes(*(require_count(f"sizes, {name}", of) for name, of in zip(names, found, strict=True)))
-    require(
-        config.batch_size <= sizes.train,
-        f"batch_size: expected 1 to {sizes.train}, the size of the training split, got {config.batch_size}",
-    )
+    require_batch_size(config.batch_size, sizes.train)
     work = _Work(config, sizes, require_count("devices", devices), require_count("num_processes", num_processes))
     if rates is None:
         rates = measure_rates(
