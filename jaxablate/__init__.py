@@ -9,9 +9,10 @@ What most studies need is here; the rest is in the submodules: `ja.ablation`, `j
 import os as _os
 from importlib.metadata import version as _version
 
-if _version("jaxlib") in ("0.10.0", "0.10.1"):
-    # before JAX is imported: on some CPUs these write a page of alarm about each compiled program that a cache has kept
-    _os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if _version("jaxlib") in ("0.10.0", "0.10.1") and _os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+    # before JAX is imported: on some CPUs these write a page of alarm about each compiled program that a cache kept;
+    # 1 is what JAX itself has set in a program that starts this one, a notebook say
+    _os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 from jaxablate import ablation as ablation
 from jaxablate import activations as activations

@@ -1,15 +1,20 @@
-"""Processors: how many cores there are, how to compile for them, and work shared out among threads that stops when one
-part fails."""
+"""Processors: how many cores there are, how to compile for them, how many programs to keep, and work shared out among
+threads that stops when one part fails."""
 
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import TypeVar
+
+import jax
 
 COMPILER_OPTIONS = {"xla_cpu_prefer_vector_width": 512}
 """Of the programs that take the time, no global flag: XLA's default of 256 bits leaves a tenth of a modern CPU's speed
 behind."""
+
+MOST_MAPPINGS = Path("/proc/sys/vm/max_map_count")
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -38,6 +43,20 @@ class Stop:
 def num_cores() -> int:
     """The processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_room_for_programs() -> None:
+    """Forget JAX's compiled programs where a process has half of the memory mappings that Linux gives it.
+
+    A program takes some six, and past the limit (65 530) the process crashes: after 70 shapes of networks in a study.
+    """
+    try:
+        taken = Path("/proc/self/maps").read_bytes().count(b"\n")
+        most = int(MOST_MAPPINGS.read_bytes())
+    except OSError:  # another operating system
+        return
+    if taken > most // 2:
+        jax.clear_caches()
 
 
 def run_all(function: Callable[[Job, Stop], Result], jobs: Sequence[Job], *, threads: int) -> list[Result]:

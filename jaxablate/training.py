@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxablate._checks import InputError, require, require_batch_size, require_integer, require_known
 from jaxablate._mesh import DATA, STUDY, mesh_for
-from jaxablate._parallel import COMPILER_OPTIONS, Stop, num_cores, run_all
+from jaxablate._parallel import COMPILER_OPTIONS, Stop, make_room_for_programs, num_cores, run_all
 from jaxablate._processes import everywhere, fetched
 from jaxablate.datasets import Dataset
 from jaxablate.models import MLP, stack_states
@@ -188,6 +188,7 @@ def train_many(
     require(l2 >= 0, f"l2: expected a number of at least 0, got {l2}")
     epochs = default_epochs(num_examples, batch_size) if epochs is None else epochs
     require(epochs >= 1, f"epochs: expected at least 1, got {epochs}")
+    make_room_for_programs()
     in_features = int(np.prod(data.train.images.shape[1:]))
     rngs = [nnx.Rngs(seed) for seed in seeds]
     if starts is None:

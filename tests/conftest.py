@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import jax
 import jaxtyping
 import pytest
 
@@ -17,6 +16,8 @@ with jaxtyping.install_import_hook("jaxablate", "beartype.beartype"):
 def compiled_programs():
     """Forget them after each file: those of all tests would take more memory mappings (some six each) than Linux gives
     a process (65 530), and then it crashes."""
+    import jax
+
     yield
     jax.clear_caches()
 

@@ -11,6 +11,7 @@ import typer
 from helpers import raises_input_error
 
 import jaxablate as ja
+from jaxablate import _parallel
 from jaxablate.ablation import _machine
 from jaxablate.cli._console import one_sentence_errors
 
@@ -118,3 +119,24 @@ def test_other_errors_of_the_device_are_not_hidden(monkeypatch, small_model, mni
     monkeypatch.setattr(_machine, "run_shards", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"), one_sentence_errors():
         ja.single_ablation(small_model, mnist5k.test.images, mnist5k.test.labels)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the number of mappings is limited by Linux")
+@pytest.mark.parametrize("what", ["train", "study"])
+def test_programs_are_forgotten_before_their_mappings_run_out(what, small_model, mnist5k, monkeypatch, tmp_path):
+    config = ja.StudyConfig(dataset="mnist5k", random_orders=1, random_subsets=1, steps=1, metrics=("entropy",))
+
+    def work():
+        if what == "train":
+            return ja.train(mnist5k, (3,), epochs=1)
+        return ja.run_study(config, {"own": small_model})
+
+    program = jax.jit(lambda x: x + 1)
+    program(1.0)
+    monkeypatch.setattr(_parallel, "MOST_MAPPINGS", tmp_path / "max_map_count")
+    for most, programs in ((10**6, 1), (100, 0)):
+        _parallel.MOST_MAPPINGS.write_text(f"{most}\n")
+        work()
+        assert program._cache_size() == programs
+    _parallel.MOST_MAPPINGS.unlink()  # as on another operating system
+    work()

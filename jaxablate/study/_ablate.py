@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxablate._checks import require
+from jaxablate._parallel import make_room_for_programs
 from jaxablate._run import Arrays, Units, digest
 from jaxablate._typing import Counts, Fill, Images, Labels
 from jaxablate.ablation import cumulative_ablation, evaluate_masks, single_ablation
@@ -96,6 +97,7 @@ def ablate_networks(
         InputError: for networks that cannot be ablated, of different architectures, or with fewer neurons at a site
             than there are steps.
     """
+    make_room_for_programs()
     kinds, states, _ = zip(*(describe(model, data.test.images[:1]) for model, _ in networks), strict=True)
     network = kinds[0]
     require(all(other == network for other in kinds), f"{name}: expected networks of one architecture, got several")
