@@ -111,9 +111,10 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_all_end_when_one_is_killed_and_the_run_goes_on(victim, undisturbed, tmp_path):
-    processes = study(2, tmp_path)
+    processes, patience = study(2, tmp_path), time.monotonic() + 300
     while not list(tmp_path.glob("units/*")):
-        assert all(process.poll() is None for process in processes), all_ended(processes)
+        working = all(process.poll() is None for process in processes)
+        assert working and time.monotonic() < patience, all_ended(processes, timeout=10)
         time.sleep(0.05)
     processes[victim].send_signal(signal.SIGKILL)
     ended = all_ended(processes, timeout=30)
