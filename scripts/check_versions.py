@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 COPIED = ("tests", "benchmarks", "scripts", "docs", "README.md", "pyproject.toml")
 """What the tests read beside the package."""
-IN_TWO = ("-n", "2", "--dist", "loadfile")
+IN_TWO = ("-n", "2", "--dist", "loadfile", "--max-worker-restart", "0")
 
 
 def main() -> None:
