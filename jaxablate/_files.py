@@ -37,7 +37,7 @@ def require_file(what: str, path: str | Path, otherwise: str = "") -> None:
     require(size <= MAX_BYTES, f"{what} {path}: expected at most {MAX_BYTES} bytes, got {size}")
 
 
-LEFTOVER = r"\.(.+)-[a-z0-9_]{8}"
+LEFTOVER = r"\.jaxablate-(.+)-[a-z0-9_]{8}"
 """The name of the folder that `atomic_path` makes for a file, which stays behind when the process is killed."""
 
 
@@ -52,7 +52,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # mkdtemp makes a private name, and a folder lets writers that insist on a file's suffix have theirs
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        folder = Path(tempfile.mkdtemp(prefix=f".jaxablate-{path.name}-", dir=path.parent))
         temporary = folder / path.name
         try:
             yield temporary
@@ -89,6 +89,10 @@ def require_writable(folder: str | Path) -> None:
         InputError: if it cannot.
     """
     path = Path(folder).absolute()
+    require(
+        path.exists() or not path.is_symlink(),
+        f"output folder {folder}: expected a folder or a new name, got a link to nothing; choose another one",
+    )
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):

@@ -74,8 +74,10 @@ def lock_folder(folder: str | Path) -> Iterator[str | None]:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove the private folders of `atomic_path` that a killed process has left."""
-    for path in folder.rglob(".*-*"):
+    """Remove the private folders of `atomic_path` that a killed process has left where runs write; other folders below
+    may be those of another run."""
+    places = ("", "units/", "networks/", "figures/**/")
+    for path in [path for place in places for path in folder.glob(f"{place}.jaxablate-*")]:
         found = re.fullmatch(LEFTOVER, path.name)
         if found and path.is_dir() and not path.is_symlink() and {of.name for of in path.iterdir()} <= {found[1]}:
             shutil.rmtree(path)

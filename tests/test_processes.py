@@ -113,8 +113,8 @@ def undisturbed(tmp_path_factory):
 def test_all_end_when_one_is_killed_and_the_run_goes_on(victim, undisturbed, tmp_path):
     processes, patience = study(2, tmp_path), time.monotonic() + 300
     while not list(tmp_path.glob("units/*")):
-        working = all(process.poll() is None for process in processes)
-        assert working and time.monotonic() < patience, all_ended(processes, timeout=10)
+        assert all(process.poll() is None for process in processes), all_ended(processes)
+        assert time.monotonic() < patience, all_ended(processes, timeout=10)
         time.sleep(0.05)
     processes[victim].send_signal(signal.SIGKILL)
     ended = all_ended(processes, timeout=30)
@@ -153,6 +153,32 @@ time.sleep(60)
         process.send_signal(signal.SIGTERM)
     for found, _, errors in all_ended(processes, timeout=30):
         assert found == status, errors
+
+
+def test_a_signal_ends_one_that_waits_for_another_that_is_stopped():
+    code = """
+import signal, sys
+from jaxablate.cli import _processes
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+_processes.join(sys.argv[1], 2, int(sys.argv[2]), None)
+from jaxablate._processes import share_text
+for i in range(10**9):
+    share_text(lambda: str(i))
+    if i == 1:
+        print("shares", flush=True)
+"""
+    address = f"localhost:{free_port()}"
+    processes = [start(["-c", code, address, process]) for process in range(2)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "shares\n", all_ended(processes)
+    processes[1].send_signal(signal.SIGSTOP)
+    time.sleep(1)
+    processes[0].send_signal(signal.SIGTERM)
+    assert processes[0].wait(timeout=60) == 128 + signal.SIGTERM
+    assert f"error: process 0 of 2 {ENDED}" in all_ended(processes[:1])[0][2].replace("\n", " ")
+    processes[1].kill()
+    all_ended(processes[1:])
 
 
 def test_processes_of_other_settings_are_refused(tmp_path):

@@ -214,17 +214,21 @@ def test_a_folder_has_one_run_at_a_time(config, tmp_path):
         assert result.exit_code == 1
         assert f"got process {other.pid} on" in " ".join(result.output.split())
         other.send_signal(signal.SIGKILL)
-    leftover, own = tmp_path / "units" / ".results.nc-abcd_123", tmp_path / ".notes-abcd_123"
-    for folder, file in ((leftover, "results.nc"), (own, "mine.txt")):
+    name = ".jaxablate-results.nc-abcd_123"
+    leftovers = [tmp_path / place / name for place in ("", "units", "networks", "figures/findings")]
+    own = [tmp_path / ".jaxablate-notes-abcd_123", tmp_path / ".results.nc-abcd_123", tmp_path / "another run" / name]
+    for folder in leftovers + own:
         folder.mkdir(parents=True)
-        (folder / file).write_text("x")
+        (folder / ("mine.txt" if "notes" in folder.name else "results.nc")).write_text("x")
+    (tmp_path / ".backup-20240101").mkdir()
     notes = []
     small = dataclasses.replace(config, networks=((8,),), seeds=(0,))
     ja.run_study(small, run_dir=tmp_path, on_progress=lambda *told: notes.append(told[-1]))
     assert notes[0].startswith(f"process {other.pid} on ")
     assert notes[0].endswith("ended before it was done; what it finished is used")
-    assert not leftover.exists()
-    assert (own / "mine.txt").exists()
+    assert not any(folder.exists() for folder in leftovers)
+    assert all(list(folder.iterdir()) for folder in own)
+    assert (tmp_path / ".backup-20240101").exists()
 
 
 LIMITED = """

@@ -325,3 +325,6 @@ def test_bad_input(tmp_path, small_results):
         ja.results.save_results(small_results, tmp_path / "file" / "results.nc")
     with raises_input_error("output folder .* expected a folder that can be written"):
         ja.run_study(ja.StudyConfig(dataset="mnist5k"), network_dir=tmp_path / "file" / "networks")
+    (tmp_path / "link").symlink_to("nothing")
+    with raises_input_error("output folder .*link: expected a folder or a new name, got a link to nothing"):
+        ja.run_study(ja.StudyConfig(dataset="mnist5k"), run_dir=tmp_path / "link")

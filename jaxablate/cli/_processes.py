@@ -5,6 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import traceback
 from typing import Annotated
 
@@ -26,6 +28,9 @@ ProcessId = Annotated[
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TIMEOUT = 300
 """Seconds to wait for the others at the beginning."""
+
+GRACE = 10
+"""Seconds that a process has to end after a signal; then it waits for another one, where Python hears no signals."""
 
 STARTED = "coordinator: expected to be started by srun, or mpirun of Open MPI 4, for 'auto'"
 
@@ -95,7 +100,23 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     for number, handler in signals.items():
         signal.signal(number, handler)
     _say_last(ended())
+    _end_while_waiting()
     return None if devices is None else devices * jax.process_count()
+
+
+def _end_while_waiting() -> None:
+    """Let a thread end this process when a signal has come and it still waits for another process."""
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+
+    def end(kept: socket.socket = told) -> None:
+        while (number := heard.recv(1)[0]) not in SIGNALS:
+            pass
+        time.sleep(GRACE)
+        os._exit(128 + number)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def _require_free(port: int) -> None:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jaxablate._checks import require, require_name
 from jaxablate._files import require_writable
 from jaxablate._mesh import choose_mesh, mesh_for
-from jaxablate._parallel import Stop, run_all
+from jaxablate._parallel import Stop, num_cores, run_all
 from jaxablate._processes import share_text
 from jaxablate._run import Units, begin, differences_of, digest, lock_folder
 from jaxablate._typing import Images
@@ -204,9 +204,9 @@ def _trained(
 
         return trained_networks(config, hidden, data, folder, report_unless_stopped, mesh)
 
-    # one network's small steps do not fill a CPU, so there the kinds are trained side by side; several processes have
-    # to do things in the same order
-    threads = len(config.networks) if jax.default_backend() == "cpu" and jax.process_count() == 1 else 1
+    # one network's small steps do not fill a CPU, so there kinds are trained side by side, not all of many, since each
+    # has its copy of the images and its programs; several processes have to do things in the same order
+    threads = num_cores() if jax.default_backend() == "cpu" and jax.process_count() == 1 else 1
     trained = run_all(train, config.networks, threads=threads)
     return {network_name(hidden): found for hidden, found in zip(config.networks, trained, strict=True)}
 

@@ -181,7 +181,7 @@ class _Work:
     @property
     def kinds(self) -> int:
         """Kinds of networks that are trained side by side."""
-        return len(self.config.networks) if self.on_cpu and self.num_processes == 1 else 1
+        return min(len(self.config.networks), num_cores()) if self.on_cpu and self.num_processes == 1 else 1
 
     @property
     def seeds(self) -> int:
