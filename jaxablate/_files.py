@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,7 +38,8 @@ def require_file(what: str, path: str | Path, otherwise: str = "") -> None:
     require(size <= MAX_BYTES, f"{what} {path}: expected at most {MAX_BYTES} bytes, got {size}")
 
 
-LEFTOVER = r"\.jaxablate-(.+)-[a-z0-9_]{8}"
+PRIVATE = ".jaxablate-"
+LEFTOVER = re.escape(PRIVATE) + r"(.+)-[a-z0-9_]{8}"
 """The name of the folder that `atomic_path` makes for a file, which stays behind when the process is killed."""
 
 
@@ -52,7 +54,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # mkdtemp makes a private name, and a folder lets writers that insist on a file's suffix have theirs
-        folder = Path(tempfile.mkdtemp(prefix=f".jaxablate-{path.name}-", dir=path.parent))
+        folder = Path(tempfile.mkdtemp(prefix=f"{PRIVATE}{path.name}-", dir=path.parent))
         temporary = folder / path.name
         try:
             yield temporary

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import numpy as np
 
 from jaxablate._checks import InputError
-from jaxablate._files import LEFTOVER, atomic_path, save_tensors
+from jaxablate._files import LEFTOVER, PRIVATE, atomic_path, save_tensors
 from jaxablate._processes import Arrays, share
 
 FORMAT = "jaxablate run 1"
@@ -77,7 +77,7 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove the private folders of `atomic_path` that a killed process has left where runs write; other folders below
     may be those of another run."""
     places = ("", "units/", "networks/", "figures/**/")
-    for path in [path for place in places for path in folder.glob(f"{place}.jaxablate-*")]:
+    for path in [path for place in places for path in folder.glob(f"{place}{PRIVATE}*")]:
         found = re.fullmatch(LEFTOVER, path.name)
         if found and path.is_dir() and not path.is_symlink() and {of.name for of in path.iterdir()} <= {found[1]}:
             shutil.rmtree(path)
