@@ -15,6 +15,7 @@ import numpy as np
 
 import jaxablate as ja
 from benchmarks import _baselines
+from benchmarks._ceilings import seconds_per_product, seconds_per_readout
 from benchmarks._harness import Report, Row, measure, row_of
 from benchmarks._setup import NETWORKS, assert_same_counts, dataset, scopes_of, trained
 
@@ -54,11 +55,10 @@ def figure_orders(name: str) -> dict[str, list[tuple[str, np.ndarray]]]:
 
 def ceilings(name: str, num_examples: int) -> dict[str, float]:
     """Milliseconds for each layer's step: what it cannot do without, the sigmoids, products and argmax behind it."""
-    model, data = trained(name)[0], dataset()
-    rates = ja.study.measure_rates(data.test.images.shape[1], data.num_classes, [model.hidden])
-    links = list(itertools.pairwise([*model.hidden, data.num_classes]))
-    behind = [[rates.links[link] for link in links[layer + 1 :]] for layer in range(len(model.hidden))]
-    return {f"layer{i + 1}": (sum(of) + rates.readout) * num_examples * 1e3 for i, of in enumerate(behind)}
+    model, num_classes = trained(name)[0], dataset().num_classes
+    products = [seconds_per_product(*widths) for widths in itertools.pairwise([*model.hidden, num_classes])]
+    readout = seconds_per_readout(num_classes)
+    return {f"layer{i}": (sum(products[i:]) + readout) * num_examples * 1e3 for i in range(1, len(model.hidden) + 1)}
 
 
 def variants_for(device: str) -> dict:

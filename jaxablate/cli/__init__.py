@@ -10,7 +10,6 @@ import typer
 from jaxablate.cli._console import console, end_if_asked, signals
 from jaxablate.cli._datasets import datasets
 from jaxablate.cli._networks import ablate, prune, score
-from jaxablate.cli._plan import plan
 from jaxablate.cli._processes import SIGNALS, joined, leave
 from jaxablate.cli._report import report
 from jaxablate.cli._reproduce import reproduce
@@ -30,7 +29,6 @@ for command, in_short in {
     score: "Scores of every neuron of a network of your own.",
     ablate: "Its accuracy as neurons go, by their scores.",
     prune: "A smaller network, without those that score lowest.",
-    plan: "What a study will take, before it runs.",
     datasets: "What data are at hand.",
 }.items():
     app.command(short_help=in_short)(command)

@@ -29,11 +29,9 @@ from jaxablate.datasets import Dataset, load_dataset
 from jaxablate.models import Model, describe, record
 from jaxablate.results import study_results
 from jaxablate.study._ablate import ablate_networks, digest_of
-from jaxablate.study._config import StudyConfig, load_config, network_name
+from jaxablate.study._config import StudyConfig, network_name
 from jaxablate.study._networks import OnProgress, trained_networks
-from jaxablate.study._plan import Plan, Sizes, Stage, plan_study
 from jaxablate.study._prune import prune_by_score
-from jaxablate.study._rates import Rates, measure_rates
 from jaxablate.study._redundancy import redundancy_test
 from jaxablate.study._scores import score_neurons
 from jaxablate.study._sensitivity import quantizer_sensitivity
@@ -44,15 +42,8 @@ Networks = Sequence[tuple[Model, History | None]]
 
 __all__ = [
     "OnProgress",
-    "Plan",
-    "Rates",
-    "Sizes",
-    "Stage",
     "StudyConfig",
-    "load_config",
-    "measure_rates",
     "network_name",
-    "plan_study",
     "prune_by_score",
     "quantizer_sensitivity",
     "redundancy_test",

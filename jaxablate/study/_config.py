@@ -1,17 +1,12 @@
 """What a study runs: `StudyConfig`, checked when it is made."""
 
-import json
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from jaxablate._checks import InputError, require, require_known
-from jaxablate._files import require_file
-from jaxablate._run import FORMAT, RUN
-from jaxablate.datasets import KNOWN
+from jaxablate._checks import require, require_known
 from jaxablate.metrics import METRICS
 from jaxablate.models import ACTIVATIONS
 from jaxablate.orders import DIRECTIONS, NORMALIZATIONS
@@ -20,9 +15,6 @@ from jaxablate.quantizers import get_quantizer
 from jaxablate.results import RANDOM, Ordering
 from jaxablate.scores import get_score
 
-LONGEST = 10**6  # bytes of a config file
-KINDS = {int: (int, "a whole number"), float: (int | float, "a number"), tuple: (list, "a list")}
-"""What JSON may have where a default is of this type."""
 MORE_FILLS = ("median", "class_mean", "resample")
 
 
@@ -165,60 +157,6 @@ class StudyConfig:
         ranked = [Ordering(metric, direction) for metric in self.metrics for direction in DIRECTIONS]
         repetitions = self.random_subsets if protocol.fresh_subsets else self.random_orders
         return (*ranked, *(Ordering(RANDOM, str(i)) for i in range(repetitions)))
-
-
-def load_config(path: str | Path) -> StudyConfig:
-    """Read a config from a file.
-
-    Args:
-        path: settings by name as JSON, such as {"networks": [[200, 200]], "seeds": [0, 1]}, or the folder of a run;
-            what is missing has its default.
-
-    Returns:
-        The `StudyConfig`.
-
-    Raises:
-        InputError: for a file that is not such, or settings that `StudyConfig` refuses.
-
-    Example:
-        >>> _ = (tmp_path / "config.json").write_text('{"networks": [[24, 16]], "steps": 10}')
-        >>> ja.study.load_config(tmp_path / "config.json").networks
-        ((24, 16),)
-    """
-    path = Path(path)
-    path = path / RUN if os.path.isdir(path) else path
-    require_file("config file", path)
-    require(
-        path.stat().st_size <= LONGEST, f"config file {path}: expected at most {LONGEST} bytes of settings, got more"
-    )
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise InputError(f"config file {path}: expected JSON, got something else") from None
-    require(isinstance(found, dict), f"config file {path}: expected settings by name, got {type(found).__name__}")
-    if found.get("format") == FORMAT:  # of a run, which notes the data and versions too
-        known, data = {field.name for field in fields(StudyConfig)}, found.get("data")
-        require(isinstance(data, list), f"config file {path}: expected the settings of a run, got none of its data")
-        found = {
-            "dataset": data[0] if data and data[0] in KNOWN else "auto",
-            **{name: of for name, of in found.items() if name in known},
-        }
-    defaults = {field.name: field.default for field in fields(StudyConfig)}
-    unknown = set(found) - set(defaults)
-    require(
-        not unknown, f"config file {path}: expected settings of a StudyConfig, got also {', '.join(sorted(unknown))}"
-    )
-    for name, value in found.items():
-        kinds, kind = KINDS.get(type(defaults[name]), (object, ""))
-        require(isinstance(value, kinds), f"config file {path}: expected {kind} for {name}, got {value!r}")
-    try:
-        return StudyConfig(**found)
-    except InputError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"config file {path}: expected settings as StudyConfig takes them, got '{error}' of one"
-        ) from None
 
 
 def network_name(hidden: Sequence[int]) -> str:
