@@ -23,7 +23,7 @@ def main() -> None:
     report = Report("captum_single", "Each neuron ablated alone", "ms per neuron")
     neurons = ja.models.site_neurons(model, images)
     whole = np.ones((1, sum(model.hidden)), bool)
-    intact = float(ja.evaluate_masks(model, whole, images, labels, measures="loss")[0])
+    intact = float(ja.evaluate_masks(model, whole, images, labels, outcomes="loss")[0])
     for layer, (site, ids) in enumerate(neurons.items()):
         question = f"{site}, {len(ids)} neurons on {len(images)} images"
         run = functools.partial(
@@ -35,8 +35,8 @@ def main() -> None:
         masks[np.arange(len(ids)), ids] = False
         alone = functools.partial(ja.single_ablation, model, images, labels, fill, site=site)
         ways = {
-            "evaluate_masks, loss": lambda m=masks: ja.evaluate_masks(model, m, images, labels, fill, measures="loss"),
-            "single_ablation, loss": functools.partial(alone, measures="loss"),
+            "evaluate_masks, loss": lambda m=masks: ja.evaluate_masks(model, m, images, labels, fill, outcomes="loss"),
+            "single_ablation, loss": functools.partial(alone, outcomes="loss"),
         }
         for name, way in ways.items():
             timing, losses = measure(lambda way=way: np.asarray(way()))

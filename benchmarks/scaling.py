@@ -54,7 +54,7 @@ def run_case(
         values = np.concatenate([ja.quantizers.threshold(0.5)(of) for of in activations], axis=1)
     if devices * processes > 1:
         mesh = ja.meshes.make_mesh(devices * processes, study=study)
-        values, labels = ja.meshes.spread(mesh, values, labels)
+        values, labels = ja.meshes.shard_examples(mesh, values, labels)
     else:
         values, labels = jnp.asarray(values), jnp.asarray(labels)
     orders = ja.random_orders(jax.random.key(0), len(mean), ORDERS)

@@ -1,7 +1,8 @@
 """Information-ordered cumulative ablation of neural networks, in JAX.
 
 What most studies need is here; the rest is in the submodules: `ja.ablation`, `ja.activations`, `ja.claims`,
-`ja.datasets`, `ja.histograms`, `ja.interactions`, `ja.mechanism`, `ja.meshes`, `ja.metrics`, `ja.models`, `ja.orders`,
+`ja.datasets`, `ja.histograms`, `ja.interactions`, `ja.layer_analysis`, `ja.meshes`,
+`ja.metrics`, `ja.models`, `ja.orders`,
 `ja.protocols`, `ja.pruning`, `ja.quantizers`, `ja.results`, `ja.scores`, `ja.streams`, `ja.study`, `ja.training`,
 `ja.uncertainty`, and `jaxablate.figures`, which is imported on its own.
 """
@@ -20,7 +21,7 @@ from jaxablate import claims as claims
 from jaxablate import datasets as datasets
 from jaxablate import histograms as histograms
 from jaxablate import interactions as interactions
-from jaxablate import mechanism as mechanism
+from jaxablate import layer_analysis as layer_analysis
 from jaxablate import meshes as meshes
 from jaxablate import metrics as metrics
 from jaxablate import models as models

@@ -20,7 +20,7 @@ from jaxablate._checks import (
     require_shape,
     traced,
 )
-from jaxablate._processes import everywhere, is_elsewhere, texts_of_all
+from jaxablate._processes import allgather_text, is_partly_remote, put_global
 
 DATA, STUDY = "data", "study"
 ENOUGH = 250  # examples that are worth a device
@@ -69,7 +69,7 @@ def choose_mesh(num_devices: int, num_examples: int) -> Mesh:
     return make_mesh(num_devices, study=layout_for(num_devices, num_examples)[1])
 
 
-def is_spread(array: Any) -> bool:
+def is_sharded(array: Any) -> bool:
     """Whether an array is on several devices."""
     if not isinstance(array, jax.Array) or traced(array):
         return False
@@ -82,7 +82,7 @@ def mesh_for(mesh: Mesh | None, *arrays: Any) -> Mesh | None:
     Raises:
         InputError: for a mesh without the axes, or arrays sharded in another way.
     """
-    sharded = [(array.sharding, array.ndim) for array in arrays if is_spread(array)]
+    sharded = [(array.sharding, array.ndim) for array in arrays if is_sharded(array)]
     found = mesh if mesh is not None or not sharded else sharded[0][0].mesh
     if found is None:
         return None
@@ -110,7 +110,7 @@ def _told(mesh: Any) -> str:
     return f"{dict(mesh.shape)} on the devices {[device.id for device in mesh.devices.flat]}"
 
 
-def one_of(images: Any) -> Any:
+def first_example(images: Any) -> Any:
     """One example, also of those of which other processes hold a part."""
     if isinstance(images, jax.Array):
         return images.addressable_shards[0].data[:1]
@@ -124,7 +124,7 @@ def require_examples(labels: Any, num_examples: int, num_classes: int) -> int:
     Raises:
         InputError: also if none counts.
     """
-    if not is_elsewhere(labels):
+    if not is_partly_remote(labels):
         require_labels(np.asarray(labels), num_examples, num_classes)
         return num_examples
     require_integers("labels", labels)
@@ -135,7 +135,7 @@ def require_examples(labels: Any, num_examples: int, num_classes: int) -> int:
     return number
 
 
-def spread_examples(mesh: Mesh, values: Any, labels: Any, *others: Any) -> tuple[Any, ...]:
+def pad_and_shard(mesh: Mesh, values: Any, labels: Any, *others: Any) -> tuple[Any, ...]:
     """Put values [example, ...], labels [example] and others [example, ...] (or None) on the devices of a mesh, cut
     along `data`; those of all processes are there already, or in each of them.
 
@@ -144,14 +144,14 @@ def spread_examples(mesh: Mesh, values: Any, labels: Any, *others: Any) -> tuple
     missing = -len(labels) % mesh.shape[DATA]
 
     def put(array: Any) -> Any:
-        kept = array is None or is_spread(array)
-        return array if kept else everywhere(NamedSharding(mesh, P(DATA)), array)
+        kept = array is None or is_sharded(array)
+        return array if kept else put_global(NamedSharding(mesh, P(DATA)), array)
 
     padded = _with_none(labels, missing), *(array if array is None else _padded(array, missing) for array in others)
     return put(_padded(values, missing)), *map(put, padded)
 
 
-def spread(mesh: Mesh, images: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
+def shard_examples(mesh: Mesh, images: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
     """Put examples on the devices of a mesh, where each process has examples of its own: a shard of a file, say.
 
     Args:
@@ -169,7 +169,7 @@ def spread(mesh: Mesh, images: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
             processes, or a mesh where processes share examples.
 
     Example:
-        >>> images, labels = ja.meshes.spread(ja.meshes.make_mesh(1), np.zeros((5, 2, 2)), np.zeros(5, int))
+        >>> images, labels = ja.meshes.shard_examples(ja.meshes.make_mesh(1), np.zeros((5, 2, 2)), np.zeros(5, int))
         >>> images.shape
         (5, 2, 2)
     """
@@ -188,7 +188,7 @@ def spread(mesh: Mesh, images: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
         bool((owners == owners[:, :1]).all()),
         f"mesh: expected each process to have its own examples, got {STUDY} of {mesh.shape[STUDY]} across processes",
     )
-    kinds = texts_of_all(lambda: f"{images.dtype}{list(images.shape[1:])}")
+    kinds = allgather_text(lambda: f"{images.dtype}{list(images.shape[1:])}")
     require(len(set(kinds)) == 1, f"images: expected the same in each process, got {', '.join(kinds)}")
     own = int((owners[:, 0] == jax.process_index()).sum())
     each = int(multihost_utils.process_allgather(np.int32(-(-len(labels) // own))).max())

@@ -16,12 +16,12 @@ from jaxablate._checks import InputError, require, traced
 Arrays = dict[str, np.ndarray]
 
 
-def is_first() -> bool:
+def is_primary_process() -> bool:
     """Whether this is process 0, or the only one."""
     return jax.process_index() == 0
 
 
-def share(function: Callable[[], Arrays], owner: int = 0) -> Arrays:
+def broadcast_from_primary(function: Callable[[], Arrays], owner: int = 0) -> Arrays:
     """Call the function in one process and return its arrays in all of them, which must all come here.
 
     Raises:
@@ -49,15 +49,15 @@ def share(function: Callable[[], Arrays], owner: int = 0) -> Arrays:
     return load(told[1:])
 
 
-def share_text(function: Callable[[], str], owner: int = 0) -> str:
+def broadcast_text(function: Callable[[], str], owner: int = 0) -> str:
     """As `share`, for a text."""
-    found = share(lambda: {"text": np.frombuffer(function().encode(), np.uint8)}, owner)
+    found = broadcast_from_primary(lambda: {"text": np.frombuffer(function().encode(), np.uint8)}, owner)
     return found["text"].tobytes().decode()
 
 
-def texts_of_all(function: Callable[[], str]) -> list[str]:
+def allgather_text(function: Callable[[], str]) -> list[str]:
     """What the function says in each process, in all of them."""
-    return [share_text(function, process) for process in range(jax.process_count())]
+    return [broadcast_text(function, process) for process in range(jax.process_count())]
 
 
 def _broadcast(told: bytes, owner: int) -> bytes:
@@ -71,7 +71,7 @@ def _broadcast(told: bytes, owner: int) -> bytes:
     return send(np.frombuffer(told.ljust(room, b"\0")[:room], np.uint8)).tobytes()[:size]
 
 
-def everywhere(sharding: jax.sharding.Sharding, tree: Any) -> Any:
+def put_global(sharding: jax.sharding.Sharding, tree: Any) -> Any:
     """Arrays that all processes have, on the devices of all of them; each puts what belongs on its own."""
 
     def put(array: Any) -> jax.Array:
@@ -83,17 +83,17 @@ def everywhere(sharding: jax.sharding.Sharding, tree: Any) -> Any:
     return jax.tree.map(put, tree)
 
 
-def is_elsewhere(array: Any) -> bool:
+def is_partly_remote(array: Any) -> bool:
     """Whether other processes hold a part of an array that this one does not."""
     known = isinstance(array, jax.Array) and not traced(array)
     return known and not (array.is_fully_addressable or array.is_fully_replicated)
 
 
-def fetched(tree: Any) -> Any:
+def to_host(tree: Any) -> Any:
     """NumPy arrays of arrays on any devices; of those of all processes each gets the whole."""
     from jax.experimental.multihost_utils import process_allgather
 
     def fetch(array: Any) -> np.ndarray:
-        return np.asarray(process_allgather(array, tiled=True)) if is_elsewhere(array) else np.array(array)
+        return np.asarray(process_allgather(array, tiled=True)) if is_partly_remote(array) else np.array(array)
 
     return jax.tree.map(fetch, tree)

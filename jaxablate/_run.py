@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxablate._checks import InputError
 from jaxablate._files import LEFTOVER, PRIVATE, atomic_path, save_tensors
-from jaxablate._processes import Arrays, share
+from jaxablate._processes import Arrays, broadcast_from_primary
 
 FORMAT = "jaxablate run 1"
 RUN, OWNER = "run.json", "run.owner"
@@ -84,7 +84,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Units:
+class CheckpointStore:
     """Units of work by name: kept in a folder, or computed each time where there is none.
 
     Attributes:
@@ -108,13 +108,13 @@ class Units:
         """
         if self.folder is None:
             computed = compute()
-            return share(lambda: computed)
+            return broadcast_from_primary(lambda: computed)
         stem = quote(name, safe=" +")
         if len(stem) > LONGEST:
             stem = f"{stem[:LONGEST]} {hashlib.sha256(name.encode()).hexdigest()[:16]}"
         path = self.folder / f"{stem}.safetensors"
         metadata = {"run": self.run, "unit": name, "basis": basis}
-        found = share(lambda: self._read(path, metadata) or {})
+        found = broadcast_from_primary(lambda: self._read(path, metadata) or {})
         if found:
             return found
         computed = {of: np.ascontiguousarray(array) for of, array in compute().items()}
@@ -123,7 +123,7 @@ class Units:
             save_tensors(path, computed, {**metadata, "sha256": digest(computed)})
             return computed
 
-        return share(kept)
+        return broadcast_from_primary(kept)
 
     def _read(self, path: Path, wanted: dict[str, str]) -> Arrays | None:
         from safetensors import SafetensorError, safe_open
@@ -141,7 +141,7 @@ class Units:
         return None
 
 
-def begin(folder: Path, identity: Mapping[str, Any], *, force: bool) -> str:
+def open_run(folder: Path, identity: Mapping[str, Any], *, force: bool) -> str:
     """Begin a run in a folder that is locked, or go on with it; return its fingerprint.
 
     Args:

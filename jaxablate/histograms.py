@@ -22,7 +22,7 @@ from jaxablate._checks import (
     require_range,
     traced,
 )
-from jaxablate._mesh import DATA, is_spread, mesh_for, range_of, require_examples, spread_examples
+from jaxablate._mesh import DATA, is_sharded, mesh_for, pad_and_shard, range_of, require_examples
 from jaxablate._typing import AnyArray, Codes, Counts, Labels
 
 MOST_EXAMPLES = 2**31 - 1
@@ -82,7 +82,7 @@ def joint_histogram(
     cells = codes.shape[1] * num_classes * num_codes
     require(cells < 2**31, f"histogram: expected fewer than 2^31 cells, got {cells}; split the neurons")
     if mesh is not None:
-        counts = _on_mesh(mesh, *spread_examples(mesh, codes, labels), num_codes, num_classes)
+        counts = _on_mesh(mesh, *pad_and_shard(mesh, codes, labels), num_codes, num_classes)
         return jnp.asarray(np.asarray(counts))  # on no mesh: one with others may follow
     return _joint_histogram(jnp.asarray(codes), jnp.asarray(labels), num_codes, num_classes)
 
@@ -138,7 +138,7 @@ def stream_histogram(
 
 
 def _check_codes(codes: AnyArray, labels: Labels, num_codes: int, num_classes: int) -> None:
-    values = np.asarray(range_of(codes)) if is_spread(codes) else np.asarray(codes)
+    values = np.asarray(range_of(codes)) if is_sharded(codes) else np.asarray(codes)
     require_integers("codes", codes)
     require(codes.ndim == 2, f"codes: expected shape [example, neuron], got {codes.shape}")
     _check_examples(len(codes))

@@ -218,10 +218,10 @@ class MantelTest:
 
     correlation: float
     p_value: float
-    permutations: int
+    num_permutations: int
 
 
-def mantel_test(first: Pairs, second: Pairs, key: jax.Array, *, permutations: int = 9999) -> MantelTest:
+def mantel_test(first: Pairs, second: Pairs, key: jax.Array, *, num_permutations: int = 9999) -> MantelTest:
     """Test whether two properties of pairs of neurons go together, by Spearman's correlation over the pairs.
 
     A neuron is in many pairs, so the pairs are not independent and their usual p-value is far too small. Here the
@@ -245,7 +245,7 @@ def mantel_test(first: Pairs, second: Pairs, key: jax.Array, *, permutations: in
 
     Example:
         >>> distance = abs(np.arange(8.0)[:, None] - np.arange(8))
-        >>> test = ja.interactions.mantel_test(distance, distance**2, jax.random.key(0), permutations=999)
+        >>> test = ja.interactions.mantel_test(distance, distance**2, jax.random.key(0), num_permutations=999)
         >>> round(test.correlation, 6), test.p_value < 0.01
         (1.0, True)
     """
@@ -253,16 +253,16 @@ def mantel_test(first: Pairs, second: Pairs, key: jax.Array, *, permutations: in
     neurons = len(matrices[0])
     require(len(matrices[1]) == neurons, f"second: expected {neurons} neurons as in the first, got {len(matrices[1])}")
     require(neurons >= 3, f"first: expected 3 neurons or more, got {neurons}")
-    permutations = require_count("permutations", permutations)
+    num_permutations = require_count("permutations", num_permutations)
     a, b = (_standard_ranks(matrix) for matrix in matrices)
     correlation = float((a * b).sum())
     if not np.isfinite(correlation):
-        return MantelTest(float("nan"), float("nan"), permutations)
+        return MantelTest(float("nan"), float("nan"), num_permutations)
     shuffled = _permuted_correlations(
-        *(jnp.asarray(m, jnp.float32) for m in (a, b)), jax.random.split(key, permutations)
+        *(jnp.asarray(m, jnp.float32) for m in (a, b)), jax.random.split(key, num_permutations)
     )
     as_strong = np.abs(shuffled) >= abs(correlation) - 1e-5  # float32 sums: a permutation that changes nothing counts
-    return MantelTest(correlation, float((1 + as_strong.sum()) / (1 + permutations)), permutations)
+    return MantelTest(correlation, float((1 + as_strong.sum()) / (1 + num_permutations)), num_permutations)
 
 
 def _standard_ranks(matrix: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ def layer_shares(network: xr.Dataset) -> xr.DataArray:
         orderings that follow no order (a fresh random subset at every step) are left out.
 
     Example:
-        >>> shares = ja.mechanism.layer_shares(results["3-layer-10-8-9"].to_dataset())
+        >>> shares = ja.layer_analysis.layer_shares(results["3-layer-10-8-9"].to_dataset())
         >>> bool((abs(shares.sum("layer") - 1) < 1e-12).all())
         True
     """
@@ -33,10 +33,10 @@ def layer_shares(network: xr.Dataset) -> xr.DataArray:
     return xr.DataArray(shares, {**ablated.coords, "layer_of_network": layers}, dims).rename(layer_of_network="layer")
 
 
-def damage_alone(network: xr.Dataset) -> np.ndarray:
+def lost_predictions(network: xr.Dataset) -> np.ndarray:
     """Correct predictions lost when a neuron alone is ablated, bias balanced: integers [seed, neuron]."""
     intact = network["correct"].isel(step=0, ordering=0, fill=0, scope=0).values
-    return intact[:, None] - network["correct_alone"].values
+    return intact[:, None] - network["single_correct"].values
 
 
 def damage_correlations(network: xr.Dataset) -> xr.DataArray:
@@ -50,13 +50,13 @@ def damage_correlations(network: xr.Dataset) -> xr.DataArray:
         scores, or the damage, of all neurons are equal. Neurons whose score is undefined are left out.
 
     Example:
-        >>> ja.mechanism.damage_correlations(results["3-layer-10-8-9"].to_dataset()).dims
+        >>> ja.layer_analysis.damage_correlations(results["3-layer-10-8-9"].to_dataset()).dims
         ('seed', 'metric', 'scope')
     """
     from scipy import stats
 
-    scopes, damage = network["scope"].values, damage_alone(network)
-    found = np.full((network.sizes["seed"], network.sizes["metric"], len(scopes)), np.nan)
+    scopes, damage = network["scope"].values, lost_predictions(network)
+    found = np.full((network.sizes["seed"], network.sizes["score"], len(scopes)), np.nan)
     for (seed, metric, scope), _ in np.ndenumerate(found):
         scores = network["scores"].values[seed, metric]
         chosen = np.isfinite(scores)
@@ -65,7 +65,7 @@ def damage_correlations(network: xr.Dataset) -> xr.DataArray:
         x, y = scores[chosen], damage[seed, chosen]
         if len(x) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0:
             found[seed, metric, scope] = stats.spearmanr(x, y).statistic  # pyright: ignore[reportAttributeAccessIssue]
-    coords = {name: network[name].values for name in ("seed", "metric", "scope")}
+    coords = {name: network[name].values for name in ("seed", "score", "scope")}
     return xr.DataArray(found, coords, list(coords))
 
 
@@ -79,7 +79,7 @@ def mean_and_interval(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray,
         Mean, low and high (...); NaN without any network, and the interval as narrow as the mean with one.
 
     Example:
-        >>> mean, low, high = ja.mechanism.mean_and_interval(ja.results.auc(results["2-layer-12-10"].to_dataset()))
+        >>> mean, low, high = ja.layer_analysis.mean_and_interval(ja.results.auc(results["2-layer-12-10"].to_dataset()))
         >>> bool((low <= mean).all()), mean.dims
         (True, ('scope', 'ordering', 'fill'))
     """

@@ -4,6 +4,6 @@
 and give the same counts.
 """
 
-from jaxablate._mesh import DATA, STUDY, make_mesh, spread
+from jaxablate._mesh import DATA, STUDY, make_mesh, shard_examples
 
-__all__ = ["DATA", "STUDY", "make_mesh", "spread"]
+__all__ = ["DATA", "STUDY", "make_mesh", "shard_examples"]

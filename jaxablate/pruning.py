@@ -15,19 +15,9 @@ from flax import nnx
 
 from jaxablate._checks import InputError, require, require_finite, require_shape
 from jaxablate._typing import Fill, Images, Mask
-from jaxablate.models import (
-    MLP,
-    Chain,
-    Link,
-    Model,
-    Site,
-    describe,
-    flatten_layers,
-    from_arrays,
-    is_mlp,
-    is_plain_sequential,
-    run,
-)
+from jaxablate.models import MLP, Chain, Model, Site, from_arrays
+from jaxablate.models._network import Layer, is_mlp, run, trace_model
+from jaxablate.models._sites import flatten_layers, is_plain_sequential
 
 LINEAR = (nnx.Linear, nnx.Conv)
 SAFE = nnx.BatchNorm | nnx.Dropout  # modules that keep units apart
@@ -74,7 +64,7 @@ def prune(model: Model, keep: Mask, fill: Fill | None = None, *, images: Images 
         require(is_plain_sequential(model), f"model: expected an MLP or a chain, got {type(model).__name__}")
         require(images is not None, "images: expected an example of what the chain takes, got none")
     assert images is not None
-    network, state, images = describe(model, images)
+    network, state, images = trace_model(model, images)
     require_shape("keep", keep, (network.num_neurons,), "neuron")
     require(
         fill is None or isinstance(fill, np.ndarray | jax.Array | list | tuple),
@@ -136,7 +126,7 @@ def count_flops(model: Model, images: Images) -> int:
         >>> ja.pruning.count_flops(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), np.zeros((1, 4), np.float32)) >= 2 * 18
         True
     """
-    network, state, images = describe(model, images)
+    network, state, images = trace_model(model, images)
     program = jax.jit(lambda state, images: nnx.merge(network.graphdef, state)(images)).lower(state, images[:1])
     analysis = program.cost_analysis()
     assert analysis is not None
@@ -201,7 +191,7 @@ def _pruned_chain(
     return Chain(*links)
 
 
-def _require_prunable(links: Sequence[Link]) -> None:
+def _require_prunable(links: Sequence[Layer]) -> None:
     """Raise for layers that cannot be cut: used twice, or with a mask or groups of their own."""
     cut = [link for link in links if isinstance(link, (*LINEAR, nnx.BatchNorm))]
     for link in cut:
@@ -217,7 +207,7 @@ def _require_prunable(links: Sequence[Link]) -> None:
         )
 
 
-def _neighbour(links: Sequence[Link], place: int, site: str, where: str) -> int:
+def _neighbour(links: Sequence[Layer], place: int, site: str, where: str) -> int:
     """The linear map "before" or "behind" a site, by its place.
 
     Raises:
@@ -235,7 +225,7 @@ def _neighbour(links: Sequence[Link], place: int, site: str, where: str) -> int:
     raise InputError(f"site {site!r}: expected an nnx.Linear or nnx.Conv {where} it, got none")
 
 
-def _owners(site: Site, between: Sequence[Link], shape: tuple[int, ...]) -> np.ndarray:
+def _owners(site: Site, between: Sequence[Layer], shape: tuple[int, ...]) -> np.ndarray:
     """The unit that each feature [feature] of what the next linear map reads depends on.
 
     Found by raising one unit at a time, since the links between (pooling, flattening) may be any functions.
@@ -260,7 +250,7 @@ def _owners(site: Site, between: Sequence[Link], shape: tuple[int, ...]) -> np.n
     return depends.argmax(axis=0)
 
 
-def _folded(reader: Link, inputs: jax.Array, site: str) -> np.ndarray:
+def _folded(reader: Layer, inputs: jax.Array, site: str) -> np.ndarray:
     """What inputs that are always the same add to a linear map's bias.
 
     Raises:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from jaxablate._checks import InputError, require, require_count, require_range
 from jaxablate._mesh import mesh_for, on_devices
-from jaxablate._processes import share, texts_of_all
+from jaxablate._processes import allgather_text, broadcast_from_primary
 from jaxablate._typing import AnyArray
 
 Batch = tuple[AnyArray, ...]
@@ -184,10 +184,10 @@ def _of_all_processes(added: Callable[[], tuple[np.ndarray, Any]]) -> tuple[np.n
         assert own is not None
         return _kind(own[1])
 
-    _require_alike(*texts_of_all(kind))
+    _require_alike(*allgather_text(kind))
     leaves, structure = jax.tree.flatten(own)
     arrays = {str(i): leaf for i, leaf in enumerate(leaves)}
-    parts = [share(lambda: arrays, process) for process in range(jax.process_count())]
+    parts = [broadcast_from_primary(lambda: arrays, process) for process in range(jax.process_count())]
     return jax.tree.unflatten(structure, [np.asarray(sum(part[name] for part in parts)) for name in arrays])
 
 

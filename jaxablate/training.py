@@ -21,9 +21,10 @@ from jax.sharding import PartitionSpec as P
 from jaxablate._checks import InputError, require, require_batch_size, require_integer, require_known
 from jaxablate._mesh import DATA, STUDY, mesh_for
 from jaxablate._parallel import COMPILER_OPTIONS, Stop, make_room_for_programs, num_cores, run_all
-from jaxablate._processes import everywhere, fetched
+from jaxablate._processes import put_global, to_host
 from jaxablate.datasets import Dataset
-from jaxablate.models import MLP, stack_states
+from jaxablate.models import MLP
+from jaxablate.models._network import stack_states
 
 PAPER_STEPS = 15_620  # 10 epochs of 50 000 examples in batches of 32
 PARALLEL = ("auto", "vmap", "threads")
@@ -206,8 +207,8 @@ def train_many(
     if (mesh := mesh_for(mesh)) is not None:
         turns = np.arange(-(-len(seeds) // mesh.size) * mesh.size) % len(seeds)  # as many for each device
         across = NamedSharding(mesh, P((DATA, STUDY)))
-        params, keys = everywhere(across, jax.tree.map(lambda leaf: leaf[turns], (params, keys)))
-        shared = (*shared[:3], everywhere(NamedSharding(mesh, P()), splits))
+        params, keys = put_global(across, jax.tree.map(lambda leaf: leaf[turns], (params, keys)))
+        shared = (*shared[:3], put_global(NamedSharding(mesh, P()), splits))
         parallel = "vmap"
     told = _Told(on_epoch, epochs * len(seeds))
     if parallel == "threads" or (parallel == "auto" and jax.default_backend() == "cpu"):
@@ -218,7 +219,7 @@ def train_many(
     def run(group: slice, stop: Stop) -> list[tuple[MLP, History]]:
         chosen = jax.tree.map(lambda leaf: leaf[group], params)
         trained, records = _train_together(*shared, chosen, keys[group], len(seeds[group]), told, stop)
-        trained = fetched(trained)  # from whichever devices
+        trained = to_host(trained)  # from whichever devices
         bad = ~np.isfinite(records).all(axis=(0, 2))
 
         def result(i: int, records: np.ndarray) -> tuple[MLP, History]:
@@ -277,9 +278,9 @@ def _train_together(
     opt_state, records = jax.vmap(recipe.optimizer().init)(params), []
     for epoch in range(1, epochs + 1):
         stop.check()
-        before = fetched(params)  # the epoch takes the memory of the others
+        before = to_host(params)  # the epoch takes the memory of the others
         params, opt_state, record = _epoch(graphdef, recipe, splits, params, opt_state, keys, epoch)
-        records.append(fetched(record))
+        records.append(to_host(record))
         if not np.isfinite(records[-1]).all():
             params = before
             break

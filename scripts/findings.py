@@ -20,7 +20,7 @@ import jaxablate as ja
 from jaxablate._files import atomic_path
 from jaxablate.claims import CLAIMS, FAILS, HOLDS, POINTS, UNDECIDED, Effect, Verdict
 from jaxablate.figures import draw_sensitivity, save_finding_figures
-from jaxablate.mechanism import damage_alone
+from jaxablate.layer_analysis import lost_predictions
 from jaxablate.protocols import DEPARTURES, SETS
 
 SHOWN = SETS["both"]
@@ -102,7 +102,7 @@ def write_findings(results: xr.DataTree, again: xr.DataTree | None, scores: Path
         "## Where the published protocol says otherwise, and why",
         reasons(verdicts),
         "## What stands behind the whole-network rankings",
-        mechanism(results),
+        layer_analysis(results),
     ]
     if scores is not None:
         names = list(ja.results.select_protocol(results, "paper").children)
@@ -195,7 +195,7 @@ def number(effect: Effect) -> str:
 
 def reasons(verdicts: list[Verdict]) -> str:
     """Which departure carries each comparison that the two protocols judge differently."""
-    flips = ja.claims.explain_flips(verdicts)
+    flips = ja.claims.explain_changes(verdicts)
     if not flips:
         return "The two protocols agree on every claim."
     claims = [claim for claim in CLAIMS if any(flip.claim == claim for flip in flips)]
@@ -217,8 +217,8 @@ def reasons(verdicts: list[Verdict]) -> str:
         ]
         for name in names:
             meaning = DEPARTURES.get(name, "these two together").replace("|", "\\|")
-            lines.append(f"| `{name}` | {meaning} | {sum(flip.carrier == name for flip in flips)} |")
-    if any(flip.carrier for flip in flips):
+            lines.append(f"| `{name}` | {meaning} | {sum(flip.cause == name for flip in flips)} |")
+    if any(flip.cause for flip in flips):
         lines += [
             "",
             "![Mean effect under each departure alone; in brackets the one that carries it](findings/departures.png)",
@@ -231,7 +231,7 @@ def reasons(verdicts: list[Verdict]) -> str:
     for flip in flips:
         own, theirs = (f"{flip.means[name]:+.2f}, {flip.verdicts[name]}" for name in SHOWN)
         difference, low, high = flip.difference
-        carrier = f"`{flip.carrier}`" if flip.carrier else "none alone" if flip.differs else "no difference shown"
+        carrier = f"`{flip.cause}`" if flip.cause else "none alone" if flip.differs else "no difference shown"
         share = "" if flip.share is None else f"{flip.share:.0%}"
         lines.append(
             f"| {flip.claim}, {flip.network}: {flip.label} | {own} | {theirs} | "
@@ -240,7 +240,7 @@ def reasons(verdicts: list[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def mechanism(results: xr.DataTree) -> str:
+def layer_analysis(results: xr.DataTree) -> str:
     """Where whole-network rankings take their neurons from, and what scores say of the damage of one neuron."""
     lines = [
         "A whole-network ranking, low values first, ablates what the score ranks lowest, wherever that is. Under the "
@@ -251,10 +251,10 @@ def mechanism(results: xr.DataTree) -> str:
     for name in ja.results.select_protocol(results, "paper").children:
         for protocol in SHOWN:
             network = ja.results.select_protocol(results, protocol)[name].to_dataset()
-            last = ja.mechanism.layer_shares(network).isel(rank=-1)
+            last = ja.layer_analysis.layer_shares(network).isel(rank=-1)
             silent = (network["joint_counts"].sum("class") == 0).any("code")
             parts = []
-            for metric in map(str, network["metric"].values):
+            for metric in map(str, network["score"].values):
                 share = 100 * float(last.sel(ordering=f"{metric}_low", layer=1).mean())
                 chosen = network["ablated"].sel(scope="network", ordering=f"{metric}_low").values
                 unused = 100 * np.take_along_axis(silent.values, chosen, axis=1).mean()
@@ -271,15 +271,15 @@ def mechanism(results: xr.DataTree) -> str:
     ]
     for name, node in ja.results.select_protocol(results, "paper").children.items():
         network = node.to_dataset()
-        damage = np.abs(damage_alone(network))
+        damage = np.abs(lost_predictions(network))
         layers = network["layer"].values
         typical = [f"layer {layer} {np.median(damage[:, layers == layer]):.0f}" for layer in np.unique(layers)]
-        correlations = ja.mechanism.damage_correlations(network).sel(scope="network")
-        correlation, low, high = ja.mechanism.mean_and_interval(correlations)
+        correlations = ja.layer_analysis.damage_correlations(network).sel(scope="network")
+        correlation, low, high = ja.layer_analysis.mean_and_interval(correlations)
         across = [
-            f"{str(metric).replace('_', ' ')} {float(correlation.sel(metric=metric)):+.2f} "
-            f"[{float(low.sel(metric=metric)):+.2f}, {float(high.sel(metric=metric)):+.2f}]"
-            for metric in network["metric"].values
+            f"{str(metric).replace('_', ' ')} {float(correlation.sel(score=metric)):+.2f} "
+            f"[{float(low.sel(score=metric)):+.2f}, {float(high.sel(score=metric)):+.2f}]"
+            for metric in network["score"].values
         ]
         lines.append(
             f"- **{name}.** Median absolute change of correct predictions, of {network.attrs['num_test_examples']}: "
@@ -306,13 +306,13 @@ def quantizers(run: Path, names: list[str], pictures: Path) -> str:
         shown.append(f"![Ranks and curves under each quantizer, {name}](findings/quantizers_{name}.png)")
         gap = (found["auc"].sel(direction="low") - found["auc"].sel(direction="high")).rename(network="seed")
         ranks = found["rank_correlation"].rename(network="seed")
-        for scope, metric in itertools.product(found["scope"].values, found["metric"].values):
-            one = {"scope": scope, "metric": metric}
+        for scope, metric in itertools.product(found["scope"].values, found["score"].values):
+            one = {"scope": scope, "score": metric}
             # codes of equal frequency have the same entropy in every neuron: nothing to rank by
             comparable = [
                 i for i, q in enumerate(found["quantizer"].values) if metric != "entropy" or "quantile" not in str(q)
             ]
-            mean, low, high = (of.values for of in ja.mechanism.mean_and_interval(gap.sel(one)[:, comparable]))
+            mean, low, high = (of.values for of in ja.layer_analysis.mean_and_interval(gap.sel(one)[:, comparable]))
             sign = np.sign(mean) * ((low > 0) | (high < 0))
             if sign[0] == 0:
                 said = "none to keep"
@@ -357,7 +357,7 @@ def pairs(run: Path, names: list[str], pictures: Path) -> str:
         shown.append(f"![What pairs of the last layer tell of the class, {name}](findings/pairs_{name}.png)")
         for fill in ("mean", "zero"):
             found = tests[name, fill]
-            mean, low, high = ja.mechanism.mean_and_interval(found["correlation"].rename(network="seed"))
+            mean, low, high = ja.layer_analysis.mean_and_interval(found["correlation"].rename(network="seed"))
             significant = (found["p_value"] < 0.05).sum("network")
             for scope in found["scope"].values:
                 cells = [

@@ -161,9 +161,9 @@ def npz(compressed: bool, **arrays: np.ndarray) -> bytes:
 
 def tiny_results():
     """The results of a study of one network with three neurons, under both protocols."""
-    names = ("seed", "epoch", "neuron", "class", "code", "metric", "scope", "ordering", "rank", "fill", "step")
+    names = ("seed", "epoch", "neuron", "class", "code", "score", "scope", "ordering", "rank", "fill", "step")
     sizes = dict(zip(names, (1, 2, 3, 2, 2, 1, 2, 3, 2, 2, 3), strict=True))
-    counts = ("ablated", "correct", "correct_alone", "joint_counts")
+    counts = ("ablated", "correct", "single_correct", "joint_counts")
     variables = {
         name: np.ones([sizes[dim] for dim in dims], np.int32 if name in counts else np.float32)
         for name, (dims, _, _) in VARIABLES.items()
@@ -172,7 +172,7 @@ def tiny_results():
     orderings = [Ordering("entropy", "low"), Ordering("entropy", "high"), Ordering("random", "0")]
     node = network_results(
         variables, protocol="paper", first_step=0, sites={"layer1": 3}, activation="relu", seeds=[0],
-        metrics=["entropy"], orderings=orderings, fills=["zero", "mean"], num_test_examples=9,
+        scores=["entropy"], orderings=orderings, fills=["zero", "mean"], num_test_examples=9,
     )  # fmt: skip
     return study_results({"paper": {"net": node}, "published": {"net": node}}, {}, Source("tiny", "made up", {}), 0.0)
 

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxablate as ja
 from jaxablate._mesh import choose_mesh
-from jaxablate.ablation._machine import Layout
+from jaxablate.ablation._execute import Layout
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -34,7 +34,7 @@ def main(dataset: str) -> None:
 
     def everything(mesh: Mesh | None) -> list:
         return [
-            ja.evaluate_masks(models[0], masks, images, labels, fill, measures=("confusion", "loss"), mesh=mesh),
+            ja.evaluate_masks(models[0], masks, images, labels, fill, outcomes=("confusion", "loss"), mesh=mesh),
             ja.cumulative_ablation(models[0], orders, images, labels, resample, steps=9, engine="vmap", mesh=mesh),
             ja.cumulative_ablation(
                 models, np.stack([orders, orders[::-1]]), images, labels, np.stack([fill, fill]), steps=9, mesh=mesh
@@ -105,7 +105,7 @@ def examples_are_not_added(model: ja.MLP, images: np.ndarray, labels: np.ndarray
     """Where the devices do not divide the examples, what knows nothing of padding sees no more of them either."""
     mesh = ja.meshes.make_mesh()
     expected = ja.mean_activations(model, images), ja.evaluate_masks(model, masks, images, labels)
-    spread = ja.meshes.spread(mesh, images, labels)
+    spread = ja.meshes.shard_examples(mesh, images, labels)
     jax.tree.map(compare, expected, (ja.mean_activations(model, spread[0]), ja.evaluate_masks(model, masks, *spread)))
     batches = [(images[start : start + 40], labels[start : start + 40]) for start in range(0, 103, 40)]
     found = ja.streams.add_up(
@@ -122,7 +122,7 @@ def labels_may_be_of_any_dtype(model, images: np.ndarray, labels: np.ndarray, fi
     def found(labels: np.ndarray, mesh: Mesh | None) -> list:
         examples = images, labels, fill
         return [
-            ja.cumulative_ablation(model, orders, *examples, steps=9, measures=("correct", "loss"), mesh=mesh),
+            ja.cumulative_ablation(model, orders, *examples, steps=9, outcomes=("correct", "loss"), mesh=mesh),
             ja.joint_histogram(codes, labels, num_codes=2, num_classes=256, mesh=mesh),
         ]
 

@@ -34,8 +34,8 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
     cuts = np.linspace(0, len(labels), int(number) + 1).astype(int)
     cuts[1:-1] += 7
     own = slice(*cuts[int(process) : int(process) + 2])
-    spread = ja.meshes.spread(mesh, images[own], labels[own].astype((np.uint8, np.int64)[int(process) % 2]))
-    spread_codes = ja.meshes.spread(mesh, codes[own], labels[own])
+    spread = ja.meshes.shard_examples(mesh, images[own], labels[own].astype((np.uint8, np.int64)[int(process) % 2]))
+    spread_codes = ja.meshes.shard_examples(mesh, codes[own], labels[own])
     # nor are their batches, or as many
     size = 99 * (int(process) + 1)
     batches = ((images[own][i : i + size], labels[own][i : i + size]) for i in range(0, own.stop - own.start, size))
@@ -51,9 +51,9 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
         with raises_input_error("images: expected those of this process, got some that others hold"):
             ja.mean_activations(models[0], spread[0])
         with raises_input_error("mesh: expected devices of every process, or of this one "):
-            ja.meshes.spread(ja.meshes.make_mesh(devices=others()), images[own], labels[own])
+            ja.meshes.shard_examples(ja.meshes.make_mesh(devices=others()), images[own], labels[own])
         with raises_input_error("images: expected the same in each process, got float"):
-            ja.meshes.spread(mesh, images[own].astype((np.float16, np.float32)[int(process) % 2]), labels[own])
+            ja.meshes.shard_examples(mesh, images[own].astype((np.float16, np.float32)[int(process) % 2]), labels[own])
         with pytest.raises(OSError if process == "0" else ja.InputError, match="the file is gone"):
             ja.streams.add_up(
                 broken(images, labels) if process == "0" else [(images, labels)], lambda x, y: 1, mesh=mesh
@@ -62,8 +62,8 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
             ja.streams.add_up([(images, labels)][: int(process) == 0], lambda x, y: x.sum(), mesh=mesh)
     trained = ja.training.train_many(data, (12,), (0, 1, 2), epochs=1, mesh=mesh)
     found = {
-        "confusion": ja.evaluate_masks(models[0], masks, images, labels, fill, measures="confusion", mesh=mesh),
-        "own parts": ja.evaluate_masks(models[0], masks, *spread, fill, measures="confusion"),
+        "confusion": ja.evaluate_masks(models[0], masks, images, labels, fill, outcomes="confusion", mesh=mesh),
+        "own parts": ja.evaluate_masks(models[0], masks, *spread, fill, outcomes="confusion"),
         "own parts, incremental": ja.cumulative_ablation(models[0], orders, *spread, class_mean, steps=9),
         "vmap": ja.cumulative_ablation(
             models[0], orders, images, labels, resample, steps=9, engine="vmap", mesh=by_mask
@@ -74,7 +74,7 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
         "single": ja.single_ablation(models[0], images, labels, fill, mesh=mesh),
         "histogram": ja.joint_histogram(codes, labels, num_codes=2, num_classes=10, mesh=mesh),
         "own histogram": ja.joint_histogram(*spread_codes, num_codes=2, num_classes=10),
-        "loss": ja.evaluate_masks(models[0], masks, *spread, fill, measures="loss"),
+        "loss": ja.evaluate_masks(models[0], masks, *spread, fill, outcomes="loss"),
         "shapley": shapley,
         "streamed": streamed[0],
         "streamed mean": streamed[1],

@@ -12,7 +12,7 @@ from flax import nnx
 from helpers import assert_counts, logits64, raises_input_error, random_masks, weights64
 
 import jaxablate as ja
-from jaxablate.ablation import _incremental, _machine, _vmap
+from jaxablate.ablation import _execute, _incremental, _vmap
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ def test_chunks_and_threads_do_not_matter(
 ):
     orders = np.asarray(ja.random_orders(jax.random.key(3), 27, 2))
     expected = ja.cumulative_ablation(small_model, orders, *examples, fill, steps=9)
-    monkeypatch.setattr(_machine, "num_cores", lambda: cores)
+    monkeypatch.setattr(_execute, "num_cores", lambda: cores)
     monkeypatch.setattr(_vmap, "MASKS_PER_BATCH", masks_per_batch)
     monkeypatch.setattr(_vmap, "SLAB", 7)
     for engine in ENGINES:
@@ -233,7 +233,7 @@ def test_chunks_and_threads_do_not_matter(
         np.testing.assert_array_equal(counts, expected)
 
 
-def test_each_mask_alone_equals_all_together(small_model, examples, fill):
+def test_each_mask_alone_equals_all_sharded(small_model, examples, fill):
     masks = random_masks(8, 6, 27)
     alone = [ja.evaluate_masks(small_model, mask[None], *examples, fill).item() for mask in masks]
     assert ja.evaluate_masks(small_model, masks, *examples, fill).tolist() == alone
@@ -270,8 +270,8 @@ def test_mean_fill_is_cutting_neurons_and_moving_their_mean_into_the_bias(small_
 def test_programs_are_compiled_once_per_shape(small_model, examples):
     images, labels = map(jnp.asarray, examples)
     other = ja.MLP(784, (10, 8, 9), 10, rngs=nnx.Rngs(77))
-    _vmap._engine.alone.clear_cache()
-    _incremental._engine.alone.clear_cache()
+    _vmap._engine.single_device.clear_cache()
+    _incremental._engine.single_device.clear_cache()
     for model in (small_model, other):
         for seed in range(3):
             fill = np.full(27, seed, np.float32)
@@ -279,8 +279,8 @@ def test_programs_are_compiled_once_per_shape(small_model, examples):
             ja.evaluate_masks(model, random_masks(seed, 11, 27), images, labels)
             ja.evaluate_masks(model, random_masks(seed, 11, 27), images, labels, fill)
             ja.cumulative_ablation(model, orders, images, labels, fill, steps=20, engine="incremental")
-    assert _vmap._engine.alone._cache_size() == 1
-    assert _incremental._engine.alone._cache_size() == 1
+    assert _vmap._engine.single_device._cache_size() == 1
+    assert _incremental._engine.single_device._cache_size() == 1
 
 
 def test_ten_thousand_masks_on_full_mnist_stay_under_two_gigabytes(mnist_dir):
@@ -309,14 +309,14 @@ def test_programs_keep_to_the_memory_limit(monkeypatch, hidden, classes, num_exa
     model = ja.MLP(784, hidden, classes, rngs=nnx.Rngs(0))
     images, labels = np.zeros((num_examples, 784), np.float32), np.zeros(num_examples, np.int32)
     module, sizes = {"vmap": _vmap, "incremental": _incremental}[engine], []
-    count = module._engine.alone
+    count = module._engine.single_device
 
     def record(*arguments):
         sizes.append(count.lower(*arguments).compile().memory_analysis().temp_size_in_bytes)
         raise StopIteration
 
-    monkeypatch.setattr(module._engine, "alone", record)
-    monkeypatch.setattr(_machine, "num_cores", lambda: 1)
+    monkeypatch.setattr(module._engine, "single_device", record)
+    monkeypatch.setattr(_execute, "num_cores", lambda: 1)
     orders = np.asarray(ja.random_orders(jax.random.key(0), sum(hidden), 40))
     with pytest.raises(StopIteration):
         ja.cumulative_ablation(model, orders, images, labels, steps=16, engine=engine, memory_limit=limit)
@@ -332,15 +332,15 @@ def test_full_size_programs_stay_small_by_default(mnist5k):
         (_vmap, lambda: ja.evaluate_masks(model, np.zeros((8192, 600), bool), images, labels)),
         (_incremental, lambda: ja.cumulative_ablation(model, np.arange(600)[None], images, labels)),
     ):
-        count = module._engine.alone
+        count = module._engine.single_device
 
         def record(*arguments, count=count):
             calls.append(count.lower(*arguments).compile().memory_analysis().temp_size_in_bytes)
             raise StopIteration
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module._engine, "alone", record)
-            patch.setattr(_machine, "num_cores", lambda: 1)
+            patch.setattr(module._engine, "single_device", record)
+            patch.setattr(_execute, "num_cores", lambda: 1)
             with pytest.raises(StopIteration):
                 run()
     assert len(calls) == 2
@@ -350,13 +350,13 @@ def test_full_size_programs_stay_small_by_default(mnist5k):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_matrix_products_are_of_highest_precision(small_model, examples, monkeypatch, engine):
     module = {"vmap": _vmap, "incremental": _incremental}[engine]
-    count, programs = module._engine.alone, []
+    count, programs = module._engine.single_device, []
 
     def record(*arguments):
         programs.append(count.lower(*arguments).as_text())
         return count(*arguments)
 
-    monkeypatch.setattr(module._engine, "alone", record)
+    monkeypatch.setattr(module._engine, "single_device", record)
     orders = np.arange(27)[None]
     ja.cumulative_ablation(small_model, orders, *examples, steps=2, engine=engine)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # a CPU knows no other
@@ -385,10 +385,10 @@ def products(jaxpr, times=1):
 def test_what_comes_before_the_first_ablated_layer_is_computed_once(small_model, examples, monkeypatch, engine):
     """Orders of the last layer: the two products before it run once for each chunk, however many orders there are."""
     module = {"vmap": _vmap, "incremental": _incremental}[engine]
-    count, seen = module._engine.alone, []
+    count, seen = module._engine.single_device, []
     monkeypatch.setattr(_vmap, "MASKS_PER_BATCH", 5)
-    monkeypatch.setattr(_machine, "num_cores", lambda: 1)
-    monkeypatch.setattr(module._engine, "alone", lambda *arguments: seen.append(arguments) or count(*arguments))
+    monkeypatch.setattr(_execute, "num_cores", lambda: 1)
+    monkeypatch.setattr(module._engine, "single_device", lambda *arguments: seen.append(arguments) or count(*arguments))
     orders = np.asarray(ja.random_orders(jax.random.key(0), 9, 6)) + 18
     ja.cumulative_ablation(small_model, orders, *examples, steps=4, engine=engine, memory_limit=10_000)
     chunks = len(seen[0][-1].starts)
@@ -401,7 +401,7 @@ def test_what_comes_before_the_first_ablated_layer_is_computed_once(small_model,
 
 def test_a_logit_that_is_not_finite_is_found_in_any_chunk(small_model, examples, monkeypatch):
     images, labels = examples
-    monkeypatch.setattr(_machine, "num_cores", lambda: 2)
+    monkeypatch.setattr(_execute, "num_cores", lambda: 2)
     for place in (0, 120, 202):
         broken = np.array(images)
         broken[place, 0, 0] = np.nan

@@ -11,7 +11,7 @@ import pytest
 from helpers import TIE, logits64
 
 import jaxablate as ja
-from jaxablate.ablation import _machine
+from jaxablate.ablation import _execute
 
 STEPS = 12
 
@@ -42,7 +42,7 @@ ACCIDENTS = list(itertools.product(["vmap", "incremental"], [None, 60_000], [1, 
 
 @pytest.mark.parametrize(("engine", "memory_limit", "cores", "way"), ACCIDENTS)
 def test_counts(engine, memory_limit, cores, way, models, curves, monkeypatch):
-    monkeypatch.setattr(_machine, "num_cores", lambda: cores)
+    monkeypatch.setattr(_execute, "num_cores", lambda: cores)
     orders, fills, images, labels, counts = curves
     turn = slice(None) if way == "as given" else slice(None, None, -1)
     options = {"steps": STEPS, "engine": engine, "memory_limit": memory_limit}
@@ -68,9 +68,9 @@ if sys.argv[3] == "one core":
 import numpy as np
 import jaxablate as ja
 model, data = ja.load_model(sys.argv[1])[0], ja.load_dataset("mnist5k")
-config = ja.StudyConfig(dataset="mnist5k", networks=(), steps=6, random_orders=2, metrics=tuple(ja.scores.SCORES))
+config = ja.StudyConfig(dataset="mnist5k", networks=(), steps=6, random_orders=2, scores=tuple(ja.scores.SCORES))
 found = ja.run_study(config, {"mine": model})["mine"].to_dataset()
-names = ("scores", "correct", "correct_alone", "joint_counts", "ablated")
+names = ("scores", "correct", "single_correct", "joint_counts", "ablated")
 np.savez(sys.argv[2], **{name: found[name].values for name in names})
 """
 
@@ -89,5 +89,5 @@ def test_threads(small_model, tmp_path):
         found.append(np.load(out))
     for other in found[1:]:
         np.testing.assert_allclose(other["scores"], found[0]["scores"], rtol=1e-5, atol=1e-6)
-        for name in ("correct", "correct_alone", "joint_counts", "ablated"):
+        for name in ("correct", "single_correct", "joint_counts", "ablated"):
             np.testing.assert_array_equal(other[name], found[0][name], err_msg=name)

@@ -47,7 +47,7 @@ def synthetic(
         "mean_activation": np.zeros((seeds, neurons)),
         "scores": scores,
         "ablated": np.zeros((seeds, len(scopes), len(orderings), 4), int),
-        "correct_alone": np.zeros((seeds, neurons), int),
+        "single_correct": np.zeros((seeds, neurons), int),
         "correct": correct.round().astype(int),
     }
     return network_results(
@@ -57,7 +57,7 @@ def synthetic(
         sites={f"layer{i}": 2 for i in range(1, layers + 1)},
         activation="sigmoid",
         seeds=range(seeds),
-        metrics=METRICS,
+        scores=METRICS,
         orderings=orderings,
         fills=("zero", "mean"),
         num_test_examples=100_000,
@@ -326,7 +326,7 @@ def test_files_hold_everything_and_are_the_same_again(small_results, tmp_path):
         ja.claims.save_claims(verdicts, small_results, tmp_path / "file")
 
 
-def effect(mean: float, verdict: str, label: str = "x", spread: float = 0.1) -> Effect:
+def effect(mean: float, verdict: str, label: str = "x", shard_examples: float = 0.1) -> Effect:
     values = (mean - spread, mean + spread, mean)
     return Effect(label, "accuracy points", values, 3, mean, verdict=verdict)
 
@@ -343,18 +343,18 @@ def test_flips_name_the_departure_that_carries_them():
         judged("paper", HOLDS, effect(1.0, HOLDS), claim="C4"),
         judged("published", HOLDS, effect(9.0, HOLDS), claim="C4"),
     ]
-    (flip,) = ja.claims.explain_flips(verdicts)
-    assert (flip.claim, flip.label, flip.carrier) == ("C3", "x", "mi_sign")
+    (flip,) = ja.claims.explain_changes(verdicts)
+    assert (flip.claim, flip.label, flip.cause) == ("C3", "x", "mi_sign")
     assert flip.share == pytest.approx(9 / 10)
     assert flip.means == {"paper": 4.0, "mi_sign": -5.0, "fresh_subsets": 3.0, "published": -6.0}
     assert flip.difference == pytest.approx((-10, -10, -10))
     halfway = [v for v in verdicts if v.protocol != "mi_sign"]
-    assert ja.claims.explain_flips(halfway)[0].carrier is None, "fresh_subsets goes a tenth of the way"
+    assert ja.claims.explain_changes(halfway)[0].cause is None, "fresh_subsets goes a tenth of the way"
     every = judged("+".join(DEPARTURES), FAILS, effect(-6.0, FAILS), effect(1.1, HOLDS, "same"))
-    assert ja.claims.explain_flips([*verdicts, every])[0].carrier == "mi_sign", "all six together explain nothing"
-    (unexplained,) = ja.claims.explain_flips([v for v in verdicts if v.protocol in ("paper", "published")])
-    assert (unexplained.carrier, unexplained.share) == (None, None)
-    assert ja.claims.explain_flips([v for v in verdicts if v.protocol == "paper"]) == []
+    assert ja.claims.explain_changes([*verdicts, every])[0].cause == "mi_sign", "all six together explain nothing"
+    (unexplained,) = ja.claims.explain_changes([v for v in verdicts if v.protocol in ("paper", "published")])
+    assert (unexplained.cause, unexplained.share) == (None, None)
+    assert ja.claims.explain_changes([v for v in verdicts if v.protocol == "paper"]) == []
 
 
 def test_effects_that_do_not_differ_have_no_carrier():
@@ -364,8 +364,8 @@ def test_effects_that_do_not_differ_have_no_carrier():
         Verdict("mi_sign", "net", "C3", "text", HOLDS, 3, (effect(2.0, HOLDS),)),
         Verdict("published", "net", "C3", "text", UNDECIDED, 3, (effect(1.0, UNDECIDED, spread=3.6),)),
     ]
-    (flip,) = ja.claims.explain_flips(verdicts)
-    assert (flip.carrier, flip.share, flip.differs) == (None, None, False)
+    (flip,) = ja.claims.explain_changes(verdicts)
+    assert (flip.cause, flip.share, flip.differs) == (None, None, False)
 
 
 def test_equal_effects_may_be_judged_differently():
@@ -375,5 +375,5 @@ def test_equal_effects_may_be_judged_differently():
         Verdict("mi_sign", "net", "C9a", "text", HOLDS, 3, (effect(4.0, HOLDS),)),
         Verdict("published", "net", "C9a", "text", UNDECIDED, 3, (effect(4.0, UNDECIDED),)),
     ]
-    (flip,) = ja.claims.explain_flips(verdicts)
-    assert (flip.carrier, flip.difference) == (None, (0, 0, 0))
+    (flip,) = ja.claims.explain_changes(verdicts)
+    assert (flip.cause, flip.difference) == (None, (0, 0, 0))

@@ -129,7 +129,7 @@ def test_the_findings_are_written_from_results(judged, reproduced, tmp_path):
     assert len(pictures) >= 4
     assert {"findings/quantizers_2-layer.png", "findings/quantizers_3-layer.png"} <= set(pictures)
     rows = [line for line in page.splitlines() if line.startswith("| 3-layer | layer2 | mutual information |")]
-    gap = xr.load_dataset(out / "sensitivity_3-layer.nc")["auc"].sel(scope="layer2", metric="mutual_information")[0]
+    gap = xr.load_dataset(out / "sensitivity_3-layer.nc")["auc"].sel(scope="layer2", score="mutual_information")[0]
     gap = (gap.sel(direction="low") - gap.sel(direction="high")).values
     assert f"| {gap[0]:+.2f} [{gap[0]:+.2f}, {gap[0]:+.2f}] | {gap[1:].min():+.2f} to {gap[1:].max():+.2f} |" in rows[0]
     found = xr.load_dataset(out / "pairs_zero_2-layer.nc").sel(scope="layer2", quantity="co_information")
@@ -279,7 +279,7 @@ def test_quiet_json_and_debug(reproduced, tmp_path):
     table = np.genfromtxt(tmp_path / "scores.csv", delimiter=",", names=True, dtype=None, encoding=None)
     assert scores["scores"] == str(tmp_path / "scores.csv")
     entropy = scores["mean_score"]["layer1"]["entropy"]
-    chosen = (table["metric"] == "entropy") & (table["layer"] == 1)
+    chosen = (table["score"] == "entropy") & (table["layer"] == 1)
     assert entropy == pytest.approx(table["scores"][chosen].mean(), abs=1e-6)
     ablation = ["--steps", "3", "--random-orders", "2", "--json", "--report", tmp_path / "report.html"]
     found = json.loads(run("ablate", network, *options, tmp_path / "curves.csv", *ablation).stdout)

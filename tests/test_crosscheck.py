@@ -11,7 +11,8 @@ from flax import nnx
 from helpers import TIE
 
 import jaxablate as ja
-from jaxablate.models import describe, enter, load_pytorch, run_on
+from jaxablate.models import load_pytorch
+from jaxablate.models._network import run_from_site, run_prefix, trace_model
 
 torch = pytest.importorskip("torch")
 SIZES = (784, 20, 16, 12, 10)
@@ -110,7 +111,7 @@ def test_a_trained_network_comes_over(net, model, examples):
 def test_single_ablation_equals_captum(net, model, examples, kind):
     images, labels = examples
     fill = None if kind == "zero" else ja.mean_activations(model, images)
-    losses = ja.single_ablation(model, images, labels, fill, measures="loss")
+    losses = ja.single_ablation(model, images, labels, fill, outcomes="loss")
     start = 0
     for place, width in zip((2, 4, 6), SIZES[1:-1], strict=True):
         with torch.no_grad():
@@ -128,7 +129,7 @@ def test_single_ablation_of_channels_equals_captum(cnn, examples, kind):
     theirs, ours = cnn
     images, labels = examples
     fill = None if kind == "zero" else ja.mean_activations(ours, images[..., None])
-    losses = ja.single_ablation(ours, images[..., None], labels, fill, measures="loss")
+    losses = ja.single_ablation(ours, images[..., None], labels, fill, outcomes="loss")
     start = 0
     for place, width in ((1, 4), (3, 6)):
         with torch.no_grad():
@@ -173,15 +174,15 @@ def test_masks_equal_structural_pruning(model, smaller, keep, examples):
     """Zero fill is what remains when the neurons are gone."""
     images, labels = examples
     wanted = logits_of(smaller, images)
-    network, state, inputs = describe(model, images)
+    network, state, inputs = trace_model(model, images)
     masks = np.split(keep, network.bounds[1:-1])
     changes = {i: (jnp.asarray(mask), jnp.zeros(len(mask)), None) for i, mask in enumerate(masks)}
     with jax.default_matmul_precision("highest"):
-        masked = run_on(network, state, enter(network, state, inputs, 0), 0, changes)
+        masked = run_from_site(network, state, run_prefix(network, state, inputs, 0), 0, changes)
         intact = model(images)
     np.testing.assert_allclose(masked, wanted, atol=1e-5)
     assert np.abs(intact - wanted).max() > 0.1  # the removed ones counted
-    sums = ja.evaluate_masks(model, keep[None], images, labels, measures=("loss", "class_correct"))
+    sums = ja.evaluate_masks(model, keep[None], images, labels, outcomes=("loss", "class_correct"))
     with torch.no_grad():
         loss = mean_loss(smaller, labels)(torch.from_numpy(images)).item()
     assert float(sums["loss"][0]) == pytest.approx(loss, abs=1e-5)

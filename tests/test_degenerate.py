@@ -56,7 +56,7 @@ DEAD, ALL_DEAD = [(0, 0.0, -1.0)], [(0, 0.0, -1.0), (1, 0.0, -1.0)]
 def test_one_class_tells_nothing(archive):
     with pytest.warns(JaxablateWarning, match="validation labels: expected several classes, got 0 alone"):
         found = study(archive(labels=lambda split, size: np.zeros(size)))
-    assert (found["scores"].sel(metric=["mutual_information", "kl_selectivity"]) == 0).all()
+    assert (found["scores"].sel(score=["mutual_information", "kl_selectivity"]) == 0).all()
     assert (found["accuracy"] == 1).all()
 
 
@@ -90,16 +90,16 @@ def test_labels_never_seen_in_validation(archive):
 @pytest.mark.parametrize("dead", [DEAD, ALL_DEAD])
 def test_dead_layers(archive, dead):
     names = ("entropy", "mutual_information", "kl_selectivity", "class_selectivity", "activation_variance", "taylor")
-    found = study(archive(), {"dead": network(*dead)}, metrics=names)
+    found = study(archive(), {"dead": network(*dead)}, scores=names)
     silent = slice(0, 4) if dead is DEAD else slice(0, 7)
     assert (found["scores"].isel(neuron=silent) == 0).all()
     assert (found["correct"].sel(fill="zero", scope="layer1") == found["correct"][0, 0, 0, 0]).all()
 
 
-@pytest.mark.parametrize("metric", SCORES)
+@pytest.mark.parametrize("score", SCORES)
 def test_every_score_of_a_dead_network(archive, metric):
     data = ja.load_dataset(archive())
-    scores = ja.study.score_neurons(network(*ALL_DEAD), data, metrics=metric)["scores"]
+    scores = ja.study.score_neurons(network(*ALL_DEAD), data, scores=metric)["scores"]
     assert np.isfinite(scores).all()
 
 
@@ -107,8 +107,8 @@ def test_duplicate_neurons_score_the_same(archive):
     model = network()
     for weights in (model.stages[0].linear.kernel, model.stages[0].linear.bias):
         weights[...] = jnp.broadcast_to(weights[...][..., :1], weights.shape)
-    found = study(archive(), {"twins": model}, metrics=("mutual_information", "taylor", "outgoing_norm"))
-    assert np.ptp(found["scores"].sel(metric="mutual_information").values[:4]) == 0
+    found = study(archive(), {"twins": model}, scores=("mutual_information", "taylor", "outgoing_norm"))
+    assert np.ptp(found["scores"].sel(score="mutual_information").values[:4]) == 0
     assert found["ablated"].sel(scope="layer1", ordering="mutual_information_low").values.tolist() == [0, 1]
 
 
@@ -161,4 +161,4 @@ def test_layers_of_one_neuron_and_of_ten_thousand(archive, hidden):
     assert found.sizes["neuron"] == sum(hidden)
     first = found["ablated"].sel(scope="layer1", ordering="entropy_low").values[0]
     one = found["correct"].sel(scope="layer1", ordering="entropy_low", fill="mean", step=1)
-    assert int(one) == int(found["correct_alone"].sel(neuron=first))
+    assert int(one) == int(found["single_correct"].sel(neuron=first))

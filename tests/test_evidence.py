@@ -62,7 +62,7 @@ def test_scores_of_the_activation(evidence, activations, split):
         assert compute_score("mean_activation", evidence)[neuron] == pytest.approx(values.mean(), abs=1e-6)
         assert compute_score("activation_variance", evidence)[neuron] == pytest.approx(values.var(), abs=1e-6)
     relu = KINDS["chain"]()
-    found = compute_score("share_of_zeros", Evidence(relu, split.images, split.labels, 10))
+    found = compute_score("zero_fraction", Evidence(relu, split.images, split.labels, 10))
     outputs = np.concatenate(ja.record_activations(relu, split.images), axis=1)
     np.testing.assert_allclose(found, (outputs == 0).mean(axis=0))
     assert found.max() > 0.1
@@ -76,7 +76,7 @@ def test_the_share_of_zeros_of_a_channel_is_over_its_map(split):
         outputs = layer(outputs)
         if isinstance(layer, ja.Site):
             wanted += list(np.asarray(outputs <= 0).reshape(-1, outputs.shape[-1]).mean(axis=0))
-    found = compute_score("share_of_zeros", Evidence(model, split.images[:70], split.labels[:70], 10))
+    found = compute_score("zero_fraction", Evidence(model, split.images[:70], split.labels[:70], 10))
     np.testing.assert_allclose(found, wanted, atol=1e-3)
     assert len(np.unique(found[:9])) > 5
 
@@ -148,7 +148,7 @@ def worth(small_model, activations, split):
 
 def test_damage_alone(evidence, worth):
     wanted = [worth(np.ones(27)) - worth(np.arange(27) != neuron) for neuron in range(27)]
-    np.testing.assert_allclose(compute_score("damage_alone", evidence), wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(compute_score("single_damage", evidence), wanted, rtol=0, atol=1e-6)
 
 
 def test_shapley_values_by_the_same_orders(evidence, worth):
@@ -238,13 +238,13 @@ def test_selectivity_is_among_the_classes_that_are_there(small_model, split):
 def test_a_score_of_ones_own_orders_a_study(small_model, mnist5k, monkeypatch):
     monkeypatch.setitem(SCORES, "largest", lambda evidence: evidence.activations.max(axis=0))
     config = ja.StudyConfig(
-        dataset="mnist5k", networks=(), metrics=("taylor", "largest"), normalization="z", random_orders=1, steps=5
+        dataset="mnist5k", networks=(), scores=("taylor", "largest"), normalization="z", random_orders=1, steps=5
     )
     node = ja.run_study(config, {"mine": small_model})["mine"].to_dataset()
     largest = np.concatenate(
         [np.asarray(a).max(axis=0) for a in ja.record_activations(small_model, mnist5k.validation.images)]
     )
-    np.testing.assert_allclose(node["scores"].sel(seed=0, metric="largest"), largest, atol=1e-6)
+    np.testing.assert_allclose(node["scores"].sel(seed=0, score="largest"), largest, atol=1e-6)
     layers = np.repeat([0, 1, 2], [10, 8, 9])
     z = np.concatenate([(of - of.mean()) / of.std() for of in np.split(node["scores"].values[0, 1], [10, 18])])
     ablated = node["ablated"].sel(seed=0, ordering="largest_low")
@@ -274,7 +274,7 @@ def test_bad_input(evidence, small_model, split, monkeypatch):
     with raises_input_error("unknown score 'x': expected one of entropy, mutual_information"):
         compute_score("x", evidence)
     with raises_input_error("unknown score 'x': expected one of entropy"):
-        ja.StudyConfig(metrics=("x",))
+        ja.StudyConfig(scores=("x",))
     with raises_input_error("normalization 'rank': expected the paper's protocol alone, got paper, published"):
         ja.StudyConfig(normalization="rank", protocols=("paper", "published"))
     monkeypatch.setitem(SCORES, "short", lambda of: of.activations.mean(axis=1))

@@ -10,7 +10,7 @@ from helpers import raises_input_error
 from matplotlib.image import imread
 
 import jaxablate as ja
-from jaxablate.claims import CLAIMS, Flip
+from jaxablate.claims import CLAIMS, VerdictChange
 from jaxablate.figures import EXTRAS, FIGURES, _findings, draw_figure, save_figure, save_figures, save_finding_figures
 
 
@@ -104,11 +104,11 @@ def test_epochs_are_whole(results):
     assert (ticks == ticks.round()).all()
 
 
-@pytest.mark.parametrize(("number", "metric"), [(3, "entropy"), (4, "mutual_information"), (5, "kl_selectivity")])
+@pytest.mark.parametrize(("number", "score"), [(3, "entropy"), (4, "mutual_information"), (5, "kl_selectivity")])
 def test_violins_show_every_neuron_of_their_metric(results, number, metric):
     axes = draw_figure(results, number).axes[0]
     points = np.concatenate([c.get_offsets()[:, 1] for c in axes.collections if len(c.get_offsets()) == 200])
-    np.testing.assert_allclose(points, results["3-layer"]["scores"].sel(metric=metric).values.ravel(), rtol=1e-6)
+    np.testing.assert_allclose(points, results["3-layer"]["scores"].sel(score=metric).values.ravel(), rtol=1e-6)
 
 
 def test_the_band_spans_the_random_curves(results):
@@ -172,7 +172,7 @@ def test_figures_of_other_networks(small_results, results, tmp_path):
 
 def test_figures_without_a_metric(tmp_path):
     config = ja.StudyConfig(dataset="mnist5k", epochs=1, random_orders=1, steps=2, networks=((200, 200),))
-    results = ja.run_study(dataclasses.replace(config, metrics=("entropy", "mutual_information")))
+    results = ja.run_study(dataclasses.replace(config, scores=("entropy", "mutual_information")))
     names = {file.stem for file in save_figures(results, tmp_path)}
     assert "fig06_2layer_bias_balancing_layer1" in names
     assert "fig11_2layer_layer1_high_first" not in names
@@ -213,7 +213,7 @@ def test_the_forest_shows_every_effect_and_verdict(small_results):
 def test_the_departures_show_every_mean():
     means = {"paper": 1.25, "mi_sign": -2.0, "fresh_subsets": 1.0, "published": -3.0}
     verdicts = dict.fromkeys(means, "holds")
-    flip = Flip("net", "C3", "label", "accuracy points", means, verdicts, (-4.0, -5.0, -3.0), "mi_sign", 0.8)
+    flip = VerdictChange("net", "C3", "label", "accuracy points", means, verdicts, (-4.0, -5.0, -3.0), "mi_sign", 0.8)
     figure = _findings.departures([flip], "caption")
     assert texts_of(figure) == ["+1.2", "[-2.0]", "+1.0", "-3.0"]
     names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
@@ -224,14 +224,14 @@ def test_the_mechanism_is_drawn_from_the_results(small_results):
     name = "3-layer-10-8-9"
     network = small_results[name].to_dataset()
     figure = _findings.shares(small_results, name, ["paper"], "caption")
-    mean, _, _ = ja.mechanism.mean_and_interval(ja.mechanism.layer_shares(network))
+    mean, _, _ = ja.layer_analysis.mean_and_interval(ja.layer_analysis.layer_shares(network))
     for axes, metric in zip(figure.axes, ja.metrics.METRICS, strict=True):
         for line, layer in zip(axes.lines, (1, 2, 3), strict=True):
             np.testing.assert_allclose(line.get_ydata(), mean.sel(ordering=f"{metric}_low", layer=layer))
     figure = _findings.correlations(small_results, [name], ["paper"], "caption")
     dots = [line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
-    summary = ja.mechanism.mean_and_interval(ja.mechanism.damage_correlations(network))
-    expected, low, high = (part.transpose("scope", "metric").values.ravel() for part in summary)
+    summary = ja.layer_analysis.mean_and_interval(ja.layer_analysis.damage_correlations(network))
+    expected, low, high = (part.transpose("scope", "score").values.ravel() for part in summary)
     np.testing.assert_allclose(dots, expected)
     bars = [line.get_xdata() for line in figure.axes[0].lines if len(line.get_xdata()) == 2][: len(low)]
     np.testing.assert_allclose(np.ravel(bars), np.stack([low.clip(-1), high.clip(max=1)], 1).ravel())

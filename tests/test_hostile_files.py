@@ -317,7 +317,7 @@ def test_a_file_whose_name_is_no_text(tmp_path):
     path = archive(tmp_path / os.fsdecode(b"a\xff.npz"))
     data = ja.load_dataset(path)
     model = ja.MLP(20, (3,), 3, rngs=nnx.Rngs(0))
-    scores = ja.study.score_neurons(model, data, metrics=("entropy",))
+    scores = ja.study.score_neurons(model, data, scores=("entropy",))
     ja.results.save_table(scores, tmp_path / "x.nc")
     assert scores.attrs["dataset"] == r"a\udcff"
     ja.save_model(model, tmp_path / "x.safetensors", {"from": path.name})

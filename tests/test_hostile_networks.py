@@ -15,7 +15,7 @@ import xarray as xr
 from helpers import refused
 
 import jaxablate as ja
-from jaxablate._run import Units, begin, lock_folder
+from jaxablate._run import CheckpointStore, lock_folder, open_run
 from jaxablate.models import load_pytorch
 from jaxablate.study._config import StudyConfig
 from jaxablate.study._networks import trained_networks
@@ -300,7 +300,7 @@ WRONG = {
     ),
     "words": (lambda net: net.assign(correct=net["correct"].astype(str)), "expected numbers correct over .*" + DAMAGED),
     "no labels": (lambda net: net.drop_vars("ranking"), "expected the labels that jaxablate writes " + DAMAGED),
-    "numbers for labels": (lambda net: net.assign_coords(metric=[1]), "expected the labels that jaxablate writes"),
+    "numbers for labels": (lambda net: net.assign_coords(score=[1]), "expected the labels that jaxablate writes"),
     "a word for a number": (lambda net: net.assign_attrs(first_step="none"), "expected the labels that jaxablate"),
     "other layers": (lambda net: net.assign_attrs(hidden="[1]"), "expected the labels that jaxablate writes"),
     "half of the layers": (lambda net: net.assign_attrs(hidden="[1, "), "expected the labels that jaxablate writes"),
@@ -337,7 +337,7 @@ def test_attributes_of_results(tmp_path, whole):
 
 
 def test_names_of_units_stay_in_their_folder(tmp_path):
-    units = Units(tmp_path / "units", "run")
+    units = CheckpointStore(tmp_path / "units", "run")
     names = ("..", "../x", "/etc/x", "a\0b\n", 300 * "ü", 300 * "n", 299 * "n" + "m")
     for number, name in enumerate(names):
         units.get(name, "", lambda number=number: {"x": np.array(number)})
@@ -349,7 +349,7 @@ def test_names_of_units_stay_in_their_folder(tmp_path):
 
 def test_the_files_of_a_run(tmp_path):
     notes = []
-    units = Units(tmp_path / "units", "run", notes.append)
+    units = CheckpointStore(tmp_path / "units", "run", notes.append)
     units.get("one", "", lambda: {"x": np.zeros(2)})
     for content in (b"", b"text", network("{}.kernel", "{}.bias", dtype="F8_E4M3", item=1, value=b"1")):
         (tmp_path / "units" / "one.safetensors").write_bytes(content)
@@ -358,10 +358,10 @@ def test_the_files_of_a_run(tmp_path):
     for content in (b"{half", b"\xff", 10**5 * b"[", b"[]"):
         (tmp_path / "run.json").write_bytes(content)
         with refused("expected the run that was begun there, got another"):
-            begin(tmp_path, {"seed": 1}, force=False)
+            open_run(tmp_path, {"seed": 1}, force=False)
     (tmp_path / "run.json").unlink()
     os.mkfifo(tmp_path / "run.json")
-    assert begin(tmp_path, {"seed": 1}, force=False) == begin(tmp_path, {"seed": 1}, force=False)
+    assert open_run(tmp_path, {"seed": 1}, force=False) == open_run(tmp_path, {"seed": 1}, force=False)
     (tmp_path / "run.owner").write_bytes(b"\xff\x1b")
     with lock_folder(tmp_path) as killed:
         assert killed == "\ufffd\x1b"

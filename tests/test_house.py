@@ -23,7 +23,7 @@ LAYERS = (
     {"models", "protocols", "interactions", "uncertainty"},
     {"training", "activations", "ablation", "pruning"},
     {"results", "scores"},
-    {"claims", "mechanism"},
+    {"claims", "layer_analysis"},
     {"figures"},
     {"report"},
     {"study"},
@@ -83,7 +83,7 @@ def test_only_results_imports_xarray_to_build():
     builders = {path.parts[0] for path, text in texts.items() if re.search(r"xr\.(Dataset|DataTree)[.(]", text)}
     assert builders == {"results"}
     users = {path.parts[0] for path, text in texts.items() if "import xarray" in text}
-    assert users == {"results", "claims", "mechanism.py", "study", "figures", "report"}
+    assert users == {"results", "claims", "layer_analysis.py", "study", "figures", "report"}
 
 
 def test_importing_the_package_is_light():

@@ -152,8 +152,8 @@ def test_absent_classes_and_one_example():
 
 def test_super_additivity_of_a_network(small_model, mnist5k):
     images, labels = mnist5k.test.images[:200], mnist5k.test.labels[:200]
-    measured = np.asarray(ja.ablation.pair_ablation(small_model, "layer2", images, labels, measures="loss"))
-    intact = float(ja.evaluate_masks(small_model, np.ones((1, 27), bool), images, labels, measures="loss")[0])
+    measured = np.asarray(ja.ablation.pair_ablation(small_model, "layer2", images, labels, outcomes="loss"))
+    intact = float(ja.evaluate_masks(small_model, np.ones((1, 27), bool), images, labels, outcomes="loss")[0])
     found = super_additivity(measured - intact)
 
     def loss(*neurons: int) -> float:
@@ -177,10 +177,10 @@ def test_mantel_correlation_is_spearmans():
     random = np.random.default_rng(0)
     first, second = matrices(random, 15), np.round(matrices(random, 15))  # with ties
     upper = np.triu_indices(15, k=1)
-    test = mantel_test(first, second, jax.random.key(0), permutations=9)
+    test = mantel_test(first, second, jax.random.key(0), num_permutations=9)
     assert test.correlation == pytest.approx(stats.spearmanr(first[upper], second[upper]).statistic, abs=1e-12)
-    assert test == mantel_test(first, second, jax.random.key(0), permutations=9)
-    assert mantel_test(first, -second, jax.random.key(0), permutations=9).correlation == pytest.approx(
+    assert test == mantel_test(first, second, jax.random.key(0), num_permutations=9)
+    assert mantel_test(first, -second, jax.random.key(0), num_permutations=9).correlation == pytest.approx(
         -test.correlation
     )
 
@@ -193,7 +193,9 @@ def test_mantel_p_value_equals_a_loop_over_the_same_permutations():
     first_ones = [first[np.ix_(order, order)][upper] for order in (np.arange(6), *drawn)]
     found = [abs(stats.spearmanr(one, second[upper]).statistic) for one in first_ones]
     expected = np.mean(np.array(found) >= found[0] - 1e-9)
-    assert mantel_test(first, second, jax.random.key(5), permutations=99).p_value == pytest.approx(expected, abs=1e-12)
+    assert mantel_test(first, second, jax.random.key(5), num_permutations=99).p_value == pytest.approx(
+        expected, abs=1e-12
+    )
     assert 0.05 < expected < 0.95
 
 
@@ -208,13 +210,13 @@ def test_mantel_p_value_equals_all_permutations():
 
     observed = abs(correlation(tuple(range(5))))
     exact = np.mean([abs(correlation(order)) >= observed - 1e-9 for order in itertools.permutations(range(5))])
-    test = mantel_test(first, second, jax.random.key(2), permutations=20_000)
+    test = mantel_test(first, second, jax.random.key(2), num_permutations=20_000)
     assert test.p_value == pytest.approx(exact, abs=5 * math.sqrt(exact * (1 - exact) / 20_000))
 
 
 def test_mantel_counts_the_neurons_as_they_are_among_the_permutations():
     first = matrices(np.random.default_rng(5), 12)
-    assert mantel_test(first, first, jax.random.key(0), permutations=99).p_value == pytest.approx(0.01)
+    assert mantel_test(first, first, jax.random.key(0), num_permutations=99).p_value == pytest.approx(0.01)
 
 
 def test_mantel_keeps_its_level_where_the_plain_test_does_not():
@@ -223,7 +225,7 @@ def test_mantel_keeps_its_level_where_the_plain_test_does_not():
     upper, rejected, plainly = np.triu_indices(20, k=1), 0, 0
     for key in keys:
         first, second = matrices(random, 20), matrices(random, 20)
-        rejected += mantel_test(first, second, key, permutations=199).p_value <= 0.05
+        rejected += mantel_test(first, second, key, num_permutations=199).p_value <= 0.05
         plainly += stats.spearmanr(first[upper], second[upper]).pvalue <= 0.05
     assert 1 <= rejected <= 22  # 10 expected; four standard deviations
     assert plainly > 30  # as many as that by believing the pairs independent
@@ -234,13 +236,13 @@ def test_mantel_finds_a_planted_correlation():
     found = 0
     for key in jax.random.split(jax.random.key(4), 20):
         first = matrices(random, 25)
-        test = mantel_test(first, np.exp((first + 1.5 * matrices(random, 25)) / 3), key, permutations=199)
+        test = mantel_test(first, np.exp((first + 1.5 * matrices(random, 25)) / 3), key, num_permutations=199)
         found += test.p_value <= 0.05 and test.correlation > 0.2
     assert found >= 18
 
 
 def test_mantel_without_variation_is_undefined():
-    test = mantel_test(np.ones((4, 4)), np.arange(4)[:, None] + np.arange(4.0), jax.random.key(0), permutations=9)
+    test = mantel_test(np.ones((4, 4)), np.arange(4)[:, None] + np.arange(4.0), jax.random.key(0), num_permutations=9)
     assert math.isnan(test.correlation)
     assert math.isnan(test.p_value)
 
@@ -292,7 +294,7 @@ def test_bad_input():
         ("second: expected finite numbers", lambda: mantel_test(good, np.full((3, 3), np.nan), key)),
         ("second: expected 3 neurons as in the first, got 4", lambda: mantel_test(good, np.zeros((4, 4)), key)),
         ("first: expected 3 neurons or more, got 2", lambda: mantel_test(good[:2, :2], good[:2, :2], key)),
-        ("permutations: expected at least 1, got 0", lambda: mantel_test(good, good, key, permutations=0)),
+        ("permutations: expected at least 1, got 0", lambda: mantel_test(good, good, key, num_permutations=0)),
     ]
     for match, call in cases:
         with raises_input_error(match):

@@ -13,7 +13,7 @@ def node(small_results):
 
 
 def test_layer_shares_count_neurons(node):
-    shares = ja.mechanism.layer_shares(node)
+    shares = ja.layer_analysis.layer_shares(node)
     assert shares.dims == ("seed", "ordering", "rank", "layer")
     assert shares.sizes["ordering"] == 9
     for ordering in ("entropy_low", "random_1"):
@@ -26,18 +26,18 @@ def test_layer_shares_count_neurons(node):
 
 def test_fresh_subsets_have_no_order_to_share_out(small_results):
     published = small_results["published/3-layer-10-8-9"].to_dataset()
-    assert set(ja.mechanism.layer_shares(published)["ordering"].values) == {
+    assert set(ja.layer_analysis.layer_shares(published)["ordering"].values) == {
         f"{metric}_{way}" for metric in ja.metrics.METRICS for way in ("low", "high")
     }
 
 
 def test_correlations_equal_ranked_pearson(node):
-    found = ja.mechanism.damage_correlations(node)
+    found = ja.layer_analysis.damage_correlations(node)
     intact = node["correct"].values[:, 0, 0, 0, 0]
-    damage = intact[:, None] - node["correct_alone"].values
+    damage = intact[:, None] - node["single_correct"].values
     for i, (start, stop) in enumerate(((0, 10), (10, 18), (18, 27), (0, 27))):
         for j, metric in enumerate(ja.metrics.METRICS):
-            ranks = [stats.rankdata(a[1, start:stop]) for a in (node["scores"].sel(metric=metric).values, damage)]
+            ranks = [stats.rankdata(a[1, start:stop]) for a in (node["scores"].sel(score=metric).values, damage)]
             assert found.values[1, j, i] == pytest.approx(np.corrcoef(*ranks)[0, 1]), (i, metric)
 
 
@@ -45,20 +45,20 @@ def test_undefined_scores_and_ties(node):
     changed = node.copy(deep=True)
     changed["scores"].values[0, 0, :3] = np.nan
     changed["scores"].values[0, 1, :10] = 0.25
-    changed["correct_alone"].values[1, 10:18] = 7
-    found = ja.mechanism.damage_correlations(changed)
-    damage = (node["correct"].values[0, 0, 0, 0, 0] - node["correct_alone"].values[0])[3:10]
+    changed["single_correct"].values[1, 10:18] = 7
+    found = ja.layer_analysis.damage_correlations(changed)
+    damage = (node["correct"].values[0, 0, 0, 0, 0] - node["single_correct"].values[0])[3:10]
     ranks = stats.rankdata(node["scores"].values[0, 0, 3:10]), stats.rankdata(damage)
     assert found.values[0, 0, 0] == pytest.approx(np.corrcoef(*ranks)[0, 1])
     assert np.isnan(found.values[0, 1, 0]), "all scores equal"
     assert np.isnan(found.values[1, :, 1]).all(), "all damage equal"
-    mean, low, high = ja.mechanism.mean_and_interval(found)
+    mean, low, high = ja.layer_analysis.mean_and_interval(found)
     assert mean.values[1, 0] == low.values[1, 0] == high.values[1, 0] == found.values[1, 1, 0], "one network left"
-    assert mean.dims == ("metric", "scope")
+    assert mean.dims == ("score", "scope")
 
 
 def test_mean_and_interval_by_hand(node):
-    mean, low, high = ja.mechanism.mean_and_interval(ja.results.auc(node))
+    mean, low, high = ja.layer_analysis.mean_and_interval(ja.results.auc(node))
     values = ja.results.auc(node).values
     np.testing.assert_allclose(mean, values.mean(axis=0))
     np.testing.assert_allclose(high - mean, 12.7062047 * np.abs(values[1] - values[0]) / 2, rtol=1e-6, atol=1e-10)

@@ -12,7 +12,7 @@ from helpers import raises_input_error
 
 import jaxablate as ja
 from jaxablate import _parallel
-from jaxablate.ablation import _machine
+from jaxablate.ablation import _execute
 from jaxablate.cli._console import one_sentence_errors
 
 LIMITED = """
@@ -58,14 +58,14 @@ def test_a_limit_of_the_operating_system_is_met_with_smaller_chunks():
 @pytest.fixture
 def short_of_memory(monkeypatch):
     """A machine that has room for so many examples at a time."""
-    run_shards, room = _machine.run_shards, []
+    run_shards, room = _execute.run_shards, []
 
     def limited(function, shards):
         if shards[0].valid.shape[1] > room[0]:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
         return run_shards(function, shards)
 
-    monkeypatch.setattr(_machine, "run_shards", limited)
+    monkeypatch.setattr(_execute, "run_shards", limited)
     return room
 
 
@@ -75,12 +75,12 @@ def test_a_device_short_of_memory_gives_the_same_counts(engine, short_of_memory,
     short_of_memory.append(10**9)
     wanted = ja.cumulative_ablation(small_model, orders, *test, steps=20, engine=engine)
     short_of_memory[0] = 30
-    with pytest.warns(_machine.MemoryWarning, match="memory ran out with .* examples at a time: going on with"):
+    with pytest.warns(_execute.MemoryWarning, match="memory ran out with .* examples at a time: going on with"):
         found = ja.cumulative_ablation(small_model, orders, *test, steps=20, engine=engine)
     np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.filterwarnings("ignore::jaxablate.ablation._machine.MemoryWarning")
+@pytest.mark.filterwarnings("ignore::jaxablate.ablation._execute.MemoryWarning")
 def test_what_is_needed_is_said(short_of_memory, small_model, mnist5k):
     short_of_memory.append(0)
     with raises_input_error(r"memory: expected room for \d+ bytes, which one example takes .* but it ran out"):
@@ -116,7 +116,7 @@ def test_other_errors_of_the_device_are_not_hidden(monkeypatch, small_model, mni
     def broken(function, shards):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
-    monkeypatch.setattr(_machine, "run_shards", broken)
+    monkeypatch.setattr(_execute, "run_shards", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"), one_sentence_errors():
         ja.single_ablation(small_model, mnist5k.test.images, mnist5k.test.labels)
 
@@ -124,7 +124,7 @@ def test_other_errors_of_the_device_are_not_hidden(monkeypatch, small_model, mni
 @pytest.mark.skipif(sys.platform != "linux", reason="the number of mappings is limited by Linux")
 @pytest.mark.parametrize("what", ["train", "study"])
 def test_programs_are_forgotten_before_their_mappings_run_out(what, small_model, mnist5k, monkeypatch, tmp_path):
-    config = ja.StudyConfig(dataset="mnist5k", random_orders=1, random_subsets=1, steps=1, metrics=("entropy",))
+    config = ja.StudyConfig(dataset="mnist5k", random_orders=1, random_subsets=1, steps=1, scores=("entropy",))
 
     def work():
         if what == "train":

@@ -57,9 +57,11 @@ def test_what_is_no_mesh_is_refused(small_model, mnist5k):
         ja.meshes.make_mesh(1, study=2)
     for mesh in (None, "cpu"):
         with raises_input_error("mesh: expected one"):
-            ja.meshes.spread(mesh, mnist5k.test.images, mnist5k.test.labels)
+            ja.meshes.shard_examples(mesh, mnist5k.test.images, mnist5k.test.labels)
     with raises_input_error(r"labels: expected values in 0..2147483647, got 4294967296..4294967305"):
-        ja.meshes.spread(ja.meshes.make_mesh(1), mnist5k.test.images, mnist5k.test.labels.astype(np.int64) + 2**32)
+        ja.meshes.shard_examples(
+            ja.meshes.make_mesh(1), mnist5k.test.images, mnist5k.test.labels.astype(np.int64) + 2**32
+        )
     arguments = small_model, np.ones((1, 27), bool), mnist5k.test.images, mnist5k.test.labels
     for mesh in (Mesh(np.array(jax.devices()[:1]), ("x",)), "cpu"):
         with raises_input_error(
@@ -70,9 +72,9 @@ def test_what_is_no_mesh_is_refused(small_model, mnist5k):
 
 @pytest.mark.parametrize("study", [1, 2])
 def test_curves_are_dealt_in_turn(study):
-    from jaxablate.ablation._machine import in_turn, places_of
+    from jaxablate.ablation._execute import places_of, round_robin
 
-    turns, shares = in_turn(7, np.array([5, 1]), study)
+    turns, shares = round_robin(7, np.array([5, 1]), study)
     assert sorted(set(turns)) == list(range(7))
     assert shares.tolist() == [[[5], [1]], [[3, 2], [1, 0]]][study - 1]
     for number, of_devices in zip((5, 1), shares, strict=True):

@@ -62,10 +62,10 @@ def test_measures_under_masks(small_model, examples, fill):
     masks = random_masks(4, 12, 27)
     intact = logits64(small_model, examples[0])
     wanted = [measured64(logits64(small_model, examples[0], keep, fill), intact, examples[1]) for keep in masks]
-    found = ja.evaluate_masks(small_model, masks, *examples, fill, measures=ALL)
+    found = ja.evaluate_masks(small_model, masks, *examples, fill, outcomes=ALL)
     assert set(found) == set(ALL)
     assert_measured(found, wanted)
-    alone = ja.evaluate_masks(small_model, masks, *examples, fill, measures="loss")
+    alone = ja.evaluate_masks(small_model, masks, *examples, fill, outcomes="loss")
     np.testing.assert_allclose(alone, found["loss"], atol=1e-6)
 
 
@@ -78,7 +78,7 @@ def test_measures_along_orders(small_model, examples, fill, engine, first):
     intact = logits64(small_model, examples[0])
     wanted = [measured64(logits64(small_model, examples[0], keep, fill), intact, examples[1]) for keep in masks]
     found = ja.cumulative_ablation(
-        small_model, orders, *examples, fill, steps=6, measures=ALL, engine=engine, memory_limit=100_000
+        small_model, orders, *examples, fill, steps=6, outcomes=ALL, engine=engine, memory_limit=100_000
     )
     assert found["confusion"].shape == (2, 7, 10, 10)
     assert_measured({name: of.reshape(14, *of.shape[2:]) for name, of in found.items()}, wanted)
@@ -88,11 +88,11 @@ def test_measures_along_orders(small_model, examples, fill, engine, first):
 def test_measures_of_several_networks(examples):
     models = [KINDS["chain"](seed) for seed in (0, 1)]
     masks = np.stack([random_masks(seed, 3, 16) for seed in (0, 1)])
-    found = ja.evaluate_masks(models, masks, *examples, measures=("confusion", "loss"))
+    found = ja.evaluate_masks(models, masks, *examples, outcomes=("confusion", "loss"))
     assert found["confusion"].shape == (2, 3, 10, 10)
     for i, model in enumerate(models):
         np.testing.assert_allclose(
-            found["loss"][i], ja.evaluate_masks(model, masks[i], *examples, measures="loss"), atol=1e-6
+            found["loss"][i], ja.evaluate_masks(model, masks[i], *examples, outcomes="loss"), atol=1e-6
         )
 
 
@@ -104,7 +104,7 @@ def test_each_neuron_alone(kind, examples):
     intact = masked_logits(model, kind, np.ones(neurons, bool), fill, images)
     masks = ~np.eye(neurons, dtype=bool)
     wanted = [measured64(masked_logits(model, kind, keep, fill, images), intact, labels) for keep in masks]
-    assert_measured(ja.single_ablation(model, images, labels, fill, measures=ALL), wanted, atol=1e-5)
+    assert_measured(ja.single_ablation(model, images, labels, fill, outcomes=ALL), wanted, atol=1e-5)
 
 
 def test_a_scale_goes_with_neurons_alone(small_model, examples, fill):
@@ -122,7 +122,7 @@ def test_pairs(kind, site, start, examples, monkeypatch):
     model, images, labels = KINDS[kind](), examples[0][:60], examples[1][:60]
     neurons, width = sum(SITES[kind].values()), SITES[kind][site]
     fill = np.linspace(-0.3, 0.6, neurons).astype(np.float32)
-    found = ja.ablation.pair_ablation(model, site, images, labels, fill, measures=ALL)
+    found = ja.ablation.pair_ablation(model, site, images, labels, fill, outcomes=ALL)
     intact = masked_logits(model, kind, np.ones(neurons, bool), fill, images)
     for i, j in itertools.product(range(width), repeat=2):
         keep = np.ones(neurons, bool)
@@ -135,7 +135,7 @@ def test_pairs_of_a_large_layer_keep_to_the_memory_limit(monkeypatch):
     """What XLA sets aside for the 19 900 pairs of a layer of 200, without running them."""
     model = ja.MLP(784, (200, 200), 10, rngs=nnx.Rngs(0))
     images, labels = np.zeros((10_000, 784), np.float32), np.zeros(10_000, np.int32)
-    measure, sizes = _sets._engine.alone, []
+    measure, sizes = _sets._engine.single_device, []
 
     def record(*arguments):
         _, (sets, _), *_ = arguments
@@ -143,7 +143,7 @@ def test_pairs_of_a_large_layer_keep_to_the_memory_limit(monkeypatch):
         raise StopIteration
 
     pairs = np.stack(np.triu_indices(200, k=1), axis=1)
-    monkeypatch.setattr(_sets._engine, "alone", record)
+    monkeypatch.setattr(_sets._engine, "single_device", record)
     task = ja.ablation._alone.make_single_task(model, images, labels, None, None, "correct", 10**7, "highest", None)
     with pytest.raises(StopIteration):
         ja.ablation._alone._measure_sets(task, pairs)
@@ -208,7 +208,7 @@ def test_fills_that_differ_between_examples(kind, fill, mnist5k):
         assert set(np.asarray(computed.rows(np.zeros(5000, int))).tolist()) == set(range(150))
     of_examples = [np.asarray(table)[rows] for table in computed.tables]
     masks = random_masks(2, 8, sum(SITES[kind].values()))
-    found = ja.evaluate_masks(model, masks, images, labels, computed, measures="loss")
+    found = ja.evaluate_masks(model, masks, images, labels, computed, outcomes="loss")
     wanted = [measured64(masked_logits(model, kind, keep, of_examples, images), np.zeros((60, 10)), labels)["loss"]
               for keep in masks]  # fmt: skip
     np.testing.assert_allclose(found, wanted, atol=1e-5)
@@ -222,17 +222,17 @@ def test_engines_agree_on_fills_that_differ_between_examples(small_model, exampl
     orders = np.asarray(ja.random_orders(jax.random.key(2), 27, 3))
     found = [
         ja.cumulative_ablation(
-            small_model, orders, *examples, computed, steps=27, engine=engine, measures=("correct", "loss"),
+            small_model, orders, *examples, computed, steps=27, engine=engine, outcomes=("correct", "loss"),
             memory_limit=100_000,
         )
         for engine in ENGINES
     ]  # fmt: skip
     np.testing.assert_array_equal(found[0]["correct"], found[1]["correct"])
     np.testing.assert_allclose(found[0]["loss"], found[1]["loss"], atol=1e-5)
-    singles = ja.single_ablation(small_model, *examples, computed, measures="loss")
+    singles = ja.single_ablation(small_model, *examples, computed, outcomes="loss")
     np.testing.assert_allclose(
         singles,
-        ja.evaluate_masks(small_model, ~np.eye(27, dtype=bool), *examples, computed, measures="loss"),
+        ja.evaluate_masks(small_model, ~np.eye(27, dtype=bool), *examples, computed, outcomes="loss"),
         atol=1e-5,
     )
 
@@ -248,7 +248,7 @@ def test_the_optimal_fill_beats_the_mean_and_is_a_minimum(small_model, mnist5k):
     np.testing.assert_array_equal(fill[masks[0]], mean[masks[0]])
 
     def loss(values):
-        return float(ja.evaluate_masks(small_model, masks, *examples, values, measures="loss")[0])
+        return float(ja.evaluate_masks(small_model, masks, *examples, values, outcomes="loss")[0])
 
     best = loss(fill)
     assert best < loss(mean) - 0.003
@@ -260,9 +260,9 @@ def test_the_optimal_fill_beats_the_mean_and_is_a_minimum(small_model, mnist5k):
 def test_bad_input(small_model, examples, mnist5k):
     masks = np.ones((1, 27), bool)
     with raises_input_error("unknown measure 'accuracy': expected one of correct, class_correct, confusion, loss"):
-        ja.evaluate_masks(small_model, masks, *examples, measures="accuracy")
+        ja.evaluate_masks(small_model, masks, *examples, outcomes="accuracy")
     with raises_input_error("measures: expected at least one of correct, .* got none"):
-        ja.evaluate_masks(small_model, masks, *examples, measures=())
+        ja.evaluate_masks(small_model, masks, *examples, outcomes=())
     with raises_input_error("unknown site 'layer4': expected one of layer1, layer2, layer3"):
         ja.ablation.pair_ablation(small_model, "layer4", *examples)
     with raises_input_error("unknown measure of harm 'confusion': expected one of correct, loss, divergence"):
@@ -284,8 +284,8 @@ def test_bad_input(small_model, examples, mnist5k):
     with raises_input_error(r"fill: expected \[network, neuron\] for several networks, got rows of tables"):
         ja.evaluate_masks([small_model, small_model], np.ones((2, 1, 27), bool), *examples, resampled)
     with raises_input_error("fill: expected 3 tables, one for each site, got 2"):
-        ja.evaluate_masks(small_model, masks, *examples, ja.models.RowFill(resampled.tables[:2]))
-    short = ja.models.RowFill(tuple(table[:5] for table in resampled.tables))
+        ja.evaluate_masks(small_model, masks, *examples, ja.models.PerExampleFill(resampled.tables[:2]))
+    short = ja.models.PerExampleFill(tuple(table[:5] for table in resampled.tables))
     with raises_input_error(r"fill: expected a table \[row, 10\] or .* of at least 10 rows for site 'layer1', got"):
         ja.evaluate_masks(small_model, masks, *examples, short)
 
@@ -296,8 +296,8 @@ def test_measures_are_the_same_in_company():
     model = ja.MLP(20, (12, 10), 10, rngs=nnx.Rngs(0))
     images, labels = random.random((6000, 20), np.float32), random.integers(0, 10, 6000)
     keep = random.random((81, 22)) < 0.6
-    names = tuple(ja.ablation.MEASURES)
-    together = ja.evaluate_masks(model, keep, images, labels, measures=names)
+    names = tuple(ja.ablation.OUTCOMES)
+    together = ja.evaluate_masks(model, keep, images, labels, outcomes=names)
     for name in names:
-        alone = ja.evaluate_masks(model, keep[-1:], images, labels, measures=name)[0]
+        alone = ja.evaluate_masks(model, keep[-1:], images, labels, outcomes=name)[0]
         np.testing.assert_allclose(together[name][-1], alone, rtol=1e-5)

@@ -17,8 +17,8 @@ import jaxablate.cli
 @pytest.fixture(scope="module")
 def study():
     config = ja.StudyConfig(
-        dataset="mnist5k", networks=(), seeds=(4, 5), metrics=("entropy", "mutual_information"), quantizer="mean",
-        random_orders=2, steps=3, more_fills=("median", "resample"),
+        dataset="mnist5k", networks=(), seeds=(4, 5), scores=("entropy", "mutual_information"), quantizer="mean",
+        random_orders=2, steps=3, extra_fills=("median", "resample"),
     )  # fmt: skip
     models = [KINDS["cnn_chain"](seed) for seed in (0, 1)]
     return config, models, ja.run_study(config, {"cnn": models})
@@ -37,7 +37,7 @@ def test_a_study_of_own_networks(study, mnist5k):
     codes = (activations >= activations.mean(axis=0)).astype(int)
     counts = ja.joint_histogram(codes, validation.labels, num_codes=2, num_classes=10)
     scores = np.asarray(ja.mutual_information(counts))
-    np.testing.assert_allclose(node["scores"].sel(seed=5, metric="mutual_information"), scores, atol=1e-6)
+    np.testing.assert_allclose(node["scores"].sel(seed=5, score="mutual_information"), scores, atol=1e-6)
     order = np.asarray(ja.ablation_order(scores[5:9], direction="high")) + 5
     curves = node["correct"].sel(seed=5, scope="conv2", ordering="mutual_information_high")
     for fill in ("zero", "mean", "median", "resample"):
@@ -46,7 +46,7 @@ def test_a_study_of_own_networks(study, mnist5k):
         np.testing.assert_array_equal(curves.sel(fill=fill), counts[0])
     mean = ja.mean_activations(model, validation.images)
     np.testing.assert_array_equal(
-        node["correct_alone"].sel(seed=5), ja.single_ablation(model, test.images, test.labels, mean)
+        node["single_correct"].sel(seed=5), ja.single_ablation(model, test.images, test.labels, mean)
     )
     keep = np.ones(15, bool)
     keep[order[:3]] = False
@@ -93,7 +93,7 @@ def test_bad_studies(study):
     with raises_input_error("unknown quantizer 'median': expected mean, positive, quantile:BINS"):
         ja.StudyConfig(quantizer="median")
     with raises_input_error("unknown fill to add 'zero': expected one of median, class_mean, resample"):
-        ja.StudyConfig(more_fills=("zero",))
+        ja.StudyConfig(extra_fills=("zero",))
 
 
 def test_scores_without_a_study(small_model, mnist5k, small_config, small_results):
@@ -145,7 +145,7 @@ def test_score_from_a_file(files, name, small_model, mnist5k):
     rows = rows_of(out)
     assert len(rows) == 3 * 27
     for row in rows:
-        wanted = scores["scores"].sel(metric=row["metric"], neuron=int(row["neuron"]))
+        wanted = scores["scores"].sel(score=row["score"], neuron=int(row["neuron"]))
         assert abs(float(row["scores"]) - float(wanted)) < 1e-5
 
 
@@ -155,7 +155,7 @@ def test_ablate_from_a_file(files, small_model, mnist5k):
     printed = run("ablate", files / "own.safetensors", "--dataset", files / "data.npz", "--out", out, *options)
     assert "KL low" in printed
     rows = [r for r in rows_of(out) if r["ordering"] == "kl_selectivity_low" and r["scope"] == "layer3"]
-    scores = ja.study.score_neurons(small_model, mnist5k, metrics=("kl_selectivity",))["scores"].values[0, 18:]
+    scores = ja.study.score_neurons(small_model, mnist5k, scores=("kl_selectivity",))["scores"].values[0, 18:]
     order = np.asarray(ja.ablation_order(scores, direction="low")) + 18
     fill = ja.compute_fill(small_model, "median", mnist5k.validation.images)
     test = mnist5k.test.images, mnist5k.test.labels
@@ -175,7 +175,7 @@ def test_prune_from_a_file(files, small_model, mnist5k):
     assert metadata["pruned_from"] == "own.safetensors"
     assert "new, epochs: 1" in printed
     rows, small = ja.study.prune_by_score(small_model, mnist5k, keep=0.5)
-    scores = ja.study.score_neurons(small_model, mnist5k, metrics=("mutual_information",))["scores"].values[0]
+    scores = ja.study.score_neurons(small_model, mnist5k, scores=("mutual_information",))["scores"].values[0]
     keep = np.ones(27, bool)
     for start, stop, gone in ((0, 10, 5), (10, 18, 4), (18, 27, 5)):
         keep[np.argsort(scores[start:stop], kind="stable")[:gone] + start] = False

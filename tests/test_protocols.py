@@ -202,7 +202,7 @@ def test_the_published_sweep_by_hand(off_and_on, mnist5k):
     for scope, start, stop in (("layer1", 0, 12), ("layer2", 12, 22), ("network", 0, 22)):
         for metric, direction in itertools.product(("entropy", "mutual_information"), ("low", "high")):
             chosen = node.sel(scope=scope, ordering=f"{metric}_{direction}").isel(seed=0)
-            scores = node["scores"].sel(metric=metric).values[0].tolist()
+            scores = node["scores"].sel(score=metric).values[0].tolist()
             undefined = {"low": lambda s: (math.isnan(s), s), "high": lambda s: (not math.isnan(s), -s)}[direction]
             order = sorted(
                 range(start, stop),
@@ -213,7 +213,7 @@ def test_the_published_sweep_by_hand(off_and_on, mnist5k):
             for fill, scale in (("zero", None), ("scaled", rate)):
                 assert_counts(chosen["correct"].sel(fill=fill), model, keep, test.images, test.labels, None, scale)
     alone = ~np.eye(22, dtype=bool)
-    assert_counts(node["correct_alone"][0], model, alone, test.images, test.labels, None, rate)
+    assert_counts(node["single_correct"][0], model, alone, test.images, test.labels, None, rate)
 
 
 def test_the_published_random_curves_by_hand(off_and_on, mnist5k, monkeypatch):

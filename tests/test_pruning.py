@@ -10,7 +10,7 @@ from networks import KINDS, SITES, cnn_chain, flatten, masked_logits
 from test_sites import ResidualSequential
 
 import jaxablate as ja
-from jaxablate.models import describe
+from jaxablate.models._network import trace_model
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_a_pruned_cnn_puts_out_what_the_masked_one_does(kind, keep, padding, ima
     before = [np.array(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
     small = ja.prune(model, kept, fill, images=images)
     np.testing.assert_allclose(small(images), masked_logits(model, kind, kept, fill, images), atol=1e-5)
-    network, _, _ = describe(small, images)
+    network, _, _ = trace_model(small, images)
     assert network.sizes == tuple(np.add.reduceat(kept, [0, 5, 9]))
     assert network.sites == tuple(SITES[kind])
     for old, new in zip(before, jax.tree.leaves(nnx.state(model)), strict=True):
@@ -98,8 +98,8 @@ def test_what_cannot_be_pruned(small_model, images):
     twice = nnx.Linear(6, 6, rngs=rngs)
     with raises_input_error("model: expected each layer once, got an nnx.Linear that is used again"):
         ja.prune(chain_of(twice, nnx.relu, twice), keep, images=images)
-    with raises_input_error("fill: expected numbers .neuron., the same for every example, got RowFill"):
-        ja.prune(small_model, np.ones(27, bool), ja.models.RowFill(()))
+    with raises_input_error("fill: expected numbers .neuron., the same for every example, got PerExampleFill"):
+        ja.prune(small_model, np.ones(27, bool), ja.models.PerExampleFill(()))
     with raises_input_error("site 's': expected an nnx.Linear or nnx.Conv before it .* got ResidualSequential"):
         ja.prune(chain_of(ResidualSequential(nnx.Linear(6, 6, rngs=rngs))), keep, images=images)
     with raises_input_error("site 's': expected layers behind it that keep units apart"):
@@ -119,4 +119,4 @@ def test_training_on_after_pruning(small_model, mnist5k):
 
 def first_loss(data, model) -> float:
     keep = np.ones((1, sum(model.hidden)), bool)
-    return float(ja.evaluate_masks(model, keep, data.validation.images, data.validation.labels, measures="loss")[0])
+    return float(ja.evaluate_masks(model, keep, data.validation.images, data.validation.labels, outcomes="loss")[0])

@@ -15,7 +15,7 @@ from flax import nnx
 from PIL import Image
 
 import jaxablate as ja
-from jaxablate.mechanism import damage_correlations
+from jaxablate.layer_analysis import damage_correlations
 from jaxablate.report import networks_beside, write_report
 from jaxablate.report._charts import Series, line_chart
 from jaxablate.report._pictures import picture, weights_of
@@ -175,7 +175,7 @@ def test_training_is_told_from_validation(path, small_results):
 
 def test_correlations_are_those_of_the_results(page, small_results):
     network = small_results[NAME].to_dataset()
-    expected = damage_correlations(network).sel(metric="kl_selectivity").mean("seed").values
+    expected = damage_correlations(network).sel(score="kl_selectivity").mean("seed").values
     rows = [row for row in page.rows() if row.startswith("KL selectivity")]
     found = [[float(number) for number in re.findall(r"([+-]\d\.\d\d)(?: \[|$|(?=[+-]))", row)] for row in rows]
     assert any(len(row) == 4 and np.allclose(row, expected, atol=0.00501) for row in found), (found, expected)
@@ -191,12 +191,12 @@ def test_verdicts_are_those_of_the_claims(page, small_results):
 
 def test_neurons_are_the_extremes_of_each_layer(page, small_results):
     network = small_results[NAME].to_dataset().isel(seed=0)
-    scores = network["scores"].sel(metric="mutual_information").values[network["layer"].values == 2]
+    scores = network["scores"].sel(score="mutual_information").values[network["layer"].values == 2]
     found = [row for row in page.rows() if row.startswith(("layer 2", "1 of 8", "8 of 8")) and "of 8" in row]
     assert f"{scores.max():.4f}" in next(row for row in found if "1 of 8" in row)
     assert f"{scores.min():.4f}" in next(row for row in found if "8 of 8" in row)
     neuron = 10 + int(scores.argmax())
-    lost = (int(network["correct"][0, 0, 0, 0]) - int(network["correct_alone"][neuron])) / 10  # of 1 000, in percent
+    lost = (int(network["correct"][0, 0, 0, 0]) - int(network["single_correct"][neuron])) / 10  # of 1 000, in percent
     first = next(row for row in found if "1 of 8" in row)
     assert re.match(rf"layer 2 ?1 of 8 ?{scores.argmax()}\b", first.replace(" class", " "))
     assert first.endswith(f"{lost:+.2f}")
@@ -213,7 +213,7 @@ def test_pictures_are_of_the_weights(page, small_model, small_results):
     first, second, _ = weights_of(small_model)
     assert weights_of(nnx.Linear(784, 10, rngs=nnx.Rngs(0))) is None
     network = small_results[NAME].to_dataset().isel(seed=0)
-    scores = network["scores"].sel(metric="mutual_information").values[network["layer"].values == 2]
+    scores = network["scores"].sel(score="mutual_information").values[network["layer"].values == 2]
     assert sources[6] == picture(second[scores.argmax()])
     assert sources[11] == picture(second[len(scores) - 1 - scores[::-1].argmin()])
     kernels = [np.asarray(stage.weights[0], np.float64) for stage in small_model.stages]
@@ -304,7 +304,7 @@ def test_words_are_true_of_other_studies(mnist5k, tmp_path):
     np.savez(tmp_path / "data.npz", **train, **test)
     config = ja.StudyConfig(
         dataset=tmp_path / "data.npz", networks=((4,),), epochs=1, random_orders=2, steps=2, quantizer="quantile:4",
-        metrics=("incoming_norm", "entropy"), more_fills=("median", "class_mean", "resample"),
+        scores=("incoming_norm", "entropy"), extra_fills=("median", "class_mean", "resample"),
     )  # fmt: skip
     path = write_report(ja.run_study(config), tmp_path / "report.html")
     text = path.read_text()
@@ -318,7 +318,7 @@ def test_words_are_true_of_other_studies(mnist5k, tmp_path):
     assert re.search(r'<g class="series color1"><path class="line" d="M[^L]*h8"', text), "one epoch is still seen"
     page = Page(path)
     assert "Under the protocol “paper”" not in page.texts["h2"]
-    published = ja.run_study(replace(config, protocols=("published",), quantizer="activation", more_fills=()))
+    published = ja.run_study(replace(config, protocols=("published",), quantizer="activation", extra_fills=()))
     page = Page(write_report(published, tmp_path / "report.html"))
     assert "Under the protocol “published”" in page.texts["h2"]
     assert any("mutual information is H(T) + H(T|Y); 0 log 0 is NaN" in text for text in page.texts["p"])
@@ -367,7 +367,7 @@ def test_in_a_browser(browser, path, width, scheme, small_results):
     assert curve.is_visible()
     box = figure.locator(":scope > svg").bounding_box()
 
-    def read(share):
+    def read(broadcast_from_primary):
         """The values at this share of the picture's width."""
         page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
         return figure.locator(".readout")

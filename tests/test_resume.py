@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 def config():
     return ja.StudyConfig(
         dataset="mnist5k", networks=((9, 7), (8,)), epochs=1, seeds=(0, 3), random_orders=2, steps=3,
-        protocols=("paper", "published"), more_fills=("resample",),
+        protocols=("paper", "published"), extra_fills=("resample",),
     )  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def test_a_damaged_unit_is_computed_anew(config, undisturbed, tmp_path):
 
 def test_another_config_is_refused_or_begins_afresh(config, undisturbed, tmp_path):
     ja.run_study(config, run_dir=tmp_path)
-    other = dataclasses.replace(config, steps=2, metrics=("entropy",))
+    other = dataclasses.replace(config, steps=2, scores=("entropy",))
     with raises_input_error(
         r"expected the run that was begun there, got another \(metrics: \['entropy', 'mutual_information', "
         r"'kl_selectivity'\] there, \['entropy'\] here; steps: 3 there, 2 here\); choose another folder, or force"
@@ -189,7 +189,7 @@ def test_what_is_computed_from_another_network_is_not_used(config, tmp_path):
 def test_a_score_of_ones_own_may_change(config, tmp_path, monkeypatch):
     for sign in (1, -1):
         monkeypatch.setitem(ja.scores.SCORES, "mine", lambda evidence, sign=sign: sign * evidence.class_means[0])
-        small = dataclasses.replace(config, networks=((8,),), seeds=(0,), metrics=("mine",), protocols=("paper",))
+        small = dataclasses.replace(config, networks=((8,),), seeds=(0,), scores=("mine",), protocols=("paper",))
         found = ja.run_study(small, run_dir=tmp_path / "run")
         assert same(found, ja.run_study(small, network_dir=tmp_path / "run" / "networks"))
 

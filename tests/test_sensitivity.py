@@ -49,7 +49,7 @@ def counts_by_numpy(setting: str, activations: np.ndarray, labels: np.ndarray) -
 def test_scores_under_every_setting(setting, small_model, mnist5k, validation):
     found = ja.study.score_neurons(small_model, mnist5k, quantizer=setting)["scores"]
     for name, values in scores_of(counts_by_numpy(setting, *validation)).items():
-        np.testing.assert_allclose(found.sel(metric=name), values, atol=1e-6)
+        np.testing.assert_allclose(found.sel(score=name), values, atol=1e-6)
 
 
 def test_the_positive_bit_and_numbers():
@@ -105,7 +105,7 @@ def test_specific_information_of_every_class(validation):
 
 def test_scores_by_further_names(small_model, mnist5k, validation):
     names = ("specific_information_3", "entropy_miller_madow", "mutual_information_miller_madow")
-    found = ja.study.score_neurons(small_model, mnist5k, metrics=names, quantizer="quantile:4")["scores"].values
+    found = ja.study.score_neurons(small_model, mnist5k, scores=names, quantizer="quantile:4")["scores"].values
     counts = counts_by_numpy("quantile:4", *validation)
     given = counts[:, 3] / counts[:, 3].sum(axis=1, keepdims=True)
     np.testing.assert_allclose(found[0], stats.entropy(given.T, counts.sum(axis=1).T), atol=1e-6)
@@ -115,15 +115,15 @@ def test_scores_by_further_names(small_model, mnist5k, validation):
     bias = (pairs - codes - 10 + 1) / (2 * n)
     np.testing.assert_allclose(found[2], plugin["mutual_information"] - bias, atol=1e-6)
     with raises_input_error("score 'specific_information_10': expected a class in 0..9, got 10"):
-        ja.study.score_neurons(small_model, mnist5k, metrics="specific_information_10")
+        ja.study.score_neurons(small_model, mnist5k, scores="specific_information_10")
     for name in ("specific_information", "specific_information_x", "entropy_"):
         with raises_input_error(f"unknown score '{name}': expected one of entropy.* specific_information_CLASS"):
-            ja.StudyConfig(metrics=(name,))
+            ja.StudyConfig(scores=(name,))
 
 
 def test_a_study_of_many_codes(small_model, mnist5k, validation):
     config = ja.StudyConfig(
-        dataset="mnist5k", networks=(), quantizer="quantile:4", metrics=("mutual_information", "conditional_entropy"),
+        dataset="mnist5k", networks=(), quantizer="quantile:4", scores=("mutual_information", "conditional_entropy"),
         steps=4, random_orders=1,
     )  # fmt: skip
     node = ja.run_study(config, {"mine": small_model})["mine"].to_dataset()
@@ -131,9 +131,9 @@ def test_a_study_of_many_codes(small_model, mnist5k, validation):
     np.testing.assert_array_equal(node["joint_counts"].isel(seed=0), counts)
     wanted = scores_of(counts)
     scores = node["scores"].isel(seed=0)
-    np.testing.assert_allclose(scores.sel(metric="mutual_information"), wanted["mutual_information"], atol=1e-6)
+    np.testing.assert_allclose(scores.sel(score="mutual_information"), wanted["mutual_information"], atol=1e-6)
     rest = np.subtract(wanted["entropy"], wanted["mutual_information"])
-    np.testing.assert_allclose(scores.sel(metric="conditional_entropy"), rest, atol=1e-6)
+    np.testing.assert_allclose(scores.sel(score="conditional_entropy"), rest, atol=1e-6)
     order = node["ablated"].sel(scope="layer1", ordering="conditional_entropy_low").isel(seed=0)
     assert order.values.tolist() == np.argsort(scores.values[1, :10], kind="stable")[:4].tolist()
 
@@ -151,7 +151,7 @@ def models(small_model, mnist5k):
 def sensitivity(models, mnist5k):
     calls = []
     found = ja.study.quantizer_sensitivity(
-        models, mnist5k, SETTINGS, metrics=METRICS, steps=5, on_progress=lambda *call: calls.append(call)
+        models, mnist5k, SETTINGS, scores=METRICS, steps=5, on_progress=lambda *call: calls.append(call)
     )
     assert calls[0] == ("quantizers", 0, 8, "network 1 of 2")
     assert calls[-1] == ("quantizers", 8, 8, "")
@@ -167,27 +167,27 @@ def test_sensitivity_equals_a_study_for_each_quantizer(sensitivity, models):
         nodes[setting] = ja.run_study(config, {"mine": models})["mine"].to_dataset()
     for setting, metric, direction in itertools.product(SETTINGS, METRICS, ("low", "high")):
         area = ja.results.auc(nodes[setting]).sel(ordering=f"{metric}_{direction}", fill="mean")
-        found = sensitivity["auc"].sel(quantizer=setting, metric=metric, direction=direction)
+        found = sensitivity["auc"].sel(quantizer=setting, score=metric, direction=direction)
         if (setting, metric) == ("quantile:4", "entropy"):  # 500 examples in 4 equal parts: nothing to rank by
             assert np.isnan(found).all()
             continue
         np.testing.assert_allclose(found.transpose("network", "scope"), area.transpose("seed", "scope"), atol=1e-9)
     for setting, metric, network in itertools.product(SETTINGS, METRICS, (0, 1)):
-        scores = [nodes[of]["scores"].isel(seed=network).sel(metric=metric).values for of in (SETTINGS[0], setting)]
+        scores = [nodes[of]["scores"].isel(seed=network).sel(score=metric).values for of in (SETTINGS[0], setting)]
         for scope, part in {"layer2": slice(10, 18), "network": slice(None)}.items():
             first, other = (of[part] for of in scores)
-            found = sensitivity["rank_correlation"].sel(scope=scope, metric=metric, quantizer=setting, network=network)
+            found = sensitivity["rank_correlation"].sel(scope=scope, score=metric, quantizer=setting, network=network)
             if np.ptp(other) == 0:
                 assert np.isnan(found)
             else:
                 assert float(found) == pytest.approx(stats.spearmanr(first, other).statistic, abs=1e-6)
-    assert (sensitivity["rank_correlation"].sel(metric="taylor") > 1 - 1e-9).all()
-    assert sensitivity["rank_correlation"].sel(metric="mutual_information", quantizer="quantile:4").min() < 0.9
+    assert (sensitivity["rank_correlation"].sel(score="taylor") > 1 - 1e-9).all()
+    assert sensitivity["rank_correlation"].sel(score="mutual_information", quantizer="quantile:4").min() < 0.9
 
 
 def test_ranks_of_equal_scores_are_undefined(small_model, mnist5k):
     found = ja.study.quantizer_sensitivity(
-        small_model, mnist5k, ("activation", "-1", "quantile:4"), metrics="entropy", steps=2
+        small_model, mnist5k, ("activation", "-1", "quantile:4"), scores="entropy", steps=2
     )
     assert np.isnan(found["rank_correlation"].sel(quantizer="-1")).all()
     assert np.isnan(found["auc"].sel(quantizer="-1")).all()
@@ -197,20 +197,20 @@ def test_ranks_of_equal_scores_are_undefined(small_model, mnist5k):
 
 
 def test_ranks_against_equal_scores_are_undefined_too(small_model, mnist5k):
-    found = ja.study.quantizer_sensitivity(small_model, mnist5k, ("-1", "activation"), metrics="entropy", steps=2)
+    found = ja.study.quantizer_sensitivity(small_model, mnist5k, ("-1", "activation"), scores="entropy", steps=2)
     assert np.isnan(found["rank_correlation"]).all()
 
 
 def test_the_fill_is_the_one_asked_for(small_model, mnist5k):
-    config = ja.StudyConfig(dataset="mnist5k", networks=(), metrics=("entropy",), steps=5, random_orders=1)
+    config = ja.StudyConfig(dataset="mnist5k", networks=(), scores=("entropy",), steps=5, random_orders=1)
     area = ja.results.auc(ja.run_study(config, {"mine": small_model})["mine"].to_dataset()).isel(seed=0)
     for fill in ("zero", "mean"):
         found = ja.study.quantizer_sensitivity(
-            small_model, mnist5k, ("activation", "mean"), metrics="entropy", fill=fill, steps=5
-        )["auc"].sel(quantizer="activation", direction="low", metric="entropy")
+            small_model, mnist5k, ("activation", "mean"), scores="entropy", fill=fill, steps=5
+        )["auc"].sel(quantizer="activation", direction="low", score="entropy")
         np.testing.assert_allclose(found.isel(network=0), area.sel(ordering="entropy_low", fill=fill), atol=1e-9)
     by_fill = [
-        ja.study.redundancy_test(small_model, mnist5k, fill=fill, permutations=1)["correlation"].values
+        ja.study.redundancy_test(small_model, mnist5k, fill=fill, num_permutations=1)["correlation"].values
         for fill in ("zero", "mean")
     ]
     assert np.abs(np.subtract(*by_fill)).max() > 0.01
@@ -235,7 +235,7 @@ def noise(tmp_path_factory):
 
 def test_a_study_warns_of_bias(small_model, noise):
     config = ja.StudyConfig(
-        dataset=noise, networks=(), quantizer="quantile:8", metrics=("mutual_information",), steps=1, random_orders=1
+        dataset=noise, networks=(), quantizer="quantile:8", scores=("mutual_information",), steps=1, random_orders=1
     )
     with pytest.warns(BiasWarning, match="of 27 neurons: expected scores above the bias"):
         ja.run_study(config, {"mine": small_model})
@@ -251,7 +251,7 @@ def test_the_figure_draws_the_numbers(sensitivity):
         wanted = values.sel(scope="layer2").mean("network")
         for i, metric in enumerate(METRICS):
             for j in range(3):  # a star, quantile, uniform
-                np.testing.assert_allclose(drawn[3 * i + j], [float(wanted.sel(metric=metric)[j])])
+                np.testing.assert_allclose(drawn[3 * i + j], [float(wanted.sel(score=metric)[j])])
     FigureCanvasAgg(figure).draw()
     labels = [axes.yaxis.label.get_window_extent() for axes in figure.axes if axes.get_ylabel()]
     assert min(label.x0 for label in labels) > 0  # none is cut off, with minus signs beside it
@@ -269,19 +269,19 @@ def test_sensitivity_says_what_is_wrong(models, mnist5k):
     with raises_input_error("quantizers: expected two or more, all different, got mean$"):
         sweep(models, mnist5k, "mean")
     with raises_input_error("metrics: expected at least one, got none"):
-        sweep(models, mnist5k, metrics=())
+        sweep(models, mnist5k, scores=())
     with raises_input_error("metrics: expected different ones, got entropy, entropy"):
-        sweep(models, mnist5k, metrics=("entropy", "entropy"))
+        sweep(models, mnist5k, scores=("entropy", "entropy"))
     with raises_input_error("unknown fill 'resample': expected one of zero, mean, median, class_mean"):
         sweep(models, mnist5k, fill="resample")
     with raises_input_error("metrics: expected at least one, got none"):
-        ja.study.score_neurons(models[0], mnist5k, metrics=())
+        ja.study.score_neurons(models[0], mnist5k, scores=())
     with raises_input_error("steps: expected 1 to 8, the neurons of the smallest layer, got 9"):
         sweep(models, mnist5k, steps=9)
     with raises_input_error("models: expected at least one, got none"):
         sweep([], mnist5k)
     with raises_input_error("unknown score 'size'"):
-        sweep(models, mnist5k, metrics=("size",))
+        sweep(models, mnist5k, scores=("size",))
     cnn = in_evaluation(cnn_chain())
     with raises_input_error("models: expected networks of one architecture, got several"):
         sweep([models[0], cnn], mnist5k)
@@ -310,7 +310,7 @@ def test_redundancy_equals_its_parts(models, mnist5k):
         mnist5k,
         quantizer="quantile:4",
         fill="zero",
-        permutations=99,
+        num_permutations=99,
         on_progress=lambda *call: calls.append(call),
     )
     assert found.attrs["quantizer"] == "quantile:4"
@@ -343,7 +343,7 @@ def test_redundancy_says_what_is_wrong(models, mnist5k):
     with raises_input_error("unknown fill 'resample': expected one of zero, mean, median, class_mean"):
         ja.study.redundancy_test(models, mnist5k, fill="resample")
     with raises_input_error("permutations: expected at least 1, got 0"):
-        ja.study.redundancy_test(models, mnist5k, permutations=0)
+        ja.study.redundancy_test(models, mnist5k, num_permutations=0)
     with raises_input_error("models: expected networks of one architecture, got several"):
         ja.study.redundancy_test([models[0], in_evaluation(cnn_chain())], mnist5k)
     with raises_input_error("first: expected 3 neurons or more, got 2"):

@@ -98,7 +98,7 @@ def test_masks_count_as_set_by_hand(kind, examples):
     fill = np.asarray(ja.mean_activations(model, examples[0]))
     counts = ja.evaluate_masks(model, masks, *examples, fill)
     assert_counts_by_hand(counts, model, kind, masks, fill, *examples)
-    losses = ja.evaluate_masks(model, masks, *examples, fill, measures="loss")
+    losses = ja.evaluate_masks(model, masks, *examples, fill, outcomes="loss")
     assert len(set(losses.tolist())) > 10
 
 
@@ -423,7 +423,7 @@ def test_a_huge_fill_leaves_no_rounding_error_behind(examples):
     order = np.array([[0, 1, 12, 3]])
 
     def losses(fill, engine):
-        found = ja.cumulative_ablation(model, order, *examples, fill, steps=4, engine=engine, measures="loss")
+        found = ja.cumulative_ablation(model, order, *examples, fill, steps=4, engine=engine, outcomes="loss")
         return np.asarray(found[0, 2:])
 
     exact = losses(np.zeros(16, np.float32), "vmap")  # the fills of the first two add up to nothing

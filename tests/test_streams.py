@@ -14,7 +14,7 @@ from helpers import raises_input_error
 
 import jaxablate as ja
 
-MEASURES = ("correct", "class_correct", "confusion", "loss", "divergence")
+OUTCOMES = ("correct", "class_correct", "confusion", "loss", "divergence")
 
 
 def cut(images, labels, size=137):
@@ -42,8 +42,8 @@ def test_streamed_is_whole(small_model, whole):
         activations = ja.record_activations(small_model, images)
         codes = quantizer(np.concatenate(activations, axis=1))
         return {
-            "masks": ja.evaluate_masks(small_model, masks, images, labels, fill, measures=MEASURES),
-            "curves": ja.cumulative_ablation(small_model, orders, images, labels, fill, steps=7, measures=MEASURES),
+            "masks": ja.evaluate_masks(small_model, masks, images, labels, fill, outcomes=OUTCOMES),
+            "curves": ja.cumulative_ablation(small_model, orders, images, labels, fill, steps=7, outcomes=OUTCOMES),
             "alone": ja.single_ablation(small_model, images, labels, fill),
             "histogram": ja.joint_histogram(codes, labels, num_codes=2, num_classes=10),
             "mean": ja.mean_activations(small_model, images),

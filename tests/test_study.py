@@ -62,7 +62,7 @@ def test_every_number_by_hand(small_config, small_results, node, mnist5k):
     fill = activations.mean(axis=0, dtype=np.float64)
     np.testing.assert_allclose(node["mean_activation"].sel(seed=3), fill, atol=1e-6)
     for metric, expected in scores_of(counts).items():
-        scores = node["scores"].sel(seed=3, metric=metric)
+        scores = node["scores"].sel(seed=3, score=metric)
         np.testing.assert_allclose(scores, expected, atol=1e-6)
         for scope, neurons in (("layer2", range(10, 18)), ("network", range(27))):
             for direction, sign in (("low", 1), ("high", -1)):
@@ -76,7 +76,7 @@ def test_every_number_by_hand(small_config, small_results, node, mnist5k):
             for name, value in (("zero", None), ("mean", fill)):
                 assert_counts(chosen["correct"].sel(fill=name), model, keep, test.images, test.labels, value)
     alone = ~np.eye(27, dtype=bool)
-    assert_counts(node["correct_alone"].sel(seed=3), model, alone, test.images, test.labels, fill)
+    assert_counts(node["single_correct"].sel(seed=3), model, alone, test.images, test.labels, fill)
     np.testing.assert_array_equal(node["accuracy"], node["correct"] / 1000)
 
 
@@ -268,7 +268,7 @@ def test_bad_input(tmp_path, small_results):
     with raises_input_error("unknown activation 'swish'"):
         ja.StudyConfig(activation="swish")
     with raises_input_error("unknown score 'gini': expected one of entropy"):
-        ja.StudyConfig(metrics=("entropy", "gini"))
+        ja.StudyConfig(scores=("entropy", "gini"))
     with raises_input_error("steps: expected 1 to 200, .* 200 is the largest possible"):
         ja.StudyConfig(steps=201)
     with raises_input_error("seeds: expected different ones"):
@@ -281,9 +281,9 @@ def test_bad_input(tmp_path, small_results):
         with raises_input_error(f"{name}: expected at least 1, got 0"):
             ja.StudyConfig(**{name: 0})
     with raises_input_error("metrics: expected at least one, got none"):
-        ja.StudyConfig(metrics=())
+        ja.StudyConfig(scores=())
     with raises_input_error("metrics: expected different ones"):
-        ja.StudyConfig(metrics=("entropy", "entropy"))
+        ja.StudyConfig(scores=("entropy", "entropy"))
     with raises_input_error("learning_rate: expected a number above 0"):
         ja.StudyConfig(learning_rate=-1)
     with raises_input_error(r"networks: expected the hidden layers of each network, .* got \(20, 20\)"):

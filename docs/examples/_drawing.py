@@ -34,7 +34,7 @@ def new_figure(rows: int, columns: int, *, width: float = 4.0, height: float = 3
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=share)
 
 
-def plot_curves(axes: Axes, ablated: np.ndarray, values: np.ndarray, label: str, **look) -> None:
+def plot_curves(axes: Axes, ablated_values: np.ndarray, values: np.ndarray, label: str, **look) -> None:
     """Draw the mean over the curves [order, step], and where there are several a band from the least to the largest."""
     (line,) = axes.plot(ablated, values.mean(axis=0), label=label, **{"linewidth": 1.5, **look})
     if len(values) > 1:

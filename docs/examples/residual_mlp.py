@@ -70,10 +70,10 @@ def score_neurons(model: nnx.Module, split: ja.datasets.Split) -> np.ndarray:
 
 def damage_alone(model: nnx.Module, split: ja.datasets.Split, fill: np.ndarray) -> dict[str, np.ndarray]:
     """By how much the loss rises (nats) and how many more images are wrong without each neuron, each [neuron]."""
-    measures = ("loss", "correct")
-    alone = ja.single_ablation(model, split.images, split.labels, fill, measures=measures)
+    outcomes = ("loss", "correct")
+    alone = ja.single_ablation(model, split.images, split.labels, fill, outcomes=outcomes)
     intact = np.ones((1, BLOCKS * HIDDEN), bool)
-    before = ja.evaluate_masks(model, intact, split.images, split.labels, measures=measures)
+    before = ja.evaluate_masks(model, intact, split.images, split.labels, outcomes=outcomes)
     rise, further = alone["loss"] - before["loss"], before["correct"] - alone["correct"]
     return {"loss": np.asarray(rise), "correct": np.asarray(further)}
 

@@ -88,7 +88,7 @@ def ablate(model: nnx.Module, split: ja.datasets.Split, orders: np.ndarray, fill
         fill,
         steps=STEPS,
         neurons_per_step=HIDDEN // STEPS,
-        measures=("correct", "divergence"),
+        outcomes=("correct", "divergence"),
     )
     return {
         "accuracy": np.asarray(found["correct"]) / len(split),

@@ -83,7 +83,7 @@ print(units)
 # %%
 evidence = ja.scores.Evidence(model, *validation, num_classes=10)
 information = np.asarray(ja.scores.compute_score("mutual_information", evidence))
-damage = ja.scores.compute_score("damage_alone", evidence)
+damage = ja.scores.compute_score("single_damage", evidence)
 fill = ja.compute_fill(model, "mean", validation[0])
 
 low = ja.ablation_order(information, direction="low")[None]

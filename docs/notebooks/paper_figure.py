@@ -53,9 +53,9 @@ print(network)
 scores = network["scores"].isel(seed=0)
 for layer in (1, 2):
     of_layer = scores.where(scores["layer"] == layer, drop=True)
-    silent = float((of_layer.sel(metric="entropy") == 0).mean())
+    silent = float((of_layer.sel(score="entropy") == 0).mean())
     print(f"layer {layer}: {silent:.0%} of the neurons never change their code; means:")
-    print({str(metric): round(float(of_layer.sel(metric=metric).mean()), 3) for metric in of_layer["metric"].values})
+    print({str(metric): round(float(of_layer.sel(score=metric).mean()), 3) for metric in of_layer["score"].values})
 
 # %% [markdown]
 # ## Curves

@@ -70,12 +70,14 @@ figure
 # %%
 fill = ja.mean_activations(model, data.validation.images)
 test = data.test.images, data.test.labels
-loss = np.asarray(ja.ablation.pair_ablation(model, "layer2", *test, fill, measures="loss"), np.float64)
-intact = float(ja.evaluate_masks(model, np.ones((1, sum(hidden)), bool), *test, fill, measures="loss")[0])
+loss = np.asarray(ja.ablation.pair_ablation(model, "layer2", *test, fill, outcomes="loss"), np.float64)
+intact = float(ja.evaluate_masks(model, np.ones((1, sum(hidden)), bool), *test, fill, outcomes="loss")[0])
 together = ja.interactions.super_additivity(loss - intact)
 permutations = 99 if SMALL else 999
 for name in ("redundancy", "synergy", "co_information"):
-    found = ja.interactions.mantel_test(getattr(pairs, name), together, jax.random.key(0), permutations=permutations)
+    found = ja.interactions.mantel_test(
+        getattr(pairs, name), together, jax.random.key(0), num_permutations=permutations
+    )
     print(f"{name:15s} correlation {found.correlation:+.2f}, p = {found.p_value:.3f}")
 
 # %% [markdown]

@@ -8,14 +8,14 @@ share the examples out among the cores of a CPU, and keep their activations with
 from jaxablate.ablation._alone import greedy_order, pair_ablation, single_ablation
 from jaxablate.ablation._arguments import PRECISIONS
 from jaxablate.ablation._evaluate import ENGINES, cumulative_ablation, evaluate_masks
-from jaxablate.ablation._machine import MEMORY_LIMIT
-from jaxablate.ablation._measures import MEASURES
+from jaxablate.ablation._execute import MEMORY_LIMIT
+from jaxablate.ablation._outcomes import OUTCOMES
 from jaxablate.ablation._shapley import shapley_values
 
 __all__ = [
     "ENGINES",
-    "MEASURES",
     "MEMORY_LIMIT",
+    "OUTCOMES",
     "PRECISIONS",
     "cumulative_ablation",
     "evaluate_masks",

@@ -11,10 +11,11 @@ from jax.sharding import Mesh
 from jaxablate._checks import require, require_integer, require_known
 from jaxablate._typing import Fill, Images, Labels
 from jaxablate.ablation import _incremental, _sets, _vmap
-from jaxablate.ablation._arguments import handed_back, make_single_task
-from jaxablate.ablation._machine import Task
-from jaxablate.ablation._measures import CORRECT
-from jaxablate.models import Model, Network, RowFill
+from jaxablate.ablation._arguments import format_result, make_single_problem
+from jaxablate.ablation._execute import AblationProblem
+from jaxablate.ablation._outcomes import CORRECT
+from jaxablate.models import Model, PerExampleFill
+from jaxablate.models._network import ModelSpec
 
 ROOM = 32  # masks are made up to a multiple of this, so that few programs are compiled
 HARM = {CORRECT: -1, "loss": 1, "divergence": 1}  # whether more of a measure is better or worse
@@ -24,11 +25,11 @@ def single_ablation(
     model: Model,
     images: Images,
     labels: Labels,
-    fill: Fill | RowFill | None = None,
+    fill: Fill | PerExampleFill | None = None,
     *,
     scale: Fill | None = None,
     site: str | None = None,
-    measures: str | Iterable[str] = CORRECT,
+    outcomes: str | Iterable[str] = CORRECT,
     memory_limit: int | None = None,
     precision: str = "highest",
     mesh: Mesh | None = None,
@@ -53,10 +54,10 @@ def single_ablation(
         >>> ja.single_ablation(model, np.ones((5, 4), np.float32), np.zeros(5, np.int32)).shape
         (5,)
     """
-    measures = measures if isinstance(measures, str) else tuple(measures)
-    task = make_single_task(model, images, labels, fill, scale, measures, memory_limit, precision, mesh)
-    sums = _measure_sets(task, neurons_of(task.network, site)[:, None])
-    return handed_back(sums, task, measures, ("neuron",))
+    outcomes = outcomes if isinstance(outcomes, str) else tuple(outcomes)
+    problem = make_single_problem(model, images, labels, fill, scale, outcomes, memory_limit, precision, mesh)
+    sums = _measure_sets(problem, neurons_of(problem.network, site)[:, None])
+    return format_result(sums, problem, outcomes, ("neuron",))
 
 
 def pair_ablation(
@@ -64,9 +65,9 @@ def pair_ablation(
     site: str,
     images: Images,
     labels: Labels,
-    fill: Fill | RowFill | None = None,
+    fill: Fill | PerExampleFill | None = None,
     *,
-    measures: str | Iterable[str] = CORRECT,
+    outcomes: str | Iterable[str] = CORRECT,
     memory_limit: int | None = None,
     precision: str = "highest",
     mesh: Mesh | None = None,
@@ -91,12 +92,12 @@ def pair_ablation(
         >>> ja.ablation.pair_ablation(model, "layer1", np.ones((5, 4), np.float32), np.zeros(5, np.int32)).shape
         (3, 3)
     """
-    measures = measures if isinstance(measures, str) else tuple(measures)
-    task = make_single_task(model, images, labels, fill, None, measures, memory_limit, precision, mesh)
-    neurons = neurons_of(task.network, site)
+    outcomes = outcomes if isinstance(outcomes, str) else tuple(outcomes)
+    problem = make_single_problem(model, images, labels, fill, None, outcomes, memory_limit, precision, mesh)
+    neurons = neurons_of(problem.network, site)
     first, second = np.triu_indices(len(neurons), k=1)
-    alone = _measure_sets(task, neurons[:, None])
-    pairs = _measure_sets(task, np.stack([neurons[first], neurons[second]], axis=1)) if len(first) else {}
+    alone = _measure_sets(problem, neurons[:, None])
+    pairs = _measure_sets(problem, np.stack([neurons[first], neurons[second]], axis=1)) if len(first) else {}
     sums = {}
     for name, diagonal in alone.items():
         matrix = np.zeros((len(neurons), len(neurons), *diagonal.shape[1:]), diagonal.dtype)
@@ -104,14 +105,14 @@ def pair_ablation(
         if pairs:
             matrix[first, second] = matrix[second, first] = pairs[name]
         sums[name] = matrix
-    return handed_back(sums, task, measures, ("neuron", "neuron"))
+    return format_result(sums, problem, outcomes, ("neuron", "neuron"))
 
 
 def greedy_order(
     model: Model,
     images: Images,
     labels: Labels,
-    fill: Fill | RowFill | None = None,
+    fill: Fill | PerExampleFill | None = None,
     *,
     site: str | None = None,
     steps: int | None = None,
@@ -145,24 +146,24 @@ def greedy_order(
         ([3, 4], (3,))
     """
     require_known("measure of harm", by, HARM)
-    task = make_single_task(model, images, labels, fill, None, by, memory_limit, precision, mesh)
-    left = neurons_of(task.network, site).tolist()
+    problem = make_single_problem(model, images, labels, fill, None, by, memory_limit, precision, mesh)
+    left = neurons_of(problem.network, site).tolist()
     steps = len(left) if steps is None else require_integer("steps", steps)
     require(1 <= steps <= len(left), f"steps: expected 1 to {len(left)}, the neurons of the scope, got {steps}")
-    keep = np.ones(task.network.num_neurons, bool)
-    intact = _vmap.measure_masks(task, keep[None, None])
+    keep = np.ones(problem.network.num_neurons, bool)
+    intact = _vmap.measure_masks(problem, keep[None, None])
     order, along = [], [{name: of[0, 0] for name, of in intact.items()}]
     for _ in range(steps):
-        sums = _measure_sets(task, np.array(left)[:, None], keep)
+        sums = _measure_sets(problem, np.array(left)[:, None], keep)
         least = int(np.argmin(HARM[by] * sums[by]))
         along.append({name: of[least] for name, of in sums.items()})
         order.append(left.pop(least))
         keep[order[-1]] = False
     sums = {name: np.stack([of[name] for of in along]) for name in along[0]}
-    return jnp.array(order, jnp.int32), handed_back(sums, task, by, ("step",))
+    return jnp.array(order, jnp.int32), format_result(sums, problem, by, ("step",))
 
 
-def neurons_of(network: Network, site: str | None) -> np.ndarray:
+def neurons_of(network: ModelSpec, site: str | None) -> np.ndarray:
     """The ids of the neurons of a site, or of the whole network."""
     if site is None:
         return np.arange(network.num_neurons)
@@ -170,25 +171,25 @@ def neurons_of(network: Network, site: str | None) -> np.ndarray:
     return np.arange(*network.bounds[network.sites.index(site) :][:2])
 
 
-def _measure_sets(task: Task, sets: np.ndarray, keep: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Sums of the task's measures [set, ...] with each set of neurons [set, member] ablated, beside those that `keep`
+def _measure_sets(problem: AblationProblem, sets: np.ndarray, keep: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Sums of the outcomes [set, ...] with each set of neurons [set, member] ablated, beside those that `keep`
     [neuron] leaves out; the members of a set are of one site."""
-    network = task.network
+    network = problem.network
     keep = np.ones(network.num_neurons, bool) if keep is None else keep
     sites = network.site_of(sets[:, 0])
     found = []
     for site, members in itertools.groupby(range(len(sets)), key=lambda i: sites[i]):
         of_site = sets[list(members)]
-        if _incremental.unfit_for(network, task.states[0], (int(site),)):
+        if _incremental.incremental_obstacle(network, problem.states[0], (int(site),)):
             room = ROOM * -(-len(of_site) // ROOM)  # greedy removal asks for one set fewer at each step
             masks = np.tile(keep, (1, room, 1))
             np.put_along_axis(masks[0], np.resize(of_site, (room, of_site.shape[1])), False, axis=1)
-            sums = {name: of[0, : len(of_site)] for name, of in _vmap.measure_masks(task, masks).items()}
+            sums = {name: of[0, : len(of_site)] for name, of in _vmap.measure_masks(problem, masks).items()}
         else:
             # a program is compiled for a number of sets and takes no time over those beyond the ones that there are
             room = max(len(of_site), network.sizes[site])
             padded = np.resize(of_site, (room, of_site.shape[1]))
-            sums = _sets.measure_sets(task, padded, len(of_site), keep)
+            sums = _sets.measure_sets(problem, padded, len(of_site), keep)
             sums = {name: of[: len(of_site)] for name, of in sums.items()}
         found.append(sums)
     return {name: np.concatenate([sums[name] for sums in found]) for name in found[0]}

@@ -15,35 +15,36 @@ from jaxablate._checks import (
     require_known,
     require_shape,
 )
-from jaxablate._mesh import mesh_for, one_of, range_of, require_examples, spread_examples
+from jaxablate._mesh import first_example, mesh_for, pad_and_shard, range_of, require_examples
 from jaxablate._typing import Fill, Images, Labels
-from jaxablate.ablation._machine import Tables, Task
-from jaxablate.ablation._measures import NOT_FINITE, checked_names, finished
-from jaxablate.models import Model, Network, RowFill, describe
+from jaxablate.ablation._execute import AblationProblem, Tables
+from jaxablate.ablation._outcomes import NOT_FINITE, checked_names, finished
+from jaxablate.models import Model, PerExampleFill
+from jaxablate.models._network import ModelSpec, trace_model
 
 PRECISIONS = ("highest", "TF32_TF32_F32_X3", "tensorfloat32")
 
 
-def make_task(
+def make_problem(
     model: Model | Sequence[Model],
     images: Images,
     labels: Labels,
-    fill: Fill | RowFill | None,
+    fill: Fill | PerExampleFill | None,
     scale: Fill | None,
-    measures: str | Iterable[str],
+    outcomes: str | Iterable[str],
     memory_limit: int | None,
     precision: str,
     mesh: Mesh | None,
-) -> tuple[Task, tuple[int, ...]]:
-    """The task, and the leading axis of what belongs to its networks: none for a network on its own.
+) -> tuple[AblationProblem, tuple[int, ...]]:
+    """The problem, and the leading axis of what belongs to its networks: none for a network on its own.
 
     Raises:
         InputError: as in `evaluate_masks`.
     """
-    names = checked_names(measures)
+    names = checked_names(outcomes)
     require_known("precision", precision, PRECISIONS)
     mesh = mesh_for(mesh, images, labels)
-    network, states, described, leading = _networks(model, images if mesh is None else one_of(images))
+    network, states, described, leading = _networks(model, images if mesh is None else first_example(images))
     num_examples = require_examples(labels, len(images), network.num_classes)
     classes = jnp.asarray(labels).astype(jnp.int32)  # of which -1 says that an example does not count
 
@@ -58,8 +59,8 @@ def make_task(
         require_finite(what, values)
         return values.reshape(len(states), network.num_neurons)
 
-    rows = fill.rows(classes) if isinstance(fill, RowFill) else None
-    if isinstance(fill, RowFill):
+    rows = fill.rows(classes) if isinstance(fill, PerExampleFill) else None
+    if isinstance(fill, PerExampleFill):
         checked = _tables(network, fill, rows, leading)
     else:
         checked = of_neurons("fill", np.zeros((*leading, network.num_neurons)) if fill is None else fill)
@@ -67,9 +68,9 @@ def make_task(
         precision = "highest"  # a CPU knows no other and refuses the algorithm by name
     scale = None if scale is None else of_neurons("scale", scale)
     if mesh is not None:
-        described, classes, rows = spread_examples(mesh, _as(images, described.dtype), classes, rows)
+        described, classes, rows = pad_and_shard(mesh, _as(images, described.dtype), classes, rows)
     examples = described, classes, rows, num_examples, mesh
-    return Task(network, states, checked, scale, *examples, names, memory_limit, precision), leading
+    return AblationProblem(network, states, checked, scale, *examples, names, memory_limit, precision), leading
 
 
 def _as(images: Images, dtype: np.dtype) -> Images:
@@ -77,17 +78,17 @@ def _as(images: Images, dtype: np.dtype) -> Images:
     return images.astype(dtype) if isinstance(images, jax.Array) else np.asarray(images, dtype)
 
 
-def make_single_task(model: Model, *others) -> Task:
-    """The task of one network, from the arguments of `make_task`.
+def make_single_problem(model: Model, *others) -> AblationProblem:
+    """The problem of one network, from the arguments of `make_task`.
 
     Raises:
         InputError: for several networks, or as in `evaluate_masks`.
     """
     require(isinstance(model, nnx.Module), f"model: expected one network, got {type(model).__name__}; one at a time")
-    return make_task(model, *others)[0]
+    return make_problem(model, *others)[0]
 
 
-def _tables(network: Network, fill: RowFill, rows: jax.Array | None, leading: tuple[int, ...]) -> Tables:
+def _tables(network: ModelSpec, fill: PerExampleFill, rows: jax.Array | None, leading: tuple[int, ...]) -> Tables:
     """The tables of a fill, with an axis for the one network.
 
     Raises:
@@ -111,17 +112,17 @@ def _tables(network: Network, fill: RowFill, rows: jax.Array | None, leading: tu
 
 def _networks(
     model: Model | Sequence[Model], images: Images
-) -> tuple[Network, list[nnx.State], jax.Array, tuple[int, ...]]:
+) -> tuple[ModelSpec, list[nnx.State], jax.Array, tuple[int, ...]]:
     """What the networks have in common, their states, the images, and the leading axis of several."""
     if isinstance(model, nnx.Module):
-        network, state, images = describe(model, images)
+        network, state, images = trace_model(model, images)
         return network, [state], images, ()
     require(isinstance(model, Iterable), f"model: expected a network or several, got {type(model).__name__}")
     models = list(model)
     require(len(models) > 0, "model: expected at least one network, got none")
     for place, one in enumerate(models):
         require(isinstance(one, nnx.Module), f"model: expected networks, got {type(one).__name__} at place {place}")
-    described = [describe(one, images) for one in models]
+    described = [trace_model(one, images) for one in models]
     network = described[0][0]
     for place, (other, _, _) in enumerate(described):
         require(
@@ -133,7 +134,7 @@ def _networks(
     return network, [state for _, state, _ in described], described[0][2], (len(models),)
 
 
-def _sites(network: Network) -> str:
+def _sites(network: ModelSpec) -> str:
     return ", ".join(f"{name} ({size})" for name, size in zip(network.sites, network.sizes, strict=True))
 
 
@@ -144,8 +145,8 @@ def require_leading(
     require_shape(what, array, (*leading, *shape), "network, " * len(leading) + meaning)
 
 
-def handed_back(
-    sums: dict[str, np.ndarray], task: Task, measures: str | Iterable[str], axes: tuple[str, ...]
+def format_result(
+    sums: dict[str, np.ndarray], problem: AblationProblem, outcomes: str | Iterable[str], axes: tuple[str, ...]
 ) -> jax.Array | dict[str, jax.Array]:
     """The measures by name, or the one that was asked for by its name alone; `axes` are those of the results.
 
@@ -160,5 +161,5 @@ def handed_back(
             f"{axes[-1]}s, the first being {', '.join(f'{axis} {index}' for axis, index in places)}; check the weights "
             "and the images"
         )
-    results = {name: jnp.asarray(of) for name, of in finished(sums, task.num_examples).items() if name != NOT_FINITE}
-    return results[measures] if isinstance(measures, str) else results
+    results = {name: jnp.asarray(of) for name, of in finished(sums, problem.num_examples).items() if name != NOT_FINITE}
+    return results[outcomes] if isinstance(outcomes, str) else results

@@ -10,10 +10,10 @@ from jax.sharding import Mesh
 from jaxablate._checks import require, require_integer, require_known
 from jaxablate._typing import Fill, Images, Labels, Masks, Orders
 from jaxablate.ablation import _incremental, _vmap
-from jaxablate.ablation._arguments import handed_back, make_task, require_leading
-from jaxablate.ablation._machine import Task
-from jaxablate.ablation._measures import CORRECT
-from jaxablate.models import Model, RowFill
+from jaxablate.ablation._arguments import format_result, make_problem, require_leading
+from jaxablate.ablation._execute import AblationProblem
+from jaxablate.ablation._outcomes import CORRECT
+from jaxablate.models import Model, PerExampleFill
 from jaxablate.orders import check_orders, masks_of_orders
 
 ENGINES = ("auto", "vmap", "incremental")
@@ -25,10 +25,10 @@ def evaluate_masks(
     keep: Masks,
     images: Images,
     labels: Labels,
-    fill: Fill | RowFill | None = None,
+    fill: Fill | PerExampleFill | None = None,
     *,
     scale: Fill | None = None,
-    measures: str | Iterable[str] = CORRECT,
+    outcomes: str | Iterable[str] = CORRECT,
     memory_limit: int | None = None,
     precision: str = "highest",
     mesh: Mesh | None = None,
@@ -57,7 +57,7 @@ def evaluate_masks(
 
     Returns:
         int32 [mask]: for how many examples the largest logit (the first, if tied) is the label's. With another measure
-        what `MEASURES` says of it: int32 [mask, class] for class_correct, int32 [mask, label, predicted] for confusion,
+        what `OUTCOMES` says of it: int32 [mask, class] for class_correct, int32 [mask, label, predicted] for confusion,
         float32 [mask] in nats for loss (mean cross-entropy) and divergence (mean D_KL of the intact network's output
         distribution from the ablated one's). With several, a dictionary of them by name.
 
@@ -73,15 +73,15 @@ def evaluate_masks(
         >>> ja.evaluate_masks(model, np.array([[True] * 3, [False] * 3]), images, labels).shape
         (2,)
     """
-    measures = measures if isinstance(measures, str) else tuple(measures)
-    task, leading = make_task(model, images, labels, fill, scale, measures, memory_limit, precision, mesh)
+    outcomes = outcomes if isinstance(outcomes, str) else tuple(outcomes)
+    problem, leading = make_problem(model, images, labels, fill, scale, outcomes, memory_limit, precision, mesh)
     keep = np.asarray(keep)
     require(keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {keep.dtype}")
-    require_leading("keep", keep, leading, (None, task.network.num_neurons), "mask, neuron")
+    require_leading("keep", keep, leading, (None, problem.network.num_neurons), "mask, neuron")
     require(keep.size > 0, "keep: expected at least one mask, got none")
-    sums = _vmap.measure_masks(task, keep.reshape(len(task.states), *keep.shape[-2:]))
+    sums = _vmap.measure_masks(problem, keep.reshape(len(problem.states), *keep.shape[-2:]))
     sums = {name: of.reshape(*leading, *of.shape[1:]) for name, of in sums.items()}
-    return handed_back(sums, task, measures, ("network", "mask")[-len(leading) - 1 :])
+    return format_result(sums, problem, outcomes, ("network", "mask")[-len(leading) - 1 :])
 
 
 def cumulative_ablation(
@@ -89,12 +89,12 @@ def cumulative_ablation(
     orders: Orders,
     images: Images,
     labels: Labels,
-    fill: Fill | RowFill | None = None,
+    fill: Fill | PerExampleFill | None = None,
     *,
     scale: Fill | None = None,
     steps: int = 80,
     neurons_per_step: int = 1,
-    measures: str | Iterable[str] = CORRECT,
+    outcomes: str | Iterable[str] = CORRECT,
     engine: str = "auto",
     memory_limit: int | None = None,
     precision: str = "highest",
@@ -128,13 +128,13 @@ def cumulative_ablation(
         >>> ja.cumulative_ablation(model, np.array([[2, 0, 1]]), images, labels, steps=3).shape
         (1, 4)
     """
-    measures = measures if isinstance(measures, str) else tuple(measures)
+    outcomes = outcomes if isinstance(outcomes, str) else tuple(outcomes)
     require_known("engine", engine, ENGINES)
     steps = require_integer("steps", steps)
     neurons_per_step = require_integer("neurons_per_step", neurons_per_step)
     require(steps >= 1, f"steps: expected at least 1, got {steps}")
     require(neurons_per_step >= 1, f"neurons_per_step: expected at least 1, got {neurons_per_step}")
-    task, leading = make_task(model, images, labels, fill, scale, measures, memory_limit, precision, mesh)
+    problem, leading = make_problem(model, images, labels, fill, scale, outcomes, memory_limit, precision, mesh)
     orders, ranks = np.asarray(orders), steps * neurons_per_step
     require_leading("orders", orders, leading, (None, None), "order, rank")
     require(orders.size > 0, f"orders: expected at least one neuron, got shape {orders.shape}")
@@ -143,24 +143,24 @@ def cumulative_ablation(
         f"steps: expected at most the {orders.shape[-1]} neurons of the scope, got {ranks} ({steps} steps of "
         f"{neurons_per_step}); {orders.shape[-1] // neurons_per_step} steps is the largest possible",
     )
-    num_networks, num_orders = len(task.states), orders.shape[-2]
-    orders = check_orders(orders.reshape(-1, orders.shape[-1]), task.network.num_neurons, ranks)[:, :ranks]
+    num_networks, num_orders = len(problem.states), orders.shape[-2]
+    orders = check_orders(orders.reshape(-1, orders.shape[-1]), problem.network.num_neurons, ranks)[:, :ranks]
     orders, numbers, duplicate_of = _distinct(orders.reshape(num_networks, num_orders, ranks))
-    if _chosen(engine, task, orders) == "incremental":
-        sums = _incremental.measure_steps(task, orders, numbers, neurons_per_step=neurons_per_step)
+    if _chosen(engine, problem, orders) == "incremental":
+        sums = _incremental.measure_steps(problem, orders, numbers, neurons_per_step=neurons_per_step)
     else:
         orders = orders[:, : numbers.max()]
-        keep = np.asarray(masks_of_orders(orders.reshape(-1, ranks), task.network.num_neurons, ranks))
+        keep = np.asarray(masks_of_orders(orders.reshape(-1, ranks), problem.network.num_neurons, ranks))
         keep = keep.reshape(*orders.shape[:2], ranks + 1, -1)[:, :, ::neurons_per_step]
-        sums = _vmap.measure_masks(task, keep.reshape(num_networks, -1, task.network.num_neurons))
+        sums = _vmap.measure_masks(problem, keep.reshape(num_networks, -1, problem.network.num_neurons))
         shape = (num_networks, orders.shape[1], steps + 1)
         sums = {name: of.reshape(*shape, *of.shape[2:]) for name, of in sums.items()}
     every = np.arange(num_networks)[:, None], duplicate_of
     sums = {name: of[every].reshape(*leading, num_orders, *of.shape[2:]) for name, of in sums.items()}
-    return handed_back(sums, task, measures, ("network", "order", "step")[-len(leading) - 2 :])
+    return format_result(sums, problem, outcomes, ("network", "order", "step")[-len(leading) - 2 :])
 
 
-def _chosen(engine: str, task: Task, orders: np.ndarray) -> str:
+def _chosen(engine: str, problem: AblationProblem, orders: np.ndarray) -> str:
     """The engine to take.
 
     Raises:
@@ -168,7 +168,9 @@ def _chosen(engine: str, task: Task, orders: np.ndarray) -> str:
     """
     if engine == "vmap" or (engine == "auto" and jax.default_backend() != "cpu"):
         return "vmap"
-    lacking = _incremental.unfit_for(task.network, task.states[0], _incremental.touched_by(task.network, orders))
+    lacking = _incremental.incremental_obstacle(
+        problem.network, problem.states[0], _incremental.ablated_sites(problem.network, orders)
+    )
     require(
         not (lacking and engine == "incremental"), f"engine 'incremental': expected {lacking}; take 'auto' or 'vmap'"
     )

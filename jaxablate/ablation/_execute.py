@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec as P
 from jaxablate._checks import JaxablateWarning, require, require_integer
 from jaxablate._mesh import DATA, STUDY
 from jaxablate._parallel import COMPILER_OPTIONS, num_cores, run_all
-from jaxablate._processes import everywhere
-from jaxablate.models import Network
+from jaxablate._processes import put_global
+from jaxablate.models._network import ModelSpec
 
 MEMORY_LIMIT = 2**30
 """Bytes of activations that an engine may hold at a time, unless told otherwise."""
@@ -29,7 +29,7 @@ MODERATE = 10.0
 Tables = tuple[jax.Array, ...]
 
 
-class Task(NamedTuple):
+class AblationProblem(NamedTuple):
     """What an engine evaluates, checked by its caller.
 
     Attributes:
@@ -46,7 +46,7 @@ class Task(NamedTuple):
         memory_limit, precision: as in `evaluate_masks`.
     """
 
-    network: Network
+    network: ModelSpec
     states: list[nnx.State]
     fill: np.ndarray | Tables
     scale: np.ndarray | None
@@ -55,7 +55,7 @@ class Task(NamedTuple):
     rows: jax.Array | None
     num_examples: int
     mesh: Mesh | None
-    measures: tuple[str, ...]
+    outcomes: tuple[str, ...]
     memory_limit: int | None
     precision: str
 
@@ -104,7 +104,7 @@ def by_site(values: jax.Array | Tables | None, rows: jax.Array | None, splits: n
     return jnp.split(values, splits)
 
 
-def in_turn(room: int, numbers: np.ndarray, devices: int) -> tuple[np.ndarray, np.ndarray]:
+def round_robin(room: int, numbers: np.ndarray, devices: int) -> tuple[np.ndarray, np.ndarray]:
     """Deal curves to devices in turn, so that each has as many of the first ones.
 
     Args:
@@ -135,16 +135,16 @@ class Layout:
     chunks: int
     chunk: int
 
-    def split(self, task: Task) -> list["Shard"]:
+    def split(self, problem: AblationProblem) -> list["Shard"]:
         """The examples of each shard."""
-        examples = task.images, task.labels, task.rows
-        return [Shard(*examples, *of) for of in zip(*self.places(len(task.labels), self.shards), strict=True)]
+        examples = problem.images, problem.labels, problem.rows
+        return [Shard(*examples, *of) for of in zip(*self.places(len(problem.labels), self.shards), strict=True)]
 
-    def on_mesh(self, task: Task) -> "Shard":
+    def on_mesh(self, problem: AblationProblem) -> "Shard":
         """The examples of all devices: each has its own, and finds its places in them."""
-        starts, valid = self.places(len(task.labels) // self.shards, 1)
+        starts, valid = self.places(len(problem.labels) // self.shards, 1)
         starts, valid = (np.repeat(of, self.shards, axis=0) for of in (starts, valid))
-        return Shard(task.images, task.labels, task.rows, starts, valid)
+        return Shard(problem.images, problem.labels, problem.rows, starts, valid)
 
     def places(self, num_examples: int, shards: int) -> tuple[np.ndarray, np.ndarray]:
         """Where each chunk begins [shard, chunk], and which of its examples count [shard, chunk, place]."""
@@ -186,47 +186,47 @@ class MemoryWarning(JaxablateWarning):
 class Engine:
     """What an engine computes on one shard of examples, jitted, for one device or for all of a mesh.
 
-    Its arguments are `static` ones, `spread` (arrays [network, mask or curve, ...], shared out along `study`; one less
+    Its arguments are `static` ones, `sharded` (arrays [network, mask or curve, ...], shared out along `study`; one less
     axis for one network), `whole` (arrays that every device has), and a `Shard`; it returns sums
     [network, mask or curve, ...].
     """
 
     def __init__(self, function: Callable):
         self.function = function
-        self.alone = jax.jit(function, static_argnums=0, compiler_options=COMPILER_OPTIONS)
-        self.together = jax.jit(self._together, static_argnums=(0, 1), compiler_options=COMPILER_OPTIONS)
+        self.single_device = jax.jit(function, static_argnums=0, compiler_options=COMPILER_OPTIONS)
+        self.sharded = jax.jit(self._sharded, static_argnums=(0, 1), compiler_options=COMPILER_OPTIONS)
 
-    def _together(self, mesh: Mesh, static: tuple, spread, whole, shard: Shard):
-        def on_device(spread, whole, shard):
+    def _sharded(self, mesh: Mesh, static: tuple, sharded, whole, shard: Shard):
+        def on_device(sharded, whole, shard):
             own = shard._replace(starts=shard.starts[0], valid=shard.valid[0])
-            sums = jax.lax.psum(self.function(static, spread, whole, own), DATA)
+            sums = jax.lax.psum(self.function(static, sharded, whole, own), DATA)
             return jax.lax.all_gather(sums, STUDY, axis=1, tiled=True)
 
         specs = P(None, STUDY), P(), P(DATA)
         found = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
-        return found(spread, whole, shard)
+        return found(sharded, whole, shard)
 
 
-class Chunks:
-    """Runs an engine over the shards of a task, in chunks of at most `preferred` examples that are halved, for good,
+class ChunkRunner:
+    """Runs an engine over the shards of a problem, in chunks of at most `preferred` examples that are halved, for good,
     whenever memory runs out all the same."""
 
-    def __init__(self, task: Task, bytes_per_example: int, preferred: int):
-        self.task, self.bytes_per_example, self.preferred = task, bytes_per_example, preferred
+    def __init__(self, problem: AblationProblem, bytes_per_example: int, preferred: int):
+        self.problem, self.bytes_per_example, self.preferred = problem, bytes_per_example, preferred
 
-    def run(self, engine: Engine, static: tuple, spread, whole) -> dict[str, np.ndarray]:
+    def run(self, engine: Engine, static: tuple, sharded, whole) -> dict[str, np.ndarray]:
         """The engine's sums over all examples.
 
         Raises:
             InputError: if memory does not do for one example at a time; the message says how much was asked for.
         """
         while True:
-            layout = self.task.lay_out(self.bytes_per_example, self.preferred)
+            layout = self.problem.lay_out(self.bytes_per_example, self.preferred)
             try:
-                if self.task.mesh is None:
-                    return run_shards(partial(engine.alone, static, spread, whole), layout.split(self.task))
-                copies = everywhere(NamedSharding(self.task.mesh, P()), whole)
-                sums = engine.together(self.task.mesh, static, spread, copies, layout.on_mesh(self.task))
+                if self.problem.mesh is None:
+                    return run_shards(partial(engine.single_device, static, sharded, whole), layout.split(self.problem))
+                copies = put_global(NamedSharding(self.problem.mesh, P()), whole)
+                sums = engine.sharded(self.problem.mesh, static, sharded, copies, layout.on_mesh(self.problem))
                 return jax.tree.map(_total, sums)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):

@@ -16,34 +16,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate.ablation._machine import Chunks, Engine, Shard, Task, by_site, in_turn, places_of
-from jaxablate.ablation._measures import Sums, measure, zeros
-from jaxablate.models import (
-    ELEMENTWISE,
-    Link,
-    Model,
-    Network,
-    ablated,
-    bytes_on_the_way,
-    intervene,
-    run,
-    segments_of,
-    stack_states,
-)
+from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, by_site, places_of, round_robin
+from jaxablate.ablation._outcomes import Sums, measure, zeros
+from jaxablate.models import Model
+from jaxablate.models._mlp import ELEMENTWISE
+from jaxablate.models._network import Layer, ModelSpec, peak_activation_bytes, run, split_at_sites, stack_states
+from jaxablate.models._sites import ablated_values, apply_masks
 
 CHUNK = 500  # examples whose state a CPU core's cache holds
 CHUNK_ELSEWHERE = 10_000
 LARGE = 100.0  # a larger output is not subtracted: its rounding error would be near a tie's 1e-5
 
 
-def touched_by(network: Network, orders: np.ndarray) -> tuple[int, ...]:
+def ablated_sites(network: ModelSpec, orders: np.ndarray) -> tuple[int, ...]:
     """The sites whose neurons are in the orders, by their numbers."""
     return tuple(np.unique(network.site_of(orders)).tolist())
 
 
-def unfit_for(network: Network, state: nnx.State, touched: tuple[int, ...]) -> str:
+def incremental_obstacle(network: ModelSpec, state: nnx.State, touched: tuple[int, ...]) -> str:
     """Why the engine cannot follow orders that touch these sites; empty if it can."""
-    segments = segments_of(nnx.merge(network.graphdef, state))
+    segments = split_at_sites(nnx.merge(network.graphdef, state))
     if segments is None:
         return "a model that is a chain"
     for site in touched:
@@ -59,7 +51,7 @@ def _plain_linear() -> nnx.Linear:
     return nnx.eval_shape(lambda: nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
 
 
-def _is_linear(link: Link) -> bool:
+def _is_linear(link: Layer) -> bool:
     """Whether a link maps outputs h to h @ kernel + bias in float32, and nothing else."""
     if type(link) is not nnx.Linear or any(
         getattr(link, name, None) is not getattr(_plain_linear(), name, None)
@@ -70,21 +62,21 @@ def _is_linear(link: Link) -> bool:
 
 
 def measure_steps(
-    task: Task, orders: np.ndarray, numbers: np.ndarray, *, neurons_per_step: int
+    problem: AblationProblem, orders: np.ndarray, numbers: np.ndarray, *, neurons_per_step: int
 ) -> dict[str, np.ndarray]:
-    """Sums of the task's measures [network, order, step + 1, ...] along orders
+    """Sums of the problem's measures [network, order, step + 1, ...] along orders
     [network, order, step * neurons_per_step], of which the first `numbers` [network] are followed."""
-    network = task.network
-    touched = touched_by(network, orders)
+    network = problem.network
+    touched = ablated_sites(network, orders)
     last_only = touched == (len(network.sites) - 1,)
     preferred = CHUNK if jax.default_backend() == "cpu" and not last_only else CHUNK_ELSEWHERE
     # what is before and behind the touched sites, one update in flight, and what is on the way out
-    per_example = (len(touched) + 4) * bytes_on_the_way(network, touched[0])
+    per_example = (len(touched) + 4) * peak_activation_bytes(network, touched[0])
     grouped = orders.reshape(*orders.shape[:2], -1, neurons_per_step)
-    turns, shares = in_turn(grouped.shape[1], numbers, task.study)
-    static = network, touched, task.measures, task.precision, task.moderate
-    whole = task.states, task.fill, task.scale
-    sums = Chunks(task, per_example, preferred).run(_engine, static, (grouped[:, turns], shares), whole)
+    turns, shares = round_robin(grouped.shape[1], numbers, problem.study)
+    static = network, touched, problem.outcomes, problem.precision, problem.moderate
+    whole = problem.states, problem.fill, problem.scale
+    sums = ChunkRunner(problem, per_example, preferred).run(_engine, static, (grouped[:, turns], shares), whole)
     return {name: of[:, places_of(turns, grouped.shape[1])] for name, of in sums.items()}
 
 
@@ -102,7 +94,7 @@ class _Level(NamedTuple):
     scale: jax.Array | None
     moderate: bool
     linear: nnx.Linear
-    close: list[Link]
+    close: list[Layer]
     activate: Callable[[jax.Array], jax.Array]
 
     @property
@@ -112,7 +104,7 @@ class _Level(NamedTuple):
 
     def behind(self, before: jax.Array, kept: jax.Array) -> jax.Array:
         """The linear map's output, from what the level begins with and which neurons are kept."""
-        outputs = intervene(self.activate(before), kept, self.fill, self.scale)
+        outputs = apply_masks(self.activate(before), kept, self.fill, self.scale)
         kernel, bias = self.linear.kernel[...], self.linear.bias
         return outputs @ kernel if bias is None else outputs @ kernel + bias[...]
 
@@ -120,20 +112,20 @@ class _Level(NamedTuple):
         """By how much the outputs of some neurons change that go (those that are `here`), and the linear map's."""
         scale = None if self.scale is None else self.scale[neurons]
         outputs = self.activate(before[..., neurons])
-        difference = jnp.where(here, ablated(outputs, self.fill[..., neurons], scale) - outputs, 0)
+        difference = jnp.where(here, ablated_values(outputs, self.fill[..., neurons], scale) - outputs, 0)
         rows = self.linear.kernel[...][neurons]
         return difference, (difference * rows if len(neurons) == 1 else difference @ rows)
 
 
 def _levels(
-    model: Model, network: Network, touched: tuple[int, ...], moderate: bool, fill, scale, rows
+    model: Model, network: ModelSpec, touched: tuple[int, ...], moderate: bool, fill, scale, rows
 ) -> tuple[list, list[_Level]]:
     """The links to where the first level begins, and the levels.
 
     A level begins before the activation function, where that is the last link before the site, so that single outputs
     can be computed again in place of being kept.
     """
-    segments = segments_of(model)
+    segments = split_at_sites(model)
     assert segments is not None
     splits = network.bounds[1:-1]
     fills, scales = by_site(fill, rows, splits), by_site(scale, None, splits)
@@ -155,15 +147,15 @@ def _identity(outputs: jax.Array) -> jax.Array:
 
 
 @Engine
-def _engine(static: tuple[Network, tuple[int, ...], tuple[str, ...], str, bool], spread, whole, shard: Shard):
+def _engine(static: tuple[ModelSpec, tuple[int, ...], tuple[str, ...], str, bool], sharded, whole, shard: Shard):
     """Sums [network, order, step + 1, ...].
 
-    spread are orders [network, order, step, neuron] and of how many the first are followed [network, 1]; whole are the
-    weights of each network, fill and scale as in `Task`; static are the network, the sites that any order touches,
+    sharded are orders [network, order, step, neuron] and of how many the first are followed [network, 1]; whole are the
+    weights of each network, fill and scale as in `AblationProblem`; static are the network, the ablated sites,
     measures, precision and whether fill and scale are moderate.
     """
-    network, touched, measures, precision, moderate = static
-    (orders, numbers), (states, fill, scale) = spread, whole
+    network, touched, outcomes, precision, moderate = static
+    (orders, numbers), (states, fill, scale) = sharded, whole
 
     def measure_network(arguments):
         state, orders, number, fill, scale = arguments
@@ -171,16 +163,16 @@ def _engine(static: tuple[Network, tuple[int, ...], tuple[str, ...], str, bool],
 
         def add_chunk(totals, images, labels, rows):
             entrance, levels = _levels(model, network, touched, moderate, fill, scale, rows)
-            return _add_chunk(levels, measures, orders, number, totals, run(entrance, images), labels)
+            return _add_chunk(levels, outcomes, orders, number, totals, run(entrance, images), labels)
 
-        start = zeros(measures, network.num_classes, (orders.shape[0], orders.shape[1] + 1))
+        start = zeros(outcomes, network.num_classes, (orders.shape[0], orders.shape[1] + 1))
         return shard.add_chunks(add_chunk, start)
 
     with jax.default_matmul_precision(precision):
         return jax.lax.map(measure_network, (stack_states(states), orders, numbers[:, 0], fill, scale))
 
 
-def _add_chunk(levels: list[_Level], measures: tuple[str, ...], orders, number, totals: Sums, before, labels) -> Sums:
+def _add_chunk(levels: list[_Level], outcomes: tuple[str, ...], orders, number, totals: Sums, before, labels) -> Sums:
     """Totals [order, step + 1, ...] with one chunk of examples added; `before` is where the first level begins."""
     start = _Progress(
         step=jnp.int32(0),
@@ -188,11 +180,11 @@ def _add_chunk(levels: list[_Level], measures: tuple[str, ...], orders, number, 
         kept=[jnp.ones(level.stop - level.start, bool) for level in levels],
     )
     intact = None
-    if "divergence" in measures:
+    if "divergence" in outcomes:
         intact = before
         for level in levels:
             intact = run(level.close, level.behind(intact, jnp.ones(level.stop - level.start, bool)))
-    curve = _Curve(levels, measures, labels, intact)
+    curve = _Curve(levels, outcomes, labels, intact)
 
     def add_curve(i, totals):
         order = orders[i]
@@ -219,7 +211,7 @@ class _Curve(NamedTuple):
     """What is the same for all curves of a chunk of examples."""
 
     levels: list[_Level]
-    measures: tuple[str, ...]
+    outcomes: tuple[str, ...]
     labels: jax.Array
     intact: jax.Array | None
 
@@ -236,7 +228,7 @@ class _Curve(NamedTuple):
             after = run(level.close, behind)
             if depth + 1 < len(self.levels):
                 return self.run_level(order, depths, depth + 1, after, progress)
-            measured = measure(self.measures, after, self.labels, self.intact)
+            measured = measure(self.outcomes, after, self.labels, self.intact)
             sums = jax.tree.map(lambda sums, new: sums.at[progress.step].set(new), progress.sums, measured)
             return progress._replace(step=progress.step + 1, sums=sums)
 

@@ -52,7 +52,7 @@ def _divergence(of: _Logits) -> jax.Array:
     return ((jnp.exp(before) * (before - after)).sum(axis=-1) * (of.labels >= 0)).sum(axis=-1)
 
 
-MEASURES: dict[str, Callable[[_Logits], jax.Array]] = {
+OUTCOMES: dict[str, Callable[[_Logits], jax.Array]] = {
     CORRECT: _correct,
     "class_correct": _class_correct,
     "confusion": _confusion,
@@ -80,7 +80,7 @@ def measure(names: Sequence[str], logits: jax.Array, labels: jax.Array, intact: 
     """
     predicted, bad = _predict(logits)
     of = _Logits(logits, predicted, labels, intact)
-    return {**{name: MEASURES[name](of) for name in names}, NOT_FINITE: bad.sum(axis=-1, dtype=jnp.int32)}
+    return {**{name: OUTCOMES[name](of) for name in names}, NOT_FINITE: bad.sum(axis=-1, dtype=jnp.int32)}
 
 
 def _predict(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -107,16 +107,16 @@ def zeros(names: Sequence[str], num_classes: int, shape: tuple[int, ...]) -> Sum
     return {name: jnp.zeros((*shape, *of.shape), of.dtype) for name, of in sums.items()}
 
 
-def checked_names(measures: str | Iterable[str]) -> tuple[str, ...]:
+def checked_names(outcomes: str | Iterable[str]) -> tuple[str, ...]:
     """The names of the measures asked for.
 
     Raises:
         InputError: for an unknown one, or none.
     """
-    names = (measures,) if isinstance(measures, str) else tuple(measures)
-    require(len(names) > 0, f"measures: expected at least one of {', '.join(MEASURES)}, got none")
+    names = (outcomes,) if isinstance(outcomes, str) else tuple(outcomes)
+    require(len(names) > 0, f"measures: expected at least one of {', '.join(OUTCOMES)}, got none")
     for name in names:
-        require_known("measure", name, MEASURES)
+        require_known("measure", name, OUTCOMES)
     return names
 
 

@@ -8,53 +8,45 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, by_site, places_of, round_robin
 from jaxablate.ablation._incremental import CHUNK, CHUNK_ELSEWHERE, LARGE
-from jaxablate.ablation._machine import Chunks, Engine, Shard, Task, by_site, in_turn, places_of
-from jaxablate.ablation._measures import measure, zeros
-from jaxablate.models import (
-    Network,
-    ablated,
-    bytes_on_the_way,
-    ends_bounded,
-    intervene,
-    run,
-    run_segments,
-    segments_of,
-)
+from jaxablate.ablation._outcomes import measure, zeros
+from jaxablate.models._network import ModelSpec, ends_bounded, peak_activation_bytes, run, run_segments, split_at_sites
+from jaxablate.models._sites import ablated_values, apply_masks
 
 
-def measure_sets(task: Task, sets: np.ndarray, number: int, keep: np.ndarray) -> dict[str, np.ndarray]:
-    """Sums of the task's measures [set, ...] with each of the first `number` sets of neurons [set, member] of one site
+def measure_sets(problem: AblationProblem, sets: np.ndarray, number: int, keep: np.ndarray) -> dict[str, np.ndarray]:
+    """Sums of the outcomes [set, ...] with each of the first `number` sets of neurons [set, member] of one site
     ablated, beside those that `keep` [neuron] leaves out, to which they do not belong.
 
-    The task is of one network, one that the engine fits.
+    The problem is of one network, one that the engine fits.
     """
-    network = task.network
+    network = problem.network
     site = int(network.site_of(sets[:1, 0])[0])
     last_only = site == len(network.sites) - 1
     preferred = CHUNK if jax.default_backend() == "cpu" and not last_only else CHUNK_ELSEWHERE
     # what is before and behind the site, one update in flight, and what is on the way out
-    per_example = 5 * bytes_on_the_way(network, 0)
-    fill = jax.tree.map(lambda values: values[0], task.fill)
-    scale = None if task.scale is None else task.scale[0]
-    turns, shares = in_turn(len(sets), np.array([number]), task.study)
-    static = network, site, task.measures, task.precision, task.moderate
-    whole = task.states[0], keep, fill, scale
-    sums = Chunks(task, per_example, preferred).run(_engine, static, (sets[None, turns], shares), whole)
+    per_example = 5 * peak_activation_bytes(network, 0)
+    fill = jax.tree.map(lambda values: values[0], problem.fill)
+    scale = None if problem.scale is None else problem.scale[0]
+    turns, shares = round_robin(len(sets), np.array([number]), problem.study)
+    static = network, site, problem.outcomes, problem.precision, problem.moderate
+    whole = problem.states[0], keep, fill, scale
+    sums = ChunkRunner(problem, per_example, preferred).run(_engine, static, (sets[None, turns], shares), whole)
     return {name: of[0, places_of(turns, len(sets))] for name, of in sums.items()}
 
 
 @Engine
-def _engine(static: tuple[Network, int, tuple[str, ...], str, bool], spread, whole, shard: Shard):
+def _engine(static: tuple[ModelSpec, int, tuple[str, ...], str, bool], sharded, whole, shard: Shard):
     """Sums [1, set, ...].
 
-    spread are sets [1, set, member] and how many of the first are evaluated [1, 1]; whole are the weights, which
+    sharded are sets [1, set, member] and how many of the first are evaluated [1, 1]; whole are the weights, which
     neurons are kept, fill and scale; static are the network, the site, measures, precision and whether fill and scale
     are moderate.
     """
-    network, site, measures, precision, moderate = static
-    ((sets,), ((number,),)), (state, keep, fill, scale) = spread, whole
-    segments = segments_of(nnx.merge(network.graphdef, state))
+    network, site, outcomes, precision, moderate = static
+    ((sets,), ((number,),)), (state, keep, fill, scale) = sharded, whole
+    segments = split_at_sites(nnx.merge(network.graphdef, state))
     assert segments is not None
     splits, local = network.bounds[1:-1], sets - network.bounds[site]
     linear, bounded = segments[site + 1][0], moderate and ends_bounded(segments[site])
@@ -69,11 +61,11 @@ def _engine(static: tuple[Network, int, tuple[str, ...], str, bool], spread, who
             outputs = run(segments[site + 1][1:], behind)
             return run_segments(segments, outputs, site + 1, changes)
 
-        intact = run_segments(segments, images, -1, {}) if "divergence" in measures else None
+        intact = run_segments(segments, images, -1, {}) if "divergence" in outcomes else None
         outputs = run_segments(segments[: site + 1], images, -1, changes)
-        base = linear(intervene(outputs, kept, fills, scales))
+        base = linear(apply_masks(outputs, kept, fills, scales))
         # what changes where a neuron goes, neuron by neuron: reading a column of the outputs is slow
-        changes_of = jnp.moveaxis(ablated(outputs, fills, scales) - outputs, -1, 0)
+        changes_of = jnp.moveaxis(ablated_values(outputs, fills, scales) - outputs, -1, 0)
 
         def add_set(i, totals):
             members = local[i]
@@ -83,17 +75,17 @@ def _engine(static: tuple[Network, int, tuple[str, ...], str, bool], spread, who
 
             def computed_anew():
                 left = kept & (jnp.arange(len(kept))[:, None] != members).all(axis=1)
-                return linear(intervene(outputs, left, fills, scales))
+                return linear(apply_masks(outputs, left, fills, scales))
 
             behind = updated
             if not bounded:
                 # what a large output leaves behind when it is subtracted again is its rounding error
                 behind = jax.lax.cond(jnp.abs(difference).max() < LARGE, lambda: updated, computed_anew)
-            measured = measure(measures, logits_of(behind), labels, intact)
+            measured = measure(outcomes, logits_of(behind), labels, intact)
             return jax.tree.map(lambda total, new: total.at[i].add(new), totals, measured)
 
         return jax.lax.fori_loop(0, number, add_set, totals)
 
-    start = zeros(measures, network.num_classes, (len(sets),))
+    start = zeros(outcomes, network.num_classes, (len(sets),))
     with jax.default_matmul_precision(precision):
         return jax.tree.map(lambda sums: sums[None], shard.add_chunks(add_chunk, start))

@@ -6,12 +6,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxablate._checks import require, require_integer, require_known
-from jaxablate._mesh import one_of, require_examples
+from jaxablate._mesh import first_example, require_examples
 from jaxablate._typing import Fill, Images, Labels
 from jaxablate.ablation._alone import HARM, neurons_of
 from jaxablate.ablation._evaluate import cumulative_ablation
-from jaxablate.ablation._measures import CORRECT
-from jaxablate.models import Model, RowFill, describe
+from jaxablate.ablation._outcomes import CORRECT
+from jaxablate.models import Model, PerExampleFill
+from jaxablate.models._network import trace_model
 from jaxablate.orders import random_orders
 
 
@@ -19,7 +20,7 @@ def shapley_values(
     model: Model,
     images: Images,
     labels: Labels,
-    fill: Fill | RowFill | None = None,
+    fill: Fill | PerExampleFill | None = None,
     *,
     key: jax.Array,
     num_permutations: int = 100,
@@ -62,12 +63,12 @@ def shapley_values(
     num_permutations = require_integer("num_permutations", num_permutations)
     require(num_permutations >= 2, f"num_permutations: expected at least 2, got {num_permutations}")
     require(isinstance(model, nnx.Module), f"model: expected one network, got {type(model).__name__}")
-    network, _, _ = describe(model, one_of(images))
+    network, _, _ = trace_model(model, first_example(images))
     num_examples = require_examples(labels, len(images), network.num_classes)
     neurons = neurons_of(network, site)
     local = np.asarray(random_orders(key, len(neurons), num_permutations))
     found = cumulative_ablation(
-        model, neurons[local], images, labels, fill, steps=len(neurons), measures=by, memory_limit=memory_limit,
+        model, neurons[local], images, labels, fill, steps=len(neurons), outcomes=by, memory_limit=memory_limit,
         precision=precision, mesh=mesh,
     )  # fmt: skip
     along = -HARM[by] * np.asarray(found, np.float64) / (num_examples if by == CORRECT else 1)

@@ -11,7 +11,8 @@ from flax import nnx
 from jaxablate._checks import require, require_finite, require_known, require_labels, require_shape
 from jaxablate._typing import Fill, Images, Labels, Masks
 from jaxablate.activations._record import mean_activations, recorded_outputs
-from jaxablate.models import Model, Network, RowFill, describe, enter, run_on
+from jaxablate.models import Model, PerExampleFill
+from jaxablate.models._network import ModelSpec, run_from_site, run_prefix, trace_model
 
 FILLS = ("zero", "constant", "mean", "median", "class_mean", "resample", "optimal")
 
@@ -28,7 +29,7 @@ def compute_fill(
     steps: int = 500,
     batch_size: int = 256,
     learning_rate: float = 1e-2,
-) -> Fill | RowFill:
+) -> Fill | PerExampleFill:
     """What stands in for an ablated neuron, from these examples; `evaluate_masks` and the like take it as `fill`.
 
     - "zero": 0.
@@ -53,7 +54,7 @@ def compute_fill(
         steps, batch_size, learning_rate: of "optimal".
 
     Returns:
-        float32 [neuron] over all sites in network order; a `RowFill` for "class_mean" and "resample".
+        float32 [neuron] over all sites in network order; a `PerExampleFill` for "class_mean" and "resample".
 
     Raises:
         InputError: for an unknown kind, an argument that the kind needs and that is absent, a class without examples,
@@ -71,7 +72,7 @@ def compute_fill(
         [(2, 3), (2, 2)]
     """
     require_known("fill", kind, FILLS)
-    network, state, images = describe(model, images)
+    network, state, images = trace_model(model, images)
     needed = {"class_mean": {"labels": labels}, "resample": {"key": key}}
     needed["optimal"] = {"labels": labels, "key": key, "keep": keep}
     absent = [name for name, given in needed.get(kind, {}).items() if given is None]
@@ -100,9 +101,9 @@ def compute_fill(
         )
     if kind == "class_mean":
         outputs = recorded_outputs(model, images)
-        return RowFill(tuple(_class_means(h, np.asarray(labels), network.num_classes) for h in outputs))
+        return PerExampleFill(tuple(_class_means(h, np.asarray(labels), network.num_classes) for h in outputs))
     if kind == "resample":
-        return RowFill(tuple(recorded_outputs(model, images)), key)
+        return PerExampleFill(tuple(recorded_outputs(model, images)), key)
     start = np.asarray(mean_activations(model, images))
     fitted = _optimal(
         network,
@@ -128,7 +129,7 @@ def _class_means(outputs: jax.Array, labels: np.ndarray, num_classes: int) -> ja
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _optimal(network: Network, recipe: tuple[int, int, float], state: nnx.State, start, images, labels, keep, key):
+def _optimal(network: ModelSpec, recipe: tuple[int, int, float], state: nnx.State, start, images, labels, keep, key):
     """The fill [neuron] after so many steps of Adam on random batches under random masks of `keep`."""
     steps, batch_size, learning_rate = recipe
     splits = network.bounds[1:-1]
@@ -137,7 +138,7 @@ def _optimal(network: Network, recipe: tuple[int, int, float], state: nnx.State,
     def loss(fill, mask, images, labels):
         parts = zip(jnp.split(mask, splits), jnp.split(fill, splits), strict=True)
         changes = {site: (kept, of_site, None) for site, (kept, of_site) in enumerate(parts)}
-        logits = run_on(network, state, enter(network, state, images, 0), 0, changes)
+        logits = run_from_site(network, state, run_prefix(network, state, images, 0), 0, changes)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def step(carry, key):

@@ -12,7 +12,8 @@ import numpy as np
 from flax import nnx
 
 from jaxablate._typing import Activations, Fill, Images
-from jaxablate.models import Model, Network, bytes_on_the_way, describe, record, reductions_of
+from jaxablate.models import Model
+from jaxablate.models._network import ModelSpec, peak_activation_bytes, record, reductions_of, trace_model
 
 BATCH_SIZE = 10_000
 MEMORY = 2**28  # bytes of one activation in flight
@@ -74,7 +75,7 @@ def mean_activations(model: Model, images: Images) -> Fill:
     return jnp.asarray(total / count, jnp.float32)
 
 
-def shares_of_zeros(model: Model, images: Images) -> np.ndarray:
+def zero_fractions(model: Model, images: Images) -> np.ndarray:
     """Of every neuron the share of examples, and of its places in them, where its output is not above 0; float64
     [neuron], all sites concatenated in network order."""
     network, batches = _recorded(model, images)
@@ -96,15 +97,15 @@ def recorded_outputs(model: Model, images: Images) -> list[jax.Array]:
     return [jnp.concatenate(site).astype(jnp.float32) for site in zip(*batches, strict=True)]
 
 
-def _recorded(model: Model, images: Images) -> tuple[Network, Iterator[list[jax.Array]]]:
+def _recorded(model: Model, images: Images) -> tuple[ModelSpec, Iterator[list[jax.Array]]]:
     """The network, and the outputs [example, ..., unit] of every site, batch by batch."""
-    network, state, images = describe(model, images)
-    size = max(1, min(BATCH_SIZE, MEMORY // bytes_on_the_way(network, 0)))
+    network, state, images = trace_model(model, images)
+    size = max(1, min(BATCH_SIZE, MEMORY // peak_activation_bytes(network, 0)))
     batches = (images[i : i + size] for i in range(0, len(images), size))
     return network, (_record(network, state, batch) for batch in batches)
 
 
 @partial(jax.jit, static_argnums=0)
-def _record(network: Network, state: nnx.State, images: jax.Array) -> list[jax.Array]:
+def _record(network: ModelSpec, state: nnx.State, images: jax.Array) -> list[jax.Array]:
     with jax.default_matmul_precision("highest"):
         return record(network, state, images)[1]

@@ -156,7 +156,7 @@ def _row(effect: Effect) -> dict:
 
 
 @dataclass(frozen=True)
-class Flip:
+class VerdictChange:
     """An effect that the paper's and the published protocol judge differently.
 
     Attributes:
@@ -176,7 +176,7 @@ class Flip:
     means: dict[str, float]
     verdicts: dict[str, str]
     difference: tuple[float, float, float]
-    carrier: str | None = None
+    cause: str | None = None
     share: float | None = None
 
     @property
@@ -186,7 +186,7 @@ class Flip:
         return low > 0 or high < 0
 
 
-def explain_flips(verdicts: Sequence[Verdict]) -> list[Flip]:
+def explain_changes(verdicts: Sequence[Verdict]) -> list[VerdictChange]:
     """For every claim that the two protocols judge differently: the effects behind it, under each single departure.
 
     Args:
@@ -216,12 +216,12 @@ def explain_flips(verdicts: Sequence[Verdict]) -> list[Flip]:
         if own.verdict != theirs.verdict:
             means = {name: effect.mean for name, effect in by_protocol.items()}
             named = {name: effect.verdict for name, effect in by_protocol.items()}
-            flip = Flip(network, claim, label, own.unit, means, named, paired_difference(theirs, own))
+            flip = VerdictChange(network, claim, label, own.unit, means, named, paired_difference(theirs, own))
             flips.append(_carried(flip))
     return flips
 
 
-def _carried(flip: Flip) -> Flip:
+def _carried(flip: VerdictChange) -> VerdictChange:
     """The flip with its carrier, if there is one."""
     shares = {
         name: (flip.means[name] - flip.means["paper"]) / flip.difference[0]
@@ -231,4 +231,4 @@ def _carried(flip: Flip) -> Flip:
     nearest = min(shares, key=lambda name: abs(1 - shares[name]), default=None)
     if nearest is None or shares[nearest] < 0.5:
         return flip
-    return replace(flip, carrier=nearest, share=shares[nearest])
+    return replace(flip, cause=nearest, share=shares[nearest])

@@ -29,7 +29,7 @@ class _Network:
         self.areas = auc(network).transpose("seed", "ordering", ...)
         self.network = network
         self.layers = [str(scope) for scope in network["scope"].values if scope != NETWORK_SCOPE]
-        self.metrics = [str(metric) for metric in network["metric"].values]
+        self.metrics = [str(metric) for metric in network["score"].values]
         self.balanced = balanced_fill(network)
         intact = network["accuracy"].isel(step=0, ordering=0, fill=0, scope=0)
         self.intact = 100 * intact.values
@@ -53,7 +53,7 @@ class _Network:
 
     def mean_score(self, metric: str, layer: int) -> np.ndarray:
         """Mean score [seed] of a layer's neurons, of those that have one."""
-        scores = self.network["scores"].sel(metric=metric).values[:, self.network["layer"].values == layer]
+        scores = self.network["scores"].sel(score=metric).values[:, self.network["layer"].values == layer]
         known = np.isfinite(scores)
         total = np.where(known, scores, 0).sum(axis=1, dtype=np.float64)
         return np.where(known.any(axis=1), total / np.maximum(known.sum(axis=1), 1), np.nan)

@@ -10,7 +10,7 @@ import typer
 from jaxablate.cli._console import console, end_if_asked, signals
 from jaxablate.cli._datasets import datasets
 from jaxablate.cli._networks import ablate, prune, score
-from jaxablate.cli._processes import SIGNALS, joined, leave
+from jaxablate.cli._processes import SIGNALS, joined, shutdown
 from jaxablate.cli._report import report
 from jaxablate.cli._reproduce import reproduce
 
@@ -45,7 +45,7 @@ def main() -> None:
         app()
     except BaseException as end:
         if joined():
-            leave(end)
+            shutdown(end)
         raise
 
 

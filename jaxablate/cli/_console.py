@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextCol
 from rich.table import Column
 from rich.text import Text
 
-from jaxablate.cli._processes import ended, joined, speaks
+from jaxablate.cli._processes import ended, is_primary, joined
 
 console = Console()
 signals: list[int] = []
@@ -57,17 +57,17 @@ def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     """A command that prints and returns what it found, with the options that all commands have."""
 
     @functools.wraps(run)
-    def with_manners(*, quiet: bool, as_json: bool, debug: bool, **options: Any) -> None:
+    def with_common_options(*, quiet: bool, as_json: bool, debug: bool, **options: Any) -> None:
         _require_address_space()
         console.quiet = quiet or as_json
         with one_sentence_errors(debug):
             found = run(**options)
-            if as_json and speaks():
+            if as_json and is_primary():
                 print(json.dumps(_for_json(found), indent=1, allow_nan=False), flush=True)
 
     manners = {"quiet": Quiet, "as_json": AsJson, "debug": Debug}
     signature = inspect.signature(run, eval_str=True)
-    with_manners.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
+    with_common_options.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
         parameters=[
             *signature.parameters.values(),
             *(
@@ -76,8 +76,8 @@ def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
             ),
         ]
     )
-    with_manners.__annotations__ = {**run.__annotations__, **manners}
-    return with_manners
+    with_common_options.__annotations__ = {**run.__annotations__, **manners}
+    return with_common_options
 
 
 ADDRESS_SPACE = 5 * 2**29
@@ -123,7 +123,7 @@ def one_sentence_errors(debug: bool = False) -> Iterator[None]:
     by_python = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-        if issubclass(category, JaxablateWarning) and not speaks():
+        if issubclass(category, JaxablateWarning) and not is_primary():
             return
         if issubclass(category, JaxablateWarning):
             Console(stderr=True, soft_wrap=True).print(

@@ -8,7 +8,7 @@ import typer
 from rich.table import Column, Table
 
 from jaxablate.cli._console import Bars, Cache, DataDir, Devices, command, console, keep_compiled_programs
-from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, join, speaks
+from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, initialize_distributed, is_primary
 from jaxablate.cli._tables import accuracy_of, dataset_of, print_dataset, print_summary
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ By = Annotated[
         metavar="SCORE",
         help="entropy, mutual_information, kl_selectivity (these by default), entropy_miller_madow, "
         "mutual_information_miller_madow, conditional_entropy, specific_information_CLASS, class_selectivity, "
-        "mean_activation, activation_variance, share_of_zeros, incoming_norm, outgoing_norm, taylor, damage_alone, "
+        "mean_activation, activation_variance, zero_fraction, incoming_norm, outgoing_norm, taylor, single_damage, "
         "shapley; repeat for several.",
     ),
 ]
@@ -75,7 +75,7 @@ def score(
     check_table_path(out)
     model = _read_network(network, activation)
     data = load_dataset(dataset, data_dir=data_dir)
-    scores = score_neurons(model, data, metrics=tuple(by or METRICS), quantizer=quantizer)
+    scores = score_neurons(model, data, scores=tuple(by or METRICS), quantizer=quantizer)
     save_table(scores, out)
     table = Table(
         "layer",
@@ -83,7 +83,7 @@ def score(
         title="Mean score (entropies, information and damage in nats)",
         title_justify="left",
     )
-    metrics = [str(metric) for metric in scores["metric"].values]
+    metrics = [str(metric) for metric in scores["score"].values]
     for metric in metrics:
         table.add_column(metric.replace("_", " "), justify="right")
     found = {}
@@ -139,27 +139,27 @@ def ablate(
     from jaxablate.report import check_report_path, write_report
     from jaxablate.results import check_table_path, save_results, save_table
 
-    devices = join(coordinator, num_processes, process_id, devices)
-    if speaks():
+    devices = initialize_distributed(coordinator, num_processes, process_id, devices)
+    if is_primary():
         check_table_path(out)
-    if report is not None and speaks():
+    if report is not None and is_primary():
         check_report_path(report)
     model = _read_network(network, activation)
     config = StudyConfig(
         dataset=dataset,
         data_dir=None if data_dir is None else str(data_dir),
         networks=(),
-        metrics=tuple(by or METRICS),
+        scores=tuple(by or METRICS),
         quantizer=quantizer,
         normalization=normalization,
-        more_fills=tuple(fill or ()),
+        extra_fills=tuple(fill or ()),
         steps=min(80, *model.hidden) if steps is None else steps,
         random_orders=random_orders,
         seeds=(seed,),
     )
     if cache:
         keep_compiled_programs()
-    if not speaks():
+    if not is_primary():
         run_study(config, {network.stem: model}, mesh=devices)
         return {}
     bars = Bars()
@@ -241,7 +241,8 @@ def _read_network(path: Path, activation: str | None) -> "MLP":
     """The network of a file, by jaxablate or by PyTorch."""
     from jaxablate import MLP, InputError, load_model
     from jaxablate._files import require_file
-    from jaxablate.models import ACTIVATIONS, is_saved_model, load_pytorch
+    from jaxablate.models import ACTIVATIONS, load_pytorch
+    from jaxablate.models._files import is_saved_model
 
     require_file("network file", path)
     if is_saved_model(path):

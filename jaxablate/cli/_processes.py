@@ -40,7 +40,9 @@ WATCH = "import sys; lines = sys.stdin.readlines(); sys.stderr.write((lines or [
 _watcher: subprocess.Popen[str] | None = None
 
 
-def join(coordinator: str | None, num_processes: int | None, process_id: int | None, devices: int | None) -> int | None:
+def initialize_distributed(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, devices: int | None
+) -> int | None:
     """Make this process one of several, if it is asked to, and let a CPU count as so many devices; both have to come
     before anything else of JAX.
 
@@ -148,14 +150,14 @@ def joined() -> bool:
     return _watcher is not None
 
 
-def speaks() -> bool:
+def is_primary() -> bool:
     """Whether this process is the one that prints and writes."""
     import jax
 
     return not joined() or jax.process_index() == 0
 
 
-def leave(end: BaseException) -> None:
+def shutdown(end: BaseException) -> None:
     """At the end of this process, wait for the others; where it failed, exit at once, since they wait for it."""
     import jax
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxablate.cli._console import Bars, Cache, DataDir, Devices, command, console, keep_compiled_programs
-from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, join, speaks
+from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, initialize_distributed, is_primary
 from jaxablate.cli._tables import accuracy_of, dataset_of, print_dataset, print_summary, print_verdicts
 
 
@@ -65,7 +65,7 @@ def reproduce(
     from jaxablate.report import networks_beside, write_report
     from jaxablate.results import save_results, select_protocol
 
-    devices = join(coordinator, num_processes, process_id, devices)
+    devices = initialize_distributed(coordinator, num_processes, process_id, devices)
     config = StudyConfig(
         dataset=dataset,
         data_dir=None if data_dir is None else str(data_dir),
@@ -82,7 +82,7 @@ def reproduce(
     findings = [out / "figures" / "findings"] if seeds > 1 and drawn else []
     if cache:
         keep_compiled_programs()
-    if not speaks():
+    if not is_primary():
         run_study(config, run_dir=out, force=force, mesh=devices)
         return {}
     for folder in (out, out / "networks", *folders.values(), *findings):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from jaxablate._checks import require, require_known
 from jaxablate._files import atomic_path, require_writable
-from jaxablate.claims import Verdict, explain_flips
+from jaxablate.claims import Verdict, explain_changes
 from jaxablate.figures import _findings
 from jaxablate.figures._catalogue import EXTRAS, FIGURES, METRIC_NAMES, FigureSpec
 from jaxablate.figures._draw import STYLE, draw
@@ -126,9 +126,9 @@ def save_finding_figures(results: xr.DataTree, verdicts: Sequence[Verdict], fold
         f"{seeds} network{'s' if seeds > 1 else ''} of each kind trained on {results.attrs['dataset']}; "
         f"bars and bands: 95 % t-interval of the mean; jaxablate {json.loads(results.attrs['versions'])['jaxablate']}"
     )
-    flips = explain_flips(verdicts)
+    flips = explain_changes(verdicts)
     figures = {"claims": lambda: _findings.forest(verdicts, caption)}
-    if any(flip.carrier for flip in flips):
+    if any(flip.cause for flip in flips):
         figures["departures"] = lambda: _findings.departures(flips, caption)
     figures["correlations"] = lambda: _findings.correlations(results, list(networks), protocols, caption)
     for name in networks:
@@ -181,7 +181,7 @@ def _missing(results: xr.DataTree, spec: FigureSpec) -> str | None:
     if spec.network not in results.children:
         return f"a {spec.network} network"
     metrics = {"scores": {spec.subject}, "balancing": {"mutual_information"}, "orders": set(METRIC_NAMES)}
-    absent = metrics.get(spec.kind, set()) - set(results[spec.network].to_dataset()["metric"].values)
+    absent = metrics.get(spec.kind, set()) - set(results[spec.network].to_dataset()["score"].values)
     return f"the metrics {sorted(absent)}" if absent else None
 
 

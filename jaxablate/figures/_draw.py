@@ -74,7 +74,7 @@ def _training(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
 
 
 def _scores(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
-    values = network["scores"].sel(metric=spec.subject)
+    values = network["scores"].sel(score=spec.subject)
     axes.set_xlabel("Hidden layer (lines: quartiles)")
     axes.set_ylabel(f"{METRIC_NAMES[spec.subject]} ({values.attrs['units']}s)")
     axes.set_xticks(np.unique(network["layer"]))

@@ -10,10 +10,10 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from jaxablate.claims import CLAIMS, FAILS, HOLDS, POINTS, UNDECIDED, Flip, Verdict
+from jaxablate.claims import CLAIMS, FAILS, HOLDS, POINTS, UNDECIDED, Verdict, VerdictChange
 from jaxablate.figures._catalogue import METRIC_NAMES
 from jaxablate.figures._draw import LAYER_COLORS, LINE_STYLES, score_color
-from jaxablate.mechanism import damage_correlations, layer_shares, mean_and_interval
+from jaxablate.layer_analysis import damage_correlations, layer_shares, mean_and_interval
 from jaxablate.protocols import SETS
 from jaxablate.results import NETWORK_SCOPE, select_protocol
 
@@ -91,7 +91,7 @@ def _forest_panel(axes: Axes, rows: list[list[Verdict]], column: int, unit: str)
     axes.tick_params(axis="y", length=0)
 
 
-def departures(flips: Sequence[Flip], caption: str) -> Figure:
+def departures(flips: Sequence[VerdictChange], caption: str) -> Figure:
     """The effects that the two protocols judge differently, under each departure alone."""
     columns = [name for name in flips[0].means if name not in SHOWN]
     columns = [SHOWN[0], *columns, SHOWN[1]]
@@ -107,9 +107,9 @@ def departures(flips: Sequence[Flip], caption: str) -> Figure:
         for column, name in enumerate(columns):
             value = values[row, column]
             dark = abs(value) > limit / 4
-            weight = "bold" if name == flip.carrier else "normal"
+            weight = "bold" if name == flip.cause else "normal"
             text = f"{value:+.2f}" if abs(value) < 1 else f"{value:+.1f}"
-            text = f"[{text}]" if name == flip.carrier else text
+            text = f"[{text}]" if name == flip.cause else text
             axes.text(
                 column, row, text, ha="center", va="center", fontsize=6.5, fontweight=weight,
                 color="white" if dark else "black",
@@ -126,7 +126,7 @@ def departures(flips: Sequence[Flip], caption: str) -> Figure:
 
 def shares(results: xr.DataTree, name: str, protocols: Sequence[str], caption: str) -> Figure:
     """Which layers a whole-network ranking, low values first, takes its neurons from."""
-    metrics = select_protocol(results, protocols[0])[name].to_dataset()["metric"].values.tolist()
+    metrics = select_protocol(results, protocols[0])[name].to_dataset()["score"].values.tolist()
     figure = Figure(figsize=(3 * len(metrics), 2.6 * len(protocols) + 0.5))
     grid = figure.subplots(len(protocols), len(metrics), sharex=True, sharey=True, squeeze=False)
     for row, protocol in zip(grid, protocols, strict=True):
@@ -161,10 +161,10 @@ def correlations(results: xr.DataTree, names: Sequence[str], protocols: Sequence
             mean, low, high = mean_and_interval(damage_correlations(network))
             low, high = low.clip(min=-1), high.clip(max=1)  # as far as a correlation can go
             for i, scope in enumerate(scopes):
-                for j, metric in enumerate(map(str, mean["metric"].values)):
+                for j, metric in enumerate(map(str, mean["score"].values)):
                     color = score_color(metric, j)
                     y, marker = 4 * i + j + (0 if filled else 0.35), "os^"[j % 3]
-                    one = {"scope": scope, "metric": metric}
+                    one = {"scope": scope, "score": metric}
                     axes.plot([low.sel(one), high.sel(one)], [y, y], color=color, linewidth=1.2)
                     face = color if filled else "white"
                     label = f"{METRIC_NAMES[metric]}; {protocol}" if i == 0 else None

@@ -7,7 +7,7 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from jaxablate.figures._catalogue import METRIC_NAMES
 from jaxablate.figures._draw import score_color
-from jaxablate.mechanism import mean_and_interval
+from jaxablate.layer_analysis import mean_and_interval
 from jaxablate.results import NETWORK_SCOPE
 
 FAMILY_LINES = ("-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
@@ -52,11 +52,11 @@ def _panel(axes: Axes, values: xr.DataArray, num_codes: xr.DataArray) -> None:
     mean, low, high = mean_and_interval(values)
     names = [str(name) for name in values["quantizer"].values]
     families = [name.split(":")[0] for name in names[1:]]
-    metrics = [str(metric) for metric in values["metric"].values]
+    metrics = [str(metric) for metric in values["score"].values]
     for i, metric in enumerate(metrics):
         color = score_color(metric, i)
         shift = 1 + 0.05 * (i - (len(metrics) - 1) / 2)  # side by side where they would cover each other
-        of = {"metric": metric}
+        of = {"score": metric}
         bars = [(mean - low).sel(of), (high - mean).sel(of)]
         x = shift * num_codes.values
         axes.errorbar(

@@ -1,75 +1,24 @@
 """Networks: sites that a model marks, chains, a multilayer perceptron, and its file."""
 
-from jaxablate.models._files import is_saved_model, load_model, save_model
-from jaxablate.models._mlp import ACTIVATIONS, ELEMENTWISE, MLP, from_arrays, layer_of_neuron
-from jaxablate.models._network import (
-    Change,
-    Link,
-    Model,
-    Network,
-    bytes_on_the_way,
-    describe,
-    ends_bounded,
-    enter,
-    is_mlp,
-    record,
-    reductions_of,
-    run,
-    run_on,
-    run_segments,
-    segments_of,
-    site_bounds,
-    site_neurons,
-    stack_states,
-)
+from jaxablate.models._files import load_model, save_model
+from jaxablate.models._mlp import ACTIVATIONS, MLP, from_arrays, layer_of_neuron
+from jaxablate.models._network import Model, site_neurons
 from jaxablate.models._pytorch import load_pytorch
-from jaxablate.models._sites import (
-    Chain,
-    RowFill,
-    Site,
-    SiteVariable,
-    ablated,
-    flatten_layers,
-    intervene,
-    is_plain_sequential,
-    with_sites,
-)
+from jaxablate.models._sites import Chain, PerExampleFill, Site, SiteVariable, with_sites
 
 __all__ = [
     "ACTIVATIONS",
-    "ELEMENTWISE",
     "MLP",
     "Chain",
-    "Change",
-    "Link",
     "Model",
-    "Network",
-    "RowFill",
+    "PerExampleFill",
     "Site",
     "SiteVariable",
-    "ablated",
-    "bytes_on_the_way",
-    "describe",
-    "ends_bounded",
-    "enter",
-    "flatten_layers",
     "from_arrays",
-    "intervene",
-    "is_mlp",
-    "is_plain_sequential",
-    "is_saved_model",
     "layer_of_neuron",
     "load_model",
     "load_pytorch",
-    "record",
-    "reductions_of",
-    "run",
-    "run_on",
-    "run_segments",
     "save_model",
-    "segments_of",
-    "site_bounds",
     "site_neurons",
-    "stack_states",
     "with_sites",
 ]

@@ -16,30 +16,30 @@ import numpy as np
 from flax import nnx
 
 from jaxablate._checks import InputError, require
-from jaxablate._processes import is_elsewhere
+from jaxablate._processes import is_partly_remote
 from jaxablate._typing import Images
 from jaxablate.models._mlp import ACTIVATIONS, ELEMENTWISE, MLP, flatten_images, require_fitting
 from jaxablate.models._sites import (
     REDUCTIONS,
     Site,
     SiteVariable,
+    apply_masks,
     flatten_layers,
-    intervene,
     is_plain_sequential,
     require_distinct,
 )
 
 Model = nnx.Module
-Link = Callable[..., Any]
+Layer = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Network:
+class ModelSpec:
     """What programs are compiled for: the graph of a model in evaluation mode, the shapes of its state and images, the
     names of its sites, what reaches them in one example, and the number of classes."""
 
     graphdef: nnx.GraphDef
-    abstract: "Abstract"
+    abstract: "InputSpec"
     sites: tuple[str, ...]
     outputs: tuple[jax.ShapeDtypeStruct, ...]
     num_classes: int
@@ -65,7 +65,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Abstract:
+class InputSpec:
     """Shapes and dtypes: the leaves of a state and their structure, and an example's image."""
 
     structure: Any  # the tree of the leaves
@@ -73,7 +73,7 @@ class Abstract:
     image: jax.ShapeDtypeStruct
 
     @classmethod
-    def of(cls, state: nnx.State, images: jax.Array) -> "Abstract":
+    def of(cls, state: nnx.State, images: jax.Array) -> "InputSpec":
         """Those of a state and of images [example, ...]."""
         leaves, structure = jax.tree.flatten(state)
         image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
@@ -95,7 +95,7 @@ def stack_states(states: Sequence[nnx.State]) -> nnx.State:
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)
 
 
-def describe(model: Model, images: Images) -> tuple[Network, nnx.State, jax.Array]:
+def trace_model(model: Model, images: Images) -> tuple[ModelSpec, nnx.State, jax.Array]:
     """What a network is, its state, and the images as an array; the model itself stays as it is.
 
     Args:
@@ -110,7 +110,7 @@ def describe(model: Model, images: Images) -> tuple[Network, nnx.State, jax.Arra
     """
     require(isinstance(model, nnx.Module), f"model: expected a Flax NNX module, got {type(model).__name__}")
     require(
-        not is_elsewhere(images),
+        not is_partly_remote(images),
         "images: expected those of this process, got some that others hold; only functions that take a mesh work on "
         "them all",
     )
@@ -132,7 +132,7 @@ def describe(model: Model, images: Images) -> tuple[Network, nnx.State, jax.Arra
         names = tuple(f"layer{i}" for i in range(1, len(model.hidden) + 1))
         outputs = tuple(jax.ShapeDtypeStruct((width,), jnp.float32) for width in model.hidden)
         num_classes = model.stages[-1].linear.out_features
-        return Network(graphdef, Abstract.of(state, images), names, outputs, num_classes), state, images
+        return ModelSpec(graphdef, InputSpec.of(state, images), names, outputs, num_classes), state, images
     model = nnx.clone(model)
     model.eval()
     for site in sites_of(model):
@@ -144,7 +144,7 @@ def describe(model: Model, images: Images) -> tuple[Network, nnx.State, jax.Arra
         raise InputError(
             f"model: expected attributes that can be hashed, got {error}; make lists tuples and dataclasses frozen"
         ) from None
-    abstract = Abstract.of(state, images)
+    abstract = InputSpec.of(state, images)
     names, outputs, num_classes, may_change = _probed(graphdef, abstract)
     if may_change:
         after = _state_after(graphdef, state, images[:2])
@@ -154,7 +154,7 @@ def describe(model: Model, images: Images) -> tuple[Network, nnx.State, jax.Arra
             "model: expected the same state after a call, got a change (a dropout or batch norm in training mode, or a "
             "counter); ablation needs a model whose eval() makes it deterministic",
         )
-    return Network(graphdef, abstract, names, outputs, num_classes), state, images
+    return ModelSpec(graphdef, abstract, names, outputs, num_classes), state, images
 
 
 def is_mlp(model: object) -> TypeGuard[MLP]:
@@ -183,7 +183,7 @@ def _state_after(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array) ->
 
 @functools.lru_cache(maxsize=64)
 def _probed(
-    graphdef: nnx.GraphDef, abstract: Abstract
+    graphdef: nnx.GraphDef, abstract: InputSpec
 ) -> tuple[tuple[str, ...], tuple[jax.ShapeDtypeStruct, ...], int, bool]:
     """Names of the sites, what reaches them in one example, the number of classes, and whether a call may change the
     state, from tracing the model with two numbers of examples."""
@@ -250,11 +250,11 @@ def site_neurons(model: Model, images: Images) -> dict[str, np.ndarray]:
         >>> {name: neurons.tolist() for name, neurons in ids.items()}
         {'layer1': [0, 1, 2], 'layer2': [3, 4]}
     """
-    network, _, _ = describe(model, images)
+    network, _, _ = trace_model(model, images)
     return dict(zip(network.sites, np.split(np.arange(network.num_neurons), network.bounds[1:-1]), strict=True))
 
 
-def record(network: Network, state: nnx.State, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+def record(network: ModelSpec, state: nnx.State, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
     """Logits [example, class], and the outputs [example, ..., unit] of every site in network order."""
     return _record_named(network.graphdef, [], [], state, images)
 
@@ -262,7 +262,7 @@ def record(network: Network, state: nnx.State, images: jax.Array) -> tuple[jax.A
 def _record_named(graphdef: nnx.GraphDef, names: list[str], changed: list[bool], state: nnx.State, images: jax.Array):
     """The same; the names of the sites are put into `names`, whether the call may change the state into `changed`."""
     model = nnx.merge(graphdef, state)
-    segments = segments_of(model)
+    segments = split_at_sites(model)
     if is_mlp(model) and segments is not None:
         recorded, outputs = [], images
         for segment in segments[:-1]:
@@ -295,13 +295,13 @@ def sites_of(model: Model) -> list[Site]:
     return [module for _, module in nnx.iter_modules(model) if isinstance(module, Site)]
 
 
-def reductions_of(network: Network, state: nnx.State) -> list[Callable]:
+def reductions_of(network: ModelSpec, state: nnx.State) -> list[Callable]:
     """For each site what makes one number of the places of a unit."""
     by_name = {site.name: REDUCTIONS[site.reduce] for site in sites_of(nnx.merge(network.graphdef, state))}
     return [by_name.get(name, jnp.mean) for name in network.sites]
 
 
-def run(links: Iterable[Link], outputs: Any) -> Any:
+def run(links: Iterable[Layer], outputs: Any) -> Any:
     """Links one after another, as `nnx.Sequential` calls its layers."""
     for link in links:
         if isinstance(outputs, tuple):
@@ -311,7 +311,7 @@ def run(links: Iterable[Link], outputs: Any) -> Any:
     return outputs
 
 
-def segments_of(model: Model) -> list[list[Link]] | None:
+def split_at_sites(model: Model) -> list[list[Layer]] | None:
     """The links of a chain, cut at its sites: what leads to each site, and what follows the last; None for others."""
     if is_mlp(model):
         *hidden, last = model.stages
@@ -330,15 +330,15 @@ def segments_of(model: Model) -> list[list[Link]] | None:
     return None if inside else segments
 
 
-def ends_bounded(links: Sequence[Link]) -> bool:
+def ends_bounded(links: Sequence[Layer]) -> bool:
     """Whether what the links put out lies in [-1, 1], for all that is known of the last."""
     return bool(links) and ELEMENTWISE.get(links[-1], False)
 
 
-def enter(network: Network, state: nnx.State, images: jax.Array, first: int) -> jax.Array:
+def run_prefix(network: ModelSpec, state: nnx.State, images: jax.Array, first: int) -> jax.Array:
     """What is the same whichever units are ablated from site `first` on: that site's outputs in a chain, else the
     images."""
-    segments = segments_of(nnx.merge(network.graphdef, state))
+    segments = split_at_sites(nnx.merge(network.graphdef, state))
     if segments is None:
         return images
     return run((link for segment in segments[: first + 1] for link in segment), images)
@@ -348,12 +348,12 @@ Change = tuple[jax.Array, jax.Array, jax.Array | None]
 """What is done at a site: keep [unit], fill and scale as in `intervene`."""
 
 
-def run_on(
-    network: Network, state: nnx.State, entered: jax.Array, first: int, changes: Mapping[int, Change]
+def run_from_site(
+    network: ModelSpec, state: nnx.State, entered: jax.Array, first: int, changes: Mapping[int, Change]
 ) -> jax.Array:
     """Logits [example, class] from what `enter` gave, with the changes at the sites, by their number."""
     model = nnx.merge(network.graphdef, state, copy=True)  # anew, since its sites are set
-    segments = segments_of(model)
+    segments = split_at_sites(model)
     if segments is None:
         by_name = {site.name: site for site in sites_of(model)}
         for number, change in changes.items():
@@ -363,25 +363,25 @@ def run_on(
 
 
 def run_segments(
-    segments: list[list[Link]], outputs: jax.Array, first: int, changes: Mapping[int, Change]
+    segments: list[list[Layer]], outputs: jax.Array, first: int, changes: Mapping[int, Change]
 ) -> jax.Array:
     """Logits of a chain from the outputs of site `first`, with the changes at the sites, by their number."""
     for number, segment in enumerate(segments[first + 1 :], start=first):
         if number in changes:
-            outputs = intervene(outputs, *changes[number])
+            outputs = apply_masks(outputs, *changes[number])
         outputs = run(segment, outputs)
     return outputs
 
 
 @functools.lru_cache(maxsize=256)
-def bytes_on_the_way(network: Network, first: int) -> int:
+def peak_activation_bytes(network: ModelSpec, first: int) -> int:
     """The bytes of the largest intermediate result of `run_on` for one example."""
     state, images = network.abstract.arguments(1)
-    entered = jax.eval_shape(lambda state, images: enter(network, state, images, first), state, images)
+    entered = jax.eval_shape(lambda state, images: run_prefix(network, state, images, first), state, images)
 
     def logits_of(state, entered):
         changes = {i: (jnp.ones(n, bool), jnp.zeros(n), None) for i, n in enumerate(network.sizes) if i >= first}
-        return run_on(network, state, entered, first, changes)
+        return run_from_site(network, state, entered, first, changes)
 
     return _largest(jax.make_jaxpr(logits_of)(state, entered).jaxpr)
 

@@ -61,7 +61,7 @@ class Site(nnx.Module):
         keep, scale = self.keep[...], self.scale[...]
         if keep.ndim == 0:
             return outputs
-        return intervene(outputs, keep, self.fill[...], scale if scale.ndim else None)
+        return apply_masks(outputs, keep, self.fill[...], scale if scale.ndim else None)
 
     def set(self, keep: jax.Array, fill: jax.Array, scale: jax.Array | None = None) -> None:
         """Mask the units: keep bool [unit], True = kept; fill and scale (None for 0) as in `intervene`."""
@@ -73,7 +73,7 @@ class Site(nnx.Module):
         self.set(jnp.array(True), jnp.array(0.0, jnp.float32))
 
 
-def ablated(outputs: jax.Array, fill: jax.Array, scale: jax.Array | None) -> jax.Array:
+def ablated_values(outputs: jax.Array, fill: jax.Array, scale: jax.Array | None) -> jax.Array:
     """What units put out when ablated, from what they would: s h + f, or f without a scale.
 
     A fill of [example, unit] holds at every place of an example whose outputs have more axes.
@@ -83,16 +83,16 @@ def ablated(outputs: jax.Array, fill: jax.Array, scale: jax.Array | None) -> jax
     return fill if scale is None else scale * outputs + fill
 
 
-def intervene(outputs: jax.Array, keep: jax.Array, fill: jax.Array, scale: jax.Array | None) -> jax.Array:
+def apply_masks(outputs: jax.Array, keep: jax.Array, fill: jax.Array, scale: jax.Array | None) -> jax.Array:
     """Outputs [example, ..., unit] with those of units that are not kept [unit] replaced by `ablated`.
 
     A fill is [unit], [example, unit], or as large as the outputs; a scale is [unit].
     """
-    return jnp.where(keep, outputs, ablated(outputs, fill, scale)).astype(outputs.dtype)
+    return jnp.where(keep, outputs, ablated_values(outputs, fill, scale)).astype(outputs.dtype)
 
 
 @dataclass(frozen=True)
-class RowFill:
+class PerExampleFill:
     """A fill that differs between examples: each takes a row of a table, the row of its label or one at random.
 
     Attributes:

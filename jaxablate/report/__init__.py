@@ -1,7 +1,7 @@
 """The report: results come in, one HTML page that needs nothing else goes out.
 
-It draws only; summaries come from `results`, `claims` and `mechanism`. The same results give the same page, byte for
-byte. Memory: the page, some hundred kilobytes for each protocol.
+It draws only; summaries come from `results`, `claims` and `layer_analysis`. The same results give the same page, byte
+for byte. Memory: the page, some hundred kilobytes for each protocol.
 """
 
 import json

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxablate.claims import CLAIMS, SHORT, Verdict
 from jaxablate.figures import FIGURES, METRIC_NAMES
-from jaxablate.mechanism import damage_alone, damage_correlations, layer_shares, mean_and_interval
+from jaxablate.layer_analysis import damage_correlations, layer_shares, lost_predictions, mean_and_interval
 from jaxablate.metrics import METRICS
 from jaxablate.orders import DIRECTIONS
 from jaxablate.protocols import DEPARTURES, PAPER, PUBLISHED
@@ -243,8 +243,8 @@ def _bands(network: xr.Dataset) -> str:
 
 def _violins(name: str, network: xr.Dataset) -> Iterator[dict]:
     sites = _layers(network)
-    for metric in map(str, network["metric"].values):
-        values = network["scores"].sel(metric=metric).values
+    for metric in map(str, network["score"].values):
+        values = network["scores"].sel(score=metric).values
         groups = {_place(site): values[:, network["layer"].values == i + 1].ravel() for i, site in enumerate(sites)}
         unit = f" ({network['scores'].attrs['units']}s)" if metric in METRICS else ""  # others have units of their own
         yield violin_chart(
@@ -287,7 +287,7 @@ def _sweep(title: str, about: str, network: xr.Dataset, scope: str, series: list
 
 def _metrics(network: xr.Dataset) -> dict[str, str]:
     """The rankings by score with their colours."""
-    names = [str(metric) for metric in network["metric"].values]
+    names = [str(metric) for metric in network["score"].values]
     free = (f"color{i % 6 + 1}" for i in range(len(names)) if f"color{i % 6 + 1}" not in COLORS.values() or i >= 6)
     return {name: COLORS.get(name) or next(free, "color6") for name in names}
 
@@ -333,7 +333,7 @@ def _shares(name: str, network: xr.Dataset) -> Iterator[dict]:
     if len(_layers(network)) < 2:
         return
     mean, low, high = mean_and_interval(layer_shares(network))
-    for metric in map(str, network["metric"].values):
+    for metric in map(str, network["score"].values):
         series = []
         for i, (layer, site) in enumerate(zip(mean["layer"].values, _layers(network), strict=True)):
             chosen = {"ordering": f"{metric}_low", "layer": layer}
@@ -354,10 +354,10 @@ def _shares(name: str, network: xr.Dataset) -> Iterator[dict]:
 def _correlations(name: str, network: xr.Dataset) -> dict:
     mean, low, high = mean_and_interval(damage_correlations(network))
     rows, cut = [], False
-    for metric in map(str, network["metric"].values):
+    for metric in map(str, network["score"].values):
         cells = []
         for scope in map(str, network["scope"].values):
-            at = {"metric": metric, "scope": scope}
+            at = {"score": metric, "scope": scope}
             value, ends = float(mean.sel(at)), (float(low.sel(at)), float(high.sel(at)))
             cut = cut or max(abs(end) for end in ends) > 1
             between = f" [{max(ends[0], -1):+.2f}, {min(ends[1], 1):+.2f}]" if ends[0] < ends[1] else ""
@@ -379,15 +379,15 @@ def _bars(network: xr.Dataset) -> str:
 def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
     """The first seed's neurons at both ends of every layer's ranking by mutual information, or by the first score; of
     those whose score is defined, where there are any."""
-    metrics = [str(metric) for metric in network["metric"].values]
+    metrics = [str(metric) for metric in network["score"].values]
     by = "mutual_information" if "mutual_information" in metrics else metrics[0]
     first = network.isel(seed=0)
-    scores = first["scores"].transpose("metric", "neuron").values
+    scores = first["scores"].transpose("score", "neuron").values
     counts = first["joint_counts"].transpose("neuron", "class", "code").values.astype(np.float64)
     codes = np.arange(counts.shape[2]) / max(counts.shape[2] - 1, 1)
     totals = counts.sum(axis=2)
     profiles = np.where(totals > 0, counts @ codes / np.maximum(totals, 1), np.nan)
-    points = 100 * damage_alone(network)[0] / network.attrs["num_test_examples"]
+    points = 100 * lost_predictions(network)[0] / network.attrs["num_test_examples"]
     weights = None if model is None else weights_of(model)
     layers, ranking, rows = first["layer"].values, scores[metrics.index(by)], []
     for i, site in enumerate(_layers(network)):

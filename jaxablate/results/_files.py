@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 JSON = ("config", "dataset_sha256", "versions")
 ATTRIBUTES = ("created", "dataset", "dataset_origin", "device", "matmul_precision", *JSON)
 DEEPEST = 2  # a protocol's networks
-LABELS = ("metric", "scope", "ordering", "fill", "ranking", "direction")
+LABELS = ("score", "scope", "ordering", "fill", "ranking", "direction")
 
 
 def save_results(results: xr.DataTree, path: str | Path) -> None:

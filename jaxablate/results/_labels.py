@@ -29,13 +29,13 @@ VARIABLES = {
     "validation_accuracy": (("seed", "epoch"), "validation accuracy", "1"),
     "joint_counts": (("seed", "neuron", "class", "code"), "validation examples for each class and code", "1"),
     "mean_activation": (("seed", "neuron"), "mean activation on the validation split", "1"),
-    "scores": (("seed", "metric", "neuron"), "score", "nat"),
+    "scores": (("seed", "score", "neuron"), "score", "nat"),
     "ablated": (
         ("seed", "scope", "ordering", "rank"),
         "neuron ablated at this rank (-1: random, a fresh subset at every step)",
         "1",
     ),
-    "correct_alone": (("seed", "neuron"), "correct test predictions with this neuron alone ablated, balanced", "1"),
+    "single_correct": (("seed", "neuron"), "correct test predictions with this neuron alone ablated, balanced", "1"),
     "correct": (("seed", "scope", "ordering", "fill", "step"), "correct test predictions", "1"),
     "accuracy": (("seed", "scope", "ordering", "fill", "step"), "test accuracy", "1"),
 }
@@ -44,7 +44,7 @@ HISTORY = ("train_loss", "train_accuracy", "validation_loss", "validation_accura
 COORDINATES = {
     "seed": "seed of initial weights, example order and random ablation orders",
     "epoch": "epoch",
-    "metric": "metric",
+    "score": "score",
     "neuron": "hidden neuron, counted through the network",
     "class": "class",
     "code": "code of the quantized activation",
@@ -77,7 +77,7 @@ def network_results(
     sites: Mapping[str, int],
     activation: str,
     seeds: Sequence[int],
-    metrics: Sequence[str],
+    scores: Sequence[str],
     orderings: Sequence[Ordering],
     fills: Sequence[str],
     num_test_examples: int,
@@ -92,7 +92,7 @@ def network_results(
         sites: neurons of each hidden layer or other site, by name, in network order.
         activation: of the hidden layers.
         seeds: one for each network.
-        metrics: names of the scores.
+        scores: names of the scores.
         orderings: in the order of the array.
         fills: in the order of the array.
         num_test_examples: by which `correct` is divided.
@@ -107,7 +107,7 @@ def network_results(
     coordinates = {
         "seed": np.asarray(seeds, np.int64),
         **({"epoch": np.arange(1, sizes["epoch"] + 1)} if "epoch" in sizes else {}),
-        "metric": list(metrics),
+        "score": list(scores),
         "neuron": np.arange(sizes["neuron"]),
         "class": np.arange(sizes["class"]),
         "code": np.arange(sizes["code"]),
@@ -148,7 +148,7 @@ def network_results(
 
 
 def neuron_scores(
-    scores: np.ndarray, mean: np.ndarray, *, metrics: Sequence[str], sites: Mapping[str, int], source: Source
+    values: np.ndarray, mean: np.ndarray, *, scores: Sequence[str], sites: Mapping[str, int], source: Source
 ) -> xr.Dataset:
     """Label scores [metric, neuron] and mean activations [neuron] of one network."""
     widths = list(sites.values())
@@ -156,11 +156,11 @@ def neuron_scores(
     _, mean_name, mean_unit = VARIABLES["mean_activation"]
     return xr.Dataset(
         {
-            "scores": (("metric", "neuron"), scores, {"long_name": scores_name, "units": scores_unit}),
+            "scores": (("score", "neuron"), scores, {"long_name": scores_name, "units": scores_unit}),
             "mean_activation": ("neuron", mean, {"long_name": mean_name, "units": mean_unit}),
         },
         coords={
-            "metric": ("metric", list(metrics), {"long_name": COORDINATES["metric"]}),
+            "score": ("score", list(scores), {"long_name": COORDINATES["score"]}),
             "neuron": ("neuron", np.arange(len(mean)), {"long_name": COORDINATES["neuron"]}),
             "layer": ("neuron", layer_of_neuron(widths), {"long_name": "hidden layer"}),
             "site": ("neuron", np.repeat(list(sites), widths), {"long_name": "site"}),
@@ -174,14 +174,14 @@ def sensitivity_results(
     areas: np.ndarray,
     *,
     scopes: Sequence[str],
-    metrics: Sequence[str],
+    scores: Sequence[str],
     quantizers: Mapping[str, int],
     attrs: Mapping[str, str | int],
     source: Source,
 ) -> xr.Dataset:
     """Label correlations [network, scope, metric, quantizer] and areas [..., direction]; `quantizers` with their
     numbers of codes, of which the first is the one that the others are compared with."""
-    dims = ("network", "scope", "metric", "quantizer")
+    dims = ("network", "scope", "score", "quantizer")
     correlation = f"Spearman correlation with the scores under {next(iter(quantizers))}"
     return xr.Dataset(
         {
@@ -191,7 +191,7 @@ def sensitivity_results(
         coords={
             "network": ("network", np.arange(len(areas)), {"long_name": "network"}),
             "scope": ("scope", list(scopes), {"long_name": COORDINATES["scope"]}),
-            "metric": ("metric", list(metrics), {"long_name": COORDINATES["metric"]}),
+            "score": ("score", list(scores), {"long_name": COORDINATES["score"]}),
             "quantizer": ("quantizer", list(quantizers), {"long_name": "what codes the activations"}),
             "num_codes": ("quantizer", list(quantizers.values()), {"long_name": "number of codes"}),
             "direction": ("direction", list(DIRECTIONS), {"long_name": "values first"}),

@@ -43,11 +43,11 @@ SCORES: dict[str, Score] = {
     "class_selectivity": class_selectivity,
     "mean_activation": lambda evidence: evidence.activations.mean(axis=0, dtype=np.float64),
     "activation_variance": lambda evidence: evidence.activations.var(axis=0, dtype=np.float64),
-    "share_of_zeros": lambda evidence: evidence.zeros,
+    "zero_fraction": lambda evidence: evidence.zeros,
     "incoming_norm": lambda evidence: evidence.incoming,
     "outgoing_norm": lambda evidence: evidence.outgoing,
     "taylor": lambda evidence: evidence.taylor,
-    "damage_alone": lambda evidence: evidence.damage,
+    "single_damage": lambda evidence: evidence.damage,
     "shapley": lambda evidence: evidence.shapley[0],
 }
 """Scores by name.
@@ -55,11 +55,11 @@ SCORES: dict[str, Score] = {
 - `entropy`, `mutual_information`, `kl_selectivity`, `conditional_entropy`: of the code, in nats; the first two also
   with the first-order bias taken off, `entropy_miller_madow` and `mutual_information_miller_madow`.
 - `class_selectivity`: of the activation (Morcos et al., 2018).
-- `mean_activation`, `activation_variance`; `share_of_zeros`: examples, and places of a channel's map in them, where it
+- `mean_activation`, `activation_variance`; `zero_fraction`: examples, and places of a channel's map in them, where it
   is not above 0 (APoZ, Hu et al., 2016).
 - `incoming_norm`, `outgoing_norm`: of weights (chains only).
 - `taylor`: |a dL/da| (Molchanov et al., 2017).
-- `damage_alone`: rise of the loss without the neuron, its mean in its place, in nats.
+- `single_damage`: rise of the loss without the neuron, its mean in its place, in nats.
 - `shapley`: Shapley value of the loss in nats, from 20 permutations of the whole network.
 """
 

@@ -12,9 +12,10 @@ from flax import nnx
 from jaxablate._checks import require, require_labels
 from jaxablate._typing import Counts, Images, Labels
 from jaxablate.ablation import evaluate_masks, shapley_values, single_ablation
-from jaxablate.activations import mean_activations, record_activations, shares_of_zeros
+from jaxablate.activations import mean_activations, record_activations, zero_fractions
 from jaxablate.histograms import joint_histogram
-from jaxablate.models import Model, Network, describe, enter, record, run_on, segments_of
+from jaxablate.models import Model
+from jaxablate.models._network import ModelSpec, record, run_from_site, run_prefix, split_at_sites, trace_model
 from jaxablate.quantizers import Fittable, Mean
 
 BATCH_SIZE = 500
@@ -87,7 +88,7 @@ class Evidence:
     @cached_property
     def zeros(self) -> np.ndarray:
         """The share of examples, and of a unit's places in them, where it is not above 0, float64 [neuron]."""
-        return shares_of_zeros(self.model, self.images)
+        return zero_fractions(self.model, self.images)
 
     @cached_property
     def incoming(self) -> np.ndarray:
@@ -102,7 +103,7 @@ class Evidence:
     @cached_property
     def taylor(self) -> np.ndarray:
         """Mean over the examples of |sum over places of a dL/da|, float64 [neuron], L the example's cross-entropy."""
-        network, state, images = describe(self.model, self.images)
+        network, state, images = trace_model(self.model, self.images)
         require_labels(np.asarray(self.labels), len(images), network.num_classes)
         labels = jnp.asarray(self.labels)
         total = np.zeros(network.num_neurons)
@@ -114,9 +115,9 @@ class Evidence:
     def damage(self) -> np.ndarray:
         """By how much the loss rises without each neuron, its mean in its place, in nats, float64 [neuron]."""
         fill = mean_activations(self.model, self.images)
-        alone = single_ablation(self.model, self.images, self.labels, fill, measures="loss")
+        alone = single_ablation(self.model, self.images, self.labels, fill, outcomes="loss")
         whole = np.ones((1, len(fill)), bool)
-        intact = evaluate_masks(self.model, whole, self.images, self.labels, measures="loss")
+        intact = evaluate_masks(self.model, whole, self.images, self.labels, outcomes="loss")
         return np.asarray(alone, np.float64) - float(intact[0])
 
     @cached_property
@@ -127,8 +128,8 @@ class Evidence:
         return shapley_values(self.model, self.images, self.labels, fill, key=key, num_permutations=20, by="loss")
 
     def _norms(self, incoming: bool) -> np.ndarray:
-        network, state, _ = describe(self.model, self.images[:1])
-        segments = segments_of(nnx.merge(network.graphdef, state))
+        network, state, _ = trace_model(self.model, self.images[:1])
+        segments = split_at_sites(nnx.merge(network.graphdef, state))
         require(segments is not None, f"weight norms: expected a chain, got {type(self.model).__name__}")
         assert segments is not None
         norms = []
@@ -151,7 +152,7 @@ class Evidence:
 
 
 @partial(jax.jit, static_argnums=0)
-def _first_order(network: Network, state: nnx.State, images: jax.Array, labels: jax.Array) -> jax.Array:
+def _first_order(network: ModelSpec, state: nnx.State, images: jax.Array, labels: jax.Array) -> jax.Array:
     """The sum over examples of |sum over places of a dL/da| [neuron]."""
 
     def loss_of(deltas: list[jax.Array]) -> jax.Array:
@@ -160,7 +161,7 @@ def _first_order(network: Network, state: nnx.State, images: jax.Array, labels: 
             i: (jnp.zeros(size, bool), delta, jnp.ones(size))
             for i, (size, delta) in enumerate(zip(network.sizes, deltas, strict=True))
         }
-        logits = run_on(network, state, enter(network, state, images, 0), 0, changes)
+        logits = run_from_site(network, state, run_prefix(network, state, images, 0), 0, changes)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
 
     with jax.default_matmul_precision("highest"):

@@ -22,11 +22,12 @@ from jaxablate._checks import require, require_name
 from jaxablate._files import require_writable
 from jaxablate._mesh import choose_mesh, mesh_for
 from jaxablate._parallel import Stop, num_cores, run_all
-from jaxablate._processes import share_text
-from jaxablate._run import Units, begin, differences_of, digest, lock_folder
+from jaxablate._processes import broadcast_text
+from jaxablate._run import CheckpointStore, differences_of, digest, lock_folder, open_run
 from jaxablate._typing import Images
 from jaxablate.datasets import Dataset, load_dataset
-from jaxablate.models import Model, describe, record
+from jaxablate.models import Model
+from jaxablate.models._network import record, trace_model
 from jaxablate.results import study_results
 from jaxablate.study._ablate import ablate_networks, digest_of
 from jaxablate.study._config import StudyConfig, network_name
@@ -84,7 +85,7 @@ def run_study(
         paper's `results["published/3-layer"]`, which `select_protocol` gets for all networks). A node holds the
         training history (seed, epoch; not for your own models), `scores` (seed, metric, neuron) with the coordinate
         `layer`, `ablated` (seed, scope, ordering, rank), `correct` and `accuracy` (seed, scope, ordering, fill, step),
-        and `correct_alone` (seed, neuron), where that neuron alone is ablated; provenance is in `attrs`.
+        and `single_correct` (seed, neuron), where that neuron alone is ablated; provenance is in `attrs`.
 
     Raises:
         InputError: for a dataset that cannot be loaded, a folder that cannot be written, where another run is at work
@@ -106,7 +107,7 @@ def run_study(
                     require_writable(folder)
             return (held.enter_context(lock_folder(run_dir)) if run_dir is not None else None) or ""
 
-        if killed := share_text(lock):
+        if killed := broadcast_text(lock):
             report("resume", 0, 1, f"{killed} ended before it was done; what it finished is used")
         report("data", 0, 1, str(config.dataset))
         data = load_dataset(config.dataset, seed=config.split_seed, data_dir=config.data_dir)
@@ -118,7 +119,7 @@ def run_study(
             mesh = None if mesh.size == 1 else mesh  # one device shares out nothing, and is the faster for it
         devices = mesh_for(mesh)
         given = None if models is None else _given(models, config)
-        units = Units()
+        units = CheckpointStore()
         identity = {}
         if run_dir is not None or jax.process_count() > 1:
             identity = json.loads(json.dumps(_identity(config, data, given)))
@@ -126,8 +127,8 @@ def run_study(
             _require_same({**identity, **folders, "mesh": None if devices is None else dict(devices.shape)})
         if run_dir is not None:
             folder = Path(run_dir)
-            fingerprint = share_text(lambda: begin(folder, identity, force=force))
-            units = Units(folder / "units", fingerprint, lambda note: report("resume", 0, 1, note))
+            fingerprint = broadcast_text(lambda: open_run(folder, identity, force=force))
+            units = CheckpointStore(folder / "units", fingerprint, lambda note: report("resume", 0, 1, note))
             network_dir = folder / "networks" if network_dir is None else network_dir
         if given is None:
             given = _trained(config, data, None if network_dir is None else Path(network_dir), report, devices)
@@ -155,9 +156,9 @@ def _require_same(identity: dict[str, Any]) -> None:
     Raises:
         InputError: in all of them; the message names a process that differs, and the differences.
     """
-    first = json.loads(share_text(lambda: json.dumps(identity)))
+    first = json.loads(broadcast_text(lambda: json.dumps(identity)))
     for process in range(1, jax.process_count()):
-        differences = share_text(lambda: differences_of(first, identity), process)
+        differences = broadcast_text(lambda: differences_of(first, identity), process)
         require(
             not differences,
             f"process {process}: expected the settings, data and versions of process 0 (there), got {differences}",
@@ -167,7 +168,7 @@ def _require_same(identity: dict[str, Any]) -> None:
 def _what_it_does(model: Model, images: Images) -> str:
     """A digest of a network's state and of what it makes of images, at its sites and in the end: of weights that these
     images do not use, and of code that no state shows."""
-    network, state, images = describe(model, images)
+    network, state, images = trace_model(model, images)
     logits, outputs = record(network, state, images)
     found = {str(i): np.asarray(array) for i, array in enumerate([logits, *outputs])}
     return digest({**found, "state": np.array(digest_of(state))})

@@ -17,13 +17,14 @@ from jax.sharding import Mesh
 
 from jaxablate._checks import require
 from jaxablate._parallel import make_room_for_programs
-from jaxablate._run import Arrays, Units, digest
+from jaxablate._run import Arrays, CheckpointStore, digest
 from jaxablate._typing import Counts, Fill, Images, Labels
 from jaxablate.ablation import cumulative_ablation, evaluate_masks, single_ablation
 from jaxablate.activations import compute_fill, mean_activations
 from jaxablate.datasets import Dataset
 from jaxablate.metrics import METRICS
-from jaxablate.models import Model, Network, RowFill, describe, is_mlp
+from jaxablate.models import Model, PerExampleFill
+from jaxablate.models._network import ModelSpec, is_mlp, trace_model
 from jaxablate.orders import DIRECTIONS, normalize_per_layer, random_orders
 from jaxablate.protocols import Balance, FreshSubsets, Protocol, get_protocol
 from jaxablate.quantizers import Quantizer
@@ -87,7 +88,7 @@ def ablate_networks(
     name: str,
     data: Dataset,
     networks: Sequence[tuple[Model, History | None]],
-    units: Units,
+    units: CheckpointStore,
     report: OnProgress,
     mesh: Mesh | None = None,
 ) -> dict[str, xr.Dataset]:
@@ -98,7 +99,7 @@ def ablate_networks(
             than there are steps.
     """
     make_room_for_programs()
-    kinds, states, _ = zip(*(describe(model, data.test.images[:1]) for model, _ in networks), strict=True)
+    kinds, states, _ = zip(*(trace_model(model, data.test.images[:1]) for model, _ in networks), strict=True)
     network = kinds[0]
     require(all(other == network for other in kinds), f"{name}: expected networks of one architecture, got several")
     require(
@@ -119,19 +120,19 @@ def ablate_networks(
         scopes, unit = _Scopes.of(network, name, seed), f"{name}_seed{seed}"
 
         @functools.cache
-        def more_fills(model=model, seed=seed) -> list[Fill | RowFill]:
+        def extra_fills(model=model, seed=seed) -> list[Fill | PerExampleFill]:
             split, key = data.validation, jax.random.key(seed)
-            return [compute_fill(model, fill, split.images, split.labels, key=key) for fill in config.more_fills]
+            return [compute_fill(model, fill, split.images, split.labels, key=key) for fill in config.extra_fills]
 
         weights = digest_of(state)
-        kept = Units() if any(map(is_own, config.metrics)) else units  # a function may have changed since
+        kept = CheckpointStore() if any(map(is_own, config.scores)) else units  # a function may have changed since
         measured = kept.get(f"{unit} scores", weights, partial(_measured, config, scopes, model, data, protocols))
         basis = f"{weights} {digest(measured)}"
         views = [_View.of(protocol, measured, len(scopes.places)) for protocol in protocols]
         curves = []
         for scope, scope_name in enumerate([*network.sites, NETWORK_SCOPE]):
             report(what, next(done) - 1, total, f"seed {seed}, {scope_name}")
-            compute = partial(_curves, config, scopes, scope, model, views, more_fills, test)
+            compute = partial(_curves, config, scopes, scope, model, views, extra_fills, test)
             curves.append(units.get(f"{unit} curves {scope_name}", basis, compute))
         alone = units.get(f"{unit} alone", basis, partial(_each_alone, model, views, test))
         per_seed.append([_arrays(config, history, view, curves, alone) for view in views])
@@ -144,9 +145,9 @@ def ablate_networks(
             sites=dict(zip(network.sites, network.sizes, strict=True)),
             activation=model.activation if is_mlp(model := networks[0][0]) else "other",
             seeds=config.seeds,
-            metrics=config.metrics,
+            scores=config.scores,
             orderings=config.orderings(view.protocol),
-            fills=("zero", view.balance.name, *config.more_fills),
+            fills=("zero", view.balance.name, *config.extra_fills),
             num_test_examples=len(data.test),
         )
         for i, view in enumerate(views)
@@ -178,7 +179,7 @@ def _arrays(
         "scores": view.scores,
         "ablated": ablated,
         "correct": np.stack([of_scope[view.protocol.name] for of_scope in curves]),
-        "correct_alone": alone[view.protocol.name],
+        "single_correct": alone[view.protocol.name],
     }
 
 
@@ -187,7 +188,7 @@ def _measured(
 ) -> Arrays:
     """Quantize, score and rank the neurons of a network under every protocol: arrays as `_View.of` takes them."""
     evidence = evidence_of(model, data, quantizer_of(config.quantizer, model), scopes.keys[-1])
-    if "mutual_information" in config.metrics:
+    if "mutual_information" in config.scores:
         warn_of_bias(evidence.counts)
     mean = np.asarray(mean_activations(model, data.validation.images))
     random = [
@@ -212,7 +213,7 @@ def _measured(
     arrays = {"mean": mean}
     for protocol in protocols:
         counts = count(protocol.quantizer)
-        scores = np.stack([protocol.score(m, counts) if m in METRICS else score(m) for m in config.metrics])
+        scores = np.stack([protocol.score(m, counts) if m in METRICS else score(m) for m in config.scores])
         arrays[f"{protocol.name} counts"], arrays[f"{protocol.name} scores"] = np.asarray(counts), scores
         for scope, ((start, stop), shuffled) in enumerate(zip(scopes.places, random, strict=True)):
             ranked = scores if stop - start < scopes.num_neurons else [normalized(of) for of in scores]
@@ -231,7 +232,7 @@ class _Scopes(NamedTuple):
     keys: list[jax.Array]
 
     @classmethod
-    def of(cls, network: Network, name: str, seed: int) -> "_Scopes":
+    def of(cls, network: ModelSpec, name: str, seed: int) -> "_Scopes":
         """Those of a network; the streams are apart from those of initial weights and example order."""
         bounds = network.bounds.tolist()
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
@@ -247,7 +248,7 @@ class _Scopes(NamedTuple):
 class _Ablated(NamedTuple):
     """What ablated neurons put out: fill and scale as in `evaluate_masks`."""
 
-    fill: Fill | RowFill
+    fill: Fill | PerExampleFill
     scale: np.ndarray | None = None
 
 
@@ -255,7 +256,7 @@ def _sharing(balances: Sequence[_Ablated]) -> list[list[int]]:
     """The views, by number, that put the same in place of ablated neurons and so can be evaluated together."""
     groups: dict[tuple, list[int]] = {}
     for i, (fill, scale) in enumerate(balances):
-        same = id(fill) if isinstance(fill, RowFill) else np.asarray(fill).tobytes()
+        same = id(fill) if isinstance(fill, PerExampleFill) else np.asarray(fill).tobytes()
         groups.setdefault((same, None if scale is None else scale.tobytes()), []).append(i)
     return list(groups.values())
 
@@ -266,12 +267,12 @@ def _curves(
     scope: int,
     model: Model,
     views: Sequence[_View],
-    more_fills: Callable[[], Sequence[Fill | RowFill]],
+    extra_fills: Callable[[], Sequence[Fill | PerExampleFill]],
     test: Test,
 ) -> Arrays:
     """For each protocol the correct predictions [ordering, fill, step]; what protocols share is evaluated once."""
     zero = np.zeros(scopes.num_neurons, np.float32)
-    same_for_all = [[_Ablated(fill)] * len(views) for fill in (zero, *more_fills())]
+    same_for_all = [[_Ablated(fill)] * len(views) for fill in (zero, *extra_fills())]
     by_fill = [same_for_all[0], [view.balanced for view in views], *same_for_all[1:]]
     found: list[list[np.ndarray]] = [[] for _ in views]
     for balances in by_fill:

@@ -15,7 +15,7 @@ from jaxablate.quantizers import get_quantizer
 from jaxablate.results import RANDOM, Ordering
 from jaxablate.scores import get_score
 
-MORE_FILLS = ("median", "class_mean", "resample")
+EXTRA_FILLS = ("median", "class_mean", "resample")
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class StudyConfig:
         l2: coefficient of the weights in the gradient.
         protocols: how neurons are scored, ranked, balanced and drawn at random, as in `get_protocol`; each protocol
             gets its own results, from the same trained networks.
-        metrics: scores that rank neurons, by their names in `ja.scores.get_score`.
+        scores: scores that rank neurons, by their names in `ja.scores.get_score`.
         normalization: how scores of different layers are made comparable in orders of the whole network, as in
             `ja.orders.normalize_per_layer`; "none", which the paper does, ranks them raw. Others go with the paper's
             protocol alone.
         random_orders: random permutations for each network, seed and scope.
         random_subsets: repetitions of the random curve where a protocol draws a fresh subset at every step.
         steps: neurons ablated, one after another.
-        more_fills: beside zero and the protocol's bias balancing: "median", "class_mean", "resample", as in
+        extra_fills: beside zero and the protocol's bias balancing: "median", "class_mean", "resample", as in
             `compute_fill`, on the validation split.
 
     Raises:
@@ -70,18 +70,18 @@ class StudyConfig:
     learning_rate: float = 1e-3
     l2: float = 1e-3
     protocols: Sequence[str] = (PAPER.name,)
-    metrics: Sequence[str] = tuple(METRICS)
+    scores: Sequence[str] = tuple(METRICS)
     normalization: str = "none"
     random_orders: int = 10
     random_subsets: int = 2
     steps: int = 80
-    more_fills: Sequence[str] = ()
+    extra_fills: Sequence[str] = ()
 
     def __post_init__(self):
         for name, value in vars(self).copy().items():
             if isinstance(value, np.generic):  # a NumPy number, which the JSON of the results would not take
                 object.__setattr__(self, name, value.item())
-        for name in ("seeds", "metrics", "networks", "protocols", "more_fills"):
+        for name in ("seeds", "scores", "networks", "protocols", "extra_fills"):
             value = getattr(self, name)
             require(
                 isinstance(value, Iterable) and not isinstance(value, str),
@@ -96,9 +96,9 @@ class StudyConfig:
             "data_dir": None if self.data_dir is None else str(self.data_dir),
             "networks": tuple(tuple(int(width) for width in hidden) for hidden in self.networks),
             "seeds": tuple(int(seed) for seed in self.seeds),
-            "metrics": tuple(self.metrics),
+            "scores": tuple(self.scores),
             "protocols": tuple(self.protocols),
-            "more_fills": tuple(self.more_fills),
+            "extra_fills": tuple(self.extra_fills),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)  # the documented way to fill a frozen dataclass
@@ -106,12 +106,12 @@ class StudyConfig:
 
     def _check(self) -> None:
         require_known("activation", self.activation, ACTIVATIONS)
-        for metric in self.metrics:
+        for metric in self.scores:
             get_score(metric)
         for protocol in self.protocols:
             get_protocol(protocol)
-        for fill in self.more_fills:
-            require_known("fill to add", fill, MORE_FILLS)
+        for fill in self.extra_fills:
+            require_known("fill to add", fill, EXTRA_FILLS)
         if self.quantizer != "activation":
             get_quantizer(self.quantizer)
         require(
@@ -125,9 +125,9 @@ class StudyConfig:
             f"normalization {self.normalization!r}: expected the paper's protocol alone, got "
             f"{', '.join(self.protocols)}",
         )
-        for name in ("networks", "seeds", "metrics", "protocols", "more_fills"):
+        for name in ("networks", "seeds", "scores", "protocols", "extra_fills"):
             values = getattr(self, name)
-            require(len(values) > 0 or name in ("networks", "more_fills"), f"{name}: expected at least one, got none")
+            require(len(values) > 0 or name in ("networks", "extra_fills"), f"{name}: expected at least one, got none")
             require(len(set(values)) == len(values), f"{name}: expected different ones, got {values}")
         require(
             all(len(hidden) > 0 and min(hidden) >= 1 for hidden in self.networks),
@@ -154,7 +154,7 @@ class StudyConfig:
 
     def orderings(self, protocol: Protocol) -> tuple[Ordering, ...]:
         """Every ordering evaluated under a protocol: each metric low and high values first, then the random ones."""
-        ranked = [Ordering(metric, direction) for metric in self.metrics for direction in DIRECTIONS]
+        ranked = [Ordering(metric, direction) for metric in self.scores for direction in DIRECTIONS]
         repetitions = self.random_subsets if protocol.fresh_subsets else self.random_orders
         return (*ranked, *(Ordering(RANDOM, str(i)) for i in range(repetitions)))
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxablate._checks import InputError, require
 from jaxablate._parallel import num_cores
-from jaxablate._processes import Arrays, is_first, share, share_text
+from jaxablate._processes import Arrays, broadcast_from_primary, broadcast_text, is_primary_process
 from jaxablate.datasets import Dataset
 from jaxablate.models import MLP, from_arrays, load_model, save_model
 from jaxablate.study._config import StudyConfig, network_name
@@ -56,7 +56,7 @@ def trained_networks(
             return {}
 
     for seed in paths:
-        if arrays := share(partial(stored, seed)):
+        if arrays := broadcast_from_primary(partial(stored, seed)):
             found[seed] = _trained_of(arrays, config.activation)
     missing = [seed for seed in config.seeds if seed not in found]
     if found:
@@ -67,7 +67,7 @@ def trained_networks(
     def keep(seed: int, model: MLP, history: History) -> None:
         if seed in missing:
             found[seed] = model, history
-            if folder and is_first():
+            if folder and is_primary_process():
                 save_model(model, paths[seed], {"training": texts[seed]}, **vars(history))
 
     def train(seeds: Sequence[int], keep: OnTrained, mesh: Mesh | None) -> None:
@@ -85,7 +85,7 @@ def trained_networks(
         elif missing:
             train(missing, keep, None)  # not on a mesh: as alone, to the last bit
     except DivergedError as error:
-        if not folder or not is_first():  # the folder is that of process 0
+        if not folder or not is_primary_process():  # the folder is that of process 0
             raise
         path = folder / f"{name}_seed{error.seed}_epoch{error.epoch - 1}.safetensors"
         save_model(error.model, path, {"training": texts[error.seed]}, **vars(error.history))
@@ -105,7 +105,7 @@ def _train_in_turn(
         DivergedError: in all of them, when they have kept what the others have trained.
     """
     number, own = jax.process_count(), jax.process_index()
-    at_a_time = number * int(share_text(lambda: str(num_cores())))
+    at_a_time = number * int(broadcast_text(lambda: str(num_cores())))
     for i in range(0, len(seeds), at_a_time):
         together = seeds[i : i + at_a_time]
         trained: dict[int, Trained] = {}
@@ -131,10 +131,10 @@ def _train_in_turn(
             return where | _arrays_of(diverged.model, diverged.history)
 
         for place, seed in enumerate(together):
-            if found := share(partial(arrays, seed), place % number):
+            if found := broadcast_from_primary(partial(arrays, seed), place % number):
                 keep(seed, *_trained_of(found, activation))
         for process in range(number):
-            if found := share(last_good, process):
+            if found := broadcast_from_primary(last_good, process):
                 seed, epoch = found.pop("where").tolist()
                 raise DivergedError(seed, epoch, *_trained_of(found, activation))
 

@@ -9,7 +9,8 @@ from jaxablate._checks import require, require_known
 from jaxablate.ablation import evaluate_masks
 from jaxablate.activations import compute_fill
 from jaxablate.datasets import Dataset
-from jaxablate.models import MLP, is_mlp, site_bounds
+from jaxablate.models import MLP
+from jaxablate.models._network import is_mlp, site_bounds
 from jaxablate.orders import DIRECTIONS, ablation_order
 from jaxablate.pruning import count_flops, count_parameters, prune
 from jaxablate.study._scores import score_neurons
@@ -77,7 +78,7 @@ def prune_by_score(
     require_known("fill", fill, FILLS)
     require(0 < keep <= 1, f"keep: expected a share above 0 and up to 1, got {keep:g}")
     require(fine_tune >= 0, f"fine_tune: expected epochs of at least 0, got {fine_tune}")
-    scores = score_neurons(model, data, metrics=(by,), quantizer=quantizer)["scores"].values[0]
+    scores = score_neurons(model, data, scores=(by,), quantizer=quantizer)["scores"].values[0]
     bounds = site_bounds(model.hidden)
     cuts = itertools.pairwise(bounds) if scope == "layer" else [(0, bounds[-1])]
     kept = np.ones(len(scores), bool)

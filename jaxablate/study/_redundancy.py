@@ -12,7 +12,8 @@ from jaxablate.ablation import evaluate_masks, pair_ablation
 from jaxablate.activations import compute_fill, record_activations
 from jaxablate.datasets import Dataset
 from jaxablate.interactions import mantel_test, pair_information, super_additivity
-from jaxablate.models import Model, describe
+from jaxablate.models import Model
+from jaxablate.models._network import trace_model
 from jaxablate.results import redundancy_results
 from jaxablate.study._networks import OnProgress
 from jaxablate.study._scores import PLAIN_FILLS, quantizer_of
@@ -26,7 +27,7 @@ def redundancy_test(
     *,
     quantizer: str | float = "activation",
     fill: str = "mean",
-    permutations: int = 999,
+    num_permutations: int = 999,
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> xr.Dataset:
@@ -42,7 +43,7 @@ def redundancy_test(
         quantizer: as in `StudyConfig`.
         fill: what ablated neurons put out: "zero", "mean", "median" or "class_mean", as in `compute_fill`, from the
             validation split.
-        permutations: of neurons, for the p-values.
+        num_permutations: of neurons, for the p-values.
         seed: of the permutations.
         on_progress: called with (what, done, total, note) as the work goes on.
 
@@ -58,14 +59,14 @@ def redundancy_test(
 
     Example:
         >>> data, model = ja.load_dataset("mnist5k"), ja.MLP(784, (5,), 10, rngs=nnx.Rngs(0))
-        >>> ja.study.redundancy_test(model, data, permutations=9)["correlation"].sizes["quantity"]
+        >>> ja.study.redundancy_test(model, data, num_permutations=9)["correlation"].sizes["quantity"]
         3
     """
     models = [models] if isinstance(models, nnx.Module) else list(models)
     require(len(models) > 0, "models: expected at least one, got none")
     require_known("fill", fill, PLAIN_FILLS)
-    permutations = require_count("permutations", permutations)
-    kinds = [describe(model, data.test.images[:1])[0] for model in models]
+    num_permutations = require_count("num_permutations", num_permutations)
+    kinds = [trace_model(model, data.test.images[:1])[0] for model in models]
     network = kinds[0]
     require(all(kind == network for kind in kinds), "models: expected networks of one architecture, got several")
     report, total = on_progress or (lambda what, done, total, note: None), len(models) * len(network.sites)
@@ -76,7 +77,7 @@ def redundancy_test(
         fit_fill = compute_fill(model, fill, data.validation.images, data.validation.labels)
         test = data.test.images, data.test.labels
         whole = np.ones((1, network.num_neurons), bool)
-        intact = float(evaluate_masks(model, whole, *test, fit_fill, measures="loss")[0])
+        intact = float(evaluate_masks(model, whole, *test, fit_fill, outcomes="loss")[0])
         layers = record_activations(model, data.validation.images)
         for site, activations in zip(network.sites, layers, strict=True):
             report("pairs", len(tests), total, f"network {i + 1} of {len(models)}, {site}")
@@ -84,9 +85,12 @@ def redundancy_test(
             pairs = pair_information(
                 fitted(activations), data.validation.labels, num_codes=fitted.num_codes, num_classes=data.num_classes
             )
-            loss = pair_ablation(model, site, *test, fit_fill, measures="loss")
+            loss = pair_ablation(model, site, *test, fit_fill, outcomes="loss")
             together = super_additivity(np.asarray(loss, np.float64) - intact)
-            found = [mantel_test(getattr(pairs, name), together, key, permutations=permutations) for name in QUANTITIES]
+            found = [
+                mantel_test(getattr(pairs, name), together, key, num_permutations=num_permutations)
+                for name in QUANTITIES
+            ]
             tests.append([(of.correlation, of.p_value) for of in found])
     report("pairs", total, total, "")
     return redundancy_results(

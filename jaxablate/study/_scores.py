@@ -11,7 +11,8 @@ from jaxablate._checks import InputError, JaxablateWarning, require, require_dif
 from jaxablate.activations import mean_activations
 from jaxablate.datasets import Dataset
 from jaxablate.metrics import METRICS
-from jaxablate.models import Model, describe, is_mlp
+from jaxablate.models import Model
+from jaxablate.models._network import is_mlp, trace_model
 from jaxablate.quantizers import Fittable, Quantizer, default_quantizer, get_quantizer
 from jaxablate.results import neuron_scores
 from jaxablate.scores import Evidence, compute_score
@@ -25,7 +26,7 @@ def score_neurons(
     model: Model,
     data: Dataset,
     *,
-    metrics: str | Sequence[str] = tuple(METRICS),
+    scores: str | Sequence[str] = tuple(METRICS),
     quantizer: str | float = "activation",
 ) -> xr.Dataset:
     """Score every neuron of a network on the validation split.
@@ -33,11 +34,11 @@ def score_neurons(
     Args:
         model: the network: an `MLP`, or any module with sites, as if in evaluation mode.
         data: of which the validation split is used.
-        metrics: names of scores, as in `ja.scores.get_score`.
+        scores: names of scores, as in `ja.scores.get_score`.
         quantizer: how activations become codes, as in `StudyConfig`; "activation" for an `MLP` only.
 
     Returns:
-        `scores` (metric, neuron) and `mean_activation` (neuron), with the coordinates `site` and `layer`.
+        `scores` (score, neuron) and `mean_activation` (neuron), with the coordinates `site` and `layer`.
 
     Raises:
         InputError: for an unknown score or quantizer, no score or one twice, or images or labels that are not the
@@ -49,23 +50,23 @@ def score_neurons(
 
     Example:
         >>> scores = ja.study.score_neurons(ja.MLP(784, (5,), 10, rngs=nnx.Rngs(0)), ja.load_dataset("mnist5k"))
-        >>> scores["scores"].sel(metric="entropy").shape
+        >>> scores["scores"].sel(score="entropy").shape
         (5,)
     """
-    network, _, _ = describe(model, data.validation.images[:1])
+    network, _, _ = trace_model(model, data.validation.images[:1])
     require(
         data.num_classes <= network.num_classes,
         f"labels: expected 0..{network.num_classes - 1}, the classes of the network, got {data.num_classes} classes",
     )
-    metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    require_different("metrics", metrics)
+    names = (scores,) if isinstance(scores, str) else tuple(scores)
+    require_different("scores", names)
     evidence = evidence_of(model, data, quantizer_of(quantizer, model))
-    if "mutual_information" in metrics:
+    if "mutual_information" in names:
         warn_of_bias(evidence.counts)
     return neuron_scores(
-        np.stack([compute_score(metric, evidence) for metric in metrics]),
+        np.stack([compute_score(name, evidence) for name in names]),
         np.asarray(mean_activations(model, data.validation.images)),
-        metrics=metrics,
+        scores=names,
         sites=dict(zip(network.sites, network.sizes, strict=True)),
         source=data.source,
     )

@@ -12,7 +12,8 @@ from jaxablate.ablation import cumulative_ablation
 from jaxablate.activations import compute_fill
 from jaxablate.datasets import Dataset
 from jaxablate.metrics import METRICS
-from jaxablate.models import Model, describe
+from jaxablate.models import Model
+from jaxablate.models._network import trace_model
 from jaxablate.orders import DIRECTIONS, ablation_order
 from jaxablate.results import NETWORK_SCOPE, sensitivity_results
 from jaxablate.scores import compute_score, get_score
@@ -27,7 +28,7 @@ def quantizer_sensitivity(
     data: Dataset,
     quantizers: Sequence[str | float] = QUANTIZERS,
     *,
-    metrics: Sequence[str] = tuple(METRICS),
+    scores: Sequence[str] = tuple(METRICS),
     fill: str = "mean",
     steps: int | None = None,
     on_progress: OnProgress | None = None,
@@ -42,14 +43,14 @@ def quantizer_sensitivity(
         models: one or more networks of one architecture, as if in evaluation mode.
         data: the dataset.
         quantizers: as in `StudyConfig`; the first is the one that the others are compared with.
-        metrics: names of scores, as in `ja.scores.get_score`; those that do not read codes are the same throughout.
+        scores: names of scores, as in `ja.scores.get_score`; those that do not read codes are the same throughout.
         fill: what ablated neurons put out: "zero", "mean", "median" or "class_mean", as in `compute_fill`, from the
             validation split.
         steps: neurons to ablate; None takes 80, or all of the smallest layer where it has fewer.
         on_progress: called with (what, done, total, note) as the work goes on.
 
     Returns:
-        A dataset over network, scope (every layer or site, and "network"), metric and quantizer:
+        A dataset over network, scope (every layer or site, and "network"), score and quantizer:
         `rank_correlation` is Spearman's between the scores under this quantizer and under the first (NaN where all
         neurons score the same under one of them); `auc` (also direction) the mean accuracy over the steps in percent,
         so that differences are accuracy points (NaN where all neurons score the same). The coordinate `num_codes` goes
@@ -61,7 +62,7 @@ def quantizer_sensitivity(
 
     Example:
         >>> data, model = ja.load_dataset("mnist5k"), ja.MLP(784, (5,), 10, rngs=nnx.Rngs(0))
-        >>> found = ja.study.quantizer_sensitivity(model, data, ("activation", "quantile:4"), metrics=("entropy",))
+        >>> found = ja.study.quantizer_sensitivity(model, data, ("activation", "quantile:4"), scores=("entropy",))
         >>> found["auc"].sizes["quantizer"], found["num_codes"].values.tolist()
         (2, [2, 4])
     """
@@ -73,12 +74,12 @@ def quantizer_sensitivity(
         len(labels) > 1 and len(set(labels)) == len(labels),
         f"quantizers: expected two or more, all different, got {', '.join(labels) or 'none'}",
     )
-    metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    require_different("metrics", metrics)
-    for metric in metrics:
-        get_score(metric)
+    names = (scores,) if isinstance(scores, str) else tuple(scores)
+    require_different("scores", names)
+    for name in names:
+        get_score(name)
     require_known("fill", fill, PLAIN_FILLS)
-    kinds = [describe(model, data.test.images[:1])[0] for model in models]
+    kinds = [trace_model(model, data.test.images[:1])[0] for model in models]
     network = kinds[0]
     require(all(kind == network for kind in kinds), "models: expected networks of one architecture, got several")
     steps = min(80, *network.sizes) if steps is None else steps
@@ -94,25 +95,25 @@ def quantizer_sensitivity(
     for i, model in enumerate(models):
         evidence = evidence_of(model, data, quantizer_of(quantizers[0], model))
         coded = [evidence.recoded(quantizer_of(quantizer, model)) for quantizer in quantizers]
-        scores = np.stack([[compute_score(metric, of) for of in coded] for metric in metrics])
+        values_by_score = np.stack([[compute_score(name, coding) for coding in coded] for name in names])
         values = compute_fill(model, fill, data.validation.images, data.validation.labels)
         for j, (start, stop) in enumerate(scopes.values()):
             report("quantizers", i * len(scopes) + j, total, f"network {i + 1} of {len(models)}")
-            of_scope = scores[:, :, start:stop]
-            correlations.append([[_spearman(of[0], one) for one in of] for of in of_scope])
-            flat = of_scope.reshape(-1, stop - start)
+            in_scope = values_by_score[:, :, start:stop]
+            correlations.append([[_spearman(of[0], one) for one in of] for of in in_scope])
+            flat = in_scope.reshape(-1, stop - start)
             orders = np.stack([ablation_order(of, direction=way) for of in flat for way in DIRECTIONS]) + start
             correct = cumulative_ablation(model, orders, data.test.images, data.test.labels, values, steps=steps)
             area = 100 * np.asarray(correct)[:, 1:].mean(axis=1) / len(data.test)
             area[np.repeat(np.ptp(flat, axis=1) == 0, len(DIRECTIONS))] = np.nan  # no ranking but that of the index
-            areas.append(area.reshape(len(metrics), len(quantizers), len(DIRECTIONS)))
+            areas.append(area.reshape(len(names), len(quantizers), len(DIRECTIONS)))
     report("quantizers", total, total, "")
-    shape = len(models), len(scopes), len(metrics), len(labels)
+    shape = len(models), len(scopes), len(names), len(labels)
     return sensitivity_results(
         np.reshape(correlations, shape),
         np.reshape(areas, (*shape, len(DIRECTIONS))),
         scopes=list(scopes),
-        metrics=metrics,
+        scores=names,
         quantizers=dict(zip(labels, num_codes, strict=True)),
         attrs={"fill": fill, "steps": steps, "num_test_examples": len(data.test)},
         source=data.source,
