@@ -326,7 +326,7 @@ def test_files_hold_everything_and_are_the_same_again(small_results, tmp_path):
         ja.claims.save_claims(verdicts, small_results, tmp_path / "file")
 
 
-def effect(mean: float, verdict: str, label: str = "x", shard_examples: float = 0.1) -> Effect:
+def effect(mean: float, verdict: str, label: str = "x", spread: float = 0.1) -> Effect:
     values = (mean - spread, mean + spread, mean)
     return Effect(label, "accuracy points", values, 3, mean, verdict=verdict)
 

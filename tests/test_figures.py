@@ -105,10 +105,10 @@ def test_epochs_are_whole(results):
 
 
 @pytest.mark.parametrize(("number", "score"), [(3, "entropy"), (4, "mutual_information"), (5, "kl_selectivity")])
-def test_violins_show_every_neuron_of_their_metric(results, number, metric):
+def test_violins_show_every_neuron_of_their_score(results, number, score):
     axes = draw_figure(results, number).axes[0]
     points = np.concatenate([c.get_offsets()[:, 1] for c in axes.collections if len(c.get_offsets()) == 200])
-    np.testing.assert_allclose(points, results["3-layer"]["scores"].sel(score=metric).values.ravel(), rtol=1e-6)
+    np.testing.assert_allclose(points, results["3-layer"]["scores"].sel(score=score).values.ravel(), rtol=1e-6)
 
 
 def test_the_band_spans_the_random_curves(results):

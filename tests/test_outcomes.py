@@ -144,9 +144,11 @@ def test_pairs_of_a_large_layer_keep_to_the_memory_limit(monkeypatch):
 
     pairs = np.stack(np.triu_indices(200, k=1), axis=1)
     monkeypatch.setattr(_sets._engine, "single_device", record)
-    task = ja.ablation._alone.make_single_task(model, images, labels, None, None, "correct", 10**7, "highest", None)
+    problem = ja.ablation._alone.make_single_problem(
+        model, images, labels, None, None, "correct", 10**7, "highest", None
+    )
     with pytest.raises(StopIteration):
-        ja.ablation._alone._measure_sets(task, pairs)
+        ja.ablation._alone._measure_sets(problem, pairs)
     assert sizes[0][0] == 19_900
     assert 0 < sizes[0][1] < 10**7
 

@@ -23,9 +23,9 @@ __all__ = [
     "SHORT",
     "UNDECIDED",
     "Effect",
-    "Flip",
+    "VerdictChange",
     "Verdict",
-    "explain_flips",
+    "explain_changes",
     "judge_claims",
     "save_claims",
 ]

@@ -150,13 +150,13 @@ def network_results(
 def neuron_scores(
     values: np.ndarray, mean: np.ndarray, *, scores: Sequence[str], sites: Mapping[str, int], source: Source
 ) -> xr.Dataset:
-    """Label scores [metric, neuron] and mean activations [neuron] of one network."""
+    """Label scores [score, neuron] and mean activations [neuron] of one network."""
     widths = list(sites.values())
     _, scores_name, scores_unit = VARIABLES["scores"]
     _, mean_name, mean_unit = VARIABLES["mean_activation"]
     return xr.Dataset(
         {
-            "scores": (("score", "neuron"), scores, {"long_name": scores_name, "units": scores_unit}),
+            "scores": (("score", "neuron"), values, {"long_name": scores_name, "units": scores_unit}),
             "mean_activation": ("neuron", mean, {"long_name": mean_name, "units": mean_unit}),
         },
         coords={
@@ -179,7 +179,7 @@ def sensitivity_results(
     attrs: Mapping[str, str | int],
     source: Source,
 ) -> xr.Dataset:
-    """Label correlations [network, scope, metric, quantizer] and areas [..., direction]; `quantizers` with their
+    """Label correlations [network, scope, score, quantizer] and areas [..., direction]; `quantizers` with their
     numbers of codes, of which the first is the one that the others are compared with."""
     dims = ("network", "scope", "score", "quantizer")
     correlation = f"Spearman correlation with the scores under {next(iter(quantizers))}"
