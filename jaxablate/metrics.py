@@ -166,7 +166,7 @@ def get_metric(name: str) -> Metric:
         >>> ja.metrics.get_metric("entropy") is ja.entropy
         True
     """
-    require_known("score", name, METRICS)
+    require_known("metric", name, METRICS)
     return METRICS[name]
 
 

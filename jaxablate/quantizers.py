@@ -1,11 +1,18 @@
-"""Quantizers: activations [example, neuron] come in, integer codes of the same shape go out.
+"""Quantizers turn activations into integer codes, so that information can be counted.
 
-A quantizer holds increasing edges; the code of an activation is the number of edges that it reaches. So an activation
-on an edge belongs to the upper code (to the lower one where the edge is strict), out-of-range values get the first
-or the last code, and edges that are equal leave the codes between them empty. NaN reaches no edge: code 0.
+A quantizer holds increasing edges. The code of an activation is the number of edges that the activation reaches:
 
-What takes its edges from data, `quantile` and `mean`, makes a quantizer of them by `.fit(activations)`; a quantizer
-whose edges are given fits itself.
+- An activation on an edge belongs to the upper code; with strict edges it belongs to the lower one.
+- Activations outside the range of the edges get the first or the last code.
+- Equal edges leave the codes between them empty.
+- NaN reaches no edge and gets code 0.
+
+`quantile` and `mean` take their edges from data: call `.fit(activations)` first. All others are ready to use, and their
+`fit` returns the same quantizer.
+
+Input: activations, float32 [example, neuron].
+Output: codes, int32 [example, neuron] in 0..num_codes-1.
+Memory: one int32 code for each activation.
 """
 
 import math
@@ -22,22 +29,33 @@ from jaxtyping import Float
 from jaxablate._checks import InputError, require, require_finite, require_integer, require_known, traced
 from jaxablate._typing import Activations, AnyArray, Codes
 
+__all__ = [
+    "Quantizer",
+    "default_quantizer",
+    "get_quantizer",
+    "levels",
+    "mean",
+    "positive",
+    "quantile",
+    "threshold",
+    "uniform",
+]
+
 
 def _to_numbers(what: str, values: object) -> np.ndarray:
+    """Return the values as float32; numbers beyond its range become infinite, which the callers refuse."""
     try:
-        with np.errstate(over="ignore"):  # beyond float32 they become infinite, which is refused
+        with np.errstate(over="ignore"):
             return np.asarray(np.asarray(values, np.float64), np.float32)
     except (TypeError, ValueError):
         raise InputError(f"{what}: expected numbers, got {values!r}") from None
 
 
-@dataclass(frozen=True, eq=False)
-class Quantizer:
-    """Codes from edges: T = number of edges e with h >= e. A function of activations, compared by identity.
+@runtime_checkable
+class Quantizer(Protocol):
+    """A map from activations [example, neuron] to integer codes of the same shape.
 
-    Attributes:
-        edges: float32 [edge], or [edge, neuron] where each neuron has its own; increasing, in the unit of activations.
-        strict: count the edges with h > e instead.
+    All functions of `ja.quantizers` return one. Your own needs these three members: `num_codes`, `fit` and `__call__`.
 
     Example:
         >>> quantizer = ja.quantizers.threshold(0.5)
@@ -45,83 +63,69 @@ class Quantizer:
         (2, [[0, 1, 1]])
     """
 
+    @property
+    def num_codes(self) -> int:
+        """Number of codes; every code lies in 0..num_codes-1."""
+        ...
+
+    def fit(self, activations: Activations, /) -> "Quantizer":
+        """Return a quantizer whose edges are taken from these activations [example, neuron]."""
+        ...
+
+    def __call__(self, activations: Activations, /) -> Codes:
+        """Return the codes of activations [example, neuron], int32 of the same shape."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Edges:
+    """Codes from edges: T = number of edges e with h >= e.
+
+    Quantizers are compared by identity, since arrays have no single truth value.
+
+    Attributes:
+        edges: float32 [edge], or [edge, neuron] if each neuron has its own; increasing, in the unit of activations.
+        strict: count the edges with h > e instead.
+    """
+
     edges: Float[AnyArray, "edge *neuron"]
     strict: bool = False
 
     @property
     def num_codes(self) -> int:
-        """The number of codes, one more than edges."""
+        """Number of codes, one more than edges."""
         return len(self.edges) + 1
 
-    def fit(self, activations: Activations) -> "Quantizer":
-        """This quantizer, whose edges do not depend on the data; there so that `quantile` can take its place."""
+    def fit(self, activations: Activations) -> "_Edges":
+        """Return this quantizer: its edges do not depend on data."""
         del activations
         return self
 
     def __call__(self, activations: Activations) -> Codes:
-        """Codes, int32 of the shape of the activations.
+        """Return the codes, int32 of the shape of the activations.
 
         Raises:
-            InputError: where each neuron has its own edges and there is another number of neurons.
+            InputError: if each neuron has its own edges and the number of neurons differs.
         """
         activations = jnp.asarray(activations)
-        of_neuron = np.shape(self.edges)[1:]
+        neuron_shape = np.shape(self.edges)[1:]
         require(
-            not of_neuron or activations.shape[-1:] == of_neuron,
-            f"activations: expected [example, neuron] of the {of_neuron[0] if of_neuron else 0} neurons that the "
+            not neuron_shape or activations.shape[-1:] == neuron_shape,
+            f"activations: expected [example, neuron] of the {neuron_shape[0] if neuron_shape else 0} neurons that the "
             f"quantizer has edges for, got shape {activations.shape}",
         )
         return _count_edges(activations, self.edges, self.strict)
 
 
-@runtime_checkable
-class Fittable(Protocol):
-    """A quantizer, or what becomes one once it has seen activations."""
-
-    @property
-    def num_codes(self) -> int:
-        """The number of codes."""
-        ...
-
-    def fit(self, activations: Activations) -> Quantizer:
-        """A quantizer with its edges on these activations [example, neuron]."""
-        ...
-
-
 @dataclass(frozen=True)
-class Quantile:
-    """Codes of equal frequency, once fitted: see `quantile`.
-
-    Attributes:
-        num_codes: the number of codes.
-
-    Example:
-        >>> ja.quantizers.quantile(4).fit(np.arange(8, dtype=np.float32)[:, None]).edges.tolist()
-        [[2.0], [4.0], [6.0]]
-    """
+class _Quantile:
+    """Codes of equal frequency before `fit`, see `quantile`."""
 
     num_codes: int
 
-    def fit(self, activations: Activations) -> Quantizer:
-        """Place the edges of every neuron on these activations.
-
-        Sorted, the n activations of a neuron are cut at ranks k n / num_codes, and the first activation above a cut is
-        the edge. Equal activations cannot be cut apart: the cut moves to the nearer end of the tie (the lower one of
-        two as near) that separates anything. Edges depend on the order of activations alone, so that an increasing
-        map of all activations changes no code, on this split or another.
-
-        Args:
-            activations: float32 [example, neuron], finite; at least as many examples as codes.
-
-        Returns:
-            A `Quantizer` with edges [num_codes - 1, neuron]. Without ties, the frequencies of its codes on these
-            activations differ by one at most. A constant neuron gets one code, the last; a nearly constant one gets
-            as many codes as its distinct values allow, and the others stay empty.
-
-        Raises:
-            InputError: for activations of another shape, not finite, or too few.
-        """
-        values = _to_fit(activations)
+    def fit(self, activations: Activations) -> _Edges:
+        """Place the edges of every neuron at the quantiles of its activations, see `quantile`."""
+        values = _fit_values(activations)
         if len(values) < self.num_codes:
             raise InputError(
                 f"activations: expected at least {self.num_codes} examples for {self.num_codes} quantile codes, "
@@ -129,52 +133,43 @@ class Quantile:
             )
         columns = np.ascontiguousarray(values.T)
         edges = [_quantile_edges(column, self.num_codes) for column in columns]
-        return Quantizer(np.stack(edges, axis=1) if edges else np.zeros((self.num_codes - 1, 0), np.float32))
+        return _Edges(np.stack(edges, axis=1) if edges else np.zeros((self.num_codes - 1, 0), np.float32))
 
     def __call__(self, activations: Activations) -> Codes:
-        """Raise: edges are unknown before `fit`."""
-        raise InputError("quantile: expected a fitted quantizer, got one without edges; call .fit(activations) first")
+        """Raise `InputError`: there are no edges before `fit`."""
+        raise InputError("quantile: the quantizer has no edges yet; call .fit(activations) first")
 
 
 @dataclass(frozen=True)
-class Mean:
-    """One bit, once fitted: see `mean`."""
+class _Mean:
+    """One bit with the threshold at each neuron's mean before `fit`, see `mean`."""
 
     num_codes: int = 2
 
     def fit(self, activations: Activations) -> Quantizer:
-        """Place each neuron's threshold on the mean of these activations, taken in float64 and rounded to float32.
-
-        Args:
-            activations: float32 [example, neuron], finite; at least one example.
-
-        Returns:
-            A `Quantizer` with edges [1, neuron]. A constant neuron gets one code, the last.
-
-        Raises:
-            InputError: for activations of another shape, not finite, or none.
-        """
-        values = _to_fit(activations)
+        """Place each neuron's threshold at the mean of its activations, see `mean`."""
+        values = _fit_values(activations)
         require(len(values) > 0, f"activations: expected at least one example, got shape {values.shape}")
+        # A float32 sum over many examples drifts: the edge of a constant neuron could land above its activations.
         return threshold(values.mean(axis=0, dtype=np.float64))
 
     def __call__(self, activations: Activations) -> Codes:
-        """Raise: edges are unknown before `fit`."""
-        raise InputError("mean: expected a fitted quantizer, got one without edges; call .fit(activations) first")
+        """Raise `InputError`: there are no edges before `fit`."""
+        raise InputError("mean: the quantizer has no edges yet; call .fit(activations) first")
 
 
 def threshold(value: float | Float[AnyArray, "neuron"], *, strict: bool = False) -> Quantizer:
-    """A one-bit quantizer: T = 1 where h >= value, else 0.
+    """Return a one-bit quantizer: T = 1 if h >= value, else 0.
 
     Args:
-        value: the threshold, in the unit of the activations; one for all neurons, or float [neuron].
+        value: the threshold, in the unit of the activations; one number for all neurons, or float [neuron].
         strict: compare with h > value instead.
 
     Returns:
-        A `Quantizer` with 2 codes: a function from activations [example, neuron] to int32 codes of the same shape.
+        A `Quantizer` with 2 codes.
 
     Raises:
-        InputError: for a value that is no number, not finite or of another shape.
+        InputError: if the value is not a number, not finite or of another shape.
 
     Source: paper, section 4 (sigmoid units, threshold 0.5).
 
@@ -182,54 +177,58 @@ def threshold(value: float | Float[AnyArray, "neuron"], *, strict: bool = False)
         >>> ja.quantizers.threshold(0.5)(jnp.array([[0.2, 0.5, 0.9]])).tolist()
         [[0, 1, 1]]
     """
-    # a jax array stays where it is; a number becomes no jax array, which would start JAX on import
+    # A JAX array stays on its device. A number becomes a NumPy array, since a JAX array would start JAX on import.
     edges: Any = value.astype(jnp.float32) if isinstance(value, jax.Array) else _to_numbers("value", value)
     require(edges.ndim <= 1, f"value: expected a number or one for each neuron, got shape {edges.shape}")
     if not traced(edges):
         require_finite("value", np.asarray(edges))
-    return Quantizer(edges[None], strict)
+    return _Edges(edges[None], strict)
 
 
-def mean() -> Mean:
-    """A one-bit quantizer that asks whether a neuron is at least at its own mean, whatever its activation function.
+def mean() -> Quantizer:
+    """Return a one-bit quantizer: T = 1 if h is at least the neuron's mean activation, else 0.
+
+    It suits every activation function. `.fit(activations)` takes the mean in float64 and rounds it to float32.
+    A constant neuron gets one code, the last. `fit` raises an `InputError` if there is no example, or if activations
+    are not finite or not [example, neuron].
 
     Returns:
-        A `Mean`; `.fit(activations)` makes a `Quantizer` of it.
+        A `Quantizer` with 2 codes, to be fitted before use.
 
     Example:
         >>> activations = np.array([[0.0, 5.0], [1.0, 5.0], [5.0, 8.0]], np.float32)
         >>> ja.quantizers.mean().fit(activations)(activations).tolist()
         [[0, 0], [0, 0], [1, 1]]
     """
-    return Mean()
+    return _Mean()
 
 
-def sign() -> Quantizer:
-    """A one-bit quantizer: T = 1 where h > 0, else 0, which asks of a ReLU whether it fires.
+def positive() -> Quantizer:
+    """Return a one-bit quantizer: T = 1 if h > 0, else 0. For a ReLU it says whether the neuron fires.
 
     Returns:
         A `Quantizer` with 2 codes.
 
     Example:
-        >>> ja.quantizers.sign()(jnp.array([[-1.0, 0.0, 0.1]])).tolist()
+        >>> ja.quantizers.positive()(jnp.array([[-1.0, 0.0, 0.1]])).tolist()
         [[0, 0, 1]]
     """
     return threshold(0.0, strict=True)
 
 
 def levels(edges: Sequence[float] | Float[AnyArray, "edge *neuron"]) -> Quantizer:
-    """A quantizer with edges of the user's own: T = number of edges e with h >= e.
+    """Return a quantizer with given edges: T = number of edges e with h >= e.
 
     Args:
         edges: the inner edges, strictly increasing as float32, in the unit of the activations; float [edge], or
-            [edge, neuron] where each neuron has its own.
+            [edge, neuron] if each neuron has its own.
 
     Returns:
-        A `Quantizer` with one code more than edges. Code 0 lies below the first edge, the last code at or above the
-        last; an activation on an edge belongs to the upper code.
+        A `Quantizer` with one code more than edges. Code 0 lies below the first edge. The last code lies at or above
+        the last edge. An activation on an edge belongs to the upper code.
 
     Raises:
-        InputError: for edges of another shape, not finite or not increasing.
+        InputError: if the edges have another shape, are not finite or do not increase.
 
     Example:
         >>> ja.quantizers.levels([0.25, 0.75])(jnp.array([[0.0, 0.25, 0.5, 1.0]])).tolist()
@@ -246,25 +245,26 @@ def levels(edges: Sequence[float] | Float[AnyArray, "edge *neuron"]) -> Quantize
         edge, *neuron = below[0].tolist()
         lower, upper = inner[(edge, *neuron)], inner[(edge + 1, *neuron)]
         raise InputError(f"edges: expected strictly increasing float32 numbers, got {upper} after {lower}")
-    return Quantizer(inner)
+    return _Edges(inner)
 
 
 def uniform(bins: int, low: float, high: float) -> Quantizer:
-    """Equal bins between low and high: T = floor(bins (h - low) / (high - low)), kept within 0..bins-1.
+    """Return a quantizer with equal bins from low to high: T = floor(bins (h - low) / (high - low)).
 
-    An activation on an inner edge low + k (high - low) / bins, rounded to float32, belongs to the upper bin, `high`
-    to the last one; activations below `low` or above `high` go to the first or the last.
+    Codes are clipped to 0..bins-1. An activation on an inner edge low + k (high - low) / bins, rounded to float32,
+    belongs to the upper bin. `high` belongs to the last bin.
 
     Args:
-        bins: the number of codes, at least 2.
-        low: the lower end of the range, in the unit of the activations.
-        high: the upper end.
+        bins: number of codes, at least 2.
+        low: lower end of the range, in the unit of the activations.
+        high: upper end of the range.
 
     Returns:
         A `Quantizer` with `bins` codes.
 
     Raises:
-        InputError: for fewer than 2 bins, or a range that is empty, not finite or too narrow for them in float32.
+        InputError: if there are fewer than 2 bins, or if the range is empty, not finite, or too narrow for the bins
+            in float32.
 
     Example:
         >>> ja.quantizers.uniform(4, 0.0, 1.0)(jnp.array([[-9.0, 0.2, 0.25, 0.8, 1.0, 9.0]])).tolist()
@@ -276,47 +276,59 @@ def uniform(bins: int, low: float, high: float) -> Quantizer:
     return levels((low + (high - low) * np.arange(1, bins) / bins).astype(np.float32))
 
 
-def quantile(bins: int) -> Quantile:
-    """Codes of equal frequency for every neuron, with edges from one split to be applied to another.
+def quantile(bins: int) -> Quantizer:
+    """Return a quantizer whose codes are equally frequent for every neuron.
+
+    `.fit(activations)` takes the edges from one split; the fitted quantizer then applies to any split. It sorts the n
+    activations of a neuron and cuts them at ranks k n / bins. The first activation above a cut is the edge.
+
+    - Without ties, the frequencies of the codes on these activations differ by at most one.
+    - Equal activations cannot be cut apart. The cut moves to the nearer end of the tie that separates anything (to the
+      lower end if both are equally near).
+    - A constant neuron gets one code, the last. A nearly constant neuron gets as many codes as its distinct values
+      allow; the remaining codes stay empty.
+    - Edges depend only on the order of the activations, so an increasing map of all activations changes no code.
+
+    `fit` raises an `InputError` if activations are not finite, not [example, neuron], or fewer than the codes.
 
     Args:
-        bins: the number of codes, at least 2.
+        bins: number of codes, at least 2.
 
     Returns:
-        A `Quantile`; `.fit(activations)` makes a `Quantizer` of it. For ties and constant neurons see `Quantile.fit`.
+        A `Quantizer` with `bins` codes, to be fitted before use.
 
     Raises:
-        InputError: for fewer than 2 bins.
+        InputError: if there are fewer than 2 bins.
 
     Example:
         >>> quantizer = ja.quantizers.quantile(2).fit(np.array([[0.0], [0.0], [0.0], [7.0]], np.float32))
         >>> quantizer(np.array([[-1.0], [0.0], [6.0], [7.0], [8.0]], np.float32)).ravel().tolist()
         [0, 0, 0, 1, 1]
     """
-    return Quantile(_require_bins(bins))
+    return _Quantile(_require_bins(bins))
 
 
 _DEFAULTS = {
     "sigmoid": threshold(0.5),
     "tanh": threshold(0.0),
-    "relu": sign(),
-    "gelu": sign(),
+    "relu": positive(),
+    "gelu": positive(),
 }
 
 
 def default_quantizer(activation: str) -> Quantizer:
-    """The one-bit quantizer of an activation function: "does the neuron fire?".
+    """Return the one-bit quantizer of an activation function: does the neuron fire?
 
     sigmoid: h >= 0.5; tanh: h >= 0; relu and gelu: h > 0.
 
     Args:
-        activation: the name of the activation function.
+        activation: name of the activation function.
 
     Returns:
-        A quantizer, as from `threshold`.
+        A `Quantizer` with 2 codes; the same object in every call.
 
     Raises:
-        InputError: for an unknown activation.
+        InputError: if the activation is unknown.
 
     Example:
         >>> ja.quantizers.default_quantizer("relu")(jnp.array([[0.0, 0.1]])).tolist()
@@ -326,18 +338,18 @@ def default_quantizer(activation: str) -> Quantizer:
     return _DEFAULTS[activation]
 
 
-def get_quantizer(setting: str | float) -> Fittable:
-    """The quantizer of a setting, as in configurations and on the command line.
+def get_quantizer(setting: str | float) -> Quantizer:
+    """Return the quantizer that a setting names, as in configurations and on the command line.
 
     Args:
-        setting: "mean"; "positive" (`sign`); "quantile:BINS"; "uniform:BINS:LOW:HIGH"; "levels:EDGE:EDGE:..."; or a
-            number, the `threshold`.
+        setting: "mean"; "positive"; "quantile:BINS"; "uniform:BINS:LOW:HIGH"; "levels:EDGE:EDGE:..."; or a number,
+            which is a `threshold`.
 
     Returns:
-        What makes a `Quantizer` by `.fit(activations)`.
+        A `Quantizer`; "mean" and "quantile" must be fitted before use.
 
     Raises:
-        InputError: for another setting, or numbers that the quantizer refuses.
+        InputError: if the setting is unknown, or if the quantizer refuses its numbers.
 
     Example:
         >>> ja.quantizers.get_quantizer("uniform:4:0:1").num_codes, ja.quantizers.get_quantizer(0.5).num_codes
@@ -349,7 +361,7 @@ def get_quantizer(setting: str | float) -> Fittable:
             case "mean", []:
                 return mean()
             case "positive", []:
-                return sign()
+                return positive()
             case "quantile", [_]:
                 return quantile(int(numbers[0]))
             case "uniform", [_, low, high]:
@@ -363,15 +375,15 @@ def get_quantizer(setting: str | float) -> Fittable:
     except InputError:
         raise
     except ValueError:
-        pass  # no number where one is meant
+        pass  # text in the place of a number: an unknown setting
     raise InputError(
-        f"unknown quantizer {setting!r}: expected mean, positive, quantile:BINS, uniform:BINS:LOW:HIGH, "
-        "levels:EDGE:EDGE:... or a threshold; for networks that know their activation function also activation"
+        f"quantizer: unknown {setting!r}; choose mean, positive, quantile:BINS, uniform:BINS:LOW:HIGH, "
+        "levels:EDGE:EDGE:... or a threshold (also activation, for networks that know their activation function)"
     )
 
 
-def _to_fit(activations: Activations) -> np.ndarray:
-    """Activations that edges can be taken from."""
+def _fit_values(activations: Activations) -> np.ndarray:
+    """Return activations [example, neuron] as a finite float32 NumPy array."""
     values = np.asarray(activations, np.float32)
     require(values.ndim == 2, f"activations: expected shape [example, neuron], got {values.shape}")
     require_finite("activations", values)
@@ -386,8 +398,8 @@ def _require_bins(bins: int) -> int:
 
 @partial(jax.jit, static_argnames="strict")
 def _count_edges(activations: Activations, edges: AnyArray, strict: bool) -> Codes:
-    # written out, the comparisons fuse into one pass over the activations; a reduction over an axis of edges does
-    # not beyond a few dozen, and takes 80 times as long
+    # The loop is unrolled: the comparisons fuse into one pass over the activations. A reduction over an axis of edges
+    # does not fuse beyond a few dozen edges and takes 80 times as long.
     codes = jnp.zeros(activations.shape, jnp.int32)
     for edge in edges:
         codes += activations > edge if strict else activations >= edge
@@ -395,10 +407,12 @@ def _count_edges(activations: Activations, edges: AnyArray, strict: bool) -> Cod
 
 
 def _quantile_edges(values: np.ndarray, bins: int) -> np.ndarray:
-    """The edges of one neuron, as `Quantile.fit` explains."""
+    """Return the edges of one neuron [edge] from its activations [example], see `quantile`."""
+    # A cut falls at position `cut` of the sorted values and may lie inside a run of equal values. The run covers
+    # positions lower..upper-1, so cutting at `lower` or at `upper` separates different values. Position 0 and
+    # position n separate nothing: there the cut moves to the other end, even if it is farther away.
     ordered = np.sort(values)
     cut = np.arange(1, bins) * len(values) // bins
-    # the ends of the tie that the cut falls into: positions where a cut would separate different values
     lower = np.searchsorted(ordered, ordered[cut], side="left")
     upper = np.searchsorted(ordered, ordered[cut], side="right")
     to_lower = (upper == len(values)) | ((lower > 0) & (cut - lower <= upper - cut))

@@ -459,9 +459,9 @@ def test_bad_input(small_model, examples):
         ja.cumulative_ablation(None, order, images, labels, steps=1)
     with raises_input_error("neurons_per_step: expected at least 1, got 0"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, neurons_per_step=0)
-    with raises_input_error("unknown engine 'magic': expected one of auto, vmap, incremental"):
+    with raises_input_error("engine: unknown 'magic'; choose one of auto, vmap, incremental"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, engine="magic")
-    with raises_input_error("unknown precision 'low': expected one of highest, TF32_TF32_F32_X3, tensorfloat32"):
+    with raises_input_error("precision: unknown 'low'; choose one of highest, TF32_TF32_F32_X3, tensorfloat32"):
         ja.evaluate_masks(small_model, keep, images, labels, precision="low")
     with raises_input_error("memory_limit: expected at least [0-9]+ bytes, which one example takes .*, got 10"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, memory_limit=10)

@@ -184,7 +184,7 @@ def test_without_a_terminal_every_step_is_told_once_and_at_once(capsys, monkeypa
 def test_unknown_protocols_are_refused(tmp_path):
     process = run(*REPRODUCE, "--protocol", "paper,printed", "--out", tmp_path / "out")
     assert process.returncode == 1
-    assert "unknown protocol 'printed': expected one of paper, published" in process.stderr
+    assert "protocol: unknown 'printed'; choose one of paper, published" in process.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -326,9 +326,9 @@ def test_auto_without_a_network_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "cifar"], "unknown dataset 'cifar': expected auto, mnist,"),
+        (["--dataset", "cifar"], "dataset: unknown 'cifar'; choose auto, mnist,"),
         (["--dataset", "mnist", "--data-dir", "."], "mnist in folder .: expected the four gzipped IDX files, missing"),
-        (["--activation", "swish"], "unknown activation 'swish': expected one of sigmoid, relu, tanh, gelu"),
+        (["--activation", "swish"], "activation: unknown 'swish'; choose one of sigmoid, relu, tanh, gelu"),
         (["--steps", "201"], "steps: expected 1 to 200, the neurons of the smallest layer, got 201"),
     ],
 )

@@ -291,7 +291,7 @@ def test_a_folder_that_cannot_be_read_does_not_fall_back(tmp_path, monkeypatch):
 
 def test_unknown_names_and_paths(tmp_path):
     with raises_input_error(
-        "unknown dataset 'cifar': expected auto, mnist, fashion_mnist, kmnist, mnist5k, an existing folder"
+        "dataset: unknown 'cifar'; choose auto, mnist, fashion_mnist, kmnist, mnist5k, an existing folder"
     ):
         ja.load_dataset("cifar")
     with raises_input_error("unknown dataset"):

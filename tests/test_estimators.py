@@ -46,17 +46,17 @@ def miller_madow64(table: np.ndarray) -> tuple[float, float]:
 # --- quantizers ---
 
 
-def test_sign_and_uniform():
+def test_positive_and_uniform():
     values = np.array([[-1.0, -1e-30, 0.0, 1e-30, 0.25, 0.5, 1.0, 1.5, np.inf, -np.inf, np.nan]], np.float32)
-    assert quantizers.sign()(values).tolist() == [[0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0]]
+    assert quantizers.positive()(values).tolist() == [[0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0]]
     assert quantizers.uniform(4, 0.0, 1.0)(values).tolist() == [[0, 0, 0, 0, 1, 2, 3, 3, 3, 0, 0]]
-    assert [q.num_codes for q in (quantizers.sign(), quantizers.uniform(7, -1.0, 1.0), quantizers.quantile(5))] == [
+    assert [q.num_codes for q in (quantizers.positive(), quantizers.uniform(7, -1.0, 1.0), quantizers.quantile(5))] == [
         2,
         7,
         5,
     ]
     assert quantizers.default_quantizer("relu") is quantizers.default_quantizer("relu")
-    assert quantizers.sign().fit(values).num_codes == 2
+    assert quantizers.positive().fit(values).num_codes == 2
 
 
 @pytest.mark.parametrize("bins", [2, 5, 32, 100])
@@ -158,7 +158,7 @@ def test_monotone_maps_leave_quantile_coded_information_unchanged(fitted, bins, 
 
 
 def test_quantizers_say_what_is_wrong():
-    with raises_input_error("mean: expected a fitted quantizer, got one without edges; call .fit"):
+    with raises_input_error("mean: the quantizer has no edges yet; call .fit"):
         quantizers.mean()(np.zeros((2, 2), np.float32))
     with raises_input_error("activations: expected finite numbers, got 1 NaN"):
         quantizers.mean().fit(np.array([[np.nan], [1.0]], np.float32))
@@ -180,7 +180,7 @@ def test_quantizers_say_what_is_wrong():
         quantizers.levels([[1], [2, 3]])
     with raises_input_error(r"range: expected numbers, got \['a', 1\]"):
         quantizers.uniform(4, "a", 1)
-    with raises_input_error("quantile: expected a fitted quantizer, got one without edges; call .fit"):
+    with raises_input_error("quantile: the quantizer has no edges yet; call .fit"):
         quantizers.quantile(3)(np.zeros((2, 2), np.float32))
     with raises_input_error("expected at least 4 examples for 4 quantile codes, got 3; take fewer codes"):
         quantizers.quantile(4).fit(np.zeros((3, 2), np.float32))
@@ -250,7 +250,7 @@ def test_streams_say_what_is_wrong():
     with raises_input_error("expected either a quantizer or num_codes, got neither"):
         stream([batch], num_classes=2)
     with raises_input_error("expected either a quantizer or num_codes, got both"):
-        stream([batch], quantizers.sign(), num_codes=2, num_classes=2)
+        stream([batch], quantizers.positive(), num_codes=2, num_classes=2)
     with raises_input_error(r"labels: expected values in 0..1, got 0..2"):
         stream([batch, (batch[0], np.array([0, 1, 2, 0]))], num_codes=2, num_classes=2)
 
@@ -281,7 +281,7 @@ def test_the_plugin_is_the_default_bit_for_bit():
         np.testing.assert_array_equal(metric(counts), metric(counts, estimator="plugin"))
         np.testing.assert_array_equal(metric(counts), jax.jit(metric)(counts))
         assert metric(counts, estimator="miller_madow").dtype == np.float32
-        with raises_input_error("unknown estimator 'jackknife': expected one of plugin, miller_madow"):
+        with raises_input_error("estimator: unknown 'jackknife'; choose one of plugin, miller_madow"):
             metric(counts, estimator="jackknife")
     assert (np.asarray(MILLER_MADOW(np.full((1, 4, 2), 5, np.int32))) < 0).all()
 

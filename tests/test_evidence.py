@@ -262,7 +262,7 @@ def test_normalization_per_layer():
     np.testing.assert_allclose(normalize(scores, layers, "z"), [root, -1 / root, -1 / root, -1, 1, 0])
     np.testing.assert_array_equal(normalize(scores, layers, "none"), scores)
     np.testing.assert_array_equal(normalize(np.full(7, 0.1), np.zeros(7, int), "z"), np.zeros(7))  # of mean 0.1 + 1e-17
-    with raises_input_error("unknown normalization 'minmax': expected one of none, rank, z, share"):
+    with raises_input_error("normalization: unknown 'minmax'; choose one of none, rank, z, share"):
         normalize(scores, layers, "minmax")
     with raises_input_error(r"layers: expected one for each of 6 neurons, got \(5,\)"):
         normalize(scores, layers[1:], "rank")
@@ -271,9 +271,9 @@ def test_normalization_per_layer():
 
 
 def test_bad_input(evidence, small_model, split, monkeypatch):
-    with raises_input_error("unknown score 'x': expected one of entropy, mutual_information"):
+    with raises_input_error("score: unknown 'x'; choose one of entropy, mutual_information"):
         compute_score("x", evidence)
-    with raises_input_error("unknown score 'x': expected one of entropy"):
+    with raises_input_error("score: unknown 'x'; choose one of entropy"):
         ja.StudyConfig(scores=("x",))
     with raises_input_error("normalization 'rank': expected the paper's protocol alone, got paper, published"):
         ja.StudyConfig(normalization="rank", protocols=("paper", "published"))

@@ -326,7 +326,7 @@ def test_linear_maps_that_make_no_network(tmp_path):
     path = write(tmp_path / "net.safetensors", a__weight=(3, 4), b__weight=(2, 5))
     with raises_input_error(r"that fit one after another, but stage 1: expected kernel \(3, 2\) .* got \(5, 2\)"):
         load_pytorch(path)
-    with raises_input_error("unknown activation 'swish'"):
+    with raises_input_error("activation: unknown 'swish'"):
         load_pytorch(path, activation="swish")
     with raises_input_error("expected a kernel and a bias for each of two or more stages, got 1 and 1"):
         load_pytorch(write(path, a__weight=(3, 4)))

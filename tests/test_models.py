@@ -47,7 +47,7 @@ def test_file_round_trip(tmp_path):
 
 
 def test_bad_input(tmp_path):
-    with raises_input_error("unknown activation 'swish': expected one of sigmoid, relu, tanh, gelu"):
+    with raises_input_error("activation: unknown 'swish'; choose one of sigmoid, relu, tanh, gelu"):
         ja.MLP(4, (3,), 2, activation="swish", rngs=nnx.Rngs(0))
     with raises_input_error("expected at least one hidden layer"):
         ja.MLP(4, (), 2, rngs=nnx.Rngs(0))

@@ -261,17 +261,17 @@ def test_the_optimal_fill_beats_the_mean_and_is_a_minimum(small_model, mnist5k):
 
 def test_bad_input(small_model, examples, mnist5k):
     masks = np.ones((1, 27), bool)
-    with raises_input_error("unknown measure 'accuracy': expected one of correct, class_correct, confusion, loss"):
+    with raises_input_error("measure: unknown 'accuracy'; choose one of correct, class_correct, confusion, loss"):
         ja.evaluate_masks(small_model, masks, *examples, outcomes="accuracy")
     with raises_input_error("measures: expected at least one of correct, .* got none"):
         ja.evaluate_masks(small_model, masks, *examples, outcomes=())
-    with raises_input_error("unknown site 'layer4': expected one of layer1, layer2, layer3"):
+    with raises_input_error("site: unknown 'layer4'; choose one of layer1, layer2, layer3"):
         ja.ablation.pair_ablation(small_model, "layer4", *examples)
-    with raises_input_error("unknown measure of harm 'confusion': expected one of correct, loss, divergence"):
+    with raises_input_error("measure of harm: unknown 'confusion'; choose one of correct, loss, divergence"):
         ja.ablation.greedy_order(small_model, *examples, by="confusion")
     with raises_input_error("steps: expected 1 to 9, the neurons of the scope, got 10"):
         ja.ablation.greedy_order(small_model, *examples, site="layer3", steps=10)
-    with raises_input_error("unknown fill 'average': expected one of zero, constant, mean, median"):
+    with raises_input_error("fill: unknown 'average'; choose one of zero, constant, mean, median"):
         ja.compute_fill(small_model, "average", examples[0])
     with raises_input_error("fill 'class_mean': expected labels, got none"):
         ja.compute_fill(small_model, "class_mean", examples[0])

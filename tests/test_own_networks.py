@@ -90,9 +90,9 @@ def test_bad_studies(study):
         ja.run_study(ja.StudyConfig(dataset="mnist5k", networks=(), steps=5, quantizer="mean"), {"cnn": models[0]})
     with raises_input_error("quantizer 'mean': expected the paper's protocol alone"):
         ja.StudyConfig(quantizer="mean", protocols=("paper", "published"))
-    with raises_input_error("unknown quantizer 'median': expected mean, positive, quantile:BINS"):
+    with raises_input_error("quantizer: unknown 'median'; choose mean, positive, quantile:BINS"):
         ja.StudyConfig(quantizer="median")
-    with raises_input_error("unknown fill to add 'zero': expected one of median, class_mean, resample"):
+    with raises_input_error("fill to add: unknown 'zero'; choose one of median, class_mean, resample"):
         ja.StudyConfig(extra_fills=("zero",))
 
 
@@ -207,12 +207,12 @@ def test_prune_from_a_file(files, small_model, mnist5k):
             "output folder /dev/null: expected a folder that can be written",
         ),
         ("score", ["absent", "--out", "a.csv"], "expected a file, got none"),
-        ("score", ["own", "--out", "a.csv", "--quantizer", "x"], "unknown quantizer 'x'"),
+        ("score", ["own", "--out", "a.csv", "--quantizer", "x"], "quantizer: unknown 'x'"),
         ("ablate", ["own", "--out", "a.csv", "--steps", "9"], "steps: expected 1 to 8, the neurons of the smallest"),
-        ("ablate", ["own", "--out", "a.csv", "--by", "x"], "unknown score 'x'"),
+        ("ablate", ["own", "--out", "a.csv", "--by", "x"], "score: unknown 'x'"),
         ("prune", ["own", "--out", "a.nc"], "--out a.nc: expected a name that ends in .safetensors"),
         ("prune", ["own", "--out", "a.safetensors", "--keep", "0"], "keep: expected a share above 0 and up to 1"),
-        ("prune", ["own", "--out", "a.safetensors", "--fill", "resample"], "unknown fill 'resample'"),
+        ("prune", ["own", "--out", "a.safetensors", "--fill", "resample"], "fill: unknown 'resample'"),
     ],
 )
 def test_bad_command_lines(files, command, arguments, sentence, tmp_path, monkeypatch):

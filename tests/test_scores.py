@@ -145,9 +145,9 @@ def test_bad_input():
         ja.entropy(counts[0])
     with raises_input_error("at least one example for every neuron"):
         ja.mutual_information(np.zeros((2, 3, 2), np.int32))
-    with raises_input_error("unknown metric 'gini': expected one of entropy, mutual_information, kl_selectivity"):
+    with raises_input_error("metric: unknown 'gini'; choose one of entropy, mutual_information, kl_selectivity"):
         ja.metrics.get_metric("gini")
-    with raises_input_error("unknown activation 'softplus'"):
+    with raises_input_error("activation: unknown 'softplus'"):
         ja.quantizers.default_quantizer("softplus")
     with raises_input_error(r"codes: expected values in 0..1, got 0..2"):
         ja.joint_histogram(np.array([[0], [2]]), np.array([0, 0]), num_codes=2, num_classes=1)
@@ -161,7 +161,7 @@ def test_bad_input():
         ja.joint_histogram(np.zeros((2, 1), int), np.array([0]), num_codes=2, num_classes=3)
     with raises_input_error("scores: expected finite numbers, got 1 NaN"):
         ja.ablation_order(np.array([0.0, np.nan]), direction="low")
-    with raises_input_error("unknown direction 'up': expected one of low, high"):
+    with raises_input_error("direction: unknown 'up'; choose one of low, high"):
         ja.ablation_order(np.zeros(2), direction="up")
     with raises_input_error(r"expected each neuron once, got neuron 1 twice"):
         ja.orders.masks_of_orders(np.array([[1, 0, 1]]), 3, 2)

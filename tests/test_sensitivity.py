@@ -64,7 +64,7 @@ def test_the_positive_bit_and_numbers():
     "setting", ["median", "quantile", "quantile:2.5", "uniform:4", "mean:2", "levels", "levels:a", "0.5:1", "", "True"]
 )
 def test_unknown_settings(setting):
-    with raises_input_error(f"unknown quantizer '{setting}': expected mean, positive, quantile:BINS"):
+    with raises_input_error(f"quantizer: unknown '{setting}'; choose mean, positive, quantile:BINS"):
         ja.StudyConfig(quantizer=setting)
 
 
@@ -117,7 +117,7 @@ def test_scores_by_further_names(small_model, mnist5k, validation):
     with raises_input_error("score 'specific_information_10': expected a class in 0..9, got 10"):
         ja.study.score_neurons(small_model, mnist5k, scores="specific_information_10")
     for name in ("specific_information", "specific_information_x", "entropy_"):
-        with raises_input_error(f"unknown score '{name}': expected one of entropy.* specific_information_CLASS"):
+        with raises_input_error(f"score: unknown '{name}'; choose one of entropy.* specific_information_CLASS"):
             ja.StudyConfig(scores=(name,))
 
 
@@ -270,9 +270,9 @@ def test_sensitivity_says_what_is_wrong(models, mnist5k):
         sweep(models, mnist5k, "mean")
     with raises_input_error("metrics: expected at least one, got none"):
         sweep(models, mnist5k, scores=())
-    with raises_input_error("metrics: expected different ones, got entropy, entropy"):
+    with raises_input_error("metrics: expected different values, got entropy, entropy"):
         sweep(models, mnist5k, scores=("entropy", "entropy"))
-    with raises_input_error("unknown fill 'resample': expected one of zero, mean, median, class_mean"):
+    with raises_input_error("fill: unknown 'resample'; choose one of zero, mean, median, class_mean"):
         sweep(models, mnist5k, fill="resample")
     with raises_input_error("metrics: expected at least one, got none"):
         ja.study.score_neurons(models[0], mnist5k, scores=())
@@ -280,7 +280,7 @@ def test_sensitivity_says_what_is_wrong(models, mnist5k):
         sweep(models, mnist5k, steps=9)
     with raises_input_error("models: expected at least one, got none"):
         sweep([], mnist5k)
-    with raises_input_error("unknown score 'size'"):
+    with raises_input_error("score: unknown 'size'"):
         sweep(models, mnist5k, scores=("size",))
     cnn = in_evaluation(cnn_chain())
     with raises_input_error("models: expected networks of one architecture, got several"):
@@ -340,7 +340,7 @@ def test_redundancy_equals_its_parts(models, mnist5k):
 def test_redundancy_says_what_is_wrong(models, mnist5k):
     with raises_input_error("models: expected at least one, got none"):
         ja.study.redundancy_test([], mnist5k)
-    with raises_input_error("unknown fill 'resample': expected one of zero, mean, median, class_mean"):
+    with raises_input_error("fill: unknown 'resample'; choose one of zero, mean, median, class_mean"):
         ja.study.redundancy_test(models, mnist5k, fill="resample")
     with raises_input_error("permutations: expected at least 1, got 0"):
         ja.study.redundancy_test(models, mnist5k, num_permutations=0)

@@ -314,7 +314,7 @@ def test_bad_sites_and_chains():
     linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
     with raises_input_error("site: expected a printable name, got ''"):
         ja.Site("")
-    with raises_input_error("unknown reduction 'sum': expected one of mean, max"):
+    with raises_input_error("reduction: unknown 'sum'; choose one of mean, max"):
         ja.Site("a", reduce="sum")
     with raises_input_error("model: expected sites, got none"):
         ja.Chain(linear, nnx.relu)

@@ -250,7 +250,7 @@ def test_selecting_a_protocol(small_results, tmp_path):
     assert list(paper.children) == ["2-layer-12-10", "3-layer-10-8-9"]
     assert paper.attrs == small_results.attrs
     assert ja.results.protocols_of(paper) == ["paper"]
-    with raises_input_error("unknown protocol 'both': expected one of paper, published"):
+    with raises_input_error("protocol: unknown 'both'; choose one of paper, published"):
         ja.results.select_protocol(small_results, "both")
     ja.results.save_results(small_results, tmp_path / "results.nc")
     again = ja.results.load_results(tmp_path / "results.nc")
@@ -265,24 +265,24 @@ def test_selecting_a_protocol(small_results, tmp_path):
 
 
 def test_bad_input(tmp_path, small_results):
-    with raises_input_error("unknown activation 'swish'"):
+    with raises_input_error("activation: unknown 'swish'"):
         ja.StudyConfig(activation="swish")
-    with raises_input_error("unknown score 'gini': expected one of entropy"):
+    with raises_input_error("score: unknown 'gini'; choose one of entropy"):
         ja.StudyConfig(scores=("entropy", "gini"))
     with raises_input_error("steps: expected 1 to 200, .* 200 is the largest possible"):
         ja.StudyConfig(steps=201)
-    with raises_input_error("seeds: expected different ones"):
+    with raises_input_error("seeds: expected different values"):
         ja.StudyConfig(seeds=(1, 1))
     with raises_input_error("networks: expected at least one"):
         ja.run_study(ja.StudyConfig(networks=(), dataset="mnist5k"))
-    with raises_input_error("networks: expected different ones"):
+    with raises_input_error("networks: expected different values"):
         ja.StudyConfig(networks=((200, 200), (200, 200)))
     for name in ("random_orders", "epochs", "batch_size"):
         with raises_input_error(f"{name}: expected at least 1, got 0"):
             ja.StudyConfig(**{name: 0})
     with raises_input_error("metrics: expected at least one, got none"):
         ja.StudyConfig(scores=())
-    with raises_input_error("metrics: expected different ones"):
+    with raises_input_error("metrics: expected different values"):
         ja.StudyConfig(scores=("entropy", "entropy"))
     with raises_input_error("learning_rate: expected a number above 0"):
         ja.StudyConfig(learning_rate=-1)
@@ -314,9 +314,9 @@ def test_bad_input(tmp_path, small_results):
         with raises_input_error("expected .*; the file is damaged"):
             ja.results.load_results(tmp_path / "damaged.nc")
     node = small_results["2-layer-12-10"].to_dataset()
-    with raises_input_error("unknown scope 'layer9': expected one of layer1, layer2, network"):
+    with raises_input_error("scope: unknown 'layer9'; choose one of layer1, layer2, network"):
         ja.results.curve(node, scope="layer9", ranking="random", direction="low", fill="mean")
-    with raises_input_error("unknown ranking 'gini'"):
+    with raises_input_error("ranking: unknown 'gini'"):
         ja.results.curve(node, scope="layer1", ranking="gini", direction="low", fill="mean")
     with raises_input_error("steps: expected numbers of at least 0"):
         ja.results.summarize(small_results, steps=(-1,))

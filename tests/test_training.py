@@ -132,7 +132,7 @@ def test_bad_input():
         ja.train(toy(), (4,), batch_size=71)
     with raises_input_error("epochs: expected at least 1, got 0"):
         ja.train(toy(), (4,), epochs=0)
-    with raises_input_error("unknown activation 'swish'"):
+    with raises_input_error("activation: unknown 'swish'"):
         ja.train(toy(), (4,), activation="swish")
     with raises_input_error("seeds: expected at least one"):
         ja.training.train_many(toy(), (4,), ())

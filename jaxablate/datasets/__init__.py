@@ -82,7 +82,7 @@ def load_dataset(name: str | Path, *, seed: int = 2045, data_dir: str | Path | N
     if path.suffix == ".npz" and os.path.exists(path):
         return load_npz(path, seed)
     raise InputError(
-        f"unknown dataset {str(name)!r}: expected {AUTO}, {', '.join(KNOWN)}, an existing folder of IDX files, "
+        f"dataset: unknown {str(name)!r}; choose {AUTO}, {', '.join(KNOWN)}, an existing folder of IDX files, "
         "or an existing .npz file"
     )
 

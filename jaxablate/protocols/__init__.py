@@ -56,7 +56,7 @@ def get_protocol(name: str) -> Protocol:
     unknown = [departure for departure in departures if departure not in DEPARTURES]
     if unknown:
         known = ", ".join((PAPER.name, PUBLISHED, *DEPARTURES))
-        raise InputError(f"unknown protocol {unknown[0]!r}: expected one of {known}, or departures joined by '+'")
+        raise InputError(f"protocol: unknown {unknown[0]!r}; choose one of {known}, or departures joined by '+'")
     return with_departures(departures, name)
 
 

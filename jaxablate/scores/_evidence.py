@@ -16,7 +16,7 @@ from jaxablate.activations import mean_activations, record_activations, zero_fra
 from jaxablate.histograms import joint_histogram
 from jaxablate.models import Model
 from jaxablate.models._network import ModelSpec, record, run_from_site, run_prefix, split_at_sites, trace_model
-from jaxablate.quantizers import Fittable, Mean
+from jaxablate.quantizers import Quantizer, mean
 
 BATCH_SIZE = 500
 
@@ -42,12 +42,12 @@ class Evidence:
     images: Images
     labels: Labels
     num_classes: int
-    quantizer: Fittable = field(default_factory=Mean)
+    quantizer: Quantizer = field(default_factory=mean)
     key: jax.Array | None = None
 
     def __post_init__(self):
         require(
-            isinstance(self.quantizer, Fittable),
+            isinstance(self.quantizer, Quantizer),
             f"quantizer: expected one of ja.quantizers, as get_quantizer makes of a setting, got {self.quantizer!r}",
         )
         require_labels(np.asarray(self.labels), len(self.images), self.num_classes)
@@ -70,7 +70,7 @@ class Evidence:
         codes = self.quantizer.fit(self.activations)(self.activations)
         return joint_histogram(codes, self.labels, num_codes=self.quantizer.num_codes, num_classes=self.num_classes)
 
-    def recoded(self, quantizer: Fittable) -> "Evidence":
+    def recoded(self, quantizer: Quantizer) -> "Evidence":
         """The same with another quantizer; what does not depend on it is not computed again."""
         other = replace(self, quantizer=quantizer)
         known = {name: value for name, value in vars(self).items() if name not in ("quantizer", "counts")}

@@ -128,7 +128,7 @@ class StudyConfig:
         for name in ("networks", "seeds", "scores", "protocols", "extra_fills"):
             values = getattr(self, name)
             require(len(values) > 0 or name in ("networks", "extra_fills"), f"{name}: expected at least one, got none")
-            require(len(set(values)) == len(values), f"{name}: expected different ones, got {values}")
+            require(len(set(values)) == len(values), f"{name}: expected different values, got {values}")
         require(
             all(len(hidden) > 0 and min(hidden) >= 1 for hidden in self.networks),
             f"networks: expected hidden layers of at least one neuron each, got {self.networks}",

@@ -13,7 +13,7 @@ from jaxablate.datasets import Dataset
 from jaxablate.metrics import METRICS
 from jaxablate.models import Model
 from jaxablate.models._network import is_mlp, trace_model
-from jaxablate.quantizers import Fittable, Quantizer, default_quantizer, get_quantizer
+from jaxablate.quantizers import Quantizer, default_quantizer, get_quantizer
 from jaxablate.results import neuron_scores
 from jaxablate.scores import Evidence, compute_score
 from jaxablate.uncertainty import warn_of_bias
@@ -74,7 +74,7 @@ def score_neurons(
 
 def quantizer_of(
     setting: str | float, model: Model, of_activation: Callable[[str], Quantizer] = default_quantizer
-) -> Fittable:
+) -> Quantizer:
     """The quantizer of a setting of a study; `of_activation` says that of an activation function.
 
     Raises:
@@ -90,7 +90,7 @@ def quantizer_of(
     return of_activation(model.activation)
 
 
-def evidence_of(model: Model, data: Dataset, quantizer: Fittable, key: jax.Array | None = None) -> Evidence:
+def evidence_of(model: Model, data: Dataset, quantizer: Quantizer, key: jax.Array | None = None) -> Evidence:
     """The evidence of a network on the validation split.
 
     Warns:
