@@ -46,12 +46,12 @@ def damage_correlations(network: xr.Dataset) -> xr.DataArray:
         network: a node of the results, `results["3-layer"].to_dataset()`.
 
     Returns:
-        float64 (seed, metric, scope): within each layer, and across all layers for the scope "network"; NaN where the
+        float64 (seed, score, scope): within each layer, and across all layers for the scope "network"; NaN where the
         scores, or the damage, of all neurons are equal. Neurons whose score is undefined are left out.
 
     Example:
         >>> ja.layer_analysis.damage_correlations(results["3-layer-10-8-9"].to_dataset()).dims
-        ('seed', 'metric', 'scope')
+        ('seed', 'score', 'scope')
     """
     from scipy import stats
 

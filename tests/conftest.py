@@ -53,7 +53,7 @@ def small_config():
         networks=((12, 10), (10, 8, 9)),
         epochs=8,
         seeds=(0, 3),
-        random_orders=3,
+        num_random_orders=3,
         steps=6,
         protocols=("paper", "published"),
     )

@@ -68,7 +68,7 @@ if sys.argv[3] == "one core":
 import numpy as np
 import jaxablate as ja
 model, data = ja.load_model(sys.argv[1])[0], ja.load_dataset("mnist5k")
-config = ja.StudyConfig(dataset="mnist5k", networks=(), steps=6, random_orders=2, scores=tuple(ja.scores.SCORES))
+config = ja.StudyConfig(dataset="mnist5k", networks=(), steps=6, num_random_orders=2, scores=tuple(ja.scores.SCORES))
 found = ja.run_study(config, {"mine": model})["mine"].to_dataset()
 names = ("scores", "correct", "single_correct", "joint_counts", "ablated")
 np.savez(sys.argv[2], **{name: found[name].values for name in names})

@@ -34,7 +34,7 @@ def archive(tmp_path):
 
 
 def study(path, models=None, **settings):
-    defaults = {"networks": ((4, 3),), "epochs": 1, "batch_size": 5, "steps": 2, "random_orders": 1}
+    defaults = {"networks": ((4, 3),), "epochs": 1, "batch_size": 5, "steps": 2, "num_random_orders": 1}
     config = ja.StudyConfig(dataset=path, **{**defaults, **settings, **({"networks": ()} if models else {})})
     (node,) = ja.run_study(config, models).children.values()
     return node.to_dataset().isel(seed=0)

@@ -59,7 +59,7 @@ def less_work(monkeypatch, mnist5k, tmp_path):
     for module in (ja, ja.study):
         monkeypatch.setattr(module, "load_dataset", lambda name, **kw: known.get(name) or load(name, **kw))
     monkeypatch.setattr(ja, "train", lambda *args, **kw: train(*args, **{**kw, "epochs": 1}))
-    monkeypatch.setattr(ja, "StudyConfig", lambda **kw: config(**{**kw, "epochs": 1, "random_orders": 2}))
+    monkeypatch.setattr(ja, "StudyConfig", lambda **kw: config(**{**kw, "epochs": 1, "num_random_orders": 2}))
     monkeypatch.setattr(ja.scores, "SCORES", dict(ja.scores.SCORES))
     return tmp_path
 

@@ -238,7 +238,7 @@ def test_selectivity_is_among_the_classes_that_are_there(small_model, split):
 def test_a_score_of_ones_own_orders_a_study(small_model, mnist5k, monkeypatch):
     monkeypatch.setitem(SCORES, "largest", lambda evidence: evidence.activations.max(axis=0))
     config = ja.StudyConfig(
-        dataset="mnist5k", networks=(), scores=("taylor", "largest"), normalization="z", random_orders=1, steps=5
+        dataset="mnist5k", networks=(), scores=("taylor", "largest"), normalization="z", num_random_orders=1, steps=5
     )
     node = ja.run_study(config, {"mine": small_model})["mine"].to_dataset()
     largest = np.concatenate(

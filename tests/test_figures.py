@@ -17,7 +17,7 @@ from jaxablate.figures import EXTRAS, FIGURES, _findings, draw_figure, save_figu
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Both networks of the paper, barely trained."""
-    config = ja.StudyConfig(dataset="mnist5k", epochs=1, random_orders=3, steps=5)
+    config = ja.StudyConfig(dataset="mnist5k", epochs=1, num_random_orders=3, steps=5)
     return ja.run_study(config)
 
 
@@ -171,7 +171,7 @@ def test_figures_of_other_networks(small_results, results, tmp_path):
 
 
 def test_figures_without_a_metric(tmp_path):
-    config = ja.StudyConfig(dataset="mnist5k", epochs=1, random_orders=1, steps=2, networks=((200, 200),))
+    config = ja.StudyConfig(dataset="mnist5k", epochs=1, num_random_orders=1, steps=2, networks=((200, 200),))
     results = ja.run_study(dataclasses.replace(config, scores=("entropy", "mutual_information")))
     names = {file.stem for file in save_figures(results, tmp_path)}
     assert "fig06_2layer_bias_balancing_layer1" in names

@@ -15,7 +15,7 @@ import xarray as xr
 from helpers import refused
 
 import jaxablate as ja
-from jaxablate._run import CheckpointStore, lock_folder, open_run
+from jaxablate._rundir import CheckpointStore, lock_folder, open_run
 from jaxablate.models import load_pytorch
 from jaxablate.study._config import StudyConfig
 from jaxablate.study._networks import trained_networks

@@ -18,7 +18,7 @@ import jaxablate as ja
 
 PACKAGE = Path(ja.__file__).parent
 LAYERS = (
-    {"_typing", "_checks", "_files", "_mesh", "_parallel", "_processes", "_run"},
+    {"_typing", "_checks", "_files", "_mesh", "_parallel", "_processes", "_rundir"},
     {"datasets", "quantizers", "histograms", "meshes", "metrics", "orders", "streams"},
     {"models", "protocols", "interactions", "uncertainty"},
     {"training", "activations", "ablation", "pruning"},

@@ -124,7 +124,7 @@ def test_other_errors_of_the_device_are_not_hidden(monkeypatch, small_model, mni
 @pytest.mark.skipif(sys.platform != "linux", reason="the number of mappings is limited by Linux")
 @pytest.mark.parametrize("what", ["train", "study"])
 def test_programs_are_forgotten_before_their_mappings_run_out(what, small_model, mnist5k, monkeypatch, tmp_path):
-    config = ja.StudyConfig(dataset="mnist5k", random_orders=1, random_subsets=1, steps=1, scores=("entropy",))
+    config = ja.StudyConfig(dataset="mnist5k", num_random_orders=1, num_random_subsets=1, steps=1, scores=("entropy",))
 
     def work():
         if what == "train":

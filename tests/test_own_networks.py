@@ -18,7 +18,7 @@ import jaxablate.cli
 def study():
     config = ja.StudyConfig(
         dataset="mnist5k", networks=(), seeds=(4, 5), scores=("entropy", "mutual_information"), quantizer="mean",
-        random_orders=2, steps=3, extra_fills=("median", "resample"),
+        num_random_orders=2, steps=3, extra_fills=("median", "resample"),
     )  # fmt: skip
     models = [KINDS["cnn_chain"](seed) for seed in (0, 1)]
     return config, models, ja.run_study(config, {"cnn": models})
@@ -174,7 +174,8 @@ def test_prune_from_a_file(files, small_model, mnist5k):
     assert model.hidden == (5, 4, 4)
     assert metadata["pruned_from"] == "own.safetensors"
     assert "new, epochs: 1" in printed
-    rows, small = ja.study.prune_by_score(small_model, mnist5k, keep=0.5)
+    comparison = ja.study.prune_by_score(small_model, mnist5k, keep_fraction=0.5)
+    rows, small = comparison.rows, comparison.model
     scores = ja.study.score_neurons(small_model, mnist5k, scores=("mutual_information",))["scores"].values[0]
     keep = np.ones(27, bool)
     for start, stop, gone in ((0, 10, 5), (10, 18, 4), (18, 27, 5)):
@@ -186,8 +187,10 @@ def test_prune_from_a_file(files, small_model, mnist5k):
     for row in rows:
         assert f"{100 * row.accuracy:.2f}" in printed
     assert small.hidden == (5, 4, 4)
-    rows, _ = ja.study.prune_by_score(small_model, mnist5k, keep=0.5, scope="network", direction="high", fill="zero")
-    assert sum(rows[1].hidden) == 14
+    comparison = ja.study.prune_by_score(
+        small_model, mnist5k, keep_fraction=0.5, scope="network", direction="high", fill="zero"
+    )
+    assert sum(comparison.rows[1].hidden) == 14
 
 
 @pytest.mark.parametrize(
@@ -211,7 +214,11 @@ def test_prune_from_a_file(files, small_model, mnist5k):
         ("ablate", ["own", "--out", "a.csv", "--steps", "9"], "steps: expected 1 to 8, the neurons of the smallest"),
         ("ablate", ["own", "--out", "a.csv", "--by", "x"], "score: unknown 'x'"),
         ("prune", ["own", "--out", "a.nc"], "--out a.nc: expected a name that ends in .safetensors"),
-        ("prune", ["own", "--out", "a.safetensors", "--keep", "0"], "keep: expected a share above 0 and up to 1"),
+        (
+            "prune",
+            ["own", "--out", "a.safetensors", "--keep", "0"],
+            "keep_fraction: 0 is not a fraction to keep; choose above 0 and up to 1",
+        ),
         ("prune", ["own", "--out", "a.safetensors", "--fill", "resample"], "fill: unknown 'resample'"),
     ],
 )

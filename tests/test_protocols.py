@@ -16,7 +16,7 @@ from jaxablate.protocols._published import with_departures
 
 ALL = "+".join(DEPARTURES)
 CONFIG = ja.StudyConfig(
-    dataset="mnist5k", networks=((12, 10),), epochs=6, seeds=(1,), random_orders=2, random_subsets=3, steps=8
+    dataset="mnist5k", networks=((12, 10),), epochs=6, seeds=(1,), num_random_orders=2, num_random_subsets=3, steps=8
 )
 
 # [neuron, class, code]: ordinary; dead; always on; never on for class 0; a class without examples
@@ -166,7 +166,12 @@ def test_a_study_uses_the_protocols_own_quantizer(monkeypatch):
     """Real activations hardly ever lie on the threshold, so that the strict one is seen at work by moving it."""
     monkeypatch.setattr(_published, "strict_quantizer", lambda activation: ja.quantizers.threshold(0.9))
     config = ja.StudyConfig(
-        dataset="mnist5k", networks=((9,),), epochs=2, random_orders=1, steps=2, protocols=("paper", "strict_threshold")
+        dataset="mnist5k",
+        networks=((9,),),
+        epochs=2,
+        num_random_orders=1,
+        steps=2,
+        protocols=("paper", "strict_threshold"),
     )
     results = ja.run_study(config)
     own, strict = (results[name].to_dataset()["joint_counts"] for name in ("1-layer-9", "strict_threshold/1-layer-9"))

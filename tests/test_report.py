@@ -236,7 +236,7 @@ def test_names_of_files_are_text(small_config, mnist5k, tmp_path):
     path = tmp_path / "<img src=x onerror=alert(1)>.npz"
     test = {"test_images": mnist5k.test.images[:200], "test_labels": mnist5k.test.labels[:200]}
     np.savez(path, train_images=mnist5k.train.images[:300], train_labels=mnist5k.train.labels[:300], **test)
-    config = ja.StudyConfig(dataset=path, networks=((4,),), epochs=1, random_orders=2, steps=2)
+    config = ja.StudyConfig(dataset=path, networks=((4,),), epochs=1, num_random_orders=2, steps=2)
     results = ja.run_study(config, run_dir=tmp_path / "run")
     networks, notes = networks_beside(results, tmp_path / "run")
     assert (list(networks), notes) == (["1-layer-4"], [])
@@ -303,7 +303,7 @@ def test_words_are_true_of_other_studies(mnist5k, tmp_path):
     train = {"train_images": mnist5k.train.images[:300], "train_labels": mnist5k.train.labels[:300]}
     np.savez(tmp_path / "data.npz", **train, **test)
     config = ja.StudyConfig(
-        dataset=tmp_path / "data.npz", networks=((4,),), epochs=1, random_orders=2, steps=2, quantizer="quantile:4",
+        dataset=tmp_path / "data.npz", networks=((4,),), epochs=1, num_random_orders=2, steps=2, quantizer="quantile:4",
         scores=("incoming_norm", "entropy"), extra_fills=("median", "class_mean", "resample"),
     )  # fmt: skip
     path = write_report(ja.run_study(config), tmp_path / "report.html")

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def config():
     return ja.StudyConfig(
-        dataset="mnist5k", networks=((9, 7), (8,)), epochs=1, seeds=(0, 3), random_orders=2, steps=3,
+        dataset="mnist5k", networks=((9, 7), (8,)), epochs=1, seeds=(0, 3), num_random_orders=2, steps=3,
         protocols=("paper", "published"), extra_fills=("resample",),
     )  # fmt: skip
 
@@ -158,7 +158,7 @@ def test_another_config_is_refused_or_begins_afresh(config, undisturbed, tmp_pat
 
 
 def test_other_models_of_the_same_weights_are_another_run(tmp_path):
-    config = ja.StudyConfig(dataset="mnist5k", networks=(), quantizer="mean", steps=2, random_orders=1)
+    config = ja.StudyConfig(dataset="mnist5k", networks=(), quantizer="mean", steps=2, num_random_orders=1)
     weights = nnx.Linear(784, 5, rngs=nnx.Rngs(0)), nnx.Linear(5, 10, rngs=nnx.Rngs(1))
 
     def network(activation):
@@ -196,7 +196,7 @@ def test_a_score_of_ones_own_may_change(config, tmp_path, monkeypatch):
 
 HOLD = """
 import sys, time
-from jaxablate._run import lock_folder
+from jaxablate._rundir import lock_folder
 with lock_folder(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -251,7 +251,7 @@ def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on(tmp_path):
     assert process.stderr.count("\n") == 1
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 200_000]
     assert not [path for path in tmp_path.rglob(".*")]
-    config = ja.StudyConfig(dataset="mnist5k", epochs=1, steps=2, random_orders=1)  # what the command runs
+    config = ja.StudyConfig(dataset="mnist5k", epochs=1, steps=2, num_random_orders=1)  # what the command runs
     assert same(ja.run_study(config, run_dir=tmp_path), ja.run_study(config))
 
 

@@ -124,7 +124,7 @@ def test_scores_by_further_names(small_model, mnist5k, validation):
 def test_a_study_of_many_codes(small_model, mnist5k, validation):
     config = ja.StudyConfig(
         dataset="mnist5k", networks=(), quantizer="quantile:4", scores=("mutual_information", "conditional_entropy"),
-        steps=4, random_orders=1,
+        steps=4, num_random_orders=1,
     )  # fmt: skip
     node = ja.run_study(config, {"mine": small_model})["mine"].to_dataset()
     counts = counts_by_numpy("quantile:4", *validation)
@@ -160,7 +160,7 @@ def sensitivity(models, mnist5k):
 
 def test_sensitivity_equals_a_study_for_each_quantizer(sensitivity, models):
     assert sensitivity["num_codes"].values.tolist() == [2, 4, 8]
-    options = {"networks": (), "metrics": METRICS, "steps": 5, "random_orders": 1, "seeds": (0, 1)}
+    options = {"networks": (), "metrics": METRICS, "steps": 5, "num_random_orders": 1, "seeds": (0, 1)}
     nodes = {}
     for setting in SETTINGS:
         config = ja.StudyConfig(dataset="mnist5k", quantizer=setting, **options)
@@ -202,7 +202,7 @@ def test_ranks_against_equal_scores_are_undefined_too(small_model, mnist5k):
 
 
 def test_the_fill_is_the_one_asked_for(small_model, mnist5k):
-    config = ja.StudyConfig(dataset="mnist5k", networks=(), scores=("entropy",), steps=5, random_orders=1)
+    config = ja.StudyConfig(dataset="mnist5k", networks=(), scores=("entropy",), steps=5, num_random_orders=1)
     area = ja.results.auc(ja.run_study(config, {"mine": small_model})["mine"].to_dataset()).isel(seed=0)
     for fill in ("zero", "mean"):
         found = ja.study.quantizer_sensitivity(
@@ -235,7 +235,7 @@ def noise(tmp_path_factory):
 
 def test_a_study_warns_of_bias(small_model, noise):
     config = ja.StudyConfig(
-        dataset=noise, networks=(), quantizer="quantile:8", scores=("mutual_information",), steps=1, random_orders=1
+        dataset=noise, networks=(), quantizer="quantile:8", scores=("mutual_information",), steps=1, num_random_orders=1
     )
     with pytest.warns(BiasWarning, match="of 27 neurons: expected scores above the bias"):
         ja.run_study(config, {"mine": small_model})

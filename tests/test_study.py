@@ -83,7 +83,7 @@ def test_every_number_by_hand(small_config, small_results, node, mnist5k):
 def test_random_orders_stay_in_their_scope_and_differ(node):
     bounds = {"layer1": (0, 10), "layer2": (10, 18), "layer3": (18, 27), "network": (0, 27)}
     random = node["ablated"].isel(ordering=node["ranking"].values == "random")
-    wide = ja.StudyConfig(dataset="mnist5k", networks=((9, 9), (9, 9, 9)), epochs=1, random_orders=1, steps=9)
+    wide = ja.StudyConfig(dataset="mnist5k", networks=((9, 9), (9, 9, 9)), epochs=1, num_random_orders=1, steps=9)
     drawn = [
         tuple(tree["ablated"].sel(ordering="random_0", scope=scope).values[0] % 9)
         for tree in ja.run_study(wide).children.values()
@@ -160,7 +160,7 @@ def test_networks_of_other_data_are_not_reused(tmp_path):
             epochs=1,
             batch_size=10,
             steps=2,
-            random_orders=1,
+            num_random_orders=1,
             seeds=range(2),
         )
         ja.run_study(config, network_dir=tmp_path / "n", on_progress=lambda *told, n=notes: n.append(told[-1]))
@@ -177,7 +177,7 @@ def test_file_round_trip(small_results, tmp_path):
 
 
 def test_file_round_trip_of_one_layer(tmp_path):
-    config = ja.StudyConfig(dataset="mnist5k", networks=((6,),), epochs=1, random_orders=1, steps=2)
+    config = ja.StudyConfig(dataset="mnist5k", networks=((6,),), epochs=1, num_random_orders=1, steps=2)
     results = ja.run_study(config)
     ja.results.save_results(results, tmp_path / "results.nc")
     xr.testing.assert_identical(ja.results.load_results(tmp_path / "results.nc"), results)
@@ -277,7 +277,7 @@ def test_bad_input(tmp_path, small_results):
         ja.run_study(ja.StudyConfig(networks=(), dataset="mnist5k"))
     with raises_input_error("networks: expected different values"):
         ja.StudyConfig(networks=((200, 200), (200, 200)))
-    for name in ("random_orders", "epochs", "batch_size"):
+    for name in ("num_random_orders", "epochs", "batch_size"):
         with raises_input_error(f"{name}: expected at least 1, got 0"):
             ja.StudyConfig(**{name: 0})
     with raises_input_error("metrics: expected at least one, got none"):

@@ -29,7 +29,7 @@ config = ja.StudyConfig(
     dataset="mnist5k",
     networks=((200, 200),),
     epochs=2 if SMALL else None,  # None: as many as keep the optimiser steps near the paper's
-    random_orders=3 if SMALL else 10,
+    num_random_orders=3 if SMALL else 10,
     steps=80,
 )
 

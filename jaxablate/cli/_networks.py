@@ -154,7 +154,7 @@ def ablate(
         normalization=normalization,
         extra_fills=tuple(fill or ()),
         steps=min(80, *model.hidden) if steps is None else steps,
-        random_orders=random_orders,
+        num_random_orders=random_orders,
         seeds=(seed,),
     )
     if cache:
@@ -214,16 +214,16 @@ def prune(
     require_writable(out.parent)
     model = _read_network(network, activation)
     data = load_dataset(dataset, data_dir=data_dir)
-    rows, small = prune_by_score(
-        model, data, by=by, direction=direction, keep=keep, scope=scope, fill=fill, fine_tune=fine_tune,
-        quantizer=quantizer,
+    comparison = prune_by_score(
+        model, data, score=by, direction=direction, keep_fraction=keep, scope=scope, fill=fill,
+        fine_tune_epochs=fine_tune, quantizer=quantizer,
     )  # fmt: skip
     note = f"{by}, {direction} values first; {keep:g} of each {scope} kept; {fill} folded into the biases"
-    save_model(small, out, {"pruned_from": network.name, "pruned_by": note})
+    save_model(comparison.model, out, {"pruned_from": network.name, "pruned_by": note})
     table = Table("network", "hidden layers", title=note, title_justify="left")
     for name in ("parameters", "FLOPs per example", "test accuracy in %"):
         table.add_column(name, justify="right")
-    for row in rows:
+    for row in comparison.rows:
         widths = " ".join(map(str, row.hidden))
         table.add_row(row.name, widths, f"{row.parameters:,}", f"{row.flops:,}", f"{100 * row.accuracy:.2f}")
     console.print(table)
@@ -233,7 +233,7 @@ def prune(
         "network": out,
         "dataset": data.source.name,
         "dataset_origin": data.source.origin,
-        "networks": [asdict(row) for row in rows],
+        "networks": [asdict(row) for row in comparison.rows],
     }
 
 

@@ -58,7 +58,7 @@ def reproduce(
     from jaxablate import StudyConfig, judge_claims, run_study
     from jaxablate._checks import require
     from jaxablate._files import require_writable
-    from jaxablate._run import lock_folder
+    from jaxablate._rundir import lock_folder
     from jaxablate.claims import save_claims
     from jaxablate.figures import save_figures, save_finding_figures
     from jaxablate.protocols import SETS, protocol_names
@@ -71,8 +71,8 @@ def reproduce(
         data_dir=None if data_dir is None else str(data_dir),
         seeds=tuple(range(first_seed, first_seed + seeds)),
         protocols=protocol_names(protocol),
-        random_orders=random_orders,
-        random_subsets=random_subsets,
+        num_random_orders=random_orders,
+        num_random_subsets=random_subsets,
         steps=steps,
         activation=activation,
         epochs=epochs,

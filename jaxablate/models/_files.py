@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxablate._checks import InputError, require
 from jaxablate._files import require_file, save_tensors
-from jaxablate._run import digest
+from jaxablate._rundir import digest
 from jaxablate.models._mlp import MLP, from_arrays
 
 FORMAT = "jaxablate network 1"

@@ -23,7 +23,7 @@ from jaxablate._files import require_writable
 from jaxablate._mesh import choose_mesh, mesh_for
 from jaxablate._parallel import Stop, num_cores, run_all
 from jaxablate._processes import broadcast_text
-from jaxablate._run import CheckpointStore, differences_of, digest, lock_folder, open_run
+from jaxablate._rundir import CheckpointStore, differences_of, digest, lock_folder, open_run
 from jaxablate._typing import Images
 from jaxablate.datasets import Dataset, load_dataset
 from jaxablate.models import Model
@@ -32,7 +32,7 @@ from jaxablate.results import study_results
 from jaxablate.study._ablate import ablate_networks, digest_of
 from jaxablate.study._config import StudyConfig, network_name
 from jaxablate.study._networks import OnProgress, trained_networks
-from jaxablate.study._prune import prune_by_score
+from jaxablate.study._prune import PrunedRow, PruningComparison, prune_by_score
 from jaxablate.study._redundancy import redundancy_test
 from jaxablate.study._scores import score_neurons
 from jaxablate.study._sensitivity import quantizer_sensitivity
@@ -43,6 +43,8 @@ Networks = Sequence[tuple[Model, History | None]]
 
 __all__ = [
     "OnProgress",
+    "PrunedRow",
+    "PruningComparison",
     "StudyConfig",
     "network_name",
     "prune_by_score",
@@ -93,7 +95,7 @@ def run_study(
             not one for each seed.
 
     Example:
-        >>> config = ja.StudyConfig(dataset="mnist5k", networks=((8,),), epochs=1, random_orders=2, steps=4)
+        >>> config = ja.StudyConfig(dataset="mnist5k", networks=((8,),), epochs=1, num_random_orders=2, steps=4)
         >>> dict(ja.run_study(config)["1-layer-8"]["accuracy"].sizes)
         {'seed': 1, 'scope': 2, 'ordering': 8, 'fill': 2, 'step': 5}
     """

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from jaxablate._checks import require
 from jaxablate._parallel import make_room_for_programs
-from jaxablate._run import Arrays, CheckpointStore, digest
+from jaxablate._rundir import Arrays, CheckpointStore, digest
 from jaxablate._typing import Counts, Fill, Images, Labels
 from jaxablate.ablation import cumulative_ablation, evaluate_masks, single_ablation
 from jaxablate.activations import compute_fill, mean_activations
@@ -37,7 +37,7 @@ from jaxablate.training import History
 from jaxablate.uncertainty import warn_of_bias
 
 
-class Test(NamedTuple):
+class EvaluationData(NamedTuple):
     """Images and labels of the test split, and the devices that share them."""
 
     images: Images
@@ -109,9 +109,9 @@ def ablate_networks(
     config.check_steps(network.sizes)
     protocols = [get_protocol(name) for name in config.protocols]
     if mesh is None:
-        test = Test(jnp.asarray(data.test.images), jnp.asarray(data.test.labels), None)
+        test = EvaluationData(jnp.asarray(data.test.images), jnp.asarray(data.test.labels), None)
     else:
-        test = Test(data.test.images, data.test.labels, mesh)
+        test = EvaluationData(data.test.images, data.test.labels, mesh)
     what = f"ablate {name}"
     total, done = len(networks) * (len(network.sites) + 1), itertools.count(1)
     report(what, 0, total, "")
@@ -192,7 +192,7 @@ def _measured(
         warn_of_bias(evidence.counts)
     mean = np.asarray(mean_activations(model, data.validation.images))
     random = [
-        np.asarray(random_orders(key, stop - start, config.random_orders))
+        np.asarray(random_orders(key, stop - start, config.num_random_orders))
         for key, (start, stop) in zip(scopes.keys, scopes.places, strict=True)
     ]
 
@@ -268,7 +268,7 @@ def _curves(
     model: Model,
     views: Sequence[_View],
     extra_fills: Callable[[], Sequence[Fill | PerExampleFill]],
-    test: Test,
+    test: EvaluationData,
 ) -> Arrays:
     """For each protocol the correct predictions [ordering, fill, step]; what protocols share is evaluated once."""
     zero = np.zeros(scopes.num_neurons, np.float32)
@@ -300,12 +300,12 @@ def _subset_curves(
     scope: int,
     model: Model,
     balance: _Ablated,
-    test: Test,
+    test: EvaluationData,
 ) -> np.ndarray:
     """Correct predictions [repetition, step] with a fresh subset of a scope ablated at every step."""
     start, stop = scopes.places[scope]
     # the scope's own stream serves the random orders
-    masks = draw(jax.random.fold_in(scopes.keys[scope], 1), stop - start, config.random_subsets, config.steps)
+    masks = draw(jax.random.fold_in(scopes.keys[scope], 1), stop - start, config.num_random_subsets, config.steps)
     keep = np.ones((*masks.shape[:2], scopes.num_neurons), bool)
     keep[:, :, start:stop] = masks
     masks, of = keep.reshape(-1, keep.shape[-1]), (test.images, test.labels)
@@ -313,7 +313,7 @@ def _subset_curves(
     return np.asarray(counts).reshape(keep.shape[:2])
 
 
-def _each_alone(model: Model, views: Sequence[_View], test: Test) -> Arrays:
+def _each_alone(model: Model, views: Sequence[_View], test: EvaluationData) -> Arrays:
     """For each protocol the correct predictions [neuron] with that neuron alone ablated, bias balanced."""
     balances = [view.balanced for view in views]
     found = {}

@@ -43,8 +43,8 @@ class StudyConfig:
         normalization: how scores of different layers are made comparable in orders of the whole network, as in
             `ja.orders.normalize_per_layer`; "none", which the paper does, ranks them raw. Others go with the paper's
             protocol alone.
-        random_orders: random permutations for each network, seed and scope.
-        random_subsets: repetitions of the random curve where a protocol draws a fresh subset at every step.
+        num_random_orders: random permutations for each network, seed and scope.
+        num_random_subsets: repetitions of the random curve where a protocol draws a fresh subset at every step.
         steps: neurons ablated, one after another.
         extra_fills: beside zero and the protocol's bias balancing: "median", "class_mean", "resample", as in
             `compute_fill`, on the validation split.
@@ -72,8 +72,8 @@ class StudyConfig:
     protocols: Sequence[str] = (PAPER.name,)
     scores: Sequence[str] = tuple(METRICS)
     normalization: str = "none"
-    random_orders: int = 10
-    random_subsets: int = 2
+    num_random_orders: int = 10
+    num_random_subsets: int = 2
     steps: int = 80
     extra_fills: Sequence[str] = ()
 
@@ -136,7 +136,7 @@ class StudyConfig:
         require(
             all(0 <= seed < 2**32 for seed in self.seeds), f"seeds: expected numbers in 0..2^32-1, got {self.seeds}"
         )
-        for name in ("random_orders", "random_subsets", "batch_size", "epochs"):
+        for name in ("num_random_orders", "num_random_subsets", "batch_size", "epochs"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name}: expected at least 1, got {value}")
         require(self.learning_rate > 0, f"learning_rate: expected a number above 0, got {self.learning_rate}")
@@ -155,7 +155,7 @@ class StudyConfig:
     def orderings(self, protocol: Protocol) -> tuple[Ordering, ...]:
         """Every ordering evaluated under a protocol: each metric low and high values first, then the random ones."""
         ranked = [Ordering(metric, direction) for metric in self.scores for direction in DIRECTIONS]
-        repetitions = self.random_subsets if protocol.fresh_subsets else self.random_orders
+        repetitions = self.num_random_subsets if protocol.fresh_subsets else self.num_random_orders
         return (*ranked, *(Ordering(RANDOM, str(i)) for i in range(repetitions)))
 
 

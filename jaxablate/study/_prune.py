@@ -1,4 +1,8 @@
-"""Pruning by a score, and what it costs: with fine-tuning also against a network trained from scratch."""
+"""Prune a network by a score and measure the cost.
+
+Input: a network and a dataset.
+Output: a `PruningComparison`; with fine-tuning it also has a network that was trained from scratch.
+"""
 
 import itertools
 from dataclasses import dataclass
@@ -22,8 +26,15 @@ SCOPES = ("layer", "network")
 
 @dataclass(frozen=True)
 class PrunedRow:
-    """One network of a comparison: its hidden layers, trainable numbers, floating point operations of one example, and
-    test accuracy (fraction)."""
+    """Describe one network of a comparison.
+
+    Attributes:
+        name: "before" or "pruned"; with fine-tuning also the tuned network and the new one.
+        hidden: neurons of each hidden layer.
+        parameters: trainable numbers.
+        flops: floating point operations for one example.
+        accuracy: test accuracy, a fraction.
+    """
 
     name: str
     hidden: tuple[int, ...]
@@ -32,75 +43,92 @@ class PrunedRow:
     accuracy: float
 
 
+@dataclass(frozen=True)
+class PruningComparison:
+    """Hold the result of `prune_by_score`.
+
+    Attributes:
+        rows: one `PrunedRow` for each network: before and after pruning, and with fine-tuning also the tuned network
+            and a new network of the same size.
+        model: the smaller network, tuned if fine-tuning was requested.
+    """
+
+    rows: tuple[PrunedRow, ...]
+    model: MLP
+
+
 def prune_by_score(
     model: MLP,
     data: Dataset,
     *,
-    by: str = "mutual_information",
+    score: str = "mutual_information",
     direction: str = "low",
-    keep: float = 0.6,
+    keep_fraction: float = 0.6,
     scope: str = "layer",
     fill: str = "mean",
-    fine_tune: int = 0,
-    seed: int = 0,
+    fine_tune_epochs: int = 0,
     quantizer: str | float = "activation",
-) -> tuple[list[PrunedRow], MLP]:
+    seed: int = 0,
+) -> PruningComparison:
     """Remove the neurons that a score ranks first, and compare accuracies.
 
     Args:
         model: the network.
-        data: scores and fill come from the validation split, accuracies from the test split.
-        by: the score, one of `ja.scores.SCORES`.
-        direction: "low" removes low values first, "high" high values.
-        keep: the share of neurons to keep, above 0 and up to 1, rounded to whole neurons, at least one.
-        scope: "layer" keeps that share of every layer, "network" ranks all neurons together.
-        fill: "zero", "mean" or "median", folded into the next biases.
-        fine_tune: epochs to train the smaller network on; as many are given to a new network of its size.
-        seed: of fine-tuning and of the new network.
+        data: the dataset; the validation split gives scores and fill, the test split gives accuracies.
+        score: name of a score, as in `ja.scores.get_score`.
+        direction: "low" removes the neurons with low scores first, "high" those with high scores.
+        keep_fraction: fraction of the neurons to keep, in (0, 1], rounded to whole neurons; at least one neuron stays.
+        scope: "layer" keeps that fraction of every layer, "network" ranks the neurons of all layers together.
+        fill: "zero", "mean" or "median": the output of a removed neuron, which is added to the next layer's biases.
+        fine_tune_epochs: epochs of training after pruning; a new network of the same size is trained equally long.
         quantizer: as in `StudyConfig`.
+        seed: seed of the fine-tuning and of the new network.
 
     Returns:
-        A row each for the network before and after, and with fine-tuning for the tuned one and the new one; and the
-        smaller network, tuned if asked for.
+        A `PruningComparison`.
 
     Raises:
-        InputError: for an unknown name, a share out of range, or a layer that would lose all its neurons.
+        InputError: for an unknown name, a fraction out of range, or a layer that would lose all its neurons.
 
     Example:
         >>> model = ja.MLP(784, (10,), 10, rngs=nnx.Rngs(0))
-        >>> rows, small = ja.study.prune_by_score(model, ja.load_dataset("mnist5k"), keep=0.5)
-        >>> [row.hidden for row in rows]
-        [(10,), (5,)]
+        >>> comparison = ja.study.prune_by_score(model, ja.load_dataset("mnist5k"), keep_fraction=0.5)
+        >>> [row.hidden for row in comparison.rows], comparison.model.hidden
+        ([(10,), (5,)], (5,))
     """
-    require(is_mlp(model), f"model: expected an MLP, got {type(model).__name__}; ja.prune takes chains")
+    require(is_mlp(model), f"model: expected an MLP, got {type(model).__name__}; ja.prune also takes chains of layers")
     require_known("direction", direction, DIRECTIONS)
     require_known("scope", scope, SCOPES)
     require_known("fill", fill, FILLS)
-    require(0 < keep <= 1, f"keep: expected a share above 0 and up to 1, got {keep:g}")
-    require(fine_tune >= 0, f"fine_tune: expected epochs of at least 0, got {fine_tune}")
-    scores = score_neurons(model, data, scores=(by,), quantizer=quantizer)["scores"].values[0]
+    require(
+        0 < keep_fraction <= 1,
+        f"keep_fraction: {keep_fraction:g} is not a fraction to keep; choose above 0 and up to 1",
+    )
+    require(fine_tune_epochs >= 0, f"fine_tune_epochs: {fine_tune_epochs} is negative; choose 0 or more")
+    scores = score_neurons(model, data, scores=(score,), quantizer=quantizer)["scores"].values[0]
     bounds = site_bounds(model.hidden)
-    cuts = itertools.pairwise(bounds) if scope == "layer" else [(0, bounds[-1])]
+    spans = itertools.pairwise(bounds) if scope == "layer" else [(0, bounds[-1])]
     kept = np.ones(len(scores), bool)
-    for start, stop in cuts:
-        stay = max(1, round(keep * int(stop - start)))
+    for start, stop in spans:
+        num_kept = max(1, round(keep_fraction * int(stop - start)))
         order = np.asarray(ablation_order(scores[start:stop], direction=direction))
-        kept[start + order[: stop - start - stay]] = False
-    values = compute_fill(model, fill, data.validation.images)
-    small = prune(model, kept, np.asarray(values))
+        kept[start + order[: stop - start - num_kept]] = False
+    fill_values = compute_fill(model, fill, data.validation.images)
+    small = prune(model, kept, np.asarray(fill_values))
     rows = [_row("before", model, data), _row("pruned", small, data)]
-    if fine_tune:
-        small, _ = train(data, seed=seed, start=small, epochs=fine_tune)
-        scratch, _ = train(data, small.hidden, seed, activation=small.activation, epochs=fine_tune)
+    if fine_tune_epochs:
+        small, _ = train(data, seed=seed, start=small, epochs=fine_tune_epochs)
+        scratch, _ = train(data, small.hidden, seed, activation=small.activation, epochs=fine_tune_epochs)
         rows += [
-            _row(f"tuned, epochs: {fine_tune}", small, data),
-            _row(f"new, epochs: {fine_tune}", scratch, data),
+            _row(f"tuned, epochs: {fine_tune_epochs}", small, data),
+            _row(f"new, epochs: {fine_tune_epochs}", scratch, data),
         ]
-    return rows, small
+    return PruningComparison(tuple(rows), small)
 
 
 def _row(name: str, model: MLP, data: Dataset) -> PrunedRow:
-    everything = np.ones((1, sum(model.hidden)), bool)
-    correct = evaluate_masks(model, everything, data.test.images, data.test.labels)
+    """Return the row of one network; nothing is ablated in it."""
+    keep_all = np.ones((1, sum(model.hidden)), bool)
+    correct = evaluate_masks(model, keep_all, data.test.images, data.test.labels)
     flops = count_flops(model, data.test.images[:1])
     return PrunedRow(name, model.hidden, count_parameters(model), flops, float(correct[0]) / len(data.test))
