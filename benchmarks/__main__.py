@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...]`: run all benchmarks, or those named, and rewrite the tables of the README."""
+"""Run the named benchmarks, or all of them, and rewrite the tables of the README: `python -m benchmarks [NAME ...]`."""
 
 import argparse
 import importlib
@@ -15,8 +15,8 @@ MARK = "<!-- measured: everything below is written by `python -m benchmarks` -->
 
 
 def write_readme() -> None:
-    """Put the last numbers of every script under the README's mark."""
-    from benchmarks._harness import FOLDER, HEADINGS, cells_of
+    """Write the latest numbers of every benchmark below the README's mark."""
+    from benchmarks._harness import FOLDER, HEADINGS, format_cells
 
     parts = [README.read_text().split(MARK)[0] + MARK]
     for path in sorted(FOLDER.glob("*.json")):
@@ -28,7 +28,7 @@ def write_readme() -> None:
             f"{record['when'][:10]}. ![{record['name']}](results/{path.stem}.png)\n",
             "| " + " | ".join(HEADINGS) + " |",
             "| " + " | ".join("---" for _ in HEADINGS) + " |",
-            *("| " + " | ".join(cells_of(row, record["unit"])) + " |" for row in record["rows"]),
+            *("| " + " | ".join(format_cells(row, record["unit"])) + " |" for row in record["rows"]),
         ]
     README.write_text("\n".join(parts) + "\n")
 
@@ -36,15 +36,15 @@ def write_readme() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*NAMES, []], metavar="NAME", help=", ".join(NAMES))
-    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: what JAX finds")
-    parser.add_argument("--readme", action="store_true", help="only rewrite the README from the saved numbers")
+    parser.add_argument("--device", choices=("cpu", "gpu"), help="device; by default JAX chooses")
+    parser.add_argument("--readme", action="store_true", help="rewrite the README from the saved numbers, run nothing")
     arguments = parser.parse_args()
     if arguments.device:
         os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[arguments.device]
     if not arguments.readme:
         for name in arguments.names or NAMES:
             if name == "captum_single" and not importlib.util.find_spec("captum"):
-                print("captum_single: captum is not installed, left out")
+                print("captum_single: skipped, captum is not installed")
                 continue
             importlib.import_module(f"benchmarks.{name}").main()
     write_readme()

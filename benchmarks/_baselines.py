@@ -1,6 +1,6 @@
-"""What the engines are compared with: NumPy, a naive JAX loop, PyTorch as in the notebooks, `torch.func.vmap`.
+"""Baselines for the engines: NumPy, a naive JAX loop, PyTorch as in the paper's notebooks, `torch.func.vmap`.
 
-Every function counts correct predictions for keep bool [mask, neuron], with the fill in place of ablated neurons.
+Every function takes keep, bool [mask, neuron], and counts correct predictions; ablated neurons output the fill.
 PyTorch and captum are optional: `pip install ".[bench]"`.
 """
 
@@ -12,7 +12,7 @@ import jaxablate as ja
 
 
 def numpy_loop(model: ja.MLP, keep, fill, images, labels) -> np.ndarray:
-    """A full forward pass in NumPy for each mask."""
+    """Run a full forward pass in NumPy for each mask."""
     weights = [tuple(map(np.asarray, stage.weights)) for stage in model.stages]
     splits = np.cumsum(model.hidden)[:-1]
     fills = np.split(fill, splits)
@@ -37,7 +37,7 @@ def _one_mask(weights, mask, fills, pixels, labels):
 
 
 def naive_jax(model: ja.MLP, keep, fill, images, labels) -> np.ndarray:
-    """One jitted full forward pass for each mask, in a Python loop."""
+    """Run one jitted full forward pass for each mask, in a Python loop."""
     weights = [stage.weights for stage in model.stages]
     splits = np.cumsum(model.hidden)[:-1]
     fills = jnp.split(jnp.asarray(fill), splits)
@@ -56,7 +56,7 @@ def _torch_parts(model: ja.MLP, fill, images, labels):
 
 
 def torch_data_loader(model: ja.MLP, keep, fill, images, labels) -> np.ndarray:
-    """The notebooks' way: for each mask a `DataLoader` in batches of 32."""
+    """Iterate over a `DataLoader` in batches of 32 for each mask, as the paper's notebooks do."""
     import torch  # pyright: ignore[reportMissingImports] (optional)
 
     data = torch.utils.data.TensorDataset(torch.from_numpy(np.array(images)), torch.from_numpy(np.array(labels)))
@@ -65,7 +65,7 @@ def torch_data_loader(model: ja.MLP, keep, fill, images, labels) -> np.ndarray:
 
 
 def torch_batches_of_32(model: ja.MLP, keep, fill, images, labels, batches=None) -> np.ndarray:
-    """The same without the `DataLoader`: slices of 32 examples in a Python loop."""
+    """Iterate over slices of 32 examples for each mask, without a `DataLoader`."""
     torch, weights, fills, pixels, labels = _torch_parts(model, fill, images, labels)
     counts = []
     with torch.no_grad():
@@ -82,7 +82,7 @@ def torch_batches_of_32(model: ja.MLP, keep, fill, images, labels, batches=None)
 
 
 def torch_func_vmap(model: ja.MLP, keep, fill, images, labels, masks_per_batch: int = 10) -> np.ndarray:
-    """`torch.func.vmap` over masks, the first layer computed once."""
+    """Map `torch.func.vmap` over the masks; the first layer is computed once."""
     torch, weights, fills, pixels, labels = _torch_parts(model, fill, images, labels)
 
     def count(mask, first):
@@ -100,7 +100,7 @@ def torch_func_vmap(model: ja.MLP, keep, fill, images, labels, masks_per_batch: 
 
 
 def captum_single_neurons(model: ja.MLP, layer: int, fill, images, labels) -> np.ndarray:
-    """captum's `LayerFeatureAblation` of the loss: what it falls by as each neuron of a layer goes alone, [neuron]."""
+    """Return captum's `LayerFeatureAblation` of the loss [neuron]: the intact loss less that without the neuron."""
     import torch  # pyright: ignore[reportMissingImports] (optional)
     from captum.attr import LayerFeatureAblation  # pyright: ignore[reportMissingImports] (optional)
 

@@ -1,7 +1,8 @@
-"""Timing, tables, files: what every benchmark shares.
+"""Timing, tables and result files of all benchmarks.
 
-A row is a variant's answer to a question: set-up outside, a warm-up that compiles (timed apart), the median and the
-spread of the repeats, and whether its answer was checked. Times on shared machines vary: trust ratios within one run.
+A row is one variant's answer to a question: the median and the spread of its repeats, and how the answer was checked.
+Set-up is not timed, and the first call, which compiles, is timed apart. Times on shared machines vary: trust ratios
+within one run.
 """
 
 import datetime
@@ -27,7 +28,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "torch", 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds: of the first call less a later one (compilation), and of the repeats; and the cores kept busy."""
+    """Seconds of compilation (the first call less the median) and of the repeats, and the number of busy cores."""
 
     compile: float
     median: float
@@ -37,7 +38,7 @@ class Timing:
 
 
 def measure(function: Callable[[], Any], repeats: int = 5) -> tuple[Timing, Any]:
-    """Time a function that returns when its work is done; also what it returned."""
+    """Time a function that returns when its work is done; return the timing and the function's last answer."""
     start = time.perf_counter()
     answer = function()
     first = time.perf_counter() - start
@@ -57,14 +58,14 @@ class Row:
 
     Attributes:
         question: what is compared.
-        variant: whose answer this is.
+        variant: the implementation that was timed.
         value: the median, in the table's unit.
         low: the smallest repeat.
         high: the largest repeat.
-        check: how the answer was checked; a wrong one raises instead.
-        against: the value of the row that this one is compared with, the ratio being against / value.
-        ceiling: the time of the products and sigmoids alone, or of one device shared out without a loss, in the same
-            unit, measured in the same run.
+        check: how the answer was checked; a wrong answer raises instead.
+        against: the value of the reference row; the ratio is against / value.
+        ceiling: a lower bound of the time in the same unit, measured in the same run: matrix products and sigmoids
+            alone, or one device's time divided by the number of devices.
         compile_s: seconds of compilation, apart from the value.
         cores: processor cores kept busy.
         note: anything else.
@@ -84,17 +85,17 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """How many times faster than the row it is compared with."""
+        """Return how many times faster this row is than its reference row."""
         return None if self.against is None else self.against / self.value
 
     @property
     def of_ceiling(self) -> float | None:
-        """The fraction of the measured ceiling that is reached."""
+        """Return the fraction of the measured ceiling that is reached."""
         return None if self.ceiling is None else self.ceiling / self.value
 
 
-def row_of(question: str, variant: str, timing: Timing, per: float, check: str, **more) -> Row:
-    """A row from a timing, its seconds divided by `per` (masks, say) and given in milliseconds."""
+def make_row(question: str, variant: str, timing: Timing, per: float, check: str, **more) -> Row:
+    """Make a row from a timing: milliseconds for each of `per` units, for example masks."""
     scale = 1e3 / per
     return Row(
         question,
@@ -155,21 +156,21 @@ class Report:
 HEADINGS = ("question", "variant", "median", "spread", "ratio", "of ceiling", "compile", "cores", "checked")
 
 
-def cells_of(row: dict, unit: str) -> tuple[str, ...]:
-    """The cells of a row under `HEADINGS`."""
+def format_cells(row: dict, unit: str) -> tuple[str, ...]:
+    """Return the cells of a row under `HEADINGS`."""
 
-    def shown(value: float | None, form: str) -> str:
-        return "" if value is None else form.format(value)
+    def format_value(value: float | None, template: str) -> str:
+        return "" if value is None else template.format(value)
 
     return (
         row["question"],
         row["variant"],
         f"{row['value']:.4g} {unit}",
         f"{row['low']:.4g} to {row['high']:.4g}",
-        shown(row["ratio"], "{:.1f}x"),
-        shown(row["of_ceiling"], "{:.0%}"),
-        shown(row["compile_s"], "{:.1f} s"),
-        shown(row["cores"], "{:.1f}"),
+        format_value(row["ratio"], "{:.1f}x"),
+        format_value(row["of_ceiling"], "{:.0%}"),
+        format_value(row["compile_s"], "{:.1f} s"),
+        format_value(row["cores"], "{:.1f}"),
         "; ".join(filter(None, (row["check"], row["note"]))),
     )
 
@@ -181,7 +182,7 @@ def _table(record: dict) -> Table:
         if question not in (None, row["question"]):
             table.add_section()
         question = row["question"]
-        table.add_row(*cells_of(row, record["unit"]))
+        table.add_row(*format_cells(row, record["unit"]))
     return table
 
 

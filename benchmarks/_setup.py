@@ -1,4 +1,4 @@
-"""The data and networks that the benchmarks run on."""
+"""Data and networks of the benchmarks."""
 
 import functools
 import os
@@ -14,13 +14,13 @@ CACHE = Path(__file__).parents[1] / "data"  # ignored by git
 
 @functools.cache
 def dataset() -> ja.Dataset:
-    """Full MNIST where it is at hand, else the embedded set; every report names it."""
+    """Load full MNIST if it is available, otherwise the 5,000 embedded images; every report names the dataset."""
     return ja.load_dataset("auto", data_dir=os.environ.get("JAXABLATE_DATA_DIR"))
 
 
 @functools.cache
 def trained(name: str) -> tuple[ja.MLP, np.ndarray]:
-    """A trained network of the paper (kept in an ignored folder) and its mean activations."""
+    """Return a trained network of the paper and its mean activations; the network is cached in an ignored folder."""
     data = dataset()
     path = CACHE / f"{name}_{data.source.name}.safetensors"
     if not path.is_file():
@@ -30,14 +30,17 @@ def trained(name: str) -> tuple[ja.MLP, np.ndarray]:
 
 
 def scopes_of(name: str) -> dict[str, tuple[int, int]]:
-    """The neurons of each scope, first and one past the last."""
+    """Return the first neuron of each scope and one past its last."""
     bounds = np.cumsum((0, *NETWORKS[name]))
     layers = {f"layer{i + 1}": (int(bounds[i]), int(bounds[i + 1])) for i in range(len(bounds) - 1)}
     return {**layers, "network": (0, int(bounds[-1]))}
 
 
 def assert_same_counts(counts: np.ndarray, expected: np.ndarray, model: ja.MLP, keep, fill, images, labels) -> str:
-    """Equal, or different only by examples whose two largest float64 logits are within 1e-5; says which."""
+    """Raise unless counts are equal up to near ties, examples whose two largest float64 logits lie within 1e-5.
+
+    Returns a sentence for the table: how many counts are equal, and how many differ by a near tie.
+    """
     differing = np.flatnonzero(np.asarray(counts) != np.asarray(expected))
     weights = [tuple(np.asarray(array, np.float64) for array in stage.weights) for stage in model.stages]
     splits = np.cumsum(model.hidden)[:-1]

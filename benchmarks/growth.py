@@ -1,7 +1,7 @@
-"""How do time and memory grow with masks, examples, width and depth?
+"""Measure how time and memory grow with masks, examples, width and depth.
 
-Each case runs in a process of its own, so that its peak memory is its own; untrained networks do, since the work does
-not depend on the weights. Checked: the counts of a sample of masks against the naive loop.
+Each case runs in a separate process, so that its peak memory is measured alone. The networks are untrained, because the
+work does not depend on the weights. Checked: the counts of a sample of masks against the naive loop.
 """
 
 import json
@@ -12,16 +12,16 @@ from benchmarks._harness import Report, Row
 from benchmarks._setup import dataset
 
 CASES = {
-    "masks (2 000 examples, 2 x 200)": [
+    "masks (2,000 examples, 2 x 200)": [
         {"masks": n, "examples": 2_000, "hidden": (200, 200)} for n in (100, 1_000, 10_000, 100_000)
     ],
     "examples (324 masks, 2 x 200)": [
         {"masks": 324, "examples": n, "hidden": (200, 200)} for n in (100, 1_000, 10_000)
     ],
-    "width (81 masks, 1 000 examples, 2 layers)": [
+    "width (81 masks, 1,000 examples, 2 layers)": [
         {"masks": 81, "examples": 1_000, "hidden": (n, n)} for n in (100, 200, 400, 800, 1600)
     ],
-    "depth (81 masks, 1 000 examples, width 200)": [
+    "depth (81 masks, 1,000 examples, width 200)": [
         {"masks": 81, "examples": 1_000, "hidden": (200,) * n} for n in (1, 2, 3, 4, 6)
     ],
 }
@@ -44,7 +44,9 @@ def run_case(masks: int, examples: int, hidden: list[int]) -> dict:
     pick = np.resize(np.arange(len(test)), examples)
     images, labels = test.images[pick], test.labels[pick]
     model = ja.MLP(images[0].size, tuple(hidden), 10, rngs=nnx.Rngs(0))
-    keep = np.random.default_rng(0).integers(5, size=(masks, sum(hidden)), dtype=np.uint8) > 0  # a fifth is ablated
+    keep = (
+        np.random.default_rng(0).integers(5, size=(masks, sum(hidden)), dtype=np.uint8) > 0
+    )  # one fifth of the neurons is ablated
     fill = np.zeros(sum(hidden), np.float32)
     x, y = jnp.asarray(images), jnp.asarray(labels)
     timing, counts = measure(
@@ -59,7 +61,7 @@ def run_case(masks: int, examples: int, hidden: list[int]) -> dict:
 
 
 def main() -> None:
-    dataset()  # fetched once, here
+    dataset()  # download once, before the child processes start
     report = Report("growth", "Growth of the vmap engine's time and peak memory", "ms per mask")
     for question, cases in CASES.items():
         first = None

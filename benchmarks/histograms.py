@@ -1,11 +1,11 @@
-"""What is the fastest joint histogram of codes and labels: bincount, a one-hot product, NumPy? Checked: all equal."""
+"""Compare joint histograms of codes and labels: bincount, a one-hot product, NumPy. Checked: all are equal."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxablate as ja
-from benchmarks._harness import Report, measure, row_of
+from benchmarks._harness import Report, make_row, measure
 
 NEURONS, EXAMPLES, CLASSES = 600, 10_000, 10
 
@@ -35,7 +35,7 @@ def main() -> None:
 
         timing, expected = measure(numpy_bincount)
         question = f"{num_codes} codes"
-        base = report.add(row_of(question, "NumPy bincount", timing, 1, "the reference"))
+        base = report.add(make_row(question, "NumPy bincount", timing, 1, "the reference"))
         ways = {
             "joint_histogram (jitted bincount)": bincount,
             "one-hot product": lambda args=(device_codes, device_labels), f=one_hot: jax.block_until_ready(f(*args)),
@@ -43,7 +43,7 @@ def main() -> None:
         for variant, function in ways.items():
             timing, got = measure(function)
             np.testing.assert_array_equal(got, expected)
-            report.add(row_of(question, variant, timing, 1, "equal", against=base.value))
+            report.add(make_row(question, variant, timing, 1, "equal", against=base.value))
     report.finish()
 
 

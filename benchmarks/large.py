@@ -1,9 +1,9 @@
-"""Do 10^6 examples and layers of 10^4 neurons fit a fixed amount of memory?
+"""Ablate a network with layers of 10^4 neurons on 10^6 examples within a fixed amount of memory.
 
-The examples are made batch by batch and never held together: standard normal features, labels of a linear teacher. The
-network has random hidden layers and reads out which class's mean is nearest. A fifth of the examples gives the scores
-(mean activation, mutual information of every neuron), the others the curves of the last hidden layer. A process of its
-own, so that its peak memory is its own; it fails beyond the budget. Checked: the first counts against NumPy in float64.
+Examples are made batch by batch and never held together: standard normal features with the labels of a linear teacher.
+The network has random hidden layers; its readout picks the class with the nearest mean. One fifth of the examples gives
+the scores (mean activation and mutual information of every neuron), the rest gives the curves of the last hidden layer.
+The case runs in a separate process, which fails beyond the budget. Checked: the first counts against float64 NumPy.
 """
 
 import argparse
@@ -24,16 +24,16 @@ CHECKED = 200
 
 
 def batches(start: int, stop: int, size: int = BATCH) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The examples from `start`, where a batch begins, to `stop`; each batch has a random stream of its own."""
+    """Yield the examples from `start`, a multiple of the batch size, to `stop`; each batch has its own random seed."""
     teacher = np.random.default_rng(0).standard_normal((FEATURES, CLASSES), np.float32)
     for number in range(start // size, -(-stop // size)):
-        left = min(size, stop - number * size)
-        images = np.random.default_rng((1, number)).standard_normal((left, FEATURES), np.float32)
+        length = min(size, stop - number * size)
+        images = np.random.default_rng((1, number)).standard_normal((length, FEATURES), np.float32)
         yield images, (images @ teacher).argmax(axis=1)
 
 
 def network(hidden: list[int]):
-    """Random hidden layers, and a readout that takes the nearest of the means of the classes."""
+    """Build random hidden layers and a readout that picks the class with the nearest mean."""
     import jaxablate as ja
 
     random, sizes = np.random.default_rng(2), [FEATURES, *hidden]
@@ -46,13 +46,13 @@ def network(hidden: list[int]):
     random_readout = np.zeros((hidden[-1], CLASSES), np.float32)
     body = ja.models.from_arrays([*kernels, random_readout], [*biases, np.zeros(CLASSES, np.float32)])
     last = np.asarray(ja.record_activations(body, images)[-1])
-    means = np.stack([last[labels == of].mean(axis=0) for of in range(CLASSES)]) - last.mean(axis=0)
+    means = np.stack([last[labels == label].mean(axis=0) for label in range(CLASSES)]) - last.mean(axis=0)
     offsets = -(means * (last.mean(axis=0) + means / 2)).sum(axis=1)
     return ja.models.from_arrays([*kernels, means.T], [*biases, offsets])
 
 
 def run_case(examples: int, hidden: list[int]) -> dict:
-    """Score and ablate; runs in the child process."""
+    """Score and ablate the network; runs in the child process."""
     import resource
 
     import jax
@@ -63,19 +63,19 @@ def run_case(examples: int, hidden: list[int]) -> dict:
     model, quantizer = network(hidden), ja.quantizers.threshold(0.5)
     cut = max(1, examples // 5 // BATCH) * BATCH
 
-    def seen(images, labels):
+    def count(images, labels):
         activations = jnp.concatenate(ja.record_activations(model, images), axis=1)
         counts = ja.joint_histogram(quantizer(activations), labels, num_codes=2, num_classes=CLASSES)
         return {"mean": activations.mean(axis=0), "counts": counts}
 
     start = time.perf_counter()
-    found = ja.streams.add_up(batches(0, cut), seen)
-    information = np.asarray(ja.mutual_information(found["counts"].astype(np.int32)))
+    statistics = ja.streams.add_up(batches(0, cut), count)
+    information = np.asarray(ja.mutual_information(statistics["counts"].astype(np.int32)))
     scored = time.perf_counter()
     first = sum(hidden[:-1])
     orders = np.stack([ja.ablation_order(information[first:], direction=way) for way in ("low", "high")])
     orders = np.concatenate([orders, ja.random_orders(jax.random.key(0), hidden[-1], 1)]) + first
-    each, fill = hidden[-1] // STEPS, found["mean"].astype(np.float32)
+    each, fill = hidden[-1] // STEPS, statistics["mean"].astype(np.float32)
 
     def curves(images, labels):
         return ja.cumulative_ablation(
@@ -86,7 +86,7 @@ def run_case(examples: int, hidden: list[int]) -> dict:
     ended = time.perf_counter()
     some = next(batches(cut, cut + CHECKED))
     check = compare(np.asarray(curves(*some)), model, orders, each, fill, *some)
-    assert found["counts"][0].sum() == cut
+    assert statistics["counts"][0].sum() == cut
     return {
         "scores": scored - start,
         "curves": ended - scored,
@@ -98,7 +98,7 @@ def run_case(examples: int, hidden: list[int]) -> dict:
 
 
 def compare(counts, model, orders, each: int, fill, images, labels) -> str:
-    """Some counts against NumPy in float64; near ties may differ."""
+    """Raise unless some counts equal float64 NumPy's counts, near ties excepted."""
     outputs = np.asarray(images, np.float64)
     *below, (kernel, bias) = [tuple(np.asarray(a, np.float64) for a in stage.weights) for stage in model.stages]
     for matrix, offset in below:
@@ -111,7 +111,7 @@ def compare(counts, model, orders, each: int, fill, images, labels) -> str:
             logits = np.where(kept, outputs, fill[first:]) @ kernel + bias
             second, largest = np.sort(logits, axis=1)[:, -2:].T
             wrong = abs(int(curve[step]) - int((logits.argmax(axis=1) == labels).sum()))
-            if wrong > (largest - second < 1e-3).sum():  # of logits near 100
+            if wrong > (largest - second < 1e-3).sum():  # near ties of logits near 100
                 raise AssertionError(f"step {step}: {wrong} counts differ")
     return f"{len(counts) * 4} counts of {len(labels)} examples as in float64"
 

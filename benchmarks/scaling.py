@@ -1,9 +1,10 @@
-"""How much faster do more devices and processes make it, and what is lost?
+"""Measure strong and weak scaling over devices and processes.
 
-Strong scaling shares out the same examples, weak scaling gives each device or process as many as one had. Efficiency is
-the examples per second and core (on GPUs: per device) relative to one device on one core. To be so, n devices or
-processes are pinned to n cores, or to all where there are fewer: then they show what cutting finer costs, not what more
-cores would bring. Each case runs in processes of its own. Checked: all counts equal those of one device without a mesh.
+Strong scaling divides the same examples among more devices; weak scaling gives each device as many examples as one had.
+Efficiency is the number of examples per second and core (on GPUs: per device) relative to one device on one core.
+Therefore n devices or processes are pinned to n cores. On a machine with fewer cores they share all cores and show the
+cost of smaller shards, not the gain of more cores. Each case runs in separate processes. Checked: all counts equal the
+counts of one device without a mesh.
 """
 
 import functools
@@ -35,7 +36,7 @@ def run_case(
     process: int = 0,
     address: str = "",
 ) -> dict:
-    """Time a task, whose examples are on the devices already; runs in the child process."""
+    """Time a task whose examples are already on the devices; runs in the child process."""
     import jax
     import jax.numpy as jnp
 
@@ -47,11 +48,11 @@ def run_case(
     if processes > 1:
         jax.distributed.initialize(address, processes, process)
     data, (model, mean) = dataset(), trained(NETWORK)
-    own = np.array_split(np.resize(np.arange(len(data.test)), examples), processes)[process]
-    values, labels = data.test.images[own], data.test.labels[own]
+    local = np.array_split(np.resize(np.arange(len(data.test)), examples), processes)[process]
+    values, labels = data.test.images[local], data.test.labels[local]
     if task == "histogram":
         activations = ja.record_activations(model, values)
-        values = np.concatenate([ja.quantizers.threshold(0.5)(of) for of in activations], axis=1)
+        values = np.concatenate([ja.quantizers.threshold(0.5)(layer) for layer in activations], axis=1)
     if devices * processes > 1:
         mesh = ja.meshes.make_mesh(devices * processes, study=study)
         values, labels = ja.meshes.shard_examples(mesh, values, labels)
@@ -63,44 +64,46 @@ def run_case(
         "histogram": lambda: ja.joint_histogram(values, labels, num_codes=2, num_classes=data.num_classes),
     }
     timing, counts = measure(lambda: np.asarray(calls[task]()), repeats)
-    here = {"backend": jax.default_backend(), "devices": jax.device_count()}
-    return {"timing": vars(timing), "counts": counts.tolist(), **here}
+    hardware = {"backend": jax.default_backend(), "devices": jax.device_count()}
+    return {"timing": vars(timing), "counts": counts.tolist(), **hardware}
 
 
 def run(case: dict, cores: list[int]) -> dict:
-    """What the process of a case finds, or the first of several, each of which gets one of the cores in turn."""
+    """Run a case in one or several processes, pinned to the cores in turn; return the result of process 0."""
     number, processes = case.get("processes", 1), []
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     for process in range(number):
-        told = json.dumps({**case, "process": process, "address": address})
+        case_text = json.dumps({**case, "process": process, "address": address})
         os.sched_setaffinity(0, cores if number == 1 else [cores[process % len(cores)]])  # the child inherits it
-        command = [sys.executable, "-m", "benchmarks.scaling", told]
+        command = [sys.executable, "-m", "benchmarks.scaling", case_text]
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
     os.sched_setaffinity(0, CORES)
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise RuntimeError(f"{case} failed")
-    found = [json.loads(output.splitlines()[-1]) for output in outputs]
-    found[0]["timing"]["cores"] = sum(of["timing"]["cores"] for of in found)
-    return found[0]
+    results = [json.loads(output.splitlines()[-1]) for output in outputs]
+    results[0]["timing"]["cores"] = sum(result["timing"]["cores"] for result in results)
+    return results[0]
 
 
 @functools.cache
-def alone(task: str, examples: int, repeats: int) -> dict:
-    """The default call: one device without a mesh on all cores."""
+def without_mesh(task: str, examples: int, repeats: int) -> dict:
+    """Run the default call: one device without a mesh, on all cores."""
     return run({"task": task, "examples": examples, "repeats": repeats}, CORES)
 
 
 def add_question(report: Report, question: str, task: str, cases: list[dict], each: int | None = None) -> None:
-    """A row for each case, of which the first is one device, and for the default call; with so many examples for each
-    device or process, or all of the test."""
+    """Add a row for each case; the first case, one device, is the reference.
+
+    `each` is the number of examples per device or process; None divides the whole test split among them.
+    """
     first: Row | None = None
     for case in cases:
         default, number = not case, case.get("devices", 1) * case.get("processes", 1)
         examples = each * number if each else len(dataset().test)
-        reference = alone(task, examples, 1 if each else REPEATS[task])
+        reference = without_mesh(task, examples, 1 if each else REPEATS[task])
         on_cpu = reference["backend"] == "cpu"
         cores = CORES if default or not on_cpu else CORES[:number]
         case = {"task": task, "examples": examples, "repeats": REPEATS[task], **case}
@@ -125,7 +128,7 @@ def add_question(report: Report, question: str, task: str, cases: list[dict], ea
 
 
 def name_of(case: dict, default: bool) -> str:
-    """What takes part."""
+    """Name the devices or processes of a case."""
     if default:
         return "no mesh"
     kind, number = ("process", case["processes"]) if "processes" in case else ("device", case["devices"])
@@ -135,14 +138,14 @@ def name_of(case: dict, default: bool) -> str:
 
 def main() -> None:
     data = dataset()
-    found = alone("curves", len(data.test), REPEATS["curves"])
-    on_cpu = found["backend"] == "cpu"
-    devices = [{"devices": number} for number in NUMBERS if on_cpu or number <= found["devices"]]
+    reference = without_mesh("curves", len(data.test), REPEATS["curves"])
+    on_cpu = reference["backend"] == "cpu"
+    devices = [{"devices": number} for number in NUMBERS if on_cpu or number <= reference["devices"]]
     default = [{}] if on_cpu else []
     study = [{"devices": 2, "study": 2}] if {"devices": 2} in devices else []
     processes = [{"processes": number} for number in PROCESSES] if on_cpu else []
     title = f"Scaling of {ORDERS} curves and of histograms, {NETWORK} network on {data.source.name}"
-    report = Report("scaling", title, "ms per 1 000 examples")
+    report = Report("scaling", title, "ms per 1,000 examples")
     alike, tested = [*devices[:1], *default, *devices[1:]], f"{len(data.test)} examples"
     add_question(report, f"mask of a curve, {tested}", "curves", [*alike, *study, *processes])
     add_question(report, f"mask of a curve, {EACH} examples each", "curves", [*devices, *processes], EACH)

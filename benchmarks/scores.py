@@ -1,8 +1,8 @@
-"""How long do the scores of all neurons and the information of all pairs take, against scikit-learn's loop and NumPy?
+"""Time the scores of all neurons and the information of all pairs against scikit-learn's loop and NumPy.
 
-Neurons: all of the 3-layer network, from activations to mutual information, entropy and KL selectivity. Pairs:
-I(T_i,T_j;Y) in the first layer, by the others of a sample, from which their total is reckoned. Checked: all neurons,
-and the pairs of the sample. scikit-learn (`pip install ".[test]"`) takes part where it is installed.
+Neurons: mutual information, entropy and KL selectivity of all neurons of the 3-layer network, from their activations.
+Pairs: I(T_i,T_j;Y) in the first layer. The baselines run on a sample of pairs, and their total is extrapolated.
+Checked: all neurons, and the pairs of the sample. scikit-learn (`pip install ".[test]"`) is optional.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import entropy
 
 import jaxablate as ja
-from benchmarks._harness import Report, measure, row_of
+from benchmarks._harness import Report, make_row, measure
 from benchmarks._setup import dataset, trained
 
 TOLERANCE = 1e-6
@@ -23,63 +23,66 @@ SAMPLE = 20  # pairs
 
 
 def scikit_learn_scores(codes: np.ndarray, labels: np.ndarray, one_table: bool) -> np.ndarray:
-    """Mutual information, entropy and KL selectivity [metric, neuron], a neuron at a time.
+    """Return mutual information, entropy and KL selectivity [metric, neuron], computed neuron by neuron.
 
-    scikit-learn counts a table for mutual information by itself; with `one_table`, it gets the one that is there.
+    scikit-learn counts a contingency table for mutual information; with `one_table` it reuses the existing table.
     """
     from sklearn.metrics import mutual_info_score  # pyright: ignore[reportMissingImports] (optional)
     from sklearn.metrics.cluster import contingency_matrix  # pyright: ignore[reportMissingImports] (optional)
 
-    found = []
+    scores = []
     for column in codes.T:
         table = np.asarray(contingency_matrix(labels, column))
         information = mutual_info_score(labels, column, contingency=table if one_table else None)
-        of_code = table.sum(axis=0)
-        found.append((information, entropy(of_code), entropy(table, of_code[None], axis=1).max()))
-    return np.transpose(found)
+        code_counts = table.sum(axis=0)
+        scores.append((information, entropy(code_counts), entropy(table, code_counts[None], axis=1).max()))
+    return np.transpose(scores)
 
 
 def scikit_learn_information(codes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Mutual information [column], a column at a time."""
+    """Return mutual information [column], computed column by column."""
     from sklearn.metrics import mutual_info_score  # pyright: ignore[reportMissingImports] (optional)
 
     return np.array([mutual_info_score(labels, column) for column in codes.T])
 
 
 def numpy_counts(codes: np.ndarray, labels: np.ndarray, num_codes: int) -> np.ndarray:
-    """Joint counts [column, class, code], all columns at once."""
+    """Return joint counts [column, class, code] of all columns at once."""
     shape = (codes.shape[1], int(labels.max()) + 1, num_codes)
     cell = (np.arange(shape[0]) * shape[1] + labels[:, None]) * num_codes + codes
     return np.bincount(cell.ravel(), minlength=int(np.prod(shape))).reshape(shape)
 
 
 def numpy_information(counts: np.ndarray) -> np.ndarray:
-    """Mutual information as H(T) + H(Y) - H(T,Y), [column]."""
-    alone = entropy(counts.sum(axis=1), axis=1) + entropy(counts.sum(axis=2), axis=1)
-    return alone - entropy(counts.reshape(len(counts), -1), axis=1)
+    """Return mutual information H(T) + H(Y) - H(T,Y) [column]."""
+    marginal = entropy(counts.sum(axis=1), axis=1) + entropy(counts.sum(axis=2), axis=1)
+    return marginal - entropy(counts.reshape(len(counts), -1), axis=1)
 
 
 def numpy_scores(codes: np.ndarray, labels: np.ndarray, num_codes: int) -> np.ndarray:
-    """Mutual information, entropy and KL selectivity [metric, column]."""
+    """Return mutual information, entropy and KL selectivity [metric, column]."""
     counts = numpy_counts(codes, labels, num_codes)
-    of_code = counts.sum(axis=1)
-    selectivity = entropy(counts, of_code[:, None], axis=2).max(axis=1)
-    return np.stack([numpy_information(counts), entropy(of_code, axis=1), selectivity])
+    code_counts = counts.sum(axis=1)
+    selectivity = entropy(counts, code_counts[:, None], axis=2).max(axis=1)
+    return np.stack([numpy_information(counts), entropy(code_counts, axis=1), selectivity])
 
 
 def compare(report: Report, question: str, total: int, ways: dict[str, tuple[Callable[[], np.ndarray], int]]) -> None:
-    """A row for each way: its function, and how many of all neurons or pairs this does; answers must be the first's."""
+    """Add a row for each variant; raise unless its answer equals that of the first.
+
+    `ways` maps a variant to its function and to the number of neurons or pairs, of `total`, that it evaluates.
+    """
     first, expected = None, None
     for variant, (function, number) in ways.items():
         if variant.startswith("scikit-learn") and not importlib.util.find_spec("sklearn"):
-            print(f"  {question}: {variant}: not installed, left out")
+            print(f"  {question}: {variant}: skipped, not installed")
             continue
         timing, answer = measure(function)
         check, note = "the reference", f"all: {timing.median / number * total:.3g} s"
         if expected is not None:
             np.testing.assert_allclose(answer, expected, rtol=0, atol=TOLERANCE)
             check = f"equal to {TOLERANCE:g}"
-        row = report.add(row_of(question, variant, timing, number, check, against=first, note=note))
+        row = report.add(make_row(question, variant, timing, number, check, against=first, note=note))
         first, expected = first or row.value, answer if expected is None else expected
 
 
@@ -123,8 +126,8 @@ def compare_pairs(report: Report, layer: jax.Array, labels: np.ndarray) -> None:
             return numpy_information(numpy_counts(joint_codes(), labels, num_codes**2))
 
         def ours(codes=codes, num_codes=num_codes) -> np.ndarray:
-            found = ja.interactions.pair_information(codes, labels, num_codes=num_codes, num_classes=classes)
-            return np.asarray(found.joint)[i, j]
+            information = ja.interactions.pair_information(codes, labels, num_codes=num_codes, num_classes=classes)
+            return np.asarray(information.joint)[i, j]
 
         ways = {
             "scikit-learn": (lambda codes=joint_codes: scikit_learn_information(codes(), labels), len(i)),

@@ -1,7 +1,7 @@
-"""How long until the first result, in a new process: import, first curve (with compilation), second curve?
+"""Time a new process: import, first curve (with compilation) and second curve.
 
-Without JAX's persistent compilation cache, and with it cold and warm, as the command line has it.
-Checked: both curves are the same.
+The process runs without JAX's persistent compilation cache, and with an empty and a filled one, as on the command line.
+Checked: both curves are equal.
 """
 
 import json
@@ -35,7 +35,7 @@ print(json.dumps(times))
 
 
 def main() -> None:
-    report = Report("startup", "Time to the first result, in a new process", "s")
+    report = Report("startup", "Time to the first result in a new process", "s")
     with tempfile.TemporaryDirectory() as folder:
         for question, cache in (("no cache", ""), ("cache, cold", folder), ("cache, warm", folder)):
             runs = []

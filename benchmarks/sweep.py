@@ -1,8 +1,8 @@
-"""How long does the sweep of the paper's figures 6 to 22 take, per mask, scope and in all, and against what?
+"""Time the sweep of the paper's figures 6 to 22, for each scope and in total, against the baselines.
 
-The curves are those of the figures: for each layer random orders, mutual information low values first with zeros, and
-every metric both ways bias balanced; for the whole network random orders and every metric low values first.
-`auto` runs all of them; slower variants run a sample of masks, and their total is their time per mask times the masks.
+The curves are the curves of these figures. Each layer has random orders, mutual information low values first with
+zeros, and every metric in both directions with bias balancing. The whole network has random orders and every metric low
+values first. The engine `auto` runs all masks; slower variants run a sample, and their total is extrapolated per mask.
 """
 
 import functools
@@ -16,7 +16,7 @@ import numpy as np
 import jaxablate as ja
 from benchmarks import _baselines
 from benchmarks._ceilings import seconds_per_product, seconds_per_readout
-from benchmarks._harness import Report, Row, measure, row_of
+from benchmarks._harness import Report, Row, make_row, measure
 from benchmarks._setup import NETWORKS, assert_same_counts, dataset, scopes_of, trained
 
 STEPS = 80
@@ -32,13 +32,13 @@ CHECKED = 64  # masks of each scope and fill
 
 
 def figure_orders(name: str) -> dict[str, list[tuple[str, np.ndarray]]]:
-    """For each scope of a network the orders of the figures, with the fill that they go with."""
+    """Return the orders of the figures for each scope of a network, each with the name of its fill."""
     data, (model, _) = dataset(), trained(name)
     quantize = ja.quantizers.threshold(0.5)
     codes = np.concatenate([quantize(a) for a in ja.record_activations(model, data.validation.images)], 1)
     counts = ja.joint_histogram(codes, data.validation.labels, num_codes=2, num_classes=data.num_classes)
     scores = {metric: np.asarray(ja.metrics.METRICS[metric](counts)) for metric in ja.metrics.METRICS}
-    found = {}
+    orders = {}
     for i, (scope, (start, stop)) in enumerate(scopes_of(name).items()):
 
         def ranked(metric, direction, start=start, stop=stop):
@@ -47,14 +47,14 @@ def figure_orders(name: str) -> dict[str, list[tuple[str, np.ndarray]]]:
         random = np.asarray(ja.random_orders(jax.random.fold_in(jax.random.key(0), i), stop - start, 10)) + start
         directions = ("low",) if scope == "network" else ("low", "high")
         balanced = np.stack([*(ranked(m, d) for m in ja.metrics.METRICS for d in directions), *random])
-        found[scope] = [("mean", balanced)]
+        orders[scope] = [("mean", balanced)]
         if scope != "network":
-            found[scope].append(("zero", np.stack([ranked("mutual_information", "low"), *random])))
-    return found
+            orders[scope].append(("zero", np.stack([ranked("mutual_information", "low"), *random])))
+    return orders
 
 
 def ceilings(name: str, num_examples: int) -> dict[str, float]:
-    """Milliseconds for each layer's step: what it cannot do without, the sigmoids, products and argmax behind it."""
+    """Return the least milliseconds of an ablation step in each layer: the sigmoids, products and argmax after it."""
     model, num_classes = trained(name)[0], dataset().num_classes
     products = [seconds_per_product(*widths) for widths in itertools.pairwise([*model.hidden, num_classes])]
     readout = seconds_per_readout(num_classes)
@@ -62,7 +62,7 @@ def ceilings(name: str, num_examples: int) -> dict[str, float]:
 
 
 def variants_for(device: str) -> dict:
-    """The baselines to run: PyTorch's only where it is installed."""
+    """Return the baselines to run; PyTorch's only if it is installed."""
     variants = {"naive JAX loop": _baselines.naive_jax, "NumPy loop": _baselines.numpy_loop}
     if importlib.util.find_spec("torch") and device == "cpu":
         variants["torch, DataLoader of 32"] = _baselines.torch_data_loader
@@ -96,12 +96,12 @@ def main() -> None:
             auto, counts = measure(functools.partial(sweep, "auto", curves), repeats=3)
             same = functools.partial(assert_same_counts, images=data.test.images, labels=data.test.labels)
             random = np.random.default_rng(2)
-            for (kind, all_orders), found in zip(curves, counts, strict=True):
-                # some masks of every curve by the other engine, which the naive loop checks below
+            for (kind, all_orders), correct in zip(curves, counts, strict=True):
+                # check some masks of every curve by the vmap engine, which the naive loop checks below
                 keep = ja.orders.masks_of_orders(all_orders, sum(model.hidden), STEPS)
                 some = random.choice(len(keep), CHECKED, replace=False)
                 expected = ja.evaluate_masks(model, keep[some], images, labels, fills[kind])
-                same(found.ravel()[some], np.asarray(expected), model, keep=keep[some], fill=fills[kind])
+                same(correct.ravel()[some], np.asarray(expected), model, keep=keep[some], fill=fills[kind])
             some = [(f, o[-VMAP_CURVES:]) for f, o in curves[:1]]
             vmap, few = measure(functools.partial(sweep, "vmap", some), repeats=3)
             keep = ja.orders.masks_of_orders(orders[-VMAP_CURVES:], sum(model.hidden), STEPS)
@@ -114,7 +114,7 @@ def main() -> None:
                 run = functools.partial(function, model, keep[chosen], fills[fill], data.test.images, data.test.labels)
                 timing, answer = measure(run, repeats=3)
                 check = same(whole[chosen], answer, keep=keep[chosen])
-                rows.append(row_of(question, variant, timing, len(chosen), check))
+                rows.append(make_row(question, variant, timing, len(chosen), check))
             naive = rows[0].value
             check = same(few[0].ravel(), whole, keep=keep)
             ceiling = step_ceiling.get(scope)
@@ -128,8 +128,8 @@ def main() -> None:
                 ceiling *= unique * STEPS / masks
             for row in rows:
                 row.against = naive
-            rows.append(row_of(question, "engine vmap", vmap, VMAP_CURVES * STEPS, check, against=naive))
-            rows.append(row_of(question, "engine auto", auto, masks, check, against=naive, ceiling=ceiling))
+            rows.append(make_row(question, "engine vmap", vmap, VMAP_CURVES * STEPS, check, against=naive))
+            rows.append(make_row(question, "engine auto", auto, masks, check, against=naive, ceiling=ceiling))
             for row in rows:
                 report.add(row)
                 totals.setdefault(row.variant, []).append(row.value * masks / 1e3)
@@ -138,7 +138,7 @@ def main() -> None:
 
 
 def add_totals(report: Report, totals: dict[str, list[float]], num_masks: int) -> None:
-    """One row for each variant: all masks of all figures."""
+    """Add one row for each variant with its time for all masks of all figures."""
     naive = sum(totals["naive JAX loop"]) * 1e3 / num_masks
     for variant, seconds in totals.items():
         value = sum(seconds) * 1e3 / num_masks

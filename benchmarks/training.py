@@ -1,18 +1,18 @@
-"""How long does training take, by the number of seeds trained together?
+"""Measure how long training takes for different numbers of seeds trained together.
 
-The 3-layer network of the paper for a tenth of its optimiser steps. Checked: every seed's final loss against the same
-seed trained alone.
+The 3-layer network of the paper is trained for a tenth of its optimiser steps. Checked: every seed's final loss against
+the same seed trained alone.
 """
 
 import jax
 import numpy as np
 
 import jaxablate as ja
-from benchmarks._harness import Report, measure, row_of
+from benchmarks._harness import Report, make_row, measure
 from benchmarks._setup import NETWORKS, dataset
 
 HIDDEN, EPOCHS, BATCH = NETWORKS["3-layer"], 1, 32
-TOLERANCE = 1e-3  # relative, of the loss of an epoch: float32 sums in another order
+TOLERANCE = 1e-3  # relative; float32 sums in another order change the loss of an epoch
 
 
 def main() -> None:
@@ -27,15 +27,15 @@ def main() -> None:
     def one_by_one(seeds):
         return losses([ja.train(data, HIDDEN, seed, epochs=EPOCHS) for seed in seeds])
 
-    alone, expected = measure(lambda: one_by_one(range(sizes[-1] if sizes[-1] <= 10 else 3)))
+    separate, expected = measure(lambda: one_by_one(range(sizes[-1] if sizes[-1] <= 10 else 3)))
     count = len(expected)
     question = f"{steps} steps"
-    first = report.add(row_of(question, f"{count} calls of one seed", alone, steps * count, "the reference"))
+    first = report.add(make_row(question, f"{count} calls of one seed", separate, steps * count, "the reference"))
     for size in sizes:
         ways = ("threads", "vmap") if jax.default_backend() == "cpu" else ("vmap",)
         for way in ways:
             if way == "vmap" and jax.default_backend() == "cpu" and size > 2:
-                continue  # known to be slow there
+                continue  # many seeds in one program are slow on a CPU
             timing, got = measure(
                 lambda size=size, way=way: losses(
                     ja.training.train_many(data, HIDDEN, range(size), epochs=EPOCHS, parallel=way)
@@ -45,7 +45,7 @@ def main() -> None:
             np.testing.assert_allclose(got[:shared], expected[:shared], rtol=TOLERANCE)
             check = f"losses of {shared} seeds equal to {TOLERANCE:g}"
             report.add(
-                row_of(question, f"one call of {size} seeds, {way}", timing, steps * size, check, against=first.value)
+                make_row(question, f"one call of {size} seeds, {way}", timing, steps * size, check, against=first.value)
             )
     report.finish()
 

@@ -1,8 +1,8 @@
-"""Install the package with the lowest (or the newest) versions of what it depends on, elsewhere, and test it there.
+"""Test a wheel of the package with the lowest or the newest versions of its dependencies.
 
-`python scripts/check_versions.py lowest [-- PYTEST ARGUMENTS]`: builds a wheel, installs it and what it depends on into
-a new virtual environment by `uv pip install --resolution lowest-direct` (or `highest`), and runs the tests from a copy
-of `tests` in another folder, so that nothing but the wheel can be imported. Warnings of old versions are no errors.
+`python scripts/check_versions.py lowest [-- PYTEST ARGUMENTS]` builds a wheel and installs it with its dependencies
+into a new virtual environment (`uv pip install --resolution lowest-direct`, or `highest`). The tests run from a copy in
+another folder, so that only the wheel can be imported. Warnings of old versions are not errors.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("tests", "benchmarks", "scripts", "docs", "README.md", "pyproject.toml")
-"""What the tests read beside the package."""
+"""Files that the tests read in addition to the package."""
 IN_TWO = ("-n", "2", "--dist", "loadfile", "--max-worker-restart", "0")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Test an installed wheel with the lowest or the newest versions.")
     parser.add_argument("versions", choices=("lowest", "newest"))
-    parser.add_argument("pytest", nargs="*", help="arguments of pytest, such as tests/test_scores.py")
+    parser.add_argument("pytest", nargs="*", help="arguments for pytest")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         sys.exit(check(Path(folder), arguments.versions, arguments.pytest))
@@ -48,9 +48,9 @@ def check(folder: Path, versions: str, arguments: list[str]) -> int:
             return code
     (wheel,) = folder.glob("jaxablate-*.whl")
     install = python, "-m", "uv", "pip", "install", "--quiet"
-    # by the file: to uv the dependencies of a wheel are not direct, and would be the newest
-    wanted = "--requirements", ROOT / "pyproject.toml", "--extra", "test", "pytest-xdist>=3.8"
-    for command in ((*install, "--resolution", resolution, *wanted), (*install, "--no-deps", wheel)):
+    # uv treats a wheel's dependencies as indirect and would take the newest; the file's are direct
+    requirements = "--requirements", ROOT / "pyproject.toml", "--extra", "test", "pytest-xdist>=3.8"
+    for command in ((*install, "--resolution", resolution, *requirements), (*install, "--no-deps", wheel)):
         if code := run(*command):
             return code
     elsewhere = folder / "elsewhere"

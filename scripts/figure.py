@@ -13,10 +13,12 @@ from jaxablate.figures import save_figure
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw one figure of the paper from saved results.")
-    parser.add_argument("number", type=int, help="1 to 22, as in the paper")
-    parser.add_argument("--results", type=Path, default=Path("results/results.nc"), help="default: %(default)s")
-    parser.add_argument("--protocol", default="paper", help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("results/figures"), help="default: %(default)s")
+    parser.add_argument("number", type=int, help="number of the figure in the paper, 1 to 22")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results/results.nc"), help="results file; default: %(default)s"
+    )
+    parser.add_argument("--protocol", default="paper", help="protocol of the results; default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("results/figures"), help="output folder; default: %(default)s")
     arguments = parser.parse_args()
     try:
         results = ja.results.select_protocol(ja.results.load_results(arguments.results), arguments.protocol)

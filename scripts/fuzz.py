@@ -1,10 +1,10 @@
-"""Fuzz the readers of files: damaged and hostile bytes come in; a valid result or an `InputError` must come out.
+"""Fuzz the readers of files: damaged and hostile bytes must give a valid result or an `InputError`.
 
 `python scripts/fuzz.py [--minutes 10] [--readers idx npz ...] [--out FOLDER]`
 
-Each reader runs in a process of its own, and may take `MEMORY` and `SECONDS` for one file. Whatever raises something
-else than an `InputError`, breaks that bound or ends the process is a finding; its file is kept in the folder. A short
-run of the same code is among the tests.
+Each reader runs in a separate process and may take `MEMORY` bytes and `SECONDS` seconds for one file. A file is a
+finding if it raises anything but an `InputError`, exceeds a bound or ends the process. Findings are kept in the folder.
+The tests include a short run of the same code.
 """
 
 import argparse
@@ -52,8 +52,14 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Reader:
-    """What is fuzzed: valid files to start from, the name that a file is read under, ways to change what is inside a
-    container, and what reads and checks one."""
+    """Hold what the fuzzer needs for one reader.
+
+    Attributes:
+        files: valid files to start from.
+        name: file name under which a file is read.
+        read: reads a file and checks the result.
+        inside: changes the content of a container and packs it again; None for plain files.
+    """
 
     files: Sequence[bytes]
     name: str
@@ -62,42 +68,42 @@ class Reader:
 
 
 def change(draw: st.DrawFn, data: bytes) -> bytes:
-    """The bytes after a few random edits."""
+    """Return the bytes after a few random edits."""
     for _ in range(draw(st.integers(1, 4))):
         size = len(data)
-        at = draw(st.one_of(st.integers(0, min(size, 600)), st.integers(0, size)))
+        offset = draw(st.one_of(st.integers(0, min(size, 600)), st.integers(0, size)))
         kind = draw(st.sampled_from(KINDS))
-        if kind == "flip" and at < size:
-            data = data[:at] + bytes([data[at] ^ 1 << draw(st.integers(0, 7))]) + data[at + 1 :]
+        if kind == "flip" and offset < size:
+            data = data[:offset] + bytes([data[offset] ^ 1 << draw(st.integers(0, 7))]) + data[offset + 1 :]
         elif kind == "byte":
-            data = data[:at] + bytes([draw(st.integers(0, 255))]) + data[at + 1 :]
+            data = data[:offset] + bytes([draw(st.integers(0, 255))]) + data[offset + 1 :]
         elif kind == "number":
             width, order = draw(st.sampled_from((1, 2, 4, 8))), draw(st.sampled_from(("little", "big")))
             number = draw(st.sampled_from(NUMBERS)) % 256**width
-            data = data[:at] + number.to_bytes(width, order) + data[at + width :]
+            data = data[:offset] + number.to_bytes(width, order) + data[offset + width :]
         elif kind == "digits" and (runs := list(re.finditer(rb"\d+", data[:4096]))):
             run = draw(st.sampled_from(runs))
             sign = draw(st.sampled_from((b"", b"", b"-")))
             data = data[: run.start()] + sign + str(draw(st.sampled_from(NUMBERS))).encode() + data[run.end() :]
         elif kind == "token" and (tokens := list(re.finditer(rb"[\[(][\d, ]*[\])]|[\w.<|]+", data[:4096]))):
-            one, other = draw(st.sampled_from(tokens)), draw(st.sampled_from(tokens))
-            data = data[: one.start()] + other[0] + data[one.end() :]
+            target, source = draw(st.sampled_from(tokens)), draw(st.sampled_from(tokens))
+            data = data[: target.start()] + source[0] + data[target.end() :]
         elif kind == "word":
             word = draw(st.sampled_from(WORDS))
-            data = data[:at] + word + data[at + draw(st.sampled_from((0, len(word)))) :]
+            data = data[:offset] + word + data[offset + draw(st.sampled_from((0, len(word)))) :]
         elif kind == "cut":
-            data = data[:at]
+            data = data[:offset]
         elif kind == "drop":
-            data = data[:at] + data[at + draw(st.integers(1, 64)) :]
+            data = data[:offset] + data[offset + draw(st.integers(1, 64)) :]
         elif kind == "copy":
-            there = draw(st.integers(0, size))
-            data = data[:there] + data[at : at + draw(st.integers(1, 200))] + data[there:]
+            target = draw(st.integers(0, size))
+            data = data[:target] + data[offset : offset + draw(st.integers(1, 200))] + data[target:]
     return data
 
 
 @st.composite
 def damaged(draw: st.DrawFn, reader: Reader) -> bytes:
-    """A file of a reader, changed as a whole or inside its container."""
+    """Draw a file of a reader, changed as a whole or inside its container."""
     data = draw(st.sampled_from(reader.files))
     if reader.inside is not None and draw(st.booleans()):
         return reader.inside(draw, data)
@@ -105,14 +111,14 @@ def damaged(draw: st.DrawFn, reader: Reader) -> bytes:
 
 
 def inside_gzip(draw: st.DrawFn, data: bytes) -> bytes:
-    """The same, compressed again; sometimes in two members."""
+    """Change the content of a gzip file and compress it again, sometimes in two members."""
     data = change(draw, gzip.decompress(data))
-    at = draw(st.integers(0, len(data)))
-    return gzip.compress(data[:at]) + gzip.compress(data[at:]) if draw(st.booleans()) else gzip.compress(data)
+    offset = draw(st.integers(0, len(data)))
+    return gzip.compress(data[:offset]) + gzip.compress(data[offset:]) if draw(st.booleans()) else gzip.compress(data)
 
 
 def inside_zip(draw: st.DrawFn, data: bytes) -> bytes:
-    """One entry changed, renamed or doubled, and all packed again with the checksums that fit."""
+    """Change, rename or double one entry of a zip file and pack all entries again with valid checksums."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = [(name, archive.read(name)) for name in archive.namelist()]
     place = draw(st.integers(0, len(entries) - 1))
@@ -202,20 +208,22 @@ def check_network(model: nnx.Module) -> None:
 
 
 def readers(folder: Path) -> dict[str, Reader]:
-    """Every reader by name; the folder takes the files that they are read beside."""
+    """Return every reader by name; companion files of a dataset are written to the folder."""
     arrays = tiny_arrays()
     names = {"train": "train", "test": "t10k"}
     for key, array in arrays.items():
         split, part = key.split("_")
         (folder / f"{names[split]}-{part}-idx{array.ndim}-ubyte").write_bytes(idx(array))
     images = idx(arrays["train_images"])
-    floats = {key: of / np.float32(255) if key.endswith("images") else of.astype(">i8") for key, of in arrays.items()}
+    floats = {
+        key: array / np.float32(255) if key.endswith("images") else array.astype(">i8") for key, array in arrays.items()
+    }
     more = {"validation_images": arrays["test_images"], "validation_labels": arrays["test_labels"]}
 
-    own = folder / "seed.safetensors"
+    network_file = folder / "seed.safetensors"
     model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
-    ja.save_model(model, own, {"note": "x"}, loss=np.arange(3.0))
-    with safe_open(own, framework="numpy") as file:
+    ja.save_model(model, network_file, {"note": "x"}, loss=np.arange(3.0))
+    with safe_open(network_file, framework="numpy") as file:
         older = {name: text for name, text in (file.metadata() or {}).items() if name != "sha256"}
     state = {}
     for i, stage in enumerate(model.stages):
@@ -236,14 +244,17 @@ def readers(folder: Path) -> dict[str, Reader]:
     def read_results(path: Path) -> None:
         ja.results.summarize(ja.results.load_results(path))
 
-    found = {
+    by_name = {
         "idx": Reader([images], "train-images-idx3-ubyte", read_dataset),
         "idx.gz": Reader([gzip.compress(images)], "train-images-idx3-ubyte.gz", read_dataset, inside_gzip),
         "npz": Reader(
             [npz(False, **arrays), npz(True, **arrays, **more), npz(False, **floats)], "x.npz", read_dataset, inside_zip
         ),
         "network": Reader(
-            [own.read_bytes(), save(load(own.read_bytes()), older)], "x.safetensors", read_network, inside_safetensors
+            [network_file.read_bytes(), save(load(network_file.read_bytes()), older)],
+            "x.safetensors",
+            read_network,
+            inside_safetensors,
         ),
         "pytorch": Reader([save(state)], "x.safetensors", read_pytorch, inside_safetensors),
         "netcdf": Reader([results.read_bytes()], "x.nc", read_results),
@@ -252,24 +263,24 @@ def readers(folder: Path) -> dict[str, Reader]:
         import torch  # pyright: ignore[reportMissingImports] (optional)
 
         packed = io.BytesIO()
-        torch.save({name: torch.from_numpy(of.copy()) for name, of in state.items()}, packed)
-        found["pt"] = Reader([packed.getvalue()], "x.pt", read_pytorch, inside_zip)
-    return found
+        torch.save({name: torch.from_numpy(array.copy()) for name, array in state.items()}, packed)
+        by_name["pt"] = Reader([packed.getvalue()], "x.pt", read_pytorch, inside_zip)
+    return by_name
 
 
-def held(what: str) -> int:
-    """A size of this process in bytes, as Linux tells it: VmHWM, VmRSS, VmSize."""
-    found = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return 1024 * int(found[1])
+def process_bytes(what: str) -> int:
+    """Return a size of this process in bytes as Linux reports it: VmHWM, VmRSS or VmSize."""
+    line = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert line
+    return 1024 * int(line[1])
 
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
-    """The block may take `MEMORY`, and reserve four times that; on Linux, which tells.
+    """Limit a block to `MEMORY` bytes in use and four times as many reserved, on Linux.
 
     Raises:
-        AssertionError, MemoryError: if it takes, or reserves, more.
+        AssertionError, MemoryError: if the block takes or reserves more.
     """
     if not Path("/proc/self/clear_refs").exists():
         yield
@@ -277,23 +288,23 @@ def bounded() -> Iterator[None]:
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = held("VmRSS")
-    resource.setrlimit(resource.RLIMIT_AS, (held("VmSize") + 4 * MEMORY, limits[1]))
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
+    before = process_bytes("VmRSS")
+    resource.setrlimit(resource.RLIMIT_AS, (process_bytes("VmSize") + 4 * MEMORY, limits[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
-    taken = held("VmHWM") - before
+    taken = process_bytes("VmHWM") - before
     assert taken <= MEMORY, f"took {taken} bytes"
 
 
 def accepted(read: Callable[[Path], object], path: Path) -> bool:
-    """Whether a file is read; False for one that is refused as it should be.
+    """Return True if a file is read and False if it is refused by an `InputError`.
 
     Raises:
-        AssertionError: if it takes too much memory, or the message is not one short printable line.
-        Exception: whatever else comes out, which nothing should.
+        AssertionError: if reading takes too much memory, or the message is not one short printable line.
+        Exception: any other exception of the reader, which is a finding.
     """
     with bounded():
         try:
@@ -307,56 +318,58 @@ def accepted(read: Callable[[Path], object], path: Path) -> bool:
 
 
 def examples(reader: Reader, number: int, count: int) -> Iterator[bytes]:
-    """Damaged files, the same for the same number."""
-    found: list[bytes] = []
+    """Yield damaged files; the same number gives the same files."""
+    files: list[bytes] = []
 
     @seed(number)
     @settings(max_examples=count, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=SLOW)
     @given(damaged(reader))
     def collect(data: bytes) -> None:
-        found.append(data)
+        files.append(data)
 
     collect()
-    yield from found
+    yield from files
 
 
 def work(name: str, number: int, end: float, kept: Path) -> None:
-    """Fuzz one reader until the end, printing what came of every hundred files as a line of JSON."""
+    """Fuzz one reader until the end time; print the counts of every hundred files as a line of JSON."""
     faulthandler.enable()
     warnings.simplefilter("error")
     with tempfile.TemporaryDirectory() as scratch:
         reader = readers(Path(scratch))[name]
         path = Path(scratch) / reader.name
         path.write_bytes(reader.files[0])
-        assert accepted(reader.read, path), "the valid file is read; and what is loaded lazily is loaded"
+        assert accepted(reader.read, path), "the valid file was refused"
         while time.time() < end:
-            told = {"read": 0, "refused": 0, "findings": {}}
+            counts = {"read": 0, "refused": 0, "findings": {}}
             for data in examples(reader, number, 100):
                 path.write_bytes(data)
                 (kept / f"{name}.last").write_bytes(data)
                 faulthandler.dump_traceback_later(SECONDS, exit=True)
                 try:
-                    told["read" if accepted(reader.read, path) else "refused"] += 1
-                except Exception as error:  # that is what is looked for
+                    counts["read" if accepted(reader.read, path) else "refused"] += 1
+                except Exception as error:  # any exception but InputError is a finding
                     frame, place = error.__traceback__, ""
                     while frame is not None:
                         if "jaxablate" in frame.tb_frame.f_code.co_filename:
                             place = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}"
                         frame = frame.tb_next
-                    told["findings"][f"{type(error).__name__} at {place}"] = str(error)[:200]
+                    counts["findings"][f"{type(error).__name__} at {place}"] = str(error)[:200]
                     (kept / f"{name}-{type(error).__name__}-{place.replace(':', '-')}").write_bytes(data)
                 faulthandler.cancel_dump_traceback_later()
-            print(json.dumps(told), flush=True)
+            print(json.dumps(counts), flush=True)
             number += 1
         (kept / f"{name}.last").unlink(missing_ok=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fuzz the readers of files.")
-    parser.add_argument("--minutes", type=float, default=10, help="for all readers together; default: %(default)s")
-    parser.add_argument("--readers", nargs="*", help="default: all")
-    parser.add_argument("--seed", type=int, default=0, help="of the files; default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("fuzzed"), help="for what is found; default: %(default)s")
+    parser.add_argument(
+        "--minutes", type=float, default=10, help="minutes for all readers together; default: %(default)s"
+    )
+    parser.add_argument("--readers", nargs="*", help="names of readers; default: all")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the damaged files; default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("fuzzed"), help="folder for findings; default: %(default)s")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -376,10 +389,10 @@ def main() -> None:
             command = [sys.executable, __file__, *(f"--{option}={value}" for option, value in options.items())]
             process = subprocess.run(command, capture_output=True, text=True)
             for line in process.stdout.splitlines():
-                told = json.loads(line)
-                findings |= told["findings"]
+                batch = json.loads(line)
+                findings |= batch["findings"]
                 for key in totals:
-                    totals[key] += told[key]
+                    totals[key] += batch[key]
             if process.returncode:
                 findings[f"ended with {process.returncode}"] = process.stderr[-1500:]
                 last = arguments.out / f"{name}.last"
@@ -388,8 +401,8 @@ def main() -> None:
             tries += 1
         counts = f"{sum(totals.values())} files in {time.time() - start:.0f} s, {totals}, {len(findings)} findings"
         print(f"{name}: {counts}", flush=True)
-        for what, told in findings.items():
-            print(f"  {what}: {told}", flush=True)
+        for finding, message in findings.items():
+            print(f"  {finding}: {message}", flush=True)
         bad |= bool(findings)
     sys.exit(bad)
 

@@ -1,8 +1,8 @@
-"""Kill `jaxablate reproduce` at random moments and see that it always ends as if it had not been disturbed.
+"""Kill `jaxablate reproduce` at random moments and check that the resumed run gives the same results.
 
-`python scripts/kill_test.py [--kills 50] [--seed 0]`: a small study of the embedded data is run once undisturbed. Then
-the same command is killed (SIGKILL) after a random time and started again in the same folder, until it ends by itself;
-its arrays and networks must equal the undisturbed ones byte for byte. Prints the count; exits with 1 on a difference.
+`python scripts/kill_test.py [--kills 50] [--seed 0]` runs a small study of the embedded data once without interruption.
+Then the same command is killed (SIGKILL) after a random time and repeated in the same folder until it completes. Its
+arrays and networks must equal the uninterrupted run's byte for byte. A difference ends the script with exit code 1.
 """
 
 import argparse
@@ -27,26 +27,26 @@ TIMEOUT = 600
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Kill a run at random moments; it must end the same.")
+    parser = argparse.ArgumentParser(description="Kill a run at random moments and compare the resumed results.")
     parser.add_argument("--kills", type=int, default=50, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments; default: %(default)s")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         sys.exit(test(Path(folder), arguments.kills, random.Random(arguments.seed), [signal.SIGKILL]))
 
 
-def test(folder: Path, wanted: int, moments: random.Random, signals: Sequence[signal.Signals]) -> int:
+def test(folder: Path, num_kills: int, moments: random.Random, signals: Sequence[signal.Signals]) -> int:
     whole = folder / "undisturbed"
-    run(whole)  # compiles
+    run(whole)  # compiles, so that the timed run does not
     start = time.monotonic()
     run(folder / "timed")
     takes = time.monotonic() - start
     kills, at_work, ended, resumed = 0, 0, 0, folder / "killed0"
-    while kills < wanted:
+    while kills < num_kills:
         if run(resumed, moments.uniform(0, takes), signals[kills % len(signals)]):
             kills += 1
-            at_work += (resumed / "run.owner").exists()  # which a process that is not killed takes away
-            print(f"{kills} of {wanted} killed", flush=True)
+            at_work += (resumed / "run.owner").exists()  # a process that ends by itself removes this file
+            print(f"{kills} of {num_kills} killed", flush=True)
         else:
             ended += compare(whole, resumed)
             resumed = folder / f"killed{ended}"
@@ -60,7 +60,7 @@ def test(folder: Path, wanted: int, moments: random.Random, signals: Sequence[si
 
 
 def run(out: Path, seconds: float = TIMEOUT, sent: signal.Signals = signal.SIGKILL) -> bool:
-    """Run the command, or kill it after so many seconds; whether it was killed."""
+    """Run the command and kill it after a number of seconds; return True if it was killed."""
     with subprocess.Popen([*COMMAND, out], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             output, _ = process.communicate(timeout=seconds)
@@ -76,21 +76,21 @@ def run(out: Path, seconds: float = TIMEOUT, sent: signal.Signals = signal.SIGKI
 
 
 def compare(whole: Path, resumed: Path) -> int:
-    """1 where both hold the same; ends the program otherwise."""
+    """Return 1 if both folders hold the same results; end the program otherwise."""
     first, second = (ja.results.load_results(out / "results.nc") for out in (whole, resumed))
-    for (path, one), other in zip(first.subtree_with_keys, second.subtree, strict=True):
-        if path != "." and not one.to_dataset().identical(other.to_dataset()):
+    for (path, node), resumed_node in zip(first.subtree_with_keys, second.subtree, strict=True):
+        if path != "." and not node.to_dataset().identical(resumed_node.to_dataset()):
             sys.exit(f"{path} differs in {resumed}")
     names = [sorted(path.name for path in (out / "networks").iterdir()) for out in (whole, resumed)]
     if names[0] != names[1]:
         sys.exit(f"networks differ: {names}")
     for name in names[0]:
-        ja.load_model(resumed / "networks" / name)  # its arrays have the checksum that its header names
+        ja.load_model(resumed / "networks" / name)  # load_model compares the arrays with the checksum in the header
         if header(whole / "networks" / name) != header(resumed / "networks" / name):
             sys.exit(f"{name} differs in {resumed}")
-    left = [path for path in resumed.rglob(".*") if path.is_dir()]
-    if left:
-        sys.exit(f"left behind: {left}")
+    leftovers = [path for path in resumed.rglob(".*") if path.is_dir()]
+    if leftovers:
+        sys.exit(f"temporary folders remain: {leftovers}")
     return 1
 
 

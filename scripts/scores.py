@@ -1,9 +1,9 @@
-"""What scores rest on: rank and ablate saved networks under many quantizers, and test what pairs of neurons share.
+"""Rank and ablate saved networks under many quantizers, and test what pairs of neurons share.
 
-`python scripts/scores.py RUN [--seeds 10] [--pairs 5] [--images 2000]`: RUN is a folder that `jaxablate reproduce` has
-left, with its results and networks. Writes into it, for each kind of network, `sensitivity_NETWORK.nc`,
-`pairs_FILL_NETWORK.nc` and the heat maps `pairs_NETWORK.png` of the first network's last layer, which
-`scripts/findings.py` reads.
+`python scripts/scores.py RUN [--seeds 10] [--pairs 5] [--images 2000]` reads the results and networks that
+`jaxablate reproduce` wrote to the folder RUN. For each kind of network it writes `sensitivity_NETWORK.nc`,
+`pairs_FILL_NETWORK.nc` and the heat maps `pairs_NETWORK.png` of the first network's last layer into that folder;
+`scripts/findings.py` reads them.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from jaxablate.figures import draw_pair_information
 
 BINS = (2, 4, 8, 16, 32)
 QUANTIZERS = ("activation", *(f"quantile:{bins}" for bins in BINS), *(f"uniform:{bins}:0:1" for bins in BINS[1:]))
-"""Uniform codes of the range of a sigmoid; those of two codes are the first quantizer."""
+"""Uniform codes cover the range of a sigmoid; two uniform codes equal the first quantizer and are left out."""
 FILLS = ("mean", "zero")
 
 
@@ -28,7 +28,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Study quantizers and pairs on saved networks.")
     parser.add_argument("run", type=Path)
     parser.add_argument("--seeds", type=int, default=10, help="how many networks of each kind; default: %(default)s")
-    parser.add_argument("--pairs", type=int, default=5, help="how many of them for pairs; default: %(default)s")
+    parser.add_argument(
+        "--pairs", type=int, default=5, help="how many of these networks for pairs; default: %(default)s"
+    )
     parser.add_argument("--images", type=int, default=2000, help="test images for pairs; default: %(default)s")
     arguments = parser.parse_args()
     try:
@@ -52,16 +54,16 @@ def study(run: Path, num_seeds: int, num_pairs: int, images: int) -> None:
         models = [ja.load_model(file)[0] for file in files]
         bars = Bars()
         with bars.progress:
-            found = ja.study.quantizer_sensitivity(models, data, QUANTIZERS, on_progress=bars)
-            ja.results.save_table(found, run / f"sensitivity_{name}.nc")
+            sensitivity = ja.study.quantizer_sensitivity(models, data, QUANTIZERS, on_progress=bars)
+            ja.results.save_table(sensitivity, run / f"sensitivity_{name}.nc")
             draw_pairs(models[0], data, run / f"pairs_{name}.png", f"{name} network, seed {config['seeds'][0]}")
             for fill in FILLS:
-                found = ja.study.redundancy_test(models[:num_pairs], fewer, fill=fill, on_progress=bars)
-                ja.results.save_table(found, run / f"pairs_{fill}_{name}.nc")
+                pairs = ja.study.redundancy_test(models[:num_pairs], fewer, fill=fill, on_progress=bars)
+                ja.results.save_table(pairs, run / f"pairs_{fill}_{name}.nc")
 
 
 def draw_pairs(model: ja.MLP, data: ja.Dataset, path: Path, title: str) -> None:
-    """What the pairs of the last layer tell of the class, by the bit: does the neuron fire?"""
+    """Draw the information of all pairs of the last layer about the class; the code says if a neuron fires."""
     activations = ja.record_activations(model, data.validation.images)[-1]
     codes = ja.quantizers.default_quantizer(model.activation)(activations)
     pairs = ja.interactions.pair_information(
