@@ -147,6 +147,8 @@ def test_score_from_a_file(files, name, small_model, mnist5k):
     for row in rows:
         wanted = scores["scores"].sel(score=row["score"], neuron=int(row["neuron"]))
         assert abs(float(row["scores"]) - float(wanted)) < 1e-5
+        first = {"layer1": 0, "layer2": 10, "layer3": 18}[row["site"]]
+        assert int(row["neuron"]) == first + int(row["neuron_in_site"])
 
 
 def test_ablate_from_a_file(files, small_model, mnist5k):

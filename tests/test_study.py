@@ -33,6 +33,14 @@ def test_everything_is_labelled(small_results, node):
     assert node["fill"].values.tolist() == ["zero", "mean"]
     assert node["step"].values.tolist() == list(range(7))
     assert node["layer"].values.tolist() == [1] * 10 + [2] * 8 + [3] * 9
+    assert node["site"].values.tolist() == ["layer1"] * 10 + ["layer2"] * 8 + ["layer3"] * 9
+    assert node["neuron_in_site"].values.tolist() == [*range(10), *range(8), *range(9)]
+    ablated = node["ablated"].values
+    np.testing.assert_array_equal(node["ablated_layer"], node["layer"].values[ablated])
+    np.testing.assert_array_equal(node["ablated_in_site"], node["neuron_in_site"].values[ablated])
+    fresh = published["3-layer-10-8-9"].to_dataset().sel(ordering="random_0")
+    assert set(np.unique(fresh["ablated_layer"])) == {0}
+    assert set(np.unique(fresh["ablated_in_site"])) == {-1}
     for name, variable in node.variables.items():
         assert variable.attrs["long_name"], name
     assert node["scores"].attrs["units"] == "nat"
@@ -300,7 +308,7 @@ def test_bad_input(tmp_path, small_results):
     with raises_input_error("expected netCDF as jaxablate writes it, got an unreadable file"):
         ja.results.load_results(tmp_path / "text.nc")
     xr.Dataset({"a": 1}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
-    with raises_input_error("expected format 'jaxablate results 2', got None"):
+    with raises_input_error("expected format 'jaxablate results 3', got None"):
         ja.results.load_results(tmp_path / "other.nc")
     for change in ("variable", "attribute", "fill"):
         damaged = small_results.copy()

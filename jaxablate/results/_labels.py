@@ -1,4 +1,8 @@
-"""Labels: arrays of a study come in, an `xarray.DataTree` that documents them goes out."""
+"""Label the arrays of a study as an `xarray.DataTree` that documents itself.
+
+Input: NumPy arrays by name.
+Output: datasets with dimensions, long names, units and provenance.
+"""
 
 import datetime
 import importlib.metadata
@@ -18,10 +22,14 @@ from jaxablate.models import layer_of_neuron
 from jaxablate.orders import DIRECTIONS
 from jaxablate.protocols import PAPER
 
-FORMAT = "jaxablate results 2"
+FORMAT = "jaxablate results 3"
 RANDOM = "random"
 NETWORK_SCOPE = "network"
 
+NO_NEURON = -1
+"""Entry of `ablated` for a random curve that draws a fresh subset at every step."""
+
+# name: (dimensions, long name, unit); "1" marks counts and fractions
 VARIABLES = {
     "train_loss": (("seed", "epoch"), "training loss", "nat"),
     "train_accuracy": (("seed", "epoch"), "training accuracy", "1"),
@@ -32,20 +40,20 @@ VARIABLES = {
     "scores": (("seed", "score", "neuron"), "score", "nat"),
     "ablated": (
         ("seed", "scope", "ordering", "rank"),
-        "neuron ablated at this rank (-1: random, a fresh subset at every step)",
+        "neuron ablated at this rank, by its id in the whole network (-1: a fresh random subset at every step)",
         "1",
     ),
-    "single_correct": (("seed", "neuron"), "correct test predictions with this neuron alone ablated, balanced", "1"),
+    "single_correct": (("seed", "neuron"), "correct test predictions with only this neuron ablated, balanced", "1"),
     "correct": (("seed", "scope", "ordering", "fill", "step"), "correct test predictions", "1"),
     "accuracy": (("seed", "scope", "ordering", "fill", "step"), "test accuracy", "1"),
 }
 HISTORY = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-"""Variables that networks lack that were trained elsewhere."""
+"""Variables of the training history; networks that were trained elsewhere lack them."""
 COORDINATES = {
     "seed": "seed of initial weights, example order and random ablation orders",
     "epoch": "epoch",
     "score": "score",
-    "neuron": "hidden neuron, counted through the network",
+    "neuron": "hidden neuron, by its id in the whole network",
     "class": "class",
     "code": "code of the quantized activation",
     "scope": "ablated layer, or the whole network",
@@ -58,14 +66,19 @@ COORDINATES = {
 
 @dataclass(frozen=True)
 class Ordering:
-    """One way to order neurons: by a metric, low or high values first, or at random (a numbered repetition)."""
+    """Name one way to order neurons.
+
+    Attributes:
+        ranking: the score that ranks the neurons, or "random".
+        direction: "low" or "high" values first; for a random ordering the number of the repetition, from "0".
+    """
 
     ranking: str
     direction: str
 
     @property
     def label(self) -> str:
-        """The name in the results, such as `entropy_low` or `random_0`."""
+        """Return the name in the results, such as `entropy_low` or `random_0`."""
         return f"{self.ranking}_{self.direction}"
 
 
@@ -82,23 +95,25 @@ def network_results(
     fills: Sequence[str],
     num_test_examples: int,
 ) -> xr.Dataset:
-    """Label the arrays of one network.
+    """Label the arrays of the networks of one architecture.
 
     Args:
-        variables: arrays by name, with the dimensions of `VARIABLES`; `accuracy` follows from `correct`. The history of
-            training may be absent.
-        protocol: under which the networks were scored, ranked and ablated.
-        first_step: where the protocol's curves begin.
+        variables: arrays by name, with the dimensions of `VARIABLES`; `accuracy` is computed from `correct`. The
+            training history may be absent.
+        protocol: name of the protocol that scored, ranked and ablated the networks.
+        first_step: number of ablated neurons where the protocol's curves begin.
         sites: neurons of each hidden layer or other site, by name, in network order.
-        activation: of the hidden layers.
+        activation: name of the activation function of the hidden layers.
         seeds: one for each network.
         scores: names of the scores.
-        orderings: in the order of the array.
-        fills: in the order of the array.
-        num_test_examples: by which `correct` is divided.
+        orderings: orderings in the order of the array.
+        fills: names of the fills in the order of the array.
+        num_test_examples: number of test examples, the divisor of `correct`.
 
     Returns:
-        A dataset with long names and units; units "1" mark a count or a fraction.
+        A dataset with long names and units; units "1" mark a count or a fraction. A neuron has the coordinates `neuron`
+        (id in the whole network), `neuron_in_site` (id within its site), `site` and `layer`; the entries of `ablated`
+        have `ablated_in_site` and `ablated_layer`.
     """
     variables = {**variables, "accuracy": variables["correct"] / num_test_examples}
     sizes = {}
@@ -108,7 +123,6 @@ def network_results(
         "seed": np.asarray(seeds, np.int64),
         **({"epoch": np.arange(1, sizes["epoch"] + 1)} if "epoch" in sizes else {}),
         "score": list(scores),
-        "neuron": np.arange(sizes["neuron"]),
         "class": np.arange(sizes["class"]),
         "code": np.arange(sizes["code"]),
         "scope": [*sites, NETWORK_SCOPE],
@@ -125,33 +139,71 @@ def network_results(
         },
         coords={
             **{name: (name, values, {"long_name": COORDINATES[name]}) for name, values in coordinates.items()},
-            "layer": ("neuron", layer_of_neuron(tuple(sites.values())), {"long_name": "hidden layer"}),
+            **_neuron_coordinates(sites),
+            **_ablated_coordinates(variables["ablated"], sites),
             "ranking": (
                 "ordering",
-                [o.ranking for o in orderings],
-                {"long_name": "score that ranks, or random"},
+                [ordering.ranking for ordering in orderings],
+                {"long_name": "score that ranks the neurons, or random"},
             ),
             "direction": (
                 "ordering",
-                [o.direction for o in orderings],
-                {"long_name": "values first, or repetition"},
+                [ordering.direction for ordering in orderings],
+                {"long_name": "low or high values first, or number of the random repetition"},
             ),
         },
         attrs={
             "protocol": protocol,
             "first_step": first_step,
-            "hidden": json.dumps([int(n) for n in sites.values()]),
+            "hidden": json.dumps([int(width) for width in sites.values()]),
             "activation": activation,
             "num_test_examples": num_test_examples,
         },
     )
 
 
+def _neuron_coordinates(sites: Mapping[str, int]) -> dict[str, tuple]:
+    """Return the coordinates of the dimension `neuron`: both ids, site and layer."""
+    widths = list(sites.values())
+    within = np.concatenate([np.arange(width) for width in widths])
+    return {
+        "neuron": ("neuron", np.arange(sum(widths)), {"long_name": COORDINATES["neuron"]}),
+        "neuron_in_site": ("neuron", within, {"long_name": "hidden neuron, by its id within the site"}),
+        "site": ("neuron", np.repeat(list(sites), widths), {"long_name": "layer or site of the neuron"}),
+        "layer": ("neuron", layer_of_neuron(widths), {"long_name": "number of the hidden layer, from 1"}),
+    }
+
+
+def _ablated_coordinates(ablated: np.ndarray, sites: Mapping[str, int]) -> dict[str, tuple]:
+    """Return the layer and the id within it for each network-wide id in `ablated`; entries without a neuron get 0 and
+    `NO_NEURON`."""
+    neurons = _neuron_coordinates(sites)
+    # id -1 indexes the last entry, so one more entry at the end serves the curves without an order
+    within = np.append(neurons["neuron_in_site"][1], NO_NEURON).astype(np.int32)
+    layer = np.append(neurons["layer"][1], 0).astype(np.int32)
+    dims = VARIABLES["ablated"][0]
+    return {
+        "ablated_in_site": (dims, within[ablated], {"long_name": "neuron ablated, by its id within the layer or site"}),
+        "ablated_layer": (dims, layer[ablated], {"long_name": "layer of the neuron ablated, from 1"}),
+    }
+
+
 def neuron_scores(
     values: np.ndarray, mean: np.ndarray, *, scores: Sequence[str], sites: Mapping[str, int], source: Source
 ) -> xr.Dataset:
-    """Label scores [score, neuron] and mean activations [neuron] of one network."""
-    widths = list(sites.values())
+    """Label the scores of one network.
+
+    Args:
+        values: scores [score, neuron].
+        mean: mean activations [neuron].
+        scores: names of the scores.
+        sites: neurons of each site, by name, in network order.
+        source: where the data came from.
+
+    Returns:
+        `scores` (score, neuron) and `mean_activation` (neuron). A neuron has the coordinates `neuron` (id in the whole
+        network), `neuron_in_site` (id within its site), `site` and `layer`.
+    """
     _, scores_name, scores_unit = VARIABLES["scores"]
     _, mean_name, mean_unit = VARIABLES["mean_activation"]
     return xr.Dataset(
@@ -161,9 +213,7 @@ def neuron_scores(
         },
         coords={
             "score": ("score", list(scores), {"long_name": COORDINATES["score"]}),
-            "neuron": ("neuron", np.arange(len(mean)), {"long_name": COORDINATES["neuron"]}),
-            "layer": ("neuron", layer_of_neuron(widths), {"long_name": "hidden layer"}),
-            "site": ("neuron", np.repeat(list(sites), widths), {"long_name": "site"}),
+            **_neuron_coordinates(sites),
         },
         attrs=_provenance(source),
     )
@@ -179,8 +229,20 @@ def sensitivity_results(
     attrs: Mapping[str, str | int],
     source: Source,
 ) -> xr.Dataset:
-    """Label correlations [network, scope, score, quantizer] and areas [..., direction]; `quantizers` with their
-    numbers of codes, of which the first is the one that the others are compared with."""
+    """Label the results of `quantizer_sensitivity`.
+
+    Args:
+        rank_correlation: correlations [network, scope, score, quantizer] with the scores under the first quantizer.
+        areas: areas under the curves [network, scope, score, quantizer, direction].
+        scopes: names of the scopes.
+        scores: names of the scores.
+        quantizers: number of codes of each quantizer, by name; the first one is the reference.
+        attrs: further attributes.
+        source: where the data came from.
+
+    Returns:
+        A dataset with the variables `rank_correlation` and `auc`.
+    """
     dims = ("network", "scope", "score", "quantizer")
     correlation = f"Spearman correlation with the scores under {next(iter(quantizers))}"
     return xr.Dataset(
@@ -192,9 +254,9 @@ def sensitivity_results(
             "network": ("network", np.arange(len(areas)), {"long_name": "network"}),
             "scope": ("scope", list(scopes), {"long_name": COORDINATES["scope"]}),
             "score": ("score", list(scores), {"long_name": COORDINATES["score"]}),
-            "quantizer": ("quantizer", list(quantizers), {"long_name": "what codes the activations"}),
+            "quantizer": ("quantizer", list(quantizers), {"long_name": "quantizer of the activations"}),
             "num_codes": ("quantizer", list(quantizers.values()), {"long_name": "number of codes"}),
-            "direction": ("direction", list(DIRECTIONS), {"long_name": "values first"}),
+            "direction": ("direction", list(DIRECTIONS), {"long_name": "low or high values first"}),
         },
         attrs={**attrs, **_provenance(source)},
     )
@@ -208,7 +270,18 @@ def redundancy_results(
     attrs: Mapping[str, str | int],
     source: Source,
 ) -> xr.Dataset:
-    """Label tests [network, scope, quantity, (correlation, p-value)]."""
+    """Label the results of `redundancy_test`.
+
+    Args:
+        tests: numbers [network, scope, quantity, 2]: correlation and p-value.
+        scopes: names of the layers or sites.
+        quantities: names of the quantities of pairs.
+        attrs: further attributes.
+        source: where the data came from.
+
+    Returns:
+        A dataset with the variables `correlation` and `p_value`.
+    """
     dims = ("network", "scope", "quantity")
     name = "Spearman correlation with the super-additivity of pair damage"
     return xr.Dataset(
@@ -219,7 +292,11 @@ def redundancy_results(
         coords={
             "network": ("network", np.arange(len(tests)), {"long_name": "network"}),
             "scope": ("scope", list(scopes), {"long_name": "layer"}),
-            "quantity": ("quantity", list(quantities), {"long_name": "what pairs tell of the class"}),
+            "quantity": (
+                "quantity",
+                list(quantities),
+                {"long_name": "information of a pair of neurons about the class"},
+            ),
         },
         attrs={**attrs, **_provenance(source)},
     )
@@ -228,8 +305,17 @@ def redundancy_results(
 def study_results(
     networks: Mapping[str, Mapping[str, xr.Dataset]], config: Mapping, source: Source, seconds: float
 ) -> xr.DataTree:
-    """Join the networks of a study, by protocol and name, under one root that says where everything came from, and how
-    long it took."""
+    """Join the networks of a study under one root with the provenance.
+
+    Args:
+        networks: datasets from `network_results`, by protocol and network name.
+        config: settings of the study.
+        source: where the data came from.
+        seconds: duration of the study.
+
+    Returns:
+        A tree. The networks of the paper's protocol are at the root, all others under the name of their protocol.
+    """
     attrs = {
         "format": FORMAT,
         "title": "Information-ordered cumulative ablation",
@@ -239,19 +325,19 @@ def study_results(
     }
     nodes = {
         name if protocol == PAPER.name else f"{protocol}/{name}": network
-        for protocol, of_protocol in networks.items()
-        for name, network in of_protocol.items()
+        for protocol, by_name in networks.items()
+        for name, network in by_name.items()
     }
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **nodes})
 
 
 def _provenance(source: Source) -> dict[str, str]:
-    """Where results come from: data, versions, device, time."""
+    """Return the attributes that say where results come from: data, versions, device, time."""
     packages = ("jaxablate", "jax", "jaxlib", "flax", "optax", "numpy", "xarray")
     device = jax.devices()[0]
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        # the name of a file need not be UTF-8, which netCDF is
+        # file names may hold bytes that are not UTF-8, and netCDF stores UTF-8 only
         "dataset": source.name.encode("utf-8", "backslashreplace").decode(),
         "dataset_origin": source.origin.encode("utf-8", "backslashreplace").decode(),
         "dataset_sha256": json.dumps(source.sha256),
@@ -267,24 +353,25 @@ def _provenance(source: Source) -> dict[str, str]:
 
 
 def protocols_of(results: xr.DataTree) -> list[str]:
-    """The protocols that the results hold, the paper's first.
+    """Return the names of the protocols in the results, the paper's first.
 
     Args:
         results: from `run_study` or `load_results`.
 
     Returns:
-        Names, as in `get_protocol`.
+        Names of protocols, as in `get_protocol`.
 
     Example:
         >>> ja.results.protocols_of(results)
         ['paper', 'published']
     """
-    others = [name for name, node in results.children.items() if node.children]
-    return [PAPER.name] * (len(others) < len(results.children)) + others
+    # a node with children is a protocol; a node without is a network of the paper's protocol
+    protocols = [name for name, node in results.children.items() if node.children]
+    return [PAPER.name] * (len(protocols) < len(results.children)) + protocols
 
 
 def select_protocol(results: xr.DataTree, protocol: str) -> xr.DataTree:
-    """The networks of one protocol, as if the study had run under no other.
+    """Return the results of one protocol, in the form of a study that ran under this protocol only.
 
     Args:
         results: from `run_study` or `load_results`.
@@ -294,7 +381,7 @@ def select_protocol(results: xr.DataTree, protocol: str) -> xr.DataTree:
         A tree with one node for each network and the attributes of `results`.
 
     Raises:
-        InputError: for a protocol that the results do not hold.
+        InputError: for a protocol that is not in the results.
 
     Example:
         >>> ja.results.select_protocol(results, "published")["2-layer-12-10"].attrs["protocol"]

@@ -29,6 +29,7 @@ from jaxablate.orders import DIRECTIONS, normalize_per_layer, random_orders
 from jaxablate.protocols import Balance, FreshSubsets, Protocol, get_protocol
 from jaxablate.quantizers import Quantizer
 from jaxablate.results import NETWORK_SCOPE, network_results
+from jaxablate.results._labels import NO_NEURON
 from jaxablate.scores import compute_score, is_own
 from jaxablate.study._config import StudyConfig
 from jaxablate.study._networks import OnProgress
@@ -43,9 +44,6 @@ class EvaluationData(NamedTuple):
     images: Images
     labels: Labels
     mesh: Mesh | None
-
-
-NO_ORDER = -1  # in place of the neurons of a random curve that follows no order
 
 
 def digest_of(state: nnx.State) -> str:
@@ -159,7 +157,7 @@ def _arrays(
 ) -> Arrays:
     """Everything that is kept of one network under one protocol."""
     num_orderings = len(config.orderings(view.protocol))
-    ablated = np.full((len(view.orders), num_orderings, config.steps), NO_ORDER, np.int32)
+    ablated = np.full((len(view.orders), num_orderings, config.steps), NO_NEURON, np.int32)
     for scope, orders in enumerate(view.orders):
         ablated[scope, : len(orders)] = orders[:, : config.steps]
     known = (
