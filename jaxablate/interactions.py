@@ -1,9 +1,12 @@
-"""Interactions: codes of a layer's neurons come in, what each pair of them tells of the class goes out, in nats.
+"""Interactions say what pairs of neurons know about the class together, beyond what each knows by itself.
 
-All pairs come from matrix products: with the codes of the examples of one class as one-hot columns X_c, the products
-X_c^T X_c hold the joint counts N[c, (i, t), (j, s)] of every pair at once, exact integers. Memory: the one-hot
-columns of `BLOCK` examples, and about five arrays of `CELLS` joint counts (or of one neuron's with all others, where
-these are more), whatever the number of neurons and examples.
+All pairs come from matrix products. With the codes of the examples of one class as one-hot columns X_c, the product
+X_c^T X_c holds the joint counts N[c, (i, t), (j, s)] of every pair of neurons i, j and codes t, s: exact integers.
+
+Input: codes [example, neuron] of a layer and labels [example]; or damages [neuron, neuron].
+Output: one number for each pair of neurons [neuron, neuron], in nats for information.
+Memory: the one-hot columns of `BLOCK` examples and about five arrays of `CELLS` joint counts, for any number of neurons
+    and examples. If one neuron has more than `CELLS` joint counts with all neurons, arrays of that size instead.
 """
 
 from dataclasses import dataclass
@@ -25,22 +28,24 @@ from jaxablate._checks import (
 )
 from jaxablate._typing import AnyArray, Codes, Labels, Scores
 
+__all__ = ["MantelTest", "PairInformation", "mantel_test", "pair_information", "super_additivity"]
+
 Pairs = Float[AnyArray, "neuron neuron"]
 
-BLOCK = 256  # examples in one matrix product: its float32 sums of ones stay far below 2^24 and so are exact
-CELLS = 2**22  # joint counts made at a time
-BATCH = 16  # permutations judged at a time
+BLOCK = 256  # examples in one matrix product; its float32 sums of ones stay far below 2^24 and are exact
+CELLS = 2**22  # joint counts in memory at a time
+BATCH = 16  # permutations evaluated at a time
 
 
 @dataclass(frozen=True, eq=False)
 class PairInformation:
-    """What neurons i and j of a layer tell of the class Y, alone and together, in nats: symmetric float32 matrices.
+    """Information of neurons i and j about the class Y, alone and together, in nats.
 
-    Redundancy, unique information and synergy are the minimum-MI decomposition, which splits I(T_i,T_j;Y) into the
-    four; co-information is redundancy less synergy. On the diagonal stands the neuron with itself: all redundant.
+    Redundancy, unique information and synergy are the minimum-MI decomposition of I(T_i,T_j;Y) into four parts.
+    Co-information is redundancy minus synergy. The diagonal pairs a neuron with itself, which is all redundancy.
 
     Attributes:
-        joint: I(T_i,T_j;Y), float32 [neuron, neuron].
+        joint: I(T_i,T_j;Y), float32 [neuron, neuron], symmetric.
 
     Source: Barrett 2015, Physical Review E 91, 052802 (minimum-MI redundancy); Williams and Beer 2010,
         arXiv:1004.2515 (the decomposition).
@@ -49,54 +54,59 @@ class PairInformation:
     joint: Pairs
 
     @property
-    def alone(self) -> Scores:
+    def single(self) -> Scores:
         """I(T_i;Y), float32 [neuron] in nats."""
         return jnp.diagonal(self.joint)
 
     @property
     def redundancy(self) -> Pairs:
-        """min(I(T_i;Y), I(T_j;Y)), float32 [neuron, neuron] in nats: a function of the neurons' own information only,
-        so a bound on what the two share; co-information tells whether they do."""
-        return jnp.minimum(self.alone[:, None], self.alone)
+        """min(I(T_i;Y), I(T_j;Y)), float32 [neuron, neuron] in nats.
+
+        It depends only on the information of each neuron. It bounds what the two neurons share from above;
+        co-information shows whether they share it.
+        """
+        return jnp.minimum(self.single[:, None], self.single)
 
     @property
     def unique(self) -> Pairs:
-        """I(T_i;Y) - redundancy, float32 [neuron i, neuron j] in nats: what i has beyond j; not symmetric."""
-        return self.alone[:, None] - self.redundancy
+        """I(T_i;Y) - redundancy, float32 [neuron i, neuron j] in nats: what i knows beyond j; not symmetric."""
+        return self.single[:, None] - self.redundancy
 
     @property
     def synergy(self) -> Pairs:
         """I(T_i,T_j;Y) - max(I(T_i;Y), I(T_j;Y)), float32 [neuron, neuron] in nats, never negative."""
-        return self.joint - jnp.maximum(self.alone[:, None], self.alone)
+        return self.joint - jnp.maximum(self.single[:, None], self.single)
 
     @property
     def co_information(self) -> Pairs:
-        """I(T_i;Y) + I(T_j;Y) - I(T_i,T_j;Y), float32 [neuron, neuron] in nats: above 0 where the two repeat each
-        other, below 0 where they say more together than the sum of each alone."""
+        """I(T_i;Y) + I(T_j;Y) - I(T_i,T_j;Y), float32 [neuron, neuron] in nats.
+
+        Positive if the neurons repeat each other. Negative if together they know more than the sum of their parts.
+        """
         return self.redundancy - self.synergy
 
 
 def pair_information(codes: Codes, labels: Labels, *, num_codes: int, num_classes: int) -> PairInformation:
-    """What all pairs of neurons tell of the class, together and alone, in one pass.
+    """Return the information of all pairs of neurons about the class.
 
-    I(T_i,T_j;Y) = sum_{c,t,s} P(c,t,s) log(P(c,t,s) / (P(c) P(t,s))), plug-in, from exact counts; all else follows
-    from it, as `I(T_i,T_i;Y) = I(T_i;Y)`. For a few pairs of many neurons, hand in the columns of these alone.
+    I(T_i,T_j;Y) = sum_{c,t,s} P(c,t,s) log(P(c,t,s) / (P(c) P(t,s))), a plug-in estimate from exact counts. All other
+    quantities follow from it, because I(T_i,T_i;Y) = I(T_i;Y). If you need only a few neurons, pass their columns.
 
-    The plug-in estimate is too high by about (K-1)(C-1)/2N nats, K being the number of code pairs that occur and C of
-    classes: more so for pairs than for neurons, and synergy carries the difference.
+    The plug-in estimate is too high by about (K-1)(C-1)/2N nats, where K is the number of code pairs that occur and C
+    the number of classes. Pairs have more codes than single neurons, so synergy contains the difference of the biases.
 
     Args:
         codes: integers [example, neuron] in 0..num_codes-1, of one layer or several.
         labels: integers [example] in 0..num_classes-1.
-        num_codes: the number of codes of the quantizer.
-        num_classes: the number of classes.
+        num_codes: number of codes of the quantizer.
+        num_classes: number of classes.
 
     Returns:
-        A `PairInformation`, its matrices float32 [neuron, neuron] in nats.
+        A `PairInformation` with float32 matrices [neuron, neuron] in nats.
 
     Raises:
-        InputError: for codes or labels of another shape, dtype or range, for no example or neuron, or for so many codes
-            and classes that the counts of one neuron with all others are 2^31 cells or more.
+        InputError: if codes or labels have another shape, dtype or range, if there is no example or neuron, or if one
+            neuron has 2^31 or more joint counts with all neurons.
 
     Source: paper, equation 4, for the joint code of two neurons.
 
@@ -116,104 +126,118 @@ def pair_information(codes: Codes, labels: Labels, *, num_codes: int, num_classe
     neurons = host_codes.shape[1]
     cells = num_classes * num_codes**2 * neurons
     require(cells < 2**31, f"joint counts: expected fewer than 2^31 cells for a neuron, got {cells}; use fewer codes")
+    # Each chunk of neurons has at most CELLS joint counts with all neurons, or consists of a single neuron.
     chunks = -(-neurons // max(1, CELLS // cells))
-    blocks, class_of_block = _blocks_of_one_class(host_codes, host_labels, num_classes)
+    blocks, block_class = _blocks_by_class(host_codes, host_labels, num_classes)
     sizes = np.bincount(host_labels, minlength=num_classes).astype(np.int32)
-    return PairInformation(_joint_information(blocks, class_of_block, sizes, num_codes, -(-neurons // chunks)))
+    return PairInformation(_joint_information(blocks, block_class, sizes, num_codes, -(-neurons // chunks)))
 
 
-def _blocks_of_one_class(codes: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The codes in blocks of one class each, int32 [block, example, neuron], -1 where a class has run out, and the
-    class of each block; their number depends on those of examples and classes only, so that few programs are compiled.
+def _blocks_by_class(codes: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sort the examples into blocks of one class each.
+
+    Returns:
+        Codes int32 [block, example, neuron], -1 after the last example of a class, and the class of each block.
     """
+    # The examples are sorted by class, and each class starts a new block. Class c thus moves by `shift[c]`: the start
+    # of its blocks minus its start among the sorted examples. The number of blocks depends only on the numbers of
+    # examples and classes (an upper bound, filled with empty blocks), so labels never cause a new compilation.
     block = min(BLOCK, -(-len(codes) // num_classes))
     sizes = np.bincount(labels, minlength=num_classes)
     used = -(-sizes // block)
-    class_of_block = np.zeros(len(codes) // block + num_classes, np.int32)
-    class_of_block[: used.sum()] = np.repeat(np.arange(num_classes), used)
+    block_class = np.zeros(len(codes) // block + num_classes, np.int32)
+    block_class[: used.sum()] = np.repeat(np.arange(num_classes), used)
     shift = block * (np.cumsum(used) - used) - (np.cumsum(sizes) - sizes)
     order = np.argsort(labels, kind="stable")
-    blocks = np.full((len(class_of_block) * block, codes.shape[1]), -1, np.int32)
+    blocks = np.full((len(block_class) * block, codes.shape[1]), -1, np.int32)
     blocks[np.arange(len(codes)) + shift[labels[order]]] = codes[order]
-    return blocks.reshape(-1, block, codes.shape[1]), class_of_block
+    return blocks.reshape(-1, block, codes.shape[1]), block_class
 
 
 @partial(jax.jit, static_argnames=("num_codes", "rows"))
 def _joint_information(
     blocks: Int32[AnyArray, "block example neuron"],
-    class_of_block: Int32[AnyArray, "block"],
+    block_class: Int32[AnyArray, "block"],
     sizes: Int32[AnyArray, "class"],
     num_codes: int,
     rows: int,
 ) -> Pairs:
-    """I(T_i,T_j;Y), the pairs of `rows` neurons with all others at a time."""
+    """Return I(T_i,T_j;Y) [neuron, neuron], computed for `rows` neurons i and all neurons j at a time."""
+    # For each chunk of `rows` neurons, a scan over the blocks adds one matrix product per block:
+    #   chunk [example, row, t] x columns [example, neuron, s] -> [row, t, neuron, s], added to the counts of its class.
+    # A block holds one class, so the class needs no axis in the product. The counts are exact: a block has at most
+    # 256 examples, float32 represents its sums, and the running total is int32.
+    # The last chunk starts early enough to be full, so it may repeat neurons of the chunk before it.
     neurons = blocks.shape[2]
     shape = (len(sizes), rows, num_codes, neurons, num_codes)
     starts = jnp.minimum(jnp.arange(0, neurons, rows), neurons - rows)
 
-    def of_rows(start: jax.Array) -> jax.Array:
-        def add(counts: jax.Array, block: tuple[AnyArray, AnyArray]) -> tuple[jax.Array, None]:
-            codes, of_class = block
-            columns = jax.nn.one_hot(codes, num_codes, dtype=jnp.float32)  # a code of -1 is a row of zeros
-            own = jax.lax.dynamic_slice_in_dim(columns, start, rows, axis=1)
-            return counts.at[of_class].add(jnp.einsum("eit,ejs->itjs", own, columns).astype(jnp.int32)), None
+    def information_of_chunk(start: jax.Array) -> jax.Array:
+        def add_block(counts: jax.Array, block: tuple[AnyArray, AnyArray]) -> tuple[jax.Array, None]:
+            codes, label = block
+            columns = jax.nn.one_hot(codes, num_codes, dtype=jnp.float32)  # a code of -1 (padding) is a row of zeros
+            chunk = jax.lax.dynamic_slice_in_dim(columns, start, rows, axis=1)
+            return counts.at[label].add(jnp.einsum("eit,ejs->itjs", chunk, columns).astype(jnp.int32)), None
 
-        counts, _ = jax.lax.scan(add, jnp.zeros(shape, jnp.int32), (blocks, class_of_block))
+        counts, _ = jax.lax.scan(add_block, jnp.zeros(shape, jnp.int32), (blocks, block_class))
         return _information(counts, sizes)
 
-    found = jax.lax.map(of_rows, starts)
+    chunks = jax.lax.map(information_of_chunk, starts)
     neuron = jnp.arange(neurons)
-    upper = jnp.triu(found[neuron // rows, neuron - starts[neuron // rows]])
-    # (i, j) and (j, i) add the same terms in another order: take one of them; and no rounding below the neurons alone
+    upper = jnp.triu(chunks[neuron // rows, neuron - starts[neuron // rows]])
+    # (i, j) and (j, i) add the same terms in different orders, so the upper triangle serves for both. A pair never
+    # knows less than either neuron; the maximum removes rounding that says otherwise.
     joint = upper + jnp.triu(upper, 1).T
-    alone = jnp.diagonal(joint)
-    return jnp.maximum(joint, jnp.maximum(alone[:, None], alone))
+    single = jnp.diagonal(joint)
+    return jnp.maximum(joint, jnp.maximum(single[:, None], single))
 
 
 def _information(counts: Int32[AnyArray, "class row t neuron s"], sizes: Int32[AnyArray, "class"]) -> jax.Array:
-    """I(T_i,T_j;Y) [row, neuron], from terms P(c,t,s) log(N[c,t,s] N / (N[c] N[t,s])) of which none is large."""
+    """Return I(T_i,T_j;Y) [row, neuron], the sum of P(c,t,s) log(N[c,t,s] N / (N[c] N[t,s]))."""
     n, total = counts.astype(jnp.float32), sizes.sum().astype(jnp.float32)
     above = n * total
     below = sizes.astype(jnp.float32)[:, None, None, None, None] * counts.sum(axis=0).astype(jnp.float32)
-    # equal products are a ratio of exactly 1, whatever a device makes of the division: a constant neuron has exactly 0
+    # Equal products give a ratio of exactly 1 on every device, so a constant neuron has exactly 0. Empty cells also
+    # get the ratio 1: 0 log 0 = 0 without a NaN.
     ratio = jnp.where((n > 0) & (above != below), above / jnp.maximum(below, 1), 1)
     return jnp.maximum((n / total * jnp.log(ratio)).sum(axis=(0, 2, 4)), 0)
 
 
 def super_additivity(damage: Pairs) -> Pairs:
-    """How much worse it is to ablate two neurons together than each alone: D(i,j) - D(i) - D(j).
+    """Return how much worse it is to ablate two neurons together than each alone: D(i,j) - D(i) - D(j).
 
     Args:
-        damage: [neuron, neuron], that of a pair off the diagonal and of a neuron alone on it, more being worse: what
-            `ja.ablation.pair_ablation` finds less the intact network's value for a loss, the other way round for
-            correct predictions.
+        damage: [neuron, neuron], finite and symmetric; larger is worse. Off the diagonal the damage of the pair, on the
+            diagonal the damage of the single neuron. For a loss: `ja.ablation.pair_ablation` minus the intact loss.
+            For correct predictions: the intact number minus `pair_ablation`.
 
     Returns:
-        float64 [neuron, neuron] in the unit of the damage, 0 on the diagonal; above 0 where one neuron stands in for
-        the other.
+        float64 [neuron, neuron] in the unit of the damage, 0 on the diagonal. Positive if one neuron compensates for
+        the loss of the other.
 
     Raises:
-        InputError: for a matrix that is not square, symmetric or finite.
+        InputError: if the matrix is not square, symmetric and finite.
 
     Example:
         >>> ja.interactions.super_additivity(np.array([[1.0, 5.0], [5.0, 2.0]])).tolist()
         [[0.0, 2.0], [2.0, 0.0]]
     """
-    host = _checked("damage", damage)
-    alone = np.diagonal(host)
-    found = host - alone[:, None] - alone
-    np.fill_diagonal(found, 0)
-    return found
+    host = _symmetric_matrix("damage", damage)
+    single = np.diagonal(host)
+    excess = host - single[:, None] - single
+    np.fill_diagonal(excess, 0)
+    return excess
 
 
 @dataclass(frozen=True)
 class MantelTest:
-    """A correlation between two matrices over the pairs of neurons, and how rarely chance makes one as strong.
+    """A correlation between two matrices over pairs of neurons, with its permutation p-value.
 
     Attributes:
-        correlation: Spearman's, in -1..1; NaN where one of the matrices is the same for all pairs.
-        p_value: the share of permutations with a correlation as strong, either sign, this one counted among them.
-        permutations: how many were drawn.
+        correlation: Spearman's correlation, in -1..1; NaN if one of the matrices is the same for all pairs.
+        p_value: fraction of permutations with a correlation at least as strong, of either sign; the unpermuted
+            matrices count as one of them. NaN if the correlation is NaN.
+        num_permutations: number of permutations drawn.
     """
 
     correlation: float
@@ -221,65 +245,70 @@ class MantelTest:
     num_permutations: int
 
 
-def mantel_test(first: Pairs, second: Pairs, key: jax.Array, *, num_permutations: int = 9999) -> MantelTest:
-    """Test whether two properties of pairs of neurons go together, by Spearman's correlation over the pairs.
+def mantel_test(first: Pairs, second: Pairs, *, num_permutations: int = 9999, key: jax.Array) -> MantelTest:
+    """Test whether two properties of pairs of neurons are correlated (Spearman).
 
-    A neuron is in many pairs, so the pairs are not independent and their usual p-value is far too small. Here the
-    neurons of one matrix are permuted, rows and columns alike: p = (1 + #{|r_permuted| >= |r|}) / (1 + permutations).
+    Each neuron is in many pairs, so the pairs are not independent, and the usual p-value is far too small. The Mantel
+    test permutes the neurons of one matrix (rows and columns together):
+    p = (1 + #{|r_permuted| >= |r|}) / (1 + num_permutations).
 
     Args:
-        first: [neuron, neuron], symmetric, in any unit; the diagonal is left out. For instance
+        first: [neuron, neuron], symmetric, in any unit; the diagonal is ignored. For example
             `pair_information(...).co_information`.
-        second: likewise, of the same neurons. For instance `super_additivity(damage)`.
+        second: [neuron, neuron], symmetric, of the same neurons. For example `super_additivity(damage)`.
+        num_permutations: number of permutations; the smallest possible p-value is 1 / (num_permutations + 1).
         key: a JAX random key; the same key draws the same permutations.
-        permutations: how many to draw; the least p-value is 1 / (permutations + 1).
 
     Returns:
         A `MantelTest`. Memory: a few matrices for each of 16 permutations at a time.
 
     Raises:
-        InputError: for matrices that are not square, symmetric, finite or of one size, fewer than 3 neurons, or no
-            permutation.
+        InputError: if a matrix is not square, symmetric and finite, if the sizes differ, or if there are fewer than 3
+            neurons or no permutations.
 
     Source: Mantel 1967, Cancer Research 27, 209-220.
 
     Example:
         >>> distance = abs(np.arange(8.0)[:, None] - np.arange(8))
-        >>> test = ja.interactions.mantel_test(distance, distance**2, jax.random.key(0), num_permutations=999)
+        >>> test = ja.interactions.mantel_test(distance, distance**2, num_permutations=999, key=jax.random.key(0))
         >>> round(test.correlation, 6), test.p_value < 0.01
         (1.0, True)
     """
-    matrices = [_checked("first", first), _checked("second", second)]
+    matrices = [_symmetric_matrix("first", first), _symmetric_matrix("second", second)]
     neurons = len(matrices[0])
     require(len(matrices[1]) == neurons, f"second: expected {neurons} neurons as in the first, got {len(matrices[1])}")
     require(neurons >= 3, f"first: expected 3 neurons or more, got {neurons}")
-    num_permutations = require_count("permutations", num_permutations)
+    num_permutations = require_count("num_permutations", num_permutations)
     a, b = (_standard_ranks(matrix) for matrix in matrices)
     correlation = float((a * b).sum())
     if not np.isfinite(correlation):
         return MantelTest(float("nan"), float("nan"), num_permutations)
-    shuffled = _permuted_correlations(
+    permuted = _permuted_correlations(
         *(jnp.asarray(m, jnp.float32) for m in (a, b)), jax.random.split(key, num_permutations)
     )
-    as_strong = np.abs(shuffled) >= abs(correlation) - 1e-5  # float32 sums: a permutation that changes nothing counts
+    # The sums are float32: without the tolerance, a permutation that changes nothing might not count.
+    as_strong = np.abs(permuted) >= abs(correlation) - 1e-5
     return MantelTest(correlation, float((1 + as_strong.sum()) / (1 + num_permutations)), num_permutations)
 
 
 def _standard_ranks(matrix: np.ndarray) -> np.ndarray:
-    """Ranks of the pairs, so shifted and scaled that the sum of products of two such matrices is Spearman's rho."""
+    """Return the ranks of the pairs, standardized: the sum of products of two such matrices is Spearman's rho."""
     from scipy import stats
 
     upper = np.triu_indices(len(matrix), k=1)
     ranks = stats.rankdata(matrix[upper])
     ranks -= ranks.mean()
     norm = np.sqrt((ranks**2).sum())
-    found = np.zeros(matrix.shape)
-    found[upper] = ranks / norm if norm > 0 else np.nan
-    return (found + found.T) / np.sqrt(2)
+    standard = np.zeros(matrix.shape)
+    standard[upper] = ranks / norm if norm > 0 else np.nan
+    # Every pair is in both triangles, so the full sum of products would count it twice.
+    return (standard + standard.T) / np.sqrt(2)
 
 
 @jax.jit
 def _permuted_correlations(a: jax.Array, b: jax.Array, keys: jax.Array) -> jax.Array:
+    """Return Spearman's correlation [permutation] after permuting the neurons of `a`."""
+
     def correlation(key: jax.Array) -> jax.Array:
         neurons = jax.random.permutation(key, len(a))
         return (a[neurons][:, neurons] * b).sum()
@@ -287,12 +316,12 @@ def _permuted_correlations(a: jax.Array, b: jax.Array, keys: jax.Array) -> jax.A
     return jax.lax.map(correlation, keys, batch_size=BATCH)
 
 
-def _checked(what: str, matrix: Pairs) -> np.ndarray:
-    """As float64, once it is known to be square, finite and symmetric."""
+def _symmetric_matrix(argument: str, matrix: Pairs) -> np.ndarray:
+    """Return the matrix as float64; raise unless it is square, finite and symmetric."""
     host = np.asarray(matrix, np.float64)
     square = host.ndim == 2 and host.shape[0] == host.shape[1]
-    require(square, f"{what}: expected shape [neuron, neuron], got {host.shape}")
-    require_finite(what, host)
-    apart, largest = float(np.abs(host - host.T).max(initial=0)), float(np.abs(host).max(initial=0))
-    require(apart <= 1e-6 * largest, f"{what}: expected a symmetric matrix, got differences of {apart}")
+    require(square, f"{argument}: expected shape [neuron, neuron], got {host.shape}")
+    require_finite(argument, host)
+    difference, largest = float(np.abs(host - host.T).max(initial=0)), float(np.abs(host).max(initial=0))
+    require(difference <= 1e-6 * largest, f"{argument}: expected a symmetric matrix, got differences of {difference}")
     return host

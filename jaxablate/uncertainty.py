@@ -1,13 +1,16 @@
-"""Whether scores can be told from noise: codes and labels come in, p-values and intervals for each neuron go out.
+"""Uncertainty of scores: is a score distinguishable from noise, and how precisely is it known?
 
-Shuffles and resamples run one after the other within one jitted pass: each fills the machine by itself, and memory
-stays at that of one histogram. A metric is any function from counts [neuron, class, code] to scores [neuron] that JAX
-can compile: those of `ja.metrics`, with another estimator by `functools.partial`, or the user's own.
+A metric is any function from counts [neuron, class, code] to scores [neuron] that JAX can compile: a function of
+`ja.metrics`, a `functools.partial` of one (for another estimator), or your own.
+
+Input: codes [example, neuron] and labels [example].
+Output: p-values or intervals, one for each neuron.
+Memory: one histogram. Shuffles and resamples run one after another in one jitted pass; each keeps the device busy.
 """
 
 import warnings
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +22,24 @@ from jaxablate._typing import AnyArray, Codes, Counts, Labels, Scores
 from jaxablate.histograms import joint_histogram
 from jaxablate.metrics import Metric, mutual_information, predicted_bias
 
+__all__ = ["BiasWarning", "Interval", "ShuffleNull", "bootstrap", "shuffle_null", "warn_of_bias"]
+
 RELATIVE_TIE, ABSOLUTE_TIE = 1e-6, 1e-7
-"""Scores that differ by less are the same but for float32 rounding."""
+"""Scores that differ by less than this are equal up to float32 rounding."""
 
 
 class BiasWarning(JaxablateWarning):
-    """Plug-in scores that are no larger than the bias predicted for them."""
+    """Warn that plug-in scores do not exceed their predicted bias."""
 
 
-class ShuffleNull(NamedTuple):
-    """Scores beside what they would be if the labels meant nothing.
+@dataclass(frozen=True, eq=False)
+class ShuffleNull:
+    """Scores of the neurons and their distribution under shuffled labels.
 
     Attributes:
-        score: float32 [neuron], of the labels as they are.
-        mean: float32 [neuron], the mean score over shuffled labels: the bias, for a neuron that knows nothing.
+        score: float32 [neuron], with the given labels.
+        mean: float32 [neuron], the mean score over shuffled labels. For a neuron without information about the class
+            this is the bias.
         p_value: float64 [neuron], (1 + number of shuffles with a score at least as high) / (1 + number of shuffles).
     """
 
@@ -40,30 +47,36 @@ class ShuffleNull(NamedTuple):
     mean: Scores
     p_value: Float[np.ndarray, "neuron"]
 
-    def share_of_noise(self, level: float = 0.05) -> float:
-        """The share of neurons indistinguishable from noise at this level: those with p > level."""
+    def fraction_not_significant(self, level: float = 0.05) -> float:
+        """Return the fraction of neurons with p > level, in 0..1: their scores are indistinguishable from noise."""
         _require_level(level)
         return float((self.p_value > level).mean())
 
 
-class Interval(NamedTuple):
-    """Interval of a score for each neuron: `low` and `high`, float32 [neuron], in the unit of the metric."""
+@dataclass(frozen=True, eq=False)
+class Interval:
+    """An interval of a score for each neuron.
+
+    Attributes:
+        low: float32 [neuron], in the unit of the metric.
+        high: float32 [neuron], in the unit of the metric.
+    """
 
     low: Scores
     high: Scores
 
 
 def warn_of_bias(counts: Counts) -> Bool[np.ndarray, "neuron"]:
-    """Warn where the predicted bias of plug-in mutual information exceeds the score itself.
+    """Warn if the plug-in mutual information of a neuron is below its own predicted bias.
 
     Args:
-        counts: int32 [neuron, class, code], from `joint_histogram`.
+        counts: integers [neuron, class, code], from `joint_histogram`.
 
     Returns:
-        bool [neuron], where it does. If anywhere, a `BiasWarning` says for how many neurons.
+        bool [neuron], True if the predicted bias exceeds the score. If any is True, a `BiasWarning` gives their number.
 
     Raises:
-        InputError: for counts of another shape or dtype, or without an example.
+        InputError: if counts have another shape or dtype, or a neuron has no example.
 
     Example:
         >>> ja.uncertainty.warn_of_bias(np.array([[[9, 1], [1, 9]]], np.int32)).tolist()
@@ -83,49 +96,54 @@ def warn_of_bias(counts: Counts) -> Bool[np.ndarray, "neuron"]:
 def shuffle_null(
     codes: Codes,
     labels: Labels,
-    key: jax.Array,
-    num_shuffles: int = 200,
     *,
     num_codes: int,
     num_classes: int,
     metric: Metric = mutual_information,
+    num_shuffles: int = 200,
+    key: jax.Array,
 ) -> ShuffleNull:
-    """Scores of shuffled labels: which neurons know more of the class than chance would have it?
+    """Score the neurons under shuffled labels, to see which scores exceed chance.
 
-    The labels are permuted, the same way for all neurons; p = (1 + #{shuffled >= observed}) / (1 + num_shuffles).
-    Scores that differ by rounding alone (1e-6 of the score plus 1e-7) are equal. Entropy does not depend on which
-    label is whose: its p-value is always 1.
+    Every shuffle permutes the labels in the same way for all neurons.
+    p = (1 + #{shuffled >= observed}) / (1 + num_shuffles); scores are equal if they differ by rounding alone (1e-6 of
+    the score plus 1e-7). Entropy does not depend on the labels, so its p-value is always 1.
 
     Args:
         codes: integers [example, neuron] in 0..num_codes-1.
         labels: integers [example] in 0..num_classes-1.
-        key: a JAX random key.
-        num_shuffles: how many permutations; the smallest possible p-value is 1 / (1 + num_shuffles).
-        num_codes: the number of codes of the quantizer.
-        num_classes: the number of classes.
-        metric: from counts [neuron, class, code] to scores [neuron].
+        num_codes: number of codes of the quantizer.
+        num_classes: number of classes.
+        metric: function from counts [neuron, class, code] to scores [neuron].
+        num_shuffles: number of permutations; the smallest possible p-value is 1 / (1 + num_shuffles).
+        key: a JAX random key; the same key draws the same permutations.
 
     Returns:
-        A `ShuffleNull` of scores, means over shuffles (in the unit of the metric, nats) and p-values, each [neuron].
+        A `ShuffleNull`: scores, means over the shuffles (both in the unit of the metric) and p-values, each [neuron].
 
     Raises:
-        InputError: for codes or labels of another shape, dtype or range, no example or neuron, fewer than one shuffle,
-            or a metric whose scores are not all finite.
+        InputError: if codes or labels have another shape, dtype or range, if there is no example, neuron or shuffle,
+            or if the metric returns scores that are not finite.
 
     Source: permutation test; Phipson and Smyth (2010), Permutation p-values should never be zero.
 
     Example:
         >>> labels = np.arange(40) % 2
         >>> codes = np.stack([labels, np.arange(40) < 20], axis=1).astype(np.int32)
-        >>> null = ja.uncertainty.shuffle_null(codes, labels, jax.random.key(0), 99, num_codes=2, num_classes=2)
-        >>> null.p_value.tolist(), null.share_of_noise(0.05)
+        >>> null = ja.uncertainty.shuffle_null(
+        ...     codes, labels, num_codes=2, num_classes=2, num_shuffles=99, key=jax.random.key(0)
+        ... )
+        >>> null.p_value.tolist(), null.fraction_not_significant(0.05)
         ([0.01, 1.0], 0.5)
     """
     num_shuffles = require_count("num_shuffles", num_shuffles)
-    _check(codes, labels, num_codes, num_classes)
-    scores = _shuffled(jnp.asarray(codes), jnp.asarray(labels), key, num_shuffles, num_codes, num_classes, metric)
+    _check_inputs(codes, labels, num_codes, num_classes)
+    scores = _shuffled_scores(
+        jnp.asarray(codes), jnp.asarray(labels), key, num_shuffles, num_codes, num_classes, metric
+    )
     observed, shuffled = np.asarray(scores[0]), np.asarray(scores[1:])
-    require_finite("scores of the metric", np.asarray(scores))  # NaN is not at least as high, and so p would be least
+    # NaN compares as lower than every score: without this check its p-value would be the smallest possible.
+    require_finite("scores of the metric", np.asarray(scores))
     reached = shuffled >= observed - (ABSOLUTE_TIE + RELATIVE_TIE * np.abs(observed))
     return ShuffleNull(observed, shuffled.mean(axis=0), (1 + reached.sum(axis=0)) / (1 + num_shuffles))
 
@@ -133,82 +151,97 @@ def shuffle_null(
 def bootstrap(
     codes: Codes,
     labels: Labels,
-    key: jax.Array,
-    num_resamples: int = 1000,
     *,
     num_codes: int,
     num_classes: int,
-    level: float = 0.95,
     metric: Metric = mutual_information,
+    level: float = 0.95,
+    num_resamples: int = 1000,
+    key: jax.Array,
 ) -> Interval:
-    """Percentile bootstrap intervals: between which scores would other examples of the same kind put a neuron?
+    """Return percentile bootstrap intervals of the scores.
 
-    Examples are drawn with replacement, as many as there are and the same for all neurons; the interval runs from the
-    (1 - level) / 2 quantile of the scores to the (1 + level) / 2 quantile. Resampling adds the bias of the plug-in
-    estimate once more, so that intervals of mutual information lie too high where the bias is no smaller than they
-    are wide, and never hold 0; there take the estimator "miller_madow", and `shuffle_null` to tell scores from 0.
+    Every resample draws as many examples as there are, with replacement and the same for all neurons. The interval
+    runs from the (1 - level) / 2 quantile of the scores to the (1 + level) / 2 quantile.
+
+    Resampling adds the bias of the plug-in estimate a second time. Intervals of mutual information are therefore too
+    high if the bias is as large as they are wide, and they never contain 0. In this case use the estimator
+    "miller_madow", and `shuffle_null` to compare scores with 0.
 
     Args:
         codes: integers [example, neuron] in 0..num_codes-1.
         labels: integers [example] in 0..num_classes-1.
-        key: a JAX random key.
-        num_resamples: how many resamples.
-        num_codes: the number of codes of the quantizer.
-        num_classes: the number of classes.
-        level: the share of the scores that the interval holds, between 0 and 1.
-        metric: from counts [neuron, class, code] to scores [neuron].
+        num_codes: number of codes of the quantizer.
+        num_classes: number of classes.
+        metric: function from counts [neuron, class, code] to scores [neuron].
+        level: fraction of the resampled scores inside the interval, between 0 and 1.
+        num_resamples: number of resamples.
+        key: a JAX random key; the same key draws the same resamples.
 
     Returns:
-        An `Interval`: low and high, float32 [neuron] each, in the unit of the metric (nats).
+        An `Interval` with `low` and `high`, float32 [neuron] each, in the unit of the metric.
 
     Raises:
-        InputError: for codes or labels of another shape, dtype or range, no example, neuron or resample, a level out of
-            range, or a metric whose scores are not all finite.
+        InputError: if codes or labels have another shape, dtype or range, if there is no example, neuron or resample,
+            if the level is out of range, or if the metric returns scores that are not finite.
 
     Source: Efron (1979), Bootstrap methods: another look at the jackknife.
 
     Example:
         >>> labels = np.arange(40) % 2
-        >>> interval = ja.uncertainty.bootstrap(labels[:, None], labels, jax.random.key(0), num_codes=2, num_classes=2)
+        >>> interval = ja.uncertainty.bootstrap(
+        ...     labels[:, None], labels, num_codes=2, num_classes=2, key=jax.random.key(0)
+        ... )
         >>> bool(0.6 < interval.low[0] < interval.high[0] < 0.7)
         True
     """
     num_resamples = require_count("num_resamples", num_resamples)
     _require_level(level)
-    _check(codes, labels, num_codes, num_classes)
-    scores = _resampled(jnp.asarray(codes), jnp.asarray(labels), key, num_resamples, num_codes, num_classes, metric)
+    _check_inputs(codes, labels, num_codes, num_classes)
+    scores = _resampled_scores(
+        jnp.asarray(codes), jnp.asarray(labels), key, num_resamples, num_codes, num_classes, metric
+    )
     require_finite("scores of the metric", np.asarray(scores))
     low, high = np.quantile(np.asarray(scores), ((1 - level) / 2, (1 + level) / 2), axis=0)
     return Interval(low.astype(np.float32), high.astype(np.float32))
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5, 6))
-def _shuffled(
-    codes: Codes, labels: Labels, key: jax.Array, number: int, num_codes: int, num_classes: int, metric: Metric
-) -> Float[AnyArray, "shuffle neuron"]:
-    """Scores of the labels as they are, then of `number` shuffles; by the same code, so that rounding is the same."""
+# The metric is a static argument of both passes below, so the same function object compiles once. `lax.map` runs the
+# draws in sequence: one histogram already fills the device, and a vmap would multiply the memory by their number.
 
+
+@partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _shuffled_scores(
+    codes: Codes, labels: Labels, key: jax.Array, num_shuffles: int, num_codes: int, num_classes: int, metric: Metric
+) -> Float[AnyArray, "shuffle neuron"]:
+    """Return the scores with the given labels (row 0), then with each of `num_shuffles` shuffles."""
+
+    # Row 0 goes through the same program as the shuffles, so equal tables give equal scores, rounding included.
     def score(shuffle: tuple[AnyArray, jax.Array]) -> Scores:
-        index, own_key = shuffle
-        shuffled = jnp.where(index == 0, labels, jax.random.permutation(own_key, labels))
+        index, shuffle_key = shuffle
+        shuffled = jnp.where(index == 0, labels, jax.random.permutation(shuffle_key, labels))
         return metric(joint_histogram(codes, shuffled, num_codes=num_codes, num_classes=num_classes))
 
-    return jax.lax.map(score, (jnp.arange(number + 1), jax.random.split(key, number + 1)))
+    return jax.lax.map(score, (jnp.arange(num_shuffles + 1), jax.random.split(key, num_shuffles + 1)))
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5, 6))
-def _resampled(
-    codes: Codes, labels: Labels, key: jax.Array, number: int, num_codes: int, num_classes: int, metric: Metric
+def _resampled_scores(
+    codes: Codes, labels: Labels, key: jax.Array, num_resamples: int, num_codes: int, num_classes: int, metric: Metric
 ) -> Float[AnyArray, "resample neuron"]:
-    def score(own_key: jax.Array) -> Scores:
-        drawn = jax.random.randint(own_key, labels.shape, 0, len(labels))
+    """Return the scores of `num_resamples` samples of the examples, drawn with replacement."""
+
+    def score(resample_key: jax.Array) -> Scores:
+        drawn = jax.random.randint(resample_key, labels.shape, 0, len(labels))
         return metric(joint_histogram(codes[drawn], labels[drawn], num_codes=num_codes, num_classes=num_classes))
 
-    return jax.lax.map(score, jax.random.split(key, number))
+    return jax.lax.map(score, jax.random.split(key, num_resamples))
 
 
-def _check(codes: Codes, labels: Labels, num_codes: int, num_classes: int) -> None:
-    joint_histogram(codes, labels, num_codes=num_codes, num_classes=num_classes)  # for its checks
+def _check_inputs(codes: Codes, labels: Labels, num_codes: int, num_classes: int) -> None:
+    """Raise unless codes and labels fit together and there is at least one example and one neuron."""
+    # Inside jit the values are unknown and unchecked; one histogram outside runs all checks on them.
+    joint_histogram(codes, labels, num_codes=num_codes, num_classes=num_classes)
     require(np.size(codes) > 0, f"codes: expected at least one example and neuron, got shape {np.shape(codes)}")
 
 

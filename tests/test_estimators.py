@@ -346,7 +346,7 @@ def test_laws_of_the_estimators(counts, random):
 def test_the_shuffle_null_equals_loops_over_the_same_shuffles():
     codes, labels = coded(1, 30, 6, 3, 4)
     key, number = jax.random.key(5), 40
-    null = shuffle_null(codes, labels, key, number, num_codes=3, num_classes=4)
+    null = shuffle_null(codes, labels, num_codes=3, num_classes=4, num_shuffles=number, key=key)
     observed = np.array([mutual_info_score(labels, column) for column in codes.T])
     np.testing.assert_allclose(null.score, observed, atol=ROUNDING)
     shuffles = [np.asarray(jax.random.permutation(k, labels)) for k in jax.random.split(key, number + 1)[1:]]
@@ -355,10 +355,11 @@ def test_the_shuffle_null_equals_loops_over_the_same_shuffles():
     expected = (1 + (scores >= observed - 1e-9).sum(axis=0)) / (1 + number)
     np.testing.assert_allclose(null.p_value, expected, rtol=1e-12)
     assert null.p_value[0] == 1
-    assert null.share_of_noise(0.2) == (expected > 0.2).mean()
-    again = shuffle_null(codes, labels, key, number, num_codes=3, num_classes=4)
+    assert null.fraction_not_significant(0.2) == (expected > 0.2).mean()
+    again = shuffle_null(codes, labels, num_codes=3, num_classes=4, num_shuffles=number, key=key)
     np.testing.assert_array_equal(null.p_value, again.p_value)
-    assert (null.mean != shuffle_null(codes, labels, jax.random.key(6), number, num_codes=3, num_classes=4).mean).any()
+    different = shuffle_null(codes, labels, num_codes=3, num_classes=4, num_shuffles=number, key=jax.random.key(6))
+    assert (null.mean != different.mean).any()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -366,14 +367,14 @@ def test_shuffles_as_good_as_the_labels_count_whatever_their_rounding(seed):
     """With classes of one size, tables that differ by the order of their rows have the same information."""
     labels, codes = np.arange(30) % 5, np.random.default_rng(seed).integers(0, 3, (30, 8))
     key, number = jax.random.key(seed), 100
-    null = shuffle_null(codes, labels, key, number, num_codes=3, num_classes=5)
+    null = shuffle_null(codes, labels, num_codes=3, num_classes=5, num_shuffles=number, key=key)
     shuffles = [np.asarray(jax.random.permutation(k, labels)) for k in jax.random.split(key, number + 1)[1:]]
     scores = np.array([[mutual_info_score(shuffled, column) for column in codes.T] for shuffled in shuffles])
     observed = np.array([mutual_info_score(labels, column) for column in codes.T])
     assert (np.abs(scores - observed) < 1e-9).sum() > 10
     np.testing.assert_allclose(null.p_value, (1 + (scores >= observed - 1e-9).sum(axis=0)) / (1 + number), rtol=1e-12)
     at_one = float(null.p_value.min())
-    assert null.share_of_noise(at_one) == (null.p_value > at_one).mean()
+    assert null.fraction_not_significant(at_one) == (null.p_value > at_one).mean()
 
 
 def test_p_values_equal_scipy_where_all_permutations_can_be_had():
@@ -382,7 +383,7 @@ def test_p_values_equal_scipy_where_all_permutations_can_be_had():
     def score(shuffled):
         return mutual_info_score(labels, shuffled)
 
-    null = shuffle_null(codes, labels, jax.random.key(0), 4000, num_codes=2, num_classes=3)
+    null = shuffle_null(codes, labels, num_codes=2, num_classes=3, num_shuffles=4000, key=jax.random.key(0))
     for column, p_value in zip(codes.T, null.p_value, strict=True):
         exact = scipy.stats.permutation_test(
             (column,), score, permutation_type="pairings", alternative="greater", n_resamples=np.inf
@@ -393,30 +394,36 @@ def test_p_values_equal_scipy_where_all_permutations_can_be_had():
 def test_the_null_of_neurons_that_know_nothing():
     random = np.random.default_rng(0)
     labels, codes = random.integers(0, 10, 2000), random.integers(0, 8, (2000, 200))
-    null = shuffle_null(codes, labels, jax.random.key(0), 99, num_codes=8, num_classes=10)
-    assert 0.88 <= null.share_of_noise(0.05) <= 1
+    null = shuffle_null(codes, labels, num_codes=8, num_classes=10, num_shuffles=99, key=jax.random.key(0))
+    assert 0.88 <= null.fraction_not_significant(0.05) <= 1
     assert scipy.stats.kstest(null.p_value, "uniform").pvalue > 1e-4
     counts = ja.joint_histogram(codes, labels, num_codes=8, num_classes=10)
     np.testing.assert_allclose(null.mean, ja.metrics.predicted_bias(counts), rtol=0.1)
-    corrected = shuffle_null(codes, labels, jax.random.key(0), 99, num_codes=8, num_classes=10, metric=MILLER_MADOW)
+    corrected = shuffle_null(
+        codes, labels, num_codes=8, num_classes=10, metric=MILLER_MADOW, num_shuffles=99, key=jax.random.key(0)
+    )
     assert np.abs(corrected.mean).max() < 0.1 * null.mean.min()
-    told = shuffle_null(*coded(2, 2000, 9, 8, 10), jax.random.key(0), 99, num_codes=8, num_classes=10)
-    assert told.p_value[4:].tolist() == [0.01] * 5
+    informed = shuffle_null(
+        *coded(2, 2000, 9, 8, 10), num_codes=8, num_classes=10, num_shuffles=99, key=jax.random.key(0)
+    )
+    assert informed.p_value[4:].tolist() == [0.01] * 5
 
 
 def test_the_bootstrap_equals_loops_over_the_same_examples():
     codes, labels = coded(1, 50, 5, 3, 4)
     key, number = jax.random.key(2), 30
-    low, high = bootstrap(codes, labels, key, number, num_codes=3, num_classes=4, level=0.8)
+    interval = bootstrap(codes, labels, num_codes=3, num_classes=4, level=0.8, num_resamples=number, key=key)
     draws = [np.asarray(jax.random.randint(k, (50,), 0, 50)) for k in jax.random.split(key, number)]
     scores = [[mutual_info_score(labels[drawn], column[drawn]) for column in codes.T] for drawn in draws]
-    np.testing.assert_allclose([low, high], np.quantile(scores, [0.1, 0.9], axis=0), atol=ROUNDING)
-    assert low[0] == high[0] == 0
+    np.testing.assert_allclose([interval.low, interval.high], np.quantile(scores, [0.1, 0.9], axis=0), atol=ROUNDING)
+    assert interval.low[0] == interval.high[0] == 0
 
 
 def test_bootstrap_intervals_equal_those_of_scipy():
     codes, labels = coded(7, 400, 4, 2, 10)
-    low, high = bootstrap(codes, labels, jax.random.key(0), 3000, num_codes=2, num_classes=10, metric=ja.entropy)
+    interval = bootstrap(
+        codes, labels, num_codes=2, num_classes=10, metric=ja.entropy, num_resamples=3000, key=jax.random.key(0)
+    )
 
     def entropy(column):
         return scipy.stats.entropy(np.bincount(column))
@@ -426,7 +433,7 @@ def test_bootstrap_intervals_equal_those_of_scipy():
             (column,), entropy, vectorized=False, method="percentile", n_resamples=3000, rng=np.random.default_rng(0)
         ).confidence_interval
         width = expected.high - expected.low
-        np.testing.assert_allclose([low[neuron], high[neuron]], expected, atol=0.1 * width)
+        np.testing.assert_allclose([interval.low[neuron], interval.high[neuron]], expected, atol=0.1 * width)
 
 
 def test_uncertainty_says_what_is_wrong():
@@ -435,24 +442,25 @@ def test_uncertainty_says_what_is_wrong():
     def share_of_entropy(counts):  # 0 / 0 for a neuron that never changes its code
         return ja.mutual_information(counts) / ja.entropy(counts)
 
-    for of in (shuffle_null, bootstrap):
+    null, interval = partial(shuffle_null, key=key), partial(bootstrap, key=key)
+    for draw in (partial(null, num_shuffles=9), partial(interval, num_resamples=10)):
         with raises_input_error("scores of the metric: expected finite numbers, got 20 NaN or infinite of 20"):
-            of(codes, labels, key, 10 - (of is shuffle_null), num_codes=2, num_classes=2, metric=share_of_entropy)
+            draw(codes, labels, num_codes=2, num_classes=2, metric=share_of_entropy)
         with raises_input_error(r"codes: expected at least one example and neuron, got shape \(0, 2\)"):
-            of(codes[:0], labels[:0], key, 9, num_codes=2, num_classes=2)
+            draw(codes[:0], labels[:0], num_codes=2, num_classes=2)
         with raises_input_error(r"codes: expected at least one example and neuron, got shape \(4, 0\)"):
-            of(codes[:, :0], labels, key, 9, num_codes=2, num_classes=2)
+            draw(codes[:, :0], labels, num_codes=2, num_classes=2)
         with raises_input_error("num_codes: expected an integer, got 2.0"):
-            of(codes, labels, key, 9, num_codes=2.0, num_classes=2)
+            draw(codes, labels, num_codes=2.0, num_classes=2)
     with raises_input_error("num_shuffles: expected at least 1, got 0"):
-        shuffle_null(codes, labels, key, 0, num_codes=2, num_classes=2)
+        null(codes, labels, num_codes=2, num_classes=2, num_shuffles=0)
     with raises_input_error("num_resamples: expected an integer, got 1.5"):
-        bootstrap(codes, labels, key, 1.5, num_codes=2, num_classes=2)
+        interval(codes, labels, num_codes=2, num_classes=2, num_resamples=1.5)
     with raises_input_error("level: expected a number between 0 and 1, got 95"):
-        bootstrap(codes, labels, key, num_codes=2, num_classes=2, level=95)
+        interval(codes, labels, num_codes=2, num_classes=2, level=95)
     with raises_input_error(r"codes: expected values in 0..1, got 2..2"):
-        shuffle_null(codes + 2, labels, key, num_codes=2, num_classes=2)
+        null(codes + 2, labels, num_codes=2, num_classes=2)
     with raises_input_error(r"labels: expected shape \(4\)"):
-        bootstrap(codes, labels[:3], key, num_codes=2, num_classes=2)
+        interval(codes, labels[:3], num_codes=2, num_classes=2)
     with raises_input_error("level: expected a number between 0 and 1, got 0"):
-        shuffle_null(codes, labels, key, 9, num_codes=2, num_classes=2).share_of_noise(0)
+        null(codes, labels, num_codes=2, num_classes=2, num_shuffles=9).fraction_not_significant(0)

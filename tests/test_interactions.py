@@ -46,7 +46,7 @@ def test_all_pairs_equal_the_loop(monkeypatch, codes, classes, examples, at_a_ti
     low, high = np.minimum.outer(alone, alone), np.maximum.outer(alone, alone)
     expected = {
         "joint": joint,
-        "alone": alone,
+        "single": alone,
         "redundancy": low,
         "unique": alone[:, None] - low,
         "synergy": joint - high,
@@ -67,7 +67,7 @@ def test_pairs_equal_scikit_learn(codes, classes, examples):
     expected = [[mutual_info_score(labels, codes * one + other) for other in of_layer.T] for one in of_layer.T]
     np.testing.assert_allclose(pairs.joint, expected, rtol=0, atol=1e-6)
     counts = ja.joint_histogram(of_layer, labels, num_codes=codes, num_classes=classes)
-    np.testing.assert_allclose(pairs.alone, ja.mutual_information(counts), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(pairs.single, ja.mutual_information(counts), rtol=0, atol=1e-6)
 
 
 def test_a_duplicate_is_redundant_and_xor_is_synergy():
@@ -79,7 +79,7 @@ def test_a_duplicate_is_redundant_and_xor_is_synergy():
     assert pairs.redundancy[0, 1] == pairs.synergy[0, 2] == pairs.synergy[0, 0] == 0
     of_layer, labels = informed_codes(4, 8, 10, 900)
     pairs = pair_information(of_layer, labels, num_codes=8, num_classes=10)
-    assert pairs.redundancy[0, -1] == pairs.co_information[0, -1] == pairs.joint[0, -1] == pairs.alone[0] > 0.1
+    assert pairs.redundancy[0, -1] == pairs.co_information[0, -1] == pairs.joint[0, -1] == pairs.single[0] > 0.1
     assert pairs.synergy[0, -1] == pairs.unique[0, -1] == pairs.unique[-1, 0] == 0
     np.testing.assert_array_equal(np.asarray(pairs.redundancy)[:, 4], 0)  # the constant neuron
     np.testing.assert_allclose(pairs.synergy[:, 4], 0, atol=1e-6)
@@ -91,9 +91,9 @@ def test_laws_of_pairs(seed, codes, classes):
     random = np.random.default_rng(seed)
     of_layer, labels = informed_codes(seed, codes, classes, 120, neurons=6)
     pairs = pair_information(of_layer, labels, num_codes=codes, num_classes=classes)
-    joint, alone = np.asarray(pairs.joint), np.asarray(pairs.alone)
+    joint, single = np.asarray(pairs.joint), np.asarray(pairs.single)
     np.testing.assert_array_equal(joint, joint.T)
-    assert (joint >= np.maximum.outer(alone, alone)).all()
+    assert (joint >= np.maximum.outer(single, single)).all()
     assert (np.asarray(pairs.synergy) >= 0).all()
     assert (joint <= stats.entropy(np.bincount(labels)) + 1e-6).all()
     neurons, examples = random.permutation(6), random.permutation(120)
@@ -177,10 +177,10 @@ def test_mantel_correlation_is_spearmans():
     random = np.random.default_rng(0)
     first, second = matrices(random, 15), np.round(matrices(random, 15))  # with ties
     upper = np.triu_indices(15, k=1)
-    test = mantel_test(first, second, jax.random.key(0), num_permutations=9)
+    test = mantel_test(first, second, num_permutations=9, key=jax.random.key(0))
     assert test.correlation == pytest.approx(stats.spearmanr(first[upper], second[upper]).statistic, abs=1e-12)
-    assert test == mantel_test(first, second, jax.random.key(0), num_permutations=9)
-    assert mantel_test(first, -second, jax.random.key(0), num_permutations=9).correlation == pytest.approx(
+    assert test == mantel_test(first, second, num_permutations=9, key=jax.random.key(0))
+    assert mantel_test(first, -second, num_permutations=9, key=jax.random.key(0)).correlation == pytest.approx(
         -test.correlation
     )
 
@@ -193,7 +193,7 @@ def test_mantel_p_value_equals_a_loop_over_the_same_permutations():
     first_ones = [first[np.ix_(order, order)][upper] for order in (np.arange(6), *drawn)]
     found = [abs(stats.spearmanr(one, second[upper]).statistic) for one in first_ones]
     expected = np.mean(np.array(found) >= found[0] - 1e-9)
-    assert mantel_test(first, second, jax.random.key(5), num_permutations=99).p_value == pytest.approx(
+    assert mantel_test(first, second, num_permutations=99, key=jax.random.key(5)).p_value == pytest.approx(
         expected, abs=1e-12
     )
     assert 0.05 < expected < 0.95
@@ -210,13 +210,13 @@ def test_mantel_p_value_equals_all_permutations():
 
     observed = abs(correlation(tuple(range(5))))
     exact = np.mean([abs(correlation(order)) >= observed - 1e-9 for order in itertools.permutations(range(5))])
-    test = mantel_test(first, second, jax.random.key(2), num_permutations=20_000)
+    test = mantel_test(first, second, num_permutations=20_000, key=jax.random.key(2))
     assert test.p_value == pytest.approx(exact, abs=5 * math.sqrt(exact * (1 - exact) / 20_000))
 
 
 def test_mantel_counts_the_neurons_as_they_are_among_the_permutations():
     first = matrices(np.random.default_rng(5), 12)
-    assert mantel_test(first, first, jax.random.key(0), num_permutations=99).p_value == pytest.approx(0.01)
+    assert mantel_test(first, first, num_permutations=99, key=jax.random.key(0)).p_value == pytest.approx(0.01)
 
 
 def test_mantel_keeps_its_level_where_the_plain_test_does_not():
@@ -225,7 +225,7 @@ def test_mantel_keeps_its_level_where_the_plain_test_does_not():
     upper, rejected, plainly = np.triu_indices(20, k=1), 0, 0
     for key in keys:
         first, second = matrices(random, 20), matrices(random, 20)
-        rejected += mantel_test(first, second, key, num_permutations=199).p_value <= 0.05
+        rejected += mantel_test(first, second, num_permutations=199, key=key).p_value <= 0.05
         plainly += stats.spearmanr(first[upper], second[upper]).pvalue <= 0.05
     assert 1 <= rejected <= 22  # 10 expected; four standard deviations
     assert plainly > 30  # as many as that by believing the pairs independent
@@ -236,13 +236,15 @@ def test_mantel_finds_a_planted_correlation():
     found = 0
     for key in jax.random.split(jax.random.key(4), 20):
         first = matrices(random, 25)
-        test = mantel_test(first, np.exp((first + 1.5 * matrices(random, 25)) / 3), key, num_permutations=199)
+        test = mantel_test(first, np.exp((first + 1.5 * matrices(random, 25)) / 3), num_permutations=199, key=key)
         found += test.p_value <= 0.05 and test.correlation > 0.2
     assert found >= 18
 
 
 def test_mantel_without_variation_is_undefined():
-    test = mantel_test(np.ones((4, 4)), np.arange(4)[:, None] + np.arange(4.0), jax.random.key(0), num_permutations=9)
+    test = mantel_test(
+        np.ones((4, 4)), np.arange(4)[:, None] + np.arange(4.0), num_permutations=9, key=jax.random.key(0)
+    )
     assert math.isnan(test.correlation)
     assert math.isnan(test.p_value)
 
@@ -255,7 +257,7 @@ def test_figure_shows_the_pairs(arranged, neurons, tmp_path):
     figure = draw_pair_information(pairs, arranged=arranged, title="a layer")
     figure.savefig(tmp_path / "pairs.png")
     maps = [axes.images[0] for axes in figure.axes if axes.images]
-    order = np.argsort(-np.asarray(pairs.alone), kind="stable")
+    order = np.argsort(-np.asarray(pairs.single), kind="stable")
     for shown, of in zip(maps, (pairs.redundancy, pairs.synergy, pairs.co_information), strict=True):
         values = np.asarray(shown.get_array().filled(np.nan))
         assert np.isnan(np.diagonal(values)).all()
@@ -291,10 +293,10 @@ def test_bad_input():
         (r"joint counts: expected fewer than 2\^31 cells", of([[0], [1]], [0, 1], num_codes=40_000)),
         (r"damage: expected shape \[neuron, neuron\], got \(2, 3\)", lambda: super_additivity(np.zeros((2, 3)))),
         ("damage: expected a symmetric matrix, got differences of 3.0", lambda: super_additivity(bad)),
-        ("second: expected finite numbers", lambda: mantel_test(good, np.full((3, 3), np.nan), key)),
-        ("second: expected 3 neurons as in the first, got 4", lambda: mantel_test(good, np.zeros((4, 4)), key)),
-        ("first: expected 3 neurons or more, got 2", lambda: mantel_test(good[:2, :2], good[:2, :2], key)),
-        ("permutations: expected at least 1, got 0", lambda: mantel_test(good, good, key, num_permutations=0)),
+        ("second: expected finite numbers", lambda: mantel_test(good, np.full((3, 3), np.nan), key=key)),
+        ("second: expected 3 neurons as in the first, got 4", lambda: mantel_test(good, np.zeros((4, 4)), key=key)),
+        ("first: expected 3 neurons or more, got 2", lambda: mantel_test(good[:2, :2], good[:2, :2], key=key)),
+        ("num_permutations: expected at least 1, got 0", lambda: mantel_test(good, good, num_permutations=0, key=key)),
     ]
     for match, call in cases:
         with raises_input_error(match):

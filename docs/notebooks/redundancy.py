@@ -36,7 +36,7 @@ labels = data.validation.labels
 pairs = ja.interactions.pair_information(codes, labels, num_codes=2, num_classes=10)
 parts = pairs.redundancy + pairs.unique + pairs.unique.T + pairs.synergy
 assert np.allclose(parts, pairs.joint, atol=1e-5)
-off = ~np.eye(len(pairs.alone), dtype=bool)
+off = ~np.eye(len(pairs.single), dtype=bool)
 for name in ("joint", "redundancy", "synergy", "co_information"):
     values = np.asarray(getattr(pairs, name))[off]
     print(f"{name:15s} mean {values.mean():+.3f}, from {values.min():+.3f} to {values.max():+.3f} nats")
@@ -76,7 +76,7 @@ together = ja.interactions.super_additivity(loss - intact)
 permutations = 99 if SMALL else 999
 for name in ("redundancy", "synergy", "co_information"):
     found = ja.interactions.mantel_test(
-        getattr(pairs, name), together, jax.random.key(0), num_permutations=permutations
+        getattr(pairs, name), together, num_permutations=permutations, key=jax.random.key(0)
     )
     print(f"{name:15s} correlation {found.correlation:+.2f}, p = {found.p_value:.3f}")
 

@@ -40,7 +40,7 @@ def pair_maps(pairs: PairInformation, arranged: str, title: str) -> Figure:
 
 
 def _by_information(pairs: PairInformation) -> np.ndarray:
-    return np.argsort(-np.asarray(pairs.alone), kind="stable")
+    return np.argsort(-np.asarray(pairs.single), kind="stable")
 
 
 def _by_clusters(pairs: PairInformation) -> np.ndarray:

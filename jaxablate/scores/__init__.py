@@ -98,7 +98,7 @@ def _specific_to(class_: int, evidence: Evidence) -> np.ndarray:
     return np.asarray(specific_information(evidence.counts))[:, class_]
 
 
-def is_own(name: str) -> bool:
+def is_user_defined(name: str) -> bool:
     """Whether a score is the user's own, or stands in place of one of ours."""
     return SCORES.get(name) is not SHIPPED.get(name)
 

@@ -30,7 +30,7 @@ from jaxablate.protocols import Balance, FreshSubsets, Protocol, get_protocol
 from jaxablate.quantizers import Quantizer
 from jaxablate.results import NETWORK_SCOPE, network_results
 from jaxablate.results._labels import NO_NEURON
-from jaxablate.scores import compute_score, is_own
+from jaxablate.scores import compute_score, is_user_defined
 from jaxablate.study._config import StudyConfig
 from jaxablate.study._networks import OnProgress
 from jaxablate.study._scores import evidence_of, quantizer_of
@@ -123,7 +123,8 @@ def ablate_networks(
             return [compute_fill(model, fill, split.images, split.labels, key=key) for fill in config.extra_fills]
 
         weights = digest_of(state)
-        kept = CheckpointStore() if any(map(is_own, config.scores)) else units  # a function may have changed since
+        # a user's function may have changed since
+        kept = CheckpointStore() if any(map(is_user_defined, config.scores)) else units
         measured = kept.get(f"{unit} scores", weights, partial(_measured, config, scopes, model, data, protocols))
         basis = f"{weights} {digest(measured)}"
         views = [_View.of(protocol, measured, len(scopes.places)) for protocol in protocols]

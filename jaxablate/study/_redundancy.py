@@ -88,7 +88,7 @@ def redundancy_test(
             loss = pair_ablation(model, site, *test, fit_fill, outcomes="loss")
             together = super_additivity(np.asarray(loss, np.float64) - intact)
             found = [
-                mantel_test(getattr(pairs, name), together, key, num_permutations=num_permutations)
+                mantel_test(getattr(pairs, name), together, num_permutations=num_permutations, key=key)
                 for name in QUANTITIES
             ]
             tests.append([(of.correlation, of.p_value) for of in found])
