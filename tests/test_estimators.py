@@ -1,4 +1,4 @@
-"""Quantizers, streams, estimators, shuffles and bootstraps against scikit-learn, SciPy and their laws."""
+"""Quantizers, estimators, shuffles and bootstraps against scikit-learn, SciPy and their laws."""
 
 import math
 import warnings
@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import mutual_info_score
 
 import jaxablate as ja
-from jaxablate import histograms, quantizers
+from jaxablate import quantizers
 from jaxablate.uncertainty import BiasWarning, bootstrap, shuffle_null, warn_of_bias
 
 ROUNDING = 1e-6
@@ -206,24 +206,10 @@ def test_quantizers_say_what_is_wrong():
         quantizers.levels([0.0, math.inf])
 
 
-# --- streaming histograms ---
+# --- counts ---
 
 
-def test_streams_add_up_to_the_whole():
-    random = np.random.default_rng(2)
-    activations, labels = random.random((500, 7), np.float32), random.integers(0, 4, 500)
-    cuts = [0, 1, 130, 130, 400, 500]  # one batch has an example, one has none
-    parts = list(zip(np.split(activations, cuts[1:-1]), np.split(labels, cuts[1:-1]), strict=True))
-    quantizer = quantizers.uniform(5, 0.0, 1.0)
-    expected = ja.joint_histogram(quantizer(activations), labels, num_codes=5, num_classes=4)
-    got = histograms.stream_histogram(iter(parts), quantizer, num_classes=4)
-    assert got.dtype == np.int32
-    np.testing.assert_array_equal(got, expected)
-    codes = ((np.asarray(quantizer(part)), of_part) for part, of_part in parts)
-    np.testing.assert_array_equal(histograms.stream_histogram(codes, num_codes=5, num_classes=4), expected)
-
-
-def test_counts_that_int32_cannot_hold_are_refused(monkeypatch):
+def test_counts_that_int32_cannot_hold_are_refused():
     codes, labels = np.broadcast_to(np.int8(0), (2**31, 1)), np.broadcast_to(np.int8(0), (2**31,))
     with raises_input_error("examples: expected at most 2147483647, which int32 can count, got 2147483648"):
         ja.joint_histogram(codes, labels, num_codes=2, num_classes=1)
@@ -233,26 +219,6 @@ def test_counts_that_int32_cannot_hold_are_refused(monkeypatch):
             metric(full)
     full[0, 0, 0] -= 1
     assert ja.entropy(full)[0] == pytest.approx(math.log(2))
-    monkeypatch.setattr(histograms, "MOST_EXAMPLES", 100)
-    batch = (np.zeros((40, 2), np.int32), np.zeros(40, np.int32))
-    assert histograms.stream_histogram([batch] * 2, num_codes=2, num_classes=1).sum() == 160
-    with raises_input_error("examples: expected at most 100, which int32 can count, got 120; take a part"):
-        histograms.stream_histogram([batch] * 3, num_codes=2, num_classes=1)
-
-
-def test_streams_say_what_is_wrong():
-    stream = histograms.stream_histogram
-    batch = (np.zeros((4, 2), np.int32), np.zeros(4, np.int32))
-    with raises_input_error("batches: expected at least one, got none"):
-        stream([], num_codes=2, num_classes=2)
-    with raises_input_error("batches: expected 2 neurons, as in the first, got 1"):
-        stream([batch, (batch[0][:, :1], batch[1])], num_codes=2, num_classes=2)
-    with raises_input_error("expected either a quantizer or num_codes, got neither"):
-        stream([batch], num_classes=2)
-    with raises_input_error("expected either a quantizer or num_codes, got both"):
-        stream([batch], quantizers.positive(), num_codes=2, num_classes=2)
-    with raises_input_error(r"labels: expected values in 0..1, got 0..2"):
-        stream([batch, (batch[0], np.array([0, 1, 2, 0]))], num_codes=2, num_classes=2)
 
 
 # --- estimators ---

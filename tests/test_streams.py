@@ -185,6 +185,48 @@ def test_means_of_few_bits_are_means():
             ja.streams.add_up([(X, Y)], lambda images, labels, other=other: other)
 
 
+@pytest.mark.parametrize("coded", [False, True], ids=["activations", "codes"])
+def test_a_streamed_histogram_is_the_histogram_of_all_examples(coded):
+    random = np.random.default_rng(2)
+    activations, labels = random.random((500, 7), np.float32), random.integers(0, 4, 500)
+    quantizer = ja.quantizers.uniform(5, 0.0, 1.0)
+    codes = np.asarray(quantizer(activations))
+    cuts = [1, 130, 400]  # the first batch has one example
+    batches = zip(np.split(codes if coded else activations, cuts), np.split(labels, cuts), strict=True)
+
+    def count(values, labels):
+        return ja.joint_histogram(values if coded else quantizer(values), labels, num_codes=5, num_classes=4)
+
+    counts, expected = ja.streams.add_up(batches, count), ja.joint_histogram(codes, labels, num_codes=5, num_classes=4)
+    assert counts.dtype == np.int64
+    np.testing.assert_array_equal(counts, expected)
+    for metric in (*ja.metrics.METRICS.values(), ja.metrics.predicted_bias):  # int64 counts serve as well
+        np.testing.assert_array_equal(metric(counts), metric(expected))
+
+
+def test_streamed_counts_do_not_wrap():
+    largest = np.full((1, 1, 2), 2**31 - 1, np.int32)
+    counts = ja.streams.add_up([(X, Y)] * 3, lambda images, labels: largest)
+    assert counts.tolist() == [[[3 * (2**31 - 1)] * 2]]
+    with raises_input_error(
+        "counts: expected sums that int32 can hold, up to 2147483647, got 12884901882; take a part"
+    ):
+        ja.entropy(counts)
+
+
+def test_a_streamed_histogram_says_what_is_wrong():
+    def count(codes, labels):
+        return ja.joint_histogram(codes, labels, num_codes=2, num_classes=2)
+
+    codes, labels = np.zeros((4, 2), np.int32), np.zeros(4, np.int32)
+    with raises_input_error("batches: expected at least one, got none"):
+        ja.streams.add_up([], count)
+    with raises_input_error(r"got int64\[2, 2, 2\] and then int64\[1, 2, 2\]"):
+        ja.streams.add_up([(codes, labels), (codes[:, :1], labels)], count)
+    with raises_input_error(r"labels: expected values in 0..1, got 0..2"):
+        ja.streams.add_up([(codes, labels), (codes, np.array([0, 1, 2, 0]))], count)
+
+
 def test_a_depth_of_nothing_is_refused():
     with raises_input_error("depth: expected at least 1, got 0"):
         ja.streams.prefetch([], depth=0)
