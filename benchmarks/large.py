@@ -74,7 +74,7 @@ def run_case(examples: int, hidden: list[int]) -> dict:
     scored = time.perf_counter()
     first = sum(hidden[:-1])
     orders = np.stack([ja.ablation_order(information[first:], direction=way) for way in ("low", "high")])
-    orders = np.concatenate([orders, ja.random_orders(jax.random.key(0), hidden[-1], 1)]) + first
+    orders = np.concatenate([orders, ja.random_orders(hidden[-1], 1, key=jax.random.key(0))]) + first
     each, fill = hidden[-1] // STEPS, statistics["mean"].astype(np.float32)
 
     def curves(images, labels):

@@ -58,7 +58,7 @@ def run_case(
         values, labels = ja.meshes.shard_examples(mesh, values, labels)
     else:
         values, labels = jnp.asarray(values), jnp.asarray(labels)
-    orders = ja.random_orders(jax.random.key(0), len(mean), ORDERS)
+    orders = ja.random_orders(len(mean), ORDERS, key=jax.random.key(0))
     calls = {
         "curves": lambda: ja.cumulative_ablation(model, orders, values, labels, mean, steps=STEPS),
         "histogram": lambda: ja.joint_histogram(values, labels, num_codes=2, num_classes=data.num_classes),

@@ -44,7 +44,7 @@ def figure_orders(name: str) -> dict[str, list[tuple[str, np.ndarray]]]:
         def ranked(metric, direction, start=start, stop=stop):
             return np.asarray(ja.ablation_order(scores[metric][start:stop], direction=direction)) + start
 
-        random = np.asarray(ja.random_orders(jax.random.fold_in(jax.random.key(0), i), stop - start, 10)) + start
+        random = np.asarray(ja.random_orders(stop - start, 10, key=jax.random.fold_in(jax.random.key(0), i))) + start
         directions = ("low",) if scope == "network" else ("low", "high")
         balanced = np.stack([*(ranked(m, d) for m in ja.metrics.METRICS for d in directions), *random])
         orders[scope] = [("mean", balanced)]

@@ -53,7 +53,7 @@ ENGINES = ("vmap", "incremental")
 def test_curves_equal_numpy(small_model, examples, fill, scope, balanced, neurons_per_step, engine):
     start, stop = SCOPES[scope]
     value = fill if balanced else None
-    orders = np.asarray(ja.random_orders(jax.random.key(2), stop - start, 3)) + start
+    orders = np.asarray(ja.random_orders(stop - start, 3, key=jax.random.key(2))) + start
     steps = (stop - start) // neurons_per_step
     counts = np.asarray(
         ja.cumulative_ablation(
@@ -78,7 +78,7 @@ def test_a_scale_keeps_a_part_of_the_activation(examples, fill, activation, engi
     kernels = [random.normal(0, n**-0.5, (n, m)).astype(np.float32) for n, m in itertools.pairwise(sizes)]
     model = ja.models.from_arrays(kernels, [np.zeros(m, np.float32) for m in sizes[1:]], activation=activation)
     scale = np.linspace(-0.5, 1.5, 27).astype(np.float32)
-    orders = np.asarray(ja.random_orders(jax.random.key(6), 27, 3))
+    orders = np.asarray(ja.random_orders(27, 3, key=jax.random.key(6)))
     masks = ja.orders.masks_of_orders(orders, 27, 27)
     for value in (None, fill):
         counts = ja.cumulative_ablation(model, orders, *examples, value, scale=scale, steps=27, engine=engine)
@@ -104,7 +104,7 @@ def test_a_layer_between_may_stay_whole(small_model, examples, fill, engine):
     counts = ja.cumulative_ablation(small_model, orders, *examples, fill, steps=6, engine=engine)
     assert_counts(counts.ravel(), small_model, ja.orders.masks_of_orders(orders, 27, 6), *examples, fill)
     deep = ja.MLP(784, (7, 6, 5, 6), 10, activation="tanh", rngs=nnx.Rngs(1))
-    orders = np.asarray(ja.random_orders(jax.random.key(5), 24, 2))
+    orders = np.asarray(ja.random_orders(24, 2, key=jax.random.key(5)))
     counts = ja.cumulative_ablation(deep, orders, *examples, np.full(24, 0.5), steps=24, engine=engine)
     assert_counts(counts.ravel(), deep, ja.orders.masks_of_orders(orders, 24, 24), *examples, np.full(24, 0.5))
 
@@ -134,7 +134,7 @@ def networks():
 def test_several_networks_in_one_call_equal_each_alone(networks, examples, monkeypatch, engine):
     """Each with orders and fills of its own; the second has fewer distinct orders than the others."""
     monkeypatch.setattr(_vmap, "SLAB", 50)
-    orders = np.stack([ja.random_orders(jax.random.key(seed), 27, 4) for seed in range(3)])
+    orders = np.stack([ja.random_orders(27, 4, key=jax.random.key(seed)) for seed in range(3)])
     orders[1] = orders[1, 0]
     fill = np.linspace(0, 1, 3 * 27).reshape(3, 27).astype(np.float32)
     counts = np.asarray(ja.cumulative_ablation(networks, orders, *examples, fill, steps=20, engine=engine))
@@ -193,7 +193,7 @@ def test_masks_of_several_networks(networks, examples, monkeypatch, slab):
 
 def test_bad_input_for_several_networks(networks, examples):
     masks = random_masks(4, 33, 27).reshape(3, 11, 27)
-    orders = np.stack([ja.random_orders(jax.random.key(seed), 27, 4) for seed in range(3)])
+    orders = np.stack([ja.random_orders(27, 4, key=jax.random.key(seed)) for seed in range(3)])
     with raises_input_error(r"keep: expected shape \(3, any, 27\) = \[network, mask, neuron\], got \(11, 27\)"):
         ja.evaluate_masks(networks, masks[0], *examples)
     with raises_input_error(r"keep: expected shape \(any, 27\) = \[mask, neuron\], got \(3, 11, 27\)"):
@@ -221,7 +221,7 @@ def test_bad_input_for_several_networks(networks, examples):
 def test_chunks_and_threads_do_not_matter(
     small_model, examples, fill, monkeypatch, cores, memory_limit, masks_per_batch
 ):
-    orders = np.asarray(ja.random_orders(jax.random.key(3), 27, 2))
+    orders = np.asarray(ja.random_orders(27, 2, key=jax.random.key(3)))
     expected = ja.cumulative_ablation(small_model, orders, *examples, fill, steps=9)
     monkeypatch.setattr(_execute, "num_cores", lambda: cores)
     monkeypatch.setattr(_vmap, "MASKS_PER_BATCH", masks_per_batch)
@@ -275,7 +275,7 @@ def test_programs_are_compiled_once_per_shape(small_model, examples):
     for model in (small_model, other):
         for seed in range(3):
             fill = np.full(27, seed, np.float32)
-            orders = ja.random_orders(jax.random.key(seed), 27, 4)
+            orders = ja.random_orders(27, 4, key=jax.random.key(seed))
             ja.evaluate_masks(model, random_masks(seed, 11, 27), images, labels)
             ja.evaluate_masks(model, random_masks(seed, 11, 27), images, labels, fill)
             ja.cumulative_ablation(model, orders, images, labels, fill, steps=20, engine="incremental")
@@ -317,7 +317,7 @@ def test_programs_keep_to_the_memory_limit(monkeypatch, hidden, classes, num_exa
 
     monkeypatch.setattr(module._engine, "single_device", record)
     monkeypatch.setattr(_execute, "num_cores", lambda: 1)
-    orders = np.asarray(ja.random_orders(jax.random.key(0), sum(hidden), 40))
+    orders = np.asarray(ja.random_orders(sum(hidden), 40, key=jax.random.key(0)))
     with pytest.raises(StopIteration):
         ja.cumulative_ablation(model, orders, images, labels, steps=16, engine=engine, memory_limit=limit)
     assert 0 < sizes[0] <= limit
@@ -389,7 +389,7 @@ def test_what_comes_before_the_first_ablated_layer_is_computed_once(small_model,
     monkeypatch.setattr(_vmap, "MASKS_PER_BATCH", 5)
     monkeypatch.setattr(_execute, "num_cores", lambda: 1)
     monkeypatch.setattr(module._engine, "single_device", lambda *arguments: seen.append(arguments) or count(*arguments))
-    orders = np.asarray(ja.random_orders(jax.random.key(0), 9, 6)) + 18
+    orders = np.asarray(ja.random_orders(9, 6, key=jax.random.key(0))) + 18
     ja.cumulative_ablation(small_model, orders, *examples, steps=4, engine=engine, memory_limit=10_000)
     chunks = len(seen[0][-1].starts)
     assert chunks > 3
@@ -468,7 +468,7 @@ def test_bad_input(small_model, examples):
     for engine in ENGINES:
         with raises_input_error("logits: expected finite numbers, got NaN or infinite ones under [0-9]+ of [0-9]+"):
             ja.cumulative_ablation(small_model, order, broken, labels, steps=3, engine=engine)
-    with raises_input_error("expected each neuron once"):
+    with raises_input_error("orders: neuron 1 is twice in one order; name each neuron once"):
         ja.cumulative_ablation(small_model, np.array([[1, 1]]), images, labels, steps=1)
-    with raises_input_error(r"orders: expected values in 0..26"):
+    with raises_input_error("orders: neuron 27 is not in the network, whose 27 neurons are 0..26"):
         ja.cumulative_ablation(small_model, order + 1, images, labels, steps=1)

@@ -24,7 +24,7 @@ def models(small_model, mnist5k):
 @pytest.fixture(scope="module")
 def curves(models, mnist5k):
     """Orders, fills, test examples that no step brings near a tie in any network, and their counts by float64."""
-    orders = np.asarray(ja.orders.random_orders(jax.random.key(3), 27, 4))
+    orders = np.asarray(ja.orders.random_orders(27, 4, key=jax.random.key(3)))
     fills = [np.asarray(ja.mean_activations(model, mnist5k.validation.images)) for model in models]
     images, labels = mnist5k.test.images, np.asarray(mnist5k.test.labels)
     masks = np.asarray(ja.orders.masks_of_orders(orders, 27, STEPS))

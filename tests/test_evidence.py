@@ -152,7 +152,7 @@ def test_damage_alone(evidence, worth):
 
 
 def test_shapley_values_by_the_same_orders(evidence, worth):
-    orders = np.asarray(ja.random_orders(jax.random.key(0), 27, 20))
+    orders = np.asarray(ja.random_orders(27, 20, key=jax.random.key(0)))
     wanted = np.zeros(27)
     for order in orders:
         along = [worth(~np.isin(np.arange(27), order[:step])) for step in range(28)]
@@ -199,7 +199,7 @@ def test_shapley_values_against_all_subsets(by, small_model, split):
 def test_shapley_errors_are_those_of_a_mean_over_permutations(small_model, split):
     images, labels, fill = split.images[:80], split.labels[:80], np.full(27, 0.4, np.float32)
     key, lost = jax.random.key(4), np.empty((3, 8))
-    for of_order, order in zip(lost, np.asarray(ja.random_orders(key, 8, 3)), strict=True):
+    for of_order, order in zip(lost, np.asarray(ja.random_orders(8, 3, key=key)), strict=True):
         keep, worth = np.ones(27), []
         for neuron in (None, *order):
             if neuron is not None:

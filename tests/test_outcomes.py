@@ -221,7 +221,7 @@ def test_engines_agree_on_fills_that_differ_between_examples(small_model, exampl
     computed = ja.compute_fill(
         small_model, fill, mnist5k.validation.images, mnist5k.validation.labels, key=jax.random.key(1)
     )
-    orders = np.asarray(ja.random_orders(jax.random.key(2), 27, 3))
+    orders = np.asarray(ja.random_orders(27, 3, key=jax.random.key(2)))
     found = [
         ja.cumulative_ablation(
             small_model, orders, *examples, computed, steps=27, engine=engine, outcomes=("correct", "loss"),

@@ -5,6 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
+import xarray as xr
 from helpers import raises_input_error, scores_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -121,12 +122,30 @@ def test_orders_are_stable_both_ways():
         assert ja.ablation_order(counts, direction="low").tolist() == [0, 2, 1, 3]
 
 
+def test_orders_within_a_site():
+    values, sites = np.array([5.0, 1.0, 2.0, 9.0, 0.0]), ["first", "first", "second", "second", "second"]
+    scores = xr.DataArray(values, dims="neuron", coords={"site": ("neuron", sites)})
+    assert ja.ablation_order(scores, direction="low", site="second").tolist() == [2, 0, 1]
+    assert ja.ablation_order(scores, direction="high", site="first").tolist() == [0, 1]
+    assert ja.ablation_order(scores, direction="low").tolist() == [4, 1, 2, 0, 3]
+    with raises_input_error("site: unknown 'third'; choose one of first, second"):
+        ja.ablation_order(scores, direction="low", site="third")
+    for unlabelled in (values, scores.drop_vars("site"), scores.drop_vars("site").assign_coords(site="second")):
+        with raises_input_error("scores: expected a labelled array with the coordinate 'site' along its axis, got"):
+            ja.ablation_order(unlabelled, direction="low", site="second")
+    assert ja.orders.check_orders(np.array([[2, 0]]), 3, 2, site="second", first_id=2).tolist() == [[2, 0]]
+    with raises_input_error(
+        "orders: neuron 4 is not in site 'second', whose 3 neurons are 0..2 within the site, 2..4 in the whole network"
+    ):
+        ja.orders.check_orders(np.array([[2, 4]]), 3, 2, site="second", first_id=2)
+
+
 def test_random_orders_are_independent_uniform_permutations():
-    orders = np.asarray(ja.random_orders(jax.random.key(0), 6, 3000))
+    orders = np.asarray(ja.random_orders(6, 3000, key=jax.random.key(0)))
     assert (np.sort(orders, axis=1) == np.arange(6)).all()
     frequency = np.stack([(orders == neuron).mean(axis=0) for neuron in range(6)])
     assert np.abs(frequency - 1 / 6).max() < 0.035  # five standard deviations of 3000 draws
-    np.testing.assert_array_equal(orders, ja.random_orders(jax.random.key(0), 6, 3000))
+    np.testing.assert_array_equal(orders, ja.random_orders(6, 3000, key=jax.random.key(0)))
 
 
 def test_masks_are_nested():
@@ -163,9 +182,11 @@ def test_bad_input():
         ja.ablation_order(np.array([0.0, np.nan]), direction="low")
     with raises_input_error("direction: unknown 'up'; choose one of low, high"):
         ja.ablation_order(np.zeros(2), direction="up")
-    with raises_input_error(r"expected each neuron once, got neuron 1 twice"):
+    with raises_input_error("orders: neuron 1 is twice in one order; name each neuron once"):
         ja.orders.masks_of_orders(np.array([[1, 0, 1]]), 3, 2)
-    with raises_input_error(r"orders: expected values in 0..2, got 0..3"):
+    with raises_input_error(
+        "orders: neuron 3 is not in the network, whose 3 neurons are 0..2; ids within a site need site="
+    ):
         ja.orders.masks_of_orders(np.array([[3, 0, 1]]), 3, 2)
-    with raises_input_error("steps: expected at most the 3 neurons of the scope, got 4; 3 is the largest possible"):
+    with raises_input_error("steps: 4 is not within 0..3, the number of neurons in each order; choose at most 3"):
         ja.orders.masks_of_orders(np.array([[2, 0, 1]]), 3, 4)

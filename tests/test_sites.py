@@ -109,7 +109,7 @@ def test_orders_of_any_scope_count_as_set_by_hand(kind, examples):
     bounds = np.cumsum([0, *SITES[kind].values()])
     fill = np.linspace(-0.5, 0.5, num_neurons).astype(np.float32)
     for start, stop in [*itertools.pairwise(bounds), (0, num_neurons)]:
-        orders = np.asarray(ja.random_orders(jax.random.key(3), int(stop - start), 2)) + start
+        orders = np.asarray(ja.random_orders(int(stop - start), 2, key=jax.random.key(3))) + start
         steps = int(stop - start)
         counts = ja.cumulative_ablation(model, orders, *examples, fill, steps=steps)
         masks = ja.orders.masks_of_orders(orders, num_neurons, steps)

@@ -35,7 +35,7 @@ def whole(mnist5k):
 def test_streamed_is_whole(small_model, whole):
     fill = np.linspace(0, 1, 27).astype(np.float32)
     masks = np.random.default_rng(0).random((5, 27)) < 0.7
-    orders = ja.random_orders(jax.random.key(0), 27, 3)
+    orders = ja.random_orders(27, 3, key=jax.random.key(0))
     quantizer = ja.quantizers.threshold(0.5)
 
     def everything(images, labels):

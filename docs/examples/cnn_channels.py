@@ -73,7 +73,7 @@ def score_units(model: ja.Chain, split: ja.datasets.Split) -> np.ndarray:
 
 def make_orders(scores: np.ndarray, units: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Orders [order, rank] of the units of a site, of each kind in `LOOKS`."""
-    orders = {"random": units[ja.random_orders(jax.random.key(seed), len(units), NUM_RANDOM)]}
+    orders = {"random": units[ja.random_orders(len(units), NUM_RANDOM, key=jax.random.key(seed))]}
     for direction in ("low", "high"):
         orders[direction] = units[ja.ablation_order(scores[units], direction=direction)][None]
     return orders

@@ -88,7 +88,7 @@ def make_orders(
         "greedy": np.asarray(greedy)[None],
         "low": neurons[ja.ablation_order(scores[neurons], direction="low")][None],
         "high": neurons[ja.ablation_order(scores[neurons], direction="high")][None],
-        "random": neurons[ja.random_orders(jax.random.key(seed), len(neurons), NUM_RANDOM)],
+        "random": neurons[ja.random_orders(len(neurons), NUM_RANDOM, key=jax.random.key(seed))],
     }
 
 

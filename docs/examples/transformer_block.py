@@ -64,7 +64,7 @@ def compute_fills(model: nnx.Module, split: ja.datasets.Split, seed: int) -> dic
     """All fills, computed on this split; the optimal one under masks of random orders of its own."""
     of_orders, of_resampling, of_fitting = jax.random.split(jax.random.key(seed), 3)
     # every number of neurons gone, from none to all
-    keep = ja.orders.masks_of_orders(ja.random_orders(of_orders, HIDDEN, 8), HIDDEN, HIDDEN)
+    keep = ja.orders.masks_of_orders(ja.random_orders(HIDDEN, 8, key=of_orders), HIDDEN, HIDDEN)
     needs = {
         "class_mean": {"labels": split.labels},
         "resample": {"key": of_resampling},
@@ -75,7 +75,7 @@ def compute_fills(model: nnx.Module, split: ja.datasets.Split, seed: int) -> dic
 
 def make_orders(seed: int) -> np.ndarray:
     """Random orders [order, rank], others than those that the optimal fill is fitted to."""
-    return np.asarray(ja.random_orders(jax.random.fold_in(jax.random.key(seed), 1), HIDDEN, NUM_ORDERS))
+    return np.asarray(ja.random_orders(HIDDEN, NUM_ORDERS, key=jax.random.fold_in(jax.random.key(seed), 1)))
 
 
 def ablate(model: nnx.Module, split: ja.datasets.Split, orders: np.ndarray, fill) -> dict[str, np.ndarray]:

@@ -88,7 +88,7 @@ fill = ja.compute_fill(model, "mean", validation[0])
 
 low = ja.ablation_order(information, direction="low")[None]
 least = ja.ablation_order(damage, direction="low")[None]
-anyhow = ja.random_orders(jax.random.key(0), len(information), 4 if SMALL else 20)
+anyhow = ja.random_orders(len(information), 4 if SMALL else 20, key=jax.random.key(0))
 orders = {"low information": low, "least damage alone": least, "random": anyhow}
 steps = len(information) - 1
 curves = {

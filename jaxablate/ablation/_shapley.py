@@ -66,7 +66,7 @@ def shapley_values(
     network, _, _ = trace_model(model, first_example(images))
     num_examples = require_examples(labels, len(images), network.num_classes)
     neurons = neurons_of(network, site)
-    local = np.asarray(random_orders(key, len(neurons), num_permutations))
+    local = np.asarray(random_orders(len(neurons), num_permutations, key=key))
     found = cumulative_ablation(
         model, neurons[local], images, labels, fill, steps=len(neurons), outcomes=by, memory_limit=memory_limit,
         precision=precision, mesh=mesh,

@@ -191,7 +191,7 @@ def _measured(
         warn_of_bias(evidence.counts)
     mean = np.asarray(mean_activations(model, data.validation.images))
     random = [
-        np.asarray(random_orders(key, stop - start, config.num_random_orders))
+        np.asarray(random_orders(stop - start, config.num_random_orders, key=key))
         for key, (start, stop) in zip(scopes.keys, scopes.places, strict=True)
     ]
 
