@@ -75,11 +75,18 @@ def check_readme(names):
     kept = int((names["damage"] > names["damage"].mean()).sum())
     assert 0 < kept < 64
     assert ja.record_activations(names["small"], names["test"][0][:5])[0].shape == (5, kept)
-    assert names["null"].p_value.shape == (64,)
-    assert names["pairs"].joint.shape == (64, 64)
-    assert names["found"]["auc"].shape == (1, 2, 2, 3, 2)
+
+
+def check_ablation(names):
     assert names["correct"].shape == (1, 81)
     assert names["correct"].dtype == np.int32
+    assert set(names["both"]) == {"correct", "loss"}
+
+
+def check_scores(names):
+    assert names["null"].p_value.shape == (24,)
+    assert names["pairs"].joint.shape == (24, 24)
+    assert names["sensitivity"]["auc"].shape == (1, 3, 3, 3, 2)
 
 
 def check_tutorial(names):
@@ -88,7 +95,12 @@ def check_tutorial(names):
     assert names["small"](names["test"][0]).shape == (1000, 10)
 
 
-CHECKS = {"README.md": check_readme, "docs/tutorial.md": check_tutorial}
+CHECKS = {
+    "README.md": check_readme,
+    "docs/tutorial.md": check_tutorial,
+    "docs/howto/ablation.md": check_ablation,
+    "docs/howto/scores.md": check_scores,
+}
 
 
 @NO_WARNING
