@@ -1,4 +1,4 @@
-"""What the three examples share of drawing: colours that colour-blind readers tell apart, a look, curves with bands."""
+"""Drawing helpers of the three examples: colours for colour-blind readers, a style, curves with bands."""
 
 from pathlib import Path
 
@@ -29,13 +29,13 @@ styled = matplotlib.rc_context(STYLE)  # decorates the functions that draw
 
 
 def new_figure(rows: int, columns: int, *, width: float = 4.0, height: float = 3.6, share: bool = False):
-    """A figure with panels [row, column] of this width and height in inches; `share`: their y axes have one range."""
+    """Return a figure and its panels [row, column] of this size in inches; with `share` all y axes have one range."""
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=share)
 
 
-def plot_curves(axes: Axes, ablated_values: np.ndarray, values: np.ndarray, label: str, **look) -> None:
-    """Draw the mean over the curves [order, step], and where there are several a band from the least to the largest."""
+def plot_curves(axes: Axes, ablated: np.ndarray, values: np.ndarray, label: str, **look) -> None:
+    """Draw the mean of the curves [order, step]; for several curves also a band from minimum to maximum."""
     (line,) = axes.plot(ablated, values.mean(axis=0), label=label, **{"linewidth": 1.5, **look})
     if len(values) > 1:
         low, high = values.min(axis=0), values.max(axis=0)
@@ -48,7 +48,7 @@ def in_percent(axes: Axes) -> None:
 
 
 def save(figure: Figure, out: Path) -> None:
-    """Write the figure and say where."""
+    """Write the figure and print its path."""
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150, pil_kwargs={"optimize": True})
     print(f"figure: {out}")

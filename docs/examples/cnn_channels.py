@@ -1,9 +1,9 @@
 """Which channels of a convolutional network can go?
 
-A small CNN learns MNIST. Each channel is scored by the mutual information of the digit and one bit ("is the channel
-more active than on average?"). The channels of each convolution are then removed one after another, those of low or
-of high information first or at random, with zeros in their place or with their mean. The reader sees the test accuracy
-that is left: how far apart the orders are, and how much of the damage a mean takes back.
+A small CNN learns MNIST. Each channel is scored by the mutual information of the digit and one bit: is the channel more
+active than on average? The channels of each convolution are then ablated one after another, with low information first,
+with high information first, or at random. Ablated channels output zeros or their means. The figure shows how much of
+the test accuracy each order keeps, and how much of the damage a mean prevents.
 
 The convolutions do not pad, so that `ja.prune` can fold the means of removed channels into the next layer's bias.
 """
@@ -34,17 +34,17 @@ max_pool = partial(nnx.max_pool, window_shape=(2, 2), strides=(2, 2))
 
 
 def add_channel_axis(images: jax.Array) -> jax.Array:
-    """From images [example, row, column] to [example, row, column, 1]."""
+    """Return images [example, row, column, 1] for images [example, row, column]."""
     return images[..., None]
 
 
 def flatten(maps: jax.Array) -> jax.Array:
-    """From maps [example, row, column, channel] to [example, feature]."""
+    """Return features [example, feature] for maps [example, row, column, channel]."""
     return maps.reshape(len(maps), -1)
 
 
 def make_model(seed: int) -> ja.Chain:
-    """The network; a site behind each activation function."""
+    """Return the network, with a site after each activation function."""
     rngs = nnx.Rngs(seed)
     return ja.Chain(
         add_channel_axis,
@@ -65,14 +65,14 @@ def make_model(seed: int) -> ja.Chain:
 
 
 def score_units(model: ja.Chain, split: ja.datasets.Split) -> np.ndarray:
-    """Mutual information of each unit's bit and the class, in nats [unit]."""
+    """Return the mutual information of each unit's bit and the class, in nats [unit]."""
     activations = np.concatenate(ja.record_activations(model, split.images), axis=1)
     codes = ja.quantizers.threshold(activations.mean(axis=0))(activations)
     return np.asarray(ja.mutual_information(ja.joint_histogram(codes, split.labels, num_codes=2, num_classes=10)))
 
 
 def make_orders(scores: np.ndarray, units: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Orders [order, rank] of the units of a site, of each kind in `LOOKS`."""
+    """Return orders [order, rank] of the units of a site, for each kind in `LOOKS`."""
     orders = {"random": units[ja.random_orders(len(units), NUM_RANDOM, key=jax.random.key(seed))]}
     for direction in ("low", "high"):
         orders[direction] = units[ja.ablation_order(scores[units], direction=direction)][None]
@@ -80,14 +80,14 @@ def make_orders(scores: np.ndarray, units: np.ndarray, seed: int) -> dict[str, n
 
 
 def ablate(model: ja.Chain, split: ja.datasets.Split, orders: np.ndarray, fill: np.ndarray) -> np.ndarray:
-    """Accuracies [order, step] along the orders, all units of a site one by one."""
+    """Return accuracies [order, step] as all units of a site are ablated one by one."""
     correct = ja.cumulative_ablation(model, orders, split.images, split.labels, fill, steps=orders.shape[1])
     return np.asarray(correct) / len(split)
 
 
 @styled
 def draw(curves: dict[tuple[str, str], dict[str, np.ndarray]], num_images: int) -> Figure:
-    """A panel for each fill and convolution, from accuracies [order, step] by fill, site and kind of order."""
+    """Draw one panel for each fill and convolution, from accuracies [order, step] by fill, site and kind of order."""
     figure, panels = new_figure(2, 2, width=3.6, height=2.6, share=True)
     for axes, (kind, site) in zip(panels.flat, curves, strict=True):
         for name, (label, color, linestyle) in LOOKS.items():
@@ -111,7 +111,7 @@ def main(
     out: Path = Path("cnn_channels.png"),
     seed: int = 0,
 ) -> None:
-    """Train a CNN, remove its channels in several orders, and draw the accuracy that is left."""
+    """Train a CNN, ablate its channels in several orders, and draw the remaining accuracy."""
     data = ja.load_dataset(dataset, data_dir=data_dir)
     model = make_model(seed)
     train(model, data, epochs=epochs, seed=seed)
@@ -122,7 +122,7 @@ def main(
         fill = ja.compute_fill(model, kind, data.validation.images)
         for site in CONVOLUTIONS:
             orders = make_orders(scores, units[site], seed)
-            curves[kind, site] = {name: ablate(model, data.test, of, fill) for name, of in orders.items()}
+            curves[kind, site] = {name: ablate(model, data.test, order, fill) for name, order in orders.items()}
     save(draw(curves, len(data.test)), out)
 
 

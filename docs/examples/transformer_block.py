@@ -1,10 +1,10 @@
-"""What should stand in for an ablated neuron?
+"""What should replace an ablated neuron?
 
-A transformer block reads each MNIST image as 28 tokens, its rows. The neurons of its hidden layer, each of which acts
-at every token, are ablated in random orders, and in their place comes one fill after another: zero, the mean, the
-median, the mean of the image's class, the activations from another image, or the constants that harm least. The reader
-sees, for the same neurons gone, how many images stay right and how far the predicted distribution moves from the
-intact one: how much of what an ablation seems to say about neurons is said by the fill.
+A transformer block reads each MNIST image as 28 tokens, its rows. Every neuron of its hidden layer acts at every token.
+The neurons are ablated in random orders with each fill: zero, the mean, the median, the mean of the image's class, the
+activations from another image, or the constants that harm least. For the same ablated neurons the figure shows how many
+images stay right, and how far the predicted distribution moves from the intact network's: how much of an ablation's
+result depends on the fill.
 """
 
 from pathlib import Path
@@ -41,13 +41,13 @@ class Block(nnx.Module):
         self.site = ja.Site("mlp", reduce="mean")  # [example, token, neuron]
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """From tokens to tokens, [example, token, WIDTH]."""
+        """Return the tokens [example, token, WIDTH] after this block."""
         tokens = tokens + self.attention(self.norm1(tokens))
         return tokens + self.down(self.site(nnx.gelu(self.up(self.norm2(tokens)))))
 
 
 class Transformer(nnx.Module):
-    """Images [example, row, column], whose rows are the tokens, to logits [example, class]."""
+    """A network from images [example, row, column], whose rows are the tokens, to logits [example, class]."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.embed, self.head = nnx.Linear(PIXELS, WIDTH, rngs=rngs), nnx.Linear(WIDTH, 10, rngs=rngs)
@@ -55,32 +55,32 @@ class Transformer(nnx.Module):
         self.block, self.norm = Block(rngs=rngs), nnx.LayerNorm(WIDTH, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Logits, from the mean over tokens."""
+        """Return the logits, from the mean over tokens."""
         tokens = self.block(self.embed(images) + self.positions[...])
         return self.head(self.norm(tokens).mean(axis=1))
 
 
 def compute_fills(model: nnx.Module, split: ja.datasets.Split, seed: int) -> dict:
-    """All fills, computed on this split; the optimal one under masks of random orders of its own."""
-    of_orders, of_resampling, of_fitting = jax.random.split(jax.random.key(seed), 3)
-    # every number of neurons gone, from none to all
-    keep = ja.orders.masks_of_orders(ja.random_orders(HIDDEN, 8, key=of_orders), HIDDEN, HIDDEN)
+    """Compute every fill on this split; the optimal fill uses masks of separate random orders."""
+    order_key, resampling_key, fitting_key = jax.random.split(jax.random.key(seed), 3)
+    # masks with every number of ablated neurons, from none to all
+    keep = ja.orders.masks_order_key(ja.random_orders(HIDDEN, 8, key=order_key), HIDDEN, HIDDEN)
     needs = {
         "class_mean": {"labels": split.labels},
-        "resample": {"key": of_resampling},
-        "optimal": {"labels": split.labels, "key": of_fitting, "keep": keep, "steps": FITTING_STEPS},
+        "resample": {"key": resampling_key},
+        "optimal": {"labels": split.labels, "key": fitting_key, "keep": keep, "steps": FITTING_STEPS},
     }
     return {kind: ja.compute_fill(model, kind, split.images, **needs.get(kind, {})) for kind in LOOKS}
 
 
 def make_orders(seed: int) -> np.ndarray:
-    """Random orders [order, rank], others than those that the optimal fill is fitted to."""
+    """Return random orders [order, rank], different from the orders that the optimal fill is fitted to."""
     return np.asarray(ja.random_orders(HIDDEN, NUM_ORDERS, key=jax.random.fold_in(jax.random.key(seed), 1)))
 
 
 def ablate(model: nnx.Module, split: ja.datasets.Split, orders: np.ndarray, fill) -> dict[str, np.ndarray]:
-    """Accuracies and divergences [order, step] along the orders."""
-    found = ja.cumulative_ablation(
+    """Return accuracies and divergences [order, step] along the orders."""
+    outcomes = ja.cumulative_ablation(
         model,
         orders,
         split.images,
@@ -91,24 +91,24 @@ def ablate(model: nnx.Module, split: ja.datasets.Split, orders: np.ndarray, fill
         outcomes=("correct", "divergence"),
     )
     return {
-        "accuracy": np.asarray(found["correct"]) / len(split),
-        "divergence": np.asarray(found["divergence"]),
+        "accuracy": np.asarray(outcomes["correct"]) / len(split),
+        "divergence": np.asarray(outcomes["divergence"]),
     }
 
 
 @styled
 def draw(curves: dict[str, dict[str, np.ndarray]], num_images: int) -> Figure:
-    """The accuracy that is left and the divergence from the intact network, by fill."""
+    """Draw the remaining accuracy and the divergence from the intact network, by fill."""
     figure, panels = new_figure(1, 2)
     labels = {
         "accuracy": ("What is still right", f"Accuracy ({num_images} test images)"),
         "divergence": ("What has changed", "Divergence from the intact network (nats)"),
     }
     ablated = np.linspace(0, HIDDEN, STEPS + 1)
-    for axes, (measure, (title, label)) in zip(panels[0], labels.items(), strict=True):
-        first = int(measure == "divergence")  # 0 for the intact network: not on a logarithmic axis
+    for axes, (outcome, (title, label)) in zip(panels[0], labels.items(), strict=True):
+        first = int(outcome == "divergence")  # skip the intact network: its 0 has no place on a logarithmic axis
         for kind, (name, color, linestyle) in LOOKS.items():
-            values = curves[kind][measure][:, first:]
+            values = curves[kind][outcome][:, first:]
             plot_curves(axes, ablated[first:], values, name, color=color, linestyle=linestyle)
         axes.set(title=title, ylabel=label, xlabel=f"Hidden neurons ablated (of {HIDDEN})", xlim=(0, HIDDEN))
     in_percent(panels[0, 0])
@@ -127,7 +127,7 @@ def main(
     out: Path = Path("transformer_block.png"),
     seed: int = 0,
 ) -> None:
-    """Train a transformer block, ablate its hidden neurons with one fill after another, and draw what is left."""
+    """Train a transformer block, ablate its hidden neurons with each fill, and draw the outcomes."""
     data = ja.load_dataset(dataset, data_dir=data_dir)
     model = Transformer(rngs=nnx.Rngs(seed))
     train(model, data, epochs=epochs, seed=seed, learning_rate=3e-3)
