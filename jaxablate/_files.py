@@ -1,4 +1,8 @@
-"""Files: what may be read; and atomic writing, so that a file is either the whole new one or not there at all."""
+"""Reading files with bounds and writing them atomically: a file is either completely the new one or absent.
+
+Input: paths that a user names, and arrays.
+Output: files; mistakes in a path become an `InputError`.
+"""
 
 import contextlib
 import os
@@ -12,67 +16,72 @@ import numpy as np
 from jaxablate._checks import InputError, require
 
 MAX_BYTES = 2**32
-"""The most that a file to read may hold, unpacked: 4 GiB."""
+"""Largest size of a file to read, unpacked: 4 GiB."""
 
 
-def require_file(what: str, path: str | Path, otherwise: str = "") -> None:
-    """Raise unless there is a file of at most `MAX_BYTES` that can be opened; a pipe or a device is none, since it may
-    never end.
+def require_file(what: str, path: str | Path, remedy: str = "") -> None:
+    """Raise unless the path is a readable file of at most `MAX_BYTES`.
+
+    Pipes and devices are refused, since they may never end.
 
     Args:
-        what: names the file in messages.
+        what: kind of file, for messages.
         path: the file.
-        otherwise: said where there is none.
+        remedy: end of the message if there is no file.
 
     Raises:
-        InputError: saying what is there instead.
+        InputError: with the reason.
     """
-    require(os.path.exists(path), f"{what} {path}: expected a file, got none{otherwise}")
+    require(os.path.exists(path), f"{what} {path}: expected a file, got none{remedy}")
     kind = "a folder" if os.path.isdir(path) else "a pipe or a device"
     require(os.path.isfile(path), f"{what} {path}: expected a file, got {kind}")
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise InputError(f"{what} {path}: expected a file that can be read, got '{error.strerror}'") from None
+        raise InputError(f"{what} {path}: cannot be read ({error.strerror}); check its permissions") from None
     require(size <= MAX_BYTES, f"{what} {path}: expected at most {MAX_BYTES} bytes, got {size}")
 
 
 PRIVATE = ".jaxablate-"
 LEFTOVER = re.escape(PRIVATE) + r"(.+)-[a-z0-9_]{8}"
-"""The name of the folder that `atomic_path` makes for a file, which stays behind when the process is killed."""
+"""Pattern of the folder that `atomic_path` makes for a file; the folder remains if the process is killed."""
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, and move it there when the block ends without an error.
+    """Yield a temporary path next to `path`, and rename it to `path` if the block ends without an error.
 
     Raises:
-        InputError: if it cannot be written, for want of room, say.
+        InputError: if the file cannot be written, for example because the disk is full.
     """
+    # The temporary file has its own folder: mkdtemp makes a private name, and the file keeps its suffix, on which some
+    # writers insist. The folder is next to the target, because a rename is atomic only within one file system. fsync
+    # comes before the rename; otherwise a power cut may leave the new name with no content.
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # mkdtemp makes a private name, and a folder lets writers that insist on a file's suffix have theirs
         folder = Path(tempfile.mkdtemp(prefix=f"{PRIVATE}{path.name}-", dir=path.parent))
         temporary = folder / path.name
         try:
             yield temporary
             with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())  # else a power cut may leave the new name with nothing in it
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
             folder.rmdir()
     except OSError as error:
-        raise InputError(f"file {path}: expected a place with room that can be written, got '{error}'") from None
+        raise InputError(
+            f"file {path}: cannot be written ({error}); choose a place with room and write permission"
+        ) from None
 
 
 def save_tensors(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write arrays as safetensors, atomically.
+    """Write arrays as a safetensors file, atomically.
 
     Raises:
-        InputError: if they cannot be written, for want of room, say.
+        InputError: if the file cannot be written, for example because the disk is full.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -85,15 +94,14 @@ def save_tensors(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: M
 
 
 def require_writable(folder: str | Path) -> None:
-    """Prove that a folder can be written, or made where it does not exist yet; nothing is left behind.
+    """Raise unless the folder can be written, or made if it does not exist; creates nothing that remains.
 
     Raises:
-        InputError: if it cannot.
+        InputError: with the reason.
     """
     path = Path(folder).absolute()
     require(
-        path.exists() or not path.is_symlink(),
-        f"output folder {folder}: expected a folder or a new name, got a link to nothing; choose another one",
+        path.exists() or not path.is_symlink(), f"output folder {folder}: is a link to nothing; choose another folder"
     )
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     try:
@@ -101,6 +109,5 @@ def require_writable(folder: str | Path) -> None:
             pass
     except OSError as error:
         raise InputError(
-            f"output folder {folder}: expected a folder that can be written, got '{error.strerror}' for {existing}; "
-            "choose another one"
+            f"output folder {folder}: cannot be written ({error.strerror}: {existing}); choose another folder"
         ) from None

@@ -1,8 +1,9 @@
-"""Axis-named array types: what a signature promises about shape and dtype.
+"""Array types that name the axes and the dtype of every argument.
 
-They are annotations only. The test suite checks them at run time (jaxtyping and beartype); in normal use they
-cost nothing. Axis names: `example`, `neuron` (all hidden neurons in network order, unless a layer is named),
-`class`, `code`, `mask`, `order`, `rank`, `step`; `*network` is there where several networks come in.
+They are annotations: the tests check them at run time (jaxtyping and beartype), and in normal use they cost nothing.
+
+Axis names: `example`, `neuron` (all hidden neurons in network order, unless a layer is named), `class`, `code`, `mask`,
+`order`, `rank`, `step`. `*network` is an optional first axis for several networks.
 """
 
 import jax

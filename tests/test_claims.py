@@ -322,7 +322,7 @@ def test_files_hold_everything_and_are_the_same_again(small_results, tmp_path):
     assert json.loads(files[0].read_text())["verdicts"][0]["effects"][0]["low"] is None
     assert next(csv.DictReader(files[1].read_text().splitlines()))["low"] == ""
     (tmp_path / "file").write_text("")
-    with raises_input_error("expected a folder that can be written"):
+    with raises_input_error("output folder .* cannot be written"):
         ja.claims.save_claims(verdicts, small_results, tmp_path / "file")
 
 

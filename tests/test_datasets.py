@@ -294,7 +294,7 @@ def test_unknown_names_and_paths(tmp_path):
         "dataset: unknown 'cifar'; choose auto, mnist, fashion_mnist, kmnist, mnist5k, an existing folder"
     ):
         ja.load_dataset("cifar")
-    with raises_input_error("unknown dataset"):
+    with raises_input_error("dataset: unknown"):
         ja.load_dataset(tmp_path / "missing.npz")
 
 

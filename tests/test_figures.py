@@ -166,7 +166,7 @@ def test_figures_of_other_networks(small_results, results, tmp_path):
     with raises_input_error("figure: expected a number in 1..22, got 23"):
         draw_figure(results, 23)
     (tmp_path / "file").write_text("")
-    with raises_input_error("output folder .* expected a folder that can be written"):
+    with raises_input_error("output folder .* cannot be written"):
         save_figure(results, 1, tmp_path / "file")
 
 

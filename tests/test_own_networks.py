@@ -204,12 +204,12 @@ def test_prune_from_a_file(files, small_model, mnist5k):
         (
             "score",
             ["torch", "--out", "/dev/null/a.csv"],
-            "output folder /dev/null: expected a folder that can be written",
+            "output folder /dev/null: cannot be written",
         ),
         (
             "ablate",
             ["torch", "--out", "/dev/null/a.nc"],
-            "output folder /dev/null: expected a folder that can be written",
+            "output folder /dev/null: cannot be written",
         ),
         ("score", ["absent", "--out", "a.csv"], "expected a file, got none"),
         ("score", ["own", "--out", "a.csv", "--quantizer", "x"], "quantizer: unknown 'x'"),

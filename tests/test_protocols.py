@@ -115,9 +115,9 @@ def test_fresh_subsets_are_uniform_independent_and_not_nested():
 
 @pytest.mark.parametrize("name", ["", "Paper", "published+mi_sign", "mi_sign+", "nan"])
 def test_unknown_protocols_are_named(name):
-    with raises_input_error("unknown protocol .*expected one of paper, published, mi_sign"):
+    with raises_input_error("protocol: unknown .*choose one of paper, published, mi_sign"):
         ja.protocols.get_protocol(name)
-    with raises_input_error("unknown protocol"):
+    with raises_input_error("protocol: unknown"):
         ja.StudyConfig(protocols=(name,))
 
 
