@@ -25,7 +25,7 @@ def trained(name: str) -> tuple[ja.MLP, np.ndarray]:
     path = CACHE / f"{name}_{data.source.name}.safetensors"
     if not path.is_file():
         ja.save_model(ja.train(data, NETWORKS[name])[0], path)
-    model = ja.load_model(path)[0]
+    model = ja.load_model(path).model
     return model, np.asarray(ja.mean_activations(model, data.validation.images))
 
 

@@ -236,7 +236,7 @@ def readers(folder: Path) -> dict[str, Reader]:
         check_dataset(ja.load_dataset(path.parent if path.suffix != ".npz" else path))
 
     def read_network(path: Path) -> None:
-        check_network(ja.load_model(path)[0])
+        check_network(ja.load_model(path).model)
 
     def read_pytorch(path: Path) -> None:
         check_network(ja.models.load_pytorch(path))

@@ -51,7 +51,7 @@ def study(run: Path, num_seeds: int, num_pairs: int, images: int) -> None:
     for hidden in config["networks"]:
         name = ja.study.network_name(hidden)
         files = [run / "networks" / f"{name}_seed{seed}.safetensors" for seed in config["seeds"][:num_seeds]]
-        models = [ja.load_model(file)[0] for file in files]
+        models = [ja.load_model(file).model for file in files]
         bars = Bars()
         with bars.progress:
             sensitivity = ja.study.quantizer_sensitivity(models, data, QUANTIZERS, on_progress=bars)

@@ -67,7 +67,7 @@ if sys.argv[3] == "one core":
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import numpy as np
 import jaxablate as ja
-model, data = ja.load_model(sys.argv[1])[0], ja.load_dataset("mnist5k")
+model, data = ja.load_model(sys.argv[1]).model, ja.load_dataset("mnist5k")
 config = ja.StudyConfig(dataset="mnist5k", networks=(), steps=6, num_random_orders=2, scores=tuple(ja.scores.SCORES))
 found = ja.run_study(config, {"mine": model})["mine"].to_dataset()
 names = ("scores", "correct", "single_correct", "joint_counts", "ablated")

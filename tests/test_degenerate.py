@@ -151,7 +151,7 @@ def test_a_diverged_training_keeps_its_last_good_state(archive, tmp_path, monkey
     ):
         ja.run_study(config, run_dir=tmp_path / "run")
     kept = tmp_path / "run" / "networks" / "2-layer-8-8_seed7_epoch2.safetensors"
-    np.testing.assert_array_equal(ja.load_model(kept)[0](data.test.images), good(data.test.images))
+    np.testing.assert_array_equal(ja.load_model(kept).model(data.test.images), good(data.test.images))
     assert list(kept.parent.iterdir()) == [kept]
 
 

@@ -288,7 +288,7 @@ def test_on_the_command_line(tmp_path):
     out = ["--out", str(tmp_path / "out" / "x.csv")]
     for arguments, sentence in (
         (["reproduce", "--dataset", str(tmp_path / "x.npz"), *out], "missing train_images"),
-        (["score", str(path), *out], "expected arrays of the checksum it names"),
+        (["score", str(path), *out], "the arrays do not match the checksum in its header"),
         (["ablate", str(tmp_path / "pipe.safetensors"), *out], "expected a file, got a pipe or a device"),
         (["score", str(tmp_path / ("n" * 300)), *out], "expected a file, got none"),
     ):
@@ -321,7 +321,7 @@ def test_a_file_whose_name_is_no_text(tmp_path):
     ja.results.save_table(scores, tmp_path / "x.nc")
     assert scores.attrs["dataset"] == r"a\udcff"
     ja.save_model(model, tmp_path / "x.safetensors", {"from": path.name})
-    assert ja.load_model(tmp_path / "x.safetensors")[1] == {"from": r"a\udcff.npz"}
+    assert ja.load_model(tmp_path / "x.safetensors").metadata == {"from": r"a\udcff.npz"}
     result = CliRunner().invoke(jaxablate.cli.app, ["score", str(path), "--out", str(tmp_path / "x.csv")])
     assert result.exit_code == 1
     assert result.stderr[:-1].isprintable()

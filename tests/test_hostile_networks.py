@@ -115,7 +115,7 @@ def test_a_damaged_network_is_trained_anew(tmp_path, mnist5k):
     whole = path.read_bytes()
     for place in (struct.unpack("<Q", whole[:8])[0] + 8, len(whole) - 1):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with refused("expected arrays of the checksum it names, got damaged ones; write it again or remove it"):
+        with refused("the arrays do not match the checksum in its header; write it again or remove it"):
             ja.load_model(path)
         again, notes = networks()
         assert "trained anew: network file" in notes
@@ -293,7 +293,7 @@ def test_structure_of_results(tmp_path, whole, what):
 
 DAMAGED = "in net .paper.; the file is damaged"
 WRONG = {
-    "missing": (lambda net: net.drop_vars("scores"), "expected numbers scores over seed, metric, neuron " + DAMAGED),
+    "missing": (lambda net: net.drop_vars("scores"), "expected numbers scores over seed, score, neuron " + DAMAGED),
     "other axes": (
         lambda net: net.assign(scores=net["scores"].transpose()),
         "expected numbers scores over .*" + DAMAGED,

@@ -404,11 +404,11 @@ def test_layer_sizes_in_a_network_file(tmp_path):
     with safe_open(path, framework="numpy") as file:
         header = file.metadata()
     assert header["layer_sizes"] == "[9, 4, 3, 2]"
-    assert ja.load_model(path)[1] == {"note": "x"}
+    assert ja.load_model(path).metadata == {"note": "x"}
     tensors = load_file(path)
     save_file(tensors, path, {**header, "layer_sizes": "[9, 4, 4, 2]"})
-    with raises_input_error(r"expected layer sizes \[9, 4, 4, 2\] as it says, got weights of \[9, 4, 3, 2\]"):
+    with raises_input_error(r"expected layer sizes \[9, 4, 4, 2\] as in its header, got weights of \[9, 4, 3, 2\]"):
         ja.load_model(path)
     save_file(tensors, path, {name: text for name, text in header.items() if name != "layer_sizes"})
-    older, metadata, _ = ja.load_model(path)
-    assert (older.hidden, metadata) == ((4, 3), {"note": "x"})
+    older = ja.load_model(path)
+    assert (older.model.hidden, older.metadata) == ((4, 3), {"note": "x"})

@@ -38,11 +38,11 @@ def test_file_round_trip(tmp_path):
     model = ja.MLP(9, (4, 3), 2, activation="tanh", rngs=nnx.Rngs(0))
     images = np.random.default_rng(0).random((5, 3, 3)).astype(np.float32)
     ja.save_model(model, tmp_path / "deep" / "model.safetensors", {"note": "x"}, loss=np.arange(3.0))
-    loaded, metadata, arrays = ja.load_model(tmp_path / "deep" / "model.safetensors")
-    np.testing.assert_array_equal(loaded(images), model(images))
-    assert nnx.graphdef(loaded) == nnx.graphdef(model)
-    assert metadata == {"note": "x"}
-    assert arrays["loss"].tolist() == [0, 1, 2]
+    saved = ja.load_model(tmp_path / "deep" / "model.safetensors")
+    np.testing.assert_array_equal(saved.model(images), model(images))
+    assert nnx.graphdef(saved.model) == nnx.graphdef(model)
+    assert saved.metadata == {"note": "x"}
+    assert saved.arrays["loss"].tolist() == [0, 1, 2]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["model.safetensors"]
 
 
@@ -67,7 +67,7 @@ def test_bad_input(tmp_path):
     for missing in ("stages.1.bias", "stages.0.kernel"):
         kept = {name: array for name, array in whole.items() if name != missing}
         save_file(kept, tmp_path / "part.safetensors", {"format": "jaxablate network 1", "activation": "tanh"})
-        with raises_input_error("expected the weights of a whole network"):
+        with raises_input_error("its arrays are not the weights of a whole network"):
             ja.load_model(tmp_path / "part.safetensors")
     (tmp_path / "text.safetensors").write_text("not a network at all")
     with raises_input_error("expected safetensors, got an unreadable file"):

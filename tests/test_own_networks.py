@@ -172,9 +172,9 @@ def test_prune_from_a_file(files, small_model, mnist5k):
     out = files / "small.safetensors"
     data = ["--dataset", files / "data.npz"]
     printed = run("prune", files / "own.safetensors", *data, "--keep", 0.5, "--fine-tune", 1, "--out", out)
-    model, metadata, _ = ja.load_model(out)
-    assert model.hidden == (5, 4, 4)
-    assert metadata["pruned_from"] == "own.safetensors"
+    saved = ja.load_model(out)
+    assert saved.model.hidden == (5, 4, 4)
+    assert saved.metadata["pruned_from"] == "own.safetensors"
     assert "new, epochs: 1" in printed
     comparison = ja.study.prune_by_score(small_model, mnist5k, keep_fraction=0.5)
     rows, small = comparison.rows, comparison.model

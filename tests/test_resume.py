@@ -179,9 +179,9 @@ def test_what_is_computed_from_another_network_is_not_used(config, tmp_path):
     small = dataclasses.replace(config, networks=((8,),), seeds=(0,))
     ja.run_study(small, run_dir=tmp_path)
     path = tmp_path / "networks" / "1-layer-8_seed0.safetensors"
-    model, metadata, history = ja.load_model(path)
-    model.stages[0].linear.kernel[...] *= 2  # as a device that rounds otherwise might have trained it
-    ja.save_model(model, path, metadata, **history)
+    saved = ja.load_model(path)
+    saved.model.stages[0].linear.kernel[...] *= 2  # as a device that rounds otherwise might have trained it
+    ja.save_model(saved.model, path, saved.metadata, **saved.arrays)
     fresh = ja.run_study(small, network_dir=tmp_path / "networks")
     assert same(ja.run_study(small, run_dir=tmp_path), fresh)
 

@@ -246,7 +246,7 @@ def _read_network(path: Path, activation: str | None) -> "MLP":
 
     require_file("network file", path)
     if is_saved_model(path):
-        model = load_model(path)[0]
+        model = load_model(path).model
         if activation not in (None, model.activation):
             raise InputError(f"--activation: expected none or {model.activation}, which {path} says, got {activation}")
         return model

@@ -1,6 +1,6 @@
 """Networks: sites that a model marks, chains, a multilayer perceptron, and its file."""
 
-from jaxablate.models._files import load_model, save_model
+from jaxablate.models._files import SavedModel, load_model, save_model
 from jaxablate.models._mlp import ACTIVATIONS, MLP, from_arrays, layer_of_neuron
 from jaxablate.models._network import Model, site_neurons
 from jaxablate.models._pytorch import load_pytorch
@@ -12,6 +12,7 @@ __all__ = [
     "Chain",
     "Model",
     "PerExampleFill",
+    "SavedModel",
     "Site",
     "SiteVariable",
     "from_arrays",

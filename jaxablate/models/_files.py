@@ -1,7 +1,12 @@
-"""The file of a network: safetensors, with what the weights do not say in its metadata."""
+"""The file of an MLP: safetensors, with the settings that the weights do not show in its metadata.
+
+Input: an MLP, strings of metadata and further arrays.
+Output: one file with the tensors `stages.0.kernel` [in, out], `stages.0.bias` [out], ... and the further arrays.
+"""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,52 +19,69 @@ from jaxablate.models._mlp import MLP, from_arrays
 FORMAT = "jaxablate network 1"
 
 
+@dataclass(frozen=True)
+class SavedModel:
+    """The contents of a file that `save_model` wrote.
+
+    Attributes:
+        model: the network.
+        metadata: strings that were saved with the network.
+        arrays: further arrays that were saved with the network, for example its training history.
+    """
+
+    model: MLP
+    metadata: dict[str, str]
+    arrays: dict[str, np.ndarray]
+
+
 def save_model(model: MLP, path: str | Path, metadata: Mapping[str, str] | None = None, **arrays: np.ndarray) -> None:
-    """Write a network as safetensors, atomically.
+    """Write a network as safetensors; the file appears whole or not at all.
 
     Args:
-        model: the network; kernels [in, out] and biases [out] go in as `stages.0.kernel`, ...
+        model: the network. Its kernels [in, out] and biases [out] become the tensors `stages.0.kernel`, ...
         path: the file.
-        metadata: strings to keep in the header, beside the network's own; what UTF-8 lacks is written as escapes.
-        arrays: further arrays to keep in the file, such as a training history.
+        metadata: strings to keep in the header. Characters that UTF-8 cannot encode are written as escapes.
+        arrays: further arrays to keep in the file, for example a training history.
 
     Raises:
-        InputError: for another kind of network, or metadata under the network's own names.
+        InputError: for a model that is not an `MLP`, or metadata under a name that the format reserves.
 
     Example:
         >>> ja.save_model(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), tmp_path / "model.safetensors", {"seed": "0"})
     """
-    require(isinstance(model, MLP), f"model: expected an MLP, whose file says all of it, got {type(model).__name__}")
+    require(isinstance(model, MLP), f"model: expected an MLP, got {type(model).__name__}; save other models yourself")
     tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     for i, stage in enumerate(model.stages):
         kernel, bias = stage.weights
         tensors[f"stages.{i}.kernel"], tensors[f"stages.{i}.bias"] = np.array(kernel), np.array(bias)
-    own = {"format": FORMAT, "activation": model.activation, "layer_sizes": _layer_sizes(model)}
-    own["sha256"] = digest(tensors)
-    taken = sorted({*own} & {*(metadata or {})})
-    require(not taken, f"metadata: expected other names than {', '.join(own)}, got {', '.join(taken)}")
-    header = {**own, **(metadata or {})}
+    reserved = {"format": FORMAT, "activation": model.activation, "layer_sizes": _layer_sizes(model)}
+    reserved["sha256"] = digest(tensors)
+    taken = sorted({*reserved} & {*(metadata or {})})
+    require(
+        not taken, f"metadata: the format reserves {', '.join(taken)}; choose other names than {', '.join(reserved)}"
+    )
+    header = {**reserved, **(metadata or {})}
     header = {name: text.encode("utf-8", "backslashreplace").decode() for name, text in header.items()}
     save_tensors(path, tensors, header)
 
 
-def load_model(path: str | Path) -> tuple[MLP, dict[str, str], dict[str, np.ndarray]]:
-    """Read what `save_model` wrote.
+def load_model(path: str | Path) -> SavedModel:
+    """Read a file that `save_model` wrote.
 
     Args:
-        path: the file, of at most 4 GiB; its arrays take as much memory again.
+        path: the file, of at most 4 GiB; reading it takes as much memory again.
 
     Returns:
-        The network, its metadata, and the further arrays of the file.
+        A `SavedModel`: the network, its metadata, and the further arrays of the file.
 
     Raises:
-        InputError: for a file that `save_model` did not write, or that has been damaged since: a SHA-256 of the arrays
-            is kept in it.
+        InputError: for a file that `save_model` did not write, or that was damaged later: its arrays must match the
+            SHA-256 in its header.
 
     Example:
         >>> ja.save_model(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), tmp_path / "model.safetensors", {"seed": "0"})
-        >>> model, metadata, arrays = ja.load_model(tmp_path / "model.safetensors")
-        >>> model.hidden, metadata
+        >>> saved = ja.load_model(tmp_path / "model.safetensors")
+        >>> saved.model.hidden, saved.metadata
         ((3,), {'seed': '0'})
     """
     from safetensors import SafetensorError, safe_open
@@ -74,12 +96,16 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, str], dict[str, np.ndar
         raise InputError(
             f"network file {path}: expected safetensors, got an unreadable file ({error}); write it again or remove it"
         ) from None
-    found = metadata.pop("format", None)
-    require(found == FORMAT, f"network file {path}: expected format {FORMAT!r}, as save_model writes it, got {found!r}")
-    told = metadata.pop("sha256", digest(tensors))  # older files lack it
+    file_format = metadata.pop("format", None)
     require(
-        told == digest(tensors),
-        f"network file {path}: expected arrays of the checksum it names, got damaged ones; write it again or remove it",
+        file_format == FORMAT,
+        f"network file {path}: expected format {FORMAT!r}, as save_model writes it, got {file_format!r}",
+    )
+    # files of early versions have neither a checksum nor layer sizes
+    checksum = metadata.pop("sha256", digest(tensors))
+    require(
+        checksum == digest(tensors),
+        f"network file {path}: the arrays do not match the checksum in its header; write it again or remove it",
     )
     num_stages = sum(name.startswith("stages.") and name.endswith(".kernel") for name in tensors)
     try:
@@ -87,15 +113,20 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, str], dict[str, np.ndar
         biases = [tensors.pop(f"stages.{i}.bias") for i in range(num_stages)]
         model = from_arrays(kernels, biases, activation=metadata.pop("activation"))
     except (KeyError, InputError) as error:
-        raise InputError(f"network file {path}: expected the weights of a whole network, but {error}") from None
+        raise InputError(
+            f"network file {path}: its arrays are not the weights of a whole network ({error}); write it again"
+        ) from None
     sizes = _layer_sizes(model)
-    told = metadata.pop("layer_sizes", sizes)  # older files lack it
-    require(told == sizes, f"network file {path}: expected layer sizes {told} as it says, got weights of {sizes}")
-    return model, metadata, tensors
+    stated_sizes = metadata.pop("layer_sizes", sizes)
+    require(
+        stated_sizes == sizes,
+        f"network file {path}: expected layer sizes {stated_sizes} as in its header, got weights of {sizes}",
+    )
+    return SavedModel(model, metadata, tensors)
 
 
 def is_saved_model(path: str | Path) -> bool:
-    """Whether `save_model` wrote a file, by its header."""
+    """Return True if the header of the file says that `save_model` wrote it."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -106,5 +137,5 @@ def is_saved_model(path: str | Path) -> bool:
 
 
 def _layer_sizes(model: MLP) -> str:
-    """Inputs, neurons of each hidden layer and classes, as a JSON list."""
+    """Return the number of inputs, of neurons in each hidden layer, and of classes, as a JSON list."""
     return json.dumps([model.stages[0].linear.in_features, *(stage.linear.out_features for stage in model.stages)])

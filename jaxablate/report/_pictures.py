@@ -40,14 +40,14 @@ def networks_beside(results: xr.DataTree, folder: str | Path) -> tuple[dict[str,
         if not path.exists():
             continue
         try:
-            model, metadata, _ = load_model(path)
-            training = json.loads(metadata.get("training", "{}"))
+            saved = load_model(path)
+            training = json.loads(saved.metadata.get("training", "{}"))
         except (InputError, ValueError) as error:
             notes.append(f"{path.name}: {error}")
             continue
         hidden = json.loads(node.attrs["hidden"])
-        if (training.get("data"), training.get("seed"), list(model.hidden)) == (data, seed, hidden):
-            found[name] = model
+        if (training.get("data"), training.get("seed"), list(saved.model.hidden)) == (data, seed, hidden):
+            found[name] = saved.model
         else:
             notes.append(f"{path.name} is of another run than the results")
     return found, notes

@@ -159,8 +159,8 @@ def _reusable(path: Path, training: str) -> tuple[MLP, History]:
     Raises:
         InputError: saying why the file is of no use.
     """
-    model, metadata, arrays = load_model(path)
-    require(metadata.get("training") == training, f"{path.name} comes from other settings or data")
+    saved = load_model(path)
+    require(saved.metadata.get("training") == training, f"{path.name} comes from other settings or data")
     names = {field.name for field in dataclasses.fields(History)}
-    require(set(arrays) == names, f"{path.name} lacks a whole history")
-    return model, History(**arrays)
+    require(set(saved.arrays) == names, f"{path.name} lacks a whole history")
+    return saved.model, History(**saved.arrays)
