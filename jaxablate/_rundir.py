@@ -1,5 +1,8 @@
-"""The folder of a run: one owner at a time, and each finished unit of work in a file of its own, so that the same run
-goes on where it was interrupted."""
+"""Manage the folder of a run: one owner at a time, and a file for each finished unit of work.
+
+Input: the settings of a run and functions that compute its units.
+Output: the arrays of the units, read from the folder if an interrupted run saved them there.
+"""
 
 import contextlib
 import datetime
@@ -22,41 +25,42 @@ from jaxablate._files import LEFTOVER, PRIVATE, atomic_path, save_tensors
 from jaxablate._processes import Arrays, broadcast_from_primary
 
 FORMAT = "jaxablate run 1"
-RUN, OWNER = "run.json", "run.owner"
-LONGEST = 150
-"""Characters of a unit's file name; more are replaced by a checksum, since a file system takes 255."""
+RUN_FILE, OWNER_FILE = "run.json", "run.owner"
+MAX_STEM = 150
+"""Longest stem of a unit's file name; longer names end in a checksum, since file systems allow 255 bytes."""
 
 
 @contextlib.contextmanager
 def lock_folder(folder: str | Path) -> Iterator[str | None]:
-    """Keep other runs out of a folder; what a killed run has half written there is removed.
+    """Lock a folder against other runs and remove the partial files of a killed run.
 
-    The operating system drops the lock when its owner ends, however that happens. The same thread may lock again. A
-    folder that was made for the lock and has nothing in it at the end goes with it.
+    The operating system releases the lock when its owner ends, even if the owner is killed. The same thread may lock a
+    folder again. If the lock created the folder and the folder is empty at the end, the folder is removed.
 
     Yields:
-        Who owned the folder and ended without giving it back, in words, or None.
+        A description of the previous owner, if that owner ended without releasing the folder; otherwise None.
 
     Raises:
-        InputError: if another run is at work there; the message names it.
+        InputError: if another run holds the lock; the message names that run.
     """
     from filelock import FileLock, Timeout
 
     folder = Path(folder)
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    owner, path = folder / OWNER, folder / "run.lock"
+    owner, path = folder / OWNER_FILE, folder / "run.lock"
     lock = FileLock(path, is_singleton=True)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who = owner.read_text(errors="replace") if owner.is_file() else "a process that has not said which"
+        holder = owner.read_text(errors="replace") if owner.is_file() else "an unknown process"
         raise InputError(
-            f"output folder {folder}: expected no other run at work there, got {who}; wait for it, end it, or choose "
-            "another folder"
+            f"output folder {folder}: another run is working there, {holder}; wait for it, stop it, or choose another "
+            "folder"
         ) from None
     outermost = lock.lock_counter == 1
     try:
+        # the file of the owner is only left over if the owner was killed
         killed = owner.read_text(errors="replace") if outermost and owner.is_file() else None
         if outermost:
             _remove_leftovers(folder)
@@ -66,127 +70,139 @@ def lock_folder(folder: str | Path) -> Iterator[str | None]:
     finally:
         if outermost:
             owner.unlink(missing_ok=True)
-            if new and list(folder.iterdir()) == [path]:
+            if created and list(folder.iterdir()) == [path]:
                 path.unlink()
-                for made in new:
-                    made.rmdir()
+                for empty in created:
+                    empty.rmdir()
         lock.release()
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove the private folders of `atomic_path` that a killed process has left where runs write; other folders below
-    may be those of another run."""
+    """Remove the private folders of `atomic_path` that a killed process left in the places where a run writes."""
+    # subfolders may belong to other runs, so only the folders of this run are searched
     places = ("", "units/", "networks/", "figures/**/")
     for path in [path for place in places for path in folder.glob(f"{place}{PRIVATE}*")]:
-        found = re.fullmatch(LEFTOVER, path.name)
-        if found and path.is_dir() and not path.is_symlink() and {of.name for of in path.iterdir()} <= {found[1]}:
+        match = re.fullmatch(LEFTOVER, path.name)
+        if match and path.is_dir() and not path.is_symlink() and {file.name for file in path.iterdir()} <= {match[1]}:
             shutil.rmtree(path)
 
 
 @dataclass(frozen=True)
 class CheckpointStore:
-    """Units of work by name: kept in a folder, or computed each time where there is none.
+    """Store the arrays of finished units of work by name; without a folder nothing is stored.
 
     Attributes:
-        folder: where they are kept, or None.
-        run: what they belong to, as from `begin`.
-        on_note: told of a file that cannot be used, in words.
+        folder: folder of the files, or None.
+        run: digest of the run that the units belong to, from `open_run`.
+        on_note: called with a sentence about each file that cannot be used.
     """
 
     folder: Path | None = None
     run: str = ""
     on_note: Callable[[str], None] = lambda note: None
 
-    def get(self, name: str, basis: str, compute: Callable[[], Arrays]) -> Arrays:
-        """The arrays of a unit: read where a run that was interrupted has left them, computed and kept otherwise. All
-        processes compute, since devices of all may take part; what process 0 has then, they all get.
+    def get(self, name: str, inputs_digest: str, compute: Callable[[], Arrays]) -> Arrays:
+        """Load a unit's arrays if an earlier run saved them; otherwise compute and save them.
+
+        If there are several processes, all of them compute, since the devices of all may be needed; all of them return
+        the arrays of process 0.
 
         Args:
-            name: of the unit.
-            basis: a digest of what it is computed from beside the run's identity; of another basis it is computed anew.
-            compute: computes it.
+            name: name of the unit.
+            inputs_digest: digest of the unit's inputs in addition to the run's settings; if it differs from the saved
+                one, the unit is computed again.
+            compute: function that computes the arrays.
         """
         if self.folder is None:
             computed = compute()
             return broadcast_from_primary(lambda: computed)
         stem = quote(name, safe=" +")
-        if len(stem) > LONGEST:
-            stem = f"{stem[:LONGEST]} {hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        if len(stem) > MAX_STEM:
+            stem = f"{stem[:MAX_STEM]} {hashlib.sha256(name.encode()).hexdigest()[:16]}"
         path = self.folder / f"{stem}.safetensors"
-        metadata = {"run": self.run, "unit": name, "basis": basis}
-        found = broadcast_from_primary(lambda: self._read(path, metadata) or {})
-        if found:
-            return found
-        computed = {of: np.ascontiguousarray(array) for of, array in compute().items()}
+        metadata = {"run": self.run, "unit": name, "inputs": inputs_digest}
+        if saved := broadcast_from_primary(lambda: self._load(path, metadata) or {}):
+            return saved
+        computed = {key: np.ascontiguousarray(array) for key, array in compute().items()}
 
-        def kept() -> Arrays:
+        def save() -> Arrays:
             save_tensors(path, computed, {**metadata, "sha256": digest(computed)})
             return computed
 
-        return broadcast_from_primary(kept)
+        return broadcast_from_primary(save)
 
-    def _read(self, path: Path, wanted: dict[str, str]) -> Arrays | None:
+    def _load(self, path: Path, metadata: dict[str, str]) -> Arrays | None:
+        """Return the arrays of a file if its metadata and checksum match; otherwise None."""
         from safetensors import SafetensorError, safe_open
 
         if not path.is_file():
             return None
         try:
             with safe_open(path, framework="numpy") as file:
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-                if file.metadata() == {**wanted, "sha256": digest(found)}:
-                    return found
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                if file.metadata() == {**metadata, "sha256": digest(arrays)}:
+                    return arrays
         except (SafetensorError, OSError, TypeError, AttributeError):  # the last two: a dtype that NumPy lacks
             pass
-        self.on_note(f"{path.name} is damaged, of another run or of another network: computed anew")
+        self.on_note(f"{path.name} is damaged, or belongs to another run or network; it is computed again")
         return None
 
 
 def open_run(folder: Path, identity: Mapping[str, Any], *, force: bool) -> str:
-    """Begin a run in a folder that is locked, or go on with it; return its fingerprint.
+    """Start a run in a locked folder, or resume the run that was started there.
 
     Args:
-        folder: of the run.
-        identity: what results depend on, as JSON can hold it.
-        force: drop what another run has left there.
+        folder: folder of the run.
+        identity: everything that the results depend on, by name, as JSON values.
+        force: discard the units of another run.
+
+    Returns:
+        A digest of the identity.
 
     Raises:
-        InputError: if another run was begun there, unless `force`; the message names the differences.
+        InputError: if another run was started there, unless `force`; the message names the differences.
     """
-    path, now = folder / RUN, json.loads(json.dumps({"format": FORMAT, **identity}))
-    there = _identity_in(path)
-    if there is not None and there != now:
+    path, current = folder / RUN_FILE, json.loads(json.dumps({"format": FORMAT, **identity}))
+    saved = _saved_identity(path)
+    if saved is not None and saved != current:
         if not force:
-            differences = differences_of(there, now) if there else f"its {RUN} cannot be read"
+            names = "in the folder", "in this run"
+            differences = format_differences(saved, current, names) if saved else f"its {RUN_FILE} cannot be read"
             raise InputError(
-                f"output folder {folder}: expected the run that was begun there, got another ({differences}); choose "
-                "another folder, or force this one (force=True, --force) to begin afresh"
+                f"output folder {folder}: another run was started there ({differences}); choose another folder, or "
+                "start over there (force=True, --force)"
             )
         shutil.rmtree(folder / "units", ignore_errors=True)
-    if there != now:
+    if saved != current:
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
-    return hashlib.sha256(json.dumps(now, sort_keys=True).encode()).hexdigest()
+            temporary.write_text(json.dumps(current, indent=1, sort_keys=True) + "\n")
+    return hashlib.sha256(json.dumps(current, sort_keys=True).encode()).hexdigest()
 
 
-def differences_of(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What two runs differ in, in words."""
-    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    return "; ".join(f"{name}: {there.get(name)} there, {here.get(name)} here" for name in names)
+def format_differences(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> str:
+    """Return the settings in which two runs differ, as text; `names` say where each run is.
+
+    Example:
+        >>> format_differences({"steps": 3}, {"steps": 2}, ("in a", "in b"))
+        'steps: 3 in a, 2 in b'
+    """
+    keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
+    return "; ".join(f"{key}: {first.get(key)} {names[0]}, {second.get(key)} {names[1]}" for key in keys)
 
 
-def _identity_in(path: Path) -> dict[str, Any] | None:
-    """What `begin` has written; {} for a file that it has not."""
+def _saved_identity(path: Path) -> dict[str, Any] | None:
+    """Return the identity that `open_run` wrote; None without a file, {} for a file that cannot be read."""
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
+        identity = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return identity if isinstance(identity, dict) else {}
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of arrays by name, with their dtypes and shapes, in hexadecimal digits."""
+    """Return the SHA-256 of arrays by name, including dtypes and shapes, in hexadecimal digits."""
     sha = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

@@ -118,7 +118,7 @@ def test_a_damaged_network_is_trained_anew(tmp_path, mnist5k):
         with refused("the arrays do not match the checksum in its header; write it again or remove it"):
             ja.load_model(path)
         again, notes = networks()
-        assert "trained anew: network file" in notes
+        assert "trained again: network file" in notes
         assert "reused 1 trained before" in networks()[1]
         np.testing.assert_array_equal(*(np.asarray(of.stages[0].linear.kernel[...]) for of in (model, again)))
 
@@ -354,10 +354,10 @@ def test_the_files_of_a_run(tmp_path):
     for content in (b"", b"text", network("{}.kernel", "{}.bias", dtype="F8_E4M3", item=1, value=b"1")):
         (tmp_path / "units" / "one.safetensors").write_bytes(content)
         assert units.get("one", "", lambda: {"x": np.ones(2)})["x"].tolist() == [1, 1]
-        assert notes.pop() == "one.safetensors is damaged, of another run or of another network: computed anew"
+        assert notes.pop() == "one.safetensors is damaged, or belongs to another run or network; it is computed again"
     for content in (b"{half", b"\xff", 10**5 * b"[", b"[]"):
         (tmp_path / "run.json").write_bytes(content)
-        with refused("expected the run that was begun there, got another"):
+        with refused("another run was started there .its run.json cannot be read"):
             open_run(tmp_path, {"seed": 1}, force=False)
     (tmp_path / "run.json").unlink()
     os.mkfifo(tmp_path / "run.json")

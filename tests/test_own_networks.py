@@ -71,14 +71,14 @@ def test_results_of_own_networks_keep(study, tmp_path):
 
 def test_bad_studies(study):
     config, models, _ = study
-    with raises_input_error("models 'cnn': expected 2, one for each of the seeds .4, 5., got 1"):
+    with raises_input_error("models: expected 2 models for 'cnn', one for each of the seeds .4, 5., got 1"):
         ja.run_study(config, {"cnn": models[0]})
     for name in ("a/b", "a\\b", "..", ".", "", "c:", "a\0b", "a\nb", "\udcff", "n" * 101, 7):
         with raises_input_error("models: expected a name of up to 100 printable characters other than / .* :, got "):
             ja.run_study(config, {name: models})
-    with raises_input_error("models: expected other names than those of protocols, got 'paper'"):
+    with raises_input_error("models: 'paper' is the name of a protocol; choose another name"):
         ja.run_study(config, {"paper": models})
-    with raises_input_error("models: expected them by name, such as .'mine': model., got list"):
+    with raises_input_error("models: expected a mapping from names to models, such as .'mine': model., got list"):
         ja.run_study(config, models)
     with raises_input_error("quantizer: expected another than 'activation', .* since only an MLP says .* got Chain"):
         ja.run_study(ja.StudyConfig(dataset="mnist5k", networks=(), steps=2), {"mine": models[0]})

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import jaxablate as ja
 import jaxablate.cli
-from jaxablate import _run
+from jaxablate import _rundir
 from jaxablate._files import atomic_path
 from jaxablate.study import _ablate
 
@@ -74,7 +74,7 @@ def test_a_run_goes_on_after_every_unit(config, undisturbed, tmp_path, monkeypat
     assert same(in_one_go, undisturbed)
     wanted = sorted(evaluated)
     evaluated.clear()
-    get, interruptions, results = _run.Units.get, 0, None
+    get, interruptions, results = _rundir.CheckpointStore.get, 0, None
 
     def get_and_stop(self, name, *rest):
         new = not list(self.folder.glob(f"{name}*"))
@@ -83,7 +83,7 @@ def test_a_run_goes_on_after_every_unit(config, undisturbed, tmp_path, monkeypat
             raise Interrupted
         return found
 
-    monkeypatch.setattr(_run.Units, "get", get_and_stop)
+    monkeypatch.setattr(_rundir.CheckpointStore, "get", get_and_stop)
     while results is None:
         try:
             results = ja.run_study(config, run_dir=tmp_path)
@@ -134,7 +134,7 @@ def test_a_damaged_unit_is_computed_anew(config, undisturbed, tmp_path):
     assert same(results, undisturbed)
     told = [note for what, *_, note in notes if what == "resume"]
     assert sorted(told) == [
-        f"{unit.name} is damaged, of another run or of another network: computed anew" for unit in units[:3]
+        f"{unit.name} is damaged, or belongs to another run or network; it is computed again" for unit in units[:3]
     ]
 
 
@@ -142,18 +142,16 @@ def test_another_config_is_refused_or_begins_afresh(config, undisturbed, tmp_pat
     ja.run_study(config, run_dir=tmp_path)
     other = dataclasses.replace(config, steps=2, scores=("entropy",))
     with raises_input_error(
-        r"expected the run that was begun there, got another \(metrics: \['entropy', 'mutual_information', "
-        r"'kl_selectivity'\] there, \['entropy'\] here; steps: 3 there, 2 here\); choose another folder, or force"
+        r"another run was started there \(scores: \['entropy', 'mutual_information', 'kl_selectivity'\] in the folder, "
+        r"\['entropy'\] in this run; steps: 3 in the folder, 2 in this run\); choose another folder, or start over"
     ):
         ja.run_study(other, run_dir=tmp_path)
     assert same(ja.run_study(config, run_dir=tmp_path), undisturbed)
     assert same(ja.run_study(other, run_dir=tmp_path, force=True), ja.run_study(other))
-    with raises_input_error("steps: 2 there, 3 here"):
+    with raises_input_error("steps: 2 in the folder, 3 in this run"):
         ja.run_study(config, run_dir=tmp_path)
     (tmp_path / "run.json").write_text("[")
-    with raises_input_error(
-        r"expected the run that was begun there, got another \(its run.json cannot be read\); choose"
-    ):
+    with raises_input_error(r"another run was started there \(its run.json cannot be read\); choose"):
         ja.run_study(other, run_dir=tmp_path)
 
 
@@ -166,12 +164,12 @@ def test_other_models_of_the_same_weights_are_another_run(tmp_path):
 
     first = ja.run_study(config, {"mine": network(jax.nn.tanh)}, run_dir=tmp_path)
     assert same(ja.run_study(config, {"mine": network(jax.nn.tanh)}, run_dir=tmp_path), first)
-    with raises_input_error("got another .models: .* there, .* here"):
+    with raises_input_error("another run was started there .models: .* in the folder, .* in this run"):
         ja.run_study(config, {"mine": network(jax.nn.sigmoid)}, run_dir=tmp_path)
     images = ja.load_dataset("mnist5k").test.images.reshape(1000, -1)
     late = np.flatnonzero((images != 0).any(axis=0) & (images[:100] == 0).all(axis=0))[0]
     weights[0].kernel[...] = weights[0].kernel[...].at[late].set(9.0)  # the first images do not show it
-    with raises_input_error("got another .models: .* there, .* here"):
+    with raises_input_error("another run was started there .models: .* in the folder, .* in this run"):
         ja.run_study(config, {"mine": network(jax.nn.tanh)}, run_dir=tmp_path)
 
 
@@ -207,12 +205,12 @@ def test_a_folder_has_one_run_at_a_time(config, tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with raises_input_error(f"expected no other run at work there, got process {other.pid} on .* since 20"):
+        with raises_input_error(f"another run is working there, process {other.pid} on .* since 20"):
             ja.run_study(config, run_dir=tmp_path)
         asked = ["reproduce", "--dataset", "mnist5k", "--out", str(tmp_path)]
         result = CliRunner().invoke(jaxablate.cli.app, asked)
         assert result.exit_code == 1
-        assert f"got process {other.pid} on" in " ".join(result.output.split())
+        assert f"working there, process {other.pid} on" in " ".join(result.output.split())
         other.send_signal(signal.SIGKILL)
     name = ".jaxablate-results.nc-abcd_123"
     leftovers = [tmp_path / place / name for place in ("", "units", "networks", "figures/findings")]
@@ -225,7 +223,7 @@ def test_a_folder_has_one_run_at_a_time(config, tmp_path):
     small = dataclasses.replace(config, networks=((8,),), seeds=(0,))
     ja.run_study(small, run_dir=tmp_path, on_progress=lambda *told: notes.append(told[-1]))
     assert notes[0].startswith(f"process {other.pid} on ")
-    assert notes[0].endswith("ended before it was done; what it finished is used")
+    assert notes[0].endswith("ended before it was done; its finished work is reused")
     assert not any(folder.exists() for folder in leftovers)
     assert all(list(folder.iterdir()) for folder in own)
     assert (tmp_path / ".backup-20240101").exists()

@@ -149,7 +149,7 @@ def test_networks_are_reused_where_the_settings_agree(small_config, tmp_path):
     name = tmp_path / "2-layer-12-10_seed0.safetensors"
     name.write_bytes(name.read_bytes()[:1000])
     assert run(config)["2-layer-12-10"].identical(first["2-layer-12-10"])
-    assert any("trained anew: network file" in note and "reused 1" in note for *_, note in notes)
+    assert any("trained again: network file" in note and "reused 1" in note for *_, note in notes)
 
 
 @pytest.mark.filterwarnings("ignore::jaxablate.uncertainty.BiasWarning")  # images of noise
@@ -281,7 +281,7 @@ def test_bad_input(tmp_path, small_results):
         ja.StudyConfig(steps=201)
     with raises_input_error("seeds: expected different values"):
         ja.StudyConfig(seeds=(1, 1))
-    with raises_input_error("networks: expected at least one"):
+    with raises_input_error("networks: no architecture to train"):
         ja.run_study(ja.StudyConfig(networks=(), dataset="mnist5k"))
     with raises_input_error("networks: expected different values"):
         ja.StudyConfig(networks=((200, 200), (200, 200)))

@@ -46,8 +46,8 @@ class EvaluationData(NamedTuple):
     mesh: Mesh | None
 
 
-def digest_of(state: nnx.State) -> str:
-    """A digest of a network's state."""
+def state_digest(state: nnx.State) -> str:
+    """Return a digest of the state of a network."""
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(state)]
     plain = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
     return digest({str(i): np.asarray(leaf) for i, leaf in enumerate(plain)})
@@ -122,7 +122,7 @@ def ablate_networks(
             split, key = data.validation, jax.random.key(seed)
             return [compute_fill(model, fill, split.images, split.labels, key=key) for fill in config.extra_fills]
 
-        weights = digest_of(state)
+        weights = state_digest(state)
         # a user's function may have changed since
         kept = CheckpointStore() if any(map(is_user_defined, config.scores)) else units
         measured = kept.get(f"{unit} scores", weights, partial(_measured, config, scopes, model, data, protocols))

@@ -1,0 +1,224 @@
+"""Run a study: every stage, for every network.
+
+Input: a `StudyConfig`, and networks if they are already trained.
+Output: an `xarray.DataTree` of labelled results.
+"""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+from flax import nnx
+from jax.sharding import Mesh
+
+from jaxablate._checks import require, require_name
+from jaxablate._files import require_writable
+from jaxablate._mesh import choose_mesh, mesh_for
+from jaxablate._parallel import Stop, num_cores, run_all
+from jaxablate._processes import allgather_text, broadcast_text
+from jaxablate._rundir import CheckpointStore, digest, format_differences, lock_folder, open_run
+from jaxablate._typing import Images
+from jaxablate.datasets import Dataset, load_dataset
+from jaxablate.models import Model
+from jaxablate.models._network import record, trace_model
+from jaxablate.results import study_results
+from jaxablate.study._ablate import ablate_networks, state_digest
+from jaxablate.study._config import StudyConfig, network_name
+from jaxablate.study._networks import OnProgress, trained_networks
+from jaxablate.training import History
+
+Networks = Sequence[tuple[Model, History | None]]
+"""The networks of one architecture, one for each seed, each with its training history if that is known."""
+
+
+def run_study(
+    config: StudyConfig,
+    models: Mapping[str, Model | Sequence[Model]] | None = None,
+    *,
+    run_dir: str | Path | None = None,
+    force: bool = False,
+    network_dir: str | Path | None = None,
+    on_progress: OnProgress | None = None,
+    mesh: Mesh | int | None = None,
+) -> xr.DataTree:
+    """Run the whole experiment: train, score, rank and ablate every network.
+
+    Args:
+        config: the settings.
+        models: your own networks by name, to score, rank and ablate; nothing is trained then. A value is a module with
+            sites, or a sequence of modules of one architecture, one for each seed of the config.
+        run_dir: folder of the run; None saves nothing. Each trained network, the scores of each network and the curves
+            of each scope are saved as soon as they are finished. If the run is interrupted, the same call resumes it,
+            and the results are identical. A folder holds one run, of one config.
+        force: if `run_dir` holds another run, discard its scores and curves and start over. Networks that were trained
+            there with the same settings and data are reused.
+        network_dir: folder of the trained networks; networks that were trained there with the same settings and data
+            are reused. None uses `networks` in `run_dir`, if there is a `run_dir`.
+        on_progress: called with (what, done, total, note) as the work progresses.
+        mesh: devices that share the curves, from `ja.meshes.make_mesh`, or their number. The counts are the same as on
+            one device.
+
+    Returns:
+        An `xarray.DataTree` with one node for each network: `results["3-layer"]`, or `results["published/3-layer"]`
+        under another protocol than the paper's. `select_protocol` selects all networks of a protocol. A node holds
+
+        - the training history (seed, epoch), unless you pass your own models,
+        - `scores` (seed, score, neuron),
+        - `ablated` (seed, scope, ordering, rank),
+        - `correct` and `accuracy` (seed, scope, ordering, fill, step),
+        - `single_correct` (seed, neuron), where only that neuron is ablated.
+
+        Coordinates give the site, the layer and both ids of each neuron; the provenance is in `attrs`.
+
+    Raises:
+        InputError: for a dataset that cannot be loaded, a folder that cannot be written, a folder where another run is
+            working or was started with another config, data, version or backend, models that cannot be ablated, or
+            another number of models than seeds.
+
+    Example:
+        >>> config = ja.StudyConfig(dataset="mnist5k", networks=((8,),), epochs=1, num_random_orders=2, steps=4)
+        >>> dict(ja.run_study(config)["1-layer-8"]["accuracy"].sizes)
+        {'seed': 1, 'scope': 2, 'ordering': 8, 'fill': 2, 'step': 5}
+    """
+    start = time.monotonic()
+    report = on_progress or (lambda what, done, total, note: None)
+    with contextlib.ExitStack() as locks:
+
+        def lock() -> str:
+            for folder in (run_dir, network_dir):
+                if folder is not None:
+                    require_writable(folder)
+            return (locks.enter_context(lock_folder(run_dir)) if run_dir is not None else None) or ""
+
+        if killed := broadcast_text(lock):
+            report("resume", 0, 1, f"{killed} ended before it was done; its finished work is reused")
+        report("data", 0, 1, str(config.dataset))
+        data = load_dataset(config.dataset, seed=config.split_seed, data_dir=config.data_dir)
+        report("data", 1, 1, f"{data.source.name}: {data.source.origin}")
+        if mesh is None and jax.process_count() > 1:
+            mesh = jax.device_count()
+        if isinstance(mesh, int | np.integer):
+            mesh = choose_mesh(int(mesh), len(data.test))
+            mesh = None if mesh.size == 1 else mesh  # one device is faster without a mesh
+        devices = mesh_for(mesh)
+        networks = None if models is None else _checked_models(models, config)
+        store = CheckpointStore()
+        identity = {}
+        if run_dir is not None or jax.process_count() > 1:
+            identity = json.loads(json.dumps(_identity(config, data, networks)))
+            folders = {"run_dir": run_dir is not None, "network_dir": network_dir is not None}
+            _require_same({**identity, **folders, "mesh": None if devices is None else dict(devices.shape)})
+        if run_dir is not None:
+            folder = Path(run_dir)
+            run_digest = broadcast_text(lambda: open_run(folder, identity, force=force))
+            store = CheckpointStore(folder / "units", run_digest, lambda note: report("resume", 0, 1, note))
+            network_dir = folder / "networks" if network_dir is None else network_dir
+        if networks is None:
+            networks = _train(config, data, None if network_dir is None else Path(network_dir), report, devices)
+        by_network = {
+            name: ablate_networks(config, name, data, of_name, store, report, devices)
+            for name, of_name in networks.items()
+        }
+    by_protocol = {
+        protocol: {name: datasets[protocol] for name, datasets in by_network.items()} for protocol in config.protocols
+    }
+    return study_results(by_protocol, dataclasses.asdict(config), data.source, time.monotonic() - start)
+
+
+def _identity(config: StudyConfig, data: Dataset, networks: Mapping[str, Networks] | None) -> dict[str, Any]:
+    """Return everything that the results of a run depend on, by name."""
+    settings = dataclasses.asdict(config)
+    del settings["dataset"], settings["data_dir"]  # the checksum of the data says more than their path
+    examples = data.test.images[:8]  # few, since sums over many examples round differently with the number of cores
+    models = {
+        name: [_model_digest(model, examples) for model, _ in of_name] for name, of_name in (networks or {}).items()
+    }
+    versions = {name: version(name) for name in ("jaxablate", "jax", "jaxlib", "flax", "optax", "numpy")}
+    return {
+        **settings,
+        "data": [data.source.name, data.source.sha256],
+        "models": models,
+        "versions": versions,
+        "backend": jax.default_backend(),
+    }
+
+
+def _require_same(identity: dict[str, Any]) -> None:
+    """Raise in all processes unless all have the same identity.
+
+    Raises:
+        InputError: the message names the first process that differs, and its differences.
+    """
+    first, *rest = map(json.loads, allgather_text(lambda: json.dumps(identity)))
+    for process, settings in enumerate(rest, 1):
+        differences = format_differences(first, settings, ("in process 0", f"in process {process}"))
+        require(
+            not differences,
+            f"process {process}: settings, data or versions differ from process 0 ({differences}); start all processes "
+            "with the same command",
+        )
+
+
+def _model_digest(model: Model, images: Images) -> str:
+    """Return a digest of a network's state and of its outputs, at the sites and at the end.
+
+    The state alone would miss a change of the code; the outputs alone would miss weights that these images do not use.
+    """
+    network, state, images = trace_model(model, images)
+    logits, outputs = record(network, state, images)
+    arrays = {str(i): np.asarray(array) for i, array in enumerate([logits, *outputs])}
+    return digest({**arrays, "state": np.array(state_digest(state))})
+
+
+def _train(
+    config: StudyConfig, data: Dataset, folder: Path | None, report: OnProgress, mesh: Mesh | None
+) -> dict[str, Networks]:
+    """Train the networks of a config, or load them from the folder; return them by name."""
+    require(len(config.networks) > 0, "networks: no architecture to train; name one, or pass your own models")
+
+    def train(hidden: Sequence[int], stop: Stop) -> Networks:
+        def report_unless_stopped(what: str, done: int, total: int, note: str) -> None:
+            stop.check()
+            report(what, done, total, note)
+
+        return trained_networks(config, hidden, data, folder, report_unless_stopped, mesh)
+
+    # The small steps of one network do not fill a CPU, so several architectures are trained side by side there. Each
+    # has its own programs and copy of the images, hence at most one for each core. Several processes exchange networks
+    # and therefore need the same order of work.
+    threads = num_cores() if jax.default_backend() == "cpu" and jax.process_count() == 1 else 1
+    trained = run_all(train, config.networks, threads=threads)
+    return {network_name(hidden): networks for hidden, networks in zip(config.networks, trained, strict=True)}
+
+
+def _checked_models(models: Mapping[str, Model | Sequence[Model]], config: StudyConfig) -> dict[str, Networks]:
+    """Return the user's models as networks without a history, by name.
+
+    Raises:
+        InputError: for a name that no node of the results can have, or another number of models than seeds.
+    """
+    require(
+        isinstance(models, Mapping),
+        f"models: expected a mapping from names to models, such as {{'mine': model}}, got {type(models).__name__}",
+    )
+    require(len(models) > 0, "models: the mapping is empty; pass at least one model")
+    networks = {}
+    for name, of_name in models.items():
+        require_name("models", name)
+        require(name not in config.protocols, f"models: {name!r} is the name of a protocol; choose another name")
+        sequence = [of_name] if isinstance(of_name, nnx.Module) else list(of_name)
+        require(
+            len(sequence) == len(config.seeds),
+            f"models: expected {len(config.seeds)} models for {name!r}, one for each of the seeds {config.seeds}, got "
+            f"{len(sequence)}",
+        )
+        networks[name] = [(model, None) for model in sequence]
+    return networks
