@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate._parallel import COMPILER_OPTIONS, num_cores, run_all
+from jaxablate.devices import COMPILER_OPTIONS, num_cores, run_all
 
 CHUNK = 500  # examples whose activations stay in a core's cache
 OPERATIONS = 4e9  # floating-point operations that are timed on each core

@@ -31,7 +31,6 @@ def run_case(
     examples: int,
     repeats: int,
     devices: int = 1,
-    study: int = 1,
     processes: int = 1,
     process: int = 0,
     address: str = "",
@@ -54,8 +53,8 @@ def run_case(
         activations = ja.record_activations(model, values)
         values = np.concatenate([ja.quantizers.threshold(0.5)(layer) for layer in activations], axis=1)
     if devices * processes > 1:
-        mesh = ja.meshes.make_mesh(devices * processes, study=study)
-        values, labels = ja.meshes.shard_examples(mesh, values, labels)
+        mesh = ja.devices.make_mesh(devices * processes)
+        values, labels = ja.devices.shard_examples(mesh, values, labels)
     else:
         values, labels = jnp.asarray(values), jnp.asarray(labels)
     orders = ja.random_orders(len(mean), ORDERS, key=jax.random.key(0))
@@ -133,7 +132,7 @@ def name_of(case: dict, default: bool) -> str:
         return "no mesh"
     kind, number = ("process", case["processes"]) if "processes" in case else ("device", case["devices"])
     plural = "" if number == 1 else "es" if kind == "process" else "s"
-    return f"{number} {kind}{plural}" + (" along study" if "study" in case else "")
+    return f"{number} {kind}{plural}"
 
 
 def main() -> None:
@@ -142,12 +141,11 @@ def main() -> None:
     on_cpu = reference["backend"] == "cpu"
     devices = [{"devices": number} for number in NUMBERS if on_cpu or number <= reference["devices"]]
     default = [{}] if on_cpu else []
-    study = [{"devices": 2, "study": 2}] if {"devices": 2} in devices else []
     processes = [{"processes": number} for number in PROCESSES] if on_cpu else []
     title = f"Scaling of {ORDERS} curves and of histograms, {NETWORK} network on {data.source.name}"
     report = Report("scaling", title, "ms per 1,000 examples")
     alike, tested = [*devices[:1], *default, *devices[1:]], f"{len(data.test)} examples"
-    add_question(report, f"mask of a curve, {tested}", "curves", [*alike, *study, *processes])
+    add_question(report, f"mask of a curve, {tested}", "curves", [*alike, *processes])
     add_question(report, f"mask of a curve, {EACH} examples each", "curves", [*devices, *processes], EACH)
     add_question(report, f"histogram, {tested}", "histogram", alike)
     report.finish()

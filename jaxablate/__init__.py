@@ -1,7 +1,7 @@
 """Information-ordered cumulative ablation of neural networks, in JAX.
 
 What most studies need is here; the rest is in the submodules: `ja.ablation`, `ja.activations`, `ja.claims`,
-`ja.datasets`, `ja.histograms`, `ja.interactions`, `ja.layer_analysis`, `ja.meshes`,
+`ja.datasets`, `ja.histograms`, `ja.interactions`, `ja.layer_analysis`, `ja.devices`,
 `ja.metrics`, `ja.models`, `ja.orders`,
 `ja.protocols`, `ja.pruning`, `ja.quantizers`, `ja.results`, `ja.scores`, `ja.streams`, `ja.study`, `ja.training`,
 `ja.uncertainty`, and `jaxablate.figures`, which is imported on its own.
@@ -19,10 +19,10 @@ from jaxablate import ablation as ablation
 from jaxablate import activations as activations
 from jaxablate import claims as claims
 from jaxablate import datasets as datasets
+from jaxablate import devices as devices
 from jaxablate import histograms as histograms
 from jaxablate import interactions as interactions
 from jaxablate import layer_analysis as layer_analysis
-from jaxablate import meshes as meshes
 from jaxablate import metrics as metrics
 from jaxablate import models as models
 from jaxablate import orders as orders

@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxablate._checks import InputError
 from jaxablate._files import LEFTOVER, PRIVATE, atomic_path, save_tensors
-from jaxablate._processes import Arrays, broadcast_from_primary
+from jaxablate.devices import Arrays, broadcast_from_primary
 
 FORMAT = "jaxablate run 1"
 RUN_FILE, OWNER_FILE = "run.json", "run.owner"

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxablate._checks import require, require_count, require_integers, require_range, traced
-from jaxablate._mesh import DATA, is_sharded, mesh_for, pad_and_shard, range_of, require_examples
 from jaxablate._typing import AnyArray, Codes, Counts, Labels
+from jaxablate.devices import DATA, is_sharded, mesh_for, pad_and_shard, range_of, require_examples
 
 __all__ = ["joint_histogram"]
 
@@ -39,7 +39,7 @@ def joint_histogram(
         labels: integers [example] in 0..num_classes-1.
         num_codes: number of codes of the quantizer.
         num_classes: number of classes.
-        mesh: devices that share the examples, from `ja.meshes.make_mesh`. None uses the mesh of `codes` if they are
+        mesh: devices that share the examples, from `ja.devices.make_mesh`. None uses the mesh of `codes` if they are
             sharded, otherwise one device.
 
     Returns:

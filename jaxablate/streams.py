@@ -14,9 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxablate._checks import InputError, require, require_count, require_range
-from jaxablate._mesh import mesh_for, on_devices
-from jaxablate._processes import allgather_text, broadcast_from_primary
 from jaxablate._typing import AnyArray
+from jaxablate.devices import allgather_text, broadcast_from_primary, mesh_for, put_local
 
 Batch = tuple[AnyArray, ...]
 
@@ -142,7 +141,7 @@ def _added(batches: Iterable[Batch], function: Callable, depth: int, mesh: Mesh 
             len(shapes) == 2 and all(shapes) and shapes[0][0] == shapes[1][0] > 0,
             f"batches: expected pairs of images and as many labels, at least one, got shapes {shapes}",
         )
-        images, labels = batch if mesh is None else (on_devices(mesh, of) for of in batch)
+        images, labels = batch if mesh is None else (put_local(mesh, of) for of in batch)
         number = np.asarray(len(labels))
         found = number, jax.tree.map(lambda of, number=number: _weighted(of, number), function(images, labels))
         if sums is None:

@@ -19,10 +19,18 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxablate._checks import InputError, require, require_batch_size, require_integer, require_known
-from jaxablate._mesh import DATA, STUDY, mesh_for
-from jaxablate._parallel import COMPILER_OPTIONS, Stop, make_room_for_programs, num_cores, run_all
-from jaxablate._processes import put_global, to_host
 from jaxablate.datasets import Dataset
+from jaxablate.devices import (
+    COMPILER_OPTIONS,
+    DATA,
+    Stop,
+    make_room_for_programs,
+    mesh_for,
+    num_cores,
+    put_global,
+    run_all,
+    to_host,
+)
 from jaxablate.models import MLP
 from jaxablate.models._network import stack_states
 
@@ -170,7 +178,7 @@ def train_many(
         on_trained: called with (seed, network, history) as soon as a network is done, from any thread.
         parallel: "vmap" trains all seeds in one batched program, "threads" one seed on each core, "auto" takes
             threads on CPU and vmap elsewhere.
-        mesh: devices to share the seeds, from `ja.meshes.make_mesh`, all of them; the seeds are then trained in one
+        mesh: devices to share the seeds, from `ja.devices.make_mesh`, all of them; the seeds are then trained in one
             batched program.
 
     Returns:
@@ -206,7 +214,7 @@ def train_many(
     shared = (graphdef, _Recipe(batch_size, learning_rate, l2), epochs, splits)
     if (mesh := mesh_for(mesh)) is not None:
         turns = np.arange(-(-len(seeds) // mesh.size) * mesh.size) % len(seeds)  # as many for each device
-        across = NamedSharding(mesh, P((DATA, STUDY)))
+        across = NamedSharding(mesh, P(DATA))
         params, keys = put_global(across, jax.tree.map(lambda leaf: leaf[turns], (params, keys)))
         shared = (*shared[:3], put_global(NamedSharding(mesh, P()), splits))
         parallel = "vmap"

@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxablate as ja
-from jaxablate._mesh import choose_mesh
 from jaxablate.ablation._execute import Layout
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -45,11 +44,11 @@ def main(dataset: str) -> None:
 
     alone = everything(None)
     assert np.ptp(np.asarray(alone[2])) > 0
-    for number, study in ((1, 1), (2, 1), (3, 1), (4, 2), (8, 1), (8, 8)):
-        jax.tree.map(compare, alone, everything(ja.meshes.make_mesh(number, study=study)))
-        print(f"{number} devices, {study} along study: the same", flush=True)
+    for number in (1, 2, 3, 4, 8):
+        jax.tree.map(compare, alone, everything(ja.devices.make_mesh(number)))
+        print(f"{number} devices: the same", flush=True)
 
-    mesh = ja.meshes.make_mesh(4, study=2)
+    mesh = ja.devices.make_mesh(2)
     even = len(labels) // 2 * 2
     spread = jax.device_put(images[:even], NamedSharding(mesh, P("data", None)))
     found = ja.evaluate_masks(models[0], masks, spread, labels[:even], fill)
@@ -60,18 +59,18 @@ def main(dataset: str) -> None:
     found = ja.joint_histogram(spread, labels[:even], num_codes=2, num_classes=10)
     compare(ja.joint_histogram(codes[:even], labels[:even], num_codes=2, num_classes=10), found)
     refused = jax.device_put(images[:even], NamedSharding(mesh, P(None, "data")))
-    with raises_input_error("expected examples along 'data' of one mesh, here"):
+    with raises_input_error("expected examples along 'data' on the devices .*, got PartitionSpec"):
         ja.evaluate_masks(models[0], masks, refused, labels[:even], fill)
 
-    with raises_input_error("expected examples along 'data' of one mesh, here .* on the devices"):
-        ja.evaluate_masks(models[0], masks, images[:even], spread_labels, fill, mesh=ja.meshes.make_mesh(4))
+    with raises_input_error("expected examples along 'data' on the devices .* on the devices "):
+        ja.evaluate_masks(models[0], masks, images[:even], spread_labels, fill, mesh=ja.devices.make_mesh(4))
     negative = jax.device_put(labels[:even] - 1, NamedSharding(mesh, P("data")))
     with raises_input_error("labels: expected values in 0..9, got -1..8"):
         ja.evaluate_masks(models[0], masks, images[:even], negative, fill)
     with raises_input_error("mesh: expected none within jax.jit"):
         jax.jit(lambda of: ja.joint_histogram(of, labels, num_codes=2, num_classes=10, mesh=mesh))(codes)
-    with raises_input_error("devices: expected each once, got one again"):
-        ja.meshes.make_mesh(devices=jax.devices() * 2)
+    with raises_input_error("devices: a device is repeated; give each once"):
+        ja.devices.make_mesh(devices=jax.devices() * 2)
     examples_are_not_added(models[0], images[:103], labels[:103], masks)
     the_limit_is_of_each_device(models[0], images[:103], labels[:103], masks)
     labels_may_be_of_any_dtype(models[0], images[:1102], labels[:1102], fill, orders)
@@ -90,22 +89,20 @@ def main(dataset: str) -> None:
 
     trained = ja.training.train_many(data, (12,), (0, 1, 2), epochs=1, parallel="vmap")
     shared = ja.training.train_many(
-        data, (12,), (0, 1, 2), epochs=1, mesh=ja.meshes.make_mesh(2), on_epoch=lambda *of: told.append(of)
+        data, (12,), (0, 1, 2), epochs=1, mesh=ja.devices.make_mesh(2), on_epoch=lambda *of: told.append(of)
     )
     assert [of[:2] for of in told] == [(3, 3)]  # not of the seed that was added
     np.testing.assert_allclose(told[0][2], np.mean([history.loss for _, history in trained]), rtol=1e-4)
     for (_, history), (model, of_mesh) in zip(trained, shared, strict=True):
         np.testing.assert_allclose(history.loss, of_mesh.loss, rtol=1e-4)
         ja.evaluate_masks(model, np.ones((1, 12), bool), images, labels)
-    shapes = [tuple(choose_mesh(number, examples).shape.values()) for number, examples in ((8, 9999), (8, 600), (3, 9))]
-    assert shapes == [(8, 1), (2, 4), (1, 3)], shapes
 
 
 def examples_are_not_added(model: ja.MLP, images: np.ndarray, labels: np.ndarray, masks: np.ndarray) -> None:
     """Where the devices do not divide the examples, what knows nothing of padding sees no more of them either."""
-    mesh = ja.meshes.make_mesh()
+    mesh = ja.devices.make_mesh()
     expected = ja.mean_activations(model, images), ja.evaluate_masks(model, masks, images, labels)
-    spread = ja.meshes.shard_examples(mesh, images, labels)
+    spread = ja.devices.shard_examples(mesh, images, labels)
     jax.tree.map(compare, expected, (ja.mean_activations(model, spread[0]), ja.evaluate_masks(model, masks, *spread)))
     batches = [(images[start : start + 40], labels[start : start + 40]) for start in range(0, 103, 40)]
     found = ja.streams.add_up(
@@ -128,7 +125,7 @@ def labels_may_be_of_any_dtype(model, images: np.ndarray, labels: np.ndarray, fi
 
     expected = found(labels, None)
     for dtype in (np.uint8, np.uint16, np.uint32, np.int8, np.int64):
-        jax.tree.map(compare, expected, found(labels.astype(dtype), ja.meshes.make_mesh(2)))
+        jax.tree.map(compare, expected, found(labels.astype(dtype), ja.devices.make_mesh(2)))
 
 
 def memory_may_run_out(model: ja.MLP, images: np.ndarray, labels: np.ndarray, masks: np.ndarray) -> None:
@@ -142,7 +139,7 @@ def memory_may_run_out(model: ja.MLP, images: np.ndarray, labels: np.ndarray, ma
     Layout.on_mesh = limited
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        found = ja.evaluate_masks(model, masks, images, labels, mesh=ja.meshes.make_mesh(2))
+        found = ja.evaluate_masks(model, masks, images, labels, mesh=ja.devices.make_mesh(2))
     Layout.on_mesh = on_mesh
     each = -(-len(labels) // 2)
     assert f"memory ran out with {each} examples at a time: going on with {each // 2}" in str(told[0].message), told[0]
@@ -153,7 +150,7 @@ def the_limit_is_of_each_device(model: ja.MLP, images: np.ndarray, labels: np.nd
     with raises_input_error("memory_limit: expected at least") as caught:
         ja.evaluate_masks(model, masks, images, labels, memory_limit=1)
     least = int(re.findall(r"at least (\d+) bytes", str(caught.value))[0])
-    found = ja.evaluate_masks(model, masks, images, labels, memory_limit=least, mesh=ja.meshes.make_mesh())
+    found = ja.evaluate_masks(model, masks, images, labels, memory_limit=least, mesh=ja.devices.make_mesh())
     compare(ja.evaluate_masks(model, masks, images, labels), found)
 
 

@@ -28,14 +28,13 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
     masks = random.random((37, 22)) < 0.6
     orders = np.stack([random.permutation(22) for _ in range(13)])
     codes = np.asarray(ja.quantizers.threshold(0.5)(ja.record_activations(models[0], images)[0]))
-    study = 2 if jax.device_count() % 2 == 0 else 1
-    mesh, by_mask = ja.meshes.make_mesh(), ja.meshes.make_mesh(study=study)
+    mesh = ja.devices.make_mesh()
     # each process has a part of the examples, and they are not of one size
     cuts = np.linspace(0, len(labels), int(number) + 1).astype(int)
     cuts[1:-1] += 7
     own = slice(*cuts[int(process) : int(process) + 2])
-    spread = ja.meshes.shard_examples(mesh, images[own], labels[own].astype((np.uint8, np.int64)[int(process) % 2]))
-    spread_codes = ja.meshes.shard_examples(mesh, codes[own], labels[own])
+    spread = ja.devices.shard_examples(mesh, images[own], labels[own].astype((np.uint8, np.int64)[int(process) % 2]))
+    spread_codes = ja.devices.shard_examples(mesh, codes[own], labels[own])
     # nor are their batches, or as many
     size = 99 * (int(process) + 1)
     batches = ((images[own][i : i + size], labels[own][i : i + size]) for i in range(0, own.stop - own.start, size))
@@ -50,10 +49,10 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
     if int(number) > 1:
         with raises_input_error("images: expected those of this process, got some that others hold"):
             ja.mean_activations(models[0], spread[0])
-        with raises_input_error("mesh: expected devices of every process, or of this one "):
-            ja.meshes.shard_examples(ja.meshes.make_mesh(devices=others()), images[own], labels[own])
-        with raises_input_error("images: expected the same in each process, got float"):
-            ja.meshes.shard_examples(mesh, images[own].astype((np.float16, np.float32)[int(process) % 2]), labels[own])
+        with raises_input_error("mesh: its devices belong to the processes .*; take the devices of every process"):
+            ja.devices.shard_examples(ja.devices.make_mesh(devices=others()), images[own], labels[own])
+        with raises_input_error("images: expected one dtype and shape in all processes, got float"):
+            ja.devices.shard_examples(mesh, images[own].astype((np.float16, np.float32)[int(process) % 2]), labels[own])
         with pytest.raises(OSError if process == "0" else ja.InputError, match="the file is gone"):
             ja.streams.add_up(
                 broken(images, labels) if process == "0" else [(images, labels)], lambda x, y: 1, mesh=mesh
@@ -65,11 +64,9 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
         "confusion": ja.evaluate_masks(models[0], masks, images, labels, fill, outcomes="confusion", mesh=mesh),
         "own parts": ja.evaluate_masks(models[0], masks, *spread, fill, outcomes="confusion"),
         "own parts, incremental": ja.cumulative_ablation(models[0], orders, *spread, class_mean, steps=9),
-        "vmap": ja.cumulative_ablation(
-            models[0], orders, images, labels, resample, steps=9, engine="vmap", mesh=by_mask
-        ),
+        "vmap": ja.cumulative_ablation(models[0], orders, images, labels, resample, steps=9, engine="vmap", mesh=mesh),
         "two networks": ja.cumulative_ablation(
-            models, np.stack([orders, orders[::-1]]), images, labels, np.stack([fill, fill]), steps=9, mesh=by_mask
+            models, np.stack([orders, orders[::-1]]), images, labels, np.stack([fill, fill]), steps=9, mesh=mesh
         ),
         "single": ja.single_ablation(models[0], images, labels, fill, mesh=mesh),
         "histogram": ja.joint_histogram(codes, labels, num_codes=2, num_classes=10, mesh=mesh),

@@ -11,7 +11,7 @@ import typer
 from helpers import raises_input_error
 
 import jaxablate as ja
-from jaxablate import _parallel
+from jaxablate import devices
 from jaxablate.ablation import _execute
 from jaxablate.cli._console import one_sentence_errors
 
@@ -133,10 +133,10 @@ def test_programs_are_forgotten_before_their_mappings_run_out(what, small_model,
 
     program = jax.jit(lambda x: x + 1)
     program(1.0)
-    monkeypatch.setattr(_parallel, "MOST_MAPPINGS", tmp_path / "max_map_count")
+    monkeypatch.setattr(devices, "MAX_MAPPINGS", tmp_path / "max_map_count")
     for most, programs in ((10**6, 1), (100, 0)):
-        _parallel.MOST_MAPPINGS.write_text(f"{most}\n")
+        devices.MAX_MAPPINGS.write_text(f"{most}\n")
         work()
         assert program._cache_size() == programs
-    _parallel.MOST_MAPPINGS.unlink()  # as on another operating system
+    devices.MAX_MAPPINGS.unlink()  # as on another operating system
     work()

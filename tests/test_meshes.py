@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 from helpers import raises_input_error
 from jax.sharding import Mesh
 from test_resume import same
@@ -25,7 +24,7 @@ def test_every_mesh_gives_the_same_counts():
         env={**os.environ, "PYTHONPATH": paths},
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    assert process.stdout.count("the same") == 6
+    assert process.stdout.count("the same") == 5
 
 
 def test_a_study_on_several_devices_is_the_same(tmp_path):
@@ -51,33 +50,18 @@ def test_a_study_on_several_devices_is_the_same(tmp_path):
 
 def test_what_is_no_mesh_is_refused(small_model, mnist5k):
     there = len(jax.devices())
-    with raises_input_error(f"num_devices: expected 1 to {there}, got {there + 1}; a CPU counts as several where "):
-        ja.meshes.make_mesh(there + 1)
-    with raises_input_error("study: expected a divisor of the 1 devices, got 2"):
-        ja.meshes.make_mesh(1, study=2)
+    with raises_input_error(f"num_devices: {there + 1} is not in 1..{there}, the available devices; to split a CPU "):
+        ja.devices.make_mesh(there + 1)
     for mesh in (None, "cpu"):
-        with raises_input_error("mesh: expected one"):
-            ja.meshes.shard_examples(mesh, mnist5k.test.images, mnist5k.test.labels)
+        with raises_input_error("mesh: expected a mesh"):
+            ja.devices.shard_examples(mesh, mnist5k.test.images, mnist5k.test.labels)
     with raises_input_error(r"labels: expected values in 0..2147483647, got 4294967296..4294967305"):
-        ja.meshes.shard_examples(
-            ja.meshes.make_mesh(1), mnist5k.test.images, mnist5k.test.labels.astype(np.int64) + 2**32
+        ja.devices.shard_examples(
+            ja.devices.make_mesh(1), mnist5k.test.images, mnist5k.test.labels.astype(np.int64) + 2**32
         )
     arguments = small_model, np.ones((1, 27), bool), mnist5k.test.images, mnist5k.test.labels
     for mesh in (Mesh(np.array(jax.devices()[:1]), ("x",)), "cpu"):
         with raises_input_error(
-            "mesh: expected one with the axes .'data', 'study'., as ja.meshes.make_mesh makes, got"
+            "mesh: expected a mesh with the one axis 'data', got .*; make it with ja.devices.make_mesh"
         ):
             ja.evaluate_masks(*arguments, mesh=mesh)
-
-
-@pytest.mark.parametrize("study", [1, 2])
-def test_curves_are_dealt_in_turn(study):
-    from jaxablate.ablation._execute import places_of, round_robin
-
-    turns, shares = round_robin(7, np.array([5, 1]), study)
-    assert sorted(set(turns)) == list(range(7))
-    assert shares.tolist() == [[[5], [1]], [[3, 2], [1, 0]]][study - 1]
-    for number, of_devices in zip((5, 1), shares, strict=True):
-        dealt = zip(turns.reshape(study, -1), of_devices, strict=True)
-        assert sorted(curve for of, share in dealt for curve in of[:share]) == list(range(number))
-    np.testing.assert_array_equal(turns[places_of(turns, 7)], np.arange(7))

@@ -161,9 +161,9 @@ import signal, sys
 from jaxablate.cli import _processes
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
 _processes.join(sys.argv[1], 2, int(sys.argv[2]), None)
-from jaxablate._processes import share_text
+from jaxablate.devices import broadcast_text
 for i in range(10**9):
-    share_text(lambda: str(i))
+    broadcast_text(lambda: str(i))
     if i == 1:
         print("shares", flush=True)
 """
@@ -207,7 +207,7 @@ except ja.InputError as error:
     address = f"localhost:{free_port()}"
     for status, output, errors in all_ended([start(["-c", code, address, process]) for process in range(2)]):
         assert status == 0, errors
-        assert "devices: expected as many in each process, got 1, 2; give all --devices N" in output
+        assert "devices: the processes have 1, 2 devices; give all the same --devices N" in output
 
 
 def test_an_error_is_told_by_all_processes(tmp_path):

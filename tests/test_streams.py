@@ -67,7 +67,7 @@ def test_streamed_is_whole(small_model, whole):
 
 
 def test_a_mesh_shares_the_batches(small_model, whole):
-    mesh = ja.meshes.make_mesh(1)
+    mesh = ja.devices.make_mesh(1)
     masks = np.random.default_rng(0).random((5, 27)) < 0.7
     found = ja.streams.add_up(cut(*whole), lambda *of: ja.evaluate_masks(small_model, masks, *of), mesh=mesh)
     np.testing.assert_array_equal(found, ja.evaluate_masks(small_model, masks, *whole))

@@ -15,10 +15,10 @@ from jaxablate._checks import (
     require_known,
     require_shape,
 )
-from jaxablate._mesh import first_example, mesh_for, pad_and_shard, range_of, require_examples
 from jaxablate._typing import Fill, Images, Labels
 from jaxablate.ablation._execute import AblationProblem, Tables
 from jaxablate.ablation._outcomes import NOT_FINITE, checked_names, finished
+from jaxablate.devices import first_example, mesh_for, pad_and_shard, range_of, require_examples
 from jaxablate.models import Model, PerExampleFill
 from jaxablate.models._network import ModelSpec, trace_model
 

@@ -52,8 +52,8 @@ def evaluate_masks(
         memory_limit: bytes of activations held at a time; None for 1 GiB.
         precision: of matrix products: "highest" is full float32 everywhere; "TF32_TF32_F32_X3" and "tensorfloat32" are
             faster on some GPUs, and do nothing on CPU. Only "highest" keeps the counts exact.
-        mesh: devices to share the work, from `ja.meshes.make_mesh`: examples along its axis "data", masks or curves
-            along "study"; None for that of `images` where they are sharded already, else for one device.
+        mesh: devices to share the examples, from `ja.devices.make_mesh`; None for the mesh of `images` if they are
+            sharded already, else for one device.
 
     Returns:
         int32 [mask]: for how many examples the largest logit (the first, if tied) is the label's. With another measure

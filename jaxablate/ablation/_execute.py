@@ -15,9 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxablate._checks import JaxablateWarning, require, require_integer
-from jaxablate._mesh import DATA, STUDY
-from jaxablate._parallel import COMPILER_OPTIONS, num_cores, run_all
-from jaxablate._processes import put_global
+from jaxablate.devices import COMPILER_OPTIONS, DATA, num_cores, put_global, run_all
 from jaxablate.models._network import ModelSpec
 
 MEMORY_LIMIT = 2**30
@@ -60,11 +58,6 @@ class AblationProblem(NamedTuple):
     precision: str
 
     @property
-    def study(self) -> int:
-        """On how many devices masks or curves are shared out."""
-        return 1 if self.mesh is None else self.mesh.shape[STUDY]
-
-    @property
     def moderate(self) -> bool:
         """Whether no ablated neuron puts out much, as long as its own output does not either."""
         values = jax.tree.leaves((self.fill, self.scale))
@@ -89,7 +82,7 @@ class AblationProblem(NamedTuple):
             shards = min(cores, num_examples, limit // bytes_per_example)
             limit //= shards
         else:
-            shards = self.mesh.shape[DATA]
+            shards = self.mesh.size
         per_shard = -(-num_examples // shards)
         chunks = -(-per_shard // min(preferred_chunk, limit // bytes_per_example))
         return Layout(shards, chunks, -(-per_shard // chunks))
@@ -102,29 +95,6 @@ def by_site(values: jax.Array | Tables | None, rows: jax.Array | None, splits: n
     if isinstance(values, tuple):
         return [table[rows] for table in values]
     return jnp.split(values, splits)
-
-
-def round_robin(room: int, numbers: np.ndarray, devices: int) -> tuple[np.ndarray, np.ndarray]:
-    """Deal curves to devices in turn, so that each has as many of the first ones.
-
-    Args:
-        room: how many curves there are.
-        numbers: how many of the first are wanted [network].
-        devices: along `study`.
-
-    Returns:
-        The curves in the order of the devices, each as often as fills them up, and how many of its first ones each
-        device computes, int32 [network, device].
-    """
-    each = -(-room // devices)
-    turns = np.arange(each * devices).reshape(each, devices).T.ravel() % room
-    shares = (numbers[:, None] + devices - 1 - np.arange(devices)) // devices
-    return turns, shares.astype(np.int32)
-
-
-def places_of(turns: np.ndarray, room: int) -> np.ndarray:
-    """Where each curve came first in the order of the devices."""
-    return np.unique(turns, return_index=True)[1][:room]
 
 
 @dataclass(frozen=True)
@@ -184,11 +154,10 @@ class MemoryWarning(JaxablateWarning):
 
 
 class Engine:
-    """What an engine computes on one shard of examples, jitted, for one device or for all of a mesh.
+    """A jitted function of one shard of examples, for one device or for every device of a mesh.
 
-    Its arguments are `static` ones, `sharded` (arrays [network, mask or curve, ...], shared out along `study`; one less
-    axis for one network), `whole` (arrays that every device has), and a `Shard`; it returns sums
-    [network, mask or curve, ...].
+    Its arguments are static values, `whole` (arrays that every device gets) and a `Shard`; it returns sums
+    [network, mask or curve, ...] over the shard's examples.
     """
 
     def __init__(self, function: Callable):
@@ -196,15 +165,13 @@ class Engine:
         self.single_device = jax.jit(function, static_argnums=0, compiler_options=COMPILER_OPTIONS)
         self.sharded = jax.jit(self._sharded, static_argnums=(0, 1), compiler_options=COMPILER_OPTIONS)
 
-    def _sharded(self, mesh: Mesh, static: tuple, sharded, whole, shard: Shard):
-        def on_device(sharded, whole, shard):
-            own = shard._replace(starts=shard.starts[0], valid=shard.valid[0])
-            sums = jax.lax.psum(self.function(static, sharded, whole, own), DATA)
-            return jax.lax.all_gather(sums, STUDY, axis=1, tiled=True)
+    def _sharded(self, mesh: Mesh, static: tuple, whole, shard: Shard):
+        def on_device(whole, shard):
+            local = shard._replace(starts=shard.starts[0], valid=shard.valid[0])
+            return jax.lax.psum(self.function(static, whole, local), DATA)
 
-        specs = P(None, STUDY), P(), P(DATA)
-        found = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
-        return found(sharded, whole, shard)
+        specs = P(), P(DATA)
+        return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)(whole, shard)
 
 
 class ChunkRunner:
@@ -214,7 +181,7 @@ class ChunkRunner:
     def __init__(self, problem: AblationProblem, bytes_per_example: int, preferred: int):
         self.problem, self.bytes_per_example, self.preferred = problem, bytes_per_example, preferred
 
-    def run(self, engine: Engine, static: tuple, sharded, whole) -> dict[str, np.ndarray]:
+    def run(self, engine: Engine, static: tuple, whole) -> dict[str, np.ndarray]:
         """The engine's sums over all examples.
 
         Raises:
@@ -224,9 +191,9 @@ class ChunkRunner:
             layout = self.problem.lay_out(self.bytes_per_example, self.preferred)
             try:
                 if self.problem.mesh is None:
-                    return run_shards(partial(engine.single_device, static, sharded, whole), layout.split(self.problem))
+                    return run_shards(partial(engine.single_device, static, whole), layout.split(self.problem))
                 copies = put_global(NamedSharding(self.problem.mesh, P()), whole)
-                sums = engine.sharded(self.problem.mesh, static, sharded, copies, layout.on_mesh(self.problem))
+                sums = engine.sharded(self.problem.mesh, static, copies, layout.on_mesh(self.problem))
                 return jax.tree.map(_total, sums)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):

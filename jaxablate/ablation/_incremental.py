@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, by_site, places_of, round_robin
+from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, by_site
 from jaxablate.ablation._outcomes import Sums, measure, zeros
 from jaxablate.models import Model
 from jaxablate.models._mlp import ELEMENTWISE
@@ -73,11 +73,9 @@ def measure_steps(
     # what is before and behind the touched sites, one update in flight, and what is on the way out
     per_example = (len(touched) + 4) * peak_activation_bytes(network, touched[0])
     grouped = orders.reshape(*orders.shape[:2], -1, neurons_per_step)
-    turns, shares = round_robin(grouped.shape[1], numbers, problem.study)
     static = network, touched, problem.outcomes, problem.precision, problem.moderate
-    whole = problem.states, problem.fill, problem.scale
-    sums = ChunkRunner(problem, per_example, preferred).run(_engine, static, (grouped[:, turns], shares), whole)
-    return {name: of[:, places_of(turns, grouped.shape[1])] for name, of in sums.items()}
+    whole = grouped, numbers.astype(np.int32), problem.states, problem.fill, problem.scale
+    return ChunkRunner(problem, per_example, preferred).run(_engine, static, whole)
 
 
 class _Level(NamedTuple):
@@ -147,15 +145,15 @@ def _identity(outputs: jax.Array) -> jax.Array:
 
 
 @Engine
-def _engine(static: tuple[ModelSpec, tuple[int, ...], tuple[str, ...], str, bool], sharded, whole, shard: Shard):
+def _engine(static: tuple[ModelSpec, tuple[int, ...], tuple[str, ...], str, bool], whole, shard: Shard):
     """Sums [network, order, step + 1, ...].
 
-    sharded are orders [network, order, step, neuron] and of how many the first are followed [network, 1]; whole are the
-    weights of each network, fill and scale as in `AblationProblem`; static are the network, the ablated sites,
-    measures, precision and whether fill and scale are moderate.
+    whole are orders [network, order, step, neuron], the number of orders to follow [network], the weights of each
+    network, fill and scale as in `AblationProblem`; static are the network, the ablated sites, measures, precision and
+    whether fill and scale are moderate.
     """
     network, touched, outcomes, precision, moderate = static
-    (orders, numbers), (states, fill, scale) = sharded, whole
+    orders, numbers, states, fill, scale = whole
 
     def measure_network(arguments):
         state, orders, number, fill, scale = arguments
@@ -169,7 +167,7 @@ def _engine(static: tuple[ModelSpec, tuple[int, ...], tuple[str, ...], str, bool
         return shard.add_chunks(add_chunk, start)
 
     with jax.default_matmul_precision(precision):
-        return jax.lax.map(measure_network, (stack_states(states), orders, numbers[:, 0], fill, scale))
+        return jax.lax.map(measure_network, (stack_states(states), orders, numbers, fill, scale))
 
 
 def _add_chunk(levels: list[_Level], outcomes: tuple[str, ...], orders, number, totals: Sums, before, labels) -> Sums:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, by_site, places_of, round_robin
+from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, by_site
 from jaxablate.ablation._incremental import CHUNK, CHUNK_ELSEWHERE, LARGE
 from jaxablate.ablation._outcomes import measure, zeros
 from jaxablate.models._network import ModelSpec, ends_bounded, peak_activation_bytes, run, run_segments, split_at_sites
@@ -29,23 +29,20 @@ def measure_sets(problem: AblationProblem, sets: np.ndarray, number: int, keep: 
     per_example = 5 * peak_activation_bytes(network, 0)
     fill = jax.tree.map(lambda values: values[0], problem.fill)
     scale = None if problem.scale is None else problem.scale[0]
-    turns, shares = round_robin(len(sets), np.array([number]), problem.study)
     static = network, site, problem.outcomes, problem.precision, problem.moderate
-    whole = problem.states[0], keep, fill, scale
-    sums = ChunkRunner(problem, per_example, preferred).run(_engine, static, (sets[None, turns], shares), whole)
-    return {name: of[0, places_of(turns, len(sets))] for name, of in sums.items()}
+    whole = sets, np.int32(number), problem.states[0], keep, fill, scale
+    return ChunkRunner(problem, per_example, preferred).run(_engine, static, whole)
 
 
 @Engine
-def _engine(static: tuple[ModelSpec, int, tuple[str, ...], str, bool], sharded, whole, shard: Shard):
-    """Sums [1, set, ...].
+def _engine(static: tuple[ModelSpec, int, tuple[str, ...], str, bool], whole, shard: Shard):
+    """Sums [set, ...].
 
-    sharded are sets [1, set, member] and how many of the first are evaluated [1, 1]; whole are the weights, which
-    neurons are kept, fill and scale; static are the network, the site, measures, precision and whether fill and scale
-    are moderate.
+    whole are sets [set, member], the number of sets to evaluate, the weights, which neurons are kept, fill and scale;
+    static are the network, the site, measures, precision and whether fill and scale are moderate.
     """
     network, site, outcomes, precision, moderate = static
-    ((sets,), ((number,),)), (state, keep, fill, scale) = sharded, whole
+    sets, number, state, keep, fill, scale = whole
     segments = split_at_sites(nnx.merge(network.graphdef, state))
     assert segments is not None
     splits, local = network.bounds[1:-1], sets - network.bounds[site]
@@ -88,4 +85,4 @@ def _engine(static: tuple[ModelSpec, int, tuple[str, ...], str, bool], sharded, 
 
     start = zeros(outcomes, network.num_classes, (len(sets),))
     with jax.default_matmul_precision(precision):
-        return jax.tree.map(lambda sums: sums[None], shard.add_chunks(add_chunk, start))
+        return shard.add_chunks(add_chunk, start)

@@ -6,11 +6,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxablate._checks import require, require_integer, require_known
-from jaxablate._mesh import first_example, require_examples
 from jaxablate._typing import Fill, Images, Labels
 from jaxablate.ablation._alone import HARM, neurons_of
 from jaxablate.ablation._evaluate import cumulative_ablation
 from jaxablate.ablation._outcomes import CORRECT
+from jaxablate.devices import first_example, require_examples
 from jaxablate.models import Model, PerExampleFill
 from jaxablate.models._network import trace_model
 from jaxablate.orders import random_orders

@@ -25,7 +25,7 @@ def measure_masks(problem: AblationProblem, keep: np.ndarray) -> dict[str, np.nd
     first = touched[0] if touched else len(network.sites) - 1
     num_networks, num_masks, num_neurons = keep.shape
     num_slabs = -(-num_networks * num_masks // SLAB)
-    batches = -(-num_masks // (num_slabs * MASKS_PER_BATCH * problem.study)) * problem.study
+    batches = -(-num_masks // (num_slabs * MASKS_PER_BATCH))
     batch = -(-num_masks // (num_slabs * batches))  # evenly, so that little is padded
     padded = np.ones((num_networks, num_slabs * batches * batch, num_neurons), bool)
     padded[:, :num_masks] = keep
@@ -36,20 +36,20 @@ def measure_masks(problem: AblationProblem, keep: np.ndarray) -> dict[str, np.nd
     results = []
     for slab in padded.reshape(num_networks, num_slabs, batches, batch, -1).swapaxes(0, 1):
         static = network, first, touched, problem.outcomes, problem.precision
-        sums = chunks.run(_engine, static, slab, (problem.states, problem.fill, problem.scale))
+        sums = chunks.run(_engine, static, (slab, problem.states, problem.fill, problem.scale))
         results.append({name: of.reshape(num_networks, -1, *of.shape[3:]) for name, of in sums.items()})
     return {name: np.concatenate([part[name] for part in results], axis=1)[:, :num_masks] for name in results[0]}
 
 
 @Engine
-def _engine(static: tuple[ModelSpec, int, tuple[int, ...], tuple[str, ...], str], keep, whole, shard: Shard):
+def _engine(static: tuple[ModelSpec, int, tuple[int, ...], tuple[str, ...], str], whole, shard: Shard):
     """Sums [network, batch, mask, ...].
 
-    keep is [network, batch, mask, neuron]; whole are the weights of each network, fill and scale;
+    whole are keep [network, batch, mask, neuron], the weights of each network, fill and scale;
     static are the network, the site where evaluation begins, the sites that any mask touches, measures and precision.
     """
     network, first, touched, outcomes, precision = static
-    states, fill, scale = whole
+    keep, states, fill, scale = whole
 
     def measure_network(arguments):
         state, keep, fill, scale = arguments

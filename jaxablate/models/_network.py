@@ -16,8 +16,8 @@ import numpy as np
 from flax import nnx
 
 from jaxablate._checks import InputError, require
-from jaxablate._processes import is_partly_remote
 from jaxablate._typing import Images
+from jaxablate.devices import is_partly_remote
 from jaxablate.models._mlp import ACTIVATIONS, ELEMENTWISE, MLP, flatten_images, require_fitting
 from jaxablate.models._sites import (
     REDUCTIONS,

@@ -16,12 +16,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxablate._checks import require
-from jaxablate._parallel import make_room_for_programs
 from jaxablate._rundir import Arrays, CheckpointStore, digest
 from jaxablate._typing import Counts, Fill, Images, Labels
 from jaxablate.ablation import cumulative_ablation, evaluate_masks, single_ablation
 from jaxablate.activations import compute_fill, mean_activations
 from jaxablate.datasets import Dataset
+from jaxablate.devices import make_room_for_programs
 from jaxablate.metrics import METRICS
 from jaxablate.models import Model, PerExampleFill
 from jaxablate.models._network import ModelSpec, is_mlp, trace_model

@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxablate._checks import InputError, require
-from jaxablate._processes import Arrays, broadcast_from_primary, is_primary_process
 from jaxablate.datasets import Dataset
+from jaxablate.devices import Arrays, broadcast_from_primary, is_primary_process
 from jaxablate.models import MLP, from_arrays, load_model, save_model
 from jaxablate.study._config import StudyConfig, network_name
 from jaxablate.training import DivergedError, History, default_epochs, train_many

@@ -21,12 +21,10 @@ from jax.sharding import Mesh
 
 from jaxablate._checks import require, require_name
 from jaxablate._files import require_writable
-from jaxablate._mesh import choose_mesh, mesh_for
-from jaxablate._parallel import Stop, num_cores, run_all
-from jaxablate._processes import allgather_text, broadcast_text
 from jaxablate._rundir import CheckpointStore, digest, format_differences, lock_folder, open_run
 from jaxablate._typing import Images
 from jaxablate.datasets import Dataset, load_dataset
+from jaxablate.devices import Stop, allgather_text, broadcast_text, make_mesh, mesh_for, num_cores, run_all
 from jaxablate.models import Model
 from jaxablate.models._network import record, trace_model
 from jaxablate.results import study_results
@@ -63,7 +61,7 @@ def run_study(
         network_dir: folder of the trained networks; networks that were trained there with the same settings and data
             are reused. None uses `networks` in `run_dir`, if there is a `run_dir`.
         on_progress: called with (what, done, total, note) as the work progresses.
-        mesh: devices that share the curves, from `ja.meshes.make_mesh`, or their number. The counts are the same as on
+        mesh: devices that share the curves, from `ja.devices.make_mesh`, or their number. The counts are the same as on
             one device.
 
     Returns:
@@ -106,7 +104,7 @@ def run_study(
         if mesh is None and jax.process_count() > 1:
             mesh = jax.device_count()
         if isinstance(mesh, int | np.integer):
-            mesh = choose_mesh(int(mesh), len(data.test))
+            mesh = make_mesh(int(mesh))
             mesh = None if mesh.size == 1 else mesh  # one device is faster without a mesh
         devices = mesh_for(mesh)
         networks = None if models is None else _checked_models(models, config)
