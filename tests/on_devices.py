@@ -59,7 +59,7 @@ def main(dataset: str) -> None:
     found = ja.joint_histogram(spread, labels[:even], num_codes=2, num_classes=10)
     compare(ja.joint_histogram(codes[:even], labels[:even], num_codes=2, num_classes=10), found)
     refused = jax.device_put(images[:even], NamedSharding(mesh, P(None, "data")))
-    with raises_input_error("expected examples along 'data' on the devices .*, got PartitionSpec"):
+    with raises_input_error(r"expected examples along 'data' on the devices .*, got P\(None, 'data'\) on"):
         ja.evaluate_masks(models[0], masks, refused, labels[:even], fill)
 
     with raises_input_error("expected examples along 'data' on the devices .* on the devices "):
