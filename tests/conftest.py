@@ -1,10 +1,20 @@
-"""Fixtures; and the run-time check of every annotated shape and dtype in the package."""
+"""Fixtures, the compilation cache of the session, and the run-time check of annotated shapes and dtypes."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import jaxtyping
 import pytest
+
+# Compiled programs are shared by all test files, workers and child processes: they inherit these variables. The first
+# process to set the folder removes it.
+CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxablate-tests-")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # jaxlib 0.10 on a CPU prints a page for each program it reads
 
 with jaxtyping.install_import_hook("jaxablate", "beartype.beartype"):
     import jaxablate as ja
@@ -14,17 +24,31 @@ with jaxtyping.install_import_hook("jaxablate", "beartype.beartype"):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs():
-    """Forget them after each file: those of all tests would take more memory mappings (some six each) than Linux gives
-    a process (65 530), and then it crashes."""
+    """Drop compiled programs after each file: each takes about six of a process's 65,530 memory mappings."""
     import jax
 
     yield
     jax.clear_caches()
 
 
+def pytest_unconfigure():
+    if CACHE is not None:
+        shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Fail a skipped test of full MNIST if the data folder is given."""
+    report = yield
+    if report.skipped and "mnist_dir" in item.fixturenames and os.environ.get("JAXABLATE_DATA_DIR"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped although JAXABLATE_DATA_DIR is set: {report.longrepr}"
+    return report
+
+
 @pytest.fixture(scope="session")
 def mnist_dir() -> Path:
-    """The folder with the four canonical files of MNIST, where the machine has one."""
+    """Return the folder with the four canonical files of MNIST; skip the test without JAXABLATE_DATA_DIR."""
     folder = os.environ.get("JAXABLATE_DATA_DIR")
     if not folder:
         pytest.skip("JAXABLATE_DATA_DIR is not set: no full MNIST to test on")
@@ -66,5 +90,5 @@ def small_results(small_config):
 
 @pytest.fixture(scope="session")
 def small_model(mnist5k):
-    """A trained network of three hidden layers with different widths."""
+    """Return a trained network of three hidden layers with different widths."""
     return ja.train(mnist5k, (10, 8, 9), epochs=8)[0]
