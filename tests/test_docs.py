@@ -219,7 +219,7 @@ def check_own_network(names):
 
 def check_redundancy(names):
     assert np.allclose(names["parts"], names["pairs"].joint, atol=1e-5)
-    assert 0 < names["found"].p_value <= 1
+    assert 0 < names["test_result"].p_value <= 1
 
 
 NOTEBOOK_CHECKS = {

@@ -122,7 +122,7 @@ def test_residual_mlp(small_data, tmp_path, monkeypatch):
     module = load("residual_mlp", monkeypatch)
     for name, value in {"NUM_RANDOM": 2, "HIDDEN": 10}.items():
         monkeypatch.setattr(module, name, value)
-    names = ("damage_alone", "make_orders", "ablate")
+    names = ("single_damage", "make_orders", "ablate")
     damaged, ordered, ablated = (spy(module, name, monkeypatch) for name in names)
     run(module, small_data, tmp_path)
     sizes = {f"block{i + 1}": module.HIDDEN for i in range(module.BLOCKS)}

@@ -64,7 +64,7 @@ def compute_fills(model: nnx.Module, split: ja.datasets.Split, seed: int) -> dic
     """Compute every fill on this split; the optimal fill uses masks of separate random orders."""
     order_key, resampling_key, fitting_key = jax.random.split(jax.random.key(seed), 3)
     # masks with every number of ablated neurons, from none to all
-    keep = ja.orders.masks_order_key(ja.random_orders(HIDDEN, 8, key=order_key), HIDDEN, HIDDEN)
+    keep = ja.orders.masks_of_orders(ja.random_orders(HIDDEN, 8, key=order_key), HIDDEN, HIDDEN)
     needs = {
         "class_mean": {"labels": split.labels},
         "resample": {"key": resampling_key},

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # A network of your own
 #
-# A convolutional network in Flax NNX, trained by a loop that knows nothing of jaxablate. Then: which of its channels
-# tell something about the class, what does it lose without each, and how many can go for good? About half a minute on
-# two CPU cores; `JAXABLATE_NOTEBOOKS=small` makes it a few seconds.
+# You have a convolutional network in Flax NNX, trained by a loop that does not use jaxablate. Which of its channels
+# tell something about the class? What does the network lose without each channel? How many channels can you prune?
+#
+# This takes about half a minute on two CPU cores, and a few seconds with `JAXABLATE_NOTEBOOKS=small`.
 
 # %%
 import os
@@ -23,9 +24,9 @@ OUT = Path(os.environ.get("JAXABLATE_NOTEBOOKS_OUT", "."))
 EPOCHS = 1 if SMALL else 20
 
 # %% [markdown]
-# ## The network, trained elsewhere
+# ## Train the network
 #
-# Images have a channel axis here, which the embedded MNIST has not.
+# The network needs images with a channel axis, which the embedded MNIST lacks.
 
 # %%
 data = ja.load_dataset("mnist5k")
@@ -48,7 +49,7 @@ optimizer = nnx.Optimizer(network, optax.adam(1e-3), wrt=nnx.Param)
 
 @nnx.jit
 def step(network, optimizer, images, labels):
-    """One step of Adam on one batch."""
+    """Update the network by one step of Adam on one batch."""
 
     def loss(network):
         return optax.softmax_cross_entropy_with_integer_labels(network(images), labels).mean()
@@ -64,9 +65,9 @@ for _ in range(EPOCHS):
 # %% [markdown]
 # ## Sites
 #
-# A site behind each activation function: `with_sites` puts them into an `nnx.Sequential`, the weights are shared. The
-# units of a convolution are its channels, those of a linear map its neurons. (In an `nnx.Module` of your own, write
-# `self.site = ja.Site("name")` and apply it behind the activation.)
+# `with_sites` inserts a site after each activation function of an `nnx.Sequential`; both networks share their weights.
+# The units of a convolution are its channels, and the units of a linear map are its neurons. In your own `nnx.Module`,
+# write `self.site = ja.Site("name")` and apply it after the activation.
 
 # %%
 model = ja.with_sites(network, after=nnx.relu, names=["conv1", "conv2", "dense"])
@@ -77,8 +78,8 @@ print(units)
 # %% [markdown]
 # ## Score and ablate
 #
-# Mutual information of the class and one bit, "is the unit at its mean or above?", and the damage: by how much the loss
-# rises without the unit, its mean in its place. Both on validation images; the curves are of test images.
+# The information is the mutual information of the class and one bit: is the unit at or above its mean? The damage is
+# the rise of the loss if the unit outputs its mean. Both come from validation images, the curves from test images.
 
 # %%
 evidence = ja.scores.Evidence(model, *validation, num_classes=10)
@@ -86,51 +87,51 @@ information = np.asarray(ja.scores.compute_score("mutual_information", evidence)
 damage = ja.scores.compute_score("single_damage", evidence)
 fill = ja.compute_fill(model, "mean", validation[0])
 
-low = ja.ablation_order(information, direction="low")[None]
-least = ja.ablation_order(damage, direction="low")[None]
-anyhow = ja.random_orders(len(information), 4 if SMALL else 20, key=jax.random.key(0))
-orders = {"low information": low, "least damage alone": least, "random": anyhow}
+low_information = ja.ablation_order(information, direction="low")[None]
+low_damage = ja.ablation_order(damage, direction="low")[None]
+random_orders = ja.random_orders(len(information), 4 if SMALL else 20, key=jax.random.key(0))
+orders = {"low information": low_information, "least damage alone": low_damage, "random": random_orders}
 steps = len(information) - 1
 curves = {
-    name: np.asarray(ja.cumulative_ablation(model, of, *test, fill, steps=steps)) / len(data.test)
-    for name, of in orders.items()
+    name: np.asarray(ja.cumulative_ablation(model, order, *test, fill, steps=steps)) / len(data.test)
+    for name, order in orders.items()
 }
 
 # %%
 figure = Figure(figsize=(9, 3.6), layout="constrained")
-left, right = figure.subplots(1, 2)
+scatter, lines = figure.subplots(1, 2)
 for (site, size), color, start in zip(units.items(), ("C0", "C1", "C2"), (0, 8, 24), strict=True):
-    of = slice(start, start + size)
-    left.scatter(information[of], damage[of], color=color, s=18, label=site)
-left.set(xlabel="I(T;Y) (nats)", ylabel="Rise of the validation loss (nats)", title="Each unit alone")
-left.legend()
+    site_units = slice(start, start + size)
+    scatter.scatter(information[site_units], damage[site_units], color=color, s=18, label=site)
+scatter.set(xlabel="I(T;Y) (nats)", ylabel="Rise of the validation loss (nats)", title="Each unit alone")
+scatter.legend()
 for name, curve in curves.items():
-    right.plot(curve.mean(axis=0), label=name)
-right.set(xlabel=f"Units ablated (of {steps + 1})", ylabel="Test accuracy", title="One after another, means in place")
-right.yaxis.set_major_formatter(PercentFormatter(1))
-right.legend()
+    lines.plot(curve.mean(axis=0), label=name)
+lines.set(xlabel=f"Units ablated (of {steps + 1})", ylabel="Test accuracy", title="One after another, means in place")
+lines.yaxis.set_major_formatter(PercentFormatter(1))
+lines.legend()
 figure.savefig(OUT / "own_network.png", dpi=110)
 figure
 
 # %% [markdown]
-# ![Damage against information, and accuracy as units go](own_network.png)
+# ![Damage against information, and accuracy as units are ablated](own_network.png)
 #
-# The units that tell most are not those whose loss costs most: information is about the unit, damage about the network.
-# Low information first is better than random only at the beginning. The scores of the convolutions lie lower than those
-# of the dense layer, so that this order empties the convolutions first; `ja.orders.normalize_per_layer` ranks units
-# within their layers. One network, one seed: another gives other curves.
+# The units with the most information are not the units with the most damage: information describes the unit, damage
+# describes the network. Low information first is better than random only at the beginning. The convolutions have lower
+# scores than the dense layer, so this order ablates the convolutions first. `ja.orders.normalize_per_layer` ranks units
+# within their layers. This is one network and one seed; another seed gives other curves.
 #
 # ## Prune
 #
-# The quarter whose loss alone costs least on validation images goes for good. `prune` gives a smaller network with the
-# same outputs as the masked one: the fill goes into the biases.
+# Prune the quarter of the units with the least damage on validation images. `prune` adds the fill to the biases, so the
+# smaller network has the same outputs as the masked one.
 
 # %%
 keep = np.ones(len(information), bool)
-keep[np.asarray(least[0][: len(keep) // 4])] = False
+keep[np.asarray(low_damage[0][: len(keep) // 4])] = False
 small = ja.prune(model, keep, fill, images=test[0])
-before, after = (ja.pruning.count_parameters(of) for of in (model, small))
+before, after = (ja.pruning.count_parameters(network) for network in (model, small))
 print(f"{before} parameters, then {after}; {float((small(test[0]).argmax(axis=1) == test[1]).mean()):.1%} are right")
 
 # %% [markdown]
-# A PyTorch network comes over by its state dict: see [its how-to](../howto/network.md#a-pytorch-state-dict).
+# For a PyTorch network, load its state dict: see [how to](../howto/network.md#a-pytorch-state-dict).

@@ -1,6 +1,6 @@
-"""What mkdocs does not do by itself: pages from files outside of this folder, from modules, from notebooks; formulas.
+"""Extend MkDocs: add pages from modules, notebooks and files outside this folder, and convert formulas to MathML.
 
-Formulas become MathML when the site is built, so that browsers show them without a script and without the network.
+Formulas are converted when the site is built, so browsers show them without a script and without the network.
 """
 
 import html
@@ -25,40 +25,41 @@ OUTSIDE = ("CHANGELOG.md", "benchmarks/README.md", "benchmarks/results/*.png")
 MODULES = sorted({path.stem for path in PACKAGE.iterdir() if not path.name.startswith((".", "_"))} - {"cli"})
 MODULES = [name for name in MODULES if (PACKAGE / f"{name}.py").exists() or (PACKAGE / name / "__init__.py").exists()]
 ERROR = ("::: jaxablate.InputError", "    options: {show_root_heading: true, heading_level: 3}")
-TABLE = ("| name | what it does |", "| --- | --- |")
+TABLE = ("| name | purpose |", "| --- | --- |")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """List the page of every module."""
+    """Add the page of every public module to the navigation."""
     (api,) = [item for item in config.nav or [] if "API" in item]
     api["API"] = ["api/index.md", *({name: f"api/{name}.md"} for name in MODULES)]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add what is not a page in this folder."""
+    """Add the pages that are not files of this folder."""
     for pattern in OUTSIDE:
         for path in sorted(ROOT.glob(pattern)):
             files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     pages = {f"api/{name}.md": f"# `jaxablate.{name}`\n\n::: jaxablate.{name}\n" for name in MODULES}
     pages["api/index.md"] = api_index()
     for path in (DOCS / "notebooks").glob("*.py"):
-        pages[f"notebooks/{path.stem}.md"] = page_of_notebook(path)
+        pages[f"notebooks/{path.stem}.md"] = notebook_page(path)
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
 
 
 def api_index() -> str:
-    """Every name of the top level, with a link to where it is documented, and every module."""
+    """Return the index of the reference: every top-level name and every public module, with links."""
     names = {
         name: thing for name, thing in vars(ja).items() if not name.startswith("_") and not inspect.ismodule(thing)
     }
     rows = ["# API", "", "`import jaxablate as ja`. What most studies need is at the top level:", "", *TABLE]
     for name, thing in sorted(names.items(), key=lambda item: item[0].lower()):
-        where = re.sub(r"\._\w+", "", thing.__module__)  # the module that exports it
-        link = f"[`ja.{name}`][{where}.{name}]"
+        # names are defined in private modules, but documented on the page of the public module that exports them
+        module = re.sub(r"\._\w+", "", thing.__module__)
+        link = f"[`ja.{name}`][{module}.{name}]"
         rows.append(f"| {link} | {in_table((inspect.getdoc(thing) or '').splitlines()[0])} |")
     rows += ["", "The rest is in modules; `jaxablate.figures` and `jaxablate.report` are imported on their own:", ""]
     rows += TABLE
@@ -70,12 +71,12 @@ def api_index() -> str:
 
 
 def in_table(text: str) -> str:
-    """One line, in which no bar ends a cell."""
+    """Return text as one line with escaped bars, for a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def page_of_notebook(path: Path) -> str:
-    """A script with cells marked by `# %%` as a page: its Markdown cells as text, the others as code."""
+def notebook_page(path: Path) -> str:
+    """Return the page of a script with `# %%` cells: Markdown cells become text, other cells become code blocks."""
     parts = []
     for cell in re.split(r"^# %%", path.read_text(), flags=re.MULTILINE)[1:]:
         kind, _, body = cell.partition("\n")
@@ -87,28 +88,29 @@ def page_of_notebook(path: Path) -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to what is outside of this folder, which lead there in a clone, as the site has them."""
+    """Rewrite links to files outside this folder: they work in a clone, and must also work on the site."""
     del config, files
     up = "../" * page.file.src_uri.count("/")
     return markdown.replace(f"]({up}../benchmarks/", f"]({up}benchmarks/")
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Formulas as MathML."""
+    """Replace the formulas of a page by MathML."""
     del page, config, files
 
-    def mathml(found: re.Match) -> str:
-        display = "block" if found[1] == "div" else "inline"
-        formula = convert(html.unescape(found[2]), display=display)
-        if re.search(r"<mi>(&(?!#)|\\)", formula):  # what the converter does not know it leaves as it is
-            raise PluginError(f"formula: expected TeX that latex2mathml knows, got {found[2].strip()}")
+    def mathml(match: re.Match) -> str:
+        display = "block" if match[1] == "div" else "inline"
+        formula = convert(html.unescape(match[2]), display=display)
+        if re.search(r"<mi>(&(?!#)|\\)", formula):
+            # the converter copies commands that it does not know into its output without an error
+            raise PluginError(f"formula: latex2mathml cannot convert {match[2].strip()}; write it with other commands")
         return f'<div class="formula">{formula}</div>' if display == "block" else formula
 
     return FORMULA.sub(mathml, content)
 
 
 class Docstrings(griffe.Extension):
-    """Our sections "Example:" and "Source:" in the words that griffe knows."""
+    """Translate the docstring sections "Example:" and "Source:" for griffe."""
 
     def on_instance(self, *, obj: griffe.Object | griffe.Alias, **_: Any) -> None:
         """Rewrite a docstring before it is parsed."""
