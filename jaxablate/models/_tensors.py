@@ -1,11 +1,14 @@
-"""Tensors by name from the file of a PyTorch state dict, of which no code is run."""
+"""Read the tensors of a PyTorch state dict from its file, without running any code that the file may hold.
+
+Input: a `.safetensors`, `.pt` or `.pth` file of at most 4 GiB, unpacked too.
+Output: NumPy arrays by tensor name, in the order of the file (`.pt`) or of the names (`.safetensors`).
+"""
 
 import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,15 +16,15 @@ from jaxablate._checks import InputError, require
 from jaxablate._files import MAX_BYTES, require_file
 
 Tensors = dict[str, np.ndarray]
-LARGEST_TUPLE = 100
-"""Objects in a tuple of a state dict's pickle, those in tuples inside it too; PyTorch's are of about 25."""
+MAX_PICKLE_BYTES = 2**16
+"""Size of the pickle in a `.pt` file, which lists the tensors: enough for about 600 of them, at 100 bytes each."""
 
 
 def read_tensors(path: Path) -> Tensors:
-    """The tensors of a file by name, those of safetensors in the order of the names.
+    """Return the tensors of a state dict by name.
 
     Raises:
-        InputError: for a file that cannot be read, or must not be.
+        InputError: for a file that cannot be read or that may do harm.
     """
     require_file("PyTorch file", path)
     if path.suffix == ".safetensors":
@@ -48,7 +51,10 @@ def _read_safetensors(path: Path) -> Tensors:
 
 
 def _natural(name: str) -> list[str | tuple[int, str]]:
-    """A name as words and numbers in turn, so that "layers.10" comes after "layers.2"; of any length."""
+    """Return a sort key that compares numbers within names by value, so that "layers.10" comes after "layers.2".
+
+    A number is compared by its length and then its digits: Python refuses to convert more than 4,300 digits.
+    """
     parts = re.split(r"0*(\d+)", name)
     return [(len(part), part) if place % 2 else part for place, part in enumerate(parts)]
 
@@ -58,94 +64,91 @@ def _read_pt(path: Path) -> Tensors:
         import torch  # pyright: ignore[reportMissingImports] (optional)
     except ImportError:
         raise InputError(
-            f"PyTorch file {path}: expected PyTorch to read {path.suffix}, got none; install torch, or save the state "
-            "dict by safetensors.torch.save_file"
+            f"PyTorch file {path}: {path.suffix} needs PyTorch, which is not installed; install torch, or save the "
+            "state dict by safetensors.torch.save_file"
         ) from None
     try:
         _require_harmless(path)
         loaded = torch.load(path, weights_only=True, map_location="cpu")
     except InputError:
         raise
-    except Exception as error:  # a file that was not meant as one may raise anything
+    except Exception as error:  # a damaged file may raise anything
         pickled = "GLOBAL" in str(error)
-        found = "pickled objects, which are not read since they may run code" if pickled else "what PyTorch cannot read"
+        contents = "pickled objects, which are not read since they may run code" if pickled else "unreadable data"
         raise InputError(
-            f"PyTorch file {path}: expected a state dict, got {found}; save it by torch.save(model.state_dict(), path)"
+            f"PyTorch file {path}: expected a state dict, got {contents}; save it by "
+            "torch.save(model.state_dict(), path)"
         ) from None
     require(
         isinstance(loaded, Mapping)
-        and all(isinstance(name, str) and isinstance(of, torch.Tensor) for name, of in loaded.items()),
-        f"PyTorch file {path}: expected a state dict, which maps names to tensors, got {_told(loaded)}; save "
+        and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in loaded.items()),
+        f"PyTorch file {path}: expected a state dict, which maps names to tensors, got {_describe(loaded)}; save "
         "model.state_dict() by itself",
     )
-    for name, of in loaded.items():
-        plain = of.layout is torch.strided and of.device.type == "cpu" and not (of.is_quantized or of.is_nested)
-        # a view may repeat a few stored numbers without an end
+    for name, tensor in loaded.items():
+        plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
+        plain = plain and not (tensor.is_quantized or tensor.is_nested)
+        # A view can repeat a few stored numbers without limit, so its size says nothing about the size of the file.
         require(
-            plain and of.numel() * of.element_size() <= of.untyped_storage().nbytes(),
+            plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes(),
             f"PyTorch file {path}: expected plain tensors with all their numbers stored, got another for {name!r}; "
             "save tensor.detach().cpu().contiguous() by its name",
         )
-    size = sum(of.numel() * max(4, of.element_size()) for of in loaded.values())
-    require(size <= MAX_BYTES, f"PyTorch file {path}: expected tensors of at most {MAX_BYTES} bytes, got {size}")
+    size = sum(tensor.numel() * max(4, tensor.element_size()) for tensor in loaded.values())
+    require(size <= MAX_BYTES, f"PyTorch file {path}: the tensors take {size} bytes; keep them within {MAX_BYTES}")
     tensors = {name: tensor.detach() for name, tensor in loaded.items()}
     # NumPy has no bfloat16
-    return {name: (of.float() if of.is_floating_point() else of).numpy() for name, of in tensors.items()}
+    return {name: (t.float() if t.is_floating_point() else t).numpy() for name, t in tensors.items()}
 
 
-def _told(loaded: object) -> str:
-    """What a file has instead of tensors by name."""
+def _describe(loaded: object) -> str:
+    """Return the contents of a file that is not a state dict, for a message."""
     if not isinstance(loaded, Mapping):
         return f"a {type(loaded).__name__}"
     names = (repr(name) if isinstance(name, str) else f"a {type(name).__name__}" for name in loaded)
-    return ", ".join(f"{name} ({type(of).__name__})" for name, of in zip(names, loaded.values(), strict=True))
+    return ", ".join(f"{name} ({type(value).__name__})" for name, value in zip(names, loaded.values(), strict=True))
 
 
+# torch.load(weights_only=True) runs no code, but two kinds of file still break the process. PyTorch hashes whatever a
+# pickle uses as a key, and Python hashes a tuple by recursion over its contents. So a deep tuple overflows the C stack
+# (64 bytes a level), and a tuple that repeats a tuple that repeats a tuple ... takes 2^depth steps. A pickle nests at
+# most one level a byte, so MAX_PICKLE_BYTES keeps the recursion within half of the usual 8 MiB stack. The pickle of a
+# state dict never fetches a tuple from the memo, and without such a fetch the work is linear in the size of the pickle.
 def _require_harmless(path: Path) -> None:
-    """Raise unless the pickles of a file can be read in the memory and the time that its size suggests.
+    """Raise unless PyTorch can read a file in memory and time that its size suggests.
 
     Raises:
-        InputError: for more than `MAX_BYTES` unpacked, or tuples in tuples without an end.
-        Exception: for a file that is none of PyTorch's.
+        InputError: for a file that is no zip archive, that unpacks to more than `MAX_BYTES`, or whose pickle is too
+            large or repeats a tuple.
+        Exception: for a damaged archive or pickle.
     """
     with open(path, "rb") as file:
-        if file.read(4) != b"PK\3\4":
-            file.seek(0)
-            for _ in range(5):  # of the format before PyTorch 1.6: two numbers, the machine, the state dict, its keys
-                _require_small_tuples(path, file)
-            return
+        require(
+            file.read(4) == b"PK\3\4",
+            f"PyTorch file {path}: expected a zip archive, as torch.save writes it since PyTorch 1.6, got another "
+            "file; save it again by torch.save(model.state_dict(), path)",
+        )
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
-        require(size <= MAX_BYTES, f"PyTorch file {path}: expected at most {MAX_BYTES} bytes unpacked, got {size}")
+        require(size <= MAX_BYTES, f"PyTorch file {path}: it unpacks to {size} bytes; keep it within {MAX_BYTES}")
         for entry in archive.infolist():
             if entry.filename.endswith(".pkl"):
                 with archive.open(entry) as file:
-                    _require_small_tuples(path, file)
+                    _require_small_pickle(path, file.read(MAX_PICKLE_BYTES + 1))
 
 
-def _require_small_tuples(path: Path, file: Any) -> None:
-    """Follow one pickle, without making anything, and raise for a tuple of more than `LARGEST_TUPLE` objects.
-
-    Python hashes a tuple by all that is in it, and PyTorch hashes what a pickle has for names: a million tuples in each
-    other overflow the stack, and sixty, each of which holds the last one twice, take for ever.
-    """
-    sizes: list[int] = []  # of what the unpickler would have on its stack
-    marks, memo = [], {}
-    for opcode, argument, _ in pickletools.genops(file):
-        name, before = opcode.name, opcode.stack_before
-        if name == "MARK":
-            marks.append(len(sizes))
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[argument] = sizes[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            sizes.append(memo[argument])
-        else:
-            start = marks.pop() if pickletools.markobject in before else len(sizes)
-            if pickletools.markobject in before:
-                start -= before.index(pickletools.markobject)
-            else:
-                start -= len(before)
-            size = 1 + sum(sizes[start:]) if "TUPLE" in name else 1
-            require(size <= LARGEST_TUPLE, f"PyTorch file {path}: expected a state dict, got tuples in tuples")
-            del sizes[start:]
-            sizes += [size] * len(opcode.stack_after)
+def _require_small_pickle(path: Path, pickled: bytes) -> None:
+    require(
+        len(pickled) <= MAX_PICKLE_BYTES,
+        f"PyTorch file {path}: its pickle takes more than {MAX_PICKLE_BYTES} bytes; save large state dicts by "
+        "safetensors.torch.save_file",
+    )
+    tuples, maker = set(), ""  # memo ids of tuples; the opcode that made the object on top of the stack
+    for opcode, memo_id, _ in pickletools.genops(pickled):
+        if opcode.name in ("BINPUT", "LONG_BINPUT"):
+            if "TUPLE" in maker:
+                tuples.add(memo_id)
+            continue
+        repeated = opcode.name in ("BINGET", "LONG_BINGET") and memo_id in tuples
+        require(not repeated, f"PyTorch file {path}: expected a state dict, got a pickle that repeats a tuple")
+        maker = opcode.name
