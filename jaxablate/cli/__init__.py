@@ -9,6 +9,7 @@ import typer
 
 from jaxablate.cli._console import console, end_if_asked, signals
 from jaxablate.cli._datasets import datasets
+from jaxablate.cli._merge import merge
 from jaxablate.cli._networks import ablate, prune, score
 from jaxablate.cli._processes import SIGNALS, joined, shutdown
 from jaxablate.cli._report import report
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 for command, in_short in {
     reproduce: "The paper's experiment: networks, scores, curves, figures.",
+    merge: "One run from several runs of different seeds.",
     report: "One page of HTML of a run.",
     score: "Scores of every neuron of a network of your own.",
     ablate: "Its accuracy as neurons go, by their scores.",

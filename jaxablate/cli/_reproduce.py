@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from jaxablate.cli._console import Bars, Cache, DataDir, Devices, command, console, keep_compiled_programs
+from jaxablate.cli._outputs import figure_folders, print_outputs, write_outputs
 from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, initialize_distributed, is_primary
-from jaxablate.cli._tables import accuracy_of, dataset_of, print_dataset, print_summary, print_verdicts
 
 
 @command
@@ -55,15 +55,11 @@ def reproduce(
 
     Example: jaxablate reproduce --dataset mnist --seeds 10 --protocol both --out results
     """
-    from jaxablate import StudyConfig, judge_claims, run_study
+    from jaxablate import StudyConfig, run_study
     from jaxablate._checks import require
     from jaxablate._files import require_writable
     from jaxablate._rundir import lock_folder
-    from jaxablate.claims import save_claims
-    from jaxablate.figures import save_figures, save_finding_figures
-    from jaxablate.protocols import SETS, protocol_names
-    from jaxablate.report import networks_beside, write_report
-    from jaxablate.results import save_results, select_protocol
+    from jaxablate.protocols import protocol_names
 
     devices = initialize_distributed(coordinator, num_processes, process_id, devices)
     config = StudyConfig(
@@ -77,9 +73,7 @@ def reproduce(
         activation=activation,
         epochs=epochs,
     )
-    drawn = [name for name in config.protocols if name in SETS["both"]]
-    folders = {name: out / "figures" / ("" if name == "paper" else name) for name in drawn}
-    findings = [out / "figures" / "findings"] if seeds > 1 and drawn else []
+    folders, findings = figure_folders(out, config.protocols, seeds)
     if cache:
         keep_compiled_programs()
     if not is_primary():
@@ -87,9 +81,7 @@ def reproduce(
         return {}
     for folder in (out, out / "networks", *folders.values(), *findings):
         require_writable(folder)
-    claims = [out / "claims.json", out / "claims.csv"]
-    report = out / "report.html"
-    for file in (out / "results.nc", report, *claims):
+    for file in (out / name for name in ("results.nc", "report.html", "claims.json", "claims.csv")):
         require(not file.is_dir(), f"{file}: expected a file or nothing, got a folder")
     start = time.monotonic()
     bars = Bars()
@@ -98,41 +90,5 @@ def reproduce(
             console.print(f"Resuming: {killed} ended before it was done.", highlight=False, markup=False)
         with bars.progress:
             results = run_study(config, run_dir=out, force=force, on_progress=bars, mesh=devices)
-            for file in (report, *claims):
-                file.unlink(missing_ok=True)  # those of the results that are replaced
-            save_results(results, out / "results.nc")
-            for name, folder in folders.items():
-                save_figures(select_protocol(results, name), folder, on_progress=bars)
-            verdicts = judge_claims(results) if seeds > 1 else []
-            if verdicts:
-                save_claims(verdicts, results, out)
-            for folder in findings:
-                save_finding_figures(results, verdicts, folder)
-            write_report(results, report, networks=networks_beside(results, out)[0], verdicts=verdicts)
-    print_summary(results)
-    if verdicts:
-        print_verdicts(verdicts)
-    else:
-        console.print("The paper's claims are not judged on one network of each kind: --seeds 10 does that.")
-    print_dataset(results, asked=dataset)
-    seconds = time.monotonic() - start
-    console.print(f"Time: {seconds:.0f} s; the bars say where it went.", highlight=False)
-    console.print(f"Report: {report}", highlight=False, soft_wrap=True)
-    console.print(f"Results: {out / 'results.nc'}", highlight=False, soft_wrap=True)
-    if verdicts:
-        console.print(f"Claims: {out / 'claims.json'}, {out / 'claims.csv'}", highlight=False, soft_wrap=True)
-    for folder in folders.values():
-        console.print(f"Figures: {folder} (contact_sheet.png shows them all)", highlight=False, soft_wrap=True)
-    return {
-        "results": out / "results.nc",
-        "report": report,
-        "figures": [*folders.values(), *findings],
-        "claims": claims[0] if verdicts else None,
-        **dataset_of(results),
-        "seconds": seconds,
-        "accuracy": accuracy_of(results),
-        "verdicts": [
-            {"protocol": of.protocol, "network": of.network, "claim": of.claim, "verdict": of.verdict}
-            for of in verdicts
-        ],
-    }
+            verdicts = write_outputs(results, out, bars)
+    return print_outputs(results, out, verdicts, dataset=dataset, seconds=time.monotonic() - start)

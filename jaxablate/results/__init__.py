@@ -1,7 +1,8 @@
-"""Results: arrays of a study come in, a labelled and documented `xarray.DataTree` goes out, to a file and back.
+"""Label, save, load, merge and summarize the results of studies.
 
-One node for each network and protocol. Its networks stand at the root under the paper's protocol. This is the
-only package that builds datasets; it also computes the summaries that figures and tables show.
+Input: the arrays of a study, or files.
+Output: an `xarray.DataTree` with one node for each network, at the root for the paper's protocol and under the name of
+the protocol otherwise; and the summaries that figures and tables show. No other package builds datasets.
 """
 
 from jaxablate.results._files import check_table_path, load_results, save_results, save_table
@@ -17,6 +18,7 @@ from jaxablate.results._labels import (
     sensitivity_results,
     study_results,
 )
+from jaxablate.results._merge import merge_results
 from jaxablate.results._summaries import (
     CONFIDENCE,
     Curve,
@@ -41,6 +43,7 @@ __all__ = [
     "confidence_interval",
     "curve",
     "load_results",
+    "merge_results",
     "network_results",
     "neuron_scores",
     "protocols_of",

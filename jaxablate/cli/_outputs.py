@@ -1,0 +1,105 @@
+"""Write and print the results of a run: the common end of `jaxablate reproduce` and `jaxablate merge`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxablate.cli._console import Bars, console
+from jaxablate.cli._tables import accuracy_of, dataset_of, print_dataset, print_summary, print_verdicts
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from jaxablate.claims import Verdict
+
+
+def figure_folders(out: Path, protocols: Sequence[str], num_seeds: int) -> tuple[dict[str, Path], list[Path]]:
+    """Return the folders of the figures by protocol, and the folders of the findings (none for one seed)."""
+    from jaxablate.protocols import SETS
+
+    drawn = [name for name in protocols if name in SETS["both"]]
+    folders = {name: out / "figures" / ("" if name == "paper" else name) for name in drawn}
+    return folders, [out / "figures" / "findings"] if num_seeds > 1 and drawn else []
+
+
+def write_outputs(results: "xr.DataTree", out: Path, bars: Bars) -> "list[Verdict]":
+    """Write the results, figures, claims and report of a run, and return the verdicts on the claims.
+
+    With one seed there is nothing to judge, and the list is empty.
+    """
+    from jaxablate import judge_claims
+    from jaxablate.claims import save_claims
+    from jaxablate.figures import save_figures, save_finding_figures
+    from jaxablate.report import networks_beside, write_report
+    from jaxablate.results import save_results, select_protocol
+
+    protocols, num_seeds = _protocols_and_seeds(results)
+    folders, findings = figure_folders(out, protocols, num_seeds)
+    report = out / "report.html"
+    # a run that is killed here must not leave a report or claims of earlier results
+    for file in (report, out / "claims.json", out / "claims.csv"):
+        file.unlink(missing_ok=True)
+    save_results(results, out / "results.nc")
+    for name, folder in folders.items():
+        save_figures(select_protocol(results, name), folder, on_progress=bars)
+    verdicts = judge_claims(results) if num_seeds > 1 else []
+    if verdicts:
+        save_claims(verdicts, results, out)
+    for folder in findings:
+        save_finding_figures(results, verdicts, folder)
+    write_report(results, report, networks=networks_beside(results, out)[0], verdicts=verdicts)
+    return verdicts
+
+
+def print_outputs(
+    results: "xr.DataTree", out: Path, verdicts: "Sequence[Verdict]", *, dataset: str, seconds: float
+) -> dict[str, Any]:
+    """Print the tables of a run and the places of its files; return the values for `--json`.
+
+    Args:
+        results: the results.
+        out: folder of the run.
+        verdicts: from `write_outputs`.
+        dataset: name of the dataset in the command.
+        seconds: duration of the command.
+    """
+    protocols, num_seeds = _protocols_and_seeds(results)
+    folders, findings = figure_folders(out, protocols, num_seeds)
+    print_summary(results)
+    if verdicts:
+        print_verdicts(verdicts)
+    else:
+        console.print("The paper's claims are not judged on one network of each kind: --seeds 10 does that.")
+    print_dataset(results, asked=dataset)
+    console.print(f"Time: {seconds:.0f} s; the bars say where it went.", highlight=False)
+    console.print(f"Report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"Results: {out / 'results.nc'}", highlight=False, soft_wrap=True)
+    if verdicts:
+        console.print(f"Claims: {out / 'claims.json'}, {out / 'claims.csv'}", highlight=False, soft_wrap=True)
+    for folder in folders.values():
+        console.print(f"Figures: {folder} (contact_sheet.png shows them all)", highlight=False, soft_wrap=True)
+    return {
+        "results": out / "results.nc",
+        "report": out / "report.html",
+        "figures": [*folders.values(), *findings],
+        "claims": out / "claims.json" if verdicts else None,
+        **dataset_of(results),
+        "seconds": seconds,
+        "accuracy": accuracy_of(results),
+        "verdicts": [
+            {
+                "protocol": verdict.protocol,
+                "network": verdict.network,
+                "claim": verdict.claim,
+                "verdict": verdict.verdict,
+            }
+            for verdict in verdicts
+        ],
+    }
+
+
+def _protocols_and_seeds(results: "xr.DataTree") -> tuple[list[str], int]:
+    """Return the protocols of the results and the largest number of seeds of a network."""
+    from jaxablate.results import protocols_of
+
+    return protocols_of(results), max(node.sizes.get("seed", 0) for node in results.subtree)
