@@ -1,5 +1,5 @@
 # %% [markdown]
-# # A network of your own
+# # Your own network
 #
 # You have a convolutional network in Flax NNX, trained by a loop that does not use jaxablate. Which of its channels
 # tell something about the class? What does the network lose without each channel? How many channels can you prune?
