@@ -19,6 +19,7 @@ from typer.main import get_command
 
 import jaxablate as ja
 from jaxablate.cli import app
+from jaxablate.study import _run
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -56,7 +57,7 @@ def less_work(monkeypatch, mnist5k, tmp_path):
     train, config, load = ja.train, ja.StudyConfig, ja.load_dataset
     known = {"mnist5k": mnist5k}
     monkeypatch.chdir(tmp_path)
-    for module in (ja, ja.study):
+    for module in (ja, _run):
         monkeypatch.setattr(module, "load_dataset", lambda name, **kw: known.get(name) or load(name, **kw))
     monkeypatch.setattr(ja, "train", lambda *args, **kw: train(*args, **{**kw, "epochs": 1}))
     monkeypatch.setattr(ja, "StudyConfig", lambda **kw: config(**{**kw, "epochs": 1, "num_random_orders": 2}))
@@ -134,7 +135,7 @@ def own_files(mnist5k, tmp_path_factory):
 LESS = {"dataset": "mnist5k", "steps": 10, "random_orders": 2, "fine_tune": 0, "cache": False}
 
 
-PARSED_ONLY = ("reproduce", "report", "plan")
+PARSED_ONLY = ("reproduce", "report", "merge")
 
 
 def run_command(words):
