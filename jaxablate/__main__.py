@@ -1,5 +1,7 @@
-"""`python -m jaxablate` is the command line."""
+"""Run the command line by `python -m jaxablate`."""
 
 from jaxablate.cli import main
+
+__all__ = ["main"]
 
 main()

@@ -20,6 +20,10 @@ with jaxtyping.install_import_hook("jaxablate", "beartype.beartype"):
     import jaxablate as ja
     import jaxablate.cli
     import jaxablate.figures
+    import jaxablate.report
+
+    for name in ja.__all__:  # the package imports lazily, and the hook must cover every module
+        getattr(ja, name)
 
 
 @pytest.fixture(scope="module", autouse=True)

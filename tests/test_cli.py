@@ -242,16 +242,28 @@ def test_a_note_is_printed_where_little_else_is(reproduced, tmp_path):
     assert process.stderr.startswith("note: no pictures of weights from 2-layer_seed0.safetensors")
 
 
-@pytest.mark.parametrize("out", ["/dev/full", "/dev/null"])
-def test_json_that_cannot_be_written_is_an_error(out):
-    if not Path(out).exists():
-        pytest.skip("no such device")
-    with Path(out).open("w") as file:
-        command = [sys.executable, "-m", "jaxablate", "datasets", "--json"]
-        process = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True)
-    full = out == "/dev/full"
-    assert (process.returncode, process.stderr.startswith("error: ")) == (int(full), full)
-    assert "Traceback" not in process.stderr
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("datasets --json > /dev/full", 1),
+        ("datasets > /dev/full", 1),
+        ("report nothing.nc --json 2> /dev/full", 1),
+        ("--help > /dev/full", 1),
+        ("--version > /dev/full 2> /dev/full", 1),
+        ("datasets --json > /dev/null", 0),
+        ("datasets --json | head -1", 0),
+    ],
+)
+def test_output_that_cannot_be_written_is_an_error(command, code):
+    """Python's own flush at exit must not fail either; PYTHONUNBUFFERED would hide that."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    line = f"{sys.executable} -m jaxablate {command}"
+    process = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment)
+    assert process.returncode == code
+    errors = process.stderr.splitlines()
+    assert len(errors) == (code == 1 and "2>" not in command)
+    assert all(error.startswith("error: ") for error in errors)
 
 
 def test_numbers_are_there_in_a_narrow_terminal(small_results, monkeypatch):
@@ -424,7 +436,7 @@ def test_damaged_compiled_programs_are_compiled_anew(tmp_path):
     assert process.returncode == 0, process.stderr
     first, second, last = re.split(r"\S+ 512\.0\n", process.stdout)[:-1]
     assert first == last == ""
-    assert "Compiled anew, since what was kept of it is damaged: jit__lambda" in second
+    assert "Compiled again, since its cached program is damaged: jit__lambda" in second
     assert "Error reading" not in process.stderr
     assert "UserWarning: shown" in process.stderr
 

@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import importlib
 import re
 import subprocess
 import sys
@@ -31,12 +32,13 @@ LAYERS = (
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))
-SUBMODULES = [m for m in vars(ja).values() if ismodule(m) and re.fullmatch(r"jaxablate\.[a-z]+", m.__name__)]
+ATTRIBUTES = {name: getattr(ja, name) for name in dir(ja) if not name.startswith("_")}
+SUBMODULES = [m for m in ATTRIBUTES.values() if ismodule(m) and re.fullmatch(r"jaxablate\.[a-z]\w*", m.__name__)]
 
 
 def public_things() -> dict[str, object]:
     """Functions, classes and tables by the one path that documents them: at the top level, or in their submodule."""
-    top = {name: thing for name, thing in vars(ja).items() if not name.startswith("_") and not ismodule(thing)}
+    top = {name: ATTRIBUTES[name] for name in ja.__all__ if not ismodule(ATTRIBUTES[name])}
     found = dict(top)
     for module in SUBMODULES:
         own = [n for n, thing in vars(module).items() if getattr(thing, "__module__", "") == module.__name__]
@@ -86,11 +88,27 @@ def test_only_results_imports_xarray_to_build():
     assert users == {"results", "claims", "layer_analysis.py", "study", "figures", "report"}
 
 
-def test_importing_the_package_is_light():
-    code = "import sys, jaxablate; print(*[m for m in sys.argv[1:] if m in sys.modules])"
-    heavy = ["matplotlib", "tensorflow_datasets", "mlxtend", "typer", "tensorflow"]
+@pytest.mark.parametrize(
+    ("statement", "heavy"),
+    [
+        ("import jaxablate.cli", ["jax", "numpy", "xarray", "matplotlib"]),
+        ("from jaxablate import *", ["matplotlib", "tensorflow_datasets", "mlxtend", "typer", "tensorflow"]),
+    ],
+)
+def test_importing_the_package_is_light(statement, heavy):
+    code = f"import sys; {statement}; print(*[m for m in sys.argv[1:] if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == ""
+
+
+def test_the_lazy_names_are_those_that_type_checkers_read():
+    (block,) = [node for node in ast.parse(Path(ja.__file__).read_text()).body if isinstance(node, ast.If)]
+    imports = [(node.module, alias.name) for node in block.body for alias in node.names]
+    assert sorted(name for _, name in imports) == sorted(ja.__all__)
+    for module, name in imports:
+        assert ATTRIBUTES[name] is getattr(importlib.import_module(module), name)
+    with pytest.raises(AttributeError, match="module 'jaxablate' has no attribute 'unknown'"):
+        _ = ja.unknown
 
 
 @pytest.fixture(scope="module")

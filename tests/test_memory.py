@@ -96,7 +96,7 @@ def test_the_command_line_says_that_memory_ran_out(error, capsys):
     with pytest.raises(typer.Exit), one_sentence_errors():
         raise error
     told = capsys.readouterr().err
-    assert told.startswith("error: memory: expected room for the data and the networks, but it ran out (")
+    assert told.startswith("error: memory: no room for the data and the networks (")
     assert str(error) in told
     assert told.count("\n") == 1
 
@@ -107,8 +107,7 @@ def test_too_little_to_start_is_told():
     process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert process.returncode == 1
     assert process.stderr == (
-        "error: memory: expected a limit of at least 2560 MiB of address space, since JAX may crash with less, got "
-        "976 MiB; raise it (ulimit -v)\n"
+        "error: memory: JAX may crash with a limit of 976 MiB of address space; raise it to 2560 MiB (ulimit -v)\n"
     )
 
 

@@ -52,9 +52,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def api_index() -> str:
     """Return the index of the reference: every top-level name and every public module, with links."""
-    names = {
-        name: thing for name, thing in vars(ja).items() if not name.startswith("_") and not inspect.ismodule(thing)
-    }
+    names = {name: thing for name in ja.__all__ if not inspect.ismodule(thing := getattr(ja, name))}
     rows = ["# API", "", "`import jaxablate as ja`. What most studies need is at the top level:", "", *TABLE]
     for name, thing in sorted(names.items(), key=lambda item: item[0].lower()):
         # names are defined in private modules, but documented on the page of the public module that exports them

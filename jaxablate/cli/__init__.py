@@ -1,17 +1,21 @@
-"""The command line: parses, calls the library, prints. Nothing is computed here."""
+"""The command line: parse options, call the library, print."""
 
+import contextlib
+import errno
 import io
+import os
 import signal
 import sys
+import traceback
 from typing import Annotated
 
 import typer
 
-from jaxablate.cli._console import console, end_if_asked, signals
+from jaxablate.cli._console import console, exit_on_signal, print_error, signals
 from jaxablate.cli._datasets import datasets
 from jaxablate.cli._merge import merge
 from jaxablate.cli._networks import ablate, prune, score
-from jaxablate.cli._processes import SIGNALS, joined, shutdown
+from jaxablate.cli._processes import is_distributed
 from jaxablate.cli._report import report
 from jaxablate.cli._reproduce import reproduce
 
@@ -24,45 +28,70 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command, in_short in {
-    reproduce: "The paper's experiment: networks, scores, curves, figures.",
-    merge: "One run from several runs of different seeds.",
-    report: "One page of HTML of a run.",
-    score: "Scores of every neuron of a network of your own.",
-    ablate: "Its accuracy as neurons go, by their scores.",
-    prune: "A smaller network, without those that score lowest.",
-    datasets: "What data are at hand.",
+for command, short_help in {
+    reproduce: "Run the paper's experiment: networks, scores, curves, figures.",
+    merge: "Merge runs of different seeds into one.",
+    report: "Write the results of a run as one HTML page.",
+    score: "Score every neuron of your network.",
+    ablate: "Ablate the neurons of your network in the order of their scores.",
+    prune: "Remove the neurons of your network with the lowest scores.",
+    datasets: "List the available datasets.",
 }.items():
-    app.command(short_help=in_short)(command)
+    app.command(short_help=short_help)(command)
 
 
 def main() -> None:
-    """Run the command line; an interrupt or a termination signal ends it so that temporary files go."""
-    for number in SIGNALS:
+    """Run the command line and exit.
+
+    SIGINT and SIGTERM end the process by an exception, so that temporary files are removed. The exit code is 1 if the
+    output cannot be written.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _on_signal)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character still gets the rest
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character still prints the rest
+    code = 1
     try:
         app()
-    except BaseException as end:
-        if joined():
-            shutdown(end)
-        raise
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except OSError as error:  # the commands report every other file, so this is a stream of the terminal
+        code = _write_error(error)
+    except BaseException:
+        traceback.print_exc()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError as error:
+            # Python flushes again as it exits; into /dev/null that cannot fail
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = code or _write_error(error)
+    if code and is_distributed():
+        os._exit(code)  # without JAX's shutdown, which would wait for the other processes
+    sys.exit(code)
+
+
+def _write_error(error: OSError) -> int:
+    """Report output that cannot be written in one sentence; a reader that closed its pipe needs none. Return 1."""
+    if error.errno != errno.EPIPE:
+        with contextlib.suppress(OSError):
+            print_error(f"output: cannot be written ({error.strerror}); redirect it to a place that has room")
+    return 1
 
 
 def _on_signal(number: int, _) -> None:
     signals.append(number)
-    end_if_asked()
+    exit_on_signal()
 
 
-def _show_version(wanted: bool) -> bool:
-    if wanted:
+def _show_version(show: bool) -> bool:
+    if show:
         import jaxablate
 
         console.print(f"jaxablate {jaxablate.__version__}", highlight=False)
         raise typer.Exit
-    return wanted
+    return show
 
 
 @app.callback()

@@ -1,4 +1,4 @@
-"""What all commands share: their manners, the console, progress bars, signals, the cache of programs."""
+"""Parts that all commands share: common options, console, progress bars, signals, cache of compiled programs."""
 
 import contextlib
 import functools
@@ -20,153 +20,176 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextCol
 from rich.table import Column
 from rich.text import Text
 
-from jaxablate.cli._processes import ended, is_primary, joined
+from jaxablate.cli._processes import is_primary
+
+__all__ = [
+    "Bars",
+    "Cache",
+    "DataDir",
+    "Devices",
+    "command",
+    "console",
+    "exit_on_signal",
+    "keep_compiled_programs",
+    "one_sentence_errors",
+    "print_error",
+    "signals",
+]
 
 console = Console()
 signals: list[int] = []
+"""Numbers of the signals received so far."""
 
 DataDir = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="With canonical files; default: JAXABLATE_DATA_DIR.", show_default=False),
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder with the original data files; default: JAXABLATE_DATA_DIR.",
+        show_default=False,
+    ),
 ]
 Devices = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="To share the work; a CPU counts as N.", show_default=False),
+    typer.Option(min=1, metavar="N", help="Number of devices; a CPU is split into N virtual ones.", show_default=False),
 ]
 Cache = Annotated[
     bool,
-    typer.Option(help="Keep compiled programs in ~/.cache/jaxablate."),
+    typer.Option(help="Reuse of compiled programs, kept in ~/.cache/jaxablate."),
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No output except notes and errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Output as JSON, and nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Traceback in addition to the error's sentence.")]
 
 
-def end_if_asked() -> None:
-    """Exit as the signal asks; called at every progress report too, since Python drops what a finalizer raises."""
+def exit_on_signal() -> None:
+    """Exit if a signal was received; progress reports call this too, since Python drops what a finalizer raises."""
     if signals:
         raise SystemExit(128 + signals[0])
 
 
-LOST = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
-"""How JAX tells, by a RuntimeError or a ValueError, that another process does not answer."""
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but notes and errors.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print what was found as JSON, nothing else.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error too.")]
-
-
 def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
-    """A command that prints and returns what it found, with the options that all commands have."""
+    """Return a Typer command from a function that prints and returns its results; add the options of all commands."""
 
     @functools.wraps(run)
     def with_common_options(*, quiet: bool, as_json: bool, debug: bool, **options: Any) -> None:
+        _quiet_compiler()
         _require_address_space()
         console.quiet = quiet or as_json
         with one_sentence_errors(debug):
-            found = run(**options)
+            results = run(**options)
             if as_json and is_primary():
-                print(json.dumps(_for_json(found), indent=1, allow_nan=False), flush=True)
+                print(json.dumps(_for_json(results), indent=1, allow_nan=False), flush=True)
 
-    manners = {"quiet": Quiet, "as_json": AsJson, "debug": Debug}
+    common = {"quiet": Quiet, "as_json": AsJson, "debug": Debug}
     signature = inspect.signature(run, eval_str=True)
     with_common_options.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
         parameters=[
             *signature.parameters.values(),
             *(
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
-                for name, option in manners.items()
+                for name, option in common.items()
             ),
         ]
     )
-    with_common_options.__annotations__ = {**run.__annotations__, **manners}
+    with_common_options.__annotations__ = {**run.__annotations__, **common}
     return with_common_options
 
 
+def _quiet_compiler() -> None:
+    """Hide a page of alarm that two versions of jaxlib write about each cached program on some CPUs.
+
+    JAX reads the variable as it is imported. The value 1 is JAX's own, inherited from a program that started this one.
+    """
+    from importlib.metadata import version
+
+    if version("jaxlib") in ("0.10.0", "0.10.1") and os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+
 ADDRESS_SPACE = 5 * 2**29
-"""Bytes; with fewer JAX may crash without a word, as it starts or in a small study."""
+"""Bytes; with less address space JAX may crash without a message, at its start or in a small study."""
 
 
 def _require_address_space() -> None:
-    """Exit where a limit leaves so little that an error could not be told."""
+    """Exit if a limit leaves so little address space that JAX may crash without a message."""
     try:
         import resource
     except ImportError:  # Windows has no such limits
         return
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE:
-        _print_error(
-            f"memory: expected a limit of at least {ADDRESS_SPACE >> 20} MiB of address space, since JAX may crash "
-            f"with less, got {limit >> 20} MiB; raise it (ulimit -v)"
+        print_error(
+            f"memory: JAX may crash with a limit of {limit >> 20} MiB of address space; raise it to "
+            f"{ADDRESS_SPACE >> 20} MiB (ulimit -v)"
         )
         raise typer.Exit(1)
 
 
-def _print_error(told: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(told)}", highlight=False)
+def print_error(text: str) -> None:
+    """Print one sentence on the error stream."""
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(text)}", highlight=False)
 
 
-def _for_json(found: Any) -> Any:
-    """With texts for paths and null for NaN, which JSON lacks."""
-    if isinstance(found, dict):
-        return {str(name): _for_json(value) for name, value in found.items()}
-    if isinstance(found, list | tuple):
-        return [_for_json(value) for value in found]
-    if isinstance(found, Path):
-        return str(found)
-    return None if isinstance(found, float) and not math.isfinite(found) else found
+def _for_json(value: Any) -> Any:
+    """Return the value with texts for paths and null for NaN, which JSON lacks."""
+    if isinstance(value, dict):
+        return {str(name): _for_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_for_json(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager
 def one_sentence_errors(debug: bool = False) -> Iterator[None]:
-    """Print a user's mistake, what the file system refused or that memory ran out as one sentence and exit with 1; a
-    warning of our own as a note."""
+    """Print a mistake, a file error or lack of memory as one sentence and exit with 1; print our warnings as notes."""
     from jaxablate._checks import InputError, JaxablateWarning, one_line
 
-    by_python = warnings.showwarning
+    python_showwarning = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-        if issubclass(category, JaxablateWarning) and not is_primary():
-            return
-        if issubclass(category, JaxablateWarning):
-            Console(stderr=True, soft_wrap=True).print(
-                f"[bold]note:[/] {escape(one_line(str(message)))}", highlight=False
-            )
-        else:
-            by_python(message, category, *where)
+    def show(message: Warning | str, category: type[Warning], *location: Any) -> None:
+        if not issubclass(category, JaxablateWarning):
+            python_showwarning(message, category, *location)
+        elif is_primary():
+            text = escape(one_line(str(message)))
+            Console(stderr=True, soft_wrap=True).print(f"[bold]note:[/] {text}", highlight=False)
 
     warnings.showwarning = show
     try:
         yield
-    except BrokenPipeError:  # who reads has seen enough, which Typer knows
+    except BrokenPipeError:  # the reader has closed its pipe; Typer exits quietly
         raise
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        told = one_line(str(error))
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in told:  # what JAX raises is a RuntimeError
-            told = (
-                f"memory: expected room for the data and the networks, but it ran out ('{told}'); end other programs, "
-                "raise the limit (ulimit -v) or take a machine with more"
+        text = one_line(str(error))
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:  # JAX raises a RuntimeError
+            text = (
+                f"memory: no room for the data and the networks ('{text}'); end other programs, raise the limit "
+                "(ulimit -v) or take a larger machine"
             )
-        elif joined() and LOST.match(told):
-            told = f"{ended()} ('{told}')"
         elif not isinstance(error, InputError | OSError):
             raise
         if debug:
             Console(stderr=True).print_exception()
-        _print_error(told)
+        print_error(text)
         raise typer.Exit(1) from None
     finally:
-        warnings.showwarning = by_python
+        warnings.showwarning = python_showwarning
 
 
 class _TimeLeft(TimeRemainingColumn):
-    """How long it will still take; how long it took, when it is done."""
+    """Show the estimated time that is left; in the end, the time that the task took."""
 
     def render(self, task: Task) -> Text:
-        shown = super().render(task)
-        return shown if task.finished else shown.append(" left")
+        text = super().render(task)
+        return text if task.finished else text.append(" left")
 
 
 class Bars:
-    """Progress bars, one for each thing that the library reports on; without a terminal, a line when one is full, and
-    every `EVERY` seconds how far the others are."""
+    """Show one progress bar for each task that the library reports.
+
+    Without a terminal, print a line when a task is done, and every `EVERY` seconds a line for a running one.
+    """
 
     EVERY = 60
 
@@ -182,29 +205,29 @@ class Bars:
             disable=not console.is_terminal,
         )
         self.tasks = {}
-        self.said = time.monotonic()
-        self.full = set()
+        self.last_printed = time.monotonic()
+        self.finished = set()
 
     def __call__(self, what: str, done: int, total: int, note: str) -> None:
-        """Move the bar of `what`; it is made when first heard of."""
-        end_if_asked()
+        """Move the bar of the task `what`; the first report adds the bar."""
+        exit_on_signal()
         if what not in self.tasks:
             self.tasks[what] = self.progress.add_task(what, total=total, note=note)
         self.progress.update(self.tasks[what], completed=done, total=total, note=note)
-        news = what not in self.full if done >= total else time.monotonic() - self.said >= self.EVERY
-        if news and not console.is_terminal:
-            self.said = time.monotonic()
-            shown = [task for task in self.progress.tasks if task.id == self.tasks[what]]
-            console.print(self.progress.make_tasks_table(shown))
+        due = what not in self.finished if done >= total else time.monotonic() - self.last_printed >= self.EVERY
+        if due and not console.is_terminal:
+            self.last_printed = time.monotonic()
+            rows = [task for task in self.progress.tasks if task.id == self.tasks[what]]
+            console.print(self.progress.make_tasks_table(rows))
         if done >= total:
-            self.full.add(what)
+            self.finished.add(what)
 
 
 def keep_compiled_programs() -> None:
-    """Let JAX keep compiled programs in a folder of the user's cache, unless the user has named another.
+    """Let JAX keep compiled programs in the user's cache folder, unless the user has chosen another folder.
 
-    JAX compiles anew what it cannot read, but keeps the damaged file and warns every time; here the file goes, before
-    JAX writes the new one.
+    JAX compiles a program again if its file is damaged, but keeps the file and warns every time. Here the file is
+    removed, before JAX writes the new one.
     """
     import jax
 
@@ -216,13 +239,13 @@ def keep_compiled_programs() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     show = warnings.showwarning
 
-    def remove_damaged(message: Warning | str, *others, **named) -> None:
-        found = re.match(r"Error reading persistent compilation cache entry for '(\w+)'", str(message))
-        if found is None:
-            show(message, *others, **named)
+    def remove_damaged(message: Warning | str, *location, **details) -> None:
+        match = re.match(r"Error reading persistent compilation cache entry for '(\w+)'", str(message))
+        if match is None:
+            show(message, *location, **details)
             return
-        console.print(f"Compiled anew, since what was kept of it is damaged: {found[1]}", highlight=False)
-        for entry in Path(folder).glob(f"{found[1]}-*-cache"):
+        console.print(f"Compiled again, since its cached program is damaged: {match[1]}", highlight=False)
+        for entry in Path(folder).glob(f"{match[1]}-*-cache"):
             entry.unlink(missing_ok=True)
 
     warnings.showwarning = remove_damaged
