@@ -16,7 +16,7 @@ from flax import nnx
 from jaxablate._checks import InputError, require, require_finite, require_shape
 from jaxablate._typing import Fill, Images, Mask
 from jaxablate.models import MLP, Chain, Model, Site, from_arrays
-from jaxablate.models._network import Layer, is_mlp, run, trace_model
+from jaxablate.models._network import Layer, apply_layers, is_mlp, trace_model
 from jaxablate.models._sites import flatten_layers, is_plain_sequential
 
 LINEAR = (nnx.Linear, nnx.Conv)
@@ -73,7 +73,7 @@ def prune(model: Model, keep: Mask, fill: Fill | None = None, *, images: Images 
     values = np.zeros(network.num_neurons, np.float32) if fill is None else np.asarray(fill, np.float32)
     require_shape("fill", values, (network.num_neurons,), "neuron")
     require_finite("fill", values)
-    keeps, fills = (np.split(array, network.bounds[1:-1]) for array in (keep, values))
+    keeps, fills = (np.split(array, network.offsets[1:-1]) for array in (keep, values))
     for site, kept in zip(network.sites, keeps, strict=True):
         require(bool(kept.any()), f"keep: expected at least one neuron of site {site!r}, got none")
     with jax.default_matmul_precision("highest"):
@@ -168,10 +168,10 @@ def _pruned_chain(
             continue
         maker, reader = (_neighbour(links, place, site.name, where) for where in ("before", "behind"))
         between = links[place + 1 : reader]
-        outputs = run(links[:place], images[:1])
+        outputs = apply_layers(links[:place], images[:1])
         owner = _owners(site, between, outputs.shape)
         removed = ~kept[owner]
-        filled = run(between, jnp.broadcast_to(jnp.asarray(fill), outputs.shape))
+        filled = apply_layers(between, jnp.broadcast_to(jnp.asarray(fill), outputs.shape))
         folded = _folded(links[reader], jnp.where(removed, filled, 0), site.name)
         cuts[maker].outputs = kept
         cuts[reader].inputs, cuts[reader].bias = ~removed, folded
@@ -234,8 +234,8 @@ def _owners(site: Site, between: Sequence[Layer], shape: tuple[int, ...]) -> np.
         InputError: for a feature that depends on several units, or on none.
     """
     start = jnp.full(shape, 0.5)
-    still = run(between, start)
-    one_up = jax.vmap(lambda unit: run(between, start + 0.5 * jax.nn.one_hot(unit, shape[-1])) != still)
+    still = apply_layers(between, start)
+    one_up = jax.vmap(lambda unit: apply_layers(between, start + 0.5 * jax.nn.one_hot(unit, shape[-1])) != still)
     depends = np.asarray(one_up(jnp.arange(shape[-1]))).reshape(shape[-1], -1, still.shape[-1]).any(axis=1)
     require(
         bool((depends.sum(axis=0) <= 1).all()),

@@ -47,7 +47,7 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
         models[0], *spread, fill, key=jax.random.key(0), num_permutations=2, site="layer2"
     )
     if int(number) > 1:
-        with raises_input_error("images: expected those of this process, got some that others hold"):
+        with raises_input_error("images: other processes hold a part of the examples; pass the mesh"):
             ja.mean_activations(models[0], spread[0])
         with raises_input_error("mesh: its devices belong to the processes .*; take the devices of every process"):
             ja.devices.shard_examples(ja.devices.make_mesh(devices=others()), images[own], labels[own])

@@ -175,7 +175,7 @@ def test_masks_equal_structural_pruning(model, smaller, keep, examples):
     images, labels = examples
     wanted = logits_of(smaller, images)
     network, state, inputs = trace_model(model, images)
-    masks = np.split(keep, network.bounds[1:-1])
+    masks = np.split(keep, network.offsets[1:-1])
     changes = {i: (jnp.asarray(mask), jnp.zeros(len(mask)), None) for i, mask in enumerate(masks)}
     with jax.default_matmul_precision("highest"):
         masked = run_from_site(network, state, run_prefix(network, state, inputs, 0), 0, changes)

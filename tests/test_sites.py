@@ -170,7 +170,7 @@ def test_plain_sequentials_become_chains(examples):
     named = ja.with_sites(plain, after=nnx.relu, names=("a", "b"), reduce="max")
     assert [layer.name for layer in named.layers if isinstance(layer, ja.Site)] == ["a", "b"]
     assert named.layers[3].reduce == "max"
-    with raises_input_error("after: expected a layer before the last to match 'tanh', got none among 0 <lambda>, 1.0"):
+    with raises_input_error("after: no layer before the last matches 'tanh'; choose among 0 <lambda>, 1.0"):
         ja.with_sites(plain, after=nnx.tanh)
     with raises_input_error("names: expected 2, one for each site, got 1"):
         ja.with_sites(plain, after=nnx.relu, names=("a",))
@@ -202,24 +202,24 @@ def broken_models():
         return m.site(x)
 
     return {
-        "no sites": (Own(lambda m, x: x), "model: expected sites, got none; put ja.Site"),
+        "no sites": (Own(lambda m, x: x), "model: it has no sites; put ja.Site"),
         "applied twice": (
             Own(lambda m, x: m.site(m.site(x)), site=site),
-            "site 's': expected to be applied once, got 2 times; give each place a site of its own",
+            "site 's': the model applies it 2 times in a call; use a new ja.Site for each place",
         ),
         "one name twice": (
             Own(lambda m, x: m.b(m.a(x)), a=ja.Site("s"), b=ja.Site("s")),
-            "site 's': expected to be applied once, got 2 sites of that name",
+            "site 's': the model has 2 sites of that name",
         ),
         "never reached": (
             Own(lambda m, x: x, site=site),
-            "site 's': expected to be applied once, got 0 times; the model",
+            "site 's': the model does not reach it; remove it or call it",
         ),
         "dropout that ignores eval": (
             Own(
                 lambda m, x: m.site(m.drop(x, deterministic=False)), site=site, drop=nnx.Dropout(0.5, rngs=nnx.Rngs(0))
             ),
-            "model: expected the same state after a call, got a change",
+            "model: a call changes its state .dropout or batch norm in training mode, or a counter.; use a model",
         ),
         "batch norm that ignores eval": (
             Own(
@@ -227,18 +227,18 @@ def broken_models():
                 site=site,
                 norm=nnx.BatchNorm(6, rngs=nnx.Rngs(0)),
             ),
-            "model: expected the same state after a call, got a change",
+            "model: a call changes its state .dropout or batch norm in training mode, or a counter.; use a model",
         ),
-        "a counter": (Own(count, site=site, counter=counter), "model: expected the same state after a call"),
+        "a counter": (Own(count, site=site, counter=counter), "model: a call changes its state"),
         "features that mix examples": (
             Own(lambda m, x: m.site(x.T).T, site=site),
             r"site 's': expected outputs \[example, ..., neuron\], got shape \(6, 2\) for 2 examples",
         ),
         "a site that grows with the examples": (
             Own(lambda m, x: m.site(x @ x.T) @ x, site=site),
-            r"model: expected sites and classes that do not depend on the number of examples, got .*2.* for 2 and .*3",
+            r"model: its sites or classes depend on the number of examples, with .*2.* for 2 and .*3.* for 3",
         ),
-        "an argument more": (NeedsTrain(), "model: expected to map images of shape .* as model.images., got TypeError"),
+        "an argument more": (NeedsTrain(), "model: model.images. with images of shape .* raises TypeError"),
         "no logits": (
             Own(lambda m, x: m.site(x)[0], site=site),
             r"model: expected floating logits \[example, class\], got \(10,\)",
@@ -316,13 +316,13 @@ def test_bad_sites_and_chains():
         ja.Site("")
     with raises_input_error("reduction: unknown 'sum'; choose one of mean, max"):
         ja.Site("a", reduce="sum")
-    with raises_input_error("model: expected sites, got none"):
+    with raises_input_error("model: it has no sites"):
         ja.Chain(linear, nnx.relu)
-    with raises_input_error("chain: expected a layer behind the last site, got none"):
+    with raises_input_error("chain: no layer follows the last site; add the layer of the logits"):
         ja.Chain(linear, ja.Site("a"))
-    with raises_input_error("chain: expected modules or functions, got int at place 0"):
+    with raises_input_error("chain: expected modules or functions, got int as layer 0"):
         ja.Chain(3, ja.Site("a"), linear)
-    with raises_input_error("site 'a': expected to be applied once, got 2 sites of that name"):
+    with raises_input_error("site 'a': the model has 2 sites of that name"):
         ja.Chain(ja.Site("a"), linear, ja.Site("a"), linear)
 
 
@@ -436,7 +436,7 @@ def test_input_of_another_kind(examples):
     model, key = chain(), jax.random.key(0)
     with raises_input_error("fill: expected numbers .neuron., got str; ja.compute_fill makes them"):
         ja.evaluate_masks(model, np.ones((1, 16), bool), *examples, "mean")
-    with raises_input_error(r"images: expected an array \[example, ...\], got list of another kind"):
+    with raises_input_error(r"images: expected an array \[example, ...\], got list"):
         ja.evaluate_masks(model, np.ones((1, 16), bool), [[1, 2], [3]], examples[1])
     with raises_input_error("key: expected a random key, jax.random.key.seed., got int"):
         ja.compute_fill(model, "resample", examples[0], key=0)
@@ -448,9 +448,9 @@ def test_input_of_another_kind(examples):
     ):
         with raises_input_error("model: expected one network, got list"):
             use()
-    with raises_input_error("after: expected at least one function, type or place, got none"):
+    with raises_input_error("after: the list is empty; name at least one function, type or index"):
         ja.with_sites(nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.relu), after=[])
     unhashable = Own(lambda m, x: m.site(x), site=ja.Site("s"))
     unhashable.names = ["a"]
-    with raises_input_error("model: expected attributes that can be hashed, got unhashable type: 'list'; make lists"):
+    with raises_input_error("model: its attributes must be hashable .unhashable type: 'list'.; turn lists into tuples"):
         ja.record_activations(unhashable, examples[0])

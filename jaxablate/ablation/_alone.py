@@ -168,7 +168,7 @@ def neurons_of(network: ModelSpec, site: str | None) -> np.ndarray:
     if site is None:
         return np.arange(network.num_neurons)
     require_known("site", site, network.sites)
-    return np.arange(*network.bounds[network.sites.index(site) :][:2])
+    return np.arange(*network.offsets[network.sites.index(site) :][:2])
 
 
 def _measure_sets(problem: AblationProblem, sets: np.ndarray, keep: np.ndarray | None = None) -> dict[str, np.ndarray]:

@@ -20,7 +20,14 @@ from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Sh
 from jaxablate.ablation._outcomes import Sums, measure, zeros
 from jaxablate.models import Model
 from jaxablate.models._mlp import ELEMENTWISE
-from jaxablate.models._network import Layer, ModelSpec, peak_activation_bytes, run, split_at_sites, stack_states
+from jaxablate.models._network import (
+    Layer,
+    ModelSpec,
+    apply_layers,
+    peak_activation_bytes,
+    split_at_sites,
+    stack_states,
+)
 from jaxablate.models._sites import ablated_values, apply_masks
 
 CHUNK = 500  # examples whose state a CPU core's cache holds
@@ -125,7 +132,7 @@ def _levels(
     """
     segments = split_at_sites(model)
     assert segments is not None
-    splits = network.bounds[1:-1]
+    splits = network.offsets[1:-1]
     fills, scales = by_site(fill, rows, splits), by_site(scale, None, splits)
     cuts = [0, *(site + 1 for site in touched), len(segments)]
     parts = [[link for segment in segments[a:b] for link in segment] for a, b in itertools.pairwise(cuts)]
@@ -135,7 +142,7 @@ def _levels(
         activate = before.pop() if before and before[-1] in ELEMENTWISE else _identity
         linear = links.pop(0)
         assert isinstance(linear, nnx.Linear)
-        start, stop = network.bounds[site : site + 2].tolist()
+        start, stop = network.offsets[site : site + 2].tolist()
         levels.append(_Level(start, stop, fills[site], scales[site], moderate, linear, links, activate))
     return entrance, levels
 
@@ -161,7 +168,7 @@ def _engine(static: tuple[ModelSpec, tuple[int, ...], tuple[str, ...], str, bool
 
         def add_chunk(totals, images, labels, rows):
             entrance, levels = _levels(model, network, touched, moderate, fill, scale, rows)
-            return _add_chunk(levels, outcomes, orders, number, totals, run(entrance, images), labels)
+            return _add_chunk(levels, outcomes, orders, number, totals, apply_layers(entrance, images), labels)
 
         start = zeros(outcomes, network.num_classes, (orders.shape[0], orders.shape[1] + 1))
         return shard.add_chunks(add_chunk, start)
@@ -181,7 +188,7 @@ def _add_chunk(levels: list[_Level], outcomes: tuple[str, ...], orders, number, 
     if "divergence" in outcomes:
         intact = before
         for level in levels:
-            intact = run(level.close, level.behind(intact, jnp.ones(level.stop - level.start, bool)))
+            intact = apply_layers(level.close, level.behind(intact, jnp.ones(level.stop - level.start, bool)))
     curve = _Curve(levels, outcomes, labels, intact)
 
     def add_curve(i, totals):
@@ -223,7 +230,7 @@ class _Curve(NamedTuple):
         level = self.levels[depth]
 
         def run_next(behind, progress):
-            after = run(level.close, behind)
+            after = apply_layers(level.close, behind)
             if depth + 1 < len(self.levels):
                 return self.run_level(order, depths, depth + 1, after, progress)
             measured = measure(self.outcomes, after, self.labels, self.intact)

@@ -11,7 +11,14 @@ from flax import nnx
 from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, by_site
 from jaxablate.ablation._incremental import CHUNK, CHUNK_ELSEWHERE, LARGE
 from jaxablate.ablation._outcomes import measure, zeros
-from jaxablate.models._network import ModelSpec, ends_bounded, peak_activation_bytes, run, run_segments, split_at_sites
+from jaxablate.models._network import (
+    ModelSpec,
+    apply_layers,
+    ends_bounded,
+    peak_activation_bytes,
+    run_segments,
+    split_at_sites,
+)
 from jaxablate.models._sites import ablated_values, apply_masks
 
 
@@ -45,7 +52,7 @@ def _engine(static: tuple[ModelSpec, int, tuple[str, ...], str, bool], whole, sh
     sets, number, state, keep, fill, scale = whole
     segments = split_at_sites(nnx.merge(network.graphdef, state))
     assert segments is not None
-    splits, local = network.bounds[1:-1], sets - network.bounds[site]
+    splits, local = network.offsets[1:-1], sets - network.offsets[site]
     linear, bounded = segments[site + 1][0], moderate and ends_bounded(segments[site])
     assert isinstance(linear, nnx.Linear)
 
@@ -55,7 +62,7 @@ def _engine(static: tuple[ModelSpec, int, tuple[str, ...], str, bool], whole, sh
         kept, fills, scales = changes[site]
 
         def logits_of(behind: jax.Array) -> jax.Array:
-            outputs = run(segments[site + 1][1:], behind)
+            outputs = apply_layers(segments[site + 1][1:], behind)
             return run_segments(segments, outputs, site + 1, changes)
 
         intact = run_segments(segments, images, -1, {}) if "divergence" in outcomes else None

@@ -53,7 +53,7 @@ def _engine(static: tuple[ModelSpec, int, tuple[int, ...], tuple[str, ...], str]
 
     def measure_network(arguments):
         state, keep, fill, scale = arguments
-        splits = network.bounds[1:-1]
+        splits = network.offsets[1:-1]
 
         def add_chunk(totals, images, labels, rows):
             entered = run_prefix(network, state, images, first)

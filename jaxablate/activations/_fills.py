@@ -132,7 +132,7 @@ def _class_means(outputs: jax.Array, labels: np.ndarray, num_classes: int) -> ja
 def _optimal(network: ModelSpec, recipe: tuple[int, int, float], state: nnx.State, start, images, labels, keep, key):
     """The fill [neuron] after so many steps of Adam on random batches under random masks of `keep`."""
     steps, batch_size, learning_rate = recipe
-    splits = network.bounds[1:-1]
+    splits = network.offsets[1:-1]
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
     def loss(fill, mask, images, labels):

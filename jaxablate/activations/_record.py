@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxablate._typing import Activations, Fill, Images
 from jaxablate.models import Model
-from jaxablate.models._network import ModelSpec, peak_activation_bytes, record, reductions_of, trace_model
+from jaxablate.models._network import ModelSpec, peak_activation_bytes, record_sites, site_reductions, trace_model
 
 BATCH_SIZE = 10_000
 MEMORY = 2**28  # bytes of one activation in flight
@@ -41,7 +41,7 @@ def record_activations(model: Model, images: Images) -> tuple[Activations, ...]:
         [(5, 3), (5, 2)]
     """
     network, batches = _recorded(model, images)
-    reductions = reductions_of(network, nnx.state(model))
+    reductions = site_reductions(network, nnx.state(model))
     reduced = [[_over_places(*pair) for pair in zip(reductions, batch, strict=True)] for batch in batches]
     return tuple(jnp.concatenate(site).astype(jnp.float32) for site in zip(*reduced, strict=True))
 
@@ -108,4 +108,4 @@ def _recorded(model: Model, images: Images) -> tuple[ModelSpec, Iterator[list[ja
 @partial(jax.jit, static_argnums=0)
 def _record(network: ModelSpec, state: nnx.State, images: jax.Array) -> list[jax.Array]:
     with jax.default_matmul_precision("highest"):
-        return record(network, state, images)[1]
+        return record_sites(network, state, images)[1]

@@ -1,7 +1,8 @@
-"""What the library knows of any network: its sites, in the order in which they are reached, and how to run it on.
+"""Describe any network by its sites, and run it from any site on.
 
-A network of any kind is run whole, with its sites masked. A chain is cut at its sites, so that it can be run from
-any of them.
+Input: a Flax NNX module with sites, its state, and images [example, ...].
+Output: a `ModelSpec` (the architecture, hashable), recorded outputs of sites, and logits under masks.
+A chain is split at its sites, so it can run from any site. Any other module runs as a whole, with its sites masked.
 """
 
 import functools
@@ -35,75 +36,92 @@ Layer = Callable[..., Any]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What programs are compiled for: the graph of a model in evaluation mode, the shapes of its state and images, the
-    names of its sites, what reaches them in one example, and the number of classes."""
+    """Describe a network without its weights: the static argument for which programs are compiled.
+
+    Networks of one architecture have equal specs and share compiled programs.
+
+    Attributes:
+        graphdef: the graph of the model in evaluation mode.
+        inputs: shapes and dtypes of the state and of one image.
+        sites: names of the sites, in the order in which the model reaches them (network order).
+        outputs: for each site, shape and dtype of its outputs [..., neuron] in one example.
+        num_classes: number of logits.
+    """
 
     graphdef: nnx.GraphDef
-    abstract: "InputSpec"
+    inputs: "InputSpec"
     sites: tuple[str, ...]
     outputs: tuple[jax.ShapeDtypeStruct, ...]
     num_classes: int
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Units of each site."""
+        """Return the number of neurons of each site."""
         return tuple(output.shape[-1] for output in self.outputs)
 
     @property
     def num_neurons(self) -> int:
-        """Units of all sites."""
+        """Return the number of neurons of all sites."""
         return sum(self.sizes)
 
     @property
-    def bounds(self) -> np.ndarray:
-        """Where the units of each site begin and end: int [site + 1], from 0."""
-        return site_bounds(self.sizes)
+    def offsets(self) -> np.ndarray:
+        """Return int [site + 1]: site i has the network-wide ids offsets[i] to offsets[i + 1] - 1."""
+        return site_offsets(self.sizes)
 
     def site_of(self, neurons: np.ndarray) -> np.ndarray:
-        """The site of each neuron, by its number."""
-        return np.searchsorted(self.bounds[1:], neurons, side="right")
+        """Return the index of the site of each neuron, given by its network-wide id."""
+        return np.searchsorted(self.offsets[1:], neurons, side="right")
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Shapes and dtypes: the leaves of a state and their structure, and an example's image."""
+    """Shapes and dtypes of what a program takes: the state of a model and one image.
 
-    structure: Any  # the tree of the leaves
+    Attributes:
+        structure: tree structure of the state.
+        leaves: shapes and dtypes of the state's leaves.
+        image: shape and dtype of one image, without the axis of examples.
+    """
+
+    structure: Any
     leaves: tuple[jax.ShapeDtypeStruct, ...]
     image: jax.ShapeDtypeStruct
 
     @classmethod
-    def of(cls, state: nnx.State, images: jax.Array) -> "InputSpec":
-        """Those of a state and of images [example, ...]."""
+    def from_arrays(cls, state: nnx.State, images: jax.Array) -> "InputSpec":
+        """Return the spec of a state and of images [example, ...]."""
         leaves, structure = jax.tree.flatten(state)
         image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
         return cls(structure, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves), image)
 
-    def arguments(self, num_examples: int) -> tuple[nnx.State, jax.ShapeDtypeStruct]:
-        """State and images for tracing."""
+    def abstract_arguments(self, num_examples: int) -> tuple[nnx.State, jax.ShapeDtypeStruct]:
+        """Return a state and images without values, for tracing with `num_examples` examples."""
         images = jax.ShapeDtypeStruct((num_examples, *self.image.shape), self.image.dtype)
         return jax.tree.unflatten(self.structure, self.leaves), images
 
 
-def site_bounds(sizes: Sequence[int]) -> np.ndarray:
-    """Where the neurons of each site begin and end in network order: int [site + 1], from 0."""
+def site_offsets(sizes: Sequence[int]) -> np.ndarray:
+    """Return int [site + 1]: site i has the network-wide ids offsets[i] to offsets[i + 1] - 1."""
     return np.cumsum((0, *sizes))
 
 
 def stack_states(states: Sequence[nnx.State]) -> nnx.State:
-    """The weights of several networks of one architecture as one, with a leading axis."""
+    """Stack the states of networks of one architecture along a new leading axis."""
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)
 
 
 def trace_model(model: Model, images: Images) -> tuple[ModelSpec, nnx.State, jax.Array]:
-    """What a network is, its state, and the images as an array; the model itself stays as it is.
+    """Trace a model in evaluation mode and return its spec, its state and the images as an array.
+
+    The model itself does not change.
 
     Args:
-        model: a module that maps images [example, ...] to logits [example, class] and marks its sites.
-        images: [example, ...], floating, or signed integers where the model takes such.
+        model: a module that maps images [example, ...] to logits [example, class] and has sites.
+        images: [example, ...], floating; signed integers if the model takes them.
 
     Returns:
-        A `Network`, the state, and the images as an array.
+        A `ModelSpec`, the state, and the images as an array.
 
     Raises:
         InputError: for images that the model does not take, or a model that cannot be ablated; the message says why.
@@ -111,15 +129,13 @@ def trace_model(model: Model, images: Images) -> tuple[ModelSpec, nnx.State, jax
     require(isinstance(model, nnx.Module), f"model: expected a Flax NNX module, got {type(model).__name__}")
     require(
         not is_partly_remote(images),
-        "images: expected those of this process, got some that others hold; only functions that take a mesh work on "
-        "them all",
+        "images: other processes hold a part of the examples; pass the mesh to a function that takes one, or only the "
+        "images of this process",
     )
     try:
         images = jnp.asarray(images)
     except (TypeError, ValueError):
-        raise InputError(
-            f"images: expected an array [example, ...], got {type(images).__name__} of another kind"
-        ) from None
+        raise InputError(f"images: expected an array [example, ...], got {type(images).__name__}") from None
     require(images.ndim >= 2 and len(images) > 0, f"images: expected [example, ...], got shape {images.shape}")
     kinds = (jnp.floating,) if is_mlp(model) else (jnp.floating, jnp.signedinteger)
     require(
@@ -132,76 +148,82 @@ def trace_model(model: Model, images: Images) -> tuple[ModelSpec, nnx.State, jax
         names = tuple(f"layer{i}" for i in range(1, len(model.hidden) + 1))
         outputs = tuple(jax.ShapeDtypeStruct((width,), jnp.float32) for width in model.hidden)
         num_classes = model.stages[-1].linear.out_features
-        return ModelSpec(graphdef, InputSpec.of(state, images), names, outputs, num_classes), state, images
+        return ModelSpec(graphdef, InputSpec.from_arrays(state, images), names, outputs, num_classes), state, images
     model = nnx.clone(model)
     model.eval()
-    for site in sites_of(model):
+    for site in find_sites(model):
         site.reset()
     graphdef, state = nnx.split(model)
     try:
         hash(graphdef)
     except TypeError as error:
         raise InputError(
-            f"model: expected attributes that can be hashed, got {error}; make lists tuples and dataclasses frozen"
+            f"model: its attributes must be hashable ({error}); turn lists into tuples and freeze dataclasses"
         ) from None
-    abstract = InputSpec.of(state, images)
-    names, outputs, num_classes, may_change = _probed(graphdef, abstract)
+    inputs = InputSpec.from_arrays(state, images)
+    names, outputs, num_classes, may_change = _trace_sites(graphdef, inputs)
     if may_change:
-        after = _state_after(graphdef, state, images[:2])
-        same = jax.tree.map(lambda a, b: bool((_plain(a) == _plain(b)).all()), _without_sites(state), after)
+        # Tracing shows only that a call may assign to the state, so two examples are run to see whether it changes.
+        after = _state_after_call(graphdef, state, images[:2])
+        same = jax.tree.map(
+            lambda a, b: bool((_comparable(a) == _comparable(b)).all()), _leaves_outside_sites(state), after
+        )
         require(
             all(jax.tree.leaves(same)),
-            "model: expected the same state after a call, got a change (a dropout or batch norm in training mode, or a "
-            "counter); ablation needs a model whose eval() makes it deterministic",
+            "model: a call changes its state (dropout or batch norm in training mode, or a counter); use a model that "
+            "eval() makes deterministic",
         )
-    return ModelSpec(graphdef, abstract, names, outputs, num_classes), state, images
+    return ModelSpec(graphdef, inputs, names, outputs, num_classes), state, images
 
 
 def is_mlp(model: object) -> TypeGuard[MLP]:
-    """Whether a model is an `MLP` that is called as one."""
+    """Return True if a model is an `MLP` and no subclass has replaced its call."""
     return isinstance(model, MLP) and type(model).__call__ is MLP.__call__
 
 
-def _without_sites(state: nnx.State) -> list[jax.Array]:
+def _leaves_outside_sites(state: nnx.State) -> list[jax.Array]:
     return jax.tree.leaves(nnx.filter_state(state, nnx.Not(SiteVariable)))
 
 
-def _plain(array: jax.Array) -> jax.Array:
-    """Numbers to compare, also of random keys; NaN equals itself."""
+def _comparable(array: jax.Array) -> jax.Array:
+    """Return the array as numbers that compare with ==: random keys as their data, NaN as 0."""
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     return jnp.nan_to_num(array) if jnp.issubdtype(array.dtype, jnp.inexact) else array
 
 
 @partial(jax.jit, static_argnums=0)
-def _state_after(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array) -> list[jax.Array]:
-    """The state that a call leaves."""
+def _state_after_call(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array) -> list[jax.Array]:
+    """Call the model on images and return the leaves of its state afterwards, without the sites' variables."""
     model = nnx.merge(graphdef, state)
     model(images)
-    return _without_sites(nnx.state(model))
+    return _leaves_outside_sites(nnx.state(model))
 
 
 @functools.lru_cache(maxsize=64)
-def _probed(
-    graphdef: nnx.GraphDef, abstract: InputSpec
+def _trace_sites(
+    graphdef: nnx.GraphDef, inputs: InputSpec
 ) -> tuple[tuple[str, ...], tuple[jax.ShapeDtypeStruct, ...], int, bool]:
-    """Names of the sites, what reaches them in one example, the number of classes, and whether a call may change the
-    state, from tracing the model with two numbers of examples."""
-    found = []
+    """Return the names of the sites, their outputs in one example, the number of classes, and whether a call may change
+    the state.
+
+    The model is traced with two and with three examples, so that an axis that depends on their number is noticed.
+    """
+    traces = []
     for num_examples in (2, 3):
         names: list[str] = []
         changed: list[bool] = []
         try:
             logits, outputs = jax.eval_shape(
-                partial(_record_named, graphdef, names, changed), *abstract.arguments(num_examples)
+                partial(_record_named_sites, graphdef, names, changed), *inputs.abstract_arguments(num_examples)
             )
         except InputError:
             raise
-        except Exception as error:  # whatever a user's own code raises
+        except Exception as error:  # the user's own code may raise anything
             reason = str(error).strip().split("\n")[0]
             raise InputError(
-                f"model: expected to map images of shape {abstract.image.shape} to logits when called on them, "
-                f"as model(images), got {type(error).__name__}: {reason}"
+                f"model: model(images) with images of shape {inputs.image.shape} raises {type(error).__name__}: "
+                f"{reason}; pass images that the model takes"
             ) from error
         require(
             isinstance(logits, jax.ShapeDtypeStruct)
@@ -217,183 +239,212 @@ def _probed(
                 f"site {name!r}: expected outputs [example, ..., neuron], got shape {output.shape} for {num_examples} "
                 "examples",
             )
-        of_one = tuple(jax.ShapeDtypeStruct(output.shape[1:], output.dtype) for output in outputs)
-        found.append((tuple(names), of_one, logits.shape[1], any(changed)))
+        in_one_example = tuple(jax.ShapeDtypeStruct(output.shape[1:], output.dtype) for output in outputs)
+        traces.append((tuple(names), in_one_example, logits.shape[1], any(changed)))
     require(
-        found[0] == found[1],
-        f"model: expected sites and classes that do not depend on the number of examples, got "
-        f"{_told(*found[0])} for 2 and {_told(*found[1])} for 3",
+        traces[0] == traces[1],
+        f"model: its sites or classes depend on the number of examples, with {_describe_trace(*traces[0])} for 2 and "
+        f"{_describe_trace(*traces[1])} for 3 examples; keep examples apart along the first axis",
     )
-    return found[0]
+    return traces[0]
 
 
-def _told(names: tuple[str, ...], outputs: tuple[jax.ShapeDtypeStruct, ...], num_classes: int, _: bool) -> str:
+def _describe_trace(
+    names: tuple[str, ...], outputs: tuple[jax.ShapeDtypeStruct, ...], num_classes: int, _: bool
+) -> str:
     shapes = ", ".join(f"{name} {output.shape}" for name, output in zip(names, outputs, strict=True))
     return f"{shapes}, {num_classes} classes"
 
 
 def site_neurons(model: Model, images: Images) -> dict[str, np.ndarray]:
-    """Which neurons each site has, in the counting that masks, fills and orders follow.
+    """Return the network-wide ids of the neurons of each site, as masks, fills and orders count them.
 
     Args:
         model: an `MLP`, or any module with sites.
-        images: [example, ...], an example or more of what it takes.
+        images: [example, ...], one example or more that the model takes.
 
     Returns:
-        By the name of the site int [neuron]: the network-wide ids of its neurons, in network order.
+        For each site, by name, int [neuron]: the network-wide ids of its neurons. The sites are in network order.
 
     Raises:
-        InputError: as in `describe`.
+        InputError: for images that the model does not take, or a model that cannot be ablated.
 
     Example:
         >>> ids = ja.models.site_neurons(ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0)), np.zeros((1, 4), np.float32))
         >>> {name: neurons.tolist() for name, neurons in ids.items()}
         {'layer1': [0, 1, 2], 'layer2': [3, 4]}
     """
-    network, _, _ = trace_model(model, images)
-    return dict(zip(network.sites, np.split(np.arange(network.num_neurons), network.bounds[1:-1]), strict=True))
+    spec, _, _ = trace_model(model, images)
+    return dict(zip(spec.sites, np.split(np.arange(spec.num_neurons), spec.offsets[1:-1]), strict=True))
 
 
-def record(network: ModelSpec, state: nnx.State, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-    """Logits [example, class], and the outputs [example, ..., unit] of every site in network order."""
-    return _record_named(network.graphdef, [], [], state, images)
+def record_sites(spec: ModelSpec, state: nnx.State, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    """Return the logits [example, class] and the outputs [example, ..., neuron] of each site in network order."""
+    return _record_named_sites(spec.graphdef, [], [], state, images)
 
 
-def _record_named(graphdef: nnx.GraphDef, names: list[str], changed: list[bool], state: nnx.State, images: jax.Array):
-    """The same; the names of the sites are put into `names`, whether the call may change the state into `changed`."""
+def _record_named_sites(
+    graphdef: nnx.GraphDef, names: list[str], changed: list[bool], state: nnx.State, images: jax.Array
+):
+    """Run the model and return what `record_sites` returns.
+
+    While JAX traces the call, the names of the sites are appended to `names` in network order, and True is appended to
+    `changed` if the call may change the state: Python values cannot be returned through `jax.eval_shape`.
+    """
     model = nnx.merge(graphdef, state)
     segments = split_at_sites(model)
     if is_mlp(model) and segments is not None:
         recorded, outputs = [], images
         for segment in segments[:-1]:
-            outputs = run(segment, outputs)
+            outputs = apply_layers(segment, outputs)
             recorded.append(outputs)
-        return run(segments[-1], outputs), recorded
-    sites = sites_of(model)
+        return apply_layers(segments[-1], outputs), recorded
+    sites = find_sites(model)
     require_distinct(sites)
     for site in sites:
         site.recording = True
     before = jax.tree.leaves(nnx.split(model, SiteVariable, ...)[2])
     logits = model(images)
     after = jax.tree.leaves(nnx.split(model, SiteVariable, ...)[2])
-    # what a lifted transformation (nnx.jit, nnx.remat) returns is new even where it is the same
+    # A lifted transformation (nnx.jit, nnx.remat) returns new arrays even if it leaves the state unchanged, so "new"
+    # only means "may have changed"; trace_model then compares the values.
     changed.append(len(before) != len(after) or any(a is not b for a, b in zip(before, after, strict=False)))
     for site in sites:
-        times = len(site.seen)
+        times = len(site.recorded)
         require(
             times == 1,
-            f"site {site.name!r}: expected to be applied once, got {times} times; "
-            + ("give each place a site of its own" if times else "the model does not reach it"),
+            f"site {site.name!r}: the model applies it {times} times in a call; use a new ja.Site for each place"
+            if times
+            else f"site {site.name!r}: the model does not reach it; remove it or call it",
         )
-    sites.sort(key=lambda site: site.called_as)
+    sites.sort(key=lambda site: site.call_number)
     names.extend(site.name for site in sites)
-    return logits, [site.seen[0][...] for site in sites]
+    return logits, [site.recorded[0][...] for site in sites]
 
 
-def sites_of(model: Model) -> list[Site]:
-    """The sites of a model, in no order of meaning."""
+def find_sites(model: Model) -> list[Site]:
+    """Return the sites of a model, in arbitrary order."""
     return [module for _, module in nnx.iter_modules(model) if isinstance(module, Site)]
 
 
-def reductions_of(network: ModelSpec, state: nnx.State) -> list[Callable]:
-    """For each site what makes one number of the places of a unit."""
-    by_name = {site.name: REDUCTIONS[site.reduce] for site in sites_of(nnx.merge(network.graphdef, state))}
-    return [by_name.get(name, jnp.mean) for name in network.sites]
+def site_reductions(spec: ModelSpec, state: nnx.State) -> list[Callable]:
+    """Return for each site the function that reduces the places of a neuron to one number."""
+    by_name = {site.name: REDUCTIONS[site.reduce] for site in find_sites(nnx.merge(spec.graphdef, state))}
+    return [by_name.get(name, jnp.mean) for name in spec.sites]
 
 
-def run(links: Iterable[Layer], outputs: Any) -> Any:
-    """Links one after another, as `nnx.Sequential` calls its layers."""
-    for link in links:
+def apply_layers(layers: Iterable[Layer], outputs: Any) -> Any:
+    """Apply layers one after another, passing tuples and dictionaries on as `nnx.Sequential` does."""
+    for layer in layers:
         if isinstance(outputs, tuple):
-            outputs = link(*outputs)
+            outputs = layer(*outputs)
         else:
-            outputs = link(**outputs) if isinstance(outputs, dict) else link(outputs)
+            outputs = layer(**outputs) if isinstance(outputs, dict) else layer(outputs)
     return outputs
 
 
+# A chain with sites 0, 1, ..., n - 1 has n + 1 segments: segment 0 maps the images to the outputs of site 0, segment i
+# maps the outputs of site i - 1 to the outputs of site i, and segment n maps the outputs of the last site to the
+# logits. So a forward pass can start at any site, and a mask is applied between two segments.
 def split_at_sites(model: Model) -> list[list[Layer]] | None:
-    """The links of a chain, cut at its sites: what leads to each site, and what follows the last; None for others."""
+    """Return the layers of a chain, split at its sites: one list before each site and one after the last.
+
+    Returns:
+        site + 1 lists of layers, without the sites; None for a model that is not a chain.
+    """
     if is_mlp(model):
         *hidden, last = model.stages
         activation = ACTIVATIONS[model.activation]
-        first, *others = ([stage.linear, activation] for stage in hidden)
-        return [[flatten_images, *first], *others, [last.linear]]
+        first, *rest = ([stage.linear, activation] for stage in hidden)
+        return [[flatten_images, *first], *rest, [last.linear]]
     if not is_plain_sequential(model):
         return None
-    links, segments = list(flatten_layers(model.layers)), [[]]
-    for link in links:
-        if isinstance(link, Site):
+    segments = [[]]
+    for layer in flatten_layers(model.layers):
+        if isinstance(layer, Site):
             segments.append([])
         else:
-            segments[-1].append(link)
-    inside = len(sites_of(model)) > len(segments) - 1  # sites within a link are out of a chain's reach
-    return None if inside else segments
+            segments[-1].append(layer)
+    has_nested_sites = len(find_sites(model)) > len(segments) - 1  # a site inside a layer cannot be split at
+    return None if has_nested_sites else segments
 
 
-def ends_bounded(links: Sequence[Layer]) -> bool:
-    """Whether what the links put out lies in [-1, 1], for all that is known of the last."""
-    return bool(links) and ELEMENTWISE.get(links[-1], False)
+def ends_bounded(layers: Sequence[Layer]) -> bool:
+    """Return True if the last layer is known to output values in [-1, 1]."""
+    return bool(layers) and ELEMENTWISE.get(layers[-1], False)
 
 
-def run_prefix(network: ModelSpec, state: nnx.State, images: jax.Array, first: int) -> jax.Array:
-    """What is the same whichever units are ablated from site `first` on: that site's outputs in a chain, else the
-    images."""
-    segments = split_at_sites(nnx.merge(network.graphdef, state))
+def run_prefix(spec: ModelSpec, state: nnx.State, images: jax.Array, first: int) -> jax.Array:
+    """Compute the part of the forward pass that no mask at site `first` or later changes.
+
+    Returns:
+        The outputs [example, ..., neuron] of site `first` in a chain; in any other model the images.
+    """
+    segments = split_at_sites(nnx.merge(spec.graphdef, state))
     if segments is None:
         return images
-    return run((link for segment in segments[: first + 1] for link in segment), images)
+    return apply_layers((layer for segment in segments[: first + 1] for layer in segment), images)
 
 
-Change = tuple[jax.Array, jax.Array, jax.Array | None]
-"""What is done at a site: keep [unit], fill and scale as in `intervene`."""
+SiteMask = tuple[jax.Array, jax.Array, jax.Array | None]
+"""A mask at one site: keep bool [neuron], fill and scale as in `apply_masks`."""
 
 
 def run_from_site(
-    network: ModelSpec, state: nnx.State, entered: jax.Array, first: int, changes: Mapping[int, Change]
+    spec: ModelSpec, state: nnx.State, prefix: jax.Array, first: int, masks: Mapping[int, SiteMask]
 ) -> jax.Array:
-    """Logits [example, class] from what `enter` gave, with the changes at the sites, by their number."""
-    model = nnx.merge(network.graphdef, state, copy=True)  # anew, since its sites are set
+    """Return the logits [example, class] under masks, from the result of `run_prefix` for the same `first`.
+
+    Args:
+        spec, state: the network.
+        prefix: result of `run_prefix`.
+        first: index of the first site that may be masked.
+        masks: by the index of the site; a site without a mask passes its outputs on.
+    """
+    model = nnx.merge(spec.graphdef, state, copy=True)  # a copy, because the masks are stored in the sites
     segments = split_at_sites(model)
     if segments is None:
-        by_name = {site.name: site for site in sites_of(model)}
-        for number, change in changes.items():
-            by_name[network.sites[number]].set(*change)
-        return model(entered)
-    return run_segments(segments, entered, first, changes)
+        by_name = {site.name: site for site in find_sites(model)}
+        for index, mask in masks.items():
+            by_name[spec.sites[index]].set(*mask)
+        return model(prefix)
+    return run_segments(segments, prefix, first, masks)
 
 
 def run_segments(
-    segments: list[list[Layer]], outputs: jax.Array, first: int, changes: Mapping[int, Change]
+    segments: list[list[Layer]], outputs: jax.Array, first: int, masks: Mapping[int, SiteMask]
 ) -> jax.Array:
-    """Logits of a chain from the outputs of site `first`, with the changes at the sites, by their number."""
-    for number, segment in enumerate(segments[first + 1 :], start=first):
-        if number in changes:
-            outputs = apply_masks(outputs, *changes[number])
-        outputs = run(segment, outputs)
+    """Return the result of the last segment, from the outputs of site `first` (-1: from images), under masks."""
+    for index, segment in enumerate(segments[first + 1 :], start=first):
+        if index in masks:
+            outputs = apply_masks(outputs, *masks[index])
+        outputs = apply_layers(segment, outputs)
     return outputs
 
 
+# The engines choose how many masks and examples to evaluate at a time from this number. It is read off the jaxpr, so it
+# holds for any model, but it ignores what XLA fuses or keeps alive together: an estimate, not a bound.
 @functools.lru_cache(maxsize=256)
-def peak_activation_bytes(network: ModelSpec, first: int) -> int:
-    """The bytes of the largest intermediate result of `run_on` for one example."""
-    state, images = network.abstract.arguments(1)
-    entered = jax.eval_shape(lambda state, images: run_prefix(network, state, images, first), state, images)
+def peak_activation_bytes(spec: ModelSpec, first: int) -> int:
+    """Return the size in bytes of the largest intermediate array of `run_from_site` for one example."""
+    state, images = spec.inputs.abstract_arguments(1)
+    prefix = jax.eval_shape(lambda state, images: run_prefix(spec, state, images, first), state, images)
 
-    def logits_of(state, entered):
-        changes = {i: (jnp.ones(n, bool), jnp.zeros(n), None) for i, n in enumerate(network.sizes) if i >= first}
-        return run_from_site(network, state, entered, first, changes)
+    def masked_logits(state, prefix):
+        masks = {i: (jnp.ones(n, bool), jnp.zeros(n), None) for i, n in enumerate(spec.sizes) if i >= first}
+        return run_from_site(spec, state, prefix, first, masks)
 
-    return _largest(jax.make_jaxpr(logits_of)(state, entered).jaxpr)
+    return _largest_result(jax.make_jaxpr(masked_logits)(state, prefix).jaxpr)
 
 
-def _largest(jaxpr) -> int:
-    """The bytes of the largest result of any equation, those inside other equations included."""
+def _largest_result(jaxpr) -> int:
+    """Return the size in bytes of the largest result of any equation, also inside nested jaxprs."""
     largest = 1
     for equation in jaxpr.eqns:
         inner = [p.jaxpr if hasattr(p, "jaxpr") else p for p in equation.params.values()]
         largest = max(
             largest,
             *(var.aval.size * var.aval.dtype.itemsize for var in equation.outvars if hasattr(var.aval, "size")),
-            *(_largest(p) for p in inner if hasattr(p, "eqns")),
+            *(_largest_result(p) for p in inner if hasattr(p, "eqns")),
         )
     return largest

@@ -15,7 +15,7 @@ from jaxablate.ablation import evaluate_masks, shapley_values, single_ablation
 from jaxablate.activations import mean_activations, record_activations, zero_fractions
 from jaxablate.histograms import joint_histogram
 from jaxablate.models import Model
-from jaxablate.models._network import ModelSpec, record, run_from_site, run_prefix, split_at_sites, trace_model
+from jaxablate.models._network import ModelSpec, record_sites, run_from_site, run_prefix, split_at_sites, trace_model
 from jaxablate.quantizers import Quantizer, mean
 
 BATCH_SIZE = 500
@@ -165,7 +165,7 @@ def _first_order(network: ModelSpec, state: nnx.State, images: jax.Array, labels
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
 
     with jax.default_matmul_precision("highest"):
-        outputs = record(network, state, images)[1]
+        outputs = record_sites(network, state, images)[1]
         gradients = jax.grad(loss_of)([jnp.zeros(h.shape, jnp.float32) for h in outputs])
     products = [(h * g).reshape(len(h), -1, h.shape[-1]) for h, g in zip(outputs, gradients, strict=True)]
     return jnp.concatenate([jnp.abs(product.sum(axis=1)).sum(axis=0) for product in products])

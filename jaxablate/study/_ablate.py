@@ -233,7 +233,7 @@ class _Scopes(NamedTuple):
     @classmethod
     def of(cls, network: ModelSpec, name: str, seed: int) -> "_Scopes":
         """Those of a network; the streams are apart from those of initial weights and example order."""
-        bounds = network.bounds.tolist()
+        bounds = network.offsets.tolist()
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
         keys = [jax.random.fold_in(key, scope) for scope in range(len(network.sites) + 1)]
         return cls([*itertools.pairwise(bounds), (0, bounds[-1])], keys)

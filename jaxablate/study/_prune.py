@@ -14,7 +14,7 @@ from jaxablate.ablation import evaluate_masks
 from jaxablate.activations import compute_fill
 from jaxablate.datasets import Dataset
 from jaxablate.models import MLP
-from jaxablate.models._network import is_mlp, site_bounds
+from jaxablate.models._network import is_mlp, site_offsets
 from jaxablate.orders import DIRECTIONS, ablation_order
 from jaxablate.pruning import count_flops, count_parameters, prune
 from jaxablate.study._scores import score_neurons
@@ -106,7 +106,7 @@ def prune_by_score(
     )
     require(fine_tune_epochs >= 0, f"fine_tune_epochs: {fine_tune_epochs} is negative; choose 0 or more")
     scores = score_neurons(model, data, scores=(score,), quantizer=quantizer)["scores"].values[0]
-    bounds = site_bounds(model.hidden)
+    bounds = site_offsets(model.hidden)
     spans = itertools.pairwise(bounds) if scope == "layer" else [(0, bounds[-1])]
     kept = np.ones(len(scores), bool)
     for start, stop in spans:

@@ -26,7 +26,7 @@ from jaxablate._typing import Images
 from jaxablate.datasets import Dataset, load_dataset
 from jaxablate.devices import Stop, allgather_text, broadcast_text, make_mesh, mesh_for, num_cores, run_all
 from jaxablate.models import Model
-from jaxablate.models._network import record, trace_model
+from jaxablate.models._network import record_sites, trace_model
 from jaxablate.results import study_results
 from jaxablate.study._ablate import ablate_networks, state_digest
 from jaxablate.study._config import StudyConfig, network_name
@@ -171,7 +171,7 @@ def _model_digest(model: Model, images: Images) -> str:
     The state alone would miss a change of the code; the outputs alone would miss weights that these images do not use.
     """
     network, state, images = trace_model(model, images)
-    logits, outputs = record(network, state, images)
+    logits, outputs = record_sites(network, state, images)
     arrays = {str(i): np.asarray(array) for i, array in enumerate([logits, *outputs])}
     return digest({**arrays, "state": np.array(state_digest(state))})
 

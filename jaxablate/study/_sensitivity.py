@@ -87,7 +87,7 @@ def quantizer_sensitivity(
         1 <= steps <= min(network.sizes),
         f"steps: expected 1 to {min(network.sizes)}, the neurons of the smallest layer, got {steps}",
     )
-    bounds = network.bounds.tolist()
+    bounds = network.offsets.tolist()
     scopes = dict(zip([*network.sites, NETWORK_SCOPE], [*itertools.pairwise(bounds), (0, bounds[-1])], strict=True))
     num_codes = [quantizer_of(quantizer, models[0]).num_codes for quantizer in quantizers]
     report, total = on_progress or (lambda what, done, total, note: None), len(models) * len(scopes)
