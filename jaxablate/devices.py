@@ -8,6 +8,7 @@ Output: arrays sharded along the mesh axis "data", or gathered on every host.
 Memory: each device holds its part of the examples and a copy of everything else.
 """
 
+import gc
 import os
 import threading
 from collections import Counter
@@ -370,15 +371,25 @@ def run_all(function: Callable[[Job, Stop], Result], jobs: Sequence[Job], *, thr
 
 
 def make_room_for_programs() -> None:
-    """Drop JAX's compiled programs if this process uses half of the memory mappings that Linux allows.
+    """Drop compiled programs if this process uses half of the memory mappings that Linux allows.
 
     A program takes about six mappings. Past the limit of 65,530 the process crashes, after 70 shapes of networks in a
-    study.
+    study. The programs of this library go first; only if that is not enough, JAX drops the user's programs too.
     """
+    if _uses_half_of_mappings():
+        # every jitted function is known to the garbage collector, so no list of them has to be kept
+        jitted = type(jax.jit(lambda: None))
+        for function in gc.get_objects():
+            if type(function) is jitted and function.__module__.partition(".")[0] == "jaxablate":
+                function.clear_cache()
+    if _uses_half_of_mappings():  # operations outside of jitted functions have programs as well
+        jax.clear_caches()
+
+
+def _uses_half_of_mappings() -> bool:
+    """Return True if this process uses more than half of its memory mappings; False where there is no such limit."""
     try:
         used = Path("/proc/self/maps").read_bytes().count(b"\n")
-        limit = int(MAX_MAPPINGS.read_bytes())
+        return used > int(MAX_MAPPINGS.read_bytes()) // 2
     except OSError:  # another operating system
-        return
-    if used > limit // 2:
-        jax.clear_caches()
+        return False
