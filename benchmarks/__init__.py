@@ -1,1 +1,1 @@
-"""Benchmarks: each script asks a few questions, checks every answer, and prints and saves what it measured."""
+"""Benchmarks: each script compares implementations, checks every answer, and prints and saves the measurements."""

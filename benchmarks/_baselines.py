@@ -100,7 +100,7 @@ def torch_func_vmap(model: ja.MLP, keep, fill, images, labels, masks_per_batch: 
 
 
 def captum_single_neurons(model: ja.MLP, layer: int, fill, images, labels) -> np.ndarray:
-    """Return captum's `LayerFeatureAblation` of the loss [neuron]: the intact loss less that without the neuron."""
+    """Return captum's `LayerFeatureAblation` of the loss [neuron]: the intact loss minus the ablated network's loss."""
     import torch  # pyright: ignore[reportMissingImports] (optional)
     from captum.attr import LayerFeatureAblation  # pyright: ignore[reportMissingImports] (optional)
 

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices and applies sigmoids: the ceiling of what a sweep can reach on a CPU."""
+"""Measure how fast this machine multiplies matrices and applies sigmoids: the highest speed of a sweep on a CPU."""
 
 import time
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def seconds_per_product(num_inputs: int, num_outputs: int) -> float:
 
 
 def seconds_per_readout(num_classes: int) -> float:
-    """Return the seconds that all cores together take from one example's logits to whether they are right."""
+    """Return the seconds that all cores together take to compare one example's largest logit with its label."""
     return _seconds_per_example(_readouts, num_classes, 20 * num_classes, np.int32(0))
 
 

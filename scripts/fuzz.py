@@ -134,14 +134,14 @@ def inside_zip(draw: st.DrawFn, data: bytes) -> bytes:
 
 
 def inside_safetensors(draw: st.DrawFn, data: bytes) -> bytes:
-    """The header changed, with the length that fits."""
+    """Change the header of a safetensors file and write the matching length."""
     size = struct.unpack("<Q", data[:8])[0]
     header = change(draw, data[8 : 8 + size])
     return struct.pack("<Q", len(header)) + header + data[8 + size :]
 
 
 def tiny_arrays() -> dict[str, np.ndarray]:
-    """Twelve images to train on, six to test on, of three classes."""
+    """Make twelve training and six test images of three classes."""
     random = np.random.default_rng(0)
     return {
         f"{split}_{part}": array
@@ -154,19 +154,19 @@ def tiny_arrays() -> dict[str, np.ndarray]:
 
 
 def idx(array: np.ndarray) -> bytes:
-    """An IDX file of bytes."""
+    """Return the bytes of an IDX file of an uint8 array."""
     return struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
 
 
 def npz(compressed: bool, **arrays: np.ndarray) -> bytes:
-    """An archive of arrays."""
+    """Return the bytes of an .npz archive of arrays."""
     packed = io.BytesIO()
     (np.savez_compressed if compressed else np.savez)(packed, **arrays)  # pyright: ignore[reportArgumentType]
     return packed.getvalue()
 
 
 def tiny_results():
-    """The results of a study of one network with three neurons, under both protocols."""
+    """Make the results of a study of one network with three neurons, under both protocols."""
     names = ("seed", "epoch", "neuron", "class", "code", "score", "scope", "ordering", "rank", "fill", "step")
     sizes = dict(zip(names, (1, 2, 3, 2, 2, 1, 2, 3, 2, 2, 3), strict=True))
     counts = ("ablated", "correct", "single_correct", "joint_counts")

@@ -28,7 +28,7 @@ TIMEOUT = 600
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Kill a run at random moments and compare the resumed results.")
-    parser.add_argument("--kills", type=int, default=50, help="default: %(default)s")
+    parser.add_argument("--kills", type=int, default=50, help="number of kills; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments; default: %(default)s")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
