@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jaxablate import claims as claims
     from jaxablate import datasets as datasets
     from jaxablate import devices as devices
+    from jaxablate import fills as fills
     from jaxablate import histograms as histograms
     from jaxablate import interactions as interactions
     from jaxablate import layer_analysis as layer_analysis
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from jaxablate.claims import judge_claims as judge_claims
     from jaxablate.datasets import Dataset as Dataset
     from jaxablate.datasets import load_dataset as load_dataset
+    from jaxablate.fills import AffineFill as AffineFill
+    from jaxablate.fills import PerExampleFill as PerExampleFill
     from jaxablate.histograms import joint_histogram as joint_histogram
     from jaxablate.metrics import entropy as entropy
     from jaxablate.metrics import kl_selectivity as kl_selectivity
@@ -63,6 +66,7 @@ _SUBMODULES = (
     "claims",
     "datasets",
     "devices",
+    "fills",
     "histograms",
     "interactions",
     "layer_analysis",
@@ -90,6 +94,8 @@ _HOMES = {
     "judge_claims": "claims",
     "Dataset": "datasets",
     "load_dataset": "datasets",
+    "AffineFill": "fills",
+    "PerExampleFill": "fills",
     "joint_histogram": "histograms",
     "entropy": "metrics",
     "kl_selectivity": "metrics",
@@ -110,9 +116,11 @@ _HOMES = {
 
 __all__ = [
     "MLP",
+    "AffineFill",
     "Chain",
     "Dataset",
     "InputError",
+    "PerExampleFill",
     "Site",
     "StudyConfig",
     "ablation",
@@ -125,6 +133,7 @@ __all__ = [
     "devices",
     "entropy",
     "evaluate_masks",
+    "fills",
     "histograms",
     "interactions",
     "joint_histogram",

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from jaxablate._checks import InputError, require, require_finite, require_shape
+from jaxablate._precision import matmul_precision
 from jaxablate._typing import Fill, Images, Mask
 from jaxablate.models import MLP, Chain, Model, Site, from_arrays
 from jaxablate.models._network import Layer, apply_layers, is_mlp, trace_model
@@ -76,7 +77,7 @@ def prune(model: Model, keep: Mask, fill: Fill | None = None, *, images: Images 
     keeps, fills = (np.split(array, network.offsets[1:-1]) for array in (keep, values))
     for site, kept in zip(network.sites, keeps, strict=True):
         require(bool(kept.any()), f"keep: expected at least one neuron of site {site!r}, got none")
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision(matmul_precision()):
         if is_mlp(model):
             return _pruned_mlp(model, keeps, fills)
         assert is_plain_sequential(model)

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxablate._checks import InputError, require, require_batch_size, require_integer, require_known
+from jaxablate._precision import matmul_precision
 from jaxablate.datasets import Dataset
 from jaxablate.devices import (
     COMPILER_OPTIONS,
@@ -337,7 +338,7 @@ def _epoch(graphdef: nnx.GraphDef, recipe: _Recipe, splits, params, opt_state, k
         measured = jnp.stack(_loss(graphdef, params, *validation))
         return params, opt_state, jnp.concatenate([record.mean(axis=0), measured])
 
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision(matmul_precision()):
         if keys.shape[0] > 1:
             return jax.vmap(network)(params, opt_state, keys)
         # a batch axis of one would keep the CPU from its fast matrix product

@@ -43,9 +43,9 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
         lambda x, y: (ja.evaluate_masks(models[0], masks, x, y, fill), ja.mean_activations(models[0], x)),
         mesh=mesh,
     )
-    shapley, _ = ja.ablation.shapley_values(
+    shapley = ja.ablation.shapley_values(
         models[0], *spread, fill, key=jax.random.key(0), num_permutations=2, site="layer2"
-    )
+    ).values
     if int(number) > 1:
         with raises_input_error("images: other processes hold a part of the examples; pass the mesh"):
             ja.mean_activations(models[0], spread[0])

@@ -162,7 +162,7 @@ def test_shapley_values_by_the_same_orders(evidence, worth):
 
 def test_the_shapley_score_is_what_the_loss_would_rise_by(evidence, small_model, activations, split):
     """Over all neurons the values add up to the rise of the loss without any, their means in place."""
-    found, errors = evidence.shapley
+    found, errors = evidence.shapley.values, evidence.shapley.standard_errors
     mean = activations.mean(axis=0)
     logits = [logits64(small_model, split.images, np.full(27, keep), mean) for keep in (1, 0)]
     intact, without = (-log_likelihood(of, split.labels).mean() for of in logits)
@@ -172,8 +172,8 @@ def test_the_shapley_score_is_what_the_loss_would_rise_by(evidence, small_model,
     assert ((errors > 0) & (errors < 0.2)).all()
 
 
-@pytest.mark.parametrize("by", ["correct", "loss"])
-def test_shapley_values_against_all_subsets(by, small_model, split):
+@pytest.mark.parametrize("outcome", ["correct", "loss"])
+def test_shapley_values_against_all_subsets(outcome, small_model, split):
     """The eight neurons of a layer: the exact values by their definition, within four standard errors; they add up."""
     images, labels, fill = split.images[:80], split.labels[:80], np.full(27, 0.4, np.float32)
     worth = {}
@@ -182,15 +182,16 @@ def test_shapley_values_against_all_subsets(by, small_model, split):
         keep[10:18] = np.isin(np.arange(8), subset)
         logits = logits64(small_model, images, keep, fill)
         right = (logits.argmax(axis=1) == labels).mean()
-        worth[frozenset(subset)] = right if by == "correct" else log_likelihood(logits, labels).mean()
+        worth[frozenset(subset)] = right if outcome == "correct" else log_likelihood(logits, labels).mean()
     exact = np.zeros(8)
     for unit, subset in itertools.product(range(8), worth):
         if unit not in subset:
             share = math.factorial(len(subset)) * math.factorial(7 - len(subset)) / math.factorial(8)
             exact[unit] += share * (worth[subset | {unit}] - worth[subset])
-    found, errors = ja.ablation.shapley_values(
-        small_model, images, labels, fill, key=jax.random.key(3), num_permutations=200, site="layer2", by=by
+    shapley = ja.ablation.shapley_values(
+        small_model, images, labels, fill, site="layer2", outcome=outcome, num_permutations=200, key=jax.random.key(3)
     )
+    found, errors = shapley.values, shapley.standard_errors
     assert (np.abs(found - exact) <= 4 * errors + 1e-6).all()
     assert found.sum() == pytest.approx(worth[frozenset(range(8))] - worth[frozenset()], abs=1e-5)
     assert np.abs(exact).max() > 3 * errors.max() > 0
@@ -206,9 +207,10 @@ def test_shapley_errors_are_those_of_a_mean_over_permutations(small_model, split
                 keep[10 + neuron] = 0
             worth.append(log_likelihood(logits64(small_model, images, keep, fill), labels).mean())
         of_order[order] = -np.diff(worth)
-    found, errors = ja.ablation.shapley_values(
-        small_model, images, labels, fill, key=key, num_permutations=3, site="layer2", by="loss"
+    shapley = ja.ablation.shapley_values(
+        small_model, images, labels, fill, site="layer2", outcome="loss", num_permutations=3, key=key
     )
+    found, errors = shapley.values, shapley.standard_errors
     np.testing.assert_allclose(found, lost.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(errors, stats.sem(lost, axis=0), atol=1e-6)
 

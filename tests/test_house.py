@@ -19,8 +19,8 @@ import jaxablate as ja
 
 PACKAGE = Path(ja.__file__).parent
 LAYERS = (
-    {"_typing", "_checks", "_files", "devices", "_rundir"},
-    {"datasets", "quantizers", "histograms", "metrics", "orders", "streams"},
+    {"_typing", "_checks", "_files", "_precision", "devices", "_rundir"},
+    {"datasets", "fills", "quantizers", "histograms", "metrics", "orders", "streams"},
     {"models", "protocols", "interactions", "uncertainty"},
     {"training", "activations", "ablation", "pruning"},
     {"results", "scores"},

@@ -152,7 +152,7 @@ def test_absent_classes_and_one_example():
 
 def test_super_additivity_of_a_network(small_model, mnist5k):
     images, labels = mnist5k.test.images[:200], mnist5k.test.labels[:200]
-    measured = np.asarray(ja.ablation.pair_ablation(small_model, "layer2", images, labels, outcomes="loss"))
+    measured = np.asarray(ja.ablation.pair_ablation(small_model, images, labels, site="layer2", outcomes="loss"))
     intact = float(ja.evaluate_masks(small_model, np.ones((1, 27), bool), images, labels, outcomes="loss")[0])
     found = super_additivity(measured - intact)
 

@@ -111,7 +111,7 @@ def test_a_scale_goes_with_neurons_alone(small_model, examples, fill):
     scale = np.linspace(0, 1, 27).astype(np.float32)
     logits = [logits64(small_model, examples[0], keep, fill, scale) for keep in ~np.eye(27, dtype=bool)]
     correct = [(of.argmax(axis=1) == examples[1]).sum() for of in logits]
-    np.testing.assert_array_equal(ja.single_ablation(small_model, *examples, fill, scale=scale), correct)
+    np.testing.assert_array_equal(ja.single_ablation(small_model, *examples, ja.AffineFill(scale, fill)), correct)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_pairs(kind, site, start, examples, monkeypatch):
     model, images, labels = KINDS[kind](), examples[0][:60], examples[1][:60]
     neurons, width = sum(SITES[kind].values()), SITES[kind][site]
     fill = np.linspace(-0.3, 0.6, neurons).astype(np.float32)
-    found = ja.ablation.pair_ablation(model, site, images, labels, fill, outcomes=ALL)
+    found = ja.ablation.pair_ablation(model, images, labels, fill, site=site, outcomes=ALL)
     intact = masked_logits(model, kind, np.ones(neurons, bool), fill, images)
     for i, j in itertools.product(range(width), repeat=2):
         keep = np.ones(neurons, bool)
@@ -138,32 +138,31 @@ def test_pairs_of_a_large_layer_keep_to_the_memory_limit(monkeypatch):
     measure, sizes = _sets._engine.single_device, []
 
     def record(*arguments):
-        _, (sets, _), *_ = arguments
-        sizes.append((sets.shape[1], measure.lower(*arguments).compile().memory_analysis().temp_size_in_bytes))
+        _, (sets, *_), _ = arguments
+        sizes.append((len(sets), measure.lower(*arguments).compile().memory_analysis().temp_size_in_bytes))
         raise StopIteration
 
     pairs = np.stack(np.triu_indices(200, k=1), axis=1)
     monkeypatch.setattr(_sets._engine, "single_device", record)
-    problem = ja.ablation._alone.make_single_problem(
-        model, images, labels, None, None, "correct", 10**7, "highest", None
-    )
+    problem = ja.ablation._single.make_single_problem(model, images, labels, None, "correct", 10**7, None)
     with pytest.raises(StopIteration):
-        ja.ablation._alone._measure_sets(problem, pairs)
+        ja.ablation._single._measure_sets(problem, pairs)
     assert sizes[0][0] == 19_900
     assert 0 < sizes[0][1] < 10**7
 
 
-@pytest.mark.parametrize("by", ["correct", "loss", "divergence"])
+@pytest.mark.parametrize("outcome", ["correct", "loss", "divergence"])
 @pytest.mark.parametrize(("kind", "site", "start"), [("chain", "second", 9), ("residual", "a", 8), ("chain", None, 0)])
-def test_greedy_takes_the_least_harmful_each_time(kind, site, start, by, examples):
+def test_greedy_takes_the_least_harmful_each_time(kind, site, start, outcome, examples):
     model, images, labels = KINDS[kind](), examples[0][:60], examples[1][:60]
     neurons = sum(SITES[kind].values())
     fill = np.full(neurons, 0.1, np.float32)
-    order, along = ja.ablation.greedy_order(model, images, labels, fill, site=site, steps=4, by=by)
+    greedy = ja.ablation.greedy_order(model, images, labels, fill, site=site, steps=4, outcome=outcome)
+    order, along = np.asarray(greedy.order) + (start if site else 0), greedy.outcome
     intact = masked_logits(model, kind, np.ones(neurons, bool), fill, images)
     scope = range(start, start + (SITES[kind][site] if site else neurons))
-    keep, sign = np.ones(neurons, bool), -1 if by == "correct" else 1
-    np.testing.assert_allclose(along[0], measured64(intact, intact, labels)[by], atol=1e-5)
+    keep, sign = np.ones(neurons, bool), -1 if outcome == "correct" else 1
+    np.testing.assert_allclose(along[0], measured64(intact, intact, labels)[outcome], atol=1e-5)
     for rank, taken in enumerate(np.asarray(order).tolist()):
         harm = {}
         for neuron in scope:
@@ -171,9 +170,9 @@ def test_greedy_takes_the_least_harmful_each_time(kind, site, start, by, example
                 tried = keep.copy()
                 tried[neuron] = False
                 logits = masked_logits(model, kind, tried, fill, images)
-                harm[neuron] = sign * float(measured64(logits, intact, labels)[by])
+                harm[neuron] = sign * float(measured64(logits, intact, labels)[outcome])
         assert harm[taken] <= min(harm.values()) + 1e-5
-        if by == "correct":
+        if outcome == "correct":
             assert taken == min(neuron for neuron in harm if harm[neuron] == min(harm.values()))
         assert abs(sign * float(along[rank + 1]) - harm[taken]) < 1e-5
         keep[taken] = False
@@ -261,15 +260,15 @@ def test_the_optimal_fill_beats_the_mean_and_is_a_minimum(small_model, mnist5k):
 
 def test_bad_input(small_model, examples, mnist5k):
     masks = np.ones((1, 27), bool)
-    with raises_input_error("measure: unknown 'accuracy'; choose one of correct, class_correct, confusion, loss"):
+    with raises_input_error("outcomes: unknown 'accuracy'; choose one of correct, class_correct, confusion, loss"):
         ja.evaluate_masks(small_model, masks, *examples, outcomes="accuracy")
-    with raises_input_error("measures: expected at least one of correct, .* got none"):
+    with raises_input_error("outcomes: expected at least one of correct, .* got none"):
         ja.evaluate_masks(small_model, masks, *examples, outcomes=())
     with raises_input_error("site: unknown 'layer4'; choose one of layer1, layer2, layer3"):
-        ja.ablation.pair_ablation(small_model, "layer4", *examples)
-    with raises_input_error("measure of harm: unknown 'confusion'; choose one of correct, loss, divergence"):
-        ja.ablation.greedy_order(small_model, *examples, by="confusion")
-    with raises_input_error("steps: expected 1 to 9, the neurons of the scope, got 10"):
+        ja.ablation.pair_ablation(small_model, *examples, site="layer4")
+    with raises_input_error("outcome: unknown 'confusion'; choose one of correct, loss, divergence"):
+        ja.ablation.greedy_order(small_model, *examples, outcome="confusion")
+    with raises_input_error("steps: 10 is not within 1\\.\\.9, the number of neurons; choose at most 9"):
         ja.ablation.greedy_order(small_model, *examples, site="layer3", steps=10)
     with raises_input_error("fill: unknown 'average'; choose one of zero, constant, mean, median"):
         ja.compute_fill(small_model, "average", examples[0])
@@ -286,8 +285,8 @@ def test_bad_input(small_model, examples, mnist5k):
     with raises_input_error(r"fill: expected \[network, neuron\] for several networks, got rows of tables"):
         ja.evaluate_masks([small_model, small_model], np.ones((2, 1, 27), bool), *examples, resampled)
     with raises_input_error("fill: expected 3 tables, one for each site, got 2"):
-        ja.evaluate_masks(small_model, masks, *examples, ja.models.PerExampleFill(resampled.tables[:2]))
-    short = ja.models.PerExampleFill(tuple(table[:5] for table in resampled.tables))
+        ja.evaluate_masks(small_model, masks, *examples, ja.PerExampleFill(resampled.tables[:2]))
+    short = ja.PerExampleFill(tuple(table[:5] for table in resampled.tables))
     with raises_input_error(r"fill: expected a table \[row, 10\] or .* of at least 10 rows for site 'layer1', got"):
         ja.evaluate_masks(small_model, masks, *examples, short)
 
@@ -303,3 +302,39 @@ def test_measures_are_the_same_in_company():
     for name in names:
         alone = ja.evaluate_masks(model, keep[-1:], images, labels, outcomes=name)[0]
         np.testing.assert_allclose(together[name][-1], alone, rtol=1e-5)
+
+
+def test_ids_within_a_site_equal_network_wide_ids(small_model, examples, fill):
+    """layer2 has the neurons 10..17 of the network, which are 0..7 within the site."""
+    first, width, call = 10, 8, (*examples, fill)
+    orders = np.asarray(ja.random_orders(width, 3, key=jax.random.key(1)))
+    for engine in ja.ablation.ENGINES:
+        curves = ja.cumulative_ablation(small_model, orders, *call, site="layer2", steps=8, engine=engine)
+        same = ja.cumulative_ablation(small_model, orders + first, *call, steps=8, engine=engine)
+        np.testing.assert_array_equal(curves, same)
+        assert np.ptp(np.asarray(curves)) > 0
+    site_keep = random_masks(2, 5, width)
+    keep = np.ones((5, 27), bool)
+    keep[:, first : first + width] = site_keep
+    np.testing.assert_array_equal(
+        ja.evaluate_masks(small_model, site_keep, *call, site="layer2"), ja.evaluate_masks(small_model, keep, *call)
+    )
+    greedy = ja.ablation.greedy_order(small_model, *call, site="layer2")
+    assert sorted(greedy.order.tolist()) == list(range(width))
+    again = ja.cumulative_ablation(small_model, greedy.order[None], *call, site="layer2", steps=width)
+    np.testing.assert_array_equal(greedy.outcome, again[0])
+
+
+def test_an_id_out_of_range_is_refused_with_both_numberings(small_model, examples):
+    with raises_input_error(
+        r"orders: neuron 8 is not in site 'layer2', whose 8 neurons are 0\.\.7 within the site, 10\.\.17 in the whole"
+    ):
+        ja.cumulative_ablation(small_model, np.array([[8]]), *examples, site="layer2", steps=1)
+    with raises_input_error(
+        r"orders: neuron 27 is not in the network, whose 27 neurons are 0\.\.26; ids within a site"
+    ):
+        ja.cumulative_ablation(small_model, np.array([[27]]), *examples, steps=1)
+    with raises_input_error(r"keep: expected shape \(any, 8\) = \[mask, neuron of site 'layer2'\], got \(1, 27\)"):
+        ja.evaluate_masks(small_model, np.ones((1, 27), bool), *examples, site="layer2")
+    with raises_input_error("site: unknown 'layer4'; choose one of layer1, layer2, layer3"):
+        ja.single_ablation(small_model, *examples, site="layer4")

@@ -82,12 +82,13 @@ def test_nan_ranks_last_in_low_first_and_first_in_high_first():
 
 
 def test_balancing_scales_by_the_firing_rate():
-    balance = ja.protocols.get_protocol("firing_rate_scaling").balance(COUNTS, np.full(5, 0.4, np.float32))
-    assert balance.name == "scaled"
-    assert not balance.fill.any()
-    np.testing.assert_allclose(balance.scale, [16 / 30, 0, 1, 13 / 30, 17 / 30], rtol=1e-6)
-    own = PAPER.balance(COUNTS, np.full(5, 0.4, np.float32))
-    assert (own.name, own.fill.tolist(), own.scale) == ("mean", [np.float32(0.4)] * 5, None)
+    protocol = ja.protocols.get_protocol("firing_rate_scaling")
+    fill = protocol.balance(COUNTS, np.full(5, 0.4, np.float32))
+    assert protocol.fill_name == "scaled"
+    assert not fill.offset.any()
+    np.testing.assert_allclose(fill.scale, [16 / 30, 0, 1, 13 / 30, 17 / 30], rtol=1e-6)
+    assert PAPER.fill_name == "mean"
+    assert PAPER.balance(COUNTS, np.full(5, 0.4, np.float32)).tolist() == [np.float32(0.4)] * 5
 
 
 def test_the_strict_threshold_differs_at_the_threshold_only():
@@ -122,7 +123,7 @@ def test_unknown_protocols_are_named(name):
 
 
 def test_every_departure_changes_one_piece():
-    pieces = ("quantizer", "score", "rank", "balance", "fresh_subsets")
+    pieces = ("quantizer", "score", "rank", "balance", "fill_name", "fresh_subsets")
     changed = {
         name: [piece for piece in pieces if getattr(ja.protocols.get_protocol(name), piece) != getattr(PAPER, piece)]
         for name in DEPARTURES
@@ -131,7 +132,7 @@ def test_every_departure_changes_one_piece():
         "mi_sign": ["score"],
         "nan_logs": ["score", "rank"],
         "nan_largest": ["rank"],
-        "firing_rate_scaling": ["balance"],
+        "firing_rate_scaling": ["balance", "fill_name"],
         "strict_threshold": ["quantizer"],
         "fresh_subsets": ["fresh_subsets"],
     }

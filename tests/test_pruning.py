@@ -99,7 +99,7 @@ def test_what_cannot_be_pruned(small_model, images):
     with raises_input_error("model: expected each layer once, got an nnx.Linear that is used again"):
         ja.prune(chain_of(twice, nnx.relu, twice), keep, images=images)
     with raises_input_error("fill: expected numbers .neuron., the same for every example, got PerExampleFill"):
-        ja.prune(small_model, np.ones(27, bool), ja.models.PerExampleFill(()))
+        ja.prune(small_model, np.ones(27, bool), ja.PerExampleFill(()))
     with raises_input_error("site 's': expected an nnx.Linear or nnx.Conv before it .* got ResidualSequential"):
         ja.prune(chain_of(ResidualSequential(nnx.Linear(6, 6, rngs=rngs))), keep, images=images)
     with raises_input_error("site 's': expected layers behind it that keep units apart"):

@@ -442,7 +442,7 @@ def test_input_of_another_kind(examples):
         ja.compute_fill(model, "resample", examples[0], key=0)
     for use in (
         lambda: ja.single_ablation([model, model], *examples),
-        lambda: ja.ablation.pair_ablation([model, model], "first", *examples),
+        lambda: ja.ablation.pair_ablation([model, model], *examples, site="first"),
         lambda: ja.ablation.greedy_order([model, model], *examples),
         lambda: ja.ablation.shapley_values([model, model], *examples, key=key),
     ):

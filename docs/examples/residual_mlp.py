@@ -26,6 +26,7 @@ import jaxablate as ja
 
 WIDTH, HIDDEN, BLOCKS = 64, 48, 3  # width of the stream, width of each hidden layer, number of blocks
 EMPTIED = 1
+SITE = f"block{EMPTIED}"
 NUM_RANDOM = 8
 BLOCK_LOOKS = ((BLUE, "o"), (PURPLE, "^"), (ORANGE, "s"))
 ORDER_LOOKS = {
@@ -85,19 +86,19 @@ def make_orders(
     model: nnx.Module, scores: np.ndarray, split: ja.datasets.Split, fill: np.ndarray, seed: int
 ) -> dict[str, np.ndarray]:
     """Return orders [order, rank] of the neurons of one block; the greedy order is fitted to this split."""
-    neurons = ja.models.site_neurons(model, split.images)[f"block{EMPTIED}"]
-    greedy, _ = ja.ablation.greedy_order(model, split.images, split.labels, fill, site=f"block{EMPTIED}", by="loss")
+    neurons = ja.models.site_neurons(model, split.images)[SITE]
+    greedy = ja.ablation.greedy_order(model, split.images, split.labels, fill, site=SITE, outcome="loss")
     return {
-        "greedy": np.asarray(greedy)[None],
-        "low": neurons[ja.ablation_order(scores[neurons], direction="low")][None],
-        "high": neurons[ja.ablation_order(scores[neurons], direction="high")][None],
-        "random": neurons[ja.random_orders(len(neurons), NUM_RANDOM, key=jax.random.key(seed))],
+        "greedy": np.asarray(greedy.order)[None],
+        "low": np.asarray(ja.ablation_order(scores[neurons], direction="low"))[None],
+        "high": np.asarray(ja.ablation_order(scores[neurons], direction="high"))[None],
+        "random": np.asarray(ja.random_orders(len(neurons), NUM_RANDOM, key=jax.random.key(seed))),
     }
 
 
 def ablate(model: nnx.Module, split: ja.datasets.Split, orders: np.ndarray, fill: np.ndarray) -> np.ndarray:
     """Return accuracies [order, step] as all neurons of the block are ablated one by one."""
-    correct = ja.cumulative_ablation(model, orders, split.images, split.labels, fill, steps=orders.shape[1])
+    correct = ja.cumulative_ablation(model, orders, split.images, split.labels, fill, site=SITE, steps=orders.shape[1])
     return np.asarray(correct) / len(split)
 
 

@@ -70,7 +70,7 @@ figure
 # %%
 fill = ja.mean_activations(model, data.validation.images)
 test = data.test.images, data.test.labels
-loss = np.asarray(ja.ablation.pair_ablation(model, "layer2", *test, fill, outcomes="loss"), np.float64)
+loss = np.asarray(ja.ablation.pair_ablation(model, *test, fill, site="layer2", outcomes="loss"), np.float64)
 intact = float(ja.evaluate_masks(model, np.ones((1, sum(hidden)), bool), *test, fill, outcomes="loss")[0])
 excess_damage = ja.interactions.super_additivity(loss - intact)
 permutations = 99 if SMALL else 999

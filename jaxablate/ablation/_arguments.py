@@ -15,25 +15,23 @@ from jaxablate._checks import (
     require_known,
     require_shape,
 )
+from jaxablate._precision import matmul_precision
 from jaxablate._typing import Fill, Images, Labels
 from jaxablate.ablation._execute import AblationProblem, Tables
 from jaxablate.ablation._outcomes import NOT_FINITE, checked_names, finished
 from jaxablate.devices import first_example, mesh_for, pad_and_shard, range_of, require_examples
-from jaxablate.models import Model, PerExampleFill
+from jaxablate.fills import AffineFill, AnyFill, PerExampleFill
+from jaxablate.models import Model
 from jaxablate.models._network import ModelSpec, trace_model
-
-PRECISIONS = ("highest", "TF32_TF32_F32_X3", "tensorfloat32")
 
 
 def make_problem(
     model: Model | Sequence[Model],
     images: Images,
     labels: Labels,
-    fill: Fill | PerExampleFill | None,
-    scale: Fill | None,
+    fill: AnyFill | None,
     outcomes: str | Iterable[str],
     memory_limit: int | None,
-    precision: str,
     mesh: Mesh | None,
 ) -> tuple[AblationProblem, tuple[int, ...]]:
     """The problem, and the leading axis of what belongs to its networks: none for a network on its own.
@@ -42,13 +40,12 @@ def make_problem(
         InputError: as in `evaluate_masks`.
     """
     names = checked_names(outcomes)
-    require_known("precision", precision, PRECISIONS)
     mesh = mesh_for(mesh, images, labels)
     network, states, described, leading = _networks(model, images if mesh is None else first_example(images))
     num_examples = require_examples(labels, len(images), network.num_classes)
     classes = jnp.asarray(labels).astype(jnp.int32)  # of which -1 says that an example does not count
 
-    def of_neurons(what: str, values: Fill) -> np.ndarray:
+    def per_neuron(what: str, values: Fill) -> np.ndarray:
         try:
             values = np.asarray(values, np.float32)
         except (TypeError, ValueError):
@@ -59,18 +56,18 @@ def make_problem(
         require_finite(what, values)
         return values.reshape(len(states), network.num_neurons)
 
-    rows = fill.rows(classes) if isinstance(fill, PerExampleFill) else None
+    rows = scale = None
     if isinstance(fill, PerExampleFill):
-        checked = _tables(network, fill, rows, leading)
+        rows = fill.rows(classes)
+        values = _tables(network, fill, rows, leading)
+    elif isinstance(fill, AffineFill):
+        values, scale = per_neuron("fill offset", fill.offset), per_neuron("fill scale", fill.scale)
     else:
-        checked = of_neurons("fill", np.zeros((*leading, network.num_neurons)) if fill is None else fill)
-    if jax.default_backend() == "cpu":
-        precision = "highest"  # a CPU knows no other and refuses the algorithm by name
-    scale = None if scale is None else of_neurons("scale", scale)
+        values = per_neuron("fill", np.zeros((*leading, network.num_neurons)) if fill is None else fill)
     if mesh is not None:
         described, classes, rows = pad_and_shard(mesh, _as(images, described.dtype), classes, rows)
     examples = described, classes, rows, num_examples, mesh
-    return AblationProblem(network, states, checked, scale, *examples, names, memory_limit, precision), leading
+    return AblationProblem(network, states, values, scale, *examples, names, memory_limit, matmul_precision()), leading
 
 
 def _as(images: Images, dtype: np.dtype) -> Images:
@@ -78,14 +75,14 @@ def _as(images: Images, dtype: np.dtype) -> Images:
     return images.astype(dtype) if isinstance(images, jax.Array) else np.asarray(images, dtype)
 
 
-def make_single_problem(model: Model, *others) -> AblationProblem:
-    """The problem of one network, from the arguments of `make_task`.
+def make_single_problem(model: Model, *arguments) -> AblationProblem:
+    """Check the arguments of `make_problem` for one network and return its problem.
 
     Raises:
         InputError: for several networks, or as in `evaluate_masks`.
     """
     require(isinstance(model, nnx.Module), f"model: expected one network, got {type(model).__name__}; one at a time")
-    return make_problem(model, *others)[0]
+    return make_problem(model, *arguments)[0]
 
 
 def _tables(network: ModelSpec, fill: PerExampleFill, rows: jax.Array | None, leading: tuple[int, ...]) -> Tables:
@@ -136,6 +133,19 @@ def _networks(
 
 def _sites(network: ModelSpec) -> str:
     return ", ".join(f"{name} ({size})" for name, size in zip(network.sites, network.sizes, strict=True))
+
+
+def site_range(network: ModelSpec, site: str | None) -> tuple[int, int]:
+    """Return the first network-wide id of a site's neurons and one past the last; None stands for the whole network.
+
+    Raises:
+        InputError: for an unknown site.
+    """
+    if site is None:
+        return 0, network.num_neurons
+    require_known("site", site, network.sites)
+    first, last = network.offsets[network.sites.index(site) :][:2]
+    return int(first), int(last)
 
 
 def require_leading(

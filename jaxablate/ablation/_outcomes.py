@@ -114,9 +114,9 @@ def checked_names(outcomes: str | Iterable[str]) -> tuple[str, ...]:
         InputError: for an unknown one, or none.
     """
     names = (outcomes,) if isinstance(outcomes, str) else tuple(outcomes)
-    require(len(names) > 0, f"measures: expected at least one of {', '.join(OUTCOMES)}, got none")
+    require(len(names) > 0, f"outcomes: expected at least one of {', '.join(OUTCOMES)}, got none")
     for name in names:
-        require_known("measure", name, OUTCOMES)
+        require_known("outcomes", name, OUTCOMES)
     return names
 
 

@@ -9,9 +9,11 @@ import optax
 from flax import nnx
 
 from jaxablate._checks import require, require_finite, require_known, require_labels, require_shape
+from jaxablate._precision import matmul_precision
 from jaxablate._typing import Fill, Images, Labels, Masks
 from jaxablate.activations._record import mean_activations, recorded_outputs
-from jaxablate.models import Model, PerExampleFill
+from jaxablate.fills import PerExampleFill
+from jaxablate.models import Model
 from jaxablate.models._network import ModelSpec, run_from_site, run_prefix, trace_model
 
 FILLS = ("zero", "constant", "mean", "median", "class_mean", "resample", "optimal")
@@ -149,6 +151,6 @@ def _optimal(network: ModelSpec, recipe: tuple[int, int, float], state: nnx.Stat
         updates, opt_state = optimizer.update(jax.grad(loss)(fill, mask, images[batch], labels[batch]), opt_state)
         return (optax.apply_updates(fill, updates), opt_state), None
 
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision(matmul_precision()):
         (fill, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), jax.random.split(key, steps))
     return fill

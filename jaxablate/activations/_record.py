@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxablate._precision import matmul_precision
 from jaxablate._typing import Activations, Fill, Images
 from jaxablate.models import Model
 from jaxablate.models._network import ModelSpec, peak_activation_bytes, record_sites, site_reductions, trace_model
@@ -107,5 +108,5 @@ def _recorded(model: Model, images: Images) -> tuple[ModelSpec, Iterator[list[ja
 
 @partial(jax.jit, static_argnums=0)
 def _record(network: ModelSpec, state: nnx.State, images: jax.Array) -> list[jax.Array]:
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision(matmul_precision()):
         return record_sites(network, state, images)[1]

@@ -6,7 +6,6 @@ Output: a model with the same outputs, in which masks can replace the outputs of
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeGuard
 
 import jax
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxablate._checks import InputError, require, require_known
-from jaxablate._typing import Labels
 
 REDUCTIONS = {"mean": jnp.mean, "max": jnp.max}
 _call_numbers = itertools.count()
@@ -98,25 +96,6 @@ def apply_masks(outputs: jax.Array, keep: jax.Array, fill: jax.Array, scale: jax
         scale: [neuron], or None for 0.
     """
     return jnp.where(keep, outputs, ablated_values(outputs, fill, scale)).astype(outputs.dtype)
-
-
-@dataclass(frozen=True)
-class PerExampleFill:
-    """A fill that differs between examples: each takes a row of a table, the row of its label or one at random.
-
-    Attributes:
-        tables: for each site [row, neuron], or [row, ..., neuron] as large as the site's outputs.
-        key: of the random rows; None where rows are classes.
-    """
-
-    tables: tuple[jax.Array, ...]
-    key: jax.Array | None = None
-
-    def rows(self, labels: Labels) -> jax.Array:
-        """The row of each example, int32 [example]."""
-        if self.key is None:
-            return jnp.asarray(labels, jnp.int32)
-        return jax.random.randint(self.key, labels.shape, 0, len(self.tables[0]), jnp.int32)
 
 
 class Chain(nnx.Sequential):

@@ -7,7 +7,7 @@ published figures did; the six departures between them can be had one by one.
 from collections.abc import Iterable
 
 from jaxablate._checks import InputError, require
-from jaxablate.protocols._protocol import PAPER, Balance, FreshSubsets, Protocol
+from jaxablate.protocols._protocol import PAPER, FreshSubsets, Protocol
 from jaxablate.protocols._published import DEPARTURES, with_departures
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "PAPER",
     "PUBLISHED",
     "SETS",
-    "Balance",
     "FreshSubsets",
     "Protocol",
     "get_protocol",

@@ -2,25 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from jaxablate._typing import Counts, Fill, Masks, Order, Scores
+from jaxablate.fills import AnyFill
 from jaxablate.metrics import get_metric
 from jaxablate.orders import ablation_order
 from jaxablate.quantizers import Quantizer, default_quantizer
 
 FreshSubsets = Callable[[jax.Array, int, int, int], Masks]
-
-
-class Balance(NamedTuple):
-    """What a neuron ablated with bias balancing puts out: scale * h + fill, or the fill alone; `name` labels it."""
-
-    name: str
-    fill: np.ndarray
-    scale: np.ndarray | None
 
 
 def paper_score(metric: str, counts: Counts) -> Scores:
@@ -33,9 +25,9 @@ def paper_rank(scores: Scores, direction: str) -> Order:
     return ablation_order(scores, direction=direction)
 
 
-def mean_balance(counts: Counts, mean: Fill) -> Balance:
-    """The neuron's mean activation in its place."""
-    return Balance("mean", np.asarray(mean), None)
+def mean_balance(counts: Counts, mean: Fill) -> AnyFill:
+    """Return the fill of bias balancing: the mean activation of each neuron."""
+    return np.asarray(mean)
 
 
 @dataclass(frozen=True)
@@ -47,7 +39,8 @@ class Protocol:
         quantizer: from the name of an activation function to a quantizer.
         score: from a metric's name and counts [neuron, class, code] to scores [neuron].
         rank: from scores [neuron] and a direction to an order [rank].
-        balance: from counts and mean activations [neuron] to what a balanced ablated neuron puts out.
+        balance: from counts and mean activations [neuron] to the fill of bias balancing.
+        fill_name: name of that fill in results and tables.
         fresh_subsets: None where random curves follow a permutation; else from a key, neurons, repetitions and steps
             to masks bool [repetition, step + 1, neuron], whose random subsets are drawn anew at every step.
 
@@ -60,7 +53,8 @@ class Protocol:
     quantizer: Callable[[str], Quantizer] = default_quantizer
     score: Callable[[str, Counts], Scores] = paper_score
     rank: Callable[[Scores, str], Order] = paper_rank
-    balance: Callable[[Counts, Fill], Balance] = mean_balance
+    balance: Callable[[Counts, Fill], AnyFill] = mean_balance
+    fill_name: str = "mean"
     fresh_subsets: FreshSubsets | None = None
 
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxablate._typing import Counts, Fill, Order, Scores
+from jaxablate.fills import AffineFill
 from jaxablate.orders import ablation_order
-from jaxablate.protocols._protocol import PAPER, Balance, Protocol, paper_score
+from jaxablate.protocols._protocol import PAPER, Protocol, paper_score
 from jaxablate.quantizers import Quantizer, default_quantizer, threshold
 
 DEPARTURES = {
@@ -37,7 +38,7 @@ def with_departures(departures: Collection[str], name: str) -> Protocol:
     if frozenset(departures) & {"nan_logs", "nan_largest"}:
         protocol = replace(protocol, rank=partial(rank_with_nan, "nan_largest" in departures))
     if "firing_rate_scaling" in departures:
-        protocol = replace(protocol, balance=firing_rate_balance)
+        protocol = replace(protocol, balance=firing_rate_balance, fill_name="scaled")
     if "strict_threshold" in departures:
         protocol = replace(protocol, quantizer=strict_quantizer)
     if "fresh_subsets" in departures:
@@ -72,11 +73,11 @@ def rank_with_nan(largest: bool, scores: Scores, direction: str) -> Order:
     return ablation_order(scores, direction=direction)
 
 
-def firing_rate_balance(counts: Counts, mean: Fill) -> Balance:
-    """The neuron's activation times P(T=1)."""
+def firing_rate_balance(counts: Counts, mean: Fill) -> AffineFill:
+    """Return the fill that multiplies each neuron's activation by its firing rate P(T=1)."""
     counts = np.asarray(counts)
     rate = counts[:, :, 1].sum(axis=1) / counts.sum(axis=(1, 2))
-    return Balance("scaled", np.zeros(len(counts), np.float32), rate.astype(np.float32))
+    return AffineFill(scale=rate.astype(np.float32), offset=np.zeros(len(counts), np.float32))
 
 
 def strict_quantizer(activation: str) -> Quantizer:

@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 
 from jaxablate._checks import require_known
+from jaxablate._precision import matmul_precision
 from jaxablate.datasets import Source
 from jaxablate.models import layer_of_neuron
 from jaxablate.orders import DIRECTIONS
@@ -348,7 +349,7 @@ def _provenance(source: Source) -> dict[str, str]:
             }
         ),
         "device": f"{device.platform}: {device.device_kind}, {os.cpu_count()} cores",
-        "matmul_precision": "highest",
+        "matmul_precision": matmul_precision(),
     }
 
 

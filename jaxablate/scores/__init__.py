@@ -48,7 +48,7 @@ SCORES: dict[str, Score] = {
     "outgoing_norm": lambda evidence: evidence.outgoing,
     "taylor": lambda evidence: evidence.taylor,
     "single_damage": lambda evidence: evidence.damage,
-    "shapley": lambda evidence: evidence.shapley[0],
+    "shapley": lambda evidence: evidence.shapley.values,
 }
 """Scores by name.
 

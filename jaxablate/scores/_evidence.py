@@ -10,8 +10,9 @@ import optax
 from flax import nnx
 
 from jaxablate._checks import require, require_labels
+from jaxablate._precision import matmul_precision
 from jaxablate._typing import Counts, Images, Labels
-from jaxablate.ablation import evaluate_masks, shapley_values, single_ablation
+from jaxablate.ablation import ShapleyValues, evaluate_masks, shapley_values, single_ablation
 from jaxablate.activations import mean_activations, record_activations, zero_fractions
 from jaxablate.histograms import joint_histogram
 from jaxablate.models import Model
@@ -121,11 +122,11 @@ class Evidence:
         return np.asarray(alone, np.float64) - float(intact[0])
 
     @cached_property
-    def shapley(self) -> tuple[np.ndarray, np.ndarray]:
+    def shapley(self) -> ShapleyValues:
         """Shapley values of the loss over the whole network, means in place, and their errors, float64 [neuron]."""
         key = jax.random.key(0) if self.key is None else self.key
         fill = mean_activations(self.model, self.images)
-        return shapley_values(self.model, self.images, self.labels, fill, key=key, num_permutations=20, by="loss")
+        return shapley_values(self.model, self.images, self.labels, fill, key=key, num_permutations=20, outcome="loss")
 
     def _norms(self, incoming: bool) -> np.ndarray:
         network, state, _ = trace_model(self.model, self.images[:1])
@@ -164,7 +165,7 @@ def _first_order(network: ModelSpec, state: nnx.State, images: jax.Array, labels
         logits = run_from_site(network, state, run_prefix(network, state, images, 0), 0, changes)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
 
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision(matmul_precision()):
         outputs = record_sites(network, state, images)[1]
         gradients = jax.grad(loss_of)([jnp.zeros(h.shape, jnp.float32) for h in outputs])
     products = [(h * g).reshape(len(h), -1, h.shape[-1]) for h, g in zip(outputs, gradients, strict=True)]

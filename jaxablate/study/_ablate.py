@@ -17,16 +17,17 @@ from jax.sharding import Mesh
 
 from jaxablate._checks import require
 from jaxablate._rundir import Arrays, CheckpointStore, digest
-from jaxablate._typing import Counts, Fill, Images, Labels
+from jaxablate._typing import Counts, Images, Labels
 from jaxablate.ablation import cumulative_ablation, evaluate_masks, single_ablation
 from jaxablate.activations import compute_fill, mean_activations
 from jaxablate.datasets import Dataset
 from jaxablate.devices import make_room_for_programs
+from jaxablate.fills import AffineFill, AnyFill, PerExampleFill
 from jaxablate.metrics import METRICS
-from jaxablate.models import Model, PerExampleFill
+from jaxablate.models import Model
 from jaxablate.models._network import ModelSpec, is_mlp, trace_model
 from jaxablate.orders import DIRECTIONS, normalize_per_layer, random_orders
-from jaxablate.protocols import Balance, FreshSubsets, Protocol, get_protocol
+from jaxablate.protocols import FreshSubsets, Protocol, get_protocol
 from jaxablate.quantizers import Quantizer
 from jaxablate.results import NETWORK_SCOPE, network_results
 from jaxablate.results._labels import NO_NEURON
@@ -63,7 +64,7 @@ class _View:
     mean: np.ndarray
     counts: Counts
     scores: np.ndarray
-    balance: Balance
+    fill: AnyFill
     orders: list[np.ndarray]
 
     @classmethod
@@ -74,11 +75,6 @@ class _View:
         )
         orders = [measured[f"{protocol.name} orders {scope}"] for scope in range(num_scopes)]
         return cls(protocol, mean, counts, scores, protocol.balance(counts, mean), orders)
-
-    @property
-    def balanced(self) -> "_Ablated":
-        """What a balanced ablated neuron puts out."""
-        return _Ablated(self.balance.fill, self.balance.scale)
 
 
 def ablate_networks(
@@ -118,7 +114,7 @@ def ablate_networks(
         scopes, unit = _Scopes.of(network, name, seed), f"{name}_seed{seed}"
 
         @functools.cache
-        def extra_fills(model=model, seed=seed) -> list[Fill | PerExampleFill]:
+        def extra_fills(model=model, seed=seed) -> list[AnyFill]:
             split, key = data.validation, jax.random.key(seed)
             return [compute_fill(model, fill, split.images, split.labels, key=key) for fill in config.extra_fills]
 
@@ -146,7 +142,7 @@ def ablate_networks(
             seeds=config.seeds,
             scores=config.scores,
             orderings=config.orderings(view.protocol),
-            fills=("zero", view.balance.name, *config.extra_fills),
+            fills=("zero", view.protocol.fill_name, *config.extra_fills),
             num_test_examples=len(data.test),
         )
         for i, view in enumerate(views)
@@ -244,19 +240,17 @@ class _Scopes(NamedTuple):
         return self.places[-1][1]
 
 
-class _Ablated(NamedTuple):
-    """What ablated neurons put out: fill and scale as in `evaluate_masks`."""
-
-    fill: Fill | PerExampleFill
-    scale: np.ndarray | None = None
-
-
-def _sharing(balances: Sequence[_Ablated]) -> list[list[int]]:
-    """The views, by number, that put the same in place of ablated neurons and so can be evaluated together."""
-    groups: dict[tuple, list[int]] = {}
-    for i, (fill, scale) in enumerate(balances):
-        same = id(fill) if isinstance(fill, PerExampleFill) else np.asarray(fill).tobytes()
-        groups.setdefault((same, None if scale is None else scale.tobytes()), []).append(i)
+def _group_by_fill(fills: Sequence[AnyFill]) -> list[list[int]]:
+    """Group the views, by their numbers, whose fills are equal, so that a group is evaluated once."""
+    groups: dict[object, list[int]] = {}
+    for i, fill in enumerate(fills):
+        if isinstance(fill, PerExampleFill):
+            key: object = id(fill)
+        elif isinstance(fill, AffineFill):
+            key = np.asarray(fill.scale).tobytes(), np.asarray(fill.offset).tobytes()
+        else:
+            key = np.asarray(fill).tobytes()
+        groups.setdefault(key, []).append(i)
     return list(groups.values())
 
 
@@ -266,28 +260,28 @@ def _curves(
     scope: int,
     model: Model,
     views: Sequence[_View],
-    extra_fills: Callable[[], Sequence[Fill | PerExampleFill]],
+    extra_fills: Callable[[], Sequence[AnyFill]],
     test: EvaluationData,
 ) -> Arrays:
     """For each protocol the correct predictions [ordering, fill, step]; what protocols share is evaluated once."""
     zero = np.zeros(scopes.num_neurons, np.float32)
-    same_for_all = [[_Ablated(fill)] * len(views) for fill in (zero, *extra_fills())]
-    by_fill = [same_for_all[0], [view.balanced for view in views], *same_for_all[1:]]
+    same_for_all = [[fill] * len(views) for fill in (zero, *extra_fills())]
+    by_fill = [same_for_all[0], [view.fill for view in views], *same_for_all[1:]]
     found: list[list[np.ndarray]] = [[] for _ in views]
-    for balances in by_fill:
-        for members in _sharing(balances):
-            balance = balances[members[0]]
+    for fills in by_fill:
+        for members in _group_by_fill(fills):
+            fill = fills[members[0]]
             orders = [views[i].orders[scope] for i in members]
             counts = cumulative_ablation(
-                model, np.concatenate(orders), test.images, test.labels, balance.fill, scale=balance.scale,
-                steps=config.steps, mesh=test.mesh,
+                model, np.concatenate(orders), test.images, test.labels, fill, steps=config.steps,
+                mesh=test.mesh,
             )  # fmt: skip
             parts = np.split(np.asarray(counts), np.cumsum([len(part) for part in orders])[:-1])
             subsets: dict[FreshSubsets, np.ndarray] = {}
             for i, part in zip(members, parts, strict=True):
                 draw = views[i].protocol.fresh_subsets
                 if draw and draw not in subsets:
-                    subsets[draw] = _subset_curves(config, draw, scopes, scope, model, balance, test)
+                    subsets[draw] = _subset_curves(config, draw, scopes, scope, model, fill, test)
                 found[i].append(np.concatenate([part, subsets[draw]]) if draw else part)
     return {view.protocol.name: np.stack(of_fills, axis=1) for view, of_fills in zip(views, found, strict=True)}
 
@@ -298,7 +292,7 @@ def _subset_curves(
     scopes: _Scopes,
     scope: int,
     model: Model,
-    balance: _Ablated,
+    fill: AnyFill,
     test: EvaluationData,
 ) -> np.ndarray:
     """Correct predictions [repetition, step] with a fresh subset of a scope ablated at every step."""
@@ -308,17 +302,17 @@ def _subset_curves(
     keep = np.ones((*masks.shape[:2], scopes.num_neurons), bool)
     keep[:, :, start:stop] = masks
     masks, of = keep.reshape(-1, keep.shape[-1]), (test.images, test.labels)
-    counts = evaluate_masks(model, masks, *of, balance.fill, scale=balance.scale, mesh=test.mesh)
+    counts = evaluate_masks(model, masks, *of, fill, mesh=test.mesh)
     return np.asarray(counts).reshape(keep.shape[:2])
 
 
 def _each_alone(model: Model, views: Sequence[_View], test: EvaluationData) -> Arrays:
     """For each protocol the correct predictions [neuron] with that neuron alone ablated, bias balanced."""
-    balances = [view.balanced for view in views]
+    fills = [view.fill for view in views]
     found = {}
-    for members in _sharing(balances):
-        fill, scale = balances[members[0]]
-        counts = np.asarray(single_ablation(model, test.images, test.labels, fill, scale=scale, mesh=test.mesh))
+    for members in _group_by_fill(fills):
+        fill = fills[members[0]]
+        counts = np.asarray(single_ablation(model, test.images, test.labels, fill, mesh=test.mesh))
         for i in members:
             found[views[i].protocol.name] = counts
     return found

@@ -85,7 +85,7 @@ def redundancy_test(
             pairs = pair_information(
                 fitted(activations), data.validation.labels, num_codes=fitted.num_codes, num_classes=data.num_classes
             )
-            loss = pair_ablation(model, site, *test, fit_fill, outcomes="loss")
+            loss = pair_ablation(model, *test, fit_fill, site=site, outcomes="loss")
             together = super_additivity(np.asarray(loss, np.float64) - intact)
             found = [
                 mantel_test(getattr(pairs, name), together, num_permutations=num_permutations, key=key)

@@ -1,0 +1,221 @@
+"""Ablate single neurons, pairs of neurons, and greedily the neuron that does least harm.
+
+Input: a model, images, labels, a fill.
+Output: correct predictions or other outcomes for each neuron, pair or step.
+Memory: activations within `memory_limit`.
+"""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxablate._checks import require, require_integer, require_known
+from jaxablate._typing import Images, Labels, Order
+from jaxablate.ablation import _incremental, _sets, _vmap
+from jaxablate.ablation._arguments import format_result, make_single_problem, site_range
+from jaxablate.ablation._execute import AblationProblem
+from jaxablate.ablation._outcomes import CORRECT
+from jaxablate.fills import AnyFill
+from jaxablate.models import Model
+
+MASKS_MULTIPLE = 32  # the number of masks is padded to a multiple of this, so that few programs are compiled
+HARM = {CORRECT: -1, "loss": 1, "divergence": 1}  # sign that turns an outcome into harm
+
+
+def single_ablation(
+    model: Model,
+    images: Images,
+    labels: Labels,
+    fill: AnyFill | None = None,
+    *,
+    site: str | None = None,
+    outcomes: str | Iterable[str] = CORRECT,
+    memory_limit: int | None = None,
+    mesh: Mesh | None = None,
+) -> Any:
+    """Ablate each neuron alone and count the correct predictions without it.
+
+    Args:
+        model: an `MLP` or any module with sites, evaluated in evaluation mode.
+        images, labels, fill, outcomes, memory_limit, mesh: as in `evaluate_masks`.
+        site: name of the site whose neurons are ablated (the layers of an `MLP` are "layer1", "layer2", ...); None for
+            the neurons of all sites.
+
+    Returns:
+        int32 [neuron], in network order: correct predictions with that neuron ablated. Other outcomes as in
+        `evaluate_masks`, with [neuron] in place of [mask]. A neuron's damage is the difference from the
+        intact network's outcome.
+
+    Raises:
+        InputError: for an unknown site, or as in `evaluate_masks`.
+
+    Example:
+        >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
+        >>> ja.single_ablation(model, np.ones((5, 4), np.float32), np.zeros(5, np.int32)).shape
+        (5,)
+    """
+    outcomes = outcomes if isinstance(outcomes, str) else tuple(outcomes)
+    problem = make_single_problem(model, images, labels, fill, outcomes, memory_limit, mesh)
+    neurons = np.arange(*site_range(problem.network, site))
+    return format_result(_measure_sets(problem, neurons[:, None]), problem, outcomes, ("neuron",))
+
+
+def pair_ablation(
+    model: Model,
+    images: Images,
+    labels: Labels,
+    fill: AnyFill | None = None,
+    *,
+    site: str,
+    outcomes: str | Iterable[str] = CORRECT,
+    memory_limit: int | None = None,
+    mesh: Mesh | None = None,
+) -> Any:
+    """Ablate each pair of neurons of a site and count the correct predictions without both.
+
+    Args:
+        model: an `MLP` or any module with sites, evaluated in evaluation mode.
+        images, labels, fill, outcomes, memory_limit, mesh: as in `evaluate_masks`.
+        site: name of the site; the layers of an `MLP` are "layer1", "layer2", ...
+
+    Returns:
+        int32 [neuron, neuron], symmetric, over the neurons of the site: correct predictions with both neurons ablated;
+        on the diagonal with that neuron alone. Other outcomes as in `evaluate_masks`, with [neuron, neuron] in place of
+        [mask].
+
+    Raises:
+        InputError: for an unknown site, or as in `evaluate_masks`.
+
+    Example:
+        >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
+        >>> images, labels = np.ones((5, 4), np.float32), np.zeros(5, np.int32)
+        >>> ja.ablation.pair_ablation(model, images, labels, site="layer1").shape
+        (3, 3)
+    """
+    outcomes = outcomes if isinstance(outcomes, str) else tuple(outcomes)
+    problem = make_single_problem(model, images, labels, fill, outcomes, memory_limit, mesh)
+    neurons = np.arange(*site_range(problem.network, site))
+    first, second = np.triu_indices(len(neurons), k=1)
+    singles = _measure_sets(problem, neurons[:, None])
+    pairs = _measure_sets(problem, np.stack([neurons[first], neurons[second]], axis=1)) if len(first) else {}
+    sums = {}
+    for name, diagonal in singles.items():
+        matrix = np.zeros((len(neurons), len(neurons), *diagonal.shape[1:]), diagonal.dtype)
+        matrix[np.diag_indices(len(neurons))] = diagonal
+        if pairs:
+            matrix[first, second] = matrix[second, first] = pairs[name]
+        sums[name] = matrix
+    return format_result(sums, problem, outcomes, ("neuron", "neuron"))
+
+
+@dataclass(frozen=True)
+class GreedyOrder:
+    """Result of `greedy_order`.
+
+    Attributes:
+        order: int32 [rank], neuron ids in the order of their removal; within the site if one was given, else over the
+            whole network.
+        outcome: the outcome [rank + 1] along the order, from the intact network on; int32 for "correct", float32 in
+            nats for "loss" and "divergence".
+    """
+
+    order: Order
+    outcome: jax.Array
+
+
+def greedy_order(
+    model: Model,
+    images: Images,
+    labels: Labels,
+    fill: AnyFill | None = None,
+    *,
+    site: str | None = None,
+    outcome: str = CORRECT,
+    steps: int | None = None,
+    memory_limit: int | None = None,
+    mesh: Mesh | None = None,
+) -> GreedyOrder:
+    """Remove at each step the neuron that does least harm, given all neurons removed before.
+
+    Args:
+        model: an `MLP` or any module with sites, evaluated in evaluation mode.
+        images, labels, fill, memory_limit, mesh: as in `evaluate_masks`. The order is fitted to these examples; judge
+            it on others.
+        site: name of the site whose neurons are removed; None for the whole network.
+        outcome: measure of harm: "correct" (fewer correct predictions), "loss" or "divergence" (a larger value). The
+            lower id wins a tie.
+        steps: number of neurons to remove; None for all.
+
+    Returns:
+        A `GreedyOrder` with `order` and `outcome`.
+
+    Raises:
+        InputError: for an unknown site or outcome, more steps than neurons, or as in `evaluate_masks`.
+
+    Example:
+        >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
+        >>> images, labels = np.ones((5, 4), np.float32), np.zeros(5, np.int32)
+        >>> greedy = ja.ablation.greedy_order(model, images, labels, site="layer2")
+        >>> sorted(greedy.order.tolist()), greedy.outcome.shape
+        ([0, 1], (3,))
+    """
+    require_known("outcome", outcome, HARM)
+    problem = make_single_problem(model, images, labels, fill, outcome, memory_limit, mesh)
+    first, last = site_range(problem.network, site)
+    remaining = list(range(first, last))
+    steps = len(remaining) if steps is None else require_integer("steps", steps)
+    require(
+        1 <= steps <= len(remaining),
+        f"steps: {steps} is not within 1..{len(remaining)}, the number of neurons; choose at most {len(remaining)}",
+    )
+    keep = np.ones(problem.network.num_neurons, bool)
+    intact = _vmap.measure_masks(problem, keep[None, None])
+    order, along = [], [{name: values[0, 0] for name, values in intact.items()}]
+    for _ in range(steps):
+        sums = _measure_sets(problem, np.array(remaining)[:, None], keep)
+        least = int(np.argmin(HARM[outcome] * sums[outcome]))
+        along.append({name: values[least] for name, values in sums.items()})
+        order.append(remaining.pop(least))
+        keep[order[-1]] = False
+    sums = {name: np.stack([step_sums[name] for step_sums in along]) for name in along[0]}
+    result: Any = format_result(sums, problem, outcome, ("step",))
+    return GreedyOrder(jnp.array(order, jnp.int32) - first, result)
+
+
+def _measure_sets(problem: AblationProblem, sets: np.ndarray, keep: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Evaluate each set of neurons, ablated in addition to the neurons that `keep` already removes.
+
+    Args:
+        problem: the problem of one network.
+        sets: network-wide ids [set, member]; the members of a set belong to one site.
+        keep: bool [neuron]; None keeps all neurons.
+
+    Returns:
+        Sums of the outcomes over the examples [set, ...].
+    """
+    network = problem.network
+    keep = np.ones(network.num_neurons, bool) if keep is None else keep
+    sites = network.site_of(sets[:, 0])
+    parts = []
+    for site, members in itertools.groupby(range(len(sets)), key=lambda i: sites[i]):
+        site_sets = sets[list(members)]
+        if _incremental.incremental_obstacle(network, problem.states[0], (int(site),)):
+            # Greedy removal asks for one set fewer at each step; padding keeps the program the same.
+            num_masks = MASKS_MULTIPLE * -(-len(site_sets) // MASKS_MULTIPLE)
+            masks = np.tile(keep, (1, num_masks, 1))
+            np.put_along_axis(masks[0], np.resize(site_sets, (num_masks, site_sets.shape[1])), False, axis=1)
+            sums = _vmap.measure_masks(problem, masks)
+            parts.append({name: values[0, : len(site_sets)] for name, values in sums.items()})
+        else:
+            # The engine compiles for the padded number of sets and evaluates only those that exist.
+            num_sets = max(len(site_sets), network.sizes[site])
+            padded = np.resize(site_sets, (num_sets, site_sets.shape[1]))
+            sums = _sets.measure_sets(problem, padded, len(site_sets), keep)
+            parts.append({name: values[: len(site_sets)] for name, values in sums.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
