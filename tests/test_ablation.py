@@ -422,7 +422,7 @@ def test_bad_input(small_model, examples):
         ja.evaluate_masks(small_model, keep, images, labels, np.where(np.arange(27) == 3, np.nan, 0))
     with raises_input_error(r"fill: expected shape \(27\)"):
         ja.evaluate_masks(small_model, keep, images, labels, np.zeros(10))
-    with raises_input_error("images: expected examples of the 784 pixels that the network takes, got 756 in"):
+    with raises_input_error("images: expected examples of 784 pixels, which the network takes, got 756 in"):
         ja.evaluate_masks(small_model, keep, images[:, 1:], labels)
     with raises_input_error("labels: expected values in 0..9, got 1..10"):
         ja.evaluate_masks(small_model, keep, images, labels + 1)

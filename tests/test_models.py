@@ -49,7 +49,7 @@ def test_file_round_trip(tmp_path):
 def test_bad_input(tmp_path):
     with raises_input_error("activation: unknown 'swish'; choose one of sigmoid, relu, tanh, gelu"):
         ja.MLP(4, (3,), 2, activation="swish", rngs=nnx.Rngs(0))
-    with raises_input_error("expected at least one hidden layer"):
+    with raises_input_error("hidden: the layer sizes are .4, 2.; give at least one hidden layer"):
         ja.MLP(4, (), 2, rngs=nnx.Rngs(0))
     with raises_input_error(r"stage 1: expected kernel \(3, 2\) and bias \(2,\), got \(4, 2\)"):
         ja.models.from_arrays([np.eye(3), np.ones((4, 2))], [np.zeros(3), np.zeros(2)])

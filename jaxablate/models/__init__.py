@@ -1,4 +1,8 @@
-"""Networks: sites that a model marks, chains, a multilayer perceptron, and its file."""
+"""Networks and their sites.
+
+Input: your own Flax NNX modules with sites, layer sizes, or files of weights.
+Output: models that the other modules record, score, ablate and prune; files of `MLP`s.
+"""
 
 from jaxablate.models._files import SavedModel, load_model, save_model
 from jaxablate.models._mlp import ACTIVATIONS, MLP, from_arrays, layer_of_neuron

@@ -1,7 +1,9 @@
-"""A Flax NNX multilayer perceptron as a chain of stages.
+"""A multilayer perceptron as a Flax NNX module.
 
-A stage is a linear map and its activation function. Every stage but the last is followed by an ablation site:
-its outputs are the hidden neurons, counted through in network order. The last stage gives the logits.
+Input: images [example, ...], flattened to [example, pixel].
+Output: logits [example, class].
+A stage is a linear map and its activation function. The outputs of every stage except the last are a site, named
+`layer1`, `layer2`, ...; their neurons are numbered through in this order. The last stage returns the logits.
 """
 
 import functools
@@ -28,18 +30,20 @@ ELEMENTWISE = {
     jax.nn.leaky_relu: False,
     jax.nn.softplus: False,
 }
-"""Activation functions of one unit at a time; True where their outputs lie in [-1, 1]."""
+"""Functions that act on each neuron separately; True if their outputs lie in [-1, 1]."""
 
 
-@functools.cache  # one object for each fan-in, so that equal networks share compiled programs
+# nnx.Linear keeps its initializers, and functions compare by identity. So the cache returns one object for each fan-in:
+# networks of one architecture then have equal graphs and share compiled programs.
+@functools.cache
 def _uniform_fan_in(fan_in: int) -> nnx.Initializer:
-    """Uniform in (-1/sqrt(fan_in), +1/sqrt(fan_in)), for kernel and bias alike."""
+    """Return an initializer that is uniform in (-1/sqrt(fan_in), +1/sqrt(fan_in))."""
     bound = 1 / math.sqrt(fan_in)
     return lambda key, shape, dtype=np.float32, **_: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class Stage(nnx.Module):
-    """One link of the chain: a linear map and an activation function (None: the logits)."""
+    """A linear map and an activation function (None for the logits)."""
 
     def __init__(self, in_features: int, out_features: int, activation: str | None, *, rngs: nnx.Rngs):
         init = _uniform_fan_in(in_features)
@@ -53,25 +57,25 @@ class Stage(nnx.Module):
 
     @property
     def weights(self) -> tuple[jax.Array, jax.Array]:
-        """Kernel [in, out] and bias [out]."""
+        """Return the kernel [in, out] and the bias [out]."""
         assert self.linear.bias is not None
         return self.linear.kernel[...], self.linear.bias[...]
 
 
 class MLP(nnx.Module):
-    """A fully connected network: hidden layers with one activation function, linear logits.
+    """A fully connected network: hidden layers with one activation function, and linear logits.
 
-    Kernels and biases start uniform in (-1/sqrt(fan_in), +1/sqrt(fan_in)).
+    The initial kernels and biases are uniform in (-1/sqrt(fan_in), +1/sqrt(fan_in)), as in PyTorch.
 
     Args:
-        in_features: pixels of an image.
-        hidden: neurons of each hidden layer, at least one layer.
-        num_classes: logits.
+        in_features: number of pixels of an image.
+        hidden: number of neurons of each hidden layer, at least one layer.
+        num_classes: number of logits.
         activation: "sigmoid", "relu", "tanh" or "gelu".
-        rngs: the source of the initial values, `nnx.Rngs(seed)`.
+        rngs: source of the initial values, `nnx.Rngs(seed)`.
 
     Raises:
-        InputError: for an unknown activation or a size below 1.
+        InputError: for an unknown activation, or a size below 1.
 
     Example:
         >>> model = ja.MLP(784, (200, 200), 10, rngs=nnx.Rngs(0))
@@ -93,7 +97,7 @@ class MLP(nnx.Module):
         sizes = (in_features, *hidden, num_classes)
         require(
             len(hidden) > 0 and min(sizes) >= 1,
-            f"network: expected at least one hidden layer and sizes of at least 1, got {sizes}",
+            f"hidden: the layer sizes are {sizes}; give at least one hidden layer, and sizes of at least 1",
         )
         names = [activation] * len(hidden) + [None]
         self.stages = nnx.List(
@@ -103,7 +107,7 @@ class MLP(nnx.Module):
         self.activation = activation
 
     def __call__(self, images: Images) -> jax.Array:
-        """Logits [example, class] of images [example, ...], flattened."""
+        """Return the logits [example, class] of images [example, ...]."""
         outputs = jnp.asarray(flatten_images(images))
         for stage in self.stages:
             outputs = stage(outputs)
@@ -111,28 +115,29 @@ class MLP(nnx.Module):
 
 
 def flatten_images(images: Images) -> Images:
-    """Images [example, ...] as rows [example, pixel]."""
+    """Return images [example, ...] as [example, pixel]."""
     return images.reshape(len(images), -1)
 
 
 def require_fitting(model: MLP, images: Images) -> None:
-    """Raise `InputError` unless images [example, ...] are as large as the network's input."""
-    wanted = model.stages[0].linear.in_features
+    """Raise `InputError` unless images [example, ...] have as many pixels as the network takes."""
+    num_pixels = math.prod(images.shape[1:])
+    in_features = model.stages[0].linear.in_features
     require(
-        math.prod(images.shape[1:]) == wanted,
-        f"images: expected examples of the {wanted} pixels that the network takes, got {math.prod(images.shape[1:])} "
-        f"in shape {images.shape}",
+        num_pixels == in_features,
+        f"images: expected examples of {in_features} pixels, which the network takes, got {num_pixels} in shape "
+        f"{images.shape}",
     )
 
 
 def layer_of_neuron(hidden: Sequence[int]) -> np.ndarray:
-    """The layer of every hidden neuron.
+    """Return the layer of each hidden neuron.
 
     Args:
-        hidden: neurons of each hidden layer.
+        hidden: number of neurons of each hidden layer.
 
     Returns:
-        int32 [neuron], in network order; the first hidden layer is 1.
+        int32 [neuron] in network order; the first hidden layer is 1.
 
     Example:
         >>> ja.models.layer_of_neuron((2, 3)).tolist()
@@ -142,18 +147,18 @@ def layer_of_neuron(hidden: Sequence[int]) -> np.ndarray:
 
 
 def from_arrays(kernels: list[np.ndarray], biases: list[np.ndarray], *, activation: str = "sigmoid") -> MLP:
-    """Build a network from its weights.
+    """Build an `MLP` from its weights.
 
     Args:
-        kernels: one [in, out] for each stage.
-        biases: one [out] for each stage.
-        activation: of the hidden layers.
+        kernels: one array [in, out] for each linear map.
+        biases: one array [out] for each linear map.
+        activation: activation function of the hidden layers, as in `MLP`.
 
     Returns:
-        The network.
+        The network, with float32 weights.
 
     Raises:
-        InputError: for weights that do not fit together, or an unknown activation.
+        InputError: for weights that do not fit one after another, are complex or not finite, or an unknown activation.
 
     Example:
         >>> model = ja.models.from_arrays([np.eye(3), np.ones((3, 2))], [np.zeros(3), np.zeros(2)], activation="relu")
@@ -162,25 +167,26 @@ def from_arrays(kernels: list[np.ndarray], biases: list[np.ndarray], *, activati
     """
     require(
         len(kernels) == len(biases) >= 2,
-        f"network: expected a kernel and a bias for each of two or more stages, got {len(kernels)} and {len(biases)}",
+        f"kernels: expected a kernel and a bias for each of two or more stages, got {len(kernels)} and {len(biases)}",
     )
     require(
         all(kernel.ndim == 2 for kernel in kernels),
-        f"network: expected kernels [in, out], got shapes {', '.join(str(kernel.shape) for kernel in kernels)}",
+        f"kernels: expected kernels [in, out], got shapes {', '.join(str(kernel.shape) for kernel in kernels)}",
     )
     require(
         not any(map(np.iscomplexobj, [*kernels, *biases])),
-        "network: expected real numbers as weights, got complex ones",
+        "kernels: expected real numbers as weights, got complex numbers",
     )
     sizes = [kernels[0].shape[0], *(kernel.shape[1] for kernel in kernels)]
     weights = []
     for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
-        wanted = (sizes[i], sizes[i + 1])
+        shape = (sizes[i], sizes[i + 1])
         require(
-            kernel.shape == wanted and bias.shape == wanted[1:],
-            f"stage {i}: expected kernel {wanted} and bias {wanted[1:]}, got {kernel.shape} and {bias.shape}",
+            kernel.shape == shape and bias.shape == shape[1:],
+            f"stage {i}: expected kernel {shape} and bias {shape[1:]}, got {kernel.shape} and {bias.shape}",
         )
         weights.append((finite_float32(f"stage {i} kernel", kernel), finite_float32(f"stage {i} bias", bias)))
+    # eval_shape builds the graph without drawing initial weights, which would be replaced at once
     model = nnx.eval_shape(
         lambda: MLP(sizes[0], tuple(sizes[1:-1]), sizes[-1], activation=activation, rngs=nnx.Rngs(0))
     )

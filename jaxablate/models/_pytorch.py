@@ -1,8 +1,7 @@
-"""Weights from PyTorch: the file of a state dict comes in, a network with these weights goes out.
+"""Load the weights of a PyTorch network.
 
-PyTorch keeps a linear map as [out, in], a convolution as [out, in, height, width] and a map of channels as [channel,
-height, width]; Flax as [in, out], [height, width, in, out] and [height, width, channel]. So every kernel is transposed,
-and behind a flattened map of channels the features are put in our order.
+Input: the file of a state dict, and the same architecture as an `nnx.Sequential` (not needed for an MLP).
+Output: a network with these weights in Flax's layout.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,12 +19,22 @@ from jaxablate.models._mlp import ACTIVATIONS, ELEMENTWISE, MLP, flatten_images,
 from jaxablate.models._sites import Site, flatten_layers
 from jaxablate.models._tensors import Tensors, read_tensors
 
+# PyTorch and Flax store the same numbers in another order:
+#
+#   |                     | PyTorch                  | Flax                     |
+#   | linear map          | [out, in]                | [in, out]                |
+#   | convolution         | [out, in, height, width] | [height, width, in, out] |
+#   | feature map         | [channel, height, width] | [height, width, channel] |
+#
+# So each kernel is transposed. In addition, a layer that flattens a feature map numbers its features in the framework's
+# order; the next linear map then needs its inputs permuted. `_feature_orders` finds that permutation by flattening a
+# map whose values are PyTorch's feature numbers.
 WEIGHTS = {
     nnx.Linear: {"weight": "kernel", "bias": "bias"},
     nnx.Conv: {"weight": "kernel", "bias": "bias"},
     nnx.BatchNorm: {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"},
 }
-"""For each type of layer its weights: PyTorch's name and Flax's."""
+"""For each type of layer, PyTorch's names of its weights and Flax's names."""
 PARTS = tuple(WEIGHTS[nnx.BatchNorm])
 
 
@@ -38,23 +47,25 @@ def load_pytorch(
 ) -> MLP | nnx.Sequential:
     """Read a network from the file of a PyTorch state dict.
 
+    The layers of the file and of the model are matched by their order, not by their names.
+
     Args:
-        path: `.safetensors`, or `.pt` or `.pth` as `torch.save(model.state_dict(), path)` writes it, which only PyTorch
-            can read. Weights are taken in the file's order; safetensors keep none, so there the names decide, numbers
-            in them counting as such. The file, and what it holds unpacked, may take 4 GiB.
+        path: `.safetensors`, or `.pt` or `.pth` as `torch.save(model.state_dict(), path)` writes it since PyTorch 1.6.
+            Reading `.pt` needs PyTorch. The order is that of the file; safetensors have no order, so their names are
+            sorted, with numbers by value. The file may take 4 GiB, unpacked too.
         model: an `nnx.Sequential` or `Chain` of the same architecture, with `nnx.Linear`, `nnx.Conv` (2-D) and
             `nnx.BatchNorm`; None for an `MLP` of the file's linear maps.
-        activation: of the hidden layers of that `MLP`, since a state dict does not say it.
-        images: [example, height, width, channel], of which only the shape counts. Needed where maps of several channels
-            are flattened before a linear map: PyTorch flattens the channel first, Flax last.
+        activation: activation function of the hidden layers of that `MLP`; a state dict does not contain it.
+        images: [example, height, width, channel]; only the shape matters. Needed if a feature map of several channels
+            is flattened before a linear map, because PyTorch flattens the channel first and Flax last.
 
     Returns:
-        The network, with float32 weights: an `MLP`, or a copy of `model`. What the file lacks is 0 (a bias) or 1 (the
-        scale of a batch norm).
+        The network, with float32 weights: an `MLP`, or a copy of `model`. A bias that the file lacks becomes 0, and a
+        scale of a batch norm that it lacks becomes 1.
 
     Raises:
-        InputError: for a file that is no state dict (a pickled module is refused, since reading it runs code), weights
-            that do not fit the model's layers in number, type or shape, or lacking images.
+        InputError: for a file that is not a state dict (a pickled module is refused, because reading it runs code),
+            weights that do not fit the model's layers in number, type or shape, or missing images.
 
     Example:
         >>> from safetensors.numpy import save_file
@@ -73,42 +84,43 @@ def load_pytorch(
     modules = _modules(path, read_tensors(path))
     if model is None:
         return _mlp(path, modules, activation, images)
-    return _filled(path, modules, nnx.clone(model), None if images is None else np.shape(images))
+    return _set_weights(path, modules, nnx.clone(model), None if images is None else np.shape(images))
 
 
-def _filled(
-    path: Path, modules: dict[str, Tensors], model: nnx.Sequential, shape: tuple[int, ...] | None
+def _set_weights(
+    path: Path, modules: dict[str, Tensors], model: nnx.Sequential, image_shape: tuple[int, ...] | None
 ) -> nnx.Sequential:
-    """The model, its weights set; the shape is that of images."""
-    links = list(flatten_layers(model.layers))
-    places = [place for place, link in enumerate(links) if _has_weights(link)]
-    for place in places:
+    """Set the weights of a model in place and return it; `image_shape` is [example, height, width, channel]."""
+    layers = list(flatten_layers(model.layers))
+    weighted = [index for index, layer in enumerate(layers) if _has_weights(layer)]
+    for index in weighted:
         require(
-            _type_of(links[place]) is not None,
-            f"layer {place} ({type(links[place]).__name__}): expected no weights, or an nnx.Linear, a 2-D nnx.Conv or "
-            "an nnx.BatchNorm; those of others cannot be read from PyTorch",
+            _type_of(layers[index]) is not None,
+            f"layer {index} ({type(layers[index]).__name__}): expected no weights, or an nnx.Linear, a 2-D nnx.Conv or "
+            "an nnx.BatchNorm; weights of other layers cannot be read from PyTorch",
         )
-    if shape is None:
-        _require_nothing_flattened(links)
-    orders = {} if shape is None else _feature_orders(model, shape)
+    if image_shape is None:
+        _require_nothing_flattened(layers)
+    orders = {} if image_shape is None else _feature_orders(model, image_shape)
     require(
-        len(modules) == len(places),
-        f"PyTorch file {path}: expected {len(places)} modules, one for each layer with weights, got {len(modules)} "
+        len(modules) == len(weighted),
+        f"PyTorch file {path}: expected {len(weighted)} modules, one for each layer with weights, got {len(modules)} "
         f"({', '.join(modules)})",
     )
-    if path.suffix == ".safetensors":  # by name bn1 comes before conv1, so each type is in order by itself
-        modules = _by_type(modules, [_type_of(links[place]) for place in places])
-    for place, (name, tensors) in zip(places, modules.items(), strict=True):
-        what = f"layer {place} ({type(links[place]).__name__}) from module {name!r} of {path}"
-        _put(links[place], tensors, orders.get(place), what)
+    if path.suffix == ".safetensors":
+        # sorted by name, bn1 comes before conv1, so only modules of one type are in the right order
+        modules = _by_type(modules, [_type_of(layers[index]) for index in weighted])
+    for index, (name, tensors) in zip(weighted, modules.items(), strict=True):
+        label = f"layer {index} ({type(layers[index]).__name__}) from module {name!r} of {path}"
+        _set_layer(layers[index], tensors, orders.get(index), label)
     return model
 
 
 def _modules(path: Path, tensors: Tensors) -> dict[str, Tensors]:
-    """The tensors of each module by their last name.
+    """Group the tensors by module: "conv1.weight" becomes modules["conv1"]["weight"], as float32.
 
     Raises:
-        InputError: for tensors that are not those of a linear map, a convolution or a batch norm.
+        InputError: for tensors that do not belong to a linear map, a convolution or a batch norm.
     """
     modules: dict[str, Tensors] = {}
     for name, tensor in tensors.items():
@@ -131,53 +143,53 @@ def _modules(path: Path, tensors: Tensors) -> dict[str, Tensors]:
             _type_in_file(parts) is not None,
             f"PyTorch file {path}: expected a weight [out, in] or [out, in, height, width], or a batch norm with its "
             "running_mean and running_var, got "
-            + ", ".join(f"{part} {of.shape}" for part, of in parts.items())
+            + ", ".join(f"{part} {tensor.shape}" for part, tensor in parts.items())
             + f" for module {module!r}",
         )
     return modules
 
 
 def _type_in_file(parts: Tensors) -> type | None:
-    """The type of layer that a module's tensors are for."""
+    """Return the type of layer that has these tensors; None if no known type has them."""
     if "running_mean" in parts or "running_var" in parts:
         return nnx.BatchNorm if "running_mean" in parts and "running_var" in parts else None
     return {2: nnx.Linear, 4: nnx.Conv}.get(parts["weight"].ndim) if "weight" in parts else None
 
 
 def _type_of(layer: Callable) -> type | None:
-    """The type of a layer among those that can be filled."""
+    """Return the type of a layer whose weights can be set; None for other layers."""
     if isinstance(layer, nnx.Conv) and layer.kernel.ndim != 4:
         return None
     return next((known for known in WEIGHTS if isinstance(layer, known)), None)
 
 
 def _by_type(modules: dict[str, Tensors], types: Sequence[type | None]) -> dict[str, Tensors]:
-    """The modules in the order of the layers' types; as they are, if they are not of these types."""
+    """Return the modules in the order of the layers' types, or unchanged if they have other types."""
     names: dict[type | None, list[str]] = {}
     for name, parts in modules.items():
         names.setdefault(_type_in_file(parts), []).append(name)
-    if any(len(of_type) != types.count(kind) for kind, of_type in names.items()):
+    if any(len(names_of_type) != types.count(kind) for kind, names_of_type in names.items()):
         return modules
     return {name: modules[name] for name in (names[kind].pop(0) for kind in types)}
 
 
-def _has_weights(link: Callable) -> bool:
-    return isinstance(link, nnx.Module) and len(jax.tree.leaves(nnx.state(link, (nnx.Param, nnx.BatchStat)))) > 0
+def _has_weights(layer: Callable) -> bool:
+    return isinstance(layer, nnx.Module) and len(jax.tree.leaves(nnx.state(layer, (nnx.Param, nnx.BatchStat)))) > 0
 
 
 def _mlp(path: Path, modules: dict[str, Tensors], activation: str, images: Images | None) -> MLP:
-    """The network of linear maps one after another."""
+    """Return the `MLP` of the file's linear maps, in their order."""
     require_known("activation", activation, ACTIVATIONS)
     for name, parts in modules.items():
         require(
             _type_in_file(parts) is nnx.Linear,
             f"PyTorch file {path}: expected linear maps only, got weight {parts.get('weight', np.array(0)).shape} for "
-            f"module {name!r}; in Python, hand in a model of the same architecture",
+            f"module {name!r}; in Python, pass a model of the same architecture",
         )
     weights = [parts["weight"] for parts in modules.values()]
     biases = [parts.get("bias", np.zeros(len(parts["weight"]))) for parts in modules.values()]
     if images is not None and np.ndim(images) == 4 and weights:
-        order = _order_of(flatten_images, np.shape(images)[1:], "images")
+        order = _feature_order(flatten_images, np.shape(images)[1:], "images")
         require(
             weights[0].shape[1] == len(order),
             f"images: expected {weights[0].shape[1]} pixels for {path}, got shape {np.shape(images)}",
@@ -186,106 +198,122 @@ def _mlp(path: Path, modules: dict[str, Tensors], activation: str, images: Image
     try:
         return from_arrays([weight.T for weight in weights], biases, activation=activation)
     except InputError as error:
-        raise InputError(f"PyTorch file {path}: expected linear maps that fit one after another, but {error}") from None
+        raise InputError(
+            f"PyTorch file {path}: its linear maps do not form a network ({error}); pass a model of the same "
+            "architecture"
+        ) from None
 
 
-def _put(layer: Any, tensors: Tensors, order: np.ndarray | None, what: str) -> None:
-    """Set the weights of a layer; `order` says which of PyTorch's features is each of the layer's.
+def _set_layer(layer: Any, tensors: Tensors, order: np.ndarray | None, label: str) -> None:
+    """Set the weights of a layer in place.
+
+    Args:
+        layer: an `nnx.Linear`, `nnx.Conv` or `nnx.BatchNorm`.
+        tensors: PyTorch's weights by name.
+        order: for each input feature of the layer, PyTorch's number of that feature; None if they are the same.
+        label: name of the layer in messages.
 
     Raises:
         InputError: for tensors of another type of layer, or of other shapes.
     """
-    kind, found = _type_of(layer), _type_in_file(tensors)
+    kind, file_kind = _type_of(layer), _type_in_file(tensors)
     assert kind is not None
-    assert found is not None
-    require(found is kind, f"{what}: expected the weights of a {kind.__name__}, got those of a {found.__name__}")
+    assert file_kind is not None
+    require(
+        file_kind is kind, f"{label}: expected the weights of a {kind.__name__}, got weights of a {file_kind.__name__}"
+    )
     for part, name in WEIGHTS[kind].items():
         variable = getattr(layer, name)
         if variable is None:
-            require(part not in tensors, f"{what}: expected no {part}, since the layer has none, got one")
+            require(part not in tensors, f"{label}: the file has a {part}, the layer has none; add it to the layer")
             continue
-        in_and_out = variable.shape[-2:][::-1]  # of a vector its only axis
-        shape = (*in_and_out, *variable.shape[:-2])
+        # PyTorch's shape of [height, width, in, out] is [out, in, height, width]; a vector [out] stays [out]
+        shape = (*variable.shape[-2:][::-1], *variable.shape[:-2])
         tensor = tensors.get(part, np.full(shape, float(part == "weight")))
-        require(tensor.shape == shape, f"{what}: expected {part} {shape}, got {tensor.shape}")
+        require(tensor.shape == shape, f"{label}: expected {part} {shape}, got {tensor.shape}")
         if order is not None and (kind is not nnx.Linear or part == "weight"):
-            tensor = tensor[..., order]  # the features are a linear map's last axis, and a batch norm's only one
+            tensor = tensor[..., order]  # features are the last axis of a linear map, the only axis of a batch norm
         if tensor.ndim > 1:
             tensor = tensor.transpose(*range(2, tensor.ndim), 1, 0)
         setattr(layer, name, variable.replace(jnp.asarray(tensor, jnp.float32)))
 
 
-def _require_nothing_flattened(links: Sequence[Callable]) -> None:
-    """Raise unless each linear map has before it only layers that are known to keep the features as they are."""
-    unknown = None
-    for place, link in enumerate(links):
-        if isinstance(link, nnx.Linear):
+def _require_nothing_flattened(layers: Sequence[Callable]) -> None:
+    """Raise unless all layers before each linear map are known not to flatten feature maps."""
+    unknown = None  # index of the last layer that may have flattened its input
+    for index, layer in enumerate(layers):
+        if isinstance(layer, nnx.Linear):
             require(
                 unknown is None,
-                f"images: expected one example at least, got none; layer {unknown} may flatten maps, and the features "
-                f"of layer {place} (Linear) depend on their shape",
+                f"images: layer {unknown} may flatten feature maps, and the inputs of layer {index} (Linear) depend on "
+                "their shape; pass at least one example",
             )
-        elif isinstance(link, nnx.Conv):
-            unknown = None  # what it puts out is not flattened
-        elif not isinstance(link, Site | nnx.BatchNorm | nnx.Dropout) and link not in ELEMENTWISE:
-            unknown = place
+        elif isinstance(layer, nnx.Conv):
+            unknown = None  # a convolution outputs feature maps
+        elif not isinstance(layer, Site | nnx.BatchNorm | nnx.Dropout) and layer not in ELEMENTWISE:
+            unknown = index
 
 
 def _feature_orders(model: nnx.Sequential, shape: tuple[int, ...]) -> dict[int, np.ndarray]:
-    """For each layer with weights that has flattened maps before it, the order of its features as in `_order_of`.
+    """Return by its index the input order of each layer with weights that reads flattened maps, as in `_feature_order`.
+
+    The layers are applied to one image of zeros, so that the shape before and after each layer is known.
 
     Args:
-        model: of any weights.
-        shape: of images [example, ...].
+        model: the model, with any weights.
+        shape: shape of images [example, ...].
     """
     model = nnx.clone(model)
     model.eval()
     outputs, order, orders = jnp.zeros((1, *shape[1:])), None, {}
-    for place, link in enumerate(flatten_layers(model.layers)):
-        before = outputs
+    for index, layer in enumerate(flatten_layers(model.layers)):
+        inputs = outputs
         try:
-            outputs = link(before)
-        except Exception as error:  # whatever a user's own code raises
+            outputs = layer(inputs)
+        except Exception as error:  # the user's own code may raise anything
             reason = str(error).strip().split("\n")[0]
             raise InputError(
-                f"images: expected what the model takes, got shape {shape}, which layer {place} meets as "
-                f"{before.shape} and raises {type(error).__name__}: {reason}"
+                f"images: with shape {shape}, layer {index} gets {inputs.shape} and raises {type(error).__name__}: "
+                f"{reason}; pass images that the model takes"
             ) from error
-        if order is not None and _has_weights(link):
-            orders[place] = order
-            order = None if isinstance(link, nnx.Linear) else order
+        if order is not None and _has_weights(layer):
+            orders[index] = order
+            order = None if isinstance(layer, nnx.Linear) else order
         elif order is not None:
             require(
-                outputs.shape == before.shape,
-                f"layer {place}: expected to keep the {before.shape[1]} flattened features as they are up to the next "
-                f"linear map, got shape {outputs.shape}",
+                outputs.shape == inputs.shape,
+                f"layer {index}: expected to keep the {inputs.shape[1]} flattened features up to the next linear map, "
+                f"got shape {outputs.shape}",
             )
-        elif before.ndim == 4 and not _has_weights(link):
-            kept = outputs.ndim == 4 and outputs.shape[-1] == before.shape[-1]
+        elif inputs.ndim == 4 and not _has_weights(layer):
+            keeps_channels = outputs.ndim == 4 and outputs.shape[-1] == inputs.shape[-1]
             require(
-                kept or outputs.ndim == 2,
-                f"layer {place}: expected to keep the channels as the last of four axes, or to flatten all to "
-                f"[example, feature], got shape {outputs.shape} from {before.shape}",
+                keeps_channels or outputs.ndim == 2,
+                f"layer {index}: expected to keep the channels as the last of four axes, or to flatten all to "
+                f"[example, feature], got shape {outputs.shape} from {inputs.shape}",
             )
-            order = None if kept else _order_of(link, before.shape[1:], f"layer {place}")
+            order = None if keeps_channels else _feature_order(layer, inputs.shape[1:], f"layer {index}")
     return orders
 
 
-def _order_of(flatten: Callable, shape: tuple[int, ...], what: str) -> np.ndarray:
-    """For each feature that `flatten` makes of a map [height, width, channel], its place among those that PyTorch makes
-    of [channel, height, width]; or that of its channel, if each channel becomes one feature.
+def _feature_order(flatten: Callable, shape: tuple[int, ...], label: str) -> np.ndarray:
+    """Return for each feature that `flatten` makes of a map [height, width, channel] PyTorch's number of that feature.
+
+    PyTorch numbers the features of a map [channel, height, width] row by row. If `flatten` pools each channel to one
+    feature, the number is that of the channel.
 
     Raises:
-        InputError: if the function does more than that.
+        InputError: if the function does more than flatten or pool.
     """
     height, width, channels = shape
-    places = np.arange(height * width * channels, dtype=np.float32).reshape(channels, height, width).transpose(1, 2, 0)
-    order = np.asarray(flatten(jnp.asarray(places)[None]), np.float64)[0]
+    numbers = np.arange(height * width * channels, dtype=np.float32).reshape(channels, height, width).transpose(1, 2, 0)
+    order = np.asarray(flatten(jnp.asarray(numbers)[None]), np.float64)[0]
     if len(order) == channels:
+        # any mean or maximum of the numbers of channel c lies in [c, c + 1) * height * width
         order = order // (height * width)
     require(
-        np.array_equal(np.sort(order), np.arange(len(order))) and len(order) in (channels, places.size),
-        f"{what}: expected only to flatten maps of shape {shape}, or to pool each channel, got {len(order)} features "
-        "that are neither; put the flattening into a layer of its own",
+        np.array_equal(np.sort(order), np.arange(len(order))) and len(order) in (channels, numbers.size),
+        f"{label}: expected only to flatten maps of shape {shape}, or to pool each channel, got {len(order)} features "
+        "that are neither; put the flattening into a separate layer",
     )
     return order.astype(np.int64)
