@@ -381,7 +381,7 @@ def make_room_for_programs() -> None:
         jitted = type(jax.jit(lambda: None))
         for function in gc.get_objects():
             if type(function) is jitted and function.__module__.partition(".")[0] == "jaxablate":
-                function.clear_cache()
+                function.clear_cache()  # pyright: ignore[reportAttributeAccessIssue] (the stub lacks it)
     if _uses_half_of_mappings():  # operations outside of jitted functions have programs as well
         jax.clear_caches()
 

@@ -238,7 +238,7 @@ def reasons(verdicts: list[Verdict]) -> str:
         paper, published = (f"{change.means[name]:+.2f}, {change.verdicts[name]}" for name in COMPARED)
         difference, low, high = change.difference
         cause = f"`{change.cause}`" if change.cause else "none alone" if change.differs else "no difference shown"
-        share = "" if change.share is None else f"{change.share:.0%}"
+        share = "" if change.explained is None else f"{change.explained:.0%}"
         lines.append(
             f"| {change.claim}, {change.network}: {change.label} | {paper} | {published} | "
             f"{difference:+.2f} [{low:+.2f}, {high:+.2f}] | {cause} | {share} |"

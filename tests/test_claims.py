@@ -295,7 +295,7 @@ def test_claims_join_their_effects(monkeypatch):
         ((UNDECIDED, FAILS), FAILS),
         ((UNDECIDED,), UNDECIDED),
     ):
-        assert ja.claims._joined(effects) == verdict
+        assert ja.claims._judge._combine(effects) == verdict
 
 
 def test_files_hold_everything_and_are_the_same_again(small_results, tmp_path):
@@ -345,7 +345,7 @@ def test_flips_name_the_departure_that_carries_them():
     ]
     (flip,) = ja.claims.explain_changes(verdicts)
     assert (flip.claim, flip.label, flip.cause) == ("C3", "x", "mi_sign")
-    assert flip.share == pytest.approx(9 / 10)
+    assert flip.explained == pytest.approx(9 / 10)
     assert flip.means == {"paper": 4.0, "mi_sign": -5.0, "fresh_subsets": 3.0, "published": -6.0}
     assert flip.difference == pytest.approx((-10, -10, -10))
     halfway = [v for v in verdicts if v.protocol != "mi_sign"]
@@ -353,7 +353,7 @@ def test_flips_name_the_departure_that_carries_them():
     every = judged("+".join(DEPARTURES), FAILS, effect(-6.0, FAILS), effect(1.1, HOLDS, "same"))
     assert ja.claims.explain_changes([*verdicts, every])[0].cause == "mi_sign", "all six together explain nothing"
     (unexplained,) = ja.claims.explain_changes([v for v in verdicts if v.protocol in ("paper", "published")])
-    assert (unexplained.cause, unexplained.share) == (None, None)
+    assert (unexplained.cause, unexplained.explained) == (None, None)
     assert ja.claims.explain_changes([v for v in verdicts if v.protocol == "paper"]) == []
 
 
@@ -365,7 +365,7 @@ def test_effects_that_do_not_differ_have_no_carrier():
         Verdict("published", "net", "C3", "text", UNDECIDED, 3, (effect(1.0, UNDECIDED, spread=3.6),)),
     ]
     (flip,) = ja.claims.explain_changes(verdicts)
-    assert (flip.cause, flip.share, flip.differs) == (None, None, False)
+    assert (flip.cause, flip.explained, flip.differs) == (None, None, False)
 
 
 def test_equal_effects_may_be_judged_differently():

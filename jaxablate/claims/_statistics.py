@@ -1,4 +1,8 @@
-"""Statistics over networks: effects [network] come in; means, intervals, corrected p-values and verdicts go out."""
+"""Estimate effects over networks: means, intervals, corrected p-values and verdicts.
+
+Input: comparisons, each with one value for each network.
+Output: `Effect`s.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +14,17 @@ import numpy as np
 from jaxablate.results import CONFIDENCE, confidence_interval
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
-RESAMPLES = 9999
+NUM_RESAMPLES = 9999
 
 
 class Comparison(NamedTuple):
-    """One effect of a claim: in words, its unit, and its values [network]; NaN where a network leaves it undefined."""
+    """Hold one comparison of a claim.
+
+    Attributes:
+        label: the comparison in words.
+        unit: unit of the values.
+        values: float64 [network], positive where a network supports the claim; NaN where it is undefined.
+    """
 
     label: str
     unit: str
@@ -23,19 +33,22 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Effect:
-    """What the networks say of a comparison; all numbers but the mean are NaN where fewer than two define it.
+    """Hold the estimate of one comparison over the networks.
+
+    All numbers but the mean are NaN if fewer than two networks define the comparison.
 
     Attributes:
-        label: the comparison in words; positive supports the claim.
+        label: the comparison in words; a positive mean supports the claim.
         unit: "accuracy points" or "nat".
-        values: the comparison in each network, by seed.
-        num_networks: networks in which the effect is defined.
-        mean: over them; NaN if there is none.
-        low, high: 95 % t-interval of the mean.
-        bootstrap_low, bootstrap_high: 95 % bootstrap interval of the mean (percentiles of 9 999 resamples).
-        p: of a two-sided one-sample t-test against 0 (where all networks agree exactly, of a sign test).
-        p_holm: the same, corrected by Holm's method over the family.
-        verdict: "holds" or "does not hold" where p_holm is below 0.05, by the sign of the mean; else "undecided".
+        values: value of each network, in the order of the seeds; NaN where it is undefined.
+        num_networks: number of networks where the comparison is defined.
+        mean: mean over these networks; NaN if there is none.
+        low, high: 95% t-interval of the mean.
+        bootstrap_low, bootstrap_high: 95% bootstrap interval of the mean (percentiles of 9,999 resamples).
+        p: p-value of a two-sided one-sample t-test against 0; of a sign test if all values are equal.
+        p_holm: p-value corrected by Holm's method over the family of tests.
+        verdict: "undecided" if p_holm is 0.05 or more; otherwise "holds" for a positive mean, "does not hold" for a
+            negative one.
     """
 
     label: str
@@ -53,22 +66,29 @@ class Effect:
 
 
 def estimate(family: Sequence[Comparison]) -> list[Effect]:
-    """Estimate every effect of a family of tests."""
-    known = [values[np.isfinite(values)] for _, _, values in family]
-    p_values = np.array([_p_value(values) if len(values) > 1 else np.nan for values in known])
+    """Estimate the effect of every comparison; the p-values are corrected over this family.
+
+    Args:
+        family: comparisons that are tested together.
+
+    Returns:
+        One `Effect` for each comparison.
+    """
+    defined = [values[np.isfinite(values)] for _, _, values in family]
+    p_values = np.array([_p_value(values) if len(values) > 1 else np.nan for values in defined])
     effects = []
-    for (label, unit, by_seed), values, p, p_holm in zip(family, known, p_values, holm(p_values), strict=True):
-        about = (label, unit, tuple(map(float, by_seed)), len(values))
+    for comparison, values, p, p_holm in zip(family, defined, p_values, holm(p_values), strict=True):
+        label, unit, all_values = comparison
+        common = (label, unit, tuple(map(float, all_values)), len(values))
         if len(values) < 2:
-            effects.append(Effect(*about, float(values[0]) if len(values) else math.nan))
+            effects.append(Effect(*common, float(values[0]) if len(values) else math.nan))
             continue
         low, high = map(float, confidence_interval(values))
         bootstrap_low, bootstrap_high = map(float, _bootstrap_interval(values))
-        judged = HOLDS if values.mean() > 0 else FAILS
-        verdict = judged if p_holm < 1 - CONFIDENCE else UNDECIDED
+        direction = HOLDS if values.mean() > 0 else FAILS
         effects.append(
             Effect(
-                *about,
+                *common,
                 mean=float(values.mean()),
                 low=low,
                 high=high,
@@ -76,15 +96,18 @@ def estimate(family: Sequence[Comparison]) -> list[Effect]:
                 bootstrap_high=bootstrap_high,
                 p=float(p),
                 p_holm=float(p_holm),
-                verdict=verdict,
+                verdict=direction if p_holm < 1 - CONFIDENCE else UNDECIDED,
             )
         )
     return effects
 
 
-def paired_difference(one: Effect, other: Effect) -> tuple[float, float, float]:
-    """Mean of one less the other within each network, and the ends of its 95 % t-interval; NaN where not defined."""
-    difference = np.array(one.values) - np.array(other.values)
+def paired_difference(first: Effect, second: Effect) -> tuple[float, float, float]:
+    """Return the mean of first minus second, paired within networks, and the ends of its 95% t-interval.
+
+    Networks where one of the effects is undefined are left out; numbers that the rest does not define are NaN.
+    """
+    difference = np.array(first.values) - np.array(second.values)
     difference = difference[np.isfinite(difference)]
     if len(difference) < 2:
         return (float(difference[0]) if len(difference) else math.nan, math.nan, math.nan)
@@ -93,10 +116,11 @@ def paired_difference(one: Effect, other: Effect) -> tuple[float, float, float]:
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """Holm's step-down correction [test]; NaN marks a test that was not made, and does not count.
+    """Return p-values [test] after Holm's step-down correction; NaN marks a test that was not made and does not count.
 
     Source: S. Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979).
     """
+    # The i-th smallest of m p-values is multiplied by m - i; the running maximum keeps the order of the p-values.
     made = np.flatnonzero(~np.isnan(p_values))
     order = made[np.argsort(p_values[made], kind="stable")]
     corrected = np.full(len(p_values), np.nan)
@@ -106,29 +130,31 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def _p_value(values: np.ndarray) -> float:
+    """Return the two-sided p-value of the mean against 0."""
     from scipy import stats
 
-    if _all_equal(values):  # no variance for a t-test: the sign test
+    if _all_equal(values):  # a t-test needs a variance, so the sign test is used instead
         return 2 * 0.5 ** len(values) if values[0] != 0 else 1.0
     return float(stats.ttest_1samp(values, 0).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _all_equal(values: np.ndarray) -> bool:
-    """Up to the rounding of a mean of accuracies."""
+    """Return True if the values are equal up to the rounding of a mean of accuracies."""
     return bool(np.ptp(values) < 1e-9)
 
 
 def _bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the percentile interval of the mean."""
     from scipy import stats
 
     if _all_equal(values):
         return float(values[0]), float(values[0])
-    found = stats.bootstrap(
+    result = stats.bootstrap(
         (values,),
         np.mean,
-        n_resamples=RESAMPLES,
+        n_resamples=NUM_RESAMPLES,
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(0),
     )
-    return found.confidence_interval
+    return result.confidence_interval
