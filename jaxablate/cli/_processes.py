@@ -60,8 +60,7 @@ def initialize_distributed(
         )
     # Python runs no signal handler while JAX waits for another process, so a signal ends the process directly; JAX's
     # preemption service would swallow SIGTERM
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -71,6 +70,8 @@ def initialize_distributed(
             shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
         )
     except (ValueError, RuntimeError) as error:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         raise InputError(
             f"coordinator: JAX cannot connect the processes ({error}); start each process once with the same "
             "HOST:PORT, or take a job array with --first-seed and jaxablate merge"
