@@ -69,7 +69,7 @@ def run_case(examples: int, hidden: list[int]) -> dict:
         return {"mean": activations.mean(axis=0), "counts": counts}
 
     start = time.perf_counter()
-    statistics = ja.streams.add_up(batches(0, cut), count)
+    statistics = ja.streams.combine(batches(0, cut), count)
     information = np.asarray(ja.mutual_information(statistics["counts"].astype(np.int32)))
     scored = time.perf_counter()
     first = sum(hidden[:-1])
@@ -82,7 +82,7 @@ def run_case(examples: int, hidden: list[int]) -> dict:
             model, orders, images, labels, fill, steps=STEPS, neurons_per_step=each, memory_limit=MEMORY_LIMIT
         )
 
-    correct = ja.streams.add_up(batches(cut, examples), curves)
+    correct = ja.streams.combine(batches(cut, examples), curves)
     ended = time.perf_counter()
     some = next(batches(cut, cut + CHECKED))
     check = compare(np.asarray(curves(*some)), model, orders, each, fill, *some)

@@ -105,7 +105,7 @@ def examples_are_not_added(model: ja.MLP, images: np.ndarray, labels: np.ndarray
     spread = ja.devices.shard_examples(mesh, images, labels)
     jax.tree.map(compare, expected, (ja.mean_activations(model, spread[0]), ja.evaluate_masks(model, masks, *spread)))
     batches = [(images[start : start + 40], labels[start : start + 40]) for start in range(0, 103, 40)]
-    found = ja.streams.add_up(
+    found = ja.streams.combine(
         batches, lambda x, y: (ja.mean_activations(model, x), ja.evaluate_masks(model, masks, x, y)), mesh=mesh
     )
     jax.tree.map(compare, expected, found)

@@ -38,7 +38,7 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
     # nor are their batches, or as many
     size = 99 * (int(process) + 1)
     batches = ((images[own][i : i + size], labels[own][i : i + size]) for i in range(0, own.stop - own.start, size))
-    streamed = ja.streams.add_up(
+    streamed = ja.streams.combine(
         batches,
         lambda x, y: (ja.evaluate_masks(models[0], masks, x, y, fill), ja.mean_activations(models[0], x)),
         mesh=mesh,
@@ -54,11 +54,11 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
         with raises_input_error("images: expected one dtype and shape in all processes, got float"):
             ja.devices.shard_examples(mesh, images[own].astype((np.float16, np.float32)[int(process) % 2]), labels[own])
         with pytest.raises(OSError if process == "0" else ja.InputError, match="the file is gone"):
-            ja.streams.add_up(
+            ja.streams.combine(
                 broken(images, labels) if process == "0" else [(images, labels)], lambda x, y: 1, mesh=mesh
             )
-        with raises_input_error("batches: expected at least one, got none"):  # in all, though process 0 has one
-            ja.streams.add_up([(images, labels)][: int(process) == 0], lambda x, y: x.sum(), mesh=mesh)
+        with raises_input_error("batches: there is none"):  # in all, though process 0 has one
+            ja.streams.combine([(images, labels)][: int(process) == 0], lambda x, y: x.sum(), mesh=mesh)
     trained = ja.training.train_many(data, (12,), (0, 1, 2), epochs=1, mesh=mesh)
     found = {
         "confusion": ja.evaluate_masks(models[0], masks, images, labels, fill, outcomes="confusion", mesh=mesh),

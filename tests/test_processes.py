@@ -277,7 +277,7 @@ except ja.InputError as error:
         ),
         (
             ["--coordinator", "auto"],
-            "coordinator: JAX cannot connect the processes (coordinator_address should be defined.); start each process",
+            "coordinator: JAX cannot connect the processes (coordinator_address should be defined.); start each",
         ),
     ],
 )

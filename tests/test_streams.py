@@ -49,7 +49,7 @@ def test_streamed_is_whole(small_model, whole):
             "mean": ja.mean_activations(small_model, images),
         }
 
-    found, expected = ja.streams.add_up(cut(*whole), everything), everything(*whole)
+    found, expected = ja.streams.combine(cut(*whole), everything), everything(*whole)
     assert found.keys() == expected.keys()
     assert np.ptp(np.asarray(expected["curves"]["correct"])) > 0
 
@@ -69,50 +69,59 @@ def test_streamed_is_whole(small_model, whole):
 def test_a_mesh_shares_the_batches(small_model, whole):
     mesh = ja.devices.make_mesh(1)
     masks = np.random.default_rng(0).random((5, 27)) < 0.7
-    found = ja.streams.add_up(cut(*whole), lambda *of: ja.evaluate_masks(small_model, masks, *of), mesh=mesh)
+    found = ja.streams.combine(cut(*whole), lambda *of: ja.evaluate_masks(small_model, masks, *of), mesh=mesh)
     np.testing.assert_array_equal(found, ja.evaluate_masks(small_model, masks, *whole))
 
 
 def test_batches_come_in_order_and_only_so_many_ahead():
-    taken = []
+    read, numbers = [], []
 
     def source():
         for i in range(9):
-            taken.append(i)
-            yield (np.full(3, i),)
+            read.append(i)
+            yield np.full(3, i), np.zeros(3, int)
 
-    for number, (batch,) in enumerate(ja.streams.prefetch(source(), depth=2)):
-        assert isinstance(batch, jax.Array)
-        assert (np.asarray(batch) == number).all()
-        patience = time.monotonic() + 5
-        while len(taken) < min(number + 3, 9) and time.monotonic() < patience:
+    def check(images, labels):
+        number = len(numbers)
+        numbers.append(number)
+        assert isinstance(images, jax.Array)
+        assert (np.asarray(images) == number).all()
+        deadline = time.monotonic() + 5
+        while len(read) < min(number + 3, 9) and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.02)
-        assert len(taken) == min(number + 3, 9)  # the one at work and two ahead
-    assert number == 8
+        assert len(read) == min(number + 3, 9)  # the current batch and two ahead
+        return 1
+
+    assert ja.streams.combine(source(), check, prefetch=2) == 9
 
 
 def test_an_error_comes_at_its_place():
+    numbers = []
+
     def source():
-        yield (np.zeros(1),)
-        yield (np.ones(1),)
+        yield np.zeros(1), np.zeros(1, int)
+        yield np.ones(1), np.zeros(1, int)
         raise OSError("the disk is gone")
 
-    batches = ja.streams.prefetch(source())
-    assert [int(next(batches)[0][0]) for _ in range(2)] == [0, 1]
     with pytest.raises(OSError, match="the disk is gone"):
-        next(batches)
+        ja.streams.combine(source(), lambda x, y: numbers.append(int(x[0])) or 1)
+    assert numbers == [0, 1]
 
 
-def test_who_stops_early_leaves_no_thread():
+def test_an_early_end_leaves_no_thread():
     before = threading.active_count()
-    batches = ja.streams.prefetch((np.zeros(1),) for _ in iter(int, 1))  # without an end
-    next(batches)
-    assert threading.active_count() == before + 1
-    batches.close()
-    assert threading.active_count() == before
+
+    def endless():
+        while True:
+            yield np.zeros(1), np.zeros(1, int)
+
+    def fail(images, labels):
+        assert threading.active_count() == before + 1
+        raise ZeroDivisionError
+
     with pytest.raises(ZeroDivisionError):
-        ja.streams.add_up(((np.zeros(1), np.zeros(1, int)) for _ in iter(int, 1)), lambda x, y: 1 // 0)
+        ja.streams.combine(endless(), fail)
     assert threading.active_count() == before
 
 
@@ -125,7 +134,7 @@ def test_an_iterator_that_hangs_holds_nobody_up():
             waited_in_vain.append(True)
 
     with pytest.raises(ZeroDivisionError):
-        ja.streams.add_up(source(), lambda x, y: 1 // 0)
+        ja.streams.combine(source(), lambda x, y: 1 // 0)
     assert not waited_in_vain
     over.set()
 
@@ -154,7 +163,7 @@ X, Y = np.zeros((3, 2)), np.zeros(3, int)
 @pytest.mark.parametrize(
     ("batches", "told"),
     [
-        ([], "batches: expected at least one, got none"),
+        ([], "batches: there is none"),
         ([(X[:0], Y[:0])], r"pairs of images and as many labels, at least one, got shapes \[\(0, 2\), \(0,\)\]"),
         ([(X, Y[:2])], r"pairs of images and as many labels, at least one, got shapes \[\(3, 2\), \(2,\)\]"),
         ([(X, Y, Y)], "expected pairs of images and as many labels"),
@@ -172,17 +181,17 @@ X, Y = np.zeros((3, 2)), np.zeros(3, int)
 )
 def test_what_cannot_be_added_up_is_refused(batches, told):
     with raises_input_error(told):
-        ja.streams.add_up(batches, lambda images, labels: images)
+        ja.streams.combine(batches, lambda images, labels: images)
 
 
 def test_means_of_few_bits_are_means():
-    found = ja.streams.add_up([(X + 0.5, Y)] * 2, lambda images, labels: images.mean().astype("bfloat16"))
+    found = ja.streams.combine([(X + 0.5, Y)] * 2, lambda images, labels: images.mean().astype("bfloat16"))
     assert isinstance(found, np.ndarray)
     assert found.dtype == np.float64
     assert found == 0.5
     for other in (True, 1j):
         with raises_input_error("function: expected integers .counts. or floating-point numbers .means., got "):
-            ja.streams.add_up([(X, Y)], lambda images, labels, other=other: other)
+            ja.streams.combine([(X, Y)], lambda images, labels, other=other: other)
 
 
 @pytest.mark.parametrize("coded", [False, True], ids=["activations", "codes"])
@@ -197,7 +206,7 @@ def test_a_streamed_histogram_is_the_histogram_of_all_examples(coded):
     def count(values, labels):
         return ja.joint_histogram(values if coded else quantizer(values), labels, num_codes=5, num_classes=4)
 
-    counts, expected = ja.streams.add_up(batches, count), ja.joint_histogram(codes, labels, num_codes=5, num_classes=4)
+    counts, expected = ja.streams.combine(batches, count), ja.joint_histogram(codes, labels, num_codes=5, num_classes=4)
     assert counts.dtype == np.int64
     np.testing.assert_array_equal(counts, expected)
     for metric in (*ja.metrics.METRICS.values(), ja.metrics.predicted_bias):  # int64 counts serve as well
@@ -206,7 +215,7 @@ def test_a_streamed_histogram_is_the_histogram_of_all_examples(coded):
 
 def test_streamed_counts_do_not_wrap():
     largest = np.full((1, 1, 2), 2**31 - 1, np.int32)
-    counts = ja.streams.add_up([(X, Y)] * 3, lambda images, labels: largest)
+    counts = ja.streams.combine([(X, Y)] * 3, lambda images, labels: largest)
     assert counts.tolist() == [[[3 * (2**31 - 1)] * 2]]
     with raises_input_error(
         "counts: expected sums that int32 can hold, up to 2147483647, got 12884901882; take a part"
@@ -219,14 +228,14 @@ def test_a_streamed_histogram_says_what_is_wrong():
         return ja.joint_histogram(codes, labels, num_codes=2, num_classes=2)
 
     codes, labels = np.zeros((4, 2), np.int32), np.zeros(4, np.int32)
-    with raises_input_error("batches: expected at least one, got none"):
-        ja.streams.add_up([], count)
+    with raises_input_error("batches: there is none"):
+        ja.streams.combine([], count)
     with raises_input_error(r"got int64\[2, 2, 2\] and then int64\[1, 2, 2\]"):
-        ja.streams.add_up([(codes, labels), (codes[:, :1], labels)], count)
+        ja.streams.combine([(codes, labels), (codes[:, :1], labels)], count)
     with raises_input_error(r"labels: expected values in 0..1, got 0..2"):
-        ja.streams.add_up([(codes, labels), (codes, np.array([0, 1, 2, 0]))], count)
+        ja.streams.combine([(codes, labels), (codes, np.array([0, 1, 2, 0]))], count)
 
 
-def test_a_depth_of_nothing_is_refused():
-    with raises_input_error("depth: expected at least 1, got 0"):
-        ja.streams.prefetch([], depth=0)
+def test_prefetching_nothing_is_refused():
+    with raises_input_error("prefetch: .* 0"):
+        ja.streams.combine([], lambda images, labels: 1, prefetch=0)
