@@ -104,7 +104,7 @@ def test_the_strict_threshold_differs_at_the_threshold_only():
 def test_fresh_subsets_are_uniform_independent_and_not_nested():
     draw = ja.protocols.get_protocol("fresh_subsets").fresh_subsets
     assert draw is not None
-    masks = draw(jax.random.key(0), 9, 400, 6)
+    masks = draw(9, 400, 6, key=jax.random.key(0))
     assert masks.shape == (400, 7, 9)
     np.testing.assert_array_equal((~masks).sum(axis=2), np.tile(np.arange(7), (400, 1)))
     ablated = (~masks).mean(axis=0)
@@ -226,7 +226,7 @@ def test_the_published_random_curves_by_hand(off_and_on, mnist5k, monkeypatch):
     """The subsets are what the protocol draws; the counts are those of the subsets."""
     drawn = []
     original = _published.fresh_subsets
-    monkeypatch.setattr(_published, "fresh_subsets", lambda *a: drawn.append(original(*a)) or drawn[-1])
+    monkeypatch.setattr(_published, "fresh_subsets", lambda *a, key: drawn.append(original(*a, key=key)) or drawn[-1])
     config = dataclasses.replace(CONFIG, protocols=("fresh_subsets",))
     node = ja.results.select_protocol(ja.run_study(config), "fresh_subsets")["2-layer-12-10"].to_dataset()
     model, _ = ja.train(mnist5k, (12, 10), 1, epochs=6)

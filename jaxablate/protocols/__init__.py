@@ -1,7 +1,9 @@
-"""Protocols: a name comes in; how a study quantizes, scores, ranks, balances and draws at random goes out.
+"""Protocols: how a study quantizes, scores, ranks, balances and draws at random.
 
-`paper` follows the paper's formulas and is the default everywhere; `published` does what the code behind the
-published figures did; the six departures between them can be had one by one.
+Input: the name of a protocol.
+Output: a `Protocol`, a frozen bundle of functions.
+`paper` follows the paper's formulas and is the default everywhere. `published` does what the code behind the published
+figures did. The code departs from the formulas in six ways, and each departure is a protocol too.
 """
 
 from collections.abc import Iterable
@@ -25,18 +27,18 @@ __all__ = [
 PUBLISHED = "published"
 SETS = {
     "both": (PAPER.name, PUBLISHED),
-    # NaN scores and their ranking only act together
+    # without NaN scores there is no NaN to rank, so "nan_largest" has an effect only together with "nan_logs"
     "each": (PAPER.name, *DEPARTURES, "nan_logs+nan_largest", PUBLISHED),
 }
-"""Protocols to compare, by a name for the set: `each` turns the departures on one at a time."""
+"""Sets of protocols by name; `each` turns the departures on one at a time."""
 
 
 def get_protocol(name: str) -> Protocol:
-    """The protocol of this name.
+    """Return the protocol of this name.
 
     Args:
-        name: `paper`, `published`, or departures of the published code from the paper's formulas, one or several
-            joined by "+", such as `nan_logs+nan_largest`; `DEPARTURES` lists and explains them.
+        name: `paper`, `published`, or one or several departures of the published code from the paper's formulas,
+            joined by "+", for example `nan_logs+nan_largest`. `DEPARTURES` explains each.
 
     Returns:
         A `Protocol`.
@@ -60,13 +62,13 @@ def get_protocol(name: str) -> Protocol:
 
 
 def protocol_names(text: str) -> tuple[str, ...]:
-    """The protocols that a text asks for: names and sets (`both`, `each`), joined by commas, each once."""
+    """Return the protocols named in a text of names and sets (`both`, `each`), separated by commas, without repeats."""
     names = [name for part in text.split(",") for name in SETS.get(part.strip(), (part.strip(),))]
     return tuple(dict.fromkeys(names))
 
 
 def shown_protocols(names: Iterable[str]) -> list[str]:
-    """Those that pages and tables show: the paper's and the published one, or all where there is neither.
+    """Return the protocols that pages and tables show: `paper` and `published`, or all if neither is among the names.
 
     Example:
         >>> ja.protocols.shown_protocols(["paper", "nan_logs", "published"])

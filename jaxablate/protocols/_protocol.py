@@ -1,5 +1,6 @@
-"""What a protocol decides, and the paper's."""
+"""The parts of a protocol, and the paper's protocol."""
 
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,16 +13,23 @@ from jaxablate.metrics import get_metric
 from jaxablate.orders import ablation_order
 from jaxablate.quantizers import Quantizer, default_quantizer
 
-FreshSubsets = Callable[[jax.Array, int, int, int], Masks]
+
+@typing.runtime_checkable
+class FreshSubsets(typing.Protocol):
+    """A function that draws random subsets of neurons, a new subset at every step."""
+
+    def __call__(self, num_neurons: int, num_repetitions: int, steps: int, *, key: jax.Array) -> Masks:
+        """Return masks bool [repetition, step + 1, neuron], True = kept; the mask of step k ablates k neurons."""
+        ...
 
 
 def paper_score(metric: str, counts: Counts) -> Scores:
-    """The score by the paper's formula, float32 [neuron]."""
+    """Return the score by the paper's formula, float32 [neuron]."""
     return np.asarray(get_metric(metric)(counts))
 
 
 def paper_rank(scores: Scores, direction: str) -> Order:
-    """Low or high values first, ties by index."""
+    """Return the order int32 [rank] with low or high values first, ties by index."""
     return ablation_order(scores, direction=direction)
 
 
@@ -32,20 +40,20 @@ def mean_balance(counts: Counts, mean: Fill) -> AnyFill:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a study gets from activations to curves.
+    """The functions by which a study gets from activations to curves.
 
     Attributes:
-        name: in results and tables.
-        quantizer: from the name of an activation function to a quantizer.
-        score: from a metric's name and counts [neuron, class, code] to scores [neuron].
-        rank: from scores [neuron] and a direction to an order [rank].
-        balance: from counts and mean activations [neuron] to the fill of bias balancing.
+        name: name of the protocol in results and tables.
+        quantizer: maps the name of an activation function to its quantizer.
+        score: maps the name of a metric and counts [neuron, class, code] to scores [neuron].
+        rank: maps scores [neuron] and a direction to an order [rank].
+        balance: maps counts and mean activations [neuron] to the fill of bias balancing.
         fill_name: name of that fill in results and tables.
-        fresh_subsets: None where random curves follow a permutation; else from a key, neurons, repetitions and steps
-            to masks bool [repetition, step + 1, neuron], whose random subsets are drawn anew at every step.
+        fresh_subsets: draws the masks of random curves, a new subset at every step; None if random curves follow a
+            random permutation.
 
     Example:
-        >>> ja.protocols.get_protocol("published").fresh_subsets(jax.random.key(0), 5, 2, 3).shape
+        >>> ja.protocols.get_protocol("published").fresh_subsets(5, 2, 3, key=jax.random.key(0)).shape
         (2, 4, 5)
     """
 

@@ -1,7 +1,9 @@
-"""The published protocol: where the code behind the published figures departs from the paper's formulas.
+"""The published protocol: the departures of the code behind the published figures from the paper's formulas.
 
-Each departure is a piece of its own, so that each can be turned on alone. Nothing else in the package knows of them.
-Source: facts about the published code; two show in the published figures (scores above the log 2 of a one-bit code).
+Input: names of departures.
+Output: a `Protocol`. Each departure replaces one function, so it can be turned on alone.
+Source: the published code. Two departures are visible in the published figures, as scores above log 2, the largest
+entropy of a one-bit code.
 """
 
 from collections.abc import Collection
@@ -23,14 +25,14 @@ DEPARTURES = {
     "nan_logs": "0 log 0 is NaN in entropy and mutual information",
     "nan_largest": "NaN ranks as the largest value (without this, as the smallest)",
     "firing_rate_scaling": "bias balancing multiplies the activation by the neuron's firing rate",
-    "strict_threshold": "a neuron fires where its activation is above the threshold, not at it",
+    "strict_threshold": "a neuron fires if its activation is above the threshold, not at it",
     "fresh_subsets": "random curves draw a new subset at every step, and begin at one neuron",
 }
-"""The six departures by name, each in a sentence."""
+"""The six departures by name, each explained in one sentence."""
 
 
 def with_departures(departures: Collection[str], name: str) -> Protocol:
-    """The paper's protocol with some departures turned on."""
+    """Return the paper's protocol with some departures turned on."""
     protocol = replace(PAPER, name=name)
     scoring = frozenset(departures) & {"mi_sign", "nan_logs"}
     if scoring:
@@ -47,13 +49,15 @@ def with_departures(departures: Collection[str], name: str) -> Protocol:
 
 
 def published_score(departures: Collection[str], metric: str, counts: Counts) -> Scores:
-    """The score with "mi_sign", "nan_logs" or both; float32 [neuron], NaN where the published code has it.
+    """Return the score with the departures "mi_sign", "nan_logs" or both, as float32 [neuron].
 
-    Entropy is NaN where a code never comes up; mutual information where a pair of class and code never does.
+    "mi_sign" adds H(T|Y) where the formula I(T;Y) = H(T) - H(T|Y) subtracts it. "nan_logs" gives NaN for 0 log 0:
+    entropy is NaN if a code of the neuron never occurs, mutual information if a pair of class and code never occurs.
     """
     scores, counts = np.asarray(paper_score(metric, counts)), np.asarray(counts)
     if metric == "mutual_information" and "mi_sign" in departures:
-        scores = 2 * np.asarray(paper_score("entropy", counts)) - scores  # H(T|Y) = H(T) - I(T;Y)
+        # H(T) + H(T|Y) = 2 H(T) - I(T;Y)
+        scores = 2 * np.asarray(paper_score("entropy", counts)) - scores
     if "nan_logs" in departures:
         if metric == "entropy":
             scores = np.where((counts.sum(axis=1) == 0).any(axis=1), np.float32(np.nan), scores)
@@ -63,7 +67,8 @@ def published_score(departures: Collection[str], metric: str, counts: Counts) ->
 
 
 def rank_with_nan(largest: bool, scores: Scores, direction: str) -> Order:
-    """Low or high values first, ties by index, NaN above or below all numbers."""
+    """Return the order with low or high values first; ties by index, NaN above (`largest`) or below all numbers."""
+    # NaN becomes a number beyond the others, so that all NaN tie and ablation_order ranks them by index
     scores = np.asarray(scores)
     numbers = scores[~np.isnan(scores)]
     if numbers.size:
@@ -81,13 +86,13 @@ def firing_rate_balance(counts: Counts, mean: Fill) -> AffineFill:
 
 
 def strict_quantizer(activation: str) -> Quantizer:
-    """h > threshold in place of h >= threshold, where the activation function's quantizer is not strict already."""
+    """Return the quantizer with h > threshold instead of h >= threshold; relu and gelu have a strict default."""
     strict = {"sigmoid": threshold(0.5, strict=True), "tanh": threshold(0.0, strict=True)}
     return strict.get(activation) or default_quantizer(activation)
 
 
-def fresh_subsets(key: jax.Array, num_neurons: int, repetitions: int, steps: int) -> np.ndarray:
-    """Masks bool [repetition, step + 1, neuron], True = kept: step k lacks k neurons, drawn anew at every step."""
-    keys = jax.random.split(key, (repetitions, steps + 1))
+def fresh_subsets(num_neurons: int, num_repetitions: int, steps: int, *, key: jax.Array) -> np.ndarray:
+    """Draw masks bool [repetition, step + 1, neuron], True = kept: step k ablates k neurons, drawn for each step."""
+    keys = jax.random.split(key, (num_repetitions, steps + 1))
     ranks = jax.vmap(jax.vmap(lambda k: jax.random.permutation(k, num_neurons)))(keys)
     return np.asarray(ranks >= jnp.arange(steps + 1)[:, None])

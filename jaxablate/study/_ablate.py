@@ -298,7 +298,8 @@ def _subset_curves(
     """Correct predictions [repetition, step] with a fresh subset of a scope ablated at every step."""
     start, stop = scopes.places[scope]
     # the scope's own stream serves the random orders
-    masks = draw(jax.random.fold_in(scopes.keys[scope], 1), stop - start, config.num_random_subsets, config.steps)
+    key = jax.random.fold_in(scopes.keys[scope], 1)
+    masks = draw(stop - start, config.num_random_subsets, config.steps, key=key)
     keep = np.ones((*masks.shape[:2], scopes.num_neurons), bool)
     keep[:, :, start:stop] = masks
     masks, of = keep.reshape(-1, keep.shape[-1]), (test.images, test.labels)
