@@ -132,7 +132,7 @@ def test_the_band_of_several_networks_is_the_interval_of_their_mean(results):
         points = band.get_paths()[0].vertices
         at = points[points[:, 0] == 3, 1]
         assert at.max() - at.min() == pytest.approx(2 * 12.7062047 * 0.005), ranking
-    assert "band: 95 % t-interval of the mean," in figure.texts[0].get_text()
+    assert "band: 95% t-interval of the mean," in figure.texts[0].get_text()
 
 
 def test_every_figure_says_its_data(results):

@@ -269,8 +269,8 @@ def rename(name):
     return lambda file: file.move("net", name)
 
 
-OTHERS = "expected networks of arrays in the file itself, got another thing or a link: '"
-LARGE = "expected arrays of at most 4294967296 bytes, it declares more"
+NO_ARRAY = "is no array in the file itself"
+LARGE = "it declares more than 4294967296 bytes of arrays"
 NAME = "expected a name of up to 100 printable characters other than /"
 HDF5 = {
     "another program": (lambda file: file.attrs.__delitem__("format"), "expected format '.*', got None"),
@@ -278,16 +278,18 @@ HDF5 = {
     "8 TiB of nothing": (lambda file: file["net"].create_dataset("x", (2**40,), "f8", chunks=(2**20,)), LARGE),
     "large chunks": (large_chunks, LARGE),
     "long texts": (lambda file: file["net"].create_dataset("x", (2**20,), "S10000", chunks=(1,)), LARGE),
-    "itself": (link_into_itself, "expected each array once, got '(one|two)' again"),
-    "twice": (lambda file: file.__setitem__("net/x", file["net/scores"]), "expected each array once, got "),
-    "link to a file": (lambda file: file.__setitem__("net/x", h5py.ExternalLink("/etc/passwd", "/")), OTHERS + "x"),
-    "soft link": (lambda file: file.__setitem__("net/x", h5py.SoftLink("/net/scores")), OTHERS + "x"),
-    "virtual": (virtual, OTHERS + "x"),
-    "raw file": (
-        lambda file: file["net"].create_dataset("x", (9,), "u1", external=[("/etc/passwd", 0, 9)]), OTHERS + "x"
+    "itself": (link_into_itself, "'(one|two)' is there twice"),
+    "twice": (lambda file: file.__setitem__("net/x", file["net/scores"]), "'(x|scores)' is there twice"),
+    "link to a file": (
+        lambda file: file.__setitem__("net/x", h5py.ExternalLink("/etc/passwd", "/")), "'x' " + NO_ARRAY
     ),
-    "deep": (lambda file: file.create_group("a/b/c"), OTHERS + "c"),
-    "a type": (lambda file: file.__setitem__("net/x", np.dtype("f8")), OTHERS + "x"),
+    "soft link": (lambda file: file.__setitem__("net/x", h5py.SoftLink("/net/scores")), "'x' " + NO_ARRAY),
+    "virtual": (virtual, "'x' " + NO_ARRAY),
+    "raw file": (
+        lambda file: file["net"].create_dataset("x", (9,), "u1", external=[("/etc/passwd", 0, 9)]), "'x' " + NO_ARRAY
+    ),
+    "deep": (lambda file: file.create_group("a/b/c"), "'c' " + NO_ARRAY),
+    "a type": (lambda file: file.__setitem__("net/x", np.dtype("f8")), "'x' " + NO_ARRAY),
     "name of a folder": (rename(".."), "unreadable file|" + NAME),
     "name for Windows": (rename("..\\x"), NAME),
     "name that rules a terminal": (rename("\x1b[2J"), NAME),
@@ -306,20 +308,43 @@ def test_structure_of_results(tmp_path, whole, what):
         ja.results.load_results(path)
 
 
-DAMAGED = "in net .paper.; the file is damaged"
+DAMAGED = "; the file is damaged"
 WRONG = {
-    "missing": (lambda net: net.drop_vars("scores"), "expected numbers scores over seed, score, neuron " + DAMAGED),
+    "missing": (
+        lambda net: net.drop_vars("scores"),
+        "net .paper. lacks numbers scores over seed, score, neuron" + DAMAGED,
+    ),
     "other axes": (
         lambda net: net.assign(scores=net["scores"].transpose()),
-        "expected numbers scores over .*" + DAMAGED,
+        "net .paper. lacks numbers scores over .*" + DAMAGED,
     ),
-    "words": (lambda net: net.assign(correct=net["correct"].astype(str)), "expected numbers correct over .*" + DAMAGED),
-    "no labels": (lambda net: net.drop_vars("ranking"), "expected the labels that jaxablate writes " + DAMAGED),
-    "numbers for labels": (lambda net: net.assign_coords(score=[1]), "expected the labels that jaxablate writes"),
-    "a word for a number": (lambda net: net.assign_attrs(first_step="none"), "expected the labels that jaxablate"),
-    "other layers": (lambda net: net.assign_attrs(hidden="[1]"), "expected the labels that jaxablate writes"),
-    "half of the layers": (lambda net: net.assign_attrs(hidden="[1, "), "expected the labels that jaxablate writes"),
-    "no number": (lambda net: net.assign_attrs(num_test_examples=[1, 2]), "expected the labels that jaxablate writes"),
+    "words": (
+        lambda net: net.assign(correct=net["correct"].astype(str)),
+        "net .paper. lacks numbers correct over .*" + DAMAGED,
+    ),
+    "no labels": (lambda net: net.drop_vars("ranking"), "net .paper. lacks labels that jaxablate writes" + DAMAGED),
+    "numbers for labels": (lambda net: net.assign_coords(score=[1]), "net .paper. lacks labels that jaxablate writes"),
+    "a word for a number": (
+        lambda net: net.assign_attrs(first_step="none"),
+        "net .paper. lacks labels that jaxablate writes",
+    ),
+    "other layers": (lambda net: net.assign_attrs(hidden="[1]"), "net .paper. lacks labels that jaxablate writes"),
+    "no ids within sites": (
+        lambda net: net.drop_vars("neuron_in_site"),
+        "net .paper. lacks labels that jaxablate writes",
+    ),
+    "words for ids": (
+        lambda net: net.assign_coords(ablated_layer=net["ablated_layer"].astype(str)),
+        "net .paper. lacks labels that jaxablate writes",
+    ),
+    "half of the layers": (
+        lambda net: net.assign_attrs(hidden="[1, "),
+        "net .paper. lacks labels that jaxablate writes",
+    ),
+    "no number": (
+        lambda net: net.assign_attrs(num_test_examples=[1, 2]),
+        "net .paper. lacks labels that jaxablate writes",
+    ),
 }
 
 
@@ -346,7 +371,7 @@ def test_attributes_of_results(tmp_path, whole):
             with h5py.File(path, "r+") as file:
                 file.attrs[name] = value
             if value is not good:
-                with refused(f"expected the attributes {name}; the file is damaged"):
+                with refused(f"missing or invalid attributes {name}; the file is damaged"):
                     ja.results.load_results(path)
     ja.results.load_results(path)
 

@@ -65,7 +65,7 @@ def test_results_of_own_networks_keep(study, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 4 * 6 * 4 * 4
     assert {row["scope"] for row in rows} == scopes
-    with raises_input_error("table .*curves.txt: expected a name that ends in .csv or .nc"):
+    with raises_input_error("table .*curves.txt: unknown suffix; choose a name that ends in .csv or .nc"):
         ja.results.save_table(loaded["cnn"].to_dataset(), tmp_path / "curves.txt")
 
 
@@ -198,7 +198,7 @@ def test_prune_from_a_file(files, small_model, mnist5k):
 @pytest.mark.parametrize(
     ("command", "arguments", "sentence"),
     [
-        ("score", ["own", "--out", "a.txt"], "table a.txt: expected a name that ends in .csv or .nc"),
+        ("score", ["own", "--out", "a.txt"], "table a.txt: unknown suffix; choose a name that ends in .csv or .nc"),
         ("score", ["torch", "--out", "a.csv"], "expected --activation, which a PyTorch state dict does not say"),
         ("score", ["own", "--out", "a.csv", "--activation", "relu"], "--activation: expected none or sigmoid"),
         (

@@ -1,4 +1,9 @@
-"""Files: results are written as netCDF, and checked when they are read."""
+"""Write results as netCDF, read them with checks, and write tables.
+
+Input: results, or a file.
+Output: a file, or results that have everything that figures, claims and reports rely on.
+Memory: a file may declare at most 4 GiB of arrays.
+"""
 
 import json
 import math
@@ -17,8 +22,11 @@ if TYPE_CHECKING:
 
 JSON = ("config", "dataset_sha256", "versions")
 ATTRIBUTES = ("created", "dataset", "dataset_origin", "device", "matmul_precision", *JSON)
-DEEPEST = 2  # a protocol's networks
-LABELS = ("score", "scope", "ordering", "fill", "ranking", "direction")
+MAX_DEPTH = 2  # protocol, network
+LABELS = ("score", "scope", "ordering", "fill", "ranking", "direction", "site")
+"""Coordinates that hold text."""
+NEURON_IDS = ("neuron_in_site", "layer", "ablated_in_site", "ablated_layer")
+"""Coordinates that hold integers, in addition to the dimensions."""
 
 
 def save_results(results: xr.DataTree, path: str | Path) -> None:
@@ -26,7 +34,7 @@ def save_results(results: xr.DataTree, path: str | Path) -> None:
 
     Args:
         results: from `run_study`.
-        path: the file.
+        path: path of the file.
 
     Raises:
         InputError: if the folder cannot be written.
@@ -39,16 +47,16 @@ def save_results(results: xr.DataTree, path: str | Path) -> None:
 
 
 def load_results(path: str | Path) -> xr.DataTree:
-    """Read what `save_results` wrote.
+    """Read results that `save_results` wrote.
 
     Args:
-        path: the file; it and the arrays that it declares may take 4 GiB, and it must not refer to other files.
+        path: path of the file. The file and its arrays may take at most 4 GiB, and it must not refer to other files.
 
     Returns:
         The results, in memory.
 
     Raises:
-        InputError: for a file that is not there or that `save_results` did not write.
+        InputError: for a missing file, or a file that `save_results` did not write.
 
     Example:
         >>> ja.results.load_results(tmp_path / "results.nc").attrs["dataset"]
@@ -76,53 +84,54 @@ def load_results(path: str | Path) -> xr.DataTree:
 
 
 def _require_declared(path: Path, file: "h5py.File") -> None:
-    """Raise unless a file calls itself results, holds all by itself, and declares arrays of at most `MAX_BYTES`.
+    """Raise unless a file has the format of results, holds all its arrays itself, and declares at most `MAX_BYTES`.
 
     Raises:
         InputError: before anything large is read.
     """
+    # A hostile file can declare terabytes, link to other files of this machine, or link groups in a circle. Only the
+    # declarations are read here, each object once, and every kind of link but the plain one is refused.
     import h5py
     import h5py.h5o
 
-    found = file.attrs.get("format")
+    file_format = file.attrs.get("format")
     require(
-        isinstance(found, str) and found == FORMAT,
-        f"results file {path}: expected format {FORMAT!r}, got {found!r}; another program or version wrote it",
+        isinstance(file_format, str) and file_format == FORMAT,
+        f"results file {path}: expected format {FORMAT!r}, got {file_format!r}; another program or version wrote it",
     )
     bad = [name for name in ATTRIBUTES if not _is_text(file.attrs.get(name), name in JSON)]
     seconds = np.asarray(file.attrs.get("seconds", 0.0))  # older files lack it
     if seconds.size != 1 or seconds.dtype.kind not in "iuf":
         bad.append("seconds")
-    require(not bad, f"results file {path}: expected the attributes {', '.join(bad)}; the file is damaged")
-    size, seen = 0, set()
+    require(not bad, f"results file {path}: missing or invalid attributes {', '.join(bad)}; the file is damaged")
+    size, addresses = 0, set()
     groups: list[tuple[int, h5py.Group]] = [(0, file)]
     while groups:
         depth, group = groups.pop()
         for name in group:
-            own = isinstance(group.get(name, getlink=True), h5py.HardLink)
-            item = group[name] if own else None
+            is_plain = isinstance(group.get(name, getlink=True), h5py.HardLink)
+            item = group[name] if is_plain else None
             address = h5py.h5o.get_info(item.id).addr if item is not None else None
-            require(address not in seen, f"results file {path}: expected each array once, got {name!r} again")
-            seen.add(address)
-            if isinstance(item, h5py.Group) and depth < DEEPEST:
+            require(address not in addresses, f"results file {path}: {name!r} is there twice; the file is damaged")
+            addresses.add(address)
+            if isinstance(item, h5py.Group) and depth < MAX_DEPTH:
                 require_name(f"results file {path}: network", name)
                 groups.append((depth + 1, item))
                 continue
             require(
                 isinstance(item, h5py.Dataset) and not item.is_virtual and not item.external,
-                f"results file {path}: expected networks of arrays in the file itself, got another thing or a link: "
-                f"{name!r}",
+                f"results file {path}: {name!r} is no array in the file itself; the file is damaged",
             )
             assert isinstance(item, h5py.Dataset)
             size += item.dtype.itemsize * (math.prod(item.shape or ()) + math.prod(item.chunks or ()))
             require(
                 size <= MAX_BYTES,
-                f"results file {path}: expected arrays of at most {MAX_BYTES} bytes, it declares more",
+                f"results file {path}: it declares more than {MAX_BYTES} bytes of arrays; the file is damaged",
             )
 
 
 def _is_text(value: object, is_json: bool) -> bool:
-    """Whether an attribute is text, that of a JSON object if so asked."""
+    """Return True if an attribute is text; with `is_json`, only if the text is a JSON object."""
     if not isinstance(value, str):
         return False
     try:
@@ -132,49 +141,51 @@ def _is_text(value: object, is_json: bool) -> bool:
 
 
 def _require_whole(path: Path, name: str, network: xr.Dataset) -> None:
-    """Raise unless a network's node has all that `network_results` puts there."""
-    given = {*HISTORY} & {*network.variables}
-    layers = network.sizes.get("scope", 1) - 1  # one scope is the whole network
+    """Raise unless a network's node has everything that `network_results` writes."""
+    history = {*HISTORY} & {*network.variables}
+    num_layers = network.sizes.get("scope", 1) - 1  # one scope is the whole network
     for variable, (dims, _, _) in VARIABLES.items():
-        if variable in HISTORY and not given:  # trained elsewhere
+        if variable in HISTORY and not history:  # trained elsewhere
             continue
         require(
             variable in network
             and network[variable].dims == dims
             and network[variable].size > 0
             and network[variable].dtype.kind in "iuf",
-            f"results file {path}: expected numbers {variable} over {', '.join(dims)} in {name}; the file is damaged",
+            f"results file {path}: {name} lacks numbers {variable} over {', '.join(dims)}; the file is damaged",
         )
     require(
-        {*COORDINATES, "layer", "ranking", "direction"} - ({"epoch"} if not given else set()) <= set(network.coords)
+        {*COORDINATES, *LABELS, *NEURON_IDS} - ({"epoch"} if not history else set()) <= set(network.coords)
         and "zero" in network["fill"].values
         and network.sizes["fill"] >= 2
         and all(isinstance(value, str) for label in LABELS for value in network[label].values)
+        and all(network[label].dtype.kind in "iu" for label in NEURON_IDS)
+        and all(network[f"ablated_{label}"].dims == network["ablated"].dims for label in ("in_site", "layer"))
         and all(isinstance(network.attrs.get(name), str) for name in ("protocol", "activation"))
-        and _widths(network.attrs.get("hidden")) == [int((network["layer"] == i + 1).sum()) for i in range(layers)]
+        and _widths(network.attrs.get("hidden")) == [int((network["layer"] == i + 1).sum()) for i in range(num_layers)]
         and all(isinstance(network.attrs.get(name), int | np.integer) for name in ("first_step", "num_test_examples")),
-        f"results file {path}: expected the labels that jaxablate writes in {name}; the file is damaged",
+        f"results file {path}: {name} lacks labels that jaxablate writes; the file is damaged",
     )
 
 
 def _widths(hidden: object) -> list | None:
-    """The neurons of each layer, if an attribute tells them."""
+    """Return the neurons of each layer from an attribute; None if it does not hold them."""
     try:
-        found = json.loads(hidden) if isinstance(hidden, str) else None
+        widths = json.loads(hidden) if isinstance(hidden, str) else None
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, list) else None
+    return widths if isinstance(widths, list) else None
 
 
 def save_table(data: xr.Dataset, path: str | Path) -> None:
-    """Write a dataset as a table with a row for each value of its coordinates (.csv), or as it is (.nc), atomically.
+    """Write a dataset as a table (.csv, one row for each combination of coordinates) or as netCDF (.nc), atomically.
 
     Args:
-        data: such as a node of the results, `results["3-layer"].to_dataset()[["accuracy"]]`.
-        path: the file; what it ends with decides the format.
+        data: a dataset, for example `results["3-layer"].to_dataset()[["accuracy"]]`.
+        path: path of the file; its suffix decides the format.
 
     Raises:
-        InputError: for another ending, or if the folder cannot be written.
+        InputError: for another suffix, or if the folder cannot be written.
 
     Example:
         >>> network = results["2-layer-12-10"].to_dataset()
@@ -190,7 +201,11 @@ def save_table(data: xr.Dataset, path: str | Path) -> None:
 
 
 def check_table_path(path: Path) -> None:
-    """Raise before any work unless `save_table` can write there."""
-    require(path.suffix in (".csv", ".nc"), f"table {path}: expected a name that ends in .csv or .nc")
-    require(not path.is_dir(), f"table {path}: expected a file or nothing, got a folder")
+    """Raise unless `save_table` can write a file of this name; call it before any work.
+
+    Raises:
+        InputError: for another suffix, a folder of that name, or a folder that cannot be written.
+    """
+    require(path.suffix in (".csv", ".nc"), f"table {path}: unknown suffix; choose a name that ends in .csv or .nc")
+    require(not path.is_dir(), f"table {path}: it is a folder; name a file")
     require_writable(path.parent)

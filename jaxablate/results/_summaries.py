@@ -1,4 +1,8 @@
-"""Summaries: what figures and tables show of the results, so that those only draw and print."""
+"""Summarize results for figures and tables, which only draw and print.
+
+Input: results, or one network of them.
+Output: areas, curves with bands, and rows of tables.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -15,7 +19,19 @@ ORDERS_BAND = (0.1, 0.9)  # quantiles over random orders, where there is one net
 
 
 def confidence_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % t-interval of the mean over the first axis, which has at least two values: low and high."""
+    """Return the ends of the 95% t-interval of a mean.
+
+    Args:
+        values: floating array [sample, ...] with at least two samples.
+
+    Returns:
+        The low and the high end, each [...].
+
+    Example:
+        >>> low, high = ja.results.confidence_interval(np.array([1.0, 2.0, 3.0]))
+        >>> round(float(low), 2), round(float(high), 2)
+        (-0.48, 4.48)
+    """
     from scipy import stats
 
     half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values, axis=0)
@@ -23,18 +39,25 @@ def confidence_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def balanced_fill(network: xr.Dataset) -> str:
-    """The name of the fill that is not zeros: "mean", or "scaled" where a protocol scales by the firing rate."""
+    """Return the name of the fill of bias balancing: "mean", or "scaled" if the protocol scales by the firing rate.
+
+    Example:
+        >>> ja.results.balanced_fill(results["2-layer-12-10"].to_dataset())
+        'mean'
+    """
     return next(str(name) for name in network["fill"].values if name != "zero")
 
 
 def auc(network: xr.Dataset) -> xr.DataArray:
-    """The area under each curve: its mean accuracy over all steps but the intact network's, in percent.
+    """Return the area under each curve: the mean accuracy over all steps but the first, in percent.
+
+    At the first step nothing is ablated.
 
     Args:
         network: a node of the results, `results["3-layer"].to_dataset()`.
 
     Returns:
-        float64 (seed, scope, ordering, fill); differences are accuracy points.
+        float64 (seed, scope, ordering, fill) in 0..100; differences are accuracy points.
 
     Example:
         >>> ja.results.auc(results["2-layer-12-10"].to_dataset()).dims
@@ -45,18 +68,19 @@ def auc(network: xr.Dataset) -> xr.DataArray:
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy against ablated neurons, each array [step].
+    """Hold the mean accuracy against the number of ablated neurons; every array is [step].
 
     Attributes:
-        step: neurons ablated.
-        mean: over networks (and random orders).
-        low, high: the band: the 95 % t-interval of the mean over networks; with one network, the 10 % and 90 %
-            quantiles over its random curves.
-        band: what the band is, in words; empty where there is none (one network and one order).
-        sd_networks: standard deviation between networks, the share of the random orders taken out; NaN for one network.
+        step: number of ablated neurons.
+        mean: mean accuracy over networks and random orders, a fraction.
+        low, high: band around the mean. With several networks, the 95% t-interval of the mean over networks; with one
+            network, the 10% and 90% quantiles over its random curves.
+        band: name of the band; empty without a band (one network and one order).
+        sd_networks: standard deviation between networks, without the variation between random orders; NaN for one
+            network.
         sd_orders: standard deviation between the random orders of a network; NaN for one order.
-        num_networks: networks, one for each seed.
-        num_orders: random orders of each network, else 1.
+        num_networks: number of networks, one for each seed.
+        num_orders: number of random orders of each network; 1 for a ranking.
     """
 
     step: np.ndarray
@@ -71,20 +95,20 @@ class Curve:
 
 
 def curve(network: xr.Dataset, *, scope: str, ranking: str, direction: str, fill: str) -> Curve:
-    """Summarise the accuracy curves of one network, scope, ordering and fill.
+    """Summarize the accuracy curves of one network, scope, ordering and fill.
 
     Args:
         network: a node of the results, `results["3-layer"].to_dataset()`.
-        scope: `layer1`, ... or `network`.
-        ranking: a metric, or `random` (all its repetitions together; the direction is then ignored).
-        direction: "low" or "high".
-        fill: "zero" or "mean" ("scaled" under a protocol that scales by the firing rate).
+        scope: name of a layer or site, for example "layer1", or "network".
+        ranking: name of a score, or "random" for all random orders together.
+        direction: "low" or "high"; ignored for "random".
+        fill: name of a fill, for example "zero" or "mean".
 
     Returns:
         A `Curve` over the steps.
 
     Raises:
-        InputError: for a scope, ranking, direction or fill that the results do not have.
+        InputError: for a scope, ranking, direction or fill that is not in the results.
 
     Example:
         >>> network = results["2-layer-12-10"].to_dataset()
@@ -106,29 +130,45 @@ def curve(network: xr.Dataset, *, scope: str, ranking: str, direction: str, fill
 
 
 def _summary(step: np.ndarray, values: np.ndarray) -> Curve:
-    """The summary of accuracies [network, order, step]."""
+    """Return the summary of accuracies [network, order, step]."""
     num_networks, num_orders, _ = values.shape
-    of_network = values.mean(axis=1)
-    unknown = np.full(len(step), np.nan)
-    of_orders = values.var(axis=1, ddof=1).mean(axis=0) if num_orders > 1 else unknown
-    of_networks = unknown
+    network_means = values.mean(axis=1)
+    undefined = np.full(len(step), np.nan)
+    order_variance = values.var(axis=1, ddof=1).mean(axis=0) if num_orders > 1 else undefined
+    network_variance = undefined
     if num_networks > 1:
-        # the mean of an order's accuracies varies too, and that is not the networks' doing
-        excess = of_orders / num_orders if num_orders > 1 else 0
-        of_networks = np.maximum(of_network.var(axis=0, ddof=1) - excess, 0)
-        low, high = confidence_interval(of_network)
-        band = "95 % t-interval of the mean"
+        # One-way random effects: the variance between the means of networks has two parts, the variance between
+        # networks and the variance between orders divided by their number. The second part is subtracted.
+        from_orders = order_variance / num_orders if num_orders > 1 else 0
+        network_variance = np.maximum(network_means.var(axis=0, ddof=1) - from_orders, 0)
+        low, high = confidence_interval(network_means)
+        band = "95% t-interval of the mean"
     else:
         low, high = np.quantile(values[0], ORDERS_BAND, axis=0)
         band = f"{ORDERS_BAND[0]:.0%} to {ORDERS_BAND[1]:.0%} of {num_orders} random curves" if num_orders > 1 else ""
     return Curve(
-        step, of_network.mean(axis=0), low, high, band, of_networks**0.5, of_orders**0.5, num_networks, num_orders
+        step,
+        network_means.mean(axis=0),
+        low,
+        high,
+        band,
+        sd_networks=network_variance**0.5,
+        sd_orders=order_variance**0.5,
+        num_networks=num_networks,
+        num_orders=num_orders,
     )
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """Mean accuracy of one network, scope, ordering and fill at chosen numbers of ablated neurons."""
+    """Hold the mean accuracy of one network, scope, ordering and fill at some numbers of ablated neurons.
+
+    Attributes:
+        protocol, network, scope, fill: names as in the results.
+        ranking: name of a score, or "random".
+        direction: "low" or "high"; "" for random orders.
+        accuracy: mean accuracy (a fraction) by number of ablated neurons.
+    """
 
     protocol: str
     network: str
@@ -140,34 +180,37 @@ class SummaryRow:
 
 
 def summarize(results: xr.DataTree, steps: Sequence[int] = (0, 40, 80)) -> list[SummaryRow]:
-    """Mean accuracy per protocol, network, scope, ordering and fill.
+    """Return the mean accuracy per protocol, network, scope, ordering and fill.
 
     Args:
         results: from `run_study` or `load_results`.
-        steps: numbers of ablated neurons; those beyond the last step become the last.
+        steps: numbers of ablated neurons; a number beyond the last step means the last step.
 
     Returns:
-        One row for each protocol, network, scope, ordering (the random ones together) and fill.
+        One row for each protocol, network, scope, ordering and fill; the random orders share a row.
+
+    Raises:
+        InputError: for a negative number.
 
     Example:
         >>> sorted(ja.results.summarize(results)[0].accuracy)[0]
         0
     """
-    require(all(step >= 0 for step in steps), f"steps: expected numbers of at least 0, got {tuple(steps)}")
+    require(all(step >= 0 for step in steps), f"steps: {tuple(steps)} has negative numbers; choose 0 or more")
     rows = []
     for protocol in protocols_of(results):
         for name, node in select_protocol(results, protocol).children.items():
             network = node.to_dataset()
             last = int(network["step"][-1])
-            wanted = sorted({min(step, last) for step in steps})
-            kinds = dict.fromkeys(
-                (str(r), "" if r == RANDOM else str(d))
-                for r, d in zip(network["ranking"].values, network["direction"].values, strict=True)
+            row_steps = sorted({min(step, last) for step in steps})
+            orderings = dict.fromkeys(
+                (str(ranking), "" if ranking == RANDOM else str(direction))
+                for ranking, direction in zip(network["ranking"].values, network["direction"].values, strict=True)
             )
             for scope, (ranking, direction), fill in itertools.product(
-                map(str, network["scope"].values), kinds, map(str, network["fill"].values)
+                map(str, network["scope"].values), orderings, map(str, network["fill"].values)
             ):
                 mean = curve(network, scope=scope, ranking=ranking, direction=direction, fill=fill).mean
-                accuracy = {step: float(mean[step]) for step in wanted}
+                accuracy = {step: float(mean[step]) for step in row_steps}
                 rows.append(SummaryRow(protocol, name, scope, ranking, direction, fill, accuracy))
     return rows
