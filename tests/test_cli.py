@@ -274,7 +274,7 @@ def test_numbers_are_there_in_a_narrow_terminal(small_results, monkeypatch):
         assert f"{100 * row.accuracy[max(row.accuracy)]:.2f}" in shown.file.getvalue()
 
 
-@pytest.mark.parametrize("command", ["reproduce", "report", "score", "ablate", "prune", "plan", "datasets"])
+@pytest.mark.parametrize("command", ["reproduce", "report", "score", "ablate", "prune", "merge", "datasets"])
 def test_help_fits_a_screen(command):
     shown = CliRunner().invoke(ja.cli.app, [command, "--help"], env={"COLUMNS": "80"}).stdout
     assert len(shown.splitlines()) <= 40
@@ -307,7 +307,7 @@ def test_quiet_json_and_debug(reproduced, tmp_path):
     assert process.stderr.splitlines()[-1].startswith("error: network file")
     process = run("score", network, *options, tmp_path / "x.csv", "--nonsense")
     assert process.returncode == 2
-    process = run("score", network, *options, tmp_path / "x.csv", "--by", "nonsense", "--quiet")
+    process = run("score", network, *options, tmp_path / "x.csv", "--score", "nonsense", "--quiet")
     assert (process.returncode, process.stderr.count("\n")) == (1, 1)
 
 
@@ -331,7 +331,7 @@ def test_auto_without_a_network_says_so(tmp_path):
     process = run("reproduce", *REPRODUCE[3:], "--out", tmp_path / "out", **environment)
     assert process.returncode == 0, process.stderr
     assert "Dataset: mnist5k" in process.stdout
-    assert "note: Full MNIST is neither cached nor reachable" in process.stderr
+    assert "note: dataset: full MNIST is neither cached nor reachable" in process.stderr
     assert ja.results.load_results(tmp_path / "out" / "results.nc").attrs["dataset"] == "mnist5k"
 
 

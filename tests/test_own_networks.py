@@ -153,7 +153,7 @@ def test_score_from_a_file(files, name, small_model, mnist5k):
 
 def test_ablate_from_a_file(files, small_model, mnist5k):
     out = files / "curves.csv"
-    options = ["--by", "kl_selectivity", "--fill", "median", "--random-orders", 2, "--no-cache", "--steps", 4]
+    options = ["--score", "kl_selectivity", "--extra-fill", "median", "--random-orders", 2, "--no-cache", "--steps", 4]
     printed = run("ablate", files / "own.safetensors", "--dataset", files / "data.npz", "--out", out, *options)
     assert "KL low" in printed
     rows = [r for r in rows_of(out) if r["ordering"] == "kl_selectivity_low" and r["scope"] == "layer3"]
@@ -171,7 +171,7 @@ def test_ablate_from_a_file(files, small_model, mnist5k):
 def test_prune_from_a_file(files, small_model, mnist5k):
     out = files / "small.safetensors"
     data = ["--dataset", files / "data.npz"]
-    printed = run("prune", files / "own.safetensors", *data, "--keep", 0.5, "--fine-tune", 1, "--out", out)
+    printed = run("prune", files / "own.safetensors", *data, "--keep-fraction", 0.5, "--fine-tune", 1, "--out", out)
     saved = ja.load_model(out)
     assert saved.model.hidden == (5, 4, 4)
     assert saved.metadata["pruned_from"] == "own.safetensors"
@@ -199,8 +199,12 @@ def test_prune_from_a_file(files, small_model, mnist5k):
     ("command", "arguments", "sentence"),
     [
         ("score", ["own", "--out", "a.txt"], "table a.txt: unknown suffix; choose a name that ends in .csv or .nc"),
-        ("score", ["torch", "--out", "a.csv"], "expected --activation, which a PyTorch state dict does not say"),
-        ("score", ["own", "--out", "a.csv", "--activation", "relu"], "--activation: expected none or sigmoid"),
+        (
+            "score",
+            ["torch", "--out", "a.csv"],
+            "a PyTorch state dict does not name its activation function; give --activation",
+        ),
+        ("score", ["own", "--out", "a.csv", "--activation", "relu"], "--activation: relu is not the sigmoid of"),
         (
             "score",
             ["torch", "--out", "/dev/null/a.csv"],
@@ -214,11 +218,11 @@ def test_prune_from_a_file(files, small_model, mnist5k):
         ("score", ["absent", "--out", "a.csv"], "expected a file, got none"),
         ("score", ["own", "--out", "a.csv", "--quantizer", "x"], "quantizer: unknown 'x'"),
         ("ablate", ["own", "--out", "a.csv", "--steps", "9"], "steps: expected 1 to 8, the neurons of the smallest"),
-        ("ablate", ["own", "--out", "a.csv", "--by", "x"], "score: unknown 'x'"),
-        ("prune", ["own", "--out", "a.nc"], "--out a.nc: expected a name that ends in .safetensors"),
+        ("ablate", ["own", "--out", "a.csv", "--score", "x"], "score: unknown 'x'"),
+        ("prune", ["own", "--out", "a.nc"], "--out a.nc: this is not a .safetensors file"),
         (
             "prune",
-            ["own", "--out", "a.safetensors", "--keep", "0"],
+            ["own", "--out", "a.safetensors", "--keep-fraction", "0"],
             "keep_fraction: 0 is not a fraction to keep; choose above 0 and up to 1",
         ),
         ("prune", ["own", "--out", "a.safetensors", "--fill", "resample"], "fill: unknown 'resample'"),

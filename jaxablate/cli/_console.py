@@ -44,7 +44,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Folder with the original data files; default: JAXABLATE_DATA_DIR.",
+        help="Data folder; default: JAXABLATE_DATA_DIR.",
         show_default=False,
     ),
 ]
@@ -54,7 +54,7 @@ Devices = Annotated[
 ]
 Cache = Annotated[
     bool,
-    typer.Option(help="Reuse of compiled programs, kept in ~/.cache/jaxablate."),
+    typer.Option(help="Reuse of compiled programs in ~/.cache/jaxablate.", show_default=False),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No output except notes and errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Output as JSON, and nothing else.")]

@@ -1,4 +1,4 @@
-"""`jaxablate datasets`: what data are at hand."""
+"""`jaxablate datasets`: list the datasets."""
 
 from typing import Any
 
@@ -6,19 +6,21 @@ from rich.table import Table
 
 from jaxablate.cli._console import DataDir, command, console
 
+__all__ = ["datasets"]
+
 
 @command
 def datasets(data_dir: DataDir = None) -> dict[str, Any]:
-    """List the datasets by name and where each would come from: a folder, the cache, a server.
+    """List the datasets and the source of each: a folder, the cache or a server.
 
     Example: jaxablate datasets --data-dir ~/mnist
     """
     from jaxablate.datasets import KNOWN, dataset_status
 
-    found = dataset_status(data_dir)
-    table = Table("name", "what it is", "where")
-    for name, status in found.items():
+    statuses = dataset_status(data_dir)
+    table = Table("name", "description", "source")
+    for name, status in statuses.items():
         table.add_row(name, KNOWN[name], status)
     console.print(table)
-    console.print("Also: a folder with the four canonical IDX files, or an .npz file, given by its path.")
-    return {name: {"what": KNOWN[name], "where": status} for name, status in found.items()}
+    console.print("A path also works: of a folder with the four IDX files, or of an .npz file.")
+    return {name: {"what": KNOWN[name], "where": status} for name, status in statuses.items()}

@@ -1,4 +1,4 @@
-"""`jaxablate score`, `ablate` and `prune`: a network of the user's own, from a file."""
+"""`jaxablate score`, `ablate` and `prune`: commands for the user's network in a file."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -11,53 +11,59 @@ from jaxablate.cli._console import Bars, Cache, DataDir, Devices, command, conso
 from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, initialize_distributed, is_primary
 from jaxablate.cli._tables import accuracy_of, dataset_of, print_dataset, print_summary
 
+__all__ = ["ablate", "prune", "score"]
+
 if TYPE_CHECKING:
     from jaxablate import MLP
 
 NetworkFile = Annotated[
     Path,
     typer.Argument(
-        help="A multilayer perceptron: what jaxablate wrote, or a PyTorch state dict (.safetensors, .pt).",
+        help="Multilayer perceptron that jaxablate wrote, or a PyTorch state dict (.safetensors, .pt).",
         show_default=False,
     ),
 ]
 DatasetName = Annotated[
     str,
-    typer.Option(metavar="DATA", help="An .npz file, a folder of IDX files, or as `jaxablate datasets` lists."),
+    typer.Option(
+        metavar="DATA", help="Dataset: an .npz file, a folder of IDX files, or a name from `jaxablate datasets`."
+    ),
 ]
 Activation = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Of a PyTorch file: sigmoid, relu, tanh, gelu.", show_default=False),
+    typer.Option(metavar="NAME", help="Activation of a PyTorch file, for example relu.", show_default=False),
 ]
-By = Annotated[
+Scores = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="SCORE",
-        help="entropy, mutual_information, kl_selectivity (these by default), entropy_miller_madow, "
+        "--score",
+        metavar="NAME",
+        help="Score of a neuron: entropy, mutual_information, kl_selectivity (default: these), entropy_miller_madow, "
         "mutual_information_miller_madow, conditional_entropy, specific_information_CLASS, class_selectivity, "
         "mean_activation, activation_variance, zero_fraction, incoming_norm, outgoing_norm, taylor, single_damage, "
-        "shapley; repeat for several.",
+        "shapley; repeat the option for several.",
     ),
 ]
-ByAsInScore = Annotated[
-    list[str] | None, typer.Option("--by", metavar="SCORE", help="As in `jaxablate score --help`; repeat for several.")
+ScoresInShort = Annotated[
+    list[str] | None,
+    typer.Option("--score", metavar="NAME", help="Score, from `jaxablate score --help`; repeatable."),
 ]
 Quantizer = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="activation (does the neuron fire?), mean (is it at its mean or above?), positive, quantile:BINS, "
-        "uniform:BINS:LOW:HIGH, levels:EDGE:EDGE:..., or a threshold.",
+        help="Quantizer: activation (does the neuron fire?), mean (is it at its mean or above?), positive, "
+        "quantile:BINS, uniform:BINS:LOW:HIGH, levels:EDGE:EDGE:..., or a threshold.",
     ),
 ]
-QuantizerAsInScore = Annotated[str, typer.Option(metavar="NAME", help="As in `jaxablate score --help`.")]
+QuantizerInShort = Annotated[str, typer.Option(metavar="NAME", help="Quantizer, from `jaxablate score --help`.")]
 
 
 @command
 def score(
     network: NetworkFile,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Table to write: .csv or .nc.", show_default=False)],
-    by: By = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Table of the scores: .csv or .nc.", show_default=False)],
+    scores: Scores = None,
     dataset: DatasetName = "auto",
     data_dir: DataDir = None,
     activation: Activation = None,
@@ -75,53 +81,60 @@ def score(
     check_table_path(out)
     model = _read_network(network, activation)
     data = load_dataset(dataset, data_dir=data_dir)
-    scores = score_neurons(model, data, scores=tuple(by or METRICS), quantizer=quantizer)
-    save_table(scores, out)
+    scored = score_neurons(model, data, scores=tuple(scores or METRICS), quantizer=quantizer)
+    save_table(scored, out)
     table = Table(
         "layer",
         Column("neurons", justify="right"),
         title="Mean score (entropies, information and damage in nats)",
         title_justify="left",
     )
-    metrics = [str(metric) for metric in scores["score"].values]
-    for metric in metrics:
-        table.add_column(metric.replace("_", " "), justify="right")
-    found = {}
-    for site, of_site in scores.groupby("site"):
-        means = of_site["scores"].mean("neuron").values.tolist()
-        table.add_row(str(site), str(of_site.sizes["neuron"]), *(f"{mean:.4f}" for mean in means))
-        found[str(site)] = dict(zip(metrics, means, strict=True))
+    names = [str(name) for name in scored["score"].values]
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    mean_scores = {}
+    for site, group in scored.groupby("site"):
+        means = group["scores"].mean("neuron").values.tolist()
+        table.add_row(str(site), str(group.sizes["neuron"]), *(f"{mean:.4f}" for mean in means))
+        mean_scores[str(site)] = dict(zip(names, means, strict=True))
     console.print(table)
-    print_dataset(scores, asked=dataset)
+    print_dataset(scored, asked=dataset)
     console.print(f"Scores: {out}", highlight=False, soft_wrap=True)
-    return {"scores": out, **dataset_of(scores), "mean_score": found}
+    return {"scores": out, **dataset_of(scored), "mean_score": mean_scores}
 
 
 @command
 def ablate(
     network: NetworkFile,
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="Curves: .csv, or .nc for all results.", show_default=False)
+        Path,
+        typer.Option(metavar="FILE", help="Table of the curves: .csv, or .nc for all results.", show_default=False),
     ],
-    by: ByAsInScore = None,
+    scores: ScoresInShort = None,
     dataset: DatasetName = "auto",
     data_dir: DataDir = None,
     activation: Activation = None,
-    quantizer: QuantizerAsInScore = "activation",
-    fill: Annotated[
+    quantizer: QuantizerInShort = "activation",
+    extra_fills: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Beside zero and mean: median, class_mean, resample; repeat for several."),
+        typer.Option(
+            "--extra-fill",
+            metavar="NAME",
+            help="Fill in addition to zero and mean: median, class_mean, resample; repeatable.",
+        ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Default: 80, or all of the smallest layer.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Number of neurons to ablate; default: 80, or the smallest layer."),
     ] = None,
     normalization: Annotated[
-        str, typer.Option(metavar="NAME", help="In whole-network orders: none, rank, z or share.")
+        str, typer.Option(metavar="NAME", help="Normalization of scores in whole-network orders: none, rank, z, share.")
     ] = "none",
-    random_orders: Annotated[int, typer.Option(min=1, metavar="N", help="For each scope.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the random orders.")] = 0,
+    random_orders: Annotated[int, typer.Option(min=1, metavar="N", help="Random orders per scope.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the random orders.")] = 0,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the page of `jaxablate report`.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="HTML page to write, as by `jaxablate report`.", show_default=False),
     ] = None,
     devices: Devices = None,
     coordinator: Coordinator = None,
@@ -129,10 +142,9 @@ def ablate(
     process_id: ProcessId = None,
     cache: Cache = True,
 ) -> dict[str, Any]:
-    """Ablate the neurons of a network one after another, low and high scores first and at random, and count what it
-    still gets right.
+    """Ablate neurons by their scores and at random; count correct predictions.
 
-    Example: jaxablate ablate network.safetensors --dataset data.npz --by mutual_information --out curves.csv
+    Example: jaxablate ablate network.safetensors --dataset data.npz --score mutual_information --out curves.csv
     """
     from jaxablate import StudyConfig, run_study
     from jaxablate.metrics import METRICS
@@ -149,10 +161,10 @@ def ablate(
         dataset=dataset,
         data_dir=None if data_dir is None else str(data_dir),
         networks=(),
-        scores=tuple(by or METRICS),
+        scores=tuple(scores or METRICS),
         quantizer=quantizer,
         normalization=normalization,
-        extra_fills=tuple(fill or ()),
+        extra_fills=tuple(extra_fills or ()),
         steps=min(80, *model.hidden) if steps is None else steps,
         num_random_orders=random_orders,
         seeds=(seed,),
@@ -181,44 +193,58 @@ def ablate(
 @command
 def prune(
     network: NetworkFile,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The smaller network: .safetensors.", show_default=False)],
-    by: Annotated[str, typer.Option(metavar="SCORE", help="As in `jaxablate score --help`.")] = "mutual_information",
-    direction: Annotated[str, typer.Option(metavar="NAME", help="low or high values first.")] = "low",
-    keep: Annotated[float, typer.Option(metavar="SHARE", help="Of the neurons to keep, above 0 and up to 1.")] = 0.6,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="File of the smaller network: .safetensors.", show_default=False)
+    ],
+    score: Annotated[
+        str, typer.Option(metavar="NAME", help="Score of a neuron, from `jaxablate score --help`.")
+    ] = "mutual_information",
+    direction: Annotated[str, typer.Option(metavar="NAME", help="Scores to remove first: low or high.")] = "low",
+    keep_fraction: Annotated[
+        float, typer.Option(metavar="FRACTION", help="Fraction of the neurons to keep, above 0 and up to 1.")
+    ] = 0.6,
     scope: Annotated[
-        str, typer.Option(metavar="NAME", help="layer keeps that share of each; network ranks all together.")
+        str, typer.Option(metavar="NAME", help="Neurons to rank together: those of a layer, or of the network.")
     ] = "layer",
     fill: Annotated[
-        str, typer.Option(metavar="NAME", help="What goes into the biases for removed neurons: mean, median or zero.")
+        str,
+        typer.Option(metavar="NAME", help="Output of removed neurons, folded into the biases: mean, median or zero."),
     ] = "mean",
     fine_tune: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Epochs to train the smaller network on, and a new one of its size.")
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Epochs of further training; a new network of the same size is trained as well."
+        ),
     ] = 0,
     dataset: DatasetName = "auto",
     data_dir: DataDir = None,
     activation: Activation = None,
-    quantizer: QuantizerAsInScore = "activation",
+    quantizer: QuantizerInShort = "activation",
 ) -> dict[str, Any]:
-    """Remove the neurons that score lowest (or highest) for good, and write the smaller network.
+    """Remove the neurons with the lowest (or highest) scores, and write the smaller network.
 
-    Example: jaxablate prune network.safetensors --by mutual_information --keep 0.6 --out small.safetensors
+    Example: jaxablate prune network.safetensors --score mutual_information --keep-fraction 0.6 --out small.safetensors
     """
     from jaxablate import load_dataset, save_model
     from jaxablate._checks import require
     from jaxablate._files import require_writable
     from jaxablate.study import prune_by_score
 
-    require(out.suffix == ".safetensors", f"--out {out}: expected a name that ends in .safetensors")
-    require(not out.is_dir(), f"--out {out}: expected a file or nothing, got a folder")
-    require(out.resolve() != network.resolve(), f"--out {out}: expected another file than the network's own")
+    require(
+        out.suffix == ".safetensors", f"--out {out}: this is not a .safetensors file; choose a name with that ending"
+    )
+    require(not out.is_dir(), f"--out {out}: this is a folder; choose a file")
+    require(
+        out.resolve() != network.resolve(), f"--out {out}: this is the file of the network itself; choose another file"
+    )
     require_writable(out.parent)
     model = _read_network(network, activation)
     data = load_dataset(dataset, data_dir=data_dir)
     comparison = prune_by_score(
-        model, data, score=by, direction=direction, keep_fraction=keep, scope=scope, fill=fill,
+        model, data, score=score, direction=direction, keep_fraction=keep_fraction, scope=scope, fill=fill,
         fine_tune_epochs=fine_tune, quantizer=quantizer,
     )  # fmt: skip
-    note = f"{by}, {direction} values first; {keep:g} of each {scope} kept; {fill} folded into the biases"
+    note = f"{score}, {direction} values first; {keep_fraction:g} of each {scope} kept; {fill} folded into the biases"
     save_model(comparison.model, out, {"pruned_from": network.name, "pruned_by": note})
     table = Table("network", "hidden layers", title=note, title_justify="left")
     for name in ("parameters", "FLOPs per example", "test accuracy in %"):
@@ -238,7 +264,7 @@ def prune(
 
 
 def _read_network(path: Path, activation: str | None) -> "MLP":
-    """The network of a file, by jaxablate or by PyTorch."""
+    """Return the network of a file that jaxablate or PyTorch wrote."""
     from jaxablate import MLP, InputError, load_model
     from jaxablate._files import require_file
     from jaxablate.models import ACTIVATIONS, load_pytorch
@@ -248,11 +274,13 @@ def _read_network(path: Path, activation: str | None) -> "MLP":
     if is_saved_model(path):
         model = load_model(path).model
         if activation not in (None, model.activation):
-            raise InputError(f"--activation: expected none or {model.activation}, which {path} says, got {activation}")
+            raise InputError(
+                f"--activation: {activation} is not the {model.activation} of {path}; leave the option out"
+            )
         return model
     if activation is None:
         raise InputError(
-            f"network file {path}: expected --activation, which a PyTorch state dict does not say, got none; give "
+            f"network file {path}: a PyTorch state dict does not name its activation function; give --activation "
             f"{' or '.join(ACTIVATIONS)}"
         )
     model = load_pytorch(path, activation=activation)

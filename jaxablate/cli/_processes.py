@@ -12,7 +12,7 @@ Coordinator = Annotated[
     str | None,
     typer.Option(
         metavar="HOST:PORT",
-        help="Address of process 0, if several processes share the work; auto asks SLURM or Open MPI.",
+        help="Address of process 0; auto: from SLURM or MPI.",
         show_default=False,
     ),
 ]

@@ -1,4 +1,4 @@
-"""`jaxablate report`: the page of a run, from its results."""
+"""`jaxablate report`: write the HTML page of a run from its results."""
 
 import warnings
 from pathlib import Path
@@ -8,16 +8,18 @@ import typer
 
 from jaxablate.cli._console import command, console
 
+__all__ = ["report"]
+
 
 @command
 def report(
-    results: Annotated[Path, typer.Argument(help="results.nc, or the folder of a run.", show_default=False)],
+    results: Annotated[Path, typer.Argument(help="File results.nc, or the folder of a run.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option(help="The page to write; default: report.html beside the results.", show_default=False),
+        typer.Option(help="HTML page to write; default: report.html next to the results.", show_default=False),
     ] = None,
 ) -> dict[str, Any]:
-    """Write results as one page of HTML: verdicts, figures, neurons, where it all comes from. It needs no network.
+    """Write results as one HTML page with verdicts, figures, neurons and provenance; it needs no internet.
 
     Example: jaxablate report results --out report.html
     """
@@ -26,11 +28,11 @@ def report(
     from jaxablate.results import load_results
 
     file = results / "results.nc" if results.is_dir() else results
-    found = load_results(file)
+    run = load_results(file)
     page = file.parent / "report.html" if out is None else out
-    networks, notes = networks_beside(found, file.parent)
+    networks, notes = networks_beside(run, file.parent)
     for note in notes:
         warnings.warn(f"no pictures of weights from {note}", JaxablateWarning, stacklevel=2)
-    write_report(found, page, networks=networks)
+    write_report(run, page, networks=networks)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
     return {"report": page, "pictures_of": list(networks), "notes": notes}

@@ -1,4 +1,4 @@
-"""`jaxablate reproduce`: the whole experiment."""
+"""`jaxablate reproduce`: run the whole experiment of the paper."""
 
 import time
 from pathlib import Path
@@ -10,6 +10,8 @@ from jaxablate.cli._console import Bars, Cache, DataDir, Devices, command, conso
 from jaxablate.cli._outputs import figure_folders, print_outputs, write_outputs
 from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, initialize_distributed, is_primary
 
+__all__ = ["reproduce"]
+
 
 @command
 def reproduce(
@@ -17,41 +19,45 @@ def reproduce(
         str,
         typer.Option(
             metavar="DATA",
-            help="As `jaxablate datasets` lists, a folder of IDX files or an .npz file; auto: mnist where at hand or "
-            "fetchable, else mnist5k.",
+            help="Dataset: a name from `jaxablate datasets`, a folder or an .npz file; auto: mnist if available, else "
+            "mnist5k.",
         ),
     ] = "auto",
     data_dir: DataDir = None,
-    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Networks of each kind to train.")] = 1,
-    first_seed: Annotated[int, typer.Option(min=0, metavar="N", help="The others follow it.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Number of networks per kind.")] = 1,
+    first_seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="First seed; the networks use consecutive seeds.")
+    ] = 0,
     protocol: Annotated[
         str,
         typer.Option(
             metavar="NAMES",
-            help="paper (the formulas), published (what the published code did), both, each (every departure of that "
-            "code too), or names joined by commas.",
+            help="Protocols: paper (its formulas), published (its code), both, each (also every departure), or "
+            "names joined by commas.",
         ),
     ] = "paper",
-    random_orders: Annotated[int, typer.Option(min=1, metavar="N", help="For each network and scope.")] = 10,
+    random_orders: Annotated[int, typer.Option(min=1, metavar="N", help="Random orders per network and scope.")] = 10,
     random_subsets: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Random curves of new subsets at each step.")
+        int, typer.Option(min=1, metavar="N", help="Curves of random subsets, new at each step.")
     ] = 2,
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Neurons to ablate.")] = 80,
-    activation: Annotated[str, typer.Option(metavar="NAME", help="sigmoid, relu, tanh or gelu.")] = "sigmoid",
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Number of neurons to ablate.")] = 80,
+    activation: Annotated[
+        str, typer.Option(metavar="NAME", help="Activation function: sigmoid, relu, tanh or gelu.")
+    ] = "sigmoid",
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Default: near the paper's 15 620 steps."),
+        typer.Option(min=1, metavar="N", help="Number of epochs; default: near the paper's 15,620 training steps."),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Results, figures, report.")] = Path("results"),
-    force: Annotated[bool, typer.Option("--force", help="Begin afresh where another run has been.")] = False,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for all results.")] = Path("results"),
+    force: Annotated[bool, typer.Option("--force", help="Start over in the folder of another run.")] = False,
     devices: Devices = None,
     coordinator: Coordinator = None,
     num_processes: NumProcesses = None,
     process_id: ProcessId = None,
     cache: Cache = True,
 ) -> dict[str, Any]:
-    """Train the paper's networks, score and ablate their neurons, draw all 22 figures and write a report; with several
-    seeds, judge the paper's claims.
+    """Train the paper's networks, score and ablate their neurons, draw 22 figures and write a report; judge the
+    paper's claims if there are several seeds.
 
     Example: jaxablate reproduce --dataset mnist --seeds 10 --protocol both --out results
     """
@@ -82,7 +88,7 @@ def reproduce(
     for folder in (out, out / "networks", *folders.values(), *findings):
         require_writable(folder)
     for file in (out / name for name in ("results.nc", "report.html", "claims.json", "claims.csv")):
-        require(not file.is_dir(), f"{file}: expected a file or nothing, got a folder")
+        require(not file.is_dir(), f"{file}: this is a folder; remove it or choose another --out")
     start = time.monotonic()
     bars = Bars()
     with lock_folder(out) as killed:

@@ -1,4 +1,4 @@
-"""Tables that commands print, and what stands in them."""
+"""Tables that commands print, and their values for `--json`."""
 
 import warnings
 from dataclasses import asdict
@@ -9,28 +9,30 @@ from rich.table import Column, Table
 
 from jaxablate.cli._console import console
 
+__all__ = ["accuracy_of", "dataset_of", "print_dataset", "print_summary", "print_verdicts"]
+
 
 def dataset_of(results) -> dict[str, str]:
-    """Which data the results come from."""
+    """Return the name and the source of the data of the results."""
     return {name: results.attrs[name] for name in ("dataset", "dataset_origin")}
 
 
 def accuracy_of(results) -> list[dict[str, Any]]:
-    """The rows of `print_summary`."""
+    """Return the rows of `print_summary`."""
     from jaxablate.results import summarize
 
     return [asdict(row) for row in summarize(results)]
 
 
 def print_dataset(results, asked: str) -> None:
-    """Which data the results come from, and what was asked for, if that is something else."""
+    """Print the data of the results; warn if they are not the data that the user asked for."""
     from jaxablate._checks import JaxablateWarning
 
     name, origin = escape(results.attrs["dataset"]), escape(results.attrs["dataset_origin"])
     console.print(f"[bold]Dataset: {name}[/] ({origin})", highlight=False)
     if asked == "auto" and results.attrs["dataset"] != "mnist":
         warnings.warn(
-            "Full MNIST is neither cached nor reachable, so these are not the paper's numbers: connect to the "
+            "dataset: full MNIST is neither cached nor reachable, so these are not the paper's numbers; connect to the "
             "internet, or give the folder of its four files with --data-dir",
             JaxablateWarning,
             stacklevel=2,
@@ -38,7 +40,7 @@ def print_dataset(results, asked: str) -> None:
 
 
 def print_summary(results) -> None:
-    """The table: test accuracy, and accuracy after 40 and 80 ablated neurons for each scope and ordering."""
+    """Print test accuracy, and accuracy after 40 and 80 ablated neurons for each scope and ordering."""
     from jaxablate.protocols import shown_protocols
     from jaxablate.results import summarize
 
@@ -49,20 +51,20 @@ def print_summary(results) -> None:
 
 
 def _print_protocol(protocol: str, rows) -> None:
-    """The table of one protocol."""
+    """Print the table of one protocol."""
     from jaxablate.claims import SHORT
 
     steps = [step for step in rows[0].accuracy if step > 0]
-    zero, *others = dict.fromkeys(row.fill for row in rows)
-    fills = [*others, zero]
+    zero, *more_fills = dict.fromkeys(row.fill for row in rows)
+    fills = [*more_fills, zero]
     digits, padding = 2, 1
     if len(fills) > 2:
-        steps, digits, padding = steps[-1:], 1, 0  # more would not fit a terminal
+        steps, digits, padding = steps[-1:], 1, 0  # more columns would not fit a terminal
     columns = [(fill, step) for fill in fills for step in steps]
     table = Table(
         "network",
         "scope",
-        "order",  # where a terminal is narrow these give way, the numbers do not
+        "order",  # in a narrow terminal these columns shrink, the numbers do not
         *(Column(f"{fill.replace('_', ' ')}\nk = {step}", justify="right", no_wrap=True) for fill, step in columns),
         title=f"Test accuracy in % after k ablated neurons ({fills[0]}: bias balanced; zero: not), protocol {protocol}",
         title_justify="left",
@@ -88,13 +90,13 @@ _VERDICT_STYLES = {"holds": "green", "does not hold": "red", "undecided": "dim"}
 
 
 def print_verdicts(verdicts) -> None:
-    """The table of the claims: a verdict for each network under each protocol."""
+    """Print the claims, with a verdict for each network and protocol."""
     from jaxablate.claims import CLAIMS
     from jaxablate.protocols import shown_protocols
 
-    shown = shown_protocols(verdict.protocol for verdict in verdicts)
+    protocols = shown_protocols(verdict.protocol for verdict in verdicts)
     table = Table(
-        Column("claim", no_wrap=True), "of the paper", Column("network", no_wrap=True), *shown,
+        Column("claim", no_wrap=True), "of the paper", Column("network", no_wrap=True), *protocols,
         title=f"The paper's claims, on {verdicts[0].num_networks} networks of each kind", title_justify="left",
     )  # fmt: skip
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
@@ -107,7 +109,7 @@ def print_verdicts(verdicts) -> None:
         if claim != previous:
             table.add_section()
         head = (claim, text) if claim != previous else ("", "")
-        table.add_row(*head, network, *(cells[name] for name in shown))
+        table.add_row(*head, network, *(cells[name] for name in protocols))
         previous = claim
     console.print(table)
-    console.print("In brackets: how many of the claim's comparisons hold; claims.json has them all.", highlight=False)
+    console.print("In brackets: number of the claim's comparisons that hold; claims.json has all.", highlight=False)
