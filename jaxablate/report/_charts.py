@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -39,12 +40,12 @@ class Axis:
     label: str
     first: float
     last: float
-    start: float
-    end: float
+    start: int
+    end: int
     percent: bool = False
     whole: bool = False
 
-    def at(self, values: np.ndarray | float) -> np.ndarray:
+    def at(self, values: np.ndarray | float | int) -> Any:
         """Positions of values."""
         return self.start + (np.asarray(values) - self.first) / (self.last - self.first) * (self.end - self.start)
 
