@@ -1,7 +1,8 @@
-"""Training: a dataset and seeds come in, trained networks and their histories go out.
+"""Train multilayer perceptrons, one for each seed.
 
-An epoch is one jitted `lax.scan` over the optimiser steps, on data that stay on the device.
-Memory: the training images once, and three times the weights for each network.
+Input: a dataset and seeds.
+Output: the networks and their training histories.
+Memory: the training and validation images once on each device, and three times the weights for each network.
 """
 
 import threading
@@ -35,22 +36,27 @@ from jaxablate.devices import (
 from jaxablate.models import MLP
 from jaxablate.models._network import stack_states
 
-PAPER_STEPS = 15_620  # 10 epochs of 50 000 examples in batches of 32
+__all__ = ["PARALLEL", "DivergedError", "History", "default_epochs", "train", "train_many"]
+
+PAPER_STEPS = 15_620  # 10 epochs of 50,000 examples in batches of 32
 PARALLEL = ("auto", "vmap", "threads")
 
 OnEpoch = Callable[[int, int, float, float], None]
-"""Called after every epoch with epochs done, epochs in all, and the epoch's training loss and accuracy."""
+"""Called after every epoch with the epochs done, the total of epochs, and the epoch's training loss and accuracy."""
 
 OnTrained = Callable[[int, MLP, "History"], None]
-"""Called with the seed, the network and its history as soon as a network is done."""
+"""Called with the seed, the network and its history when the training of a network is complete."""
 
 
 @dataclass(frozen=True)
 class History:
-    """What happened in training, each float32 [epoch].
+    """Loss and accuracy of each epoch of training.
 
-    `loss` (cross-entropy, nats) and `accuracy` (fraction) are means over the batches of the epoch, taken before each
-    update; `validation_loss` and `validation_accuracy` are measured after the epoch.
+    Attributes:
+        loss: float32 [epoch], cross-entropy in nats, mean over the batches of the epoch, each before its update.
+        accuracy: float32 [epoch], fraction of correct predictions in the same batches.
+        validation_loss: float32 [epoch], cross-entropy in nats on the validation split after the epoch.
+        validation_accuracy: float32 [epoch], fraction of correct predictions on the validation split after the epoch.
     """
 
     loss: np.ndarray
@@ -60,18 +66,18 @@ class History:
 
 
 class DivergedError(InputError):
-    """Training came to a loss that is not finite.
+    """Report that the loss of a network is no longer finite.
 
     Attributes:
-        seed: of the network.
-        epoch: the one that diverged, from 1.
-        model: the network as it was before that epoch.
-        history: of the epochs before.
+        seed: seed of the network.
+        epoch: number of the first epoch with a loss that is not finite, from 1.
+        model: the network before that epoch.
+        history: history of the epochs before.
     """
 
     def __init__(self, seed: int, epoch: int, model: MLP, history: History):
         super().__init__(
-            f"training of seed {seed} diverged in epoch {epoch}: expected a finite loss; lower learning_rate"
+            f"training of seed {seed} diverged in epoch {epoch}: the loss is not finite; lower learning_rate"
         )
         self.seed, self.epoch, self.model, self.history = seed, epoch, model, history
 
@@ -89,28 +95,28 @@ def train(
     start: MLP | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> tuple[MLP, History]:
-    """Train one network by Adam with L2 coupled into the gradient.
+    """Train one network by Adam with an L2 penalty in the gradient.
 
     Args:
-        data: the training and validation split are used.
-        hidden: neurons of each hidden layer.
-        seed: of the initial weights and of the order of the examples.
-        activation: of the hidden layers: "sigmoid", "relu", "tanh" or "gelu".
-        epochs: passes over the training split, reshuffled each time, the last partial batch dropped; None keeps
-            the number of optimiser steps near the paper's 15 620.
-        batch_size: examples of one step.
-        learning_rate: of Adam.
-        l2: coefficient of the weights that is added to the gradient, before Adam (not decoupled weight decay).
-        start: a network to train on (one that was pruned, say) in place of a new one; `hidden` and `activation` are
-            then its own.
+        data: dataset, whose training and validation splits are used.
+        hidden: number of neurons of each hidden layer.
+        seed: seed of the initial weights and of the order of the examples.
+        activation: activation function of the hidden layers: "sigmoid", "relu", "tanh" or "gelu".
+        epochs: number of passes over the training split. Each pass has a new random order and drops the last partial
+            batch. None keeps the number of optimizer steps near the paper's 15,620.
+        batch_size: number of examples in one step.
+        learning_rate: learning rate of Adam.
+        l2: l2 times the weights is added to the gradient before Adam; this is not AdamW's decoupled weight decay.
+        start: a network to continue from, for example a pruned one; None for new weights. `hidden` and `activation`
+            are ignored with it.
         on_epoch: called after every epoch with (epoch, epochs, loss, accuracy).
 
     Returns:
         The network and its `History`.
 
     Raises:
-        InputError: for a batch larger than the training split, or an unknown activation; as a `DivergedError`, which
-            has the last good state, for a loss that is not finite.
+        InputError: for a batch larger than the training split, or an unknown activation.
+        DivergedError: for a loss that is not finite; the error has the network before that epoch.
 
     Source: paper, section 4.
 
@@ -134,11 +140,11 @@ def train(
 
 
 def default_epochs(num_examples: int, batch_size: int = 32) -> int:
-    """The number of epochs that keeps the optimiser steps near the paper's 15 620.
+    """Return the number of epochs that keeps the number of optimizer steps near the paper's 15,620.
 
     Args:
-        num_examples: of the training split.
-        batch_size: examples of one step.
+        num_examples: number of examples in the training split.
+        batch_size: number of examples in one step.
 
     Returns:
         The number of epochs, at least 1.
@@ -166,45 +172,49 @@ def train_many(
     parallel: str = "auto",
     mesh: Mesh | None = None,
 ) -> list[tuple[MLP, History]]:
-    """Train one network for each seed, several at once; arguments and errors as in `train`.
+    """Train one network for each seed, several at once.
 
-    A seed gives the same network alone or in company, up to rounding.
+    A seed gives the same network, up to rounding, whether it is trained alone or with others.
 
     Args:
         data, hidden, activation, epochs, batch_size, learning_rate, l2: as in `train`.
-        seeds: one network each.
-        starts: for each seed a network to train on in place of a new one, all of one architecture.
-        on_epoch: called after every epoch of a network (or of all that one program trains, with the mean of loss and
-            accuracy); epochs done and in all are those of all networks.
-        on_trained: called with (seed, network, history) as soon as a network is done, from any thread.
-        parallel: "vmap" trains all seeds in one batched program, "threads" one seed on each core, "auto" takes
-            threads on CPU and vmap elsewhere.
-        mesh: devices to share the seeds, from `ja.devices.make_mesh`, all of them; the seeds are then trained in one
-            batched program.
+        seeds: integers, one for each network.
+        starts: one network for each seed to continue from, all of one architecture; None for new weights.
+        on_epoch: called after every epoch of a network, from any thread. The counts of epochs are totals over all
+            networks. If one program trains several networks, it reports their mean loss and accuracy.
+        on_trained: called with (seed, network, history) when a network is complete, from any thread.
+        parallel: "vmap" trains all seeds in one batched program, "threads" trains one seed on each core, "auto" takes
+            threads on CPU and vmap on other devices.
+        mesh: devices from `ja.devices.make_mesh`, over which one batched program shards the seeds; None for one device.
 
     Returns:
         For each seed the network and its `History`.
+
+    Raises:
+        InputError: as in `train`, or for starts that do not fit the seeds or the data.
+        DivergedError: for the first network whose loss is not finite.
 
     Example:
         >>> len(ja.training.train_many(ja.load_dataset("mnist5k"), (8,), seeds=(0, 1), epochs=1))
         2
     """
-    require_known("way to train in parallel", parallel, PARALLEL)
+    require_known("parallel", parallel, PARALLEL)
     seeds = [require_integer("seed", seed) for seed in seeds]
-    require(len(seeds) > 0, "seeds: expected at least one, got none")
+    require(len(seeds) > 0, "seeds: the list is empty; give at least one seed")
     num_examples = len(data.train)
     require_batch_size(batch_size, num_examples)
-    require(learning_rate > 0, f"learning_rate: expected a number above 0, got {learning_rate}")
-    require(l2 >= 0, f"l2: expected a number of at least 0, got {l2}")
+    require(learning_rate > 0, f"learning_rate: {learning_rate} is not above 0; choose a positive number")
+    require(l2 >= 0, f"l2: {l2} is below 0; choose 0 or more")
     epochs = default_epochs(num_examples, batch_size) if epochs is None else epochs
-    require(epochs >= 1, f"epochs: expected at least 1, got {epochs}")
+    require(epochs >= 1, f"epochs: {epochs} is below 1; choose at least 1")
     make_room_for_programs()
     in_features = int(np.prod(data.train.images.shape[1:]))
     rngs = [nnx.Rngs(seed) for seed in seeds]
     if starts is None:
         models = [MLP(in_features, hidden, data.num_classes, activation=activation, rngs=r) for r in rngs]
     else:
-        models = _checked_starts(starts, len(seeds), in_features, data.num_classes)
+        _require_starts(starts, len(seeds), in_features, data.num_classes)
+        models = starts
     graphdef = nnx.graphdef(models[0])
     params = stack_states([nnx.state(model) for model in models])
     keys = jnp.stack([r.shuffle() for r in rngs])
@@ -214,45 +224,43 @@ def train_many(
     ]
     shared = (graphdef, _Recipe(batch_size, learning_rate, l2), epochs, splits)
     if (mesh := mesh_for(mesh)) is not None:
-        turns = np.arange(-(-len(seeds) // mesh.size) * mesh.size) % len(seeds)  # as many for each device
-        across = NamedSharding(mesh, P(DATA))
-        params, keys = put_global(across, jax.tree.map(lambda leaf: leaf[turns], (params, keys)))
+        # every device trains equally many networks, so some seeds are repeated; their results are dropped below
+        repeated = np.arange(-(-len(seeds) // mesh.size) * mesh.size) % len(seeds)
+        by_network = NamedSharding(mesh, P(DATA))
+        params, keys = put_global(by_network, jax.tree.map(lambda leaf: leaf[repeated], (params, keys)))
         shared = (*shared[:3], put_global(NamedSharding(mesh, P()), splits))
         parallel = "vmap"
-    told = _Told(on_epoch, epochs * len(seeds))
+    progress = _ProgressCounter(on_epoch, epochs * len(seeds))
     if parallel == "threads" or (parallel == "auto" and jax.default_backend() == "cpu"):
         groups = [slice(i, i + 1) for i in range(len(seeds))]
     else:
         groups = [slice(None)]
 
-    def run(group: slice, stop: Stop) -> list[tuple[MLP, History]]:
-        chosen = jax.tree.map(lambda leaf: leaf[group], params)
-        trained, records = _train_together(*shared, chosen, keys[group], len(seeds[group]), told, stop)
-        trained = to_host(trained)  # from whichever devices
-        bad = ~np.isfinite(records).all(axis=(0, 2))
+    def train_group(group: slice, stop: Stop) -> list[tuple[MLP, History]]:
+        group_params = jax.tree.map(lambda leaf: leaf[group], params)
+        trained, records = _train_together(*shared, group_params, keys[group], len(seeds[group]), progress, stop)
+        trained = to_host(trained)
+        diverged = ~np.isfinite(records).all(axis=(0, 2))
 
         def result(i: int, records: np.ndarray) -> tuple[MLP, History]:
             return nnx.merge(graphdef, jax.tree.map(lambda leaf: jnp.asarray(leaf[i]), trained)), History(*records.T)
 
-        if bad.any():
-            i = int(bad.argmax())
+        if diverged.any():
+            i = int(diverged.argmax())
             raise DivergedError(seeds[group][i], len(records), *result(i, records[:-1, i]))
-        found = [result(i, records[:, i]) for i in range(len(seeds[group]))]
+        results = [result(i, records[:, i]) for i in range(len(seeds[group]))]
         if on_trained is not None:
-            for seed, of_seed in zip(seeds[group], found, strict=True):
-                on_trained(seed, *of_seed)
-        return found
+            for seed, (model, history) in zip(seeds[group], results, strict=True):
+                on_trained(seed, model, history)
+        return results
 
-    return [of_seed for found in run_all(run, groups, threads=num_cores()) for of_seed in found]
+    results_of_groups = run_all(train_group, groups, threads=num_cores())
+    return [model_and_history for results in results_of_groups for model_and_history in results]
 
 
-def _checked_starts(starts: Sequence[MLP], number: int, in_features: int, num_classes: int) -> Sequence[MLP]:
-    """The networks to train on.
-
-    Raises:
-        InputError: for another number of them, networks of different architectures, or ones that do not fit the data.
-    """
-    require(len(starts) == number, f"starts: expected {number}, one network for each seed, got {len(starts)}")
+def _require_starts(starts: Sequence[MLP], num_seeds: int, in_features: int, num_classes: int) -> None:
+    """Raise `InputError` unless there is one network for each seed, all of one architecture that fits the data."""
+    require(len(starts) == num_seeds, f"starts: expected {num_seeds}, one network for each seed, got {len(starts)}")
     first = starts[0].stages[0].linear.in_features, starts[0].stages[-1].linear.out_features
     require(
         first == (in_features, num_classes),
@@ -262,69 +270,116 @@ def _checked_starts(starts: Sequence[MLP], number: int, in_features: int, num_cl
         all(nnx.graphdef(start) == nnx.graphdef(starts[0]) for start in starts),
         "starts: expected networks of one architecture, got several",
     )
-    return starts
 
 
-class _Told:
-    """Tells the progress of networks that are trained side by side, in epochs of all of them."""
+class _ProgressCounter:
+    """Count the epochs of networks that several threads train, and report the total to `on_epoch`."""
 
     def __init__(self, on_epoch: OnEpoch | None, total: int):
         self.on_epoch, self.total, self.done, self.lock = on_epoch, total, 0, threading.Lock()
 
-    def epochs(self, number: int, loss: float, accuracy: float) -> None:
-        """So many more epochs are done, with this loss and accuracy."""
+    def add(self, num_epochs: int, loss: float, accuracy: float) -> None:
+        """Count epochs that are complete, and report the new total with their mean loss and accuracy."""
         if self.on_epoch is not None:
             with self.lock:
-                self.done += number
+                self.done += num_epochs
                 self.on_epoch(self.done, self.total, loss, accuracy)
 
 
 def _train_together(
-    graphdef: nnx.GraphDef, recipe: "_Recipe", epochs: int, splits, params, keys, number: int, told: _Told, stop: Stop
+    graphdef: nnx.GraphDef,
+    recipe: "_Recipe",
+    epochs: int,
+    splits,
+    params,
+    keys,
+    num_seeds: int,
+    progress: _ProgressCounter,
+    stop: Stop,
 ) -> tuple[nnx.State, np.ndarray]:
-    """Train networks stacked on a leading axis: their final states, and their records [epoch, network, 4]. Where a
-    record is not finite, it is the last, and the states are those before its epoch. Told is of the first `number`."""
+    """Train networks whose states are stacked along a leading axis.
+
+    Training stops at the first loss that is not finite; the returned states are then those from before that epoch.
+
+    Args:
+        graphdef, recipe, splits: as in `_epoch`.
+        epochs: number of epochs.
+        params, keys: one state and one random key for each network, [network, ...].
+        num_seeds: number of leading networks that are reported; the rest are repeats that fill the devices.
+        progress: receives the epochs.
+        stop: ends the training early if another thread has failed.
+
+    Returns:
+        The final states [network, ...], and the records [epoch, network, 4] as `_epoch` returns them.
+    """
     opt_state, records = jax.vmap(recipe.optimizer().init)(params), []
     for epoch in range(1, epochs + 1):
         stop.check()
-        before = to_host(params)  # the epoch takes the memory of the others
+        before = to_host(params)  # a copy, because the epoch overwrites the donated params
         params, opt_state, record = _epoch(graphdef, recipe, splits, params, opt_state, keys, epoch)
         records.append(to_host(record))
         if not np.isfinite(records[-1]).all():
             params = before
             break
-        loss, accuracy = records[-1][:number, :2].mean(axis=0)
-        told.epochs(number, float(loss), float(accuracy))
+        loss, accuracy = records[-1][:num_seeds, :2].mean(axis=0)
+        progress.add(num_seeds, float(loss), float(accuracy))
     return params, np.stack(records)
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """Hashable settings, since optax's own objects compare by identity and would compile anew."""
+    """The settings of the optimizer, hashable and compared by value.
+
+    An optax optimizer compares by identity, so as a static argument it would compile a new program for each training.
+    """
 
     batch_size: int
     learning_rate: float
     l2: float
 
     def optimizer(self) -> optax.GradientTransformation:
-        # the L2 term goes through Adam, which is not AdamW's decoupled decay
+        # As in PyTorch's Adam(weight_decay=l2), l2 * w is added to the gradient before the moments are updated, so Adam
+        # scales the penalty like the gradient. AdamW would subtract it from the weights, without that scale.
         return optax.chain(optax.add_decayed_weights(self.l2), optax.adam(self.learning_rate))
 
 
 def _loss(graphdef: nnx.GraphDef, params: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the mean cross-entropy in nats and the fraction of correct predictions."""
     logits = nnx.merge(graphdef, params)(images)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     return loss, (logits.argmax(axis=-1) == labels).mean()
 
 
+# One program is one epoch of all networks of a group. It is a lax.scan over the batches. The images [example, pixel]
+# stay on the device for the whole training: a step gathers its batch by index, and nothing goes through the host. Only
+# the number of the epoch changes from call to call, and it is traced, so one compilation serves all epochs.
+#
+# The states and the optimizer's moments [network, ...] are donated: XLA writes the new values over the old. A network
+# therefore needs three times its weights (weights and two moments), not six times.
+#
+# The order of the examples depends on the network's own key and the epoch only, never on the group. A batch axis over
+# networks changes no operation of a network, only the order in which its matrix products add up. So a seed gives the
+# same network alone, in a group or on a mesh, up to rounding.
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4), compiler_options=COMPILER_OPTIONS)
-def _epoch(graphdef: nnx.GraphDef, recipe: _Recipe, splits, params, opt_state, keys, number):
-    """One epoch of every network in the group: new states, and [network, (loss, accuracy, validation's two)]."""
+def _epoch(graphdef: nnx.GraphDef, recipe: _Recipe, splits, params, opt_state, keys, epoch):
+    """Train each network of a group for one epoch.
+
+    Args:
+        graphdef: graph of the networks.
+        recipe: settings of the optimizer.
+        splits: images [example, pixel] and labels [example] of the training and of the validation split.
+        params, opt_state: states and optimizer states of the networks, [network, ...]; donated.
+        keys: random keys [network].
+        epoch: number of the epoch, from 1.
+
+    Returns:
+        The new params and opt_state, and [network, 4]: training loss and accuracy, validation loss and accuracy.
+    """
     (images, labels), validation = splits
     num_steps = len(labels) // recipe.batch_size
 
-    def network(params, opt_state, key):
-        order = jax.random.permutation(jax.random.fold_in(key, number), len(labels))
+    def train_network(params, opt_state, key):
+        order = jax.random.permutation(jax.random.fold_in(key, epoch), len(labels))
         batches = order[: num_steps * recipe.batch_size].reshape(num_steps, recipe.batch_size)
 
         def step(carry, batch):
@@ -334,13 +389,13 @@ def _epoch(graphdef: nnx.GraphDef, recipe: _Recipe, splits, params, opt_state, k
             updates, opt_state = recipe.optimizer().update(gradient, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), jnp.stack([loss, accuracy])
 
-        (params, opt_state), record = jax.lax.scan(step, (params, opt_state), batches)
-        measured = jnp.stack(_loss(graphdef, params, *validation))
-        return params, opt_state, jnp.concatenate([record.mean(axis=0), measured])
+        (params, opt_state), records = jax.lax.scan(step, (params, opt_state), batches)
+        validated = jnp.stack(_loss(graphdef, params, *validation))
+        return params, opt_state, jnp.concatenate([records.mean(axis=0), validated])
 
     with jax.default_matmul_precision(matmul_precision()):
         if keys.shape[0] > 1:
-            return jax.vmap(network)(params, opt_state, keys)
-        # a batch axis of one would keep the CPU from its fast matrix product
-        one = network(*jax.tree.map(lambda leaf: leaf[0], (params, opt_state, keys)))
-        return jax.tree.map(lambda leaf: leaf[None], one)
+            return jax.vmap(train_network)(params, opt_state, keys)
+        # Without the batch axis of one network, XLA calls the CPU's fast matrix product.
+        single = train_network(*jax.tree.map(lambda leaf: leaf[0], (params, opt_state, keys)))
+        return jax.tree.map(lambda leaf: leaf[None], single)

@@ -130,13 +130,13 @@ def test_epochs_keep_the_steps_of_the_paper():
 def test_bad_input():
     with raises_input_error("batch_size: expected 1 to 70, the size of the training split, got 71"):
         ja.train(toy(), (4,), batch_size=71)
-    with raises_input_error("epochs: expected at least 1, got 0"):
+    with raises_input_error("epochs: 0 is below 1; choose at least 1"):
         ja.train(toy(), (4,), epochs=0)
     with raises_input_error("activation: unknown 'swish'"):
         ja.train(toy(), (4,), activation="swish")
-    with raises_input_error("seeds: expected at least one"):
+    with raises_input_error("seeds: the list is empty; give at least one seed"):
         ja.training.train_many(toy(), (4,), ())
-    with raises_input_error("training of seed 0 diverged in epoch 1: expected a finite loss"):
+    with raises_input_error("training of seed 0 diverged in epoch 1: the loss is not finite"):
         ja.train(toy(), (4,), activation="relu", learning_rate=1e30, epochs=5, batch_size=8)
 
 
