@@ -403,7 +403,7 @@ def test_a_logit_that_is_not_finite_is_found_in_any_chunk(small_model, examples,
         broken = np.array(images)
         broken[place, 0, 0] = np.nan
         for engine in ENGINES:
-            with raises_input_error("logits: expected finite numbers"):
+            with raises_input_error("logits: NaN or infinite numbers"):
                 ja.cumulative_ablation(
                     small_model, np.arange(27)[None], broken, labels, steps=2, engine=engine, memory_limit=20_000
                 )
@@ -430,9 +430,7 @@ def test_bad_input(small_model, examples):
         ja.evaluate_masks(small_model, keep, images, labels[1:])
     broken = np.array(images)
     broken[7, 0, 0] = np.nan
-    with raises_input_error(
-        "logits: expected finite numbers, got NaN or infinite ones under 1 of 2 masks, the first being mask 1"
-    ):
+    with raises_input_error("logits: NaN or infinite numbers under 1 of 2 masks, the first at mask 1"):
         everything = np.array([[False] * 10 + [True] * 17, [True] * 27])
         ja.evaluate_masks(small_model, everything, broken, labels)
     order = np.arange(27)[None]
@@ -458,10 +456,10 @@ def test_bad_input(small_model, examples):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, neurons_per_step=0)
     with raises_input_error("engine: unknown 'magic'; choose one of auto, vmap, incremental"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, engine="magic")
-    with raises_input_error("memory_limit: expected at least [0-9]+ bytes, which one example takes .*, got 10"):
+    with raises_input_error("memory_limit: 10 bytes are less than the [0-9]+ that one example takes"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, memory_limit=10)
     for engine in ENGINES:
-        with raises_input_error("logits: expected finite numbers, got NaN or infinite ones under [0-9]+ of [0-9]+"):
+        with raises_input_error("logits: NaN or infinite numbers under [0-9]+ of [0-9]+"):
             ja.cumulative_ablation(small_model, order, broken, labels, steps=3, engine=engine)
     with raises_input_error("orders: neuron 1 is twice in one order; name each neuron once"):
         ja.cumulative_ablation(small_model, np.array([[1, 1]]), images, labels, steps=1)

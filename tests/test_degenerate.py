@@ -119,7 +119,7 @@ def test_weights_that_are_no_numbers(archive, value):
     for model in (broken, last):
         with raises_input_error("expected finite numbers, got"):
             study(archive(), {"broken": model})
-        with raises_input_error("logits: expected finite numbers, got .* check the weights and the images"):
+        with raises_input_error("logits: NaN or infinite numbers under .* check the weights and the images"):
             ja.single_ablation(model, data.test.images, data.test.labels)
     with raises_input_error("activations: expected finite numbers, got .* check the weights and the images"):
         ja.study.score_neurons(broken, data)

@@ -51,7 +51,7 @@ print([str(w.message) for w in told if "memory" in str(w.message)])
 def test_a_limit_of_the_operating_system_is_met_with_smaller_chunks():
     process = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, process.stderr[-2000:]
-    told = re.findall(r"memory ran out with (\d+) examples at a time: going on with (\d+)", process.stdout)
+    told = re.findall(r"memory ran out with (\d+) examples at a time; continuing with (\d+)", process.stdout)
     assert len(told) >= 1
     assert all(int(after) == int(before) // 2 for before, after in told)
 
@@ -76,7 +76,7 @@ def test_a_device_short_of_memory_gives_the_same_counts(engine, short_of_memory,
     short_of_memory.append(10**9)
     wanted = ja.cumulative_ablation(small_model, orders, *test, steps=20, engine=engine)
     short_of_memory[0] = 30
-    with pytest.warns(_execute.MemoryWarning, match="memory ran out with .* examples at a time: going on with"):
+    with pytest.warns(_execute.MemoryWarning, match="memory ran out with .* examples at a time; continuing with"):
         found = ja.cumulative_ablation(small_model, orders, *test, steps=20, engine=engine)
     np.testing.assert_array_equal(found, wanted)
 
@@ -84,7 +84,7 @@ def test_a_device_short_of_memory_gives_the_same_counts(engine, short_of_memory,
 @pytest.mark.filterwarnings("ignore::jaxablate.ablation._execute.MemoryWarning")
 def test_what_is_needed_is_said(short_of_memory, small_model, mnist5k):
     short_of_memory.append(0)
-    with raises_input_error(r"memory: expected room for \d+ bytes, which one example takes .* but it ran out"):
+    with raises_input_error(r"memory: it ran out with one example at a time, which takes \d+ bytes"):
         ja.single_ablation(small_model, mnist5k.test.images, mnist5k.test.labels)
 
 

@@ -282,7 +282,7 @@ def test_bad_input(small_model, examples, mnist5k):
     with raises_input_error("fill: expected finite numbers"):
         ja.compute_fill(small_model, "constant", examples[0], value=np.nan)
     resampled = ja.compute_fill(small_model, "resample", examples[0], key=jax.random.key(0))
-    with raises_input_error(r"fill: expected \[network, neuron\] for several networks, got rows of tables"):
+    with raises_input_error(r"fill: a PerExampleFill goes with one network"):
         ja.evaluate_masks([small_model, small_model], np.ones((2, 1, 27), bool), *examples, resampled)
     with raises_input_error("fill: expected 3 tables, one for each site, got 2"):
         ja.evaluate_masks(small_model, masks, *examples, ja.PerExampleFill(resampled.tables[:2]))

@@ -139,9 +139,9 @@ def test_a_linear_map_behind_the_site_takes_the_incremental_engine(examples, mon
     ):
         ja.cumulative_ablation(model, np.array([order]), *examples, steps=len(order))
         assert taken.pop() == engine
-    with raises_input_error("engine 'incremental': expected an nnx.Linear in float32 right behind site 'conv2';"):
+    with raises_input_error("engine 'incremental': it needs an nnx.Linear in float32 right after site 'conv2';"):
         ja.cumulative_ablation(cnn_chain(), np.array([[5]]), *examples, steps=1, engine="incremental")
-    with raises_input_error("engine 'incremental': expected a model that is a chain"):
+    with raises_input_error("engine 'incremental': it needs a model that is a chain"):
         ja.cumulative_ablation(KINDS["tokens"](), np.array([[5]]), *examples, steps=1, engine="incremental")
 
 

@@ -1,4 +1,8 @@
-"""What a user hands to an ablation, checked and made ready for the engines; and what the engines found, handed back."""
+"""Check the arguments of ablation functions, and turn the engines' sums into results.
+
+Input: a user's model, images, labels and fill.
+Output: an `AblationProblem`; arrays by outcome.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -18,7 +22,7 @@ from jaxablate._checks import (
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Fill, Images, Labels
 from jaxablate.ablation._execute import AblationProblem, Tables
-from jaxablate.ablation._outcomes import NOT_FINITE, checked_names, finished
+from jaxablate.ablation._outcomes import NOT_FINITE, average, check_names
 from jaxablate.devices import first_example, mesh_for, pad_and_shard, range_of, require_examples
 from jaxablate.fills import AffineFill, AnyFill, PerExampleFill
 from jaxablate.models import Model
@@ -34,16 +38,16 @@ def make_problem(
     memory_limit: int | None,
     mesh: Mesh | None,
 ) -> tuple[AblationProblem, tuple[int, ...]]:
-    """The problem, and the leading axis of what belongs to its networks: none for a network on its own.
+    """Check all arguments; return the problem and the leading axes of its arrays, (network,) or () for one model.
 
     Raises:
         InputError: as in `evaluate_masks`.
     """
-    names = checked_names(outcomes)
+    names = check_names(outcomes)
     mesh = mesh_for(mesh, images, labels)
     network, states, described, leading = _networks(model, images if mesh is None else first_example(images))
     num_examples = require_examples(labels, len(images), network.num_classes)
-    classes = jnp.asarray(labels).astype(jnp.int32)  # of which -1 says that an example does not count
+    classes = jnp.asarray(labels).astype(jnp.int32)  # -1 marks an example that does not count
 
     def per_neuron(what: str, values: Fill) -> np.ndarray:
         try:
@@ -71,7 +75,7 @@ def make_problem(
 
 
 def _as(images: Images, dtype: np.dtype) -> Images:
-    """Images of a dtype, where they are: on the host or on devices."""
+    """Convert images to a dtype without moving them between host and devices."""
     return images.astype(dtype) if isinstance(images, jax.Array) else np.asarray(images, dtype)
 
 
@@ -86,12 +90,12 @@ def make_single_problem(model: Model, *arguments) -> AblationProblem:
 
 
 def _tables(network: ModelSpec, fill: PerExampleFill, rows: jax.Array | None, leading: tuple[int, ...]) -> Tables:
-    """The tables of a fill, with an axis for the one network.
+    """Check the tables of a fill and return them with a leading axis for the one network.
 
     Raises:
         InputError: for several networks, or tables that do not fit the network's sites or the labels.
     """
-    require(not leading, "fill: expected [network, neuron] for several networks, got rows of tables; one at a time")
+    require(not leading, "fill: a PerExampleFill goes with one network; evaluate the networks one at a time")
     require(
         len(fill.tables) == len(network.sites),
         f"fill: expected {len(network.sites)} tables, one for each site, got {len(fill.tables)}",
@@ -110,28 +114,30 @@ def _tables(network: ModelSpec, fill: PerExampleFill, rows: jax.Array | None, le
 def _networks(
     model: Model | Sequence[Model], images: Images
 ) -> tuple[ModelSpec, list[nnx.State], jax.Array, tuple[int, ...]]:
-    """What the networks have in common, their states, the images, and the leading axis of several."""
+    """Return the specification that all models share, their states, the images, and the leading axes."""
     if isinstance(model, nnx.Module):
         network, state, images = trace_model(model, images)
         return network, [state], images, ()
     require(isinstance(model, Iterable), f"model: expected a network or several, got {type(model).__name__}")
     models = list(model)
     require(len(models) > 0, "model: expected at least one network, got none")
-    for place, one in enumerate(models):
-        require(isinstance(one, nnx.Module), f"model: expected networks, got {type(one).__name__} at place {place}")
-    described = [trace_model(one, images) for one in models]
-    network = described[0][0]
-    for place, (other, _, _) in enumerate(described):
+    for index, module in enumerate(models):
         require(
-            other == network,
-            f"model: expected networks of one architecture, got sites {_sites(network)} for network 0 and "
-            f"{_sites(other)} for network {place}, or other inputs, classes or functions (one that is defined anew for "
-            "each network is another one)",
+            isinstance(module, nnx.Module), f"model: expected networks, got {type(module).__name__} at place {index}"
         )
-    return network, [state for _, state, _ in described], described[0][2], (len(models),)
+    traced = [trace_model(module, images) for module in models]
+    network = traced[0][0]
+    for index, (spec, _, _) in enumerate(traced):
+        require(
+            spec == network,
+            f"model: expected networks of one architecture, got sites {_site_sizes(network)} for network 0 and "
+            f"{_site_sizes(spec)} for network {index}, or different inputs, classes or functions (a function defined "
+            "again for each network counts as different)",
+        )
+    return network, [state for _, state, _ in traced], traced[0][2], (len(models),)
 
 
-def _sites(network: ModelSpec) -> str:
+def _site_sizes(network: ModelSpec) -> str:
     return ", ".join(f"{name} ({size})" for name, size in zip(network.sites, network.sizes, strict=True))
 
 
@@ -151,25 +157,25 @@ def site_range(network: ModelSpec, site: str | None) -> tuple[int, int]:
 def require_leading(
     what: str, array: np.ndarray, leading: tuple[int, ...], shape: tuple[int | None, ...], meaning: str
 ) -> None:
-    """`require_shape`, with the leading axis of several networks."""
+    """Raise unless the array has the shape, after the leading axis of several networks."""
     require_shape(what, array, (*leading, *shape), "network, " * len(leading) + meaning)
 
 
 def format_result(
     sums: dict[str, np.ndarray], problem: AblationProblem, outcomes: str | Iterable[str], axes: tuple[str, ...]
 ) -> jax.Array | dict[str, jax.Array]:
-    """The measures by name, or the one that was asked for by its name alone; `axes` are those of the results.
+    """Return the outcomes by name, or an array if `outcomes` is one name; `axes` name the axes of the results.
 
     Raises:
-        InputError: if a logit was not finite.
+        InputError: if a logit is not finite.
     """
     finite = sums[NOT_FINITE] == 0
     if not finite.all():
-        places = zip(axes, np.unravel_index(finite.argmin(), finite.shape), strict=True)
+        first = zip(axes, np.unravel_index(finite.argmin(), finite.shape), strict=True)
         raise InputError(
-            f"logits: expected finite numbers, got NaN or infinite ones under {(~finite).sum()} of {finite.size} "
-            f"{axes[-1]}s, the first being {', '.join(f'{axis} {index}' for axis, index in places)}; check the weights "
-            "and the images"
+            f"logits: NaN or infinite numbers under {(~finite).sum()} of {finite.size} {axes[-1]}s, the first at "
+            f"{', '.join(f'{axis} {index}' for axis, index in first)}; check the weights and the images"
         )
-    results = {name: jnp.asarray(of) for name, of in finished(sums, problem.num_examples).items() if name != NOT_FINITE}
+    averages = average(sums, problem.num_examples)
+    results = {name: jnp.asarray(values) for name, values in averages.items() if name != NOT_FINITE}
     return results[outcomes] if isinstance(outcomes, str) else results

@@ -1,5 +1,9 @@
-"""What the engines share: what they are given, and how work is cut to fit a machine (threads, shards of examples,
-chunks within a memory budget)."""
+"""Execute an engine: cut the examples into shards and chunks that fit a machine, and add the sums.
+
+Input: an `AblationProblem` and an `Engine`.
+Output: the engine's sums over all examples, in int64 or float64.
+Memory: `memory_limit` bytes of activations; chunks are halved if memory runs out.
+"""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,29 +23,29 @@ from jaxablate.devices import COMPILER_OPTIONS, DATA, num_cores, put_global, run
 from jaxablate.models._network import ModelSpec
 
 MEMORY_LIMIT = 2**30
-"""Bytes of activations that an engine may hold at a time, unless told otherwise."""
+"""Default number of bytes of activations that an engine holds at a time."""
 
-MODERATE = 10.0
-"""A fill or scale that is larger makes updates of which rounding errors stay behind."""
+MODERATE_FILL = 10.0
+"""Above this magnitude of fill or scale, rank-one updates accumulate visible rounding error."""
 
 Tables = tuple[jax.Array, ...]
 
 
 class AblationProblem(NamedTuple):
-    """What an engine evaluates, checked by its caller.
+    """The checked arguments of an ablation, as the engines take them.
 
     Attributes:
-        network: what the networks have in common.
-        states: the weights of each.
-        fill: [network, neuron], or for each site a table [network, row, ..., neuron] from which each example takes one
-            row.
-        scale: [network, neuron], or None.
-        images, labels, rows: of the examples; rows is None without tables. On a mesh they are cut along `data`, and
-            examples that were added so that all devices have as many have the label -1.
-        num_examples: those that count.
-        mesh: of several devices, or None.
-        measures: names.
-        memory_limit, precision: as in `evaluate_masks`.
+        network: specification that all networks share.
+        states: the state of each network.
+        fill: [network, neuron]; or one table for each site [network, row, ..., neuron], and each example takes a row.
+        scale: [network, neuron] for an `AffineFill`, else None.
+        images, labels, rows: the examples; rows [example] is None without tables. On a mesh they are sharded along
+            `data`, and padded so that every device has equally many; padding has the label -1.
+        num_examples: number of examples without padding.
+        mesh: mesh of several devices, or None.
+        outcomes: names of outcomes.
+        memory_limit: as in `evaluate_masks`.
+        precision: precision of matrix products.
     """
 
     network: ModelSpec
@@ -58,23 +62,25 @@ class AblationProblem(NamedTuple):
     precision: str
 
     @property
-    def moderate(self) -> bool:
-        """Whether no ablated neuron puts out much, as long as its own output does not either."""
+    def has_moderate_fill(self) -> bool:
+        """Return True if ablated neurons have small outputs whenever their intact outputs are small."""
         values = jax.tree.leaves((self.fill, self.scale))
-        return all(float(np.abs(np.asarray(array)).max(initial=0)) < MODERATE for array in values)
+        return all(float(np.abs(np.asarray(array)).max(initial=0)) < MODERATE_FILL for array in values)
 
     def lay_out(self, bytes_per_example: int, preferred_chunk: int) -> "Layout":
-        """Choose shards (one for each CPU core, fewer if memory is short; on a mesh one for each device along `data`,
-        whose memory the limit is) and chunks that keep within the limit.
+        """Choose the number of shards and the size of chunks within the memory limit.
+
+        There is one shard for each CPU core (fewer if memory is short), or for each device of a mesh. The limit holds
+        for all cores together, but for each device of a mesh.
 
         Raises:
-            InputError: if not even one example at a time fits; the message says how much is needed.
+            InputError: if the limit does not admit one example at a time.
         """
         limit = MEMORY_LIMIT if self.memory_limit is None else require_integer("memory_limit", self.memory_limit)
         require(
             limit >= bytes_per_example,
-            f"memory_limit: expected at least {bytes_per_example} bytes, which one example takes under all masks of a "
-            f"batch, got {limit}; raise it or give fewer masks",
+            f"memory_limit: {limit} bytes are less than the {bytes_per_example} that one example takes under a batch "
+            "of masks; raise the limit or give fewer masks",
         )
         num_examples = len(self.images)
         if self.mesh is None:
@@ -88,8 +94,11 @@ class AblationProblem(NamedTuple):
         return Layout(shards, chunks, -(-per_shard // chunks))
 
 
-def by_site(values: jax.Array | Tables | None, rows: jax.Array | None, splits: np.ndarray) -> list:
-    """Values of each site [neuron], or [example, ..., neuron] from the rows of tables; None where there are none."""
+def split_by_site(values: jax.Array | Tables | None, rows: jax.Array | None, splits: np.ndarray) -> list:
+    """Split values [neuron] by site, or take each example's row of each site's table [example, ..., neuron].
+
+    Without values every site gets None.
+    """
     if values is None:
         return [None] * (len(splits) + 1)
     if isinstance(values, tuple):
@@ -99,36 +108,45 @@ def by_site(values: jax.Array | Tables | None, rows: jax.Array | None, splits: n
 
 @dataclass(frozen=True)
 class Layout:
-    """How the examples are cut: `shards` run side by side, each in `chunks` of `chunk` examples, one after another."""
+    """The cuts of the examples: `shards` run in parallel, each in `chunks` consecutive chunks of `chunk` examples."""
 
     shards: int
     chunks: int
     chunk: int
 
     def split(self, problem: AblationProblem) -> list["Shard"]:
-        """The examples of each shard."""
+        """Return one `Shard` for each thread; all of them refer to the same arrays."""
         examples = problem.images, problem.labels, problem.rows
-        return [Shard(*examples, *of) for of in zip(*self.places(len(problem.labels), self.shards), strict=True)]
+        starts, valid = self.chunk_starts(len(problem.labels), self.shards)
+        return [Shard(*examples, *chunks) for chunks in zip(starts, valid, strict=True)]
 
     def on_mesh(self, problem: AblationProblem) -> "Shard":
-        """The examples of all devices: each has its own, and finds its places in them."""
-        starts, valid = self.places(len(problem.labels) // self.shards, 1)
-        starts, valid = (np.repeat(of, self.shards, axis=0) for of in (starts, valid))
+        """Return one `Shard` whose arrays are sharded over the devices, with the same local chunks on each."""
+        starts, valid = self.chunk_starts(len(problem.labels) // self.shards, 1)
+        starts, valid = np.repeat(starts, self.shards, axis=0), np.repeat(valid, self.shards, axis=0)
         return Shard(problem.images, problem.labels, problem.rows, starts, valid)
 
-    def places(self, num_examples: int, shards: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where each chunk begins [shard, chunk], and which of its examples count [shard, chunk, place]."""
-        wanted = np.arange(shards * self.chunks) * self.chunk
-        # a chunk that would reach beyond the last example begins earlier, and leaves out what was there before
-        starts = np.minimum(wanted, num_examples - self.chunk)
-        places = starts[:, None] + np.arange(self.chunk)
-        valid = (places >= wanted[:, None]).reshape(shards, self.chunks, self.chunk)
+    def chunk_starts(self, num_examples: int, shards: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the first example of each chunk [shard, chunk], and which examples count [shard, chunk, example]."""
+        nominal = np.arange(shards * self.chunks) * self.chunk
+        # All chunks have one size. The last ones would reach beyond the examples; they start earlier instead, and the
+        # examples that an earlier chunk has counted are marked as not valid.
+        starts = np.minimum(nominal, num_examples - self.chunk)
+        indices = starts[:, None] + np.arange(self.chunk)
+        valid = (indices >= nominal[:, None]).reshape(shards, self.chunks, self.chunk)
         return starts.astype(np.int32).reshape(shards, self.chunks), valid
 
 
 class Shard(NamedTuple):
-    """Examples cut into chunks: all images [example, ...], labels and rows (or None) [example], where each chunk begins
-    [chunk], and which of its examples count [chunk, place]."""
+    """Examples and their chunks.
+
+    Attributes:
+        images: [example, ...].
+        labels: [example].
+        rows: [example], or None without tables.
+        starts: first example of each chunk [chunk].
+        valid: True for the examples of a chunk that count [chunk, example].
+    """
 
     images: jax.Array
     labels: jax.Array
@@ -137,26 +155,28 @@ class Shard(NamedTuple):
     valid: Any
 
     def add_chunks(self, add: Callable, start):
-        """Totals after `add(totals, images, labels, rows)` for every chunk; examples that do not count get the label
-        -1, which is never predicted."""
+        """Return the totals after `add(totals, images, labels, rows)` for every chunk.
+
+        Examples that do not count get the label -1, which no network predicts.
+        """
 
         def add_chunk(totals, chunk):
-            begin, valid = chunk
-            cut = partial(jax.lax.dynamic_slice_in_dim, start_index=begin, slice_size=len(valid))
-            labels = jnp.where(valid, cut(self.labels), -1)
-            return add(totals, cut(self.images), labels, None if self.rows is None else cut(self.rows)), None
+            first, valid = chunk
+            take = partial(jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=len(valid))
+            labels = jnp.where(valid, take(self.labels), -1)
+            return add(totals, take(self.images), labels, None if self.rows is None else take(self.rows)), None
 
         return jax.lax.scan(add_chunk, start, (self.starts, self.valid))[0]
 
 
 class MemoryWarning(JaxablateWarning):
-    """Memory ran out, and work goes on in smaller chunks."""
+    """Memory ran out, and the evaluation continues with smaller chunks."""
 
 
 class Engine:
     """A jitted function of one shard of examples, for one device or for every device of a mesh.
 
-    Its arguments are static values, `whole` (arrays that every device gets) and a `Shard`; it returns sums
+    The function takes static values, `replicated` arrays that every device gets, and a `Shard`. It returns sums
     [network, mask or curve, ...] over the shard's examples.
     """
 
@@ -165,34 +185,36 @@ class Engine:
         self.single_device = jax.jit(function, static_argnums=0, compiler_options=COMPILER_OPTIONS)
         self.sharded = jax.jit(self._sharded, static_argnums=(0, 1), compiler_options=COMPILER_OPTIONS)
 
-    def _sharded(self, mesh: Mesh, static: tuple, whole, shard: Shard):
-        def on_device(whole, shard):
+    def _sharded(self, mesh: Mesh, static: tuple, replicated, shard: Shard):
+        def on_device(replicated, shard):
             local = shard._replace(starts=shard.starts[0], valid=shard.valid[0])
-            return jax.lax.psum(self.function(static, whole, local), DATA)
+            return jax.lax.psum(self.function(static, replicated, local), DATA)
 
         specs = P(), P(DATA)
-        return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)(whole, shard)
+        return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)(replicated, shard)
 
 
 class ChunkRunner:
-    """Runs an engine over the shards of a problem, in chunks of at most `preferred` examples that are halved, for good,
-    whenever memory runs out all the same."""
+    """Runs an engine over all shards of a problem, in chunks of at most `preferred` examples.
+
+    If memory runs out nevertheless, `preferred` is halved for this and all following runs.
+    """
 
     def __init__(self, problem: AblationProblem, bytes_per_example: int, preferred: int):
         self.problem, self.bytes_per_example, self.preferred = problem, bytes_per_example, preferred
 
-    def run(self, engine: Engine, static: tuple, whole) -> dict[str, np.ndarray]:
-        """The engine's sums over all examples.
+    def run(self, engine: Engine, static: tuple, replicated) -> dict[str, np.ndarray]:
+        """Return the engine's sums over all examples.
 
         Raises:
-            InputError: if memory does not do for one example at a time; the message says how much was asked for.
+            InputError: if memory runs out with one example at a time.
         """
         while True:
             layout = self.problem.lay_out(self.bytes_per_example, self.preferred)
             try:
                 if self.problem.mesh is None:
-                    return run_shards(partial(engine.single_device, static, whole), layout.split(self.problem))
-                copies = put_global(NamedSharding(self.problem.mesh, P()), whole)
+                    return run_shards(partial(engine.single_device, static, replicated), layout.split(self.problem))
+                copies = put_global(NamedSharding(self.problem.mesh, P()), replicated)
                 sums = engine.sharded(self.problem.mesh, static, copies, layout.on_mesh(self.problem))
                 return jax.tree.map(_total, sums)
             except jax.errors.JaxRuntimeError as error:
@@ -200,17 +222,17 @@ class ChunkRunner:
                     raise
                 require(
                     jax.process_count() == 1,
-                    f"memory ran out with {layout.chunk} examples at a time, and other processes do not know: expected "
-                    "a lower memory_limit",
+                    f"memory: it ran out with {layout.chunk} examples at a time, and several processes cannot halve "
+                    "their chunks together; lower memory_limit",
                 )
                 require(
                     layout.chunk > 1,
-                    f"memory: expected room for {self.bytes_per_example} bytes, which one example takes under all "
-                    "masks of a batch, beside images, weights and results, but it ran out; use a larger machine",
+                    f"memory: it ran out with one example at a time, which takes {self.bytes_per_example} bytes under "
+                    "a batch of masks, in addition to images, weights and results; use a larger machine",
                 )
                 self.preferred = layout.chunk // 2
             warnings.warn(
-                f"memory ran out with {layout.chunk} examples at a time: going on with {self.preferred}; a lower "
+                f"memory ran out with {layout.chunk} examples at a time; continuing with {self.preferred}; a lower "
                 "memory_limit avoids this",
                 MemoryWarning,
                 stacklevel=3,
@@ -218,16 +240,16 @@ class ChunkRunner:
 
 
 def run_shards(function: Callable, shards: Sequence) -> dict[str, np.ndarray]:
-    """Call the jitted function on every shard, on a thread each, and add their sums.
+    """Call the jitted function on every shard in a thread of its own, and add the sums.
 
-    One XLA program alone does not fill a CPU. Calls that start together still compile once: JAX lets the others wait
-    for the first.
+    A single XLA program does not use all cores of a CPU. Calls that start together compile once, because JAX lets later
+    calls wait for the first.
     """
     results = run_all(lambda shard, _: jax.block_until_ready(function(shard)), shards, threads=len(shards))
     return jax.tree.map(_total, *results)
 
 
 def _total(*parts: jax.Array) -> np.ndarray:
-    """The sum over shards, in int64 or float64."""
+    """Add the sums of all shards in int64 or float64."""
     total: Any = np.stack(parts)
     return total.sum(axis=0, dtype=np.int64 if np.issubdtype(total.dtype, np.integer) else np.float64)

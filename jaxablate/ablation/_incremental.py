@@ -1,9 +1,8 @@
-"""The engine for cumulative orders: each step updates what the step before has computed.
+"""The engine for cumulative orders: each step updates the result of the step before.
 
-Step k differs from step k-1 by a few neurons. Where a neuron j goes whose site is followed by a linear map with rows
-w_j, the map's output changes by (a_j - h_j) w_j, where a_j is what the ablated neuron puts out: a rank-one update; only
-what comes after it is computed anew. The state carried from step to step is that output behind every site that the
-orders touch, and which neurons are still there.
+Input: orders of neuron ids [network, order, step, neuron] in chains, and an `AblationProblem`.
+Output: sums of the outcomes [network, order, step + 1, ...].
+Memory: for one chunk of examples, the output of the linear map after each ablated site.
 """
 
 import functools
@@ -16,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, by_site
-from jaxablate.ablation._outcomes import Sums, measure, zeros
+from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, split_by_site
+from jaxablate.ablation._outcomes import Sums, measure, zero_sums
 from jaxablate.models import Model
 from jaxablate.models._mlp import ELEMENTWISE
 from jaxablate.models._network import (
@@ -30,121 +29,151 @@ from jaxablate.models._network import (
 )
 from jaxablate.models._sites import ablated_values, apply_masks
 
-CHUNK = 500  # examples whose state a CPU core's cache holds
+# Shapes: h [example, unit] are a site's outputs, W [unit, output] is the kernel of the linear map after the site, and
+# z = h W + b [example, output] is that map's output.
+# Rank-one update: step k ablates neuron j, whose output changes from h_j to a_j. Then z changes by (a_j - h_j) w_j,
+# with w_j row j of W. Only the layers after z are evaluated again; the prefix and h are not.
+# Levels: each ablated site is a level. An order over several sites visits them in any sequence, and a change of z at
+# level d changes all inputs of level d + 1. So levels nest: level d holds its z while consecutive steps ablate neurons
+# at level d or deeper, and starts level d + 1 over after each of its own changes. A step costs only its own level.
+# Invariant: when step k is measured, z of every level equals the linear map of the site's outputs in which exactly the
+# first k neurons are ablated, up to rounding.
+# Exactness: one update adds an error of about one float32 rounding of z, so that after n steps the error is that of a
+# sum of n terms, as in the matrix product itself. Counts can differ from a full forward pass only for near ties. A
+# difference of LARGE_OUTPUT or more would cancel digits of z; then z is computed again from h.
+
+CHUNK = 500  # examples whose state fits a CPU core's cache
 CHUNK_ELSEWHERE = 10_000
-LARGE = 100.0  # a larger output is not subtracted: its rounding error would be near a tie's 1e-5
+LARGE_OUTPUT = 100.0  # subtracting larger outputs would leave rounding errors near 1e-5, the margin of a tie
 
 
 def ablated_sites(network: ModelSpec, orders: np.ndarray) -> tuple[int, ...]:
-    """The sites whose neurons are in the orders, by their numbers."""
+    """Return the indices of the sites whose neurons are in the orders."""
     return tuple(np.unique(network.site_of(orders)).tolist())
 
 
-def incremental_obstacle(network: ModelSpec, state: nnx.State, touched: tuple[int, ...]) -> str:
-    """Why the engine cannot follow orders that touch these sites; empty if it can."""
+def incremental_obstacle(network: ModelSpec, state: nnx.State, sites: tuple[int, ...]) -> str:
+    """Return what the engine lacks to follow orders over these sites; an empty text if it applies."""
     segments = split_at_sites(nnx.merge(network.graphdef, state))
     if segments is None:
         return "a model that is a chain"
-    for site in touched:
-        in_float32 = network.outputs[site].dtype == jnp.float32
-        if not (in_float32 and segments[site + 1] and _is_linear(segments[site + 1][0])):
-            return f"an nnx.Linear in float32 right behind site {network.sites[site]!r}"
+    for site in sites:
+        is_float32 = network.outputs[site].dtype == jnp.float32
+        if not (is_float32 and segments[site + 1] and _is_linear(segments[site + 1][0])):
+            return f"an nnx.Linear in float32 right after site {network.sites[site]!r}"
     return ""
 
 
 @functools.cache
 def _plain_linear() -> nnx.Linear:
-    """A linear map without anything special."""
+    """Return a linear map with Flax's default settings."""
     return nnx.eval_shape(lambda: nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
 
 
-def _is_linear(link: Layer) -> bool:
-    """Whether a link maps outputs h to h @ kernel + bias in float32, and nothing else."""
-    if type(link) is not nnx.Linear or any(
-        getattr(link, name, None) is not getattr(_plain_linear(), name, None)
+def _is_linear(layer: Layer) -> bool:
+    """Return True if a layer computes h @ kernel + bias in float32 and nothing else."""
+    if type(layer) is not nnx.Linear or any(
+        getattr(layer, name, None) is not getattr(_plain_linear(), name, None)
         for name in ("dot_general", "promote_dtype", "preferred_element_type", "precision")
     ):
         return False
-    return isinstance(link, nnx.Linear) and link.kernel.dtype == jnp.float32 and link.dtype in (None, jnp.float32)
+    return isinstance(layer, nnx.Linear) and layer.kernel.dtype == jnp.float32 and layer.dtype in (None, jnp.float32)
 
 
 def measure_steps(
-    problem: AblationProblem, orders: np.ndarray, numbers: np.ndarray, *, neurons_per_step: int
+    problem: AblationProblem, orders: np.ndarray, num_distinct: np.ndarray, *, neurons_per_step: int
 ) -> dict[str, np.ndarray]:
-    """Sums of the problem's measures [network, order, step + 1, ...] along orders
-    [network, order, step * neurons_per_step], of which the first `numbers` [network] are followed."""
+    """Follow orders and sum the problem's outcomes at every step.
+
+    Args:
+        problem: networks to which the engine applies.
+        orders: network-wide ids [network, order, step * neurons_per_step].
+        num_distinct: number of orders to follow [network]; the remaining ones are padding.
+        neurons_per_step: number of neurons that each step ablates.
+
+    Returns:
+        Sums [network, order, step + 1, ...].
+    """
     network = problem.network
-    touched = ablated_sites(network, orders)
-    last_only = touched == (len(network.sites) - 1,)
+    sites = ablated_sites(network, orders)
+    last_only = sites == (len(network.sites) - 1,)
     preferred = CHUNK if jax.default_backend() == "cpu" and not last_only else CHUNK_ELSEWHERE
-    # what is before and behind the touched sites, one update in flight, and what is on the way out
-    per_example = (len(touched) + 4) * peak_activation_bytes(network, touched[0])
-    grouped = orders.reshape(*orders.shape[:2], -1, neurons_per_step)
-    static = network, touched, problem.outcomes, problem.precision, problem.moderate
-    whole = grouped, numbers.astype(np.int32), problem.states, problem.fill, problem.scale
-    return ChunkRunner(problem, per_example, preferred).run(_engine, static, whole)
+    # One example takes the state of each level, one update, and the activations before and after the levels.
+    per_example = (len(sites) + 4) * peak_activation_bytes(network, sites[0])
+    steps = orders.reshape(*orders.shape[:2], -1, neurons_per_step)
+    static = network, sites, problem.outcomes, problem.precision, problem.has_moderate_fill
+    replicated = steps, num_distinct.astype(np.int32), problem.states, problem.fill, problem.scale
+    return ChunkRunner(problem, per_example, preferred).run(_engine, static, replicated)
 
 
 class _Level(NamedTuple):
-    """A touched site and what follows it.
+    """An ablated site, the linear map after it, and the layers up to the next level.
 
-    The ids of its first neuron and of the one past its last, fill and scale of its neurons and whether they are
-    moderate, the linear map, the links from that map to where the next level begins (or to the logits), and what makes
-    the site's outputs of what its level begins with, one by one.
+    Attributes:
+        start, stop: first id of the site's neurons and one past the last.
+        fill, scale: of the site's neurons; scale is None for a fill without one.
+        has_moderate_fill: True if fill and scale are small.
+        linear: the linear map after the site.
+        layers_after: layers from the linear map's output to the next level's input, or to the logits.
+        activate: maps the level's input to the site's outputs elementwise.
     """
 
     start: int
     stop: int
     fill: jax.Array
     scale: jax.Array | None
-    moderate: bool
+    has_moderate_fill: bool
     linear: nnx.Linear
-    close: list[Layer]
+    layers_after: list[Layer]
     activate: Callable[[jax.Array], jax.Array]
 
     @property
-    def bounded(self) -> bool:
-        """Whether the site's outputs, ablated or not, are small."""
-        return self.moderate and ELEMENTWISE.get(self.activate, False)
+    def is_bounded(self) -> bool:
+        """Return True if the site's outputs, ablated or not, are known to be small."""
+        return self.has_moderate_fill and ELEMENTWISE.get(self.activate, False)
 
-    def behind(self, before: jax.Array, kept: jax.Array) -> jax.Array:
-        """The linear map's output, from what the level begins with and which neurons are kept."""
-        outputs = apply_masks(self.activate(before), kept, self.fill, self.scale)
+    def linear_output(self, level_input: jax.Array, keep: jax.Array) -> jax.Array:
+        """Return the linear map's output from the level's input and the kept neurons."""
+        outputs = apply_masks(self.activate(level_input), keep, self.fill, self.scale)
         kernel, bias = self.linear.kernel[...], self.linear.bias
         return outputs @ kernel if bias is None else outputs @ kernel + bias[...]
 
-    def change(self, before: jax.Array, neurons: jax.Array, here: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """By how much the outputs of some neurons change that go (those that are `here`), and the linear map's."""
+    def update(self, level_input: jax.Array, neurons: jax.Array, is_member: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the changes of the ablated neurons' outputs and of the linear map's output.
+
+        `neurons` are ids within the site; `is_member` is False for neurons of another level, which do not count.
+        """
         scale = None if self.scale is None else self.scale[neurons]
-        outputs = self.activate(before[..., neurons])
-        difference = jnp.where(here, ablated_values(outputs, self.fill[..., neurons], scale) - outputs, 0)
-        rows = self.linear.kernel[...][neurons]
-        return difference, (difference * rows if len(neurons) == 1 else difference @ rows)
+        outputs = self.activate(level_input[..., neurons])
+        difference = jnp.where(is_member, ablated_values(outputs, self.fill[..., neurons], scale) - outputs, 0)
+        kernel_rows = self.linear.kernel[...][neurons]
+        return difference, (difference * kernel_rows if len(neurons) == 1 else difference @ kernel_rows)
 
 
-def _levels(
-    model: Model, network: ModelSpec, touched: tuple[int, ...], moderate: bool, fill, scale, rows
-) -> tuple[list, list[_Level]]:
-    """The links to where the first level begins, and the levels.
+def _split_into_levels(
+    model: Model, network: ModelSpec, sites: tuple[int, ...], has_moderate_fill: bool, fill, scale, rows
+) -> tuple[list[Layer], list[_Level]]:
+    """Return the layers before the first level, and the levels.
 
-    A level begins before the activation function, where that is the last link before the site, so that single outputs
-    can be computed again in place of being kept.
+    A level's input is taken before the activation function, if that is the last layer before the site. The outputs of
+    single neurons are then computed from it when they are needed, instead of being stored.
     """
     segments = split_at_sites(model)
     assert segments is not None
     splits = network.offsets[1:-1]
-    fills, scales = by_site(fill, rows, splits), by_site(scale, None, splits)
-    cuts = [0, *(site + 1 for site in touched), len(segments)]
-    parts = [[link for segment in segments[a:b] for link in segment] for a, b in itertools.pairwise(cuts)]
-    entrance, *following = parts
+    fills, scales = split_by_site(fill, rows, splits), split_by_site(scale, None, splits)
+    cuts = [0, *(site + 1 for site in sites), len(segments)]
+    parts = [[layer for segment in segments[a:b] for layer in segment] for a, b in itertools.pairwise(cuts)]
+    prefix, *following = parts
     levels = []
-    for site, links, before in zip(touched, following, parts[:-1], strict=True):
-        activate = before.pop() if before and before[-1] in ELEMENTWISE else _identity
-        linear = links.pop(0)
+    for site, layers_after, layers_before in zip(sites, following, parts[:-1], strict=True):
+        activate = layers_before.pop() if layers_before and layers_before[-1] in ELEMENTWISE else _identity
+        linear = layers_after.pop(0)
         assert isinstance(linear, nnx.Linear)
         start, stop = network.offsets[site : site + 2].tolist()
-        levels.append(_Level(start, stop, fills[site], scales[site], moderate, linear, links, activate))
-    return entrance, levels
+        site_fill = fills[site], scales[site], has_moderate_fill
+        levels.append(_Level(start, stop, *site_fill, linear, layers_after, activate))
+    return prefix, levels
 
 
 def _identity(outputs: jax.Array) -> jax.Array:
@@ -152,107 +181,121 @@ def _identity(outputs: jax.Array) -> jax.Array:
 
 
 @Engine
-def _engine(static: tuple[ModelSpec, tuple[int, ...], tuple[str, ...], str, bool], whole, shard: Shard):
-    """Sums [network, order, step + 1, ...].
+def _engine(static: tuple[ModelSpec, tuple[int, ...], tuple[str, ...], str, bool], replicated, shard: Shard):
+    """Follow orders on one shard of examples; return sums [network, order, step + 1, ...].
 
-    whole are orders [network, order, step, neuron], the number of orders to follow [network], the weights of each
-    network, fill and scale as in `AblationProblem`; static are the network, the ablated sites, measures, precision and
-    whether fill and scale are moderate.
+    Args:
+        static: the network, the ablated sites, outcomes, precision, and True if fill and scale are moderate.
+        replicated: orders [network, order, step, neuron], the number of orders to follow [network], the state of each
+            network, fill and scale.
+        shard: the examples.
     """
-    network, touched, outcomes, precision, moderate = static
-    orders, numbers, states, fill, scale = whole
+    network, sites, outcomes, precision, has_moderate_fill = static
+    orders, num_distinct, states, fill, scale = replicated
 
     def measure_network(arguments):
         state, orders, number, fill, scale = arguments
         model = nnx.merge(network.graphdef, state)
 
         def add_chunk(totals, images, labels, rows):
-            entrance, levels = _levels(model, network, touched, moderate, fill, scale, rows)
-            return _add_chunk(levels, outcomes, orders, number, totals, apply_layers(entrance, images), labels)
+            prefix, levels = _split_into_levels(model, network, sites, has_moderate_fill, fill, scale, rows)
+            return _add_chunk(levels, outcomes, orders, number, totals, apply_layers(prefix, images), labels)
 
-        start = zeros(outcomes, network.num_classes, (orders.shape[0], orders.shape[1] + 1))
+        start = zero_sums(outcomes, network.num_classes, (orders.shape[0], orders.shape[1] + 1))
         return shard.add_chunks(add_chunk, start)
 
     with jax.default_matmul_precision(precision):
-        return jax.lax.map(measure_network, (stack_states(states), orders, numbers, fill, scale))
+        return jax.lax.map(measure_network, (stack_states(states), orders, num_distinct, fill, scale))
 
 
-def _add_chunk(levels: list[_Level], outcomes: tuple[str, ...], orders, number, totals: Sums, before, labels) -> Sums:
-    """Totals [order, step + 1, ...] with one chunk of examples added; `before` is where the first level begins."""
+def _add_chunk(
+    levels: list[_Level], outcomes: tuple[str, ...], orders, number, totals: Sums, first_input, labels
+) -> Sums:
+    """Add one chunk of examples to the totals [order, step + 1, ...]; `first_input` is the first level's input."""
     start = _Progress(
         step=jnp.int32(0),
-        sums={name: jnp.zeros(of.shape[1:], of.dtype) for name, of in totals.items()},
-        kept=[jnp.ones(level.stop - level.start, bool) for level in levels],
+        sums={name: jnp.zeros(values.shape[1:], values.dtype) for name, values in totals.items()},
+        keep=[jnp.ones(level.stop - level.start, bool) for level in levels],
     )
     intact = None
     if "divergence" in outcomes:
-        intact = before
+        intact = first_input
         for level in levels:
-            intact = apply_layers(level.close, level.behind(intact, jnp.ones(level.stop - level.start, bool)))
+            all_kept = jnp.ones(level.stop - level.start, bool)
+            intact = apply_layers(level.layers_after, level.linear_output(intact, all_kept))
     curve = _Curve(levels, outcomes, labels, intact)
 
     def add_curve(i, totals):
         order = orders[i]
-        # the level that a step begins in: the first that loses a neuron
+        # A step starts at the first level that loses a neuron; -1 marks the end of the order.
         stops = jnp.array([level.stop for level in levels])
         depths = jnp.searchsorted(stops, order.min(axis=1), side="right")
-        done = curve.run_level(order, jnp.append(depths, -1), 0, before, start)
-        return jax.tree.map(lambda total, sums: total.at[i].add(sums), totals, done.sums)
+        progress = curve.run_level(order, jnp.append(depths, -1), 0, first_input, start)
+        return jax.tree.map(lambda total, sums: total.at[i].add(sums), totals, progress.sums)
 
-    # a number that is not part of the program: networks differ in how many distinct orders they have
+    # The number of orders is an argument, not a constant of the program: networks differ in their distinct orders.
     return jax.lax.fori_loop(0, number, add_curve, totals)
 
 
 class _Progress(NamedTuple):
-    """How far a curve has come: the next step, the results so far [step + 1, ...], which neurons of each level are
-    kept."""
+    """The state of a curve.
+
+    Attributes:
+        step: the next step to measure.
+        sums: outcomes so far [step + 1, ...].
+        keep: kept neurons of each level, bool [unit].
+    """
 
     step: jax.Array
     sums: Sums
-    kept: list[jax.Array]
+    keep: list[jax.Array]
 
 
 class _Curve(NamedTuple):
-    """What is the same for all curves of a chunk of examples."""
+    """The constants of all curves of one chunk of examples."""
 
     levels: list[_Level]
     outcomes: tuple[str, ...]
     labels: jax.Array
     intact: jax.Array | None
 
-    def run_level(self, order, depths, depth: int, before, progress: _Progress) -> _Progress:
-        """Follow the order from the state at hand for as long as its steps begin in this level or behind it.
+    def run_level(self, order, depths, depth: int, level_input, progress: _Progress) -> _Progress:
+        """Follow the order for as long as its steps start at level `depth` or deeper.
 
-        `before` is what this level begins with, which does not change meanwhile; `depths` [step + 1] is the level
-        that each step begins in, -1 at the end. The levels nest: each keeps what its linear map puts out, and runs the
-        next one anew after every change.
+        Args:
+            order: network-wide ids [step, neuron].
+            depths: level at which each step starts [step + 1], with -1 at the end.
+            depth: this level.
+            level_input: this level's input, constant during the call.
+            progress: the state of the curve.
         """
         level = self.levels[depth]
 
-        def run_next(behind, progress):
-            after = apply_layers(level.close, behind)
+        def run_deeper(linear_output, progress):
+            outputs = apply_layers(level.layers_after, linear_output)
             if depth + 1 < len(self.levels):
-                return self.run_level(order, depths, depth + 1, after, progress)
-            measured = measure(self.outcomes, after, self.labels, self.intact)
-            sums = jax.tree.map(lambda sums, new: sums.at[progress.step].set(new), progress.sums, measured)
+                return self.run_level(order, depths, depth + 1, outputs, progress)
+            step_sums = measure(self.outcomes, outputs, self.labels, self.intact)
+            sums = jax.tree.map(lambda sums, new: sums.at[progress.step].set(new), progress.sums, step_sums)
             return progress._replace(step=progress.step + 1, sums=sums)
 
         def ablate(state):
-            behind, progress = state
+            linear_output, progress = state
             neurons = order[progress.step - 1]  # step 0 is the intact network
-            kept = [
-                flags & (jnp.arange(of.start, of.stop)[:, None] != neurons).all(axis=1)
-                for flags, of in zip(progress.kept, self.levels, strict=True)
+            keep = [
+                flags & (jnp.arange(each.start, each.stop)[:, None] != neurons).all(axis=1)
+                for flags, each in zip(progress.keep, self.levels, strict=True)
             ]
-            here = (neurons >= level.start) & (neurons < level.stop)
-            difference, change = level.change(before, jnp.where(here, neurons - level.start, 0), here)
-            updated = behind + change
-            if not level.bounded:
-                # what a large output leaves behind when it is subtracted again is its rounding error
-                small = jnp.abs(difference).max() < LARGE
-                updated = jax.lax.cond(small, lambda: updated, lambda: level.behind(before, kept[depth]))
-            return updated, run_next(updated, progress._replace(kept=kept))
+            is_member = (neurons >= level.start) & (neurons < level.stop)
+            difference, change = level.update(level_input, jnp.where(is_member, neurons - level.start, 0), is_member)
+            updated = linear_output + change
+            if not level.is_bounded:
+                is_small = jnp.abs(difference).max() < LARGE_OUTPUT
+                updated = jax.lax.cond(is_small, lambda: updated, lambda: level.linear_output(level_input, keep[depth]))
+            return updated, run_deeper(updated, progress._replace(keep=keep))
 
-        behind = level.behind(before, progress.kept[depth])
-        progress = run_next(behind, progress)
-        return jax.lax.while_loop(lambda state: depths[state[1].step - 1] == depth, ablate, (behind, progress))[1]
+        linear_output = level.linear_output(level_input, progress.keep[depth])
+        progress = run_deeper(linear_output, progress)
+        return jax.lax.while_loop(lambda state: depths[state[1].step - 1] == depth, ablate, (linear_output, progress))[
+            1
+        ]

@@ -1,4 +1,9 @@
-"""Measures: logits and labels come in, sums over the examples go out, which add over chunks and shards."""
+"""Outcomes: what is measured of a network, as sums over examples.
+
+Input: logits [..., example, class] and labels [example].
+Output: sums over the examples, which add over chunks and shards; `average` turns them into results.
+Exactness: "correct", "class_correct" and "confusion" are integer sums and do not depend on how examples are cut.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -11,14 +16,20 @@ from jaxablate._checks import require, require_known
 
 CORRECT = "correct"
 NOT_FINITE = "not_finite"
-"""Examples with a logit that is NaN or infinite; counted always."""
+"""Number of examples with a NaN or infinite logit; always computed."""
 
 Sums = dict[str, jax.Array]
 
 
-class _Logits(NamedTuple):
-    """What measures are computed from: logits [..., example, class] and the class predicted [..., example], the label
-    of each example [example] (-1: none), and the intact logits [example, class], if a measure asks for them."""
+class _Predictions(NamedTuple):
+    """Inputs of an outcome.
+
+    Attributes:
+        logits: [..., example, class].
+        predicted: class of the largest logit, [..., example].
+        labels: [example]; -1 marks an example that does not count.
+        intact: logits of the intact network [example, class]; None unless an outcome needs them.
+    """
 
     logits: jax.Array
     predicted: jax.Array
@@ -26,92 +37,96 @@ class _Logits(NamedTuple):
     intact: jax.Array | None
 
 
-def _correct(of: _Logits) -> jax.Array:
-    return (of.predicted == of.labels).sum(axis=-1, dtype=jnp.int32)
+def _correct(batch: _Predictions) -> jax.Array:
+    # A label of -1 is never predicted, so that padding does not count.
+    return (batch.predicted == batch.labels).sum(axis=-1, dtype=jnp.int32)
 
 
-def _class_correct(of: _Logits) -> jax.Array:
-    right = (of.predicted == of.labels)[..., None]
-    return (right & (of.labels[:, None] == jnp.arange(of.logits.shape[-1]))).sum(axis=-2, dtype=jnp.int32)
+def _class_correct(batch: _Predictions) -> jax.Array:
+    is_correct = (batch.predicted == batch.labels)[..., None]
+    is_class = batch.labels[:, None] == jnp.arange(batch.logits.shape[-1])
+    return (is_correct & is_class).sum(axis=-2, dtype=jnp.int32)
 
 
-def _confusion(of: _Logits) -> jax.Array:
-    true, predicted = (jax.nn.one_hot(codes, of.logits.shape[-1]) for codes in (of.labels, of.predicted))
+def _confusion(batch: _Predictions) -> jax.Array:
+    # A product of one-hot vectors of 0 and 1 is exact in float32 up to 2^24 examples of a chunk.
+    true, predicted = (jax.nn.one_hot(classes, batch.logits.shape[-1]) for classes in (batch.labels, batch.predicted))
     return jnp.einsum("ec,...ed->...cd", true, predicted).astype(jnp.int32)
 
 
-def _loss(of: _Logits) -> jax.Array:
-    labels = jnp.broadcast_to(jnp.maximum(of.labels, 0), of.predicted.shape)[..., None]
-    log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(of.logits), labels, axis=-1)[..., 0]
-    return -(log_likelihood * (of.labels >= 0)).sum(axis=-1)
+def _loss(batch: _Predictions) -> jax.Array:
+    labels = jnp.broadcast_to(jnp.maximum(batch.labels, 0), batch.predicted.shape)[..., None]
+    log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(batch.logits), labels, axis=-1)[..., 0]
+    return -(log_likelihood * (batch.labels >= 0)).sum(axis=-1)
 
 
-def _divergence(of: _Logits) -> jax.Array:
-    assert of.intact is not None
-    before, after = jax.nn.log_softmax(of.intact), jax.nn.log_softmax(of.logits)
-    return ((jnp.exp(before) * (before - after)).sum(axis=-1) * (of.labels >= 0)).sum(axis=-1)
+def _divergence(batch: _Predictions) -> jax.Array:
+    assert batch.intact is not None
+    intact, ablated = jax.nn.log_softmax(batch.intact), jax.nn.log_softmax(batch.logits)
+    return ((jnp.exp(intact) * (intact - ablated)).sum(axis=-1) * (batch.labels >= 0)).sum(axis=-1)
 
 
-OUTCOMES: dict[str, Callable[[_Logits], jax.Array]] = {
+OUTCOMES: dict[str, Callable[[_Predictions], jax.Array]] = {
     CORRECT: _correct,
     "class_correct": _class_correct,
     "confusion": _confusion,
     "loss": _loss,
     "divergence": _divergence,
 }
-"""From logits [..., example, class] to sums over the examples [...].
+"""Functions from logits [..., example, class] to sums over the examples [...], by name.
 
-- `correct`: int32, examples whose largest logit (the first, if tied) is the label's.
+- `correct`: int32, number of examples whose largest logit (the first, if tied) is the label's.
 - `class_correct`: int32 [..., class], the same for each class.
 - `confusion`: int32 [..., label, predicted].
-- `loss`: cross-entropy, in nats; reported as the mean over examples.
-- `divergence`: D_KL(intact || ablated) of the output distributions, in nats; reported as the mean over examples.
+- `loss`: cross-entropy in nats; reported as the mean over examples.
+- `divergence`: D_KL(intact || ablated) of the output distributions in nats; reported as the mean over examples.
 """
 
 
 def measure(names: Sequence[str], logits: jax.Array, labels: jax.Array, intact: jax.Array | None) -> Sums:
-    """The measures of these names, and `NOT_FINITE`, all summed over examples.
+    """Compute the named outcomes and `NOT_FINITE`, each summed over the examples.
 
     Args:
-        names: of measures.
+        names: names of outcomes.
         logits: [..., example, class].
         labels: [example]; -1 for an example that does not count.
-        intact: the intact network's logits [example, class], for "divergence".
+        intact: logits of the intact network [example, class], for "divergence".
     """
     predicted, bad = _predict(logits)
-    of = _Logits(logits, predicted, labels, intact)
-    return {**{name: OUTCOMES[name](of) for name in names}, NOT_FINITE: bad.sum(axis=-1, dtype=jnp.int32)}
+    batch = _Predictions(logits, predicted, labels, intact)
+    return {**{name: OUTCOMES[name](batch) for name in names}, NOT_FINITE: bad.sum(axis=-1, dtype=jnp.int32)}
 
 
 def _predict(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The class of the largest logit (the first, if tied), and whether any is not finite, each [..., example].
+    """Return the class of the largest logit (the first, if tied), and True for a logit that is not finite.
 
-    In one pass, which takes a fifth of the time of `argmax` and `isfinite` one after the other.
+    Both are [..., example]. One reduction computes both in a fifth of the time of `argmax` followed by `isfinite`.
     """
 
-    def larger(a, b):
-        (value, index, bad), (other, other_index, other_bad) = a, b
-        stays = (value > other) | ((value == other) & (index < other_index))
-        return jnp.where(stays, value, other), jnp.where(stays, index, other_index), bad | other_bad
+    def larger(first, second):
+        (value, index, bad), (other_value, other_index, other_bad) = first, second
+        keeps = (value > other_value) | ((value == other_value) & (index < other_index))
+        return jnp.where(keeps, value, other_value), jnp.where(keeps, index, other_index), bad | other_bad
 
     classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    none = jnp.array(-jnp.inf, logits.dtype), jnp.int32(logits.shape[-1]), False
-    _, predicted, bad = jax.lax.reduce((logits, classes, ~jnp.isfinite(logits)), none, larger, (logits.ndim - 1,))
+    # The start loses against every logit, -inf included, because its index is larger than any class.
+    start = jnp.array(-jnp.inf, logits.dtype), jnp.int32(logits.shape[-1]), False
+    _, predicted, bad = jax.lax.reduce((logits, classes, ~jnp.isfinite(logits)), start, larger, (logits.ndim - 1,))
     return predicted, bad
 
 
-def zeros(names: Sequence[str], num_classes: int, shape: tuple[int, ...]) -> Sums:
-    """Sums to start from, for each of `shape` results."""
+def zero_sums(names: Sequence[str], num_classes: int, shape: tuple[int, ...]) -> Sums:
+    """Return sums of 0 for `shape` results."""
     logits, labels = jax.ShapeDtypeStruct((1, num_classes), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
     sums = jax.eval_shape(lambda logits, labels: measure(names, logits, labels, logits), logits, labels)
-    return {name: jnp.zeros((*shape, *of.shape), of.dtype) for name, of in sums.items()}
+    return {name: jnp.zeros((*shape, *spec.shape), spec.dtype) for name, spec in sums.items()}
 
 
-def checked_names(outcomes: str | Iterable[str]) -> tuple[str, ...]:
-    """The names of the measures asked for.
+def check_names(outcomes: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the outcomes.
 
     Raises:
-        InputError: for an unknown one, or none.
+        InputError: for an unknown name, or none.
     """
     names = (outcomes,) if isinstance(outcomes, str) else tuple(outcomes)
     require(len(names) > 0, f"outcomes: expected at least one of {', '.join(OUTCOMES)}, got none")
@@ -120,9 +135,11 @@ def checked_names(outcomes: str | Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-def finished(sums: dict[str, np.ndarray], num_examples: int) -> dict[str, np.ndarray]:
-    """Counts as they are, in int32; what is a mean over examples divided by their number, in float32."""
+def average(sums: dict[str, np.ndarray], num_examples: int) -> dict[str, np.ndarray]:
+    """Return counts as int32, and sums of floating-point outcomes divided by the number of examples as float32."""
     return {
-        name: of.astype(np.int32) if np.issubdtype(of.dtype, np.integer) else (of / num_examples).astype(np.float32)
-        for name, of in sums.items()
+        name: values.astype(np.int32)
+        if np.issubdtype(values.dtype, np.integer)
+        else (values / num_examples).astype(np.float32)
+        for name, values in sums.items()
     }

@@ -1,6 +1,8 @@
-"""The engine for small sets of neurons of one site, each ablated on its own from the same network.
+"""The engine for small sets of neurons of one site, each ablated from the same network.
 
-Where a linear map follows the site, each set is a low-rank update of what that map puts out, which is computed once.
+Input: sets of neuron ids [set, member] of one site that a linear map follows.
+Output: sums of the outcomes [set, ...].
+Memory: the outputs of one site and of the linear map after it, for one chunk of examples.
 """
 
 import jax
@@ -8,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, by_site
-from jaxablate.ablation._incremental import CHUNK, CHUNK_ELSEWHERE, LARGE
-from jaxablate.ablation._outcomes import measure, zeros
+from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, split_by_site
+from jaxablate.ablation._incremental import CHUNK, CHUNK_ELSEWHERE, LARGE_OUTPUT
+from jaxablate.ablation._outcomes import measure, zero_sums
 from jaxablate.models._network import (
     ModelSpec,
     apply_layers,
@@ -23,73 +25,88 @@ from jaxablate.models._sites import ablated_values, apply_masks
 
 
 def measure_sets(problem: AblationProblem, sets: np.ndarray, number: int, keep: np.ndarray) -> dict[str, np.ndarray]:
-    """Sums of the outcomes [set, ...] with each of the first `number` sets of neurons [set, member] of one site
-    ablated, beside those that `keep` [neuron] leaves out, to which they do not belong.
+    """Evaluate each of the first `number` sets, ablated in addition to the neurons that `keep` already removes.
 
-    The problem is of one network, one that the engine fits.
+    Args:
+        problem: the problem of one network to which the incremental engine applies.
+        sets: network-wide ids [set, member] of neurons of one site that `keep` keeps.
+        number: number of sets to evaluate; the remaining ones are padding.
+        keep: bool [neuron].
+
+    Returns:
+        Sums of the outcomes over the examples [set, ...].
     """
     network = problem.network
     site = int(network.site_of(sets[:1, 0])[0])
     last_only = site == len(network.sites) - 1
     preferred = CHUNK if jax.default_backend() == "cpu" and not last_only else CHUNK_ELSEWHERE
-    # what is before and behind the site, one update in flight, and what is on the way out
+    # One example takes the outputs before and after the site, one update, and the activations up to the logits.
     per_example = 5 * peak_activation_bytes(network, 0)
     fill = jax.tree.map(lambda values: values[0], problem.fill)
     scale = None if problem.scale is None else problem.scale[0]
-    static = network, site, problem.outcomes, problem.precision, problem.moderate
-    whole = sets, np.int32(number), problem.states[0], keep, fill, scale
-    return ChunkRunner(problem, per_example, preferred).run(_engine, static, whole)
+    static = network, site, problem.outcomes, problem.precision, problem.has_moderate_fill
+    replicated = sets, np.int32(number), problem.states[0], keep, fill, scale
+    return ChunkRunner(problem, per_example, preferred).run(_engine, static, replicated)
 
 
+# The linear map after the site is linear in each neuron's output: with kernel rows w_j, ablating a set S changes its
+# output by the sum over S of (a_j - h_j) w_j, a rank-|S| update of the base output, which is computed once per chunk.
+# Sets start from the same base, so rounding errors do not accumulate. Only a large difference (an unbounded activation)
+# would cancel digits of the base; the linear map is then evaluated again for that set.
 @Engine
-def _engine(static: tuple[ModelSpec, int, tuple[str, ...], str, bool], whole, shard: Shard):
-    """Sums [set, ...].
+def _engine(static: tuple[ModelSpec, int, tuple[str, ...], str, bool], replicated, shard: Shard):
+    """Evaluate sets on one shard of examples; return sums [set, ...].
 
-    whole are sets [set, member], the number of sets to evaluate, the weights, which neurons are kept, fill and scale;
-    static are the network, the site, measures, precision and whether fill and scale are moderate.
+    Args:
+        static: the network, the site, outcomes, precision, and True if fill and scale are moderate.
+        replicated: sets [set, member], the number of sets to evaluate, the state, keep, fill and scale.
+        shard: the examples.
     """
-    network, site, outcomes, precision, moderate = static
-    sets, number, state, keep, fill, scale = whole
+    network, site, outcomes, precision, has_moderate_fill = static
+    sets, number, state, keep, fill, scale = replicated
     segments = split_at_sites(nnx.merge(network.graphdef, state))
     assert segments is not None
-    splits, local = network.offsets[1:-1], sets - network.offsets[site]
-    linear, bounded = segments[site + 1][0], moderate and ends_bounded(segments[site])
+    splits, site_sets = network.offsets[1:-1], sets - network.offsets[site]
+    linear, bounded = segments[site + 1][0], has_moderate_fill and ends_bounded(segments[site])
     assert isinstance(linear, nnx.Linear)
 
     def add_chunk(totals, images, labels, rows):
-        values = by_site(keep, None, splits), by_site(fill, rows, splits), by_site(scale, None, splits)
+        values = (
+            split_by_site(keep, None, splits),
+            split_by_site(fill, rows, splits),
+            split_by_site(scale, None, splits),
+        )
         changes = dict(enumerate(zip(*values, strict=True)))
-        kept, fills, scales = changes[site]
+        site_keep, site_fill, site_scale = changes[site]
 
-        def logits_of(behind: jax.Array) -> jax.Array:
-            outputs = apply_layers(segments[site + 1][1:], behind)
+        def logits_after(linear_output: jax.Array) -> jax.Array:
+            outputs = apply_layers(segments[site + 1][1:], linear_output)
             return run_segments(segments, outputs, site + 1, changes)
 
         intact = run_segments(segments, images, -1, {}) if "divergence" in outcomes else None
         outputs = run_segments(segments[: site + 1], images, -1, changes)
-        base = linear(apply_masks(outputs, kept, fills, scales))
-        # what changes where a neuron goes, neuron by neuron: reading a column of the outputs is slow
-        changes_of = jnp.moveaxis(ablated_values(outputs, fills, scales) - outputs, -1, 0)
+        base = linear(apply_masks(outputs, site_keep, site_fill, site_scale))
+        # [neuron, example, ...]: the loop reads single neurons, and reading a column of the outputs is slow.
+        differences = jnp.moveaxis(ablated_values(outputs, site_fill, site_scale) - outputs, -1, 0)
 
         def add_set(i, totals):
-            members = local[i]
-            difference = jnp.moveaxis(changes_of[members], 0, -1)
-            rows_of = linear.kernel[...][members]
-            updated = base + (difference * rows_of if len(members) == 1 else difference @ rows_of)
+            members = site_sets[i]
+            difference = jnp.moveaxis(differences[members], 0, -1)
+            kernel_rows = linear.kernel[...][members]
+            updated = base + (difference * kernel_rows if len(members) == 1 else difference @ kernel_rows)
 
-            def computed_anew():
-                left = kept & (jnp.arange(len(kept))[:, None] != members).all(axis=1)
-                return linear(apply_masks(outputs, left, fills, scales))
+            def evaluate_again():
+                remaining = site_keep & (jnp.arange(len(site_keep))[:, None] != members).all(axis=1)
+                return linear(apply_masks(outputs, remaining, site_fill, site_scale))
 
-            behind = updated
+            linear_output = updated
             if not bounded:
-                # what a large output leaves behind when it is subtracted again is its rounding error
-                behind = jax.lax.cond(jnp.abs(difference).max() < LARGE, lambda: updated, computed_anew)
-            measured = measure(outcomes, logits_of(behind), labels, intact)
-            return jax.tree.map(lambda total, new: total.at[i].add(new), totals, measured)
+                is_small = jnp.abs(difference).max() < LARGE_OUTPUT
+                linear_output = jax.lax.cond(is_small, lambda: updated, evaluate_again)
+            set_sums = measure(outcomes, logits_after(linear_output), labels, intact)
+            return jax.tree.map(lambda total, new: total.at[i].add(new), totals, set_sums)
 
         return jax.lax.fori_loop(0, number, add_set, totals)
 
-    start = zeros(outcomes, network.num_classes, (len(sets),))
     with jax.default_matmul_precision(precision):
-        return shard.add_chunks(add_chunk, start)
+        return shard.add_chunks(add_chunk, zero_sums(outcomes, network.num_classes, (len(sets),)))

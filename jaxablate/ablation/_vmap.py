@@ -1,79 +1,86 @@
 """The engine for any masks: masked forward passes, batched by `vmap` over the masks.
 
-A batch of masks by `vmap`, the batches by `lax.map`, chunks of examples by `lax.scan`, all in one jitted call for up
-to `SLAB` masks. In a chain, what comes before the first ablated site is computed once for each chunk.
+Input: masks bool [network, mask, neuron] and an `AblationProblem`.
+Output: sums of the outcomes [network, mask, ...].
+Memory: activations of one chunk of examples under one batch of masks.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, by_site
-from jaxablate.ablation._outcomes import measure, zeros
+from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, split_by_site
+from jaxablate.ablation._outcomes import measure, zero_sums
 from jaxablate.models._network import ModelSpec, peak_activation_bytes, run_from_site, run_prefix, stack_states
 
-SLAB = 8192  # masks of one call: bounds what masks and counts take on the device
+# Loops, from the outside: slabs of masks (one jitted call each), networks (`lax.map`), chunks of examples (`lax.scan`),
+# batches of masks (`lax.map`), masks (`vmap`). A chunk's prefix, the part of the forward pass before the first ablated
+# site, is computed once for all masks. A batch is small enough that one activation under all of its masks stays in a
+# core's cache, and masks are spread evenly over the batches so that little padding is evaluated.
+# Counts are exact: every mask is a full forward pass at full precision, and integer sums do not depend on the cuts.
+SLAB = 8192  # most masks of one call; bounds the memory of masks and counts on the device
 MASKS_PER_BATCH = 81
-IN_FLIGHT = {"cpu": 6_480_000}  # bytes of one activation under a batch of masks: what a core's cache holds
-IN_FLIGHT_ELSEWHERE = 32_000_000
+CACHED_BYTES = {"cpu": 6_480_000}  # bytes of one activation under a batch of masks that a core's cache holds
+CACHED_BYTES_ELSEWHERE = 32_000_000
 
 
 def measure_masks(problem: AblationProblem, keep: np.ndarray) -> dict[str, np.ndarray]:
-    """Sums of the problem's measures [network, mask, ...] under masks bool [network, mask, neuron]."""
+    """Return sums of the problem's outcomes [network, mask, ...] under masks bool [network, mask, neuron]."""
     network = problem.network
-    touched = tuple(np.unique(network.site_of(np.flatnonzero(~keep.all(axis=(0, 1))))).tolist())
-    first = touched[0] if touched else len(network.sites) - 1
+    sites = tuple(np.unique(network.site_of(np.flatnonzero(~keep.all(axis=(0, 1))))).tolist())
+    first = sites[0] if sites else len(network.sites) - 1
     num_networks, num_masks, num_neurons = keep.shape
     num_slabs = -(-num_networks * num_masks // SLAB)
     batches = -(-num_masks // (num_slabs * MASKS_PER_BATCH))
-    batch = -(-num_masks // (num_slabs * batches))  # evenly, so that little is padded
+    batch = -(-num_masks // (num_slabs * batches))
     padded = np.ones((num_networks, num_slabs * batches * batch, num_neurons), bool)
     padded[:, :num_masks] = keep
-    in_flight = IN_FLIGHT.get(jax.default_backend(), IN_FLIGHT_ELSEWHERE)
+    cached_bytes = CACHED_BYTES.get(jax.default_backend(), CACHED_BYTES_ELSEWHERE)
     largest = peak_activation_bytes(network, first)
-    # an activation and its successor in flight for each mask of the batch, and what is before the first site
-    chunks = ChunkRunner(problem, 2 * largest * (batch + 1), max(1, in_flight // (batch * largest)))
-    results = []
+    # One example takes an activation and its successor for each mask of the batch, and for the prefix.
+    chunks = ChunkRunner(problem, 2 * largest * (batch + 1), max(1, cached_bytes // (batch * largest)))
+    parts = []
     for slab in padded.reshape(num_networks, num_slabs, batches, batch, -1).swapaxes(0, 1):
-        static = network, first, touched, problem.outcomes, problem.precision
+        static = network, first, sites, problem.outcomes, problem.precision
         sums = chunks.run(_engine, static, (slab, problem.states, problem.fill, problem.scale))
-        results.append({name: of.reshape(num_networks, -1, *of.shape[3:]) for name, of in sums.items()})
-    return {name: np.concatenate([part[name] for part in results], axis=1)[:, :num_masks] for name in results[0]}
+        parts.append({name: values.reshape(num_networks, -1, *values.shape[3:]) for name, values in sums.items()})
+    return {name: np.concatenate([part[name] for part in parts], axis=1)[:, :num_masks] for name in parts[0]}
 
 
 @Engine
-def _engine(static: tuple[ModelSpec, int, tuple[int, ...], tuple[str, ...], str], whole, shard: Shard):
-    """Sums [network, batch, mask, ...].
+def _engine(static: tuple[ModelSpec, int, tuple[int, ...], tuple[str, ...], str], replicated, shard: Shard):
+    """Evaluate masks on one shard of examples; return sums [network, batch, mask, ...].
 
-    whole are keep [network, batch, mask, neuron], the weights of each network, fill and scale;
-    static are the network, the site where evaluation begins, the sites that any mask touches, measures and precision.
+    Args:
+        static: the network, the site at which evaluation starts, the ablated sites, outcomes, precision.
+        replicated: keep [network, batch, mask, neuron], the state of each network, fill and scale.
+        shard: the examples.
     """
-    network, first, touched, outcomes, precision = static
-    keep, states, fill, scale = whole
+    network, first, sites, outcomes, precision = static
+    keep, states, fill, scale = replicated
+    splits = network.offsets[1:-1]
 
     def measure_network(arguments):
         state, keep, fill, scale = arguments
-        splits = network.offsets[1:-1]
 
         def add_chunk(totals, images, labels, rows):
-            entered = run_prefix(network, state, images, first)
-            fills, scales = by_site(fill, rows, splits), by_site(scale, None, splits)
+            prefix = run_prefix(network, state, images, first)
+            fills, scales = split_by_site(fill, rows, splits), split_by_site(scale, None, splits)
 
-            def logits_of(masks):
-                changes = {i: (masks[i], fills[i], scales[i]) for i in touched}
-                return run_from_site(network, state, entered, first, changes)
+            def logits_under(masks):
+                changes = {site: (masks[site], fills[site], scales[site]) for site in sites}
+                return run_from_site(network, state, prefix, first, changes)
 
-            intact = run_from_site(network, state, entered, first, {}) if "divergence" in outcomes else None
+            intact = run_from_site(network, state, prefix, first, {}) if "divergence" in outcomes else None
 
             def measure_batch(arguments):
                 keep, totals = arguments
-                logits = jax.vmap(logits_of)(jnp.split(keep, splits, axis=1))
+                logits = jax.vmap(logits_under)(jnp.split(keep, splits, axis=1))
                 return jax.tree.map(jnp.add, totals, measure(outcomes, logits, labels, intact))
 
             return jax.lax.map(measure_batch, (keep, totals))
 
-        start = zeros(outcomes, network.num_classes, keep.shape[:2])
-        return shard.add_chunks(add_chunk, start)
+        return shard.add_chunks(add_chunk, zero_sums(outcomes, network.num_classes, keep.shape[:2]))
 
     with jax.default_matmul_precision(precision):
         return jax.lax.map(measure_network, (stack_states(states), keep, fill, scale))
