@@ -111,6 +111,6 @@ def informed_codes(
     random = np.random.default_rng(seed)
     labels = np.minimum(random.integers(0, classes, examples), random.integers(0, classes, examples))
     means = random.random((classes, neurons)) * codes
-    found = np.clip(random.normal(means[labels], 0.3 * codes), 0, codes - 1).astype(np.int32)
-    found[:, neurons // 2], found[:, -1] = codes - 1, found[:, 0]
-    return found, labels
+    neuron_codes = np.clip(random.normal(means[labels], 0.3 * codes), 0, codes - 1).astype(np.int32)
+    neuron_codes[:, neurons // 2], neuron_codes[:, -1] = codes - 1, neuron_codes[:, 0]
+    return neuron_codes, labels

@@ -113,8 +113,8 @@ def in_evaluation(model):
 
 
 def sites_in_order(model, kind: str) -> list[ja.Site]:
-    found = {module.name: module for _, module in nnx.iter_modules(model) if isinstance(module, ja.Site)}
-    return [found[name] for name in SITES[kind]]
+    sites = {module.name: module for _, module in nnx.iter_modules(model) if isinstance(module, ja.Site)}
+    return [sites[name] for name in SITES[kind]]
 
 
 def masked_logits(model, kind: str, keep, fill, images) -> np.ndarray:

@@ -51,13 +51,13 @@ def main(dataset: str) -> None:
     mesh = ja.devices.make_mesh(2)
     even = len(labels) // 2 * 2
     spread = jax.device_put(images[:even], NamedSharding(mesh, P("data", None)))
-    found = ja.evaluate_masks(models[0], masks, spread, labels[:even], fill)
-    compare(ja.evaluate_masks(models[0], masks, images[:even], labels[:even], fill), found)
+    counts = ja.evaluate_masks(models[0], masks, spread, labels[:even], fill)
+    compare(ja.evaluate_masks(models[0], masks, images[:even], labels[:even], fill), counts)
     spread_labels = jax.device_put(labels[:even], NamedSharding(mesh, P("data")))
-    compare(found, ja.evaluate_masks(models[0], masks, images[:even], spread_labels, fill))
+    compare(counts, ja.evaluate_masks(models[0], masks, images[:even], spread_labels, fill))
     spread = jax.device_put(np.asarray(codes[:even]), NamedSharding(mesh, P("data")))
-    found = ja.joint_histogram(spread, labels[:even], num_codes=2, num_classes=10)
-    compare(ja.joint_histogram(codes[:even], labels[:even], num_codes=2, num_classes=10), found)
+    counts = ja.joint_histogram(spread, labels[:even], num_codes=2, num_classes=10)
+    compare(ja.joint_histogram(codes[:even], labels[:even], num_codes=2, num_classes=10), counts)
     refused = jax.device_put(images[:even], NamedSharding(mesh, P(None, "data")))
     with raises_input_error(r"expected examples along 'data' on the devices .*, got P\(None, 'data'\) on"):
         ja.evaluate_masks(models[0], masks, refused, labels[:even], fill)
@@ -68,7 +68,7 @@ def main(dataset: str) -> None:
     with raises_input_error("labels: expected values in 0..9, got -1..8"):
         ja.evaluate_masks(models[0], masks, images[:even], negative, fill)
     with raises_input_error("mesh: not used inside jax.jit"):
-        jax.jit(lambda of: ja.joint_histogram(of, labels, num_codes=2, num_classes=10, mesh=mesh))(codes)
+        jax.jit(lambda arguments: ja.joint_histogram(arguments, labels, num_codes=2, num_classes=10, mesh=mesh))(codes)
     with raises_input_error("devices: a device is repeated; give each once"):
         ja.devices.make_mesh(devices=jax.devices() * 2)
     examples_are_not_added(models[0], images[:103], labels[:103], masks)
@@ -77,22 +77,27 @@ def main(dataset: str) -> None:
     memory_may_run_out(models[0], images[:1102], labels[:1102], masks)
     states_may_hold_keys(mesh, images, labels)
 
-    told = []
+    epochs = []
     by_two = NamedSharding(mesh, P("data"))
     train, validation = (
-        type(split)(*(jax.device_put(of, by_two) for of in (split.images, split.labels)))
+        type(split)(*(jax.device_put(array, by_two) for array in (split.images, split.labels)))
         for split in (data.train, data.validation)
     )
     sharded = replace(data, train=train, validation=validation)
-    histories = [ja.train(of, (12,), epochs=1)[1] for of in (data, sharded)]
+    histories = [ja.train(dataset_, (12,), epochs=1)[1] for dataset_ in (data, sharded)]
     np.testing.assert_allclose(histories[0].loss, histories[1].loss, rtol=1e-4)
 
     trained = ja.training.train_many(data, (12,), (0, 1, 2), epochs=1, parallel="vmap")
     shared = ja.training.train_many(
-        data, (12,), (0, 1, 2), epochs=1, mesh=ja.devices.make_mesh(2), on_epoch=lambda *of: told.append(of)
+        data,
+        (12,),
+        (0, 1, 2),
+        epochs=1,
+        mesh=ja.devices.make_mesh(2),
+        on_epoch=lambda *arguments: epochs.append(arguments),
     )
-    assert [of[:2] for of in told] == [(3, 3)]  # not of the seed that was added
-    np.testing.assert_allclose(told[0][2], np.mean([history.loss for _, history in trained]), rtol=1e-4)
+    assert [call[:2] for call in epochs] == [(3, 3)]  # not of the seed that was added
+    np.testing.assert_allclose(epochs[0][2], np.mean([history.loss for _, history in trained]), rtol=1e-4)
     for (_, history), (model, of_mesh) in zip(trained, shared, strict=True):
         np.testing.assert_allclose(history.loss, of_mesh.loss, rtol=1e-4)
         ja.evaluate_masks(model, np.ones((1, 12), bool), images, labels)
@@ -105,10 +110,10 @@ def examples_are_not_added(model: ja.MLP, images: np.ndarray, labels: np.ndarray
     spread = ja.devices.shard_examples(mesh, images, labels)
     jax.tree.map(compare, expected, (ja.mean_activations(model, spread[0]), ja.evaluate_masks(model, masks, *spread)))
     batches = [(images[start : start + 40], labels[start : start + 40]) for start in range(0, 103, 40)]
-    found = ja.streams.combine(
+    streamed = ja.streams.combine(
         batches, lambda x, y: (ja.mean_activations(model, x), ja.evaluate_masks(model, masks, x, y)), mesh=mesh
     )
-    jax.tree.map(compare, expected, found)
+    jax.tree.map(compare, expected, streamed)
 
 
 def labels_may_be_of_any_dtype(model, images: np.ndarray, labels: np.ndarray, fill, orders: np.ndarray) -> None:
@@ -137,23 +142,23 @@ def memory_may_run_out(model: ja.MLP, images: np.ndarray, labels: np.ndarray, ma
         return on_mesh(layout, task)
 
     Layout.on_mesh = limited
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught_warnings:
         warnings.simplefilter("always")
-        found = ja.evaluate_masks(model, masks, images, labels, mesh=ja.devices.make_mesh(2))
+        counts = ja.evaluate_masks(model, masks, images, labels, mesh=ja.devices.make_mesh(2))
     Layout.on_mesh = on_mesh
     each = -(-len(labels) // 2)
-    assert f"memory ran out with {each} examples at a time; continuing with {each // 2}" in str(told[0].message), told[
-        0
-    ]
-    compare(ja.evaluate_masks(model, masks, images, labels), found)
+    assert f"memory ran out with {each} examples at a time; continuing with {each // 2}" in str(
+        caught_warnings[0].message
+    ), caught_warnings[0]
+    compare(ja.evaluate_masks(model, masks, images, labels), counts)
 
 
 def the_limit_is_of_each_device(model: ja.MLP, images: np.ndarray, labels: np.ndarray, masks: np.ndarray) -> None:
     with raises_input_error(r"memory_limit: \d+ bytes are less than the \d+") as caught:
         ja.evaluate_masks(model, masks, images, labels, memory_limit=1)
     least = int(re.findall(r"than the (\d+) that", str(caught.value))[0])
-    found = ja.evaluate_masks(model, masks, images, labels, memory_limit=least, mesh=ja.devices.make_mesh())
-    compare(ja.evaluate_masks(model, masks, images, labels), found)
+    counts = ja.evaluate_masks(model, masks, images, labels, memory_limit=least, mesh=ja.devices.make_mesh())
+    compare(ja.evaluate_masks(model, masks, images, labels), counts)
 
 
 def states_may_hold_keys(mesh: Mesh, images: np.ndarray, labels: np.ndarray) -> None:
@@ -166,13 +171,13 @@ def states_may_hold_keys(mesh: Mesh, images: np.ndarray, labels: np.ndarray) -> 
     compare(ja.evaluate_masks(model, masks, images, labels), ja.evaluate_masks(model, masks, images, labels, mesh=mesh))
 
 
-def compare(one, other) -> None:
-    one, other = np.asarray(one), np.asarray(other)
-    assert one.shape == other.shape
-    if np.issubdtype(one.dtype, np.integer):
-        np.testing.assert_array_equal(one, other)
+def compare(first, second) -> None:
+    first, second = np.asarray(first), np.asarray(second)
+    assert first.shape == second.shape
+    if np.issubdtype(first.dtype, np.integer):
+        np.testing.assert_array_equal(first, second)
     else:
-        np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(first, second, rtol=2e-5, atol=1e-6)
 
 
 if __name__ == "__main__":

@@ -32,12 +32,16 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
     # each process has a part of the examples, and they are not of one size
     cuts = np.linspace(0, len(labels), int(number) + 1).astype(int)
     cuts[1:-1] += 7
-    own = slice(*cuts[int(process) : int(process) + 2])
-    spread = ja.devices.shard_examples(mesh, images[own], labels[own].astype((np.uint8, np.int64)[int(process) % 2]))
-    spread_codes = ja.devices.shard_examples(mesh, codes[own], labels[own])
+    local = slice(*cuts[int(process) : int(process) + 2])
+    spread = ja.devices.shard_examples(
+        mesh, images[local], labels[local].astype((np.uint8, np.int64)[int(process) % 2])
+    )
+    spread_codes = ja.devices.shard_examples(mesh, codes[local], labels[local])
     # nor are their batches, or as many
     size = 99 * (int(process) + 1)
-    batches = ((images[own][i : i + size], labels[own][i : i + size]) for i in range(0, own.stop - own.start, size))
+    batches = (
+        (images[local][i : i + size], labels[local][i : i + size]) for i in range(0, local.stop - local.start, size)
+    )
     streamed = ja.streams.combine(
         batches,
         lambda x, y: (ja.evaluate_masks(models[0], masks, x, y, fill), ja.mean_activations(models[0], x)),
@@ -50,9 +54,11 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
         with raises_input_error("images: other processes hold a part of the examples; pass the mesh"):
             ja.mean_activations(models[0], spread[0])
         with raises_input_error("mesh: its devices belong to the processes .*; take the devices of every process"):
-            ja.devices.shard_examples(ja.devices.make_mesh(devices=others()), images[own], labels[own])
+            ja.devices.shard_examples(ja.devices.make_mesh(devices=others()), images[local], labels[local])
         with raises_input_error("images: expected one dtype and shape in all processes, got float"):
-            ja.devices.shard_examples(mesh, images[own].astype((np.float16, np.float32)[int(process) % 2]), labels[own])
+            ja.devices.shard_examples(
+                mesh, images[local].astype((np.float16, np.float32)[int(process) % 2]), labels[local]
+            )
         with pytest.raises(OSError if process == "0" else ja.InputError, match="the file is gone"):
             ja.streams.combine(
                 broken(images, labels) if process == "0" else [(images, labels)], lambda x, y: 1, mesh=mesh
@@ -60,7 +66,7 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
         with raises_input_error("batches: there is none"):  # in all, though process 0 has one
             ja.streams.combine([(images, labels)][: int(process) == 0], lambda x, y: x.sum(), mesh=mesh)
     trained = ja.training.train_many(data, (12,), (0, 1, 2), epochs=1, mesh=mesh)
-    found = {
+    answers = {
         "confusion": ja.evaluate_masks(models[0], masks, images, labels, fill, outcomes="confusion", mesh=mesh),
         "own parts": ja.evaluate_masks(models[0], masks, *spread, fill, outcomes="confusion"),
         "own parts, incremental": ja.cumulative_ablation(models[0], orders, *spread, class_mean, steps=9),
@@ -78,7 +84,7 @@ def main(address: str, number: str, process: str, devices: str, dataset: str, ou
         "trained": np.stack([history.validation_loss for _, history in trained]),
         "weights": np.stack([np.asarray(model.stages[0].linear.kernel[...]) for model, _ in trained]),
     }
-    np.savez(out, **{name: np.asarray(array) for name, array in found.items()})
+    np.savez(out, **{name: np.asarray(array) for name, array in answers.items()})
 
 
 def broken(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -88,8 +94,8 @@ def broken(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray,
 
 def others() -> list[jax.Device]:
     """The devices of one other process."""
-    other = (jax.process_index() + 1) % jax.process_count()
-    return [device for device in jax.devices() if device.process_index == other]
+    process = (jax.process_index() + 1) % jax.process_count()
+    return [device for device in jax.devices() if device.process_index == process]
 
 
 if __name__ == "__main__":

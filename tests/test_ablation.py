@@ -201,9 +201,9 @@ def test_bad_input_for_several_networks(networks, examples):
         ja.cumulative_ablation(networks, orders[0], *examples)
     with raises_input_error("model: expected at least one network, got none"):
         ja.evaluate_masks([], masks, *examples)
-    for other in (ja.MLP(784, (10, 9, 8), 10, rngs=nnx.Rngs(0)), ja.MLP(784, (10, 8, 9), 9, rngs=nnx.Rngs(0))):
+    for second in (ja.MLP(784, (10, 9, 8), 10, rngs=nnx.Rngs(0)), ja.MLP(784, (10, 8, 9), 9, rngs=nnx.Rngs(0))):
         with raises_input_error("model: expected networks of one architecture, got sites layer1 .* for network 1,"):
-            ja.evaluate_masks([networks[0], other], masks[:2], *examples)
+            ja.evaluate_masks([networks[0], second], masks[:2], *examples)
     broken = ja.MLP(784, (10, 8, 9), 10, rngs=nnx.Rngs(3))
     bias = broken.stages[2].linear.bias
     bias[...] = bias[...].at[3].set(np.nan)
@@ -266,10 +266,10 @@ def test_mean_fill_is_cutting_neurons_and_moving_their_mean_into_the_bias(small_
 
 def test_programs_are_compiled_once_per_shape(small_model, examples):
     images, labels = map(jnp.asarray, examples)
-    other = ja.MLP(784, (10, 8, 9), 10, rngs=nnx.Rngs(77))
+    second = ja.MLP(784, (10, 8, 9), 10, rngs=nnx.Rngs(77))
     _vmap._engine.single_device.clear_cache()
     _incremental._engine.single_device.clear_cache()
-    for model in (small_model, other):
+    for model in (small_model, second):
         for seed in range(3):
             fill = np.full(27, seed, np.float32)
             orders = ja.random_orders(27, 4, key=jax.random.key(seed))
@@ -391,9 +391,9 @@ def test_what_comes_before_the_first_ablated_layer_is_computed_once(small_model,
     chunks = len(seen[0][-1].starts)
     assert chunks > 3
     program = jax.make_jaxpr(count.__wrapped__, static_argnums=0)(*seen[0])
-    found = dict(products(program.jaxpr))
-    assert found[784, 10] == found[10, 8] == found[8, 9] == chunks
-    assert found[9, 10] > chunks
+    counted = dict(products(program.jaxpr))
+    assert counted[784, 10] == counted[10, 8] == counted[8, 9] == chunks
+    assert counted[9, 10] > chunks
 
 
 def test_a_logit_that_is_not_finite_is_found_in_any_chunk(small_model, examples, monkeypatch):

@@ -78,7 +78,7 @@ np.savez(sys.argv[2], **{name: found[name].values for name in names})
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are chosen by Linux's means")
 def test_threads(small_model, tmp_path):
     ja.save_model(small_model, tmp_path / "model.safetensors")
-    found = []
+    curves = []
     for name, environment in THREADS.items():
         out = tmp_path / f"{name}.npz"
         command = [sys.executable, "-c", PROGRAM, tmp_path / "model.safetensors", out, name]
@@ -86,8 +86,8 @@ def test_threads(small_model, tmp_path):
             command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=600
         )
         assert process.returncode == 0, process.stderr[-2000:]
-        found.append(np.load(out))
-    for other in found[1:]:
-        np.testing.assert_allclose(other["scores"], found[0]["scores"], rtol=1e-5, atol=1e-6)
+        curves.append(np.load(out))
+    for curve in curves[1:]:
+        np.testing.assert_allclose(curve["scores"], curves[0]["scores"], rtol=1e-5, atol=1e-6)
         for name in ("correct", "single_correct", "joint_counts", "ablated"):
-            np.testing.assert_array_equal(other[name], found[0][name], err_msg=name)
+            np.testing.assert_array_equal(curve[name], curves[0][name], err_msg=name)

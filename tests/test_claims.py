@@ -246,10 +246,10 @@ def test_false_positive_rate_and_power():
     for _ in range(families):
         values = random.normal(size=(tests, networks))
         values[0] += size
-        first, *others = estimate(comparisons(values))
+        first, *remaining = estimate(comparisons(values))
         true += first.verdict == HOLDS
-        false += any(effect.verdict != UNDECIDED for effect in others)
-        covered += sum(effect.low <= 0 <= effect.high for effect in others)
+        false += any(effect.verdict != UNDECIDED for effect in remaining)
+        covered += sum(effect.low <= 0 <= effect.high for effect in remaining)
     # three standard errors above the 5 % that Holm's method promises
     assert false / families < 0.05 + 3 * (0.05 * 0.95 / families) ** 0.5
     coverage = covered / (families * (tests - 1))
@@ -273,14 +273,14 @@ def test_verdicts_follow_sign_and_evidence():
 
 
 def test_too_few_networks_decide_nothing():
-    one, none, agreeing_two, agreeing_many, zero = estimate(
+    single, none, agreeing_two, agreeing_many, zero = estimate(
         comparisons(np.array([[5.0], [np.nan]]))
         + comparisons(np.array([[5.0, 5.0]]))
         + comparisons(np.array([[5.0] * 12, [0.0] * 12]))
     )
-    assert (one.mean, one.verdict, one.num_networks) == (5.0, UNDECIDED, 1)
+    assert (single.mean, single.verdict, single.num_networks) == (5.0, UNDECIDED, 1)
     assert (none.num_networks, none.verdict) == (0, UNDECIDED)
-    assert np.isnan([one.low, one.high, one.bootstrap_low, one.p, one.p_holm, none.mean, none.low]).all()
+    assert np.isnan([single.low, single.high, single.bootstrap_low, single.p, single.p_holm, none.mean, none.low]).all()
     assert (agreeing_two.verdict, agreeing_two.low, agreeing_two.high) == (UNDECIDED, 5, 5)
     assert agreeing_many.verdict == HOLDS
     assert agreeing_many.p == 2**-11
@@ -350,8 +350,10 @@ def test_flips_name_the_departure_that_carries_them():
     assert flip.difference == pytest.approx((-10, -10, -10))
     halfway = [v for v in verdicts if v.protocol != "mi_sign"]
     assert ja.claims.explain_changes(halfway)[0].cause is None, "fresh_subsets goes a tenth of the way"
-    every = judged("+".join(DEPARTURES), FAILS, effect(-6.0, FAILS), effect(1.1, HOLDS, "same"))
-    assert ja.claims.explain_changes([*verdicts, every])[0].cause == "mi_sign", "all six together explain nothing"
+    all_departures = judged("+".join(DEPARTURES), FAILS, effect(-6.0, FAILS), effect(1.1, HOLDS, "same"))
+    assert ja.claims.explain_changes([*verdicts, all_departures])[0].cause == "mi_sign", (
+        "all six together explain nothing"
+    )
     (unexplained,) = ja.claims.explain_changes([v for v in verdicts if v.protocol in ("paper", "published")])
     assert (unexplained.cause, unexplained.explained) == (None, None)
     assert ja.claims.explain_changes([v for v in verdicts if v.protocol == "paper"]) == []

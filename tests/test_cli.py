@@ -56,10 +56,10 @@ def test_reproduce_leaves_everything(reproduced):
     assert not [path for path in out.rglob(".*")], "no temporary file is left"
     page = (out / "report.html").read_text()
     assert page.count('<img src="data:image/png') == (2 + 3) * 6, "the networks are found"
-    shown = results["3-layer"]["accuracy"].sel(scope="layer2", ordering="entropy_high", step=4).isel(seed=0)
+    accuracy = results["3-layer"]["accuracy"].sel(scope="layer2", ordering="entropy_high", step=4).isel(seed=0)
     (row,) = [line for line in process.stdout.splitlines() if "entropy high" in line][4:5]
     assert [float(cell) for cell in row.replace("│", " ").split()[2:]] == pytest.approx(
-        [100 * shown.sel(fill=fill).item() for fill in ("mean", "zero")], abs=0.006
+        [100 * accuracy.sel(fill=fill).item() for fill in ("mean", "zero")], abs=0.006
     )
     header = process.stdout[: process.stdout.index("entropy")]
     assert header.rindex("mean") < header.rindex("zero")
@@ -92,8 +92,8 @@ def test_several_networks_are_judged(judged):
     table = process.stdout[process.stdout.index("The paper's claims, on 2 networks of each kind") :]
     assert table.index("C1 ") < table.index("C2 ") < table.index("C9a") < table.index("C10")
     rows = [line for line in table.splitlines() if "-layer │" in line]
-    shown = [v for v in verdicts if v.protocol == "published"]
-    for row, verdict in zip(rows, sorted(shown, key=lambda v: list(ja.claims.CLAIMS).index(v.claim)), strict=True):
+    published = [v for v in verdicts if v.protocol == "published"]
+    for row, verdict in zip(rows, sorted(published, key=lambda v: list(ja.claims.CLAIMS).index(v.claim)), strict=True):
         assert verdict.network in row
         assert row.split("│")[5].split()[0] == verdict.verdict.split()[0]
     assert process.stdout.count("protocol published") == 1
@@ -132,8 +132,10 @@ def test_the_findings_are_written_from_results(judged, reproduced, tmp_path):
     gap = xr.load_dataset(out / "sensitivity_3-layer.nc")["auc"].sel(scope="layer2", score="mutual_information")[0]
     gap = (gap.sel(direction="low") - gap.sel(direction="high")).values
     assert f"| {gap[0]:+.2f} [{gap[0]:+.2f}, {gap[0]:+.2f}] | {gap[1:].min():+.2f} to {gap[1:].max():+.2f} |" in rows[0]
-    found = xr.load_dataset(out / "pairs_zero_2-layer.nc").sel(scope="layer2", quantity="co_information")
-    assert f" {float(found['correlation'][0]):+.2f} [" in page.split("| 2-layer | layer2 | zero |")[1].split("\n")[0]
+    pairs_test = xr.load_dataset(out / "pairs_zero_2-layer.nc").sel(scope="layer2", quantity="co_information")
+    assert (
+        f" {float(pairs_test['correlation'][0]):+.2f} [" in page.split("| 2-layer | layer2 | zero |")[1].split("\n")[0]
+    )
     verdicts = ja.judge_claims(ja.results.load_results(nc))
     effects = [[e for v in verdicts if v.protocol == name for e in v.effects] for name in ("paper", "published")]
     rows = [line for line in page.splitlines() if line.startswith("| C1 | 2-layer | layer1, MI-LVF")]
@@ -141,14 +143,14 @@ def test_the_findings_are_written_from_results(judged, reproduced, tmp_path):
     for cell, of_protocol in zip(cells, effects, strict=True):
         assert f"{of_protocol[1].mean:+.2f} points [{of_protocol[1].low:+.2f}, {of_protocol[1].high:+.2f}]" in cell
     judged_again = ja.judge_claims(ja.results.load_results(again / "results.nc"))
-    others = {(v.protocol, v.network, v.claim): v for v in judged_again}
+    replicated = {(v.protocol, v.network, v.claim): v for v in judged_again}
     pairs = [
         both
         for v in verdicts
-        if (other := others.get((v.protocol, v.network, v.claim)))
-        for both in zip(v.effects, other.effects, strict=True)
+        if (replication := replicated.get((v.protocol, v.network, v.claim)))
+        for both in zip(v.effects, replication.effects, strict=True)
     ]
-    inside = sum(one.low <= other.mean <= one.high for one, other in pairs)
+    inside = sum(old.low <= new.mean <= old.high for old, new in pairs)
     assert f"Of {len(pairs)} mean effects {inside} (" in page
     # Student's t with one degree of freedom: 2 / pi * atan(12.706 / sqrt(1 + 2 / 3)) = 0.936
     assert "94% are to be expected" in page
@@ -267,19 +269,19 @@ def test_output_that_cannot_be_written_is_an_error(command, code):
 
 
 def test_numbers_are_there_in_a_narrow_terminal(small_results, monkeypatch):
-    shown = Console(width=60, file=io.StringIO())
-    monkeypatch.setattr(_tables, "console", shown)
+    console = Console(width=60, file=io.StringIO())
+    monkeypatch.setattr(_tables, "console", console)
     _tables.print_summary(small_results)
     for row in ja.results.summarize(small_results):
-        assert f"{100 * row.accuracy[max(row.accuracy)]:.2f}" in shown.file.getvalue()
+        assert f"{100 * row.accuracy[max(row.accuracy)]:.2f}" in console.file.getvalue()
 
 
 @pytest.mark.parametrize("command", ["reproduce", "report", "score", "ablate", "prune", "merge", "datasets"])
 def test_help_fits_a_screen(command):
-    shown = CliRunner().invoke(ja.cli.app, [command, "--help"], env={"COLUMNS": "80"}).stdout
-    assert len(shown.splitlines()) <= 40
-    assert f"Example: jaxablate {command} " in shown
-    assert all(f"--{option}" in shown for option in ("quiet", "json", "debug"))
+    help_text = CliRunner().invoke(ja.cli.app, [command, "--help"], env={"COLUMNS": "80"}).stdout
+    assert len(help_text.splitlines()) <= 40
+    assert f"Example: jaxablate {command} " in help_text
+    assert all(f"--{option}" in help_text for option in ("quiet", "json", "debug"))
 
 
 def test_quiet_json_and_debug(reproduced, tmp_path):
@@ -294,9 +296,9 @@ def test_quiet_json_and_debug(reproduced, tmp_path):
     chosen = (table["score"] == "entropy") & (table["layer"] == 1)
     assert entropy == pytest.approx(table["scores"][chosen].mean(), abs=1e-6)
     ablation = ["--steps", "3", "--random-orders", "2", "--json", "--report", tmp_path / "report.html"]
-    found = json.loads(run("ablate", network, *options, tmp_path / "curves.csv", *ablation).stdout)
-    assert found["report"] == str(tmp_path / "report.html")
-    assert {row["fill"] for row in found["accuracy"]} == {"zero", "mean"}
+    output = json.loads(run("ablate", network, *options, tmp_path / "curves.csv", *ablation).stdout)
+    assert output["report"] == str(tmp_path / "report.html")
+    assert {row["fill"] for row in output["accuracy"]} == {"zero", "mean"}
     assert '<img src="data:image/png' in (tmp_path / "report.html").read_text()
     pruned = json.loads(run("prune", network, *options, tmp_path / "small.safetensors", "--json").stdout)
     assert len(pruned["networks"]) >= 2

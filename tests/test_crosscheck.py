@@ -33,7 +33,7 @@ def net(mnist5k):
     layers = [layer for linear in maps[:-1] for layer in (linear, nn.Sigmoid())]
     net = nn.Sequential(nn.Flatten(), *layers, maps[-1])
     optimiser = torch.optim.Adam(net.parameters(), lr=0.02)
-    images, labels = (torch.tensor(np.asarray(of)) for of in (train.images, train.labels))
+    images, labels = (torch.tensor(np.asarray(array)) for array in (train.images, train.labels))
     for step in range(150):
         batch = slice(100 * step % len(images), 100 * step % len(images) + 100)
         loss = nn.functional.cross_entropy(net(images[batch]), labels[batch].long())
@@ -56,7 +56,7 @@ def cnn(tmp_path_factory):
     """A convolutional network of two channel sites, in PyTorch and imported."""
     nn, rngs = torch.nn, nnx.Rngs(0)
     torch.manual_seed(1)
-    theirs = nn.Sequential(
+    torch_net = nn.Sequential(
         nn.Conv2d(1, 4, 5, stride=3),
         nn.ReLU(),
         nn.Conv2d(4, 6, 3, stride=2),
@@ -65,7 +65,7 @@ def cnn(tmp_path_factory):
         nn.Linear(54, 10),
     ).eval()
     path = tmp_path_factory.mktemp("crosscheck") / "cnn.pt"
-    torch.save(theirs.state_dict(), path)
+    torch.save(torch_net.state_dict(), path)
     ours = ja.Chain(
         nnx.Conv(1, 4, (5, 5), strides=3, padding="VALID", rngs=rngs),
         nnx.relu,
@@ -76,7 +76,7 @@ def cnn(tmp_path_factory):
         lambda x: x.reshape(len(x), -1),
         nnx.Linear(54, 10, rngs=rngs),
     )
-    return theirs, load_pytorch(path, ours, images=np.zeros((1, 28, 28, 1), np.float32))
+    return torch_net, load_pytorch(path, ours, images=np.zeros((1, 28, 28, 1), np.float32))
 
 
 def logits_of(net, images) -> np.ndarray:
@@ -94,17 +94,19 @@ def losses_by_captum(net, layer, images, labels, baselines, mask=None) -> np.nda
     """The loss with each unit (each group of `mask`) of a layer ablated: the intact loss less Captum's attribution."""
     captum = pytest.importorskip("captum.attr")
     loss, inputs = mean_loss(net, labels), torch.from_numpy(images)
-    found = captum.LayerFeatureAblation(loss, layer).attribute(inputs, layer_baselines=baselines, layer_mask=mask)
+    attributions = captum.LayerFeatureAblation(loss, layer).attribute(
+        inputs, layer_baselines=baselines, layer_mask=mask
+    )
     with torch.no_grad():
-        return (loss(inputs) - found[0]).numpy()
+        return (loss(inputs) - attributions[0]).numpy()
 
 
 def test_a_trained_network_comes_over(net, model, examples):
     images, labels = examples
-    wanted = logits_of(net, images)
-    assert (wanted.argmax(axis=1) == labels).mean() > 0.6  # it has learned something
+    expected = logits_of(net, images)
+    assert (expected.argmax(axis=1) == labels).mean() > 0.6  # it has learned something
     with jax.default_matmul_precision("highest"):
-        np.testing.assert_allclose(model(images), wanted, atol=1e-5)
+        np.testing.assert_allclose(model(images), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["zero", "mean"])
@@ -117,29 +119,29 @@ def test_single_ablation_equals_captum(net, model, examples, kind):
         with torch.no_grad():
             outputs = net[: place + 1](torch.from_numpy(images))
         baselines = 0 if kind == "zero" else outputs.mean(dim=0, keepdim=True)
-        wanted = losses_by_captum(net, net[place], images, labels, baselines)
-        np.testing.assert_allclose(losses[start : start + width], wanted, atol=1e-5)
-        assert np.ptp(wanted) > 1e-3  # the neurons differ
+        expected = losses_by_captum(net, net[place], images, labels, baselines)
+        np.testing.assert_allclose(losses[start : start + width], expected, atol=1e-5)
+        assert np.ptp(expected) > 1e-3  # the neurons differ
         start += width
     assert start == len(losses)
 
 
 @pytest.mark.parametrize("kind", ["zero", "mean"])
 def test_single_ablation_of_channels_equals_captum(cnn, examples, kind):
-    theirs, ours = cnn
+    torch_net, ours = cnn
     images, labels = examples
     fill = None if kind == "zero" else ja.mean_activations(ours, images[..., None])
     losses = ja.single_ablation(ours, images[..., None], labels, fill, outcomes="loss")
     start = 0
     for place, width in ((1, 4), (3, 6)):
         with torch.no_grad():
-            outputs = theirs[: place + 1](torch.from_numpy(images[:, None]))
+            outputs = torch_net[: place + 1](torch.from_numpy(images[:, None]))
         means = outputs.mean(dim=(0, 2, 3), keepdim=True).expand(1, *outputs.shape[1:])
         channels = torch.arange(width)[None, :, None, None].expand(1, *outputs.shape[1:])
         baselines = 0 if kind == "zero" else means
-        wanted = losses_by_captum(theirs, theirs[place], images[:, None], labels, baselines, channels)
-        np.testing.assert_allclose(losses[start : start + width], wanted[:, 0, 0], atol=1e-5)
-        assert np.ptp(wanted) > 1e-4
+        expected = losses_by_captum(torch_net, torch_net[place], images[:, None], labels, baselines, channels)
+        np.testing.assert_allclose(losses[start : start + width], expected[:, 0, 0], atol=1e-5)
+        assert np.ptp(expected) > 1e-4
         start += width
     assert start == len(losses)
 
@@ -173,20 +175,20 @@ def smaller(net):
 def test_masks_equal_structural_pruning(model, smaller, keep, examples):
     """Zero fill is what remains when the neurons are gone."""
     images, labels = examples
-    wanted = logits_of(smaller, images)
+    expected = logits_of(smaller, images)
     network, state, inputs = trace_model(model, images)
     masks = np.split(keep, network.offsets[1:-1])
     changes = {i: (jnp.asarray(mask), jnp.zeros(len(mask)), None) for i, mask in enumerate(masks)}
     with jax.default_matmul_precision("highest"):
         masked = run_from_site(network, state, run_prefix(network, state, inputs, 0), 0, changes)
         intact = model(images)
-    np.testing.assert_allclose(masked, wanted, atol=1e-5)
-    assert np.abs(intact - wanted).max() > 0.1  # the removed ones counted
+    np.testing.assert_allclose(masked, expected, atol=1e-5)
+    assert np.abs(intact - expected).max() > 0.1  # the removed ones counted
     sums = ja.evaluate_masks(model, keep[None], images, labels, outcomes=("loss", "class_correct"))
     with torch.no_grad():
         loss = mean_loss(smaller, labels)(torch.from_numpy(images)).item()
     assert float(sums["loss"][0]) == pytest.approx(loss, abs=1e-5)
-    right, (second, first) = wanted.argmax(axis=1) == labels, np.sort(wanted, axis=1)[:, -2:].T
+    right, (second, first) = expected.argmax(axis=1) == labels, np.sort(expected, axis=1)[:, -2:].T
     by_class = np.bincount(labels[right], minlength=10)
     ties = np.bincount(labels[first - second < TIE], minlength=10)
     assert (np.abs(np.asarray(sums["class_correct"][0]) - by_class) <= ties).all()

@@ -75,16 +75,16 @@ def test_mnist5k_is_split_within_every_class(mnist5k):
 
 
 def test_the_seed_decides_the_split(mnist5k):
-    again, other = ja.load_dataset("mnist5k", seed=2045), ja.load_dataset("mnist5k", seed=1)
+    again, reseeded = ja.load_dataset("mnist5k", seed=2045), ja.load_dataset("mnist5k", seed=1)
     np.testing.assert_array_equal(again.train.images, mnist5k.train.images)
-    assert not np.array_equal(other.train.images, mnist5k.train.images)
+    assert not np.array_equal(reseeded.train.images, mnist5k.train.images)
 
 
 def test_the_validation_split_is_a_seeded_permutation(tmp_path):
     folder = write_folder(tmp_path / "data")
-    first, again, other = (ja.load_dataset(folder, seed=seed) for seed in (1, 1, 2))
+    first, again, reseeded = (ja.load_dataset(folder, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.validation.images, again.validation.images)
-    assert not np.array_equal(first.validation.images, other.validation.images)
+    assert not np.array_equal(first.validation.images, reseeded.validation.images)
     tail = arrays()["train_images"][-10:] / np.float32(255)
     assert not np.array_equal(first.validation.images, tail), "not merely the last examples"
 
@@ -114,9 +114,9 @@ def test_npz(tmp_path, floating):
     np.savez(
         tmp_path / "own.npz", **stored, validation_images=stored["test_images"], validation_labels=raw["test_labels"]
     )
-    own = ja.load_dataset(str(tmp_path / "own.npz"))
-    np.testing.assert_array_equal(own.validation.images, own.test.images)
-    assert len(own.train) == 60
+    loaded = ja.load_dataset(str(tmp_path / "own.npz"))
+    np.testing.assert_array_equal(loaded.validation.images, loaded.test.images)
+    assert len(loaded.train) == 60
 
 
 def test_mnist_comes_verified_from_a_local_folder(mnist):

@@ -55,34 +55,34 @@ DEAD, ALL_DEAD = [(0, 0.0, -1.0)], [(0, 0.0, -1.0), (1, 0.0, -1.0)]
 
 def test_one_class_tells_nothing(archive):
     with pytest.warns(JaxablateWarning, match="validation labels: expected several classes, got 0 alone"):
-        found = study(archive(labels=lambda split, size: np.zeros(size)))
-    assert (found["scores"].sel(score=["mutual_information", "kl_selectivity"]) == 0).all()
-    assert (found["accuracy"] == 1).all()
+        results = study(archive(labels=lambda split, size: np.zeros(size)))
+    assert (results["scores"].sel(score=["mutual_information", "kl_selectivity"]) == 0).all()
+    assert (results["accuracy"] == 1).all()
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_one_example(archive, split):
-    told = pytest.warns(JaxablateWarning, match="got 0 alone") if split == "validation" else nullcontext()
-    with told:
-        found = study(archive(**{split: 1}))
-    assert np.isfinite(found["scores"]).all()
+    warning = pytest.warns(JaxablateWarning, match="got 0 alone") if split == "validation" else nullcontext()
+    with warning:
+        results = study(archive(**{split: 1}))
+    assert np.isfinite(results["scores"]).all()
     if split == "validation":
-        assert (found["scores"] == 0).all()
+        assert (results["scores"] == 0).all()
     else:
-        assert set(np.unique(found["correct"])) <= {0, 1}
+        assert set(np.unique(results["correct"])) <= {0, 1}
 
 
 def test_constant_inputs_tell_nothing(archive):
-    found = study(archive(images=lambda size: np.zeros((size, 3, 3), np.float32)))
-    assert (found["scores"] == 0).all()
-    np.testing.assert_allclose(found["accuracy"].isel(step=0), 1 / 3)
+    results = study(archive(images=lambda size: np.zeros((size, 3, 3), np.float32)))
+    assert (results["scores"] == 0).all()
+    np.testing.assert_allclose(results["accuracy"].isel(step=0), 1 / 3)
 
 
 def test_labels_never_seen_in_validation(archive):
     seen = lambda split, size: np.arange(size) % (2 if split == "validation" else 3)  # noqa: E731
-    found = study(archive(labels=seen))
-    assert np.isfinite(found["scores"]).all()
-    assert (found["joint_counts"].isel({"class": 2}) == 0).all()
+    results = study(archive(labels=seen))
+    assert np.isfinite(results["scores"]).all()
+    assert (results["joint_counts"].isel({"class": 2}) == 0).all()
     with raises_input_error("test labels: expected values in 0..1, got 0..2"):
         study(archive(labels=lambda split, size: np.arange(size) % (3 if split == "test" else 2)))
 
@@ -90,10 +90,10 @@ def test_labels_never_seen_in_validation(archive):
 @pytest.mark.parametrize("dead", [DEAD, ALL_DEAD])
 def test_dead_layers(archive, dead):
     names = ("entropy", "mutual_information", "kl_selectivity", "class_selectivity", "activation_variance", "taylor")
-    found = study(archive(), {"dead": network(*dead)}, scores=names)
+    results = study(archive(), {"dead": network(*dead)}, scores=names)
     silent = slice(0, 4) if dead is DEAD else slice(0, 7)
-    assert (found["scores"].isel(neuron=silent) == 0).all()
-    assert (found["correct"].sel(fill="zero", scope="layer1") == found["correct"][0, 0, 0, 0]).all()
+    assert (results["scores"].isel(neuron=silent) == 0).all()
+    assert (results["correct"].sel(fill="zero", scope="layer1") == results["correct"][0, 0, 0, 0]).all()
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -107,9 +107,9 @@ def test_duplicate_neurons_score_the_same(archive):
     model = network()
     for weights in (model.stages[0].linear.kernel, model.stages[0].linear.bias):
         weights[...] = jnp.broadcast_to(weights[...][..., :1], weights.shape)
-    found = study(archive(), {"twins": model}, scores=("mutual_information", "taylor", "outgoing_norm"))
-    assert np.ptp(found["scores"].sel(score="mutual_information").values[:4]) == 0
-    assert found["ablated"].sel(scope="layer1", ordering="mutual_information_low").values.tolist() == [0, 1]
+    results = study(archive(), {"twins": model}, scores=("mutual_information", "taylor", "outgoing_norm"))
+    assert np.ptp(results["scores"].sel(score="mutual_information").values[:4]) == 0
+    assert results["ablated"].sel(scope="layer1", ordering="mutual_information_low").values.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -157,8 +157,8 @@ def test_a_diverged_training_keeps_its_last_good_state(archive, tmp_path, monkey
 
 @pytest.mark.parametrize("hidden", [(1, 1), (10_000,)])
 def test_layers_of_one_neuron_and_of_ten_thousand(archive, hidden):
-    found = study(archive(), networks=(hidden,), steps=1)
-    assert found.sizes["neuron"] == sum(hidden)
-    first = found["ablated"].sel(scope="layer1", ordering="entropy_low").values[0]
-    one = found["correct"].sel(scope="layer1", ordering="entropy_low", fill="mean", step=1)
-    assert int(one) == int(found["single_correct"].sel(neuron=first))
+    results = study(archive(), networks=(hidden,), steps=1)
+    assert results.sizes["neuron"] == sum(hidden)
+    first = results["ablated"].sel(scope="layer1", ordering="entropy_low").values[0]
+    single_step = results["correct"].sel(scope="layer1", ordering="entropy_low", fill="mean", step=1)
+    assert int(single_step) == int(results["single_correct"].sel(neuron=first))

@@ -33,7 +33,7 @@ NO_WARNING = pytest.mark.filterwarnings("ignore::jaxablate.uncertainty.BiasWarni
 
 def blocks(text, language):
     """The fenced blocks of a page, each with the number of its first line."""
-    return [(text.count("\n", 0, found.start(2)), found[2]) for found in FENCE.finditer(text) if found[1] == language]
+    return [(text.count("\n", 0, fence.start(2)), fence[2]) for fence in FENCE.finditer(text) if fence[1] == language]
 
 
 PYTHON = [name for name, text in TEXTS.items() if blocks(text, "python")]
@@ -169,8 +169,10 @@ def test_a_command_line_is_what_it_says(line, own_files, less_work, monkeypatch)
                     assert Path(path).stat().st_size > 100
         case ["pip", "install", *what]:
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-            for one in what:
-                assert set(re.fullmatch(r"\.(?:\[(.*)\])?", one)[1].split(",") if "[" in one else ()) <= set(extras)
+            for target in what:
+                assert set(re.fullmatch(r"\.(?:\[(.*)\])?", target)[1].split(",") if "[" in target else ()) <= set(
+                    extras
+                )
         case ["python", "-m", module]:
             assert (ROOT / module / "__main__.py").is_file()
         case ["python", script, *_] | ["mkdocs", "build", "-f", script]:
@@ -182,8 +184,8 @@ def test_a_command_line_is_what_it_says(line, own_files, less_work, monkeypatch)
 def test_every_option_that_is_named_exists():
     command = get_command(app)
     known = {"--help", "--device"}  # the second is that of `python -m benchmarks`
-    for one in (command, *command.commands.values()):
-        known |= {option for parameter in one.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    for subcommand in (command, *command.commands.values()):
+        known |= {option for parameter in subcommand.params for option in (*parameter.opts, *parameter.secondary_opts)}
     named = {option for span in SPANS for option in re.findall(r"(?<!\S)--[a-z][a-z-]+", span)}
     assert len(named) > 10
     assert named <= known, named - known

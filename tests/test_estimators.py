@@ -145,13 +145,13 @@ MONOTONE = {
 @settings(max_examples=60, deadline=None)
 @given(whole, st.integers(2, 4), st.sampled_from(sorted(MONOTONE)), st.randoms(use_true_random=False))
 def test_monotone_maps_leave_quantile_coded_information_unchanged(fitted, bins, name, random):
-    others = np.array([random.choices(range(-12, 13), k=fitted.shape[1]) for _ in range(20)], np.float32)
+    unseen = np.array([random.choices(range(-12, 13), k=fitted.shape[1]) for _ in range(20)], np.float32)
     labels = np.array(random.choices(range(3), k=20))
     information = []
     for function in (lambda h: h, MONOTONE[name]):
         quantizer = quantizers.quantile(bins).fit(function(fitted).astype(np.float32))
         counts = ja.joint_histogram(
-            quantizer(function(others).astype(np.float32)), labels, num_codes=bins, num_classes=3
+            quantizer(function(unseen).astype(np.float32)), labels, num_codes=bins, num_classes=3
         )
         information.append(ja.mutual_information(counts))
     np.testing.assert_array_equal(*information)
@@ -261,8 +261,8 @@ def test_the_known_bias_of_a_neuron_that_knows_nothing(num_codes, bits):
     mean = np.mean(np.asarray(ja.mutual_information(counts))) / math.log(2)
     assert mean == pytest.approx(bits, rel=0.05)
     assert np.mean(ja.metrics.predicted_bias(counts)) / math.log(2) == pytest.approx(bits, rel=0.05)
-    left = np.mean(np.asarray(MILLER_MADOW(counts))) / math.log(2)
-    assert abs(left) < 0.05 * bits
+    remaining_bias = np.mean(np.asarray(MILLER_MADOW(counts))) / math.log(2)
+    assert abs(remaining_bias) < 0.05 * bits
     with pytest.warns(BiasWarning, match=r"^mutual information of \d+ of 400 neurons: .* take fewer codes"):
         biased = warn_of_bias(counts)
     np.testing.assert_array_equal(biased, np.asarray(MILLER_MADOW(counts)) < 0)

@@ -39,9 +39,9 @@ def test_scores_of_the_code(evidence, activations, split):
     counts = np.zeros((27, 10, 2), int)
     for neuron, (row, label) in itertools.product(range(27), zip(activations >= 0.5, split.labels, strict=True)):
         counts[neuron, label, int(row[neuron])] += 1
-    wanted = scores_of(counts)
-    wanted["conditional_entropy"] = np.subtract(wanted["entropy"], wanted["mutual_information"])
-    for name, values in wanted.items():
+    expected = scores_of(counts)
+    expected["conditional_entropy"] = np.subtract(expected["entropy"], expected["mutual_information"])
+    for name, values in expected.items():
         np.testing.assert_allclose(compute_score(name, evidence), values, atol=1e-6)
 
 
@@ -62,23 +62,23 @@ def test_scores_of_the_activation(evidence, activations, split):
         assert compute_score("mean_activation", evidence)[neuron] == pytest.approx(values.mean(), abs=1e-6)
         assert compute_score("activation_variance", evidence)[neuron] == pytest.approx(values.var(), abs=1e-6)
     relu = KINDS["chain"]()
-    found = compute_score("zero_fraction", Evidence(relu, split.images, split.labels, 10))
+    fractions = compute_score("zero_fraction", Evidence(relu, split.images, split.labels, 10))
     outputs = np.concatenate(ja.record_activations(relu, split.images), axis=1)
-    np.testing.assert_allclose(found, (outputs == 0).mean(axis=0))
-    assert found.max() > 0.1
+    np.testing.assert_allclose(fractions, (outputs == 0).mean(axis=0))
+    assert fractions.max() > 0.1
 
 
 def test_the_share_of_zeros_of_a_channel_is_over_its_map(split):
     """A channel is seldom silent at every place: averaged first, nearly all channels would tie at 0."""
     model = cnn_chain()
-    outputs, wanted = jnp.asarray(split.images[:70]), []
+    outputs, expected = jnp.asarray(split.images[:70]), []
     for layer in in_evaluation(model).layers:
         outputs = layer(outputs)
         if isinstance(layer, ja.Site):
-            wanted += list(np.asarray(outputs <= 0).reshape(-1, outputs.shape[-1]).mean(axis=0))
-    found = compute_score("zero_fraction", Evidence(model, split.images[:70], split.labels[:70], 10))
-    np.testing.assert_allclose(found, wanted, atol=1e-3)
-    assert len(np.unique(found[:9])) > 5
+            expected += list(np.asarray(outputs <= 0).reshape(-1, outputs.shape[-1]).mean(axis=0))
+    fractions = compute_score("zero_fraction", Evidence(model, split.images[:70], split.labels[:70], 10))
+    np.testing.assert_allclose(fractions, expected, atol=1e-3)
+    assert len(np.unique(fractions[:9])) > 5
 
 
 def test_a_silent_neuron_has_no_selectivity(small_model, split):
@@ -97,10 +97,10 @@ def test_norms_of_weights(evidence, small_model, split):
     of_cnn = Evidence(model, split.images, split.labels, 10)
     first, second, dense, last = (np.asarray(model.layers[i].kernel[...]) for i in (1, 6, 10, 13))
     flattened = dense.reshape(4, 4, 4, 6)  # height, width, channel, out
-    wanted = [first[..., c] for c in range(5)] + [second[..., c] for c in range(4)] + [dense[:, i] for i in range(6)]
-    np.testing.assert_allclose(compute_score("incoming_norm", of_cnn), [np.linalg.norm(w) for w in wanted], rtol=1e-6)
-    wanted = [second[:, :, c] for c in range(5)] + [flattened[:, :, c] for c in range(4)] + list(last)
-    np.testing.assert_allclose(compute_score("outgoing_norm", of_cnn), [np.linalg.norm(w) for w in wanted], rtol=1e-6)
+    expected = [first[..., c] for c in range(5)] + [second[..., c] for c in range(4)] + [dense[:, i] for i in range(6)]
+    np.testing.assert_allclose(compute_score("incoming_norm", of_cnn), [np.linalg.norm(w) for w in expected], rtol=1e-6)
+    expected = [second[:, :, c] for c in range(5)] + [flattened[:, :, c] for c in range(4)] + list(last)
+    np.testing.assert_allclose(compute_score("outgoing_norm", of_cnn), [np.linalg.norm(w) for w in expected], rtol=1e-6)
     with raises_input_error("weight norms: expected a chain, got Tokens"):
         compute_score("incoming_norm", Evidence(KINDS["tokens"](), split.images, split.labels, 10))
 
@@ -109,14 +109,14 @@ def test_taylor_by_hand(evidence, small_model, activations, split):
     logits = logits64(small_model, split.images)
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
     gradient = probabilities / probabilities.sum(axis=1, keepdims=True) - np.eye(10)[split.labels]
-    wanted = []
+    expected = []
     for (kernel, _), outputs in zip(
         weights64(small_model)[:0:-1], np.split(activations, [10, 18], 1)[::-1], strict=True
     ):
         gradient = gradient @ kernel.T
-        wanted = [*np.abs(outputs * gradient).mean(axis=0), *wanted]
+        expected = [*np.abs(outputs * gradient).mean(axis=0), *expected]
         gradient *= outputs * (1 - outputs)
-    np.testing.assert_allclose(compute_score("taylor", evidence), wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(compute_score("taylor", evidence), expected, rtol=0, atol=1e-6)
 
 
 def test_taylor_of_channels_by_the_layers_themselves(split):
@@ -135,8 +135,8 @@ def test_taylor_of_channels_by_the_layers_themselves(split):
         for layer in layers[:5]:
             outputs = layer(outputs)
         products = np.asarray(outputs * jax.grad(loss)(outputs)).sum(axis=(1, 2))
-    found = compute_score("taylor", Evidence(model, images, labels, 10))
-    np.testing.assert_allclose(found[:5], np.abs(products).mean(axis=0), rtol=0, atol=1e-6)
+    scores = compute_score("taylor", Evidence(model, images, labels, 10))
+    np.testing.assert_allclose(scores[:5], np.abs(products).mean(axis=0), rtol=0, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -147,27 +147,27 @@ def worth(small_model, activations, split):
 
 
 def test_damage_alone(evidence, worth):
-    wanted = [worth(np.ones(27)) - worth(np.arange(27) != neuron) for neuron in range(27)]
-    np.testing.assert_allclose(compute_score("single_damage", evidence), wanted, rtol=0, atol=1e-6)
+    expected = [worth(np.ones(27)) - worth(np.arange(27) != neuron) for neuron in range(27)]
+    np.testing.assert_allclose(compute_score("single_damage", evidence), expected, rtol=0, atol=1e-6)
 
 
 def test_shapley_values_by_the_same_orders(evidence, worth):
     orders = np.asarray(ja.random_orders(27, 20, key=jax.random.key(0)))
-    wanted = np.zeros(27)
+    expected = np.zeros(27)
     for order in orders:
         along = [worth(~np.isin(np.arange(27), order[:step])) for step in range(28)]
-        wanted[order] += -np.diff(along) / 20
-    np.testing.assert_allclose(compute_score("shapley", evidence), wanted, rtol=0, atol=1e-6)
+        expected[order] += -np.diff(along) / 20
+    np.testing.assert_allclose(compute_score("shapley", evidence), expected, rtol=0, atol=1e-6)
 
 
 def test_the_shapley_score_is_what_the_loss_would_rise_by(evidence, small_model, activations, split):
     """Over all neurons the values add up to the rise of the loss without any, their means in place."""
-    found, errors = evidence.shapley.values, evidence.shapley.standard_errors
+    values, errors = evidence.shapley.values, evidence.shapley.standard_errors
     mean = activations.mean(axis=0)
     logits = [logits64(small_model, split.images, np.full(27, keep), mean) for keep in (1, 0)]
-    intact, without = (-log_likelihood(of, split.labels).mean() for of in logits)
-    np.testing.assert_array_equal(compute_score("shapley", evidence), found)
-    assert found.sum() == pytest.approx(without - intact, abs=1e-5)
+    intact, without = (-log_likelihood(outputs, split.labels).mean() for outputs in logits)
+    np.testing.assert_array_equal(compute_score("shapley", evidence), values)
+    assert values.sum() == pytest.approx(without - intact, abs=1e-5)
     assert without - intact > 0.3
     assert ((errors > 0) & (errors < 0.2)).all()
 
@@ -191,9 +191,9 @@ def test_shapley_values_against_all_subsets(outcome, small_model, split):
     shapley = ja.ablation.shapley_values(
         small_model, images, labels, fill, site="layer2", outcome=outcome, num_permutations=200, key=jax.random.key(3)
     )
-    found, errors = shapley.values, shapley.standard_errors
-    assert (np.abs(found - exact) <= 4 * errors + 1e-6).all()
-    assert found.sum() == pytest.approx(worth[frozenset(range(8))] - worth[frozenset()], abs=1e-5)
+    values, errors = shapley.values, shapley.standard_errors
+    assert (np.abs(values - exact) <= 4 * errors + 1e-6).all()
+    assert values.sum() == pytest.approx(worth[frozenset(range(8))] - worth[frozenset()], abs=1e-5)
     assert np.abs(exact).max() > 3 * errors.max() > 0
 
 
@@ -210,8 +210,8 @@ def test_shapley_errors_are_those_of_a_mean_over_permutations(small_model, split
     shapley = ja.ablation.shapley_values(
         small_model, images, labels, fill, site="layer2", outcome="loss", num_permutations=3, key=key
     )
-    found, errors = shapley.values, shapley.standard_errors
-    np.testing.assert_allclose(found, lost.mean(axis=0), atol=1e-6)
+    values, errors = shapley.values, shapley.standard_errors
+    np.testing.assert_allclose(values, lost.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(errors, stats.sem(lost, axis=0), atol=1e-6)
 
 
@@ -219,11 +219,11 @@ def test_another_quantizer_has_its_own_counts(small_model, split):
     first = Evidence(small_model, split.images, split.labels, 10, ja.quantizers.threshold(0.5))
     before = np.asarray(first.counts)
     first.class_means  # noqa: B018 (kept from now on)
-    other = first.recoded(ja.quantizers.quantile(4))
-    assert "class_means" in vars(other)
-    assert np.asarray(other.counts).shape == (27, 10, 4)
+    recoded = first.recoded(ja.quantizers.quantile(4))
+    assert "class_means" in vars(recoded)
+    assert np.asarray(recoded.counts).shape == (27, 10, 4)
     fresh = Evidence(small_model, split.images, split.labels, 10, ja.quantizers.quantile(4))
-    np.testing.assert_array_equal(other.counts, fresh.counts)
+    np.testing.assert_array_equal(recoded.counts, fresh.counts)
     np.testing.assert_array_equal(first.counts, before)
 
 
@@ -233,8 +233,8 @@ def test_selectivity_is_among_the_classes_that_are_there(small_model, split):
     outputs = np.concatenate([np.asarray(a, np.float64) for a in ja.record_activations(small_model, images)], axis=1)
     means = np.sort([outputs[labels == c].mean(axis=0) for c in (2, 5, 6)], axis=0)
     rest = means[:2].mean(axis=0)
-    found = compute_score("class_selectivity", Evidence(small_model, images, labels, 10))
-    np.testing.assert_allclose(found, (means[2] - rest) / (means[2] + rest), atol=1e-6)
+    selectivity = compute_score("class_selectivity", Evidence(small_model, images, labels, 10))
+    np.testing.assert_allclose(selectivity, (means[2] - rest) / (means[2] + rest), atol=1e-6)
 
 
 def test_a_score_of_ones_own_orders_a_study(small_model, mnist5k, monkeypatch):
@@ -248,7 +248,9 @@ def test_a_score_of_ones_own_orders_a_study(small_model, mnist5k, monkeypatch):
     )
     np.testing.assert_allclose(node["scores"].sel(seed=0, score="largest"), largest, atol=1e-6)
     layers = np.repeat([0, 1, 2], [10, 8, 9])
-    z = np.concatenate([(of - of.mean()) / of.std() for of in np.split(node["scores"].values[0, 1], [10, 18])])
+    z = np.concatenate(
+        [(layer - layer.mean()) / layer.std() for layer in np.split(node["scores"].values[0, 1], [10, 18])]
+    )
     ablated = node["ablated"].sel(seed=0, ordering="largest_low")
     assert ablated.sel(scope="network").values.tolist() == np.argsort(z, kind="stable")[:5].tolist()
     of_layer2 = np.argsort(largest[layers == 1], kind="stable")[:5] + 10
@@ -279,10 +281,10 @@ def test_bad_input(evidence, small_model, split, monkeypatch):
         ja.StudyConfig(scores=("x",))
     with raises_input_error("normalization 'rank': expected the paper's protocol alone, got paper, published"):
         ja.StudyConfig(normalization="rank", protocols=("paper", "published"))
-    monkeypatch.setitem(SCORES, "short", lambda of: of.activations.mean(axis=1))
+    monkeypatch.setitem(SCORES, "short", lambda values: values.activations.mean(axis=1))
     with raises_input_error(r"score 'short': expected shape \(27,\) = \[neuron\], got \(500,\)"):
         compute_score("short", evidence)
-    monkeypatch.setitem(SCORES, "nan", lambda of: np.full(27, np.nan))
+    monkeypatch.setitem(SCORES, "nan", lambda item: np.full(27, np.nan))
     with raises_input_error("score 'nan': expected finite numbers"):
         compute_score("nan", evidence)
     with raises_input_error(r"labels: expected shape \(500\)"):

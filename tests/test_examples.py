@@ -152,13 +152,13 @@ def test_transformer_block(small_data, tmp_path, monkeypatch):
     fills, sizes = filled[0][1], {"mlp": module.HIDDEN}
     assert list(fills) == list(module.LOOKS)
     assert len(ablated) == len(fills)
-    for (model, split, orders, fill), found in ablated:
-        check_accuracies(model, split, sizes, orders, fill, found["accuracy"], module.HIDDEN // module.STEPS)
-        assert np.abs(found["divergence"][:, 0]).max() < 1e-6
+    for (model, split, orders, fill), outcomes in ablated:
+        check_accuracies(model, split, sizes, orders, fill, outcomes["accuracy"], module.HIDDEN // module.STEPS)
+        assert np.abs(outcomes["divergence"][:, 0]).max() < 1e-6
         before, after = (
             np.asarray(model(split.images)),
             naive_logits(model, split, sizes, without(sizes, orders[0]), fill),
         )
         log_p, log_q = np.asarray(jax.nn.log_softmax(before)), np.asarray(jax.nn.log_softmax(after))
         divergence = (np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()
-        assert found["divergence"][0, -1] == pytest.approx(divergence, rel=1e-3, abs=1e-5)
+        assert outcomes["divergence"][0, -1] == pytest.approx(divergence, rel=1e-3, abs=1e-5)

@@ -47,9 +47,9 @@ def test_order_figures_draw_the_curves(results):
     node = results["2-layer"].to_dataset()
     lines = lines_of(draw_figure(results, 12))
     assert set(lines) == {"random (mean of 3)", "Entropy", "Mutual information", "KL selectivity"}
-    shown = node["accuracy"].sel(scope="layer2", fill="mean").isel(seed=0)
-    np.testing.assert_allclose(lines["KL selectivity"], shown.sel(ordering="kl_selectivity_high"))
-    np.testing.assert_allclose(lines["random (mean of 3)"], shown[-3:].mean("ordering"))
+    accuracy = node["accuracy"].sel(scope="layer2", fill="mean").isel(seed=0)
+    np.testing.assert_allclose(lines["KL selectivity"], accuracy.sel(ordering="kl_selectivity_high"))
+    np.testing.assert_allclose(lines["random (mean of 3)"], accuracy[-3:].mean("ordering"))
     low = lines_of(draw_figure(results, 21))
     whole = node["accuracy"].sel(scope="network", fill="mean", ordering="entropy_low").isel(seed=0)
     np.testing.assert_allclose(low["Entropy"], whole)
@@ -85,9 +85,9 @@ def test_names_stand_beside_curves_where_they_fit(small_results, ends, beside):
 
 def test_balancing_figures_draw_both_fills(results):
     lines = lines_of(draw_figure(results, 9))
-    shown = results["3-layer"]["accuracy"].sel(scope="layer2", ordering="mutual_information_low").isel(seed=0)
-    np.testing.assert_allclose(lines["MI, low values first; bias balanced"], shown.sel(fill="mean"))
-    np.testing.assert_allclose(lines["MI, low values first; zeros"], shown.sel(fill="zero"))
+    accuracy = results["3-layer"]["accuracy"].sel(scope="layer2", ordering="mutual_information_low").isel(seed=0)
+    np.testing.assert_allclose(lines["MI, low values first; bias balanced"], accuracy.sel(fill="mean"))
+    np.testing.assert_allclose(lines["MI, low values first; zeros"], accuracy.sel(fill="zero"))
     assert len(lines) == 4
 
 
@@ -113,25 +113,27 @@ def test_violins_show_every_neuron_of_their_score(results, number, score):
 
 def test_the_band_spans_the_random_curves(results):
     (band,) = draw_figure(results, 12).axes[0].collections
-    shown = results["2-layer"]["accuracy"].sel(scope="layer2", fill="mean").isel(seed=0)[-3:]
-    low, high = np.quantile(shown, (0.1, 0.9), axis=0)
+    accuracy = results["2-layer"]["accuracy"].sel(scope="layer2", fill="mean").isel(seed=0)[-3:]
+    low, high = np.quantile(accuracy, (0.1, 0.9), axis=0)
     points = band.get_paths()[0].vertices
     for step in range(6):
-        at = points[points[:, 0] == step, 1]
-        assert (at.min(), at.max()) == pytest.approx((low[step], high[step]))
+        heights = points[points[:, 0] == step, 1]
+        assert (heights.min(), heights.max()) == pytest.approx((low[step], high[step]))
 
 
 def test_the_band_of_several_networks_is_the_interval_of_their_mean(results):
     """Two networks: t(0.975, 1) = 12.7062 times half their difference."""
     node = results["2-layer"].to_dataset()
-    other = node.assign(accuracy=node["accuracy"] - 0.01).assign_coords(seed=[1])
-    two = xr.concat([node, other], "seed", data_vars="all", coords="minimal", compat="override", join="override")
+    second_network = node.assign(accuracy=node["accuracy"] - 0.01).assign_coords(seed=[1])
+    two = xr.concat(
+        [node, second_network], "seed", data_vars="all", coords="minimal", compat="override", join="override"
+    )
     both = xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), "2-layer": two})
     figure = draw_figure(both, 12)
     for band, ranking in zip(figure.axes[0].collections, ("random", "mutual_information"), strict=False):
         points = band.get_paths()[0].vertices
-        at = points[points[:, 0] == 3, 1]
-        assert at.max() - at.min() == pytest.approx(2 * 12.7062047 * 0.005), ranking
+        heights = points[points[:, 0] == 3, 1]
+        assert heights.max() - heights.min() == pytest.approx(2 * 12.7062047 * 0.005), ranking
     assert "band: 95% t-interval of the mean," in figure.texts[0].get_text()
 
 
@@ -145,10 +147,10 @@ def test_every_figure_says_its_data(results):
 
 
 def test_all_figures_are_saved(results, tmp_path):
-    told = []
-    files = save_figures(results, tmp_path / "figures", on_progress=lambda *now: told.append(now))
+    progress = []
+    files = save_figures(results, tmp_path / "figures", on_progress=lambda *now: progress.append(now))
     assert len(files) == 2 * 27 + 1
-    assert told[-1][:3] == ("draw", 27, 27)
+    assert progress[-1][:3] == ("draw", 27, 27)
     assert sorted(files) == sorted((tmp_path / "figures").iterdir())
     for file in files:
         if file.suffix == ".pdf":

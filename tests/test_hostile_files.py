@@ -114,7 +114,7 @@ def npy(descr="'|u1'", shape="(60, 4, 5)", data=bytes(1200), version=b"\x01\x00"
 
 def archive(path, method=zipfile.ZIP_STORED, change=None, more=(), **entries):
     """An archive of good entries, but for these (None for no entry), and more; `change` edits the list of contents."""
-    contents = {name: npy("'|u1'", str(of.shape), of.tobytes()) for name, of in arrays().items()} | entries
+    contents = {name: npy("'|u1'", str(array.shape), array.tobytes()) for name, array in arrays().items()} | entries
     with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path, "w", method) as packed:
         for name, data in (*contents.items(), *more):
             if data is not None:
@@ -213,7 +213,7 @@ def test_npz_runs_nothing_and_writes_nothing(tmp_path):
     with refused("train_labels.npy: expected an array of plain numbers, got dtype object"):
         ja.load_dataset(path)
     assert len(ja.load_dataset(archive(path, more=[("../../evil", npy()), ("/evil", b"")])).test) == 9
-    assert [found.name for found in tmp_path.rglob("*")] == ["x.npz"]
+    assert [entry.name for entry in tmp_path.rglob("*")] == ["x.npz"]
     assert not (tmp_path.parents[1] / "evil.npy").exists()
 
 

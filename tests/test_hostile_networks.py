@@ -31,13 +31,17 @@ def safetensors(header: object, data: bytes = b"", size: int | None = None) -> b
 
 def network(kernel, bias, dtype="F32", shape=(2, 2), widths=(2,), item=4, offsets=None, value=bytes(4)) -> bytes:
     """Two linear maps under these names, with what else is to be wrong."""
-    header, at = dict(META), 0
+    header, offset = dict(META), 0
     for i in (0, 1):
-        for name, of in ((kernel, shape), (bias, widths)):
-            size = math.prod(of) * item
-            header[name.format(i)] = {"dtype": dtype, "shape": of, "data_offsets": offsets or (at, at + size)}
-            at += size
-    return safetensors(header, value * (at // len(value)) if 0 < at < 2**20 else b"")
+        for name, shape_ in ((kernel, shape), (bias, widths)):
+            size = math.prod(shape_) * item
+            header[name.format(i)] = {
+                "dtype": dtype,
+                "shape": shape_,
+                "data_offsets": offsets or (offset, offset + size),
+            }
+            offset += size
+    return safetensors(header, value * (offset // len(value)) if 0 < offset < 2**20 else b"")
 
 
 UNREADABLE = "expected safetensors, got an unreadable file"
@@ -105,10 +109,10 @@ def test_a_damaged_network_is_trained_anew(tmp_path, mnist5k):
 
     def networks():
         notes = []
-        (found,) = trained_networks(
-            config, (3,), mnist5k, tmp_path, lambda *told: notes.append(" ".join(map(str, told)))
+        (trained,) = trained_networks(
+            config, (3,), mnist5k, tmp_path, lambda *message: notes.append(" ".join(map(str, message)))
         )
-        return found[0], "\n".join(notes)
+        return trained[0], "\n".join(notes)
 
     model, _ = networks()
     (path,) = tmp_path.iterdir()
@@ -120,7 +124,7 @@ def test_a_damaged_network_is_trained_anew(tmp_path, mnist5k):
         again, notes = networks()
         assert "trained again: network file" in notes
         assert "reused 1 trained before" in networks()[1]
-        np.testing.assert_array_equal(*(np.asarray(of.stages[0].linear.kernel[...]) for of in (model, again)))
+        np.testing.assert_array_equal(*(np.asarray(network.stages[0].linear.kernel[...]) for network in (model, again)))
 
 
 @pytest.fixture

@@ -39,15 +39,15 @@ SUBMODULES = [m for m in ATTRIBUTES.values() if ismodule(m) and re.fullmatch(r"j
 def public_things() -> dict[str, object]:
     """Functions, classes and tables by the one path that documents them: at the top level, or in their submodule."""
     top = {name: ATTRIBUTES[name] for name in ja.__all__ if not ismodule(ATTRIBUTES[name])}
-    found = dict(top)
+    things = dict(top)
     for module in SUBMODULES:
-        own = [n for n, thing in vars(module).items() if getattr(thing, "__module__", "") == module.__name__]
-        for name in getattr(module, "__all__", [n for n in own if not n.startswith("_")]):
+        defined = [n for n, thing in vars(module).items() if getattr(thing, "__module__", "") == module.__name__]
+        for name in getattr(module, "__all__", [n for n in defined if not n.startswith("_")]):
             thing = getattr(module, name)
             if isfunction(thing) or isclass(thing):
-                found.setdefault(f"{module.__name__.split('.')[-1]}.{name}", thing)
+                things.setdefault(f"{module.__name__.split('.')[-1]}.{name}", thing)
     once = {id(thing) for thing in top.values()}
-    return {name: thing for name, thing in found.items() if name in top or id(thing) not in once}
+    return {name: thing for name, thing in things.items() if name in top or id(thing) not in once}
 
 
 PUBLIC = public_things()
@@ -55,29 +55,29 @@ PUBLIC = public_things()
 
 def modules_imported(path: Path) -> set[str]:
     """The package's own modules that a file imports, by the name of file or folder below the package."""
-    found = set()
+    imported = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxablate."):
-            found.add(node.module.split(".")[1])
+            imported.add(node.module.split(".")[1])
         elif isinstance(node, ast.ImportFrom) and node.module == "jaxablate":
-            found.add("__init__")
+            imported.add("__init__")
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("jaxablate.")}
-    return found
+            imported |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("jaxablate.")}
+    return imported
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_down(path):
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if own in ("__init__", "__main__"):
+    module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if module in ("__init__", "__main__"):
         return
-    for other in modules_imported(path) - {own}:
-        if other == "__init__":  # the whole package
-            assert own == "cli", f"{own} imports from jaxablate itself"
+    for name in modules_imported(path) - {module}:
+        if name == "__init__":  # the whole package
+            assert module == "cli", f"{module} imports from jaxablate itself"
             continue
-        assert LEVEL[other] < LEVEL[own] or LEVEL[other] == 0, f"{own} (layer {LEVEL[own]}) imports {other}"
+        assert LEVEL[name] < LEVEL[module] or LEVEL[name] == 0, f"{module} (layer {LEVEL[module]}) imports {name}"
 
 
 def test_only_results_imports_xarray_to_build():

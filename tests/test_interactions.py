@@ -25,14 +25,14 @@ LAYERS = [(2, 10, 700), (3, 4, 500), (8, 10, 1500)]  # codes, classes, examples
 def informations_of(codes: np.ndarray, labels: np.ndarray, num_codes: int, num_classes: int) -> np.ndarray:
     """I(T_i,T_j;Y) of each pair, its joint codes counted one example at a time, in float64."""
     neurons = codes.shape[1]
-    found = np.zeros((neurons, neurons))
+    matrix = np.zeros((neurons, neurons))
     for i in range(neurons):
         for j in range(neurons):
             counts = np.zeros((1, num_classes, num_codes**2), int)
             for row, label in zip(codes, labels, strict=True):
                 counts[0, label, row[i] * num_codes + row[j]] += 1
-            found[i, j] = scores_of(counts)["mutual_information"][0]
-    return found
+            matrix[i, j] = scores_of(counts)["mutual_information"][0]
+    return matrix
 
 
 @pytest.mark.parametrize(("codes", "classes", "examples"), LAYERS)
@@ -64,7 +64,10 @@ def test_all_pairs_equal_the_loop(monkeypatch, codes, classes, examples, at_a_ti
 def test_pairs_equal_scikit_learn(codes, classes, examples):
     of_layer, labels = informed_codes(1, codes, classes, examples, neurons=30)
     pairs = pair_information(of_layer, labels, num_codes=codes, num_classes=classes)
-    expected = [[mutual_info_score(labels, codes * one + other) for other in of_layer.T] for one in of_layer.T]
+    expected = [
+        [mutual_info_score(labels, codes * left_codes + right_codes) for right_codes in of_layer.T]
+        for left_codes in of_layer.T
+    ]
     np.testing.assert_allclose(pairs.joint, expected, rtol=0, atol=1e-6)
     counts = ja.joint_histogram(of_layer, labels, num_codes=codes, num_classes=classes)
     np.testing.assert_allclose(pairs.single, ja.mutual_information(counts), rtol=0, atol=1e-6)
@@ -120,10 +123,10 @@ def test_duplicates_are_redundant(drawn, renamed):
     pairs = pair_information(codes, labels, num_codes=5, num_classes=5)
     information = [mutual_info_score(labels, column) for column in codes.T]
     for i, j in [(0, 0), (0, 2), (1, 3), (0, 4), (4, 2)]:
-        for of in (pairs.redundancy, pairs.co_information, pairs.joint):
-            np.testing.assert_allclose(of[i, j], information[i], rtol=0, atol=1e-6)
-        for of in (pairs.synergy, pairs.unique, pairs.unique.T):
-            np.testing.assert_allclose(of[i, j], 0, atol=1e-6)
+        for matrix in (pairs.redundancy, pairs.co_information, pairs.joint):
+            np.testing.assert_allclose(matrix[i, j], information[i], rtol=0, atol=1e-6)
+        for matrix in (pairs.synergy, pairs.unique, pairs.unique.T):
+            np.testing.assert_allclose(matrix[i, j], 0, atol=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -136,8 +139,8 @@ def test_xor_of_an_independent_pair_is_synergy(renamed, random):
     pairs = pair_information(codes, labels, num_codes=n, num_classes=n)
     entropy = stats.entropy(np.bincount(labels))
     np.testing.assert_allclose(pairs.joint, entropy * (1 - np.eye(2)), rtol=0, atol=1e-6)
-    for of, wanted in ((pairs.synergy, entropy), (pairs.co_information, -entropy), (pairs.redundancy, 0)):
-        np.testing.assert_allclose(of[0, 1], wanted, rtol=0, atol=1e-6)
+    for matrix, expected in ((pairs.synergy, entropy), (pairs.co_information, -entropy), (pairs.redundancy, 0)):
+        np.testing.assert_allclose(matrix[0, 1], expected, rtol=0, atol=1e-6)
 
 
 def test_absent_classes_and_one_example():
@@ -154,23 +157,23 @@ def test_super_additivity_of_a_network(small_model, mnist5k):
     images, labels = mnist5k.test.images[:200], mnist5k.test.labels[:200]
     measured = np.asarray(ja.ablation.pair_ablation(small_model, images, labels, site="layer2", outcomes="loss"))
     intact = float(ja.evaluate_masks(small_model, np.ones((1, 27), bool), images, labels, outcomes="loss")[0])
-    found = super_additivity(measured - intact)
+    super_additive = super_additivity(measured - intact)
 
     def loss(*neurons: int) -> float:
         logits = logits64(small_model, images, ~np.isin(np.arange(27), neurons))
         return -special.log_softmax(logits, axis=1)[np.arange(200), labels].mean()
 
     for i, j in itertools.combinations(range(8), 2):
-        wanted = loss(10 + i, 10 + j) - loss(10 + i) - loss(10 + j) + loss()
-        assert found[i, j] == pytest.approx(wanted, abs=1e-6)
-    assert (np.diagonal(found) == 0).all()
-    np.testing.assert_array_equal(found, found.T)
+        expected = loss(10 + i, 10 + j) - loss(10 + i) - loss(10 + j) + loss()
+        assert super_additive[i, j] == pytest.approx(expected, abs=1e-6)
+    assert (np.diagonal(super_additive) == 0).all()
+    np.testing.assert_array_equal(super_additive, super_additive.T)
 
 
 def matrices(random: np.random.Generator, neurons: int) -> np.ndarray:
     """A symmetric matrix of which neurons, not pairs, explain half: as damage and information are."""
-    own, noise = random.normal(size=neurons), random.normal(size=(neurons, neurons))
-    return own[:, None] + own + noise + noise.T
+    per_neuron, noise = random.normal(size=neurons), random.normal(size=(neurons, neurons))
+    return per_neuron[:, None] + per_neuron + noise + noise.T
 
 
 def test_mantel_correlation_is_spearmans():
@@ -191,8 +194,8 @@ def test_mantel_p_value_equals_a_loop_over_the_same_permutations():
     upper = np.triu_indices(6, k=1)
     drawn = [np.asarray(jax.random.permutation(key, 6)) for key in jax.random.split(jax.random.key(5), 99)]
     first_ones = [first[np.ix_(order, order)][upper] for order in (np.arange(6), *drawn)]
-    found = [abs(stats.spearmanr(one, second[upper]).statistic) for one in first_ones]
-    expected = np.mean(np.array(found) >= found[0] - 1e-9)
+    correlations = [abs(stats.spearmanr(permuted, second[upper]).statistic) for permuted in first_ones]
+    expected = np.mean(np.array(correlations) >= correlations[0] - 1e-9)
     assert mantel_test(first, second, num_permutations=99, key=jax.random.key(5)).p_value == pytest.approx(
         expected, abs=1e-12
     )
@@ -233,12 +236,12 @@ def test_mantel_keeps_its_level_where_the_plain_test_does_not():
 
 def test_mantel_finds_a_planted_correlation():
     random = np.random.default_rng(4)
-    found = 0
+    num_detected = 0
     for key in jax.random.split(jax.random.key(4), 20):
         first = matrices(random, 25)
         test = mantel_test(first, np.exp((first + 1.5 * matrices(random, 25)) / 3), num_permutations=199, key=key)
-        found += test.p_value <= 0.05 and test.correlation > 0.2
-    assert found >= 18
+        num_detected += test.p_value <= 0.05 and test.correlation > 0.2
+    assert num_detected >= 18
 
 
 def test_mantel_without_variation_is_undefined():
@@ -258,13 +261,13 @@ def test_figure_shows_the_pairs(arranged, neurons, tmp_path):
     figure.savefig(tmp_path / "pairs.png")
     maps = [axes.images[0] for axes in figure.axes if axes.images]
     order = np.argsort(-np.asarray(pairs.single), kind="stable")
-    for shown, of in zip(maps, (pairs.redundancy, pairs.synergy, pairs.co_information), strict=True):
-        values = np.asarray(shown.get_array().filled(np.nan))
+    for drawn, matrix in zip(maps, (pairs.redundancy, pairs.synergy, pairs.co_information), strict=True):
+        values = np.asarray(drawn.get_array().filled(np.nan))
         assert np.isnan(np.diagonal(values)).all()
         off = ~np.eye(neurons, dtype=bool)
         if arranged == "information":
-            np.testing.assert_array_equal(values[off], np.asarray(of)[np.ix_(order, order)][off])
-        np.testing.assert_array_equal(np.sort(values[off]), np.sort(np.asarray(of)[off]))
+            np.testing.assert_array_equal(values[off], np.asarray(matrix)[np.ix_(order, order)][off])
+        np.testing.assert_array_equal(np.sort(values[off]), np.sort(np.asarray(matrix)[off]))
     low, high = maps[2].get_clim()
     assert low == -high
 

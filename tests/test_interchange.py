@@ -118,12 +118,12 @@ def test_mlp_of_colour_images_equals_pytorch(torch, tmp_path, images, suffix):
 @pytest.mark.parametrize("sites", [False, True])
 def test_cnn_equals_pytorch(torch, tmp_path, images, suffix, sites):
     net = torch_cnn(torch, torch.nn.Flatten(), torch.nn.Linear(8 * 3 * 4, 5))
-    own = cnn(flatten, nnx.Linear(8 * 3 * 4, 5, rngs=nnx.Rngs(0)), sites=sites)
-    before = leaves(own)
-    model = load_pytorch(saved(torch, net.state_dict(), tmp_path / f"net{suffix}"), own, images=images[:1])
+    local = cnn(flatten, nnx.Linear(8 * 3 * 4, 5, rngs=nnx.Rngs(0)), sites=sites)
+    before = leaves(local)
+    model = load_pytorch(saved(torch, net.state_dict(), tmp_path / f"net{suffix}"), local, images=images[:1])
     np.testing.assert_allclose(logits(model, images), torch_logits(torch, net, images), atol=1e-5)
-    assert all(a is b for a, b in zip(before, leaves(own), strict=True))
-    assert nnx.graphdef(model) == nnx.graphdef(own)
+    assert all(a is b for a, b in zip(before, leaves(local), strict=True))
+    assert nnx.graphdef(model) == nnx.graphdef(local)
     assert ("conv1" in str(nnx.graphdef(model))) == sites
 
 
@@ -132,9 +132,9 @@ def test_cnn_with_named_modules(torch, tmp_path, images, suffix):
     """By name bn1 comes before conv1, and classifier before features; safetensors keep no other order."""
     net = torch_cnn(torch, torch.nn.Flatten(), torch.nn.Linear(8 * 3 * 4, 5))
     new = {"0": "features.conv1", "1": "features.bn1", "4": "features.conv2", "7": "classifier"}
-    state = {f"{new[name.split('.')[0]]}.{name.split('.')[1]}": of for name, of in net.state_dict().items()}
-    own = cnn(flatten, nnx.Linear(8 * 3 * 4, 5, rngs=nnx.Rngs(0)))
-    model = load_pytorch(saved(torch, state, tmp_path / f"net{suffix}"), own, images=images)
+    state = {f"{new[name.split('.')[0]]}.{name.split('.')[1]}": tensor for name, tensor in net.state_dict().items()}
+    local = cnn(flatten, nnx.Linear(8 * 3 * 4, 5, rngs=nnx.Rngs(0)))
+    model = load_pytorch(saved(torch, state, tmp_path / f"net{suffix}"), local, images=images)
     np.testing.assert_allclose(logits(model, images), torch_logits(torch, net, images), atol=1e-5)
 
 
@@ -173,8 +173,8 @@ def heads(torch):
     "name", ["norm", "hidden", "joined", "dropout", "turned", "mean", "max", "one place", "nested"]
 )
 def test_features_of_maps_are_put_in_order(torch, tmp_path, images, name):
-    theirs, ours = heads(torch)[name]
-    net = torch_cnn(torch, *theirs)
+    torch_head, ours = heads(torch)[name]
+    net = torch_cnn(torch, *torch_head)
     model = load_pytorch(saved(torch, net.state_dict(), tmp_path / "net.pt"), cnn(*ours), images=images[:1])
     np.testing.assert_allclose(logits(model, images), torch_logits(torch, net, images), atol=1e-5)
 
@@ -186,14 +186,14 @@ def test_lacking_weights_stand_for_nothing(torch, tmp_path, images):
         nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6, affine=False), nn.Flatten(), nn.Linear(528, 5)
     )
     rngs = nnx.Rngs(0)
-    own = nnx.Sequential(
+    local = nnx.Sequential(
         nnx.Conv(3, 6, (3, 3), padding="VALID", bias_init=nnx.initializers.ones, rngs=rngs),
         nnx.BatchNorm(6, scale_init=nnx.initializers.zeros, bias_init=nnx.initializers.ones, rngs=rngs),
         flatten,
         nnx.Linear(528, 5, rngs=rngs),
     )
     path = saved(torch, randomized(torch, net).state_dict(), tmp_path / "net.pt")
-    model = load_pytorch(path, own, images=images)
+    model = load_pytorch(path, local, images=images)
     np.testing.assert_allclose(logits(model, images), torch_logits(torch, net, images), atol=1e-5)
 
 
@@ -202,9 +202,9 @@ def test_lacking_weights_stand_for_nothing(torch, tmp_path, images):
 def test_weights_become_float32(torch, tmp_path, suffix, dtype):
     net = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3)).to(getattr(torch, dtype))
     rngs = nnx.Rngs(0)
-    own = nnx.Sequential(nnx.Linear(6, 4, param_dtype=jnp.bfloat16, rngs=rngs), nnx.relu, nnx.Linear(4, 3, rngs=rngs))
+    local = nnx.Sequential(nnx.Linear(6, 4, param_dtype=jnp.bfloat16, rngs=rngs), nnx.relu, nnx.Linear(4, 3, rngs=rngs))
     path = saved(torch, net.state_dict(), tmp_path / f"net{suffix}")
-    for model in (load_pytorch(path), load_pytorch(path, own)):
+    for model in (load_pytorch(path), load_pytorch(path, local)):
         assert {leaf.dtype for leaf in leaves(model)} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(model.layers[0].kernel[...], net[0].weight.detach().float().numpy().T)
 
@@ -240,13 +240,13 @@ def test_cnn_equals_numpy(tmp_path):
     save_file({**tensors, "bn.num_batches_tracked": np.array(7)}, tmp_path / "net.safetensors")
     images = random.normal(size=(2, 6, 5, 2)).astype(np.float32)
     rngs = nnx.Rngs(0)
-    own = nnx.Sequential(
+    local = nnx.Sequential(
         nnx.Conv(2, 4, (3, 2), padding="VALID", rngs=rngs),
         nnx.BatchNorm(4, rngs=rngs),
         flatten,
         nnx.Linear(64, 3, rngs=rngs),
     )
-    model = load_pytorch(tmp_path / "net.safetensors", own, images=images[:1])
+    model = load_pytorch(tmp_path / "net.safetensors", local, images=images[:1])
     t = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
     x = images.transpose(0, 3, 1, 2).astype(np.float64)
     maps = np.zeros((2, 4, 4, 4))

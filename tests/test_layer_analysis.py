@@ -32,13 +32,13 @@ def test_fresh_subsets_have_no_order_to_share_out(small_results):
 
 
 def test_correlations_equal_ranked_pearson(node):
-    found = ja.layer_analysis.damage_correlations(node)
+    correlations = ja.layer_analysis.damage_correlations(node)
     intact = node["correct"].values[:, 0, 0, 0, 0]
     damage = intact[:, None] - node["single_correct"].values
     for i, (start, stop) in enumerate(((0, 10), (10, 18), (18, 27), (0, 27))):
         for j, metric in enumerate(ja.metrics.METRICS):
             ranks = [stats.rankdata(a[1, start:stop]) for a in (node["scores"].sel(score=metric).values, damage)]
-            assert found.values[1, j, i] == pytest.approx(np.corrcoef(*ranks)[0, 1]), (i, metric)
+            assert correlations.values[1, j, i] == pytest.approx(np.corrcoef(*ranks)[0, 1]), (i, metric)
 
 
 def test_undefined_scores_and_ties(node):
@@ -46,14 +46,16 @@ def test_undefined_scores_and_ties(node):
     changed["scores"].values[0, 0, :3] = np.nan
     changed["scores"].values[0, 1, :10] = 0.25
     changed["single_correct"].values[1, 10:18] = 7
-    found = ja.layer_analysis.damage_correlations(changed)
+    correlations = ja.layer_analysis.damage_correlations(changed)
     damage = (node["correct"].values[0, 0, 0, 0, 0] - node["single_correct"].values[0])[3:10]
     ranks = stats.rankdata(node["scores"].values[0, 0, 3:10]), stats.rankdata(damage)
-    assert found.values[0, 0, 0] == pytest.approx(np.corrcoef(*ranks)[0, 1])
-    assert np.isnan(found.values[0, 1, 0]), "all scores equal"
-    assert np.isnan(found.values[1, :, 1]).all(), "all damage equal"
-    mean, low, high = ja.layer_analysis.mean_and_interval(found)
-    assert mean.values[1, 0] == low.values[1, 0] == high.values[1, 0] == found.values[1, 1, 0], "one network left"
+    assert correlations.values[0, 0, 0] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert np.isnan(correlations.values[0, 1, 0]), "all scores equal"
+    assert np.isnan(correlations.values[1, :, 1]).all(), "all damage equal"
+    mean, low, high = ja.layer_analysis.mean_and_interval(correlations)
+    assert mean.values[1, 0] == low.values[1, 0] == high.values[1, 0] == correlations.values[1, 1, 0], (
+        "one network left"
+    )
     assert mean.dims == ("score", "scope")
 
 

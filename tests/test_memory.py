@@ -51,9 +51,9 @@ print([str(w.message) for w in told if "memory" in str(w.message)])
 def test_a_limit_of_the_operating_system_is_met_with_smaller_chunks():
     process = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, process.stderr[-2000:]
-    told = re.findall(r"memory ran out with (\d+) examples at a time; continuing with (\d+)", process.stdout)
-    assert len(told) >= 1
-    assert all(int(after) == int(before) // 2 for before, after in told)
+    warned = re.findall(r"memory ran out with (\d+) examples at a time; continuing with (\d+)", process.stdout)
+    assert len(warned) >= 1
+    assert all(int(after) == int(before) // 2 for before, after in warned)
 
 
 @pytest.fixture
@@ -74,11 +74,11 @@ def short_of_memory(monkeypatch):
 def test_a_device_short_of_memory_gives_the_same_counts(engine, short_of_memory, small_model, mnist5k):
     test, orders = (mnist5k.test.images, mnist5k.test.labels), np.arange(27)[None]
     short_of_memory.append(10**9)
-    wanted = ja.cumulative_ablation(small_model, orders, *test, steps=20, engine=engine)
+    expected = ja.cumulative_ablation(small_model, orders, *test, steps=20, engine=engine)
     short_of_memory[0] = 30
     with pytest.warns(_execute.MemoryWarning, match="memory ran out with .* examples at a time; continuing with"):
-        found = ja.cumulative_ablation(small_model, orders, *test, steps=20, engine=engine)
-    np.testing.assert_array_equal(found, wanted)
+        curves = ja.cumulative_ablation(small_model, orders, *test, steps=20, engine=engine)
+    np.testing.assert_array_equal(curves, expected)
 
 
 @pytest.mark.filterwarnings("ignore::jaxablate.ablation._execute.MemoryWarning")
@@ -96,10 +96,10 @@ def test_the_command_line_says_that_memory_ran_out(error, capsys):
     """For the data, say, or in training, where no smaller chunk helps."""
     with pytest.raises(typer.Exit), one_sentence_errors():
         raise error
-    told = capsys.readouterr().err
-    assert told.startswith("error: memory: no room for the data and the networks (")
-    assert str(error) in told
-    assert told.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: memory: no room for the data and the networks (")
+    assert str(error) in stderr
+    assert stderr.count("\n") == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")

@@ -100,9 +100,11 @@ def test_differences_are_named(runs):
     trees = {name: ja.results.load_results(runs / name / "results.nc") for name in "ab"}
 
     def change(**changed) -> dict[str, xr.DataTree]:
-        other = trees["b"].copy()
-        other.attrs.update({name: json.dumps({**json.loads(other.attrs[name]), **of}) for name, of in changed.items()})
-        return {"a": trees["a"], "b": other}
+        changed_tree = trees["b"].copy()
+        changed_tree.attrs.update(
+            {name: json.dumps({**json.loads(changed_tree.attrs[name]), **value}) for name, value in changed.items()}
+        )
+        return {"a": trees["a"], "b": changed_tree}
 
     with raises_input_error(r"run b: its settings differ \(epochs: 1 in a, 2 in b\); merge runs of the same settings"):
         ja.results.merge_results(change(config={"epochs": 2}))

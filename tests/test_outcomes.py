@@ -46,27 +46,27 @@ def measured64(logits, intact, labels) -> dict[str, np.ndarray]:
     }
 
 
-def assert_measured(found: dict, wanted: list[dict], atol: float = 2e-6) -> None:
+def assert_measured(computed: dict, references: list[dict], atol: float = 2e-6) -> None:
     """Counts equal (no example here is nearly a tie), means within float32's rounding."""
     for name in ALL:
-        expected = np.stack([of[name] for of in wanted])
+        expected = np.stack([reference[name] for reference in references])
         if name in ("loss", "divergence"):
-            np.testing.assert_allclose(found[name], expected, atol=atol)
-            assert np.asarray(found[name]).dtype == np.float32
+            np.testing.assert_allclose(computed[name], expected, atol=atol)
+            assert np.asarray(computed[name]).dtype == np.float32
         else:
-            np.testing.assert_array_equal(found[name], expected)
-            assert np.asarray(found[name]).dtype == np.int32
+            np.testing.assert_array_equal(computed[name], expected)
+            assert np.asarray(computed[name]).dtype == np.int32
 
 
 def test_measures_under_masks(small_model, examples, fill):
     masks = random_masks(4, 12, 27)
     intact = logits64(small_model, examples[0])
-    wanted = [measured64(logits64(small_model, examples[0], keep, fill), intact, examples[1]) for keep in masks]
-    found = ja.evaluate_masks(small_model, masks, *examples, fill, outcomes=ALL)
-    assert set(found) == set(ALL)
-    assert_measured(found, wanted)
+    expected = [measured64(logits64(small_model, examples[0], keep, fill), intact, examples[1]) for keep in masks]
+    outcomes = ja.evaluate_masks(small_model, masks, *examples, fill, outcomes=ALL)
+    assert set(outcomes) == set(ALL)
+    assert_measured(outcomes, expected)
     alone = ja.evaluate_masks(small_model, masks, *examples, fill, outcomes="loss")
-    np.testing.assert_allclose(alone, found["loss"], atol=1e-6)
+    np.testing.assert_allclose(alone, outcomes["loss"], atol=1e-6)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -76,23 +76,23 @@ def test_measures_along_orders(small_model, examples, fill, engine, first):
     orders = np.stack([np.arange(first, 27), np.arange(26, first - 1, -1)])[:, :6]
     masks = ja.orders.masks_of_orders(orders, 27, 6)
     intact = logits64(small_model, examples[0])
-    wanted = [measured64(logits64(small_model, examples[0], keep, fill), intact, examples[1]) for keep in masks]
-    found = ja.cumulative_ablation(
+    expected = [measured64(logits64(small_model, examples[0], keep, fill), intact, examples[1]) for keep in masks]
+    outcomes = ja.cumulative_ablation(
         small_model, orders, *examples, fill, steps=6, outcomes=ALL, engine=engine, memory_limit=100_000
     )
-    assert found["confusion"].shape == (2, 7, 10, 10)
-    assert_measured({name: of.reshape(14, *of.shape[2:]) for name, of in found.items()}, wanted)
-    assert np.asarray(found["divergence"])[:, 0].max() < 1e-6
+    assert outcomes["confusion"].shape == (2, 7, 10, 10)
+    assert_measured({name: values.reshape(14, *values.shape[2:]) for name, values in outcomes.items()}, expected)
+    assert np.asarray(outcomes["divergence"])[:, 0].max() < 1e-6
 
 
 def test_measures_of_several_networks(examples):
     models = [KINDS["chain"](seed) for seed in (0, 1)]
     masks = np.stack([random_masks(seed, 3, 16) for seed in (0, 1)])
-    found = ja.evaluate_masks(models, masks, *examples, outcomes=("confusion", "loss"))
-    assert found["confusion"].shape == (2, 3, 10, 10)
+    outcomes = ja.evaluate_masks(models, masks, *examples, outcomes=("confusion", "loss"))
+    assert outcomes["confusion"].shape == (2, 3, 10, 10)
     for i, model in enumerate(models):
         np.testing.assert_allclose(
-            found["loss"][i], ja.evaluate_masks(model, masks[i], *examples, outcomes="loss"), atol=1e-6
+            outcomes["loss"][i], ja.evaluate_masks(model, masks[i], *examples, outcomes="loss"), atol=1e-6
         )
 
 
@@ -103,14 +103,14 @@ def test_each_neuron_alone(kind, examples):
     fill = np.linspace(-0.3, 0.6, neurons).astype(np.float32)
     intact = masked_logits(model, kind, np.ones(neurons, bool), fill, images)
     masks = ~np.eye(neurons, dtype=bool)
-    wanted = [measured64(masked_logits(model, kind, keep, fill, images), intact, labels) for keep in masks]
-    assert_measured(ja.single_ablation(model, images, labels, fill, outcomes=ALL), wanted, atol=1e-5)
+    expected = [measured64(masked_logits(model, kind, keep, fill, images), intact, labels) for keep in masks]
+    assert_measured(ja.single_ablation(model, images, labels, fill, outcomes=ALL), expected, atol=1e-5)
 
 
 def test_a_scale_goes_with_neurons_alone(small_model, examples, fill):
     scale = np.linspace(0, 1, 27).astype(np.float32)
     logits = [logits64(small_model, examples[0], keep, fill, scale) for keep in ~np.eye(27, dtype=bool)]
-    correct = [(of.argmax(axis=1) == examples[1]).sum() for of in logits]
+    correct = [(outputs.argmax(axis=1) == examples[1]).sum() for outputs in logits]
     np.testing.assert_array_equal(ja.single_ablation(small_model, *examples, ja.AffineFill(scale, fill)), correct)
 
 
@@ -122,13 +122,13 @@ def test_pairs(kind, site, start, examples, monkeypatch):
     model, images, labels = KINDS[kind](), examples[0][:60], examples[1][:60]
     neurons, width = sum(SITES[kind].values()), SITES[kind][site]
     fill = np.linspace(-0.3, 0.6, neurons).astype(np.float32)
-    found = ja.ablation.pair_ablation(model, images, labels, fill, site=site, outcomes=ALL)
+    matrices = ja.ablation.pair_ablation(model, images, labels, fill, site=site, outcomes=ALL)
     intact = masked_logits(model, kind, np.ones(neurons, bool), fill, images)
     for i, j in itertools.product(range(width), repeat=2):
         keep = np.ones(neurons, bool)
         keep[[start + i, start + j]] = False
-        wanted = measured64(masked_logits(model, kind, keep, fill, images), intact, labels)
-        assert_measured({name: of[i, j][None] for name, of in found.items()}, [wanted], atol=1e-5)
+        expected = measured64(masked_logits(model, kind, keep, fill, images), intact, labels)
+        assert_measured({name: values[i, j][None] for name, values in matrices.items()}, [expected], atol=1e-5)
 
 
 def test_pairs_of_a_large_layer_keep_to_the_memory_limit(monkeypatch):
@@ -199,8 +199,8 @@ def test_fills_that_differ_between_examples(kind, fill, mnist5k):
     """The row that each example takes, set by hand on the sites; a channel's whole map is resampled."""
     model = KINDS[kind]()
     images, labels = mnist5k.test.images[:60], mnist5k.test.labels[:60]
-    others = mnist5k.validation.images[:150], mnist5k.validation.labels[:150]
-    computed = ja.compute_fill(model, fill, *others, key=jax.random.key(5))
+    validation = mnist5k.validation.images[:150], mnist5k.validation.labels[:150]
+    computed = ja.compute_fill(model, fill, *validation, key=jax.random.key(5))
     rows = np.asarray(labels if fill == "class_mean" else computed.rows(labels))
     if fill == "resample":
         assert rows.min() >= 0
@@ -209,10 +209,10 @@ def test_fills_that_differ_between_examples(kind, fill, mnist5k):
         assert set(np.asarray(computed.rows(np.zeros(5000, int))).tolist()) == set(range(150))
     of_examples = [np.asarray(table)[rows] for table in computed.tables]
     masks = random_masks(2, 8, sum(SITES[kind].values()))
-    found = ja.evaluate_masks(model, masks, images, labels, computed, outcomes="loss")
-    wanted = [measured64(masked_logits(model, kind, keep, of_examples, images), np.zeros((60, 10)), labels)["loss"]
+    losses = ja.evaluate_masks(model, masks, images, labels, computed, outcomes="loss")
+    expected = [measured64(masked_logits(model, kind, keep, of_examples, images), np.zeros((60, 10)), labels)["loss"]
               for keep in masks]  # fmt: skip
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(losses, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("fill", ["class_mean", "resample"])
@@ -221,15 +221,15 @@ def test_engines_agree_on_fills_that_differ_between_examples(small_model, exampl
         small_model, fill, mnist5k.validation.images, mnist5k.validation.labels, key=jax.random.key(1)
     )
     orders = np.asarray(ja.random_orders(27, 3, key=jax.random.key(2)))
-    found = [
+    losses = [
         ja.cumulative_ablation(
             small_model, orders, *examples, computed, steps=27, engine=engine, outcomes=("correct", "loss"),
             memory_limit=100_000,
         )
         for engine in ENGINES
     ]  # fmt: skip
-    np.testing.assert_array_equal(found[0]["correct"], found[1]["correct"])
-    np.testing.assert_allclose(found[0]["loss"], found[1]["loss"], atol=1e-5)
+    np.testing.assert_array_equal(losses[0]["correct"], losses[1]["correct"])
+    np.testing.assert_allclose(losses[0]["loss"], losses[1]["loss"], atol=1e-5)
     singles = ja.single_ablation(small_model, *examples, computed, outcomes="loss")
     np.testing.assert_allclose(
         singles,

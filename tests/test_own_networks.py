@@ -145,8 +145,8 @@ def test_score_from_a_file(files, name, small_model, mnist5k):
     rows = rows_of(out)
     assert len(rows) == 3 * 27
     for row in rows:
-        wanted = scores["scores"].sel(score=row["score"], neuron=int(row["neuron"]))
-        assert abs(float(row["scores"]) - float(wanted)) < 1e-5
+        expected = scores["scores"].sel(score=row["score"], neuron=int(row["neuron"]))
+        assert abs(float(row["scores"]) - float(expected)) < 1e-5
         first = {"layer1": 0, "layer2": 10, "layer3": 18}[row["site"]]
         assert int(row["neuron"]) == first + int(row["neuron_in_site"])
 
@@ -230,8 +230,8 @@ def test_prune_from_a_file(files, small_model, mnist5k):
 )
 def test_bad_command_lines(files, command, arguments, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    name, *others = arguments
-    line = [command, str(files / f"{name}.safetensors"), "--dataset", str(files / "data.npz"), *others]
+    name, *arguments_after = arguments
+    line = [command, str(files / f"{name}.safetensors"), "--dataset", str(files / "data.npz"), *arguments_after]
     result = CliRunner().invoke(jaxablate.cli.app, line)
     assert result.exit_code == 1
     assert sentence in result.output.replace("\n", " ")

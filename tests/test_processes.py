@@ -25,9 +25,9 @@ STUDY = ["reproduce", "--dataset", "mnist5k", "--epochs", "1", "--steps", "4", "
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
+    with socket.socket() as free_socket:
+        free_socket.bind(("localhost", 0))
+        return free_socket.getsockname()[1]
 
 
 def start(command: list, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
@@ -43,11 +43,11 @@ def start(command: list, environment: dict[str, str] | None = None) -> subproces
 def all_ended(processes: list[subprocess.Popen[str]], timeout: float = 300) -> list[tuple[int, str, str]]:
     """Exit status, output and errors of each."""
     try:
-        told = [process.communicate(timeout=timeout) for process in processes]
+        outputs = [process.communicate(timeout=timeout) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [(process.returncode, *of) for process, of in zip(processes, told, strict=True)]
+    return [(process.returncode, *streams) for process, streams in zip(processes, outputs, strict=True)]
 
 
 def study(number: int, out: Path) -> list[subprocess.Popen[str]]:
@@ -61,7 +61,7 @@ def study(number: int, out: Path) -> list[subprocess.Popen[str]]:
         number,
     ]
     outs = [out / "elsewhere" if process else out for process in range(number)]
-    return [start([*command, "--process-id", process, "--out", of]) for process, of in enumerate(outs)]
+    return [start([*command, "--process-id", process, "--out", folder]) for process, folder in enumerate(outs)]
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,9 @@ def test_processes_find_together_what_one_finds(number, devices, alone, dataset,
     assert [status for status, _, _ in ended] == [0] * number, ended
     assert np.ptp(alone["two networks"]) > 0
     for out in outs:
-        found = dict(np.load(out))
-        assert list(found) == list(alone)
-        for name, array in found.items():
+        arrays = dict(np.load(out))
+        assert list(arrays) == list(alone)
+        for name, array in arrays.items():
             if np.issubdtype(array.dtype, np.integer):
                 np.testing.assert_array_equal(array, alone[name], name)
             else:
@@ -281,10 +281,10 @@ except ja.InputError as error:
         ),
     ],
 )
-def test_half_said_options_are_refused(options, told, tmp_path):
-    found = CliRunner().invoke(app, ["reproduce", "--out", str(tmp_path / "out"), *options])
-    assert found.exit_code == 1
-    assert told in " ".join(found.stderr.split())
+def test_half_said_options_are_refused(options, message, tmp_path):
+    outcome = CliRunner().invoke(app, ["reproduce", "--out", str(tmp_path / "out"), *options])
+    assert outcome.exit_code == 1
+    assert message in " ".join(outcome.stderr.split())
     assert not (tmp_path / "out").exists()
 
 

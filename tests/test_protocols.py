@@ -92,13 +92,13 @@ def test_balancing_scales_by_the_firing_rate():
 
 
 def test_the_strict_threshold_differs_at_the_threshold_only():
-    at = np.array([[0.49, 0.5, 0.51]], np.float32)
-    assert ja.protocols.get_protocol("strict_threshold").quantizer("sigmoid")(at).tolist() == [[0, 0, 1]]
-    assert PAPER.quantizer("sigmoid")(at).tolist() == [[0, 1, 1]]
-    assert ja.protocols.get_protocol("strict_threshold").quantizer("tanh")(at - 0.5).tolist() == [[0, 0, 1]]
+    activations = np.array([[0.49, 0.5, 0.51]], np.float32)
+    assert ja.protocols.get_protocol("strict_threshold").quantizer("sigmoid")(activations).tolist() == [[0, 0, 1]]
+    assert PAPER.quantizer("sigmoid")(activations).tolist() == [[0, 1, 1]]
+    assert ja.protocols.get_protocol("strict_threshold").quantizer("tanh")(activations - 0.5).tolist() == [[0, 0, 1]]
     for activation in ("relu", "gelu"):
         strict = ja.protocols.get_protocol("strict_threshold").quantizer(activation)
-        assert strict(at - 0.5).tolist() == PAPER.quantizer(activation)(at - 0.5).tolist()
+        assert strict(activations - 0.5).tolist() == PAPER.quantizer(activation)(activations - 0.5).tolist()
 
 
 def test_fresh_subsets_are_uniform_independent_and_not_nested():
@@ -157,9 +157,9 @@ def test_all_departures_off_is_the_paper_and_on_is_published(off_and_on):
         name: ja.results.select_protocol(off_and_on, name)["2-layer-12-10"].to_dataset()
         for name in ja.results.protocols_of(off_and_on)
     }
-    for one, other in (("paper", "nan_largest"), ("published", ALL)):
-        assert nodes[one].attrs.pop("protocol") != nodes[other].attrs.pop("protocol")
-        assert nodes[one].identical(nodes[other]), (one, other)
+    for first, second in (("paper", "nan_largest"), ("published", ALL)):
+        assert nodes[first].attrs.pop("protocol") != nodes[second].attrs.pop("protocol")
+        assert nodes[first].identical(nodes[second]), (first, second)
     assert not nodes["paper"].equals(nodes["published"])
 
 
@@ -175,9 +175,11 @@ def test_a_study_uses_the_protocols_own_quantizer(monkeypatch):
         protocols=("paper", "strict_threshold"),
     )
     results = ja.run_study(config)
-    own, strict = (results[name].to_dataset()["joint_counts"] for name in ("1-layer-9", "strict_threshold/1-layer-9"))
-    assert (strict.sel(code=1) <= own.sel(code=1)).all()
-    assert (strict.sel(code=1) < own.sel(code=1)).any()
+    paper_counts, strict = (
+        results[name].to_dataset()["joint_counts"] for name in ("1-layer-9", "strict_threshold/1-layer-9")
+    )
+    assert (strict.sel(code=1) <= paper_counts.sel(code=1)).all()
+    assert (strict.sel(code=1) < paper_counts.sel(code=1)).any()
 
 
 def test_sets_of_protocols():
@@ -247,6 +249,6 @@ def test_the_published_random_curves_by_hand(off_and_on, mnist5k, monkeypatch):
     assert not (drawn[0][:, 5, :10] == drawn[2][:, 5]).all()
     order = off_and_on["2-layer-12-10"]["ablated"].sel(ordering="random_0", scope="layer1").values[0]
     assert set(np.flatnonzero(~drawn[0][0, 6])) != set(order[:6].tolist())
-    own = off_and_on["published/2-layer-12-10"].to_dataset()
-    zeros = own["correct"].sel(fill="zero").isel(ordering=own["ranking"].values == "random", seed=0)
+    published = off_and_on["published/2-layer-12-10"].to_dataset()
+    zeros = published["correct"].sel(fill="zero").isel(ordering=published["ranking"].values == "random", seed=0)
     np.testing.assert_array_equal(random["correct"].sel(fill="zero"), zeros)

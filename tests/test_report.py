@@ -65,13 +65,13 @@ class Page(HTMLParser):
 
 def charts(path):
     """Title, names of the curves and their data, of every chart of lines."""
-    found = []
+    charts = []
     for text in re.findall(r'<figure class="chart">.*?</figure>', path.read_text(), re.DOTALL):
         data = re.search(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)
         if data:
             names = re.findall(r"</svg>([^<]+)</button>", text)
-            found.append((re.search("<h3>(.*?)</h3>", text)[1], names, json.loads(data[1])))
-    return found
+            charts.append((re.search("<h3>(.*?)</h3>", text)[1], names, json.loads(data[1])))
+    return charts
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def test_it_needs_nothing_beside_it(page, path):
 
 def test_curves_hold_the_numbers_of_the_results(path, small_results):
     network = small_results[NAME].to_dataset()
-    found = [c for c in charts(path) if c[0] == f"{NAME} network, layer 2"]
-    _, (_, names, data), *_ = found  # the first is that of bias balancing
+    layer_charts = [c for c in charts(path) if c[0] == f"{NAME} network, layer 2"]
+    _, (_, names, data), *_ = layer_charts  # the first is that of bias balancing
     assert names == ["random", *(f"{m}, {way} first" for way in ("low", "high") for m in ("entropy", "MI", "KL"))]
     accuracy = 100 * network["accuracy"].sel(scope="layer2", fill="mean")
     expected = {
@@ -126,7 +126,7 @@ def test_shares_end_at_0_and_100_percent():
     narrow = Series("narrow", "color2", half, half - 0.1, half + 0.1)
     chart = line_chart("title", "About.", np.array([1, 2]), [wide, narrow], x_label="x", y_label="y", percent=True)
     assert chart["about"] == "About. Bands are cut at 0 and 100 %."
-    assert [(one["low"][0], one["high"][0]) for one in chart["data"]["series"]] == [(0, 100), (40, 60)]
+    assert [(series["low"][0], series["high"][0]) for series in chart["data"]["series"]] == [(0, 100), (40, 60)]
     assert chart["y_axis"].first > -0.1
     assert [label for _, label in chart["x_axis"].ticks] == ["1", "2"], "there is no epoch 1.5"
     chart = line_chart("title", "About.", np.array([1, 2]), [wide], x_label="x", y_label="y")
@@ -143,15 +143,15 @@ def test_balancing_shows_both_fills(path, small_results):
     _, names, data = next(c for c in charts(path) if c[0] == f"{NAME} network, layer 1")
     assert names == ["random; mean", "random; zeros", "MI, low first; mean", "MI, low first; zeros"]
     network = small_results[NAME].to_dataset()
-    of = {"scope": "layer1", "ordering": "mutual_information_low", "fill": "zero"}
-    expected = 100 * network["accuracy"].sel(of).mean("seed")
+    selection = {"scope": "layer1", "ordering": "mutual_information_low", "fill": "zero"}
+    expected = 100 * network["accuracy"].sel(selection).mean("seed")
     np.testing.assert_allclose(data["series"][3]["y"], expected, atol=0.00501)
 
 
 def test_shares_of_layers_add_up(path):
     _, names, data = next(c for c in charts(path) if c[0] == f"{NAME} network: Entropy, low first")
     assert names == ["layer 1", "layer 2", "layer 3"]
-    np.testing.assert_allclose(np.sum([one["y"] for one in data["series"]], axis=0), 100, atol=0.02)
+    np.testing.assert_allclose(np.sum([series["y"] for series in data["series"]], axis=0), 100, atol=0.02)
 
 
 def test_tables_hold_the_numbers_of_the_results(page, small_results):
@@ -177,8 +177,8 @@ def test_correlations_are_those_of_the_results(page, small_results):
     network = small_results[NAME].to_dataset()
     expected = damage_correlations(network).sel(score="kl_selectivity").mean("seed").values
     rows = [row for row in page.rows() if row.startswith("KL selectivity")]
-    found = [[float(number) for number in re.findall(r"([+-]\d\.\d\d)(?: \[|$|(?=[+-]))", row)] for row in rows]
-    assert any(len(row) == 4 and np.allclose(row, expected, atol=0.00501) for row in found), (found, expected)
+    numbers = [[float(number) for number in re.findall(r"([+-]\d\.\d\d)(?: \[|$|(?=[+-]))", row)] for row in rows]
+    assert any(len(row) == 4 and np.allclose(row, expected, atol=0.00501) for row in numbers), (numbers, expected)
 
 
 def test_verdicts_are_those_of_the_claims(page, small_results):
@@ -192,12 +192,12 @@ def test_verdicts_are_those_of_the_claims(page, small_results):
 def test_neurons_are_the_extremes_of_each_layer(page, small_results):
     network = small_results[NAME].to_dataset().isel(seed=0)
     scores = network["scores"].sel(score="mutual_information").values[network["layer"].values == 2]
-    found = [row for row in page.rows() if row.startswith(("layer 2", "1 of 8", "8 of 8")) and "of 8" in row]
-    assert f"{scores.max():.4f}" in next(row for row in found if "1 of 8" in row)
-    assert f"{scores.min():.4f}" in next(row for row in found if "8 of 8" in row)
+    layer_rows = [row for row in page.rows() if row.startswith(("layer 2", "1 of 8", "8 of 8")) and "of 8" in row]
+    assert f"{scores.max():.4f}" in next(row for row in layer_rows if "1 of 8" in row)
+    assert f"{scores.min():.4f}" in next(row for row in layer_rows if "8 of 8" in row)
     neuron = 10 + int(scores.argmax())
     lost = (int(network["correct"][0, 0, 0, 0]) - int(network["single_correct"][neuron])) / 10  # of 1 000, in percent
-    first = next(row for row in found if "1 of 8" in row)
+    first = next(row for row in layer_rows if "1 of 8" in row)
     assert re.match(rf"layer 2 ?1 of 8 ?{scores.argmax()}\b", first.replace(" class", " "))
     assert first.endswith(f"{lost:+.2f}")
     counts = network["joint_counts"].values[neuron]
@@ -372,10 +372,10 @@ def test_in_a_browser(browser, path, width, scheme, small_results):
         page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
         return figure.locator(".readout")
 
-    shown = read(432 / 440).inner_text()  # the right end of the axis: the last step
+    tooltip = read(432 / 440).inner_text()  # the right end of the axis: the last step
     accuracy = small_results[NAME]["accuracy"].sel(scope="layer2", fill="mean", ordering="mutual_information_low")
-    assert shown.startswith("Ablated neurons: 6")
-    assert f"MI, low first: {100 * float(accuracy[:, -1].mean()):.2f} %" in shown
+    assert tooltip.startswith("Ablated neurons: 6")
+    assert f"MI, low first: {100 * float(accuracy[:, -1].mean()):.2f} %" in tooltip
     button.click()
     assert button.get_attribute("aria-pressed") == "false"
     assert not curve.is_visible()

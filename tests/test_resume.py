@@ -40,19 +40,19 @@ def undisturbed(config):
     return ja.run_study(config)
 
 
-def same(results: xr.DataTree, others: xr.DataTree) -> bool:
+def same(results: xr.DataTree, reference: xr.DataTree) -> bool:
     """All arrays and labels; the root says when a run was made."""
-    pairs = zip(results.subtree_with_keys, others.subtree, strict=True)
-    return all(one.to_dataset().identical(other.to_dataset()) for (path, one), other in pairs if path != ".")
+    pairs = zip(results.subtree_with_keys, reference.subtree, strict=True)
+    return all(first.to_dataset().identical(second.to_dataset()) for (path, first), second in pairs if path != ".")
 
 
 def headers(folder: Path) -> dict[str, dict[str, str]]:
     """What the files of networks say of themselves, with the checksum of their arrays."""
-    found = {}
+    headers = {}
     for path in (folder / "networks").iterdir():
         with safe_open(path, framework="numpy") as file:
-            found[path.name] = file.metadata()
-    return found
+            headers[path.name] = file.metadata()
+    return headers
 
 
 class Interrupted(Exception):
@@ -65,23 +65,23 @@ def test_a_run_goes_on_after_every_unit(config, undisturbed, tmp_path, monkeypat
     for name in ("cumulative_ablation", "single_ablation", "evaluate_masks"):
         original = getattr(_ablate, name)
 
-        def counted(model, second, *rest, of=original, what=name, **options):
+        def counted(model, second, *rest, function=original, what=name, **options):
             evaluated.append((what, np.asarray(second).tobytes()))
-            return of(model, second, *rest, **options)
+            return function(model, second, *rest, **options)
 
         monkeypatch.setattr(_ablate, name, counted)
     in_one_go = ja.run_study(config)
     assert same(in_one_go, undisturbed)
-    wanted = sorted(evaluated)
+    expected = sorted(evaluated)
     evaluated.clear()
     get, interruptions, results = _rundir.CheckpointStore.get, 0, None
 
     def get_and_stop(self, name, *rest):
         new = not list(self.folder.glob(f"{name}*"))
-        found = get(self, name, *rest)
+        arrays = get(self, name, *rest)
         if new:
             raise Interrupted
-        return found
+        return arrays
 
     monkeypatch.setattr(_rundir.CheckpointStore, "get", get_and_stop)
     while results is None:
@@ -92,7 +92,7 @@ def test_a_run_goes_on_after_every_unit(config, undisturbed, tmp_path, monkeypat
     # for each network its scores, the curves of each scope, and neurons alone
     assert interruptions == 2 * (1 + 3 + 1) + 2 * (1 + 2 + 1)
     assert same(results, undisturbed)
-    assert sorted(evaluated) == wanted
+    assert sorted(evaluated) == expected
     assert len(list((tmp_path / "networks").iterdir())) == 4
     assert not (tmp_path / "run.owner").exists()
 
@@ -130,29 +130,29 @@ def test_a_damaged_unit_is_computed_anew(config, undisturbed, tmp_path):
         if damage == "other":
             unit.write_bytes(units[3].read_bytes())  # whole, of this run, of another name
     notes = []
-    results = ja.run_study(config, run_dir=tmp_path, on_progress=lambda *told: notes.append(told))
+    results = ja.run_study(config, run_dir=tmp_path, on_progress=lambda *progress: notes.append(progress))
     assert same(results, undisturbed)
-    told = [note for what, *_, note in notes if what == "resume"]
-    assert sorted(told) == [
+    resume_notes = [note for what, *_, note in notes if what == "resume"]
+    assert sorted(resume_notes) == [
         f"{unit.name} is damaged, or belongs to another run or network; it is computed again" for unit in units[:3]
     ]
 
 
 def test_another_config_is_refused_or_begins_afresh(config, undisturbed, tmp_path):
     ja.run_study(config, run_dir=tmp_path)
-    other = dataclasses.replace(config, steps=2, scores=("entropy",))
+    changed_config = dataclasses.replace(config, steps=2, scores=("entropy",))
     with raises_input_error(
         r"another run was started there \(scores: \['entropy', 'mutual_information', 'kl_selectivity'\] in the folder, "
         r"\['entropy'\] in this run; steps: 3 in the folder, 2 in this run\); choose another folder, or start over"
     ):
-        ja.run_study(other, run_dir=tmp_path)
+        ja.run_study(changed_config, run_dir=tmp_path)
     assert same(ja.run_study(config, run_dir=tmp_path), undisturbed)
-    assert same(ja.run_study(other, run_dir=tmp_path, force=True), ja.run_study(other))
+    assert same(ja.run_study(changed_config, run_dir=tmp_path, force=True), ja.run_study(changed_config))
     with raises_input_error("steps: 2 in the folder, 3 in this run"):
         ja.run_study(config, run_dir=tmp_path)
     (tmp_path / "run.json").write_text("[")
     with raises_input_error(r"another run was started there \(its run.json cannot be read\); choose"):
-        ja.run_study(other, run_dir=tmp_path)
+        ja.run_study(changed_config, run_dir=tmp_path)
 
 
 def test_other_models_of_the_same_weights_are_another_run(tmp_path):
@@ -188,8 +188,8 @@ def test_a_score_of_ones_own_may_change(config, tmp_path, monkeypatch):
     for sign in (1, -1):
         monkeypatch.setitem(ja.scores.SCORES, "mine", lambda evidence, sign=sign: sign * evidence.class_means[0])
         small = dataclasses.replace(config, networks=((8,),), seeds=(0,), scores=("mine",), protocols=("paper",))
-        found = ja.run_study(small, run_dir=tmp_path / "run")
-        assert same(found, ja.run_study(small, network_dir=tmp_path / "run" / "networks"))
+        results = ja.run_study(small, run_dir=tmp_path / "run")
+        assert same(results, ja.run_study(small, network_dir=tmp_path / "run" / "networks"))
 
 
 HOLD = """
@@ -202,30 +202,34 @@ with lock_folder(sys.argv[1]):
 
 
 def test_a_folder_has_one_run_at_a_time(config, tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        with raises_input_error(f"another run is working there, process {other.pid} on .* since 20"):
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with raises_input_error(f"another run is working there, process {holder.pid} on .* since 20"):
             ja.run_study(config, run_dir=tmp_path)
         asked = ["reproduce", "--dataset", "mnist5k", "--out", str(tmp_path)]
         result = CliRunner().invoke(jaxablate.cli.app, asked)
         assert result.exit_code == 1
-        assert f"working there, process {other.pid} on" in " ".join(result.output.split())
-        other.send_signal(signal.SIGKILL)
+        assert f"working there, process {holder.pid} on" in " ".join(result.output.split())
+        holder.send_signal(signal.SIGKILL)
     name = ".jaxablate-results.nc-abcd_123"
     leftovers = [tmp_path / place / name for place in ("", "units", "networks", "figures/findings")]
-    own = [tmp_path / ".jaxablate-notes-abcd_123", tmp_path / ".results.nc-abcd_123", tmp_path / "another run" / name]
-    for folder in leftovers + own:
+    foreign = [
+        tmp_path / ".jaxablate-notes-abcd_123",
+        tmp_path / ".results.nc-abcd_123",
+        tmp_path / "another run" / name,
+    ]
+    for folder in leftovers + foreign:
         folder.mkdir(parents=True)
         (folder / ("mine.txt" if "notes" in folder.name else "results.nc")).write_text("x")
     (tmp_path / ".backup-20240101").mkdir()
     notes = []
     small = dataclasses.replace(config, networks=((8,),), seeds=(0,))
-    ja.run_study(small, run_dir=tmp_path, on_progress=lambda *told: notes.append(told[-1]))
-    assert notes[0].startswith(f"process {other.pid} on ")
+    ja.run_study(small, run_dir=tmp_path, on_progress=lambda *progress: notes.append(progress[-1]))
+    assert notes[0].startswith(f"process {holder.pid} on ")
     assert notes[0].endswith("ended before it was done; its finished work is reused")
     assert not any(folder.exists() for folder in leftovers)
-    assert all(list(folder.iterdir()) for folder in own)
+    assert all(list(folder.iterdir()) for folder in foreign)
     assert (tmp_path / ".backup-20240101").exists()
 
 
@@ -272,8 +276,8 @@ for limit in range(10_000, 1000, -1500):
 def test_a_disk_that_is_full_before_a_figure_is_whole(tmp_path):
     process = subprocess.run([sys.executable, "-c", FULL_FOR_FIGURES, tmp_path], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-2000:]
-    told = process.stdout.splitlines()
-    assert any(f"file {tmp_path / 'f.pdf'}: cannot be written" in one for one in told)
+    lines = process.stdout.splitlines()
+    assert any(f"file {tmp_path / 'f.pdf'}: cannot be written" in line for line in lines)
     assert not list(tmp_path.glob(".*"))
 
 
@@ -281,7 +285,9 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     done = []
     for name in ("fsync", "replace"):
         original = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *of, original=original, name=name: (done.append(name), original(*of)))
+        monkeypatch.setattr(
+            os, name, lambda *arguments, original=original, name=name: (done.append(name), original(*arguments))
+        )
     with atomic_path(tmp_path / "file") as temporary:
         temporary.write_text("x")
     assert done == ["fsync", "replace"]

@@ -47,9 +47,9 @@ def counts_by_numpy(setting: str, activations: np.ndarray, labels: np.ndarray) -
 
 @pytest.mark.parametrize("setting", EDGES)
 def test_scores_under_every_setting(setting, small_model, mnist5k, validation):
-    found = ja.study.score_neurons(small_model, mnist5k, quantizer=setting)["scores"]
+    scores = ja.study.score_neurons(small_model, mnist5k, quantizer=setting)["scores"]
     for name, values in scores_of(counts_by_numpy(setting, *validation)).items():
-        np.testing.assert_allclose(found.sel(score=name), values, atol=1e-6)
+        np.testing.assert_allclose(scores.sel(score=name), values, atol=1e-6)
 
 
 def test_the_positive_bit_and_numbers():
@@ -93,27 +93,27 @@ def test_settings_that_a_quantizer_refuses():
 def test_specific_information_of_every_class(validation):
     activations, labels = validation
     counts = counts_by_numpy("quantile:4", activations, labels)
-    found = np.asarray(ja.metrics.specific_information(counts.astype(np.int32)))
+    information = np.asarray(ja.metrics.specific_information(counts.astype(np.int32)))
     of_class = counts / counts.sum(axis=2, keepdims=True)
     code = counts.sum(axis=1, keepdims=True) / len(labels)
-    wanted = stats.entropy(of_class, np.broadcast_to(code, of_class.shape), axis=2)
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    expected = stats.entropy(of_class, np.broadcast_to(code, of_class.shape), axis=2)
+    np.testing.assert_allclose(information, expected, atol=1e-6)
     share = np.bincount(labels, minlength=10) / len(labels)
-    np.testing.assert_allclose(found @ share, ja.mutual_information(counts.astype(np.int32)), atol=1e-6)
-    np.testing.assert_array_equal(found.max(axis=1), ja.kl_selectivity(counts.astype(np.int32)))
+    np.testing.assert_allclose(information @ share, ja.mutual_information(counts.astype(np.int32)), atol=1e-6)
+    np.testing.assert_array_equal(information.max(axis=1), ja.kl_selectivity(counts.astype(np.int32)))
 
 
 def test_scores_by_further_names(small_model, mnist5k, validation):
     names = ("specific_information_3", "entropy_miller_madow", "mutual_information_miller_madow")
-    found = ja.study.score_neurons(small_model, mnist5k, scores=names, quantizer="quantile:4")["scores"].values
+    scores = ja.study.score_neurons(small_model, mnist5k, scores=names, quantizer="quantile:4")["scores"].values
     counts = counts_by_numpy("quantile:4", *validation)
     given = counts[:, 3] / counts[:, 3].sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(found[0], stats.entropy(given.T, counts.sum(axis=1).T), atol=1e-6)
+    np.testing.assert_allclose(scores[0], stats.entropy(given.T, counts.sum(axis=1).T), atol=1e-6)
     plugin, n = scores_of(counts), len(validation[1])
     codes, pairs = (counts.sum(axis=1) > 0).sum(axis=1), (counts > 0).sum(axis=(1, 2))
-    np.testing.assert_allclose(found[1], plugin["entropy"] + (codes - 1) / (2 * n), atol=1e-6)
+    np.testing.assert_allclose(scores[1], plugin["entropy"] + (codes - 1) / (2 * n), atol=1e-6)
     bias = (pairs - codes - 10 + 1) / (2 * n)
-    np.testing.assert_allclose(found[2], plugin["mutual_information"] - bias, atol=1e-6)
+    np.testing.assert_allclose(scores[2], plugin["mutual_information"] - bias, atol=1e-6)
     with raises_input_error("score 'specific_information_10': expected a class in 0..9, got 10"):
         ja.study.score_neurons(small_model, mnist5k, scores="specific_information_10")
     for name in ("specific_information", "specific_information_x", "entropy_"):
@@ -129,10 +129,10 @@ def test_a_study_of_many_codes(small_model, mnist5k, validation):
     node = ja.run_study(config, {"mine": small_model})["mine"].to_dataset()
     counts = counts_by_numpy("quantile:4", *validation)
     np.testing.assert_array_equal(node["joint_counts"].isel(seed=0), counts)
-    wanted = scores_of(counts)
+    expected = scores_of(counts)
     scores = node["scores"].isel(seed=0)
-    np.testing.assert_allclose(scores.sel(score="mutual_information"), wanted["mutual_information"], atol=1e-6)
-    rest = np.subtract(wanted["entropy"], wanted["mutual_information"])
+    np.testing.assert_allclose(scores.sel(score="mutual_information"), expected["mutual_information"], atol=1e-6)
+    rest = np.subtract(expected["entropy"], expected["mutual_information"])
     np.testing.assert_allclose(scores.sel(score="conditional_entropy"), rest, atol=1e-6)
     order = node["ablated"].sel(scope="layer1", ordering="conditional_entropy_low").isel(seed=0)
     assert order.values.tolist() == np.argsort(scores.values[1, :10], kind="stable")[:4].tolist()
@@ -150,12 +150,12 @@ def models(small_model, mnist5k):
 @pytest.fixture(scope="module")
 def sensitivity(models, mnist5k):
     calls = []
-    found = ja.study.quantizer_sensitivity(
+    sensitivity = ja.study.quantizer_sensitivity(
         models, mnist5k, SETTINGS, scores=METRICS, steps=5, on_progress=lambda *call: calls.append(call)
     )
     assert calls[0] == ("quantizers", 0, 8, "network 1 of 2")
     assert calls[-1] == ("quantizers", 8, 8, "")
-    return found
+    return sensitivity
 
 
 def test_sensitivity_equals_a_study_for_each_quantizer(sensitivity, models):
@@ -167,48 +167,51 @@ def test_sensitivity_equals_a_study_for_each_quantizer(sensitivity, models):
         nodes[setting] = ja.run_study(config, {"mine": models})["mine"].to_dataset()
     for setting, metric, direction in itertools.product(SETTINGS, METRICS, ("low", "high")):
         area = ja.results.auc(nodes[setting]).sel(ordering=f"{metric}_{direction}", fill="mean")
-        found = sensitivity["auc"].sel(quantizer=setting, score=metric, direction=direction)
+        auc = sensitivity["auc"].sel(quantizer=setting, score=metric, direction=direction)
         if (setting, metric) == ("quantile:4", "entropy"):  # 500 examples in 4 equal parts: nothing to rank by
-            assert np.isnan(found).all()
+            assert np.isnan(auc).all()
             continue
-        np.testing.assert_allclose(found.transpose("network", "scope"), area.transpose("seed", "scope"), atol=1e-9)
+        np.testing.assert_allclose(auc.transpose("network", "scope"), area.transpose("seed", "scope"), atol=1e-9)
     for setting, metric, network in itertools.product(SETTINGS, METRICS, (0, 1)):
-        scores = [nodes[of]["scores"].isel(seed=network).sel(score=metric).values for of in (SETTINGS[0], setting)]
+        scores = [
+            nodes[quantizer]["scores"].isel(seed=network).sel(score=metric).values
+            for quantizer in (SETTINGS[0], setting)
+        ]
         for scope, part in {"layer2": slice(10, 18), "network": slice(None)}.items():
-            first, other = (of[part] for of in scores)
-            found = sensitivity["rank_correlation"].sel(scope=scope, score=metric, quantizer=setting, network=network)
-            if np.ptp(other) == 0:
-                assert np.isnan(found)
+            first, second = (scores_[part] for scores_ in scores)
+            auc = sensitivity["rank_correlation"].sel(scope=scope, score=metric, quantizer=setting, network=network)
+            if np.ptp(second) == 0:
+                assert np.isnan(auc)
             else:
-                assert float(found) == pytest.approx(stats.spearmanr(first, other).statistic, abs=1e-6)
+                assert float(auc) == pytest.approx(stats.spearmanr(first, second).statistic, abs=1e-6)
     assert (sensitivity["rank_correlation"].sel(score="taylor") > 1 - 1e-9).all()
     assert sensitivity["rank_correlation"].sel(score="mutual_information", quantizer="quantile:4").min() < 0.9
 
 
 def test_ranks_of_equal_scores_are_undefined(small_model, mnist5k):
-    found = ja.study.quantizer_sensitivity(
+    sensitivity = ja.study.quantizer_sensitivity(
         small_model, mnist5k, ("activation", "-1", "quantile:4"), scores="entropy", steps=2
     )
-    assert np.isnan(found["rank_correlation"].sel(quantizer="-1")).all()
-    assert np.isnan(found["auc"].sel(quantizer="-1")).all()
-    assert np.isfinite(found["auc"].sel(quantizer="activation")).all()
-    assert found.sizes["network"] == 1
-    draw_sensitivity(found)
+    assert np.isnan(sensitivity["rank_correlation"].sel(quantizer="-1")).all()
+    assert np.isnan(sensitivity["auc"].sel(quantizer="-1")).all()
+    assert np.isfinite(sensitivity["auc"].sel(quantizer="activation")).all()
+    assert sensitivity.sizes["network"] == 1
+    draw_sensitivity(sensitivity)
 
 
 def test_ranks_against_equal_scores_are_undefined_too(small_model, mnist5k):
-    found = ja.study.quantizer_sensitivity(small_model, mnist5k, ("-1", "activation"), scores="entropy", steps=2)
-    assert np.isnan(found["rank_correlation"]).all()
+    sensitivity = ja.study.quantizer_sensitivity(small_model, mnist5k, ("-1", "activation"), scores="entropy", steps=2)
+    assert np.isnan(sensitivity["rank_correlation"]).all()
 
 
 def test_the_fill_is_the_one_asked_for(small_model, mnist5k):
     config = ja.StudyConfig(dataset="mnist5k", networks=(), scores=("entropy",), steps=5, num_random_orders=1)
     area = ja.results.auc(ja.run_study(config, {"mine": small_model})["mine"].to_dataset()).isel(seed=0)
     for fill in ("zero", "mean"):
-        found = ja.study.quantizer_sensitivity(
+        sensitivity = ja.study.quantizer_sensitivity(
             small_model, mnist5k, ("activation", "mean"), scores="entropy", fill=fill, steps=5
         )["auc"].sel(quantizer="activation", direction="low", score="entropy")
-        np.testing.assert_allclose(found.isel(network=0), area.sel(ordering="entropy_low", fill=fill), atol=1e-9)
+        np.testing.assert_allclose(sensitivity.isel(network=0), area.sel(ordering="entropy_low", fill=fill), atol=1e-9)
     by_fill = [
         ja.study.redundancy_test(small_model, mnist5k, fill=fill, num_permutations=1)["correlation"].values
         for fill in ("zero", "mean")
@@ -248,10 +251,10 @@ def test_the_figure_draws_the_numbers(sensitivity):
     gap = sensitivity["auc"].sel(direction="low") - sensitivity["auc"].sel(direction="high")
     for axes, values in ((upper, sensitivity["rank_correlation"]), (lower, gap)):
         drawn = [bars.lines[0].get_ydata(orig=False) for bars in axes.containers]
-        wanted = values.sel(scope="layer2").mean("network")
+        expected = values.sel(scope="layer2").mean("network")
         for i, metric in enumerate(METRICS):
             for j in range(3):  # a star, quantile, uniform
-                np.testing.assert_allclose(drawn[3 * i + j], [float(wanted.sel(score=metric)[j])])
+                np.testing.assert_allclose(drawn[3 * i + j], [float(expected.sel(score=metric)[j])])
     FigureCanvasAgg(figure).draw()
     labels = [axes.yaxis.label.get_window_extent() for axes in figure.axes if axes.get_ylabel()]
     assert min(label.x0 for label in labels) > 0  # none is cut off, with minus signs beside it
@@ -296,16 +299,16 @@ def test_the_command_line_tells_of_bias_in_a_sentence(small_model, noise, tmp_pa
         warnings.simplefilter("default")  # as for a user
         result = CliRunner().invoke(jaxablate.cli.app, [*map(str, asked), "--out", str(tmp_path / "scores.csv")])
     assert result.exit_code == 0, result.output
-    told = " ".join(result.output.split())
-    assert "note: mutual information of " in told
-    assert "expected scores above the bias of the plug-in estimate, got lower ones" in told
+    output = " ".join(result.output.split())
+    assert "note: mutual information of " in output
+    assert "expected scores above the bias of the plug-in estimate, got lower ones" in output
     with open(tmp_path / "scores.csv") as file:
         assert len(list(csv.DictReader(file))) == 3 * 27
 
 
 def test_redundancy_equals_its_parts(models, mnist5k):
     calls = []
-    found = ja.study.redundancy_test(
+    tests = ja.study.redundancy_test(
         models,
         mnist5k,
         quantizer="quantile:4",
@@ -313,7 +316,7 @@ def test_redundancy_equals_its_parts(models, mnist5k):
         num_permutations=99,
         on_progress=lambda *call: calls.append(call),
     )
-    assert found.attrs["quantizer"] == "quantile:4"
+    assert tests.attrs["quantizer"] == "quantile:4"
     assert [call[:3] for call in calls] == [("pairs", done, 6) for done in range(7)]
     model, images, labels = models[1], np.asarray(mnist5k.test.images), np.asarray(mnist5k.test.labels)
     layers = ja.record_activations(model, mnist5k.validation.images)
@@ -330,11 +333,11 @@ def test_redundancy_equals_its_parts(models, mnist5k):
     alone, intact = [loss(i) for i in range(8)], loss()
     together = [loss(i, j) - alone[i] - alone[j] + intact for i, j in zip(first, second, strict=True)]
     for name in ("redundancy", "synergy", "co_information"):
-        wanted = stats.spearmanr(np.asarray(getattr(pairs, name))[first, second], together).statistic
-        assert float(found["correlation"].sel(network=1, scope="layer2", quantity=name)) == pytest.approx(
-            wanted, abs=1e-3
+        expected = stats.spearmanr(np.asarray(getattr(pairs, name))[first, second], together).statistic
+        assert float(tests["correlation"].sel(network=1, scope="layer2", quantity=name)) == pytest.approx(
+            expected, abs=1e-3
         )
-    assert ((found["p_value"] >= 0.01) & (found["p_value"] <= 1)).all()
+    assert ((tests["p_value"] >= 0.01) & (tests["p_value"] <= 1)).all()
 
 
 def test_redundancy_says_what_is_wrong(models, mnist5k):

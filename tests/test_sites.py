@@ -398,19 +398,19 @@ def test_special_models_count_as_called(what, examples):
         log_p = jax.nn.log_softmax(copy(jnp.asarray(images)).astype(jnp.float32))
         return -float(log_p[np.arange(len(labels)), labels].mean())
 
-    left = next(module for _, module in nnx.iter_modules(model) if isinstance(module, ja.Site))
-    left.set(jnp.zeros(6, bool), jnp.ones(6), jnp.full(6, 2.0))
+    scaled_site = next(module for _, module in nnx.iter_modules(model) if isinstance(module, ja.Site))
+    scaled_site.set(jnp.zeros(6, bool), jnp.ones(6), jnp.full(6, 2.0))
     atol = 2e-2 if "bfloat16" in what else 1e-5
     masks = np.concatenate([~np.eye(6, dtype=bool), random_masks(0, 4, 6)])
-    wanted = [loss_by_hand(keep) for keep in masks]
+    expected = [loss_by_hand(keep) for keep in masks]
     options = {"fill": fill, "measures": "loss"}
-    np.testing.assert_allclose(ja.evaluate_masks(model, masks, images, labels, **options), wanted, atol=atol)
-    np.testing.assert_allclose(ja.single_ablation(model, images, labels, **options), wanted[:6], atol=atol)
+    np.testing.assert_allclose(ja.evaluate_masks(model, masks, images, labels, **options), expected, atol=atol)
+    np.testing.assert_allclose(ja.single_ablation(model, images, labels, **options), expected[:6], atol=atol)
     orders = np.array([[3, 0, 5]])
     along = [loss_by_hand(keep) for keep in ja.orders.masks_of_orders(orders, 6, 3)]
-    found = ja.cumulative_ablation(model, orders, images, labels, steps=3, **options)
-    np.testing.assert_allclose(found[0], along, atol=atol)
-    assert np.ptp(wanted) > 1e-3
+    losses = ja.cumulative_ablation(model, orders, images, labels, steps=3, **options)
+    np.testing.assert_allclose(losses[0], along, atol=atol)
+    assert np.ptp(expected) > 1e-3
 
 
 def test_a_huge_fill_leaves_no_rounding_error_behind(examples):
@@ -423,8 +423,8 @@ def test_a_huge_fill_leaves_no_rounding_error_behind(examples):
     order = np.array([[0, 1, 12, 3]])
 
     def losses(fill, engine):
-        found = ja.cumulative_ablation(model, order, *examples, fill, steps=4, engine=engine, outcomes="loss")
-        return np.asarray(found[0, 2:])
+        losses = ja.cumulative_ablation(model, order, *examples, fill, steps=4, engine=engine, outcomes="loss")
+        return np.asarray(losses[0, 2:])
 
     exact = losses(np.zeros(16, np.float32), "vmap")  # the fills of the first two add up to nothing
     direct, updated = (np.abs(losses(fill, engine) - exact).max() for engine in ("vmap", "incremental"))

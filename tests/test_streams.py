@@ -22,8 +22,8 @@ def cut(images, labels, size=137):
     room = np.empty((size, *images.shape[1:]), images.dtype), np.empty(size, labels.dtype)
     for start in range(0, len(labels), size):
         part = images[start : start + size], labels[start : start + size]
-        for into, of in zip(room, part, strict=True):
-            into[: len(of)] = of
+        for into, source in zip(room, part, strict=True):
+            into[: len(source)] = source
         yield tuple(into[: len(part[1])] for into in room)
 
 
@@ -49,8 +49,8 @@ def test_streamed_is_whole(small_model, whole):
             "mean": ja.mean_activations(small_model, images),
         }
 
-    found, expected = ja.streams.combine(cut(*whole), everything), everything(*whole)
-    assert found.keys() == expected.keys()
+    results, expected = ja.streams.combine(cut(*whole), everything), everything(*whole)
+    assert results.keys() == expected.keys()
     assert np.ptp(np.asarray(expected["curves"]["correct"])) > 0
 
     def compare(streamed, at_once):
@@ -63,14 +63,14 @@ def test_streamed_is_whole(small_model, whole):
             assert streamed.dtype == np.float64
             np.testing.assert_allclose(streamed, at_once, rtol=1e-5, atol=1e-6)
 
-    jax.tree.map(compare, found, expected)
+    jax.tree.map(compare, results, expected)
 
 
 def test_a_mesh_shares_the_batches(small_model, whole):
     mesh = ja.devices.make_mesh(1)
     masks = np.random.default_rng(0).random((5, 27)) < 0.7
-    found = ja.streams.combine(cut(*whole), lambda *of: ja.evaluate_masks(small_model, masks, *of), mesh=mesh)
-    np.testing.assert_array_equal(found, ja.evaluate_masks(small_model, masks, *whole))
+    counts = ja.streams.combine(cut(*whole), lambda *batch: ja.evaluate_masks(small_model, masks, *batch), mesh=mesh)
+    np.testing.assert_array_equal(counts, ja.evaluate_masks(small_model, masks, *whole))
 
 
 def test_batches_come_in_order_and_only_so_many_ahead():
@@ -149,10 +149,10 @@ def test_a_million_wide_examples_in_small():
         cwd=Path(__file__).parents[1],
     )
     assert process.returncode == 0, process.stderr
-    found = json.loads(process.stdout.splitlines()[-1])
-    assert found["examples"] == [4000, 5999]
-    assert found["check"] == "12 counts of 200 examples as in float64"
-    intact, half = np.transpose(found["accuracy"])
+    measured = json.loads(process.stdout.splitlines()[-1])
+    assert measured["examples"] == [4000, 5999]
+    assert measured["check"] == "12 counts of 200 examples as in float64"
+    intact, half = np.transpose(measured["accuracy"])
     assert (intact == intact[0]).all()
     assert (half < intact).all()
 
@@ -179,19 +179,19 @@ X, Y = np.zeros((3, 2)), np.zeros(3, int)
         ),
     ],
 )
-def test_what_cannot_be_added_up_is_refused(batches, told):
-    with raises_input_error(told):
+def test_what_cannot_be_added_up_is_refused(batches, message):
+    with raises_input_error(message):
         ja.streams.combine(batches, lambda images, labels: images)
 
 
 def test_means_of_few_bits_are_means():
-    found = ja.streams.combine([(X + 0.5, Y)] * 2, lambda images, labels: images.mean().astype("bfloat16"))
-    assert isinstance(found, np.ndarray)
-    assert found.dtype == np.float64
-    assert found == 0.5
-    for other in (True, 1j):
+    mean = ja.streams.combine([(X + 0.5, Y)] * 2, lambda images, labels: images.mean().astype("bfloat16"))
+    assert isinstance(mean, np.ndarray)
+    assert mean.dtype == np.float64
+    assert mean == 0.5
+    for value in (True, 1j):
         with raises_input_error("function: expected integers .counts. or floating-point numbers .means., got "):
-            ja.streams.combine([(X, Y)], lambda images, labels, other=other: other)
+            ja.streams.combine([(X, Y)], lambda images, labels, value=value: value)
 
 
 @pytest.mark.parametrize("coded", [False, True], ids=["activations", "codes"])

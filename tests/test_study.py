@@ -120,7 +120,7 @@ def test_networks_are_reused_where_the_settings_agree(small_config, tmp_path):
 
     def run(config):
         notes.clear()
-        return ja.run_study(config, network_dir=tmp_path, on_progress=lambda *told: notes.append(told))
+        return ja.run_study(config, network_dir=tmp_path, on_progress=lambda *message: notes.append(message))
 
     first = run(config)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -171,7 +171,7 @@ def test_networks_of_other_data_are_not_reused(tmp_path):
             num_random_orders=1,
             seeds=range(2),
         )
-        ja.run_study(config, network_dir=tmp_path / "n", on_progress=lambda *told, n=notes: n.append(told[-1]))
+        ja.run_study(config, network_dir=tmp_path / "n", on_progress=lambda *message, n=notes: n.append(message[-1]))
         assert any("comes from other settings or data" in note for note in notes) == (number == 2)
         assert not any("reused" in note for note in notes)
 
@@ -208,19 +208,19 @@ def test_an_interrupted_save_leaves_the_old_file(small_results, tmp_path, monkey
 
 def test_curves_and_summary(small_results, node):
     values = node["accuracy"].sel(scope="layer1", fill="mean").values[:, -3:]  # [network, random order, step]
-    shown = ja.results.curve(node, scope="layer1", ranking="random", direction="", fill="mean")
+    curve = ja.results.curve(node, scope="layer1", ranking="random", direction="", fill="mean")
     of_network = values.mean(axis=1)
-    np.testing.assert_allclose(shown.mean, of_network.mean(axis=0))
+    np.testing.assert_allclose(curve.mean, of_network.mean(axis=0))
     # with two networks the t-interval's half width is t(0.975, 1) = 12.7062 times half their difference
     half = 12.7062047 * np.abs(of_network[1] - of_network[0]) / 2
-    np.testing.assert_allclose(shown.high - shown.mean, half, rtol=1e-6, atol=1e-12)
-    np.testing.assert_allclose(shown.mean - shown.low, half, rtol=1e-6, atol=1e-12)
-    assert shown.band == "95% t-interval of the mean"
-    assert (shown.num_networks, shown.num_orders) == (2, 3)
+    np.testing.assert_allclose(curve.high - curve.mean, half, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(curve.mean - curve.low, half, rtol=1e-6, atol=1e-12)
+    assert curve.band == "95% t-interval of the mean"
+    assert (curve.num_networks, curve.num_orders) == (2, 3)
     of_orders = values.var(axis=1, ddof=1).mean(axis=0)
-    np.testing.assert_allclose(shown.sd_orders**2, of_orders, atol=1e-12)
+    np.testing.assert_allclose(curve.sd_orders**2, of_orders, atol=1e-12)
     np.testing.assert_allclose(
-        shown.sd_networks**2, np.maximum(of_network.var(axis=0, ddof=1) - of_orders / 3, 0), atol=1e-12
+        curve.sd_networks**2, np.maximum(of_network.var(axis=0, ddof=1) - of_orders / 3, 0), atol=1e-12
     )
     rows = ja.results.summarize(small_results, steps=(0, 3, 99))
     assert len(rows) == 2 * (3 + 4) * 7 * 2
@@ -234,10 +234,10 @@ def test_curves_and_summary(small_results, node):
 def test_one_network_has_the_band_of_its_random_orders(node):
     alone = node.isel(seed=[1])
     values = alone["accuracy"].sel(scope="layer2", fill="zero").values[0, -3:]
-    shown = ja.results.curve(alone, scope="layer2", ranking="random", direction="", fill="zero")
-    np.testing.assert_allclose([shown.low, shown.high], np.quantile(values, (0.1, 0.9), axis=0))
-    assert shown.band == "10% to 90% of 3 random curves"
-    assert np.isnan(shown.sd_networks).all()
+    curve = ja.results.curve(alone, scope="layer2", ranking="random", direction="", fill="zero")
+    np.testing.assert_allclose([curve.low, curve.high], np.quantile(values, (0.1, 0.9), axis=0))
+    assert curve.band == "10% to 90% of 3 random curves"
+    assert np.isnan(curve.sd_networks).all()
     ranked = ja.results.curve(alone, scope="layer2", ranking="entropy", direction="low", fill="zero")
     assert ranked.band == ""
     np.testing.assert_array_equal(ranked.mean, alone["accuracy"].sel(scope="layer2", fill="zero").values[0, 0])
@@ -247,9 +247,9 @@ def test_variance_components_are_recovered():
     """Accuracies made of a network's and an order's part with known spread."""
     random = np.random.default_rng(0)
     values = 0.7 + random.normal(0, 0.03, (400, 1, 5)) + random.normal(0, 0.05, (400, 8, 5))
-    shown = _summaries._summary(np.arange(5), values)
-    np.testing.assert_allclose(shown.sd_networks, 0.03, rtol=0.15)
-    np.testing.assert_allclose(shown.sd_orders, 0.05, rtol=0.05)
+    curve = _summaries._summary(np.arange(5), values)
+    np.testing.assert_allclose(curve.sd_networks, 0.03, rtol=0.15)
+    np.testing.assert_allclose(curve.sd_orders, 0.05, rtol=0.05)
 
 
 def test_selecting_a_protocol(small_results, tmp_path):
@@ -264,11 +264,11 @@ def test_selecting_a_protocol(small_results, tmp_path):
     again = ja.results.load_results(tmp_path / "results.nc")
     assert again["published/3-layer-10-8-9"].identical(small_results["published/3-layer-10-8-9"])
     for network in paper.children:  # one training serves both
-        own, theirs = paper[network], ja.results.select_protocol(small_results, "published")[network]
-        np.testing.assert_array_equal(own["train_loss"], theirs["train_loss"])
-        intact = own["correct"].isel(step=0, ordering=0)
+        paper_node, published_node = paper[network], ja.results.select_protocol(small_results, "published")[network]
+        np.testing.assert_array_equal(paper_node["train_loss"], published_node["train_loss"])
+        intact = paper_node["correct"].isel(step=0, ordering=0)
         np.testing.assert_array_equal(
-            intact.sel(fill="zero"), theirs["correct"].isel(step=0, ordering=0).sel(fill="zero")
+            intact.sel(fill="zero"), published_node["correct"].isel(step=0, ordering=0).sel(fill="zero")
         )
 
 

@@ -18,8 +18,8 @@ def toy(num_examples: int = 70, seed: int = 0) -> Dataset:
     images = random.random((num_examples, 3, 2)).astype(np.float32)
     labels = (images.sum(axis=(1, 2)) > 3).astype(np.int32) + (images[:, 0, 0] > 0.5)
     split = Split(images, labels.astype(np.int32))
-    other = Split(images[::-2] ** 2, labels[::-2].astype(np.int32))
-    return Dataset(split, other, other, 3, Source("toy", "made in the test", {}))
+    held_out = Split(images[::-2] ** 2, labels[::-2].astype(np.int32))
+    return Dataset(split, held_out, held_out, 3, Source("toy", "made in the test", {}))
 
 
 def numpy_adam_with_coupled_l2(model, batches, learning_rate, l2):
@@ -88,30 +88,32 @@ def test_a_seed_is_the_same_alone_and_in_company(parallel):
 
 
 def test_progress_is_told_after_every_epoch():
-    told = []
-    _, history = ja.train(toy(), (4,), epochs=3, batch_size=8, on_epoch=lambda *told_now: told.append(told_now))
-    assert [(epoch, epochs) for epoch, epochs, _, _ in told] == [(1, 3), (2, 3), (3, 3)]
-    np.testing.assert_allclose([loss for _, _, loss, _ in told], history.loss)
-    np.testing.assert_allclose([accuracy for _, _, _, accuracy in told], history.accuracy)
+    progress = []
+    _, history = ja.train(toy(), (4,), epochs=3, batch_size=8, on_epoch=lambda *told_now: progress.append(told_now))
+    assert [(epoch, epochs) for epoch, epochs, _, _ in progress] == [(1, 3), (2, 3), (3, 3)]
+    np.testing.assert_allclose([loss for _, _, loss, _ in progress], history.loss)
+    np.testing.assert_allclose([accuracy for _, _, _, accuracy in progress], history.accuracy)
 
 
 def test_progress_of_many_counts_all_their_epochs():
-    told = []
-    ja.training.train_many(toy(), (4,), (1, 2, 3), epochs=2, batch_size=8, on_epoch=lambda *now: told.append(now[:2]))
-    assert told == [(done, 6) for done in range(1, 7)]
+    progress = []
+    ja.training.train_many(
+        toy(), (4,), (1, 2, 3), epochs=2, batch_size=8, on_epoch=lambda *now: progress.append(now[:2])
+    )
+    assert progress == [(done, 6) for done in range(1, 7)]
 
 
 def test_an_interrupt_stops_training_soon():
     """The error of one epoch's callback ends every network within an epoch, here of very many."""
-    told = []
+    progress = []
 
     def interrupt(*now):
-        told.append(now)
+        progress.append(now)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         ja.training.train_many(toy(), (4,), range(8), epochs=10**6, batch_size=8, on_epoch=interrupt)
-    assert len(told) <= 8
+    assert len(progress) <= 8
 
 
 def test_the_program_is_compiled_once():
