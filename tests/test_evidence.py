@@ -219,7 +219,7 @@ def test_another_quantizer_has_its_own_counts(small_model, split):
     first = Evidence(small_model, split.images, split.labels, 10, ja.quantizers.threshold(0.5))
     before = np.asarray(first.counts)
     first.class_means  # noqa: B018 (kept from now on)
-    recoded = first.recoded(ja.quantizers.quantile(4))
+    recoded = first.with_quantizer(ja.quantizers.quantile(4))
     assert "class_means" in vars(recoded)
     assert np.asarray(recoded.counts).shape == (27, 10, 4)
     fresh = Evidence(small_model, split.images, split.labels, 10, ja.quantizers.quantile(4))
@@ -293,7 +293,7 @@ def test_bad_input(evidence, small_model, split, monkeypatch):
         Evidence(small_model, split.images[:9], np.full(9, 11), 10)
     with raises_input_error("labels: expected values in 0..9, got 11..11"):
         compute_score("taylor", Evidence(small_model, split.images[:9], np.full(9, 11), 12))
-    with raises_input_error("quantizer: expected one of ja.quantizers, .* got 'quantile:4'"):
+    with raises_input_error("quantizer: expected a quantizer from ja.quantizers .* got 'quantile:4'"):
         Evidence(small_model, split.images, split.labels, 10, "quantile:4")
     with raises_input_error("class_selectivity: expected examples of two classes or more, got 1"):
         compute_score("class_selectivity", Evidence(small_model, split.images[:9], np.full(9, 3), 10))

@@ -193,7 +193,7 @@ def _measured(
 
     @functools.cache  # most protocols share their quantizer
     def count(of_activation: Callable[[str], Quantizer]) -> Counts:
-        return evidence.recoded(quantizer_of(config.quantizer, model, of_activation)).counts
+        return evidence.with_quantizer(quantizer_of(config.quantizer, model, of_activation)).counts
 
     @functools.cache  # all protocols share what is no metric of the counts
     def score(name: str) -> np.ndarray:

@@ -94,7 +94,7 @@ def quantizer_sensitivity(
     correlations, areas = [], []
     for i, model in enumerate(models):
         evidence = evidence_of(model, data, quantizer_of(quantizers[0], model))
-        coded = [evidence.recoded(quantizer_of(quantizer, model)) for quantizer in quantizers]
+        coded = [evidence.with_quantizer(quantizer_of(quantizer, model)) for quantizer in quantizers]
         values_by_score = np.stack([[compute_score(name, coding) for coding in coded] for name in names])
         values = compute_fill(model, fill, data.validation.images, data.validation.labels)
         for j, (start, stop) in enumerate(scopes.values()):
