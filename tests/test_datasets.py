@@ -241,7 +241,7 @@ def offline(tmp_path, monkeypatch, no_data_dir):
 
 def test_without_a_network_mnist_fails_soon_and_says_what_to_do(offline):
     start = time.monotonic()
-    with raises_input_error("mnist is neither cached nor reachable: connect to the internet, or hand over a folder"):
+    with raises_input_error("mnist is neither cached nor reachable: connect to the internet, or give a folder"):
         ja.load_dataset("mnist")
     assert time.monotonic() - start < 15  # the promise to users, not a measurement
 
@@ -367,7 +367,7 @@ def test_damaged_npz(tmp_path):
         ja.load_dataset(store(train_images=arrays()["train_images"].astype(np.int64)))
     with raises_input_error("train labels: expected values in 0..2, got -1..2"):
         ja.load_dataset(store(train_labels=np.arange(60) % 4 - 1))
-    with raises_input_error("train labels: expected 0 to classes - 1, got 1099511627778; number the classes anew"):
+    with raises_input_error("train labels: expected 0 to classes - 1, got 1099511627778; number the classes from 0"):
         ja.load_dataset(store(train_labels=np.arange(60) % 3 + 2**40))
     with raises_input_error("train labels: expected integers"):
         ja.load_dataset(store(train_labels=np.zeros(60)))

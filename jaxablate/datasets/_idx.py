@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST: magic number, dimensions, bytes; gzipped or not."""
+"""Read IDX files, the format of MNIST: a magic number, dimensions, bytes; gzipped or not."""
 
 import gzip
 import math
@@ -38,11 +38,11 @@ def read_idx(path: str | Path, magic: int) -> np.ndarray:
 
     Args:
         path: the file; gzipped if its name ends in `.gz`.
-        magic: the magic number it must begin with, `IMAGES_MAGIC` or `LABELS_MAGIC`.
+        magic: the magic number of the file, `IMAGES_MAGIC` or `LABELS_MAGIC`.
 
     Returns:
-        uint8 array of the dimensions in the file's header. Memory: what is really in the file, no more than its header
-        declares and never more than 4 GiB.
+        uint8 array with the dimensions of the file's header. Memory is bounded by the content of the file, by the size
+        that its header declares, and by 4 GiB.
 
     Raises:
         InputError: for another magic number, an absurd header, or a damaged, short or overlong file.
@@ -57,14 +57,14 @@ def read_idx(path: str | Path, magic: int) -> np.ndarray:
                 len(header) == 4 + 4 * num_dims,
                 f"{path}: expected an IDX header, got {len(header)} bytes; fetch it again",
             )
-            found, *dims = struct.unpack(f">{1 + num_dims}I", header)
+            file_magic, *dims = struct.unpack(f">{1 + num_dims}I", header)
             require(
-                found == magic,
-                f"{path}: expected IDX magic number {magic:#010x}, got {found:#010x}; it is another kind of file",
+                file_magic == magic,
+                f"{path}: expected IDX magic number {magic:#010x}, got {file_magic:#010x}; it is another kind of file",
             )
             size = math.prod(dims)
             require(size <= MAX_BYTES, f"{path}: expected at most {MAX_BYTES} bytes, its header declares {size}")
-            data = bytearray()  # grows with what is there, whatever the header declares
+            data = bytearray()  # grows with the file's content, so that a false header allocates nothing
             while chunk := file.read(min(CHUNK, size + 1 - len(data))):
                 data += chunk
     except (EOFError, OSError, zlib.error) as error:
@@ -84,13 +84,13 @@ def dataset_from_idx(paths: dict[str, Path], name: str, origin: str, seed: int, 
 
     Args:
         paths: the four files under the keys of `FILES`.
-        name: the dataset's name.
-        origin: a sentence on where the files came from.
-        seed: of the permutation that cuts the validation split off.
-        num_classes: None takes the largest training label + 1.
+        name: name of the dataset.
+        origin: a sentence on the origin of the files.
+        seed: seed of the permutation that splits off the validation split.
+        num_classes: number of classes; None uses the largest training label + 1.
 
     Raises:
-        InputError: for a file or a label that is not what it should be.
+        InputError: for a damaged file or a label out of range.
     """
     arrays = {
         key: read_idx(path, IMAGES_MAGIC if key.endswith("images") else LABELS_MAGIC) for key, path in paths.items()
@@ -110,7 +110,7 @@ def load_idx_folder(folder: Path, seed: int) -> Dataset:
     """Read a folder that holds the four canonical files, each gzipped or not.
 
     Raises:
-        InputError: naming the files that are missing, or what is wrong with one.
+        InputError: for missing files, named in the message, or a damaged one.
     """
     paths = {}
     for key, name in FILES.items():

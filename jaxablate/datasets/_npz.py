@@ -1,4 +1,4 @@
-"""NumPy archives: train_images, train_labels, test_images, test_labels, optionally validation_*."""
+"""Read datasets from NumPy archives with train_images, train_labels, test_images, test_labels."""
 
 import io
 import math
@@ -22,19 +22,19 @@ from jaxablate.datasets._types import (
 
 REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
 OPTIONAL = ("validation_images", "validation_labels")
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NumPy's; of the others Python unpacks without a bound
-HEADER = 2**16  # NumPy takes headers of up to 10 000 bytes
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NumPy writes these; Python unpacks other methods without a bound
+HEADER = 2**16  # NumPy accepts headers of up to 10,000 bytes
 HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def load_npz(path: Path, seed: int) -> Dataset:
-    """Read an `.npz` archive; without validation arrays a sixth of the training examples serves for it.
+    """Read an `.npz` archive; without validation arrays, one sixth of the training examples serves as validation.
 
-    Images are [example, ...], uint8 in 0..255 or floating; classes are 0 to the largest training label. Nothing is
-    unpacked to disk, no pickle is read, and no more memory is taken than the entries have bytes: 4 GiB at most.
+    Images are [example, ...], uint8 in 0..255 or floating. Classes are 0 to the largest training label. Nothing is
+    unpacked to disk and no pickle is read. Memory is bounded by the size of the entries, 4 GiB at most.
 
     Raises:
-        InputError: for a missing array, or one that is not what it should be.
+        InputError: for a missing array, or an array of another kind than expected.
     """
     require_file("NumPy archive", path)
     try:
@@ -42,16 +42,16 @@ def load_npz(path: Path, seed: int) -> Dataset:
             arrays = _read_arrays(path, archive)
     except InputError:
         raise
-    except Exception as error:  # a file made to mislead makes zipfile and NumPy raise anything
+    except Exception as error:  # a hostile file makes zipfile and NumPy raise anything
         raise InputError(f"{path}: expected an .npz archive of plain arrays, got an unreadable one ({error})") from None
-    wanted = tuple(arrays)
+    names = tuple(arrays)
     num_classes = count_classes(f"{path.name} train", arrays["train_labels"])
 
     def split(which: str):
         images, labels = arrays[f"{which}_images"], arrays[f"{which}_labels"]
         return make_split(f"{path.name} {which}", images, labels, num_classes)
 
-    if wanted == REQUIRED:
+    if names == REQUIRED:
         train, validation = split_off_validation(split("train"), seed)
     else:
         train, validation = split("train"), split("validation")
@@ -60,32 +60,32 @@ def load_npz(path: Path, seed: int) -> Dataset:
 
 
 def _read_arrays(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
-    """The arrays of an archive by name, those for validation if it has one of them.
+    """Read the required arrays, and the validation arrays if the archive has one of them.
 
     Raises:
-        InputError: for missing or doubled arrays, or together more than `MAX_BYTES`.
+        InputError: for missing or repeated arrays, or for more than `MAX_BYTES` in total.
     """
     entries = archive.infolist()
     present = [entry.filename.removesuffix(".npy") for entry in entries]
-    wanted = REQUIRED + (OPTIONAL if any(key in present for key in OPTIONAL) else ())
-    missing = [key for key in wanted if key not in present]
+    names = REQUIRED + (OPTIONAL if any(key in present for key in OPTIONAL) else ())
+    missing = [key for key in names if key not in present]
     require(
         not missing,
-        f"{path}: expected the arrays {', '.join(wanted)}, missing {', '.join(missing)}; it has {', '.join(present)}",
+        f"{path}: expected the arrays {', '.join(names)}, missing {', '.join(missing)}; it has {', '.join(present)}",
     )
-    doubled = [key for key in wanted if present.count(key) > 1]
-    require(not doubled, f"{path}: expected each array once, got {', '.join(doubled)} several times; save it anew")
-    chosen = {key: entries[present.index(key)] for key in wanted}
+    doubled = [key for key in names if present.count(key) > 1]
+    require(not doubled, f"{path}: expected each array once, got {', '.join(doubled)} several times; save it again")
+    chosen = {key: entries[present.index(key)] for key in names}
     size = sum(entry.file_size for entry in chosen.values())
     require(size <= MAX_BYTES, f"{path}: expected arrays of at most {MAX_BYTES} bytes together, got {size}")
     return {key: _read_array(path, archive, entry) for key, entry in chosen.items()}
 
 
 def _read_array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-    """The array of one entry, made only once its header has been seen to declare no more than the entry has.
+    """Read the array of one entry, after its header was found to declare exactly the bytes of the entry.
 
     Raises:
-        InputError: for an entry that NumPy does not write of plain numbers.
+        InputError: for an entry that is not an array of plain numbers as NumPy writes it.
     """
     what = f"{path}: {entry.filename}"
     require(entry.compress_type in METHODS, f"{what}: expected it stored or deflated, got method {entry.compress_type}")
@@ -99,7 +99,7 @@ def _read_array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) ->
     require(
         all(0 <= length <= MAX_BYTES for length in shape) and head.tell() + declared == entry.file_size,
         f"{what}: expected an array of {entry.file_size - head.tell()} bytes, its header declares shape {shape} of "
-        f"{dtype}; save it anew",
+        f"{dtype}; save it again",
     )
     with archive.open(entry) as file:
         return np.lib.format.read_array(file, allow_pickle=False)

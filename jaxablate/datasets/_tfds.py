@@ -1,6 +1,6 @@
-"""MNIST and its siblings through TensorFlow Datasets: its URLs, checksums, download manager and cache.
+"""Load MNIST, Fashion-MNIST and KMNIST through TensorFlow Datasets (TFDS): its URLs, checksums and cache.
 
-TensorFlow itself is not needed: TFDS fetches and verifies the IDX files, `_idx` parses them.
+TensorFlow itself is not needed: TFDS downloads and verifies the IDX files, and `_idx` parses them.
 """
 
 import os
@@ -16,17 +16,17 @@ from jaxablate.datasets._types import Dataset, InputError, sha256_of
 
 NAMES = ("mnist", "fashion_mnist", "kmnist")
 DATA_DIR_VARIABLE = "JAXABLATE_DATA_DIR"
-PROBE_SECONDS = 5.0  # a request; name look-ups included, twice that
+PROBE_SECONDS = 5.0  # for one request; with the look-up of the name at most twice as long
 
 
 class DatasetUnavailableError(InputError):
-    """The files are not at hand and no server answers."""
+    """The files are not available and no server answers."""
 
 
 def local_folder(name: str, data_dir: str | Path | None) -> Path | None:
-    """The folder that the user says holds canonical files: `data_dir`, else the environment variable, else None.
+    """Return the user's folder of canonical files: `data_dir`, else the environment variable, else None.
 
-    A subfolder named like the dataset goes first, since MNIST's siblings share its file names.
+    A subfolder with the name of the dataset has priority, because the three datasets share their file names.
     """
     given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     if not given:
@@ -35,17 +35,17 @@ def local_folder(name: str, data_dir: str | Path | None) -> Path | None:
 
 
 def _reachable(url: str) -> bool:
-    """Whether a server answers for the URL; TFDS itself would retry for minutes before it says no."""
+    """Return True if a server answers for the URL; TFDS itself would retry for minutes."""
     answers = []
 
     def probe() -> None:
         try:
             with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_SECONDS):
                 answers.append(True)
-        except (OSError, ValueError):  # URLError and time-outs are OSErrors
+        except (OSError, ValueError):  # URLError and timeouts are OSErrors
             answers.append(False)
 
-    # a thread, since no time-out covers the look-up of the name
+    # a thread, because no timeout covers the look-up of the name
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(2 * PROBE_SECONDS)
@@ -53,7 +53,7 @@ def _reachable(url: str) -> bool:
 
 
 class _Registry:
-    """What TFDS knows of one dataset: the four URLs, their checksums, and where the cache keeps them."""
+    """The four URLs of a dataset in TFDS, their checksums, and the state of TFDS's cache."""
 
     def __init__(self, name: str):
         import tensorflow_datasets as tfds
@@ -67,7 +67,8 @@ class _Registry:
         self.downloads = Path(os.path.expanduser(constants.DATA_DIR)) / "downloads"
         is_cached: Any = is_locally_cached
         info_path: Any = get_info_path
-        self.absent, self.damaged = [], []  # what the cache lacks, with TFDS's notes on it; TFDS trusts the names there
+        self.absent, self.damaged = [], []
+        # TFDS trusts the file names of its cache; here the checksums decide.
         for url in self.urls.values():
             checksum = self.url_infos[url].checksum
             file = self.downloads / name / get_dl_fname(url, checksum)
@@ -80,25 +81,25 @@ class _Registry:
 
 
 def availability(name: str, data_dir: str | Path | None = None) -> str:
-    """Where `load_dataset(name)` would take the files from: a folder (or not), the cache, a server, or nowhere."""
+    """Return where `load_dataset(name)` would read the files: a folder, the cache, a server, or nowhere."""
     folder, registry = local_folder(name, data_dir), _Registry(name)
     if folder:
         files = {folder / f"{FILES[key]}.gz": url for key, url in registry.urls.items()}
         readable = all(os.path.isfile(path) and os.access(path, os.R_OK) for path in files)
-        found = readable and all(sha256_of(p) == registry.url_infos[url].checksum for p, url in files.items())
-        return f"{'in' if found else 'not in'} {folder}"
+        complete = readable and all(sha256_of(p) == registry.url_infos[url].checksum for p, url in files.items())
+        return f"{'in' if complete else 'not in'} {folder}"
     if registry.cached:
         return "cached"
     return "reachable" if _reachable(registry.urls["test_labels"]) else "not reachable"
 
 
 def load_tfds(name: str, seed: int, data_dir: str | Path | None) -> Dataset:
-    """Fetch (or take from `data_dir` or the cache), verify and read one of `NAMES`.
+    """Load one of `NAMES` from `data_dir`, the cache or its server, and verify its checksums.
 
     Raises:
-        DatasetUnavailableError: if the files are not at hand and no server answers.
-        InputError: for a folder without the four files, or a file with another checksum. A damaged file in the cache
-            is fetched again where a server answers.
+        DatasetUnavailableError: if the files are not available and no server answers.
+        InputError: for a folder without the four files, or a file with another checksum. If a server answers, a damaged
+            file in the cache is downloaded again.
     """
     from tensorflow_datasets.core import download
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
@@ -121,15 +122,15 @@ def load_tfds(name: str, seed: int, data_dir: str | Path | None) -> Dataset:
     elif registry.damaged:
         raise InputError(
             f"{registry.damaged[0]}: expected {name}'s file with the SHA-256 that TFDS knows, got a damaged one and no "
-            "answer from its server; connect to the internet, where it is fetched again, or remove it"
+            "answer from its server; connect to the internet to download it again, or remove it"
         )
     else:
         raise DatasetUnavailableError(
-            f"{name} is neither cached nor reachable: connect to the internet, or hand over a folder with the four "
+            f"{name} is neither cached nor reachable: connect to the internet, or give a folder with the four "
             f"files ({', '.join(f'{file}.gz' for file in FILES.values())}) as data_dir, --data-dir or "
-            f"{DATA_DIR_VARIABLE}, or use mnist5k, which is always there"
+            f"{DATA_DIR_VARIABLE}, or use mnist5k, which is always available"
         )
-    with tempfile.TemporaryDirectory() as scratch:  # a folder handed over leaves the cache alone
+    with tempfile.TemporaryDirectory() as scratch:  # with a folder of the user's, the cache is not touched
         try:
             for file in () if folder else registry.absent:
                 file.unlink(missing_ok=True)
@@ -149,7 +150,7 @@ def load_tfds(name: str, seed: int, data_dir: str | Path | None) -> Dataset:
         except (download.DownloadError, OSError) as error:
             doing = f"reading {folder}" if folder else "the download"
             raise InputError(f"{name}: {doing} failed ({' '.join(str(error).split())}); try again") from None
-    for key, path in paths.items():  # TFDS trusts the names in caches of its older versions too
+    for key, path in paths.items():  # TFDS also trusts the names in caches of its older versions
         want, got = registry.url_infos[registry.urls[key]].checksum, sha256_of(path)
         require(
             want == got,

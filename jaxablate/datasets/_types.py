@@ -1,4 +1,4 @@
-"""What a dataset is: three splits of images and labels, the number of classes, and where it came from."""
+"""The types of a dataset, and the checks that raw arrays pass on their way into it."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,20 +12,24 @@ from jaxablate._typing import Images, Labels
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of one split: images float32 [example, ...] (those of MNIST [example, height, width] in [0, 1]), labels
-    int32 [example]."""
+    """Examples of one split.
+
+    Attributes:
+        images: float32 [example, ...]; for MNIST [example, height, width] in [0, 1].
+        labels: int32 [example].
+    """
 
     images: Images
     labels: Labels
 
     def __len__(self) -> int:
-        """The number of examples."""
+        """Return the number of examples."""
         return len(self.labels)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a dataset came from: its name, a sentence on its origin, the SHA-256 of every file read."""
+    """Origin of a dataset: its name, a sentence on its origin, and the SHA-256 of every file by name."""
 
     name: str
     origin: str
@@ -34,7 +38,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training, validation and test split, the number of classes, and the source."""
+    """A training, a validation and a test split, the number of classes, and the source."""
 
     train: Split
     validation: Split
@@ -44,22 +48,22 @@ class Dataset:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, as hexadecimal digits."""
+    """Return the SHA-256 of a file in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_split(what: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> Split:
-    """Check raw arrays and turn them into a `Split`; `what` names them in messages.
+    """Check raw arrays and return them as a `Split`.
 
     Args:
-        what: which split of which source, for messages.
-        images: [example, ...]: uint8, which is divided by 255, or floating, which is taken as it is.
+        what: names the split and its source in messages.
+        images: [example, ...]; uint8 images are divided by 255, floating ones are not changed.
         labels: integers [example] in 0..num_classes-1.
-        num_classes: the number of classes.
+        num_classes: number of classes.
 
     Raises:
-        InputError: for any other shape, dtype, range or count.
+        InputError: for another shape, dtype, range or number of labels.
     """
     require(
         images.ndim >= 2 and images.size > 0,
@@ -95,30 +99,32 @@ MAX_CLASSES = 100_000
 
 
 def count_classes(what: str, labels: np.ndarray) -> int:
-    """The largest label + 1.
+    """Return the largest label + 1.
 
     Raises:
         InputError: for labels that are not integers, or more than `MAX_CLASSES`.
     """
     require_integers(f"{what} labels", labels)
     largest = int(labels.max(initial=0))
-    require(largest < MAX_CLASSES, f"{what} labels: expected 0 to classes - 1, got {largest}; number the classes anew")
+    require(
+        largest < MAX_CLASSES, f"{what} labels: expected 0 to classes - 1, got {largest}; number the classes from 0"
+    )
     return largest + 1
 
 
 def make_dataset(train: Split, validation: Split, test: Split, num_classes: int, source: Source) -> Dataset:
-    """Join the splits, whose images must have one size."""
+    """Join the splits; raise `InputError` unless their images have one size."""
     sizes = {split.images.shape[1:] for split in (train, validation, test)}
     require(len(sizes) == 1, f"{source.name}: expected images of one size, got {sorted(sizes)}")
     return Dataset(train, validation, test, num_classes, source)
 
 
 def split_off_validation(split: Split, seed: int) -> tuple[Split, Split]:
-    """Cut a sixth off the training examples for validation by a seeded permutation (MNIST: 50 000 + 10 000)."""
+    """Split one sixth of the training examples off for validation by a seeded permutation (MNIST: 50,000 + 10,000)."""
     require(
         len(split) >= 6,
-        f"training split: expected at least 6 examples, one of which is for validation, got {len(split)}; take "
-        "more, or an .npz with a validation split of its own",
+        f"training split: {len(split)} examples are too few to split one sixth off for validation; give at least 6, or "
+        "an .npz file with its own validation split",
     )
     order = np.random.default_rng(seed).permutation(len(split))
     cut = len(split) - len(split) // 6

@@ -1,0 +1,271 @@
+"""Record the outputs of every site, and compute fills for ablated neurons from them.
+
+Input: a network and images [example, ...].
+Output: activations [example, neuron] of each site, their means, or a fill.
+Memory: recording holds four bytes for each example and neuron; means hold one batch.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxablate._checks import require, require_finite, require_known, require_labels, require_shape
+from jaxablate._precision import matmul_precision
+from jaxablate._typing import Activations, Fill, Images, Labels, Masks
+from jaxablate.fills import PerExampleFill
+from jaxablate.models import Model
+from jaxablate.models._network import (
+    ModelSpec,
+    peak_activation_bytes,
+    record_sites,
+    run_from_site,
+    run_prefix,
+    site_reductions,
+    trace_model,
+)
+
+__all__ = ["FILLS", "compute_fill", "mean_activations", "record_activations", "zero_fractions"]
+
+BATCH_SIZE = 10_000
+MEMORY = 2**28  # bytes of one activation of a batch
+FILLS = ("zero", "constant", "mean", "median", "class_mean", "resample", "optimal")
+
+
+def record_activations(model: Model, images: Images) -> tuple[Activations, ...]:
+    """Record the outputs of every hidden layer or site for every image.
+
+    Args:
+        model: an `MLP` or any module with sites, evaluated in evaluation mode.
+        images: [example, ...], as the model takes them.
+
+    Returns:
+        One float32 array [example, neuron] for each site in network order. If a unit has several positions in an
+        example (a channel's map), the site's `reduce` turns them into one number.
+
+    Raises:
+        InputError: for images that the model does not take, or a module that cannot be ablated.
+
+    Source: paper, equation 1.
+
+    Example:
+        >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
+        >>> [a.shape for a in ja.record_activations(model, np.zeros((5, 2, 2), np.float32))]
+        [(5, 3), (5, 2)]
+    """
+    network, batches = _record_batches(model, images)
+    reductions = site_reductions(network, nnx.state(model))
+    reduced = [[_reduce_positions(*pair) for pair in zip(reductions, batch, strict=True)] for batch in batches]
+    return tuple(jnp.concatenate(site).astype(jnp.float32) for site in zip(*reduced, strict=True))
+
+
+def mean_activations(model: Model, images: Images) -> Fill:
+    """Compute the mean output of every hidden neuron, which is the fill of bias balancing.
+
+    Args:
+        model: an `MLP` or any module with sites, evaluated in evaluation mode.
+        images: [example, ...], by convention the validation split.
+
+    Returns:
+        float32 [neuron], all sites in network order: the mean over examples, and over a unit's positions in an example.
+
+    Raises:
+        InputError: for images that the model does not take, or a module that cannot be ablated.
+
+    Source: paper, section 4 (bias balancing).
+
+    Example:
+        >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
+        >>> ja.mean_activations(model, np.zeros((5, 2, 2), np.float32)).shape
+        (5,)
+    """
+    _, batches = _record_batches(model, images)
+    total, count = 0.0, len(images)
+    for batch in batches:  # added in float64, because a float32 sum over many batches would lose digits
+        means = [_reduce_positions(jnp.mean, h) for h in batch]
+        total = total + np.concatenate([np.asarray(h.sum(axis=0), np.float64) for h in means])
+    return jnp.asarray(total / count, jnp.float32)
+
+
+def zero_fractions(model: Model, images: Images) -> np.ndarray:
+    """Compute the fraction of examples, and of a unit's positions in them, with an output of at most 0.
+
+    Args:
+        model: an `MLP` or any module with sites, evaluated in evaluation mode.
+        images: [example, ...], as the model takes them.
+
+    Returns:
+        float64 [neuron] in [0, 1], all sites in network order.
+
+    Raises:
+        InputError: for images that the model does not take, or a module that cannot be ablated.
+    """
+    network, batches = _record_batches(model, images)
+    zeros, outputs = np.zeros(network.num_neurons, np.int64), np.zeros(network.num_neurons, np.int64)
+    for batch in batches:
+        zeros += np.concatenate([np.asarray((h <= 0).sum(axis=tuple(range(h.ndim - 1)))) for h in batch])
+        outputs += np.repeat([h[..., 0].size for h in batch], network.sizes)
+    return zeros / outputs
+
+
+def compute_fill(
+    model: Model,
+    kind: str,
+    images: Images,
+    labels: Labels | None = None,
+    *,
+    value: float = 0.0,
+    keep: Masks | None = None,
+    steps: int = 500,
+    batch_size: int = 256,
+    learning_rate: float = 1e-2,
+    key: jax.Array | None = None,
+) -> Fill | PerExampleFill:
+    """Compute the outputs of ablated neurons from examples; all ablation functions take the result as `fill`.
+
+    - "zero": 0.
+    - "constant": `value` for every neuron.
+    - "mean", "median": of the neuron's activations; of a channel over examples and positions.
+    - "class_mean": for an example of class c, the neuron's mean over the examples of class c. This fill reveals the
+      label to the network, as far as the neuron knew it: an upper bound of the remaining accuracy.
+    - "resample": the activation in another example. Each evaluated example draws one of these examples, for all of its
+      neurons (and a channel's whole map).
+    - "optimal": the constant for each neuron that minimises the loss of the network under the masks `keep`, by gradient
+      descent (Adam) from the mean.
+
+    Args:
+        model: an `MLP` or any module with sites, evaluated in evaluation mode.
+        kind: one of the names above.
+        images: the examples, by convention the validation split.
+        labels: integers [example], for "class_mean" and "optimal".
+        value: the constant of "constant".
+        keep: bool [mask, neuron], for "optimal"; each step draws one mask. Neurons that no mask ablates keep
+            their mean.
+        steps, batch_size, learning_rate: of the gradient descent of "optimal".
+        key: random key, `jax.random.key(seed)`, for "resample" and "optimal".
+
+    Returns:
+        float32 [neuron] over all sites in network order; a `ja.PerExampleFill` for "class_mean" and "resample".
+
+    Raises:
+        InputError: for an unknown kind, a missing argument that the kind needs, a class without examples, or images
+            that the model does not take.
+
+    Source: "optimal" follows M. Li and L. Janson, Optimal ablation for interpretability (2024).
+
+    Example:
+        >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
+        >>> images = np.random.default_rng(0).random((6, 4), np.float32)
+        >>> ja.compute_fill(model, "median", images).shape
+        (5,)
+        >>> by_class = ja.compute_fill(model, "class_mean", images, np.array([0, 1, 0, 1, 0, 1]))
+        >>> [table.shape for table in by_class.tables]
+        [(2, 3), (2, 2)]
+    """
+    require_known("fill", kind, FILLS)
+    network, state, images = trace_model(model, images)
+    needed = {"class_mean": {"labels": labels}, "resample": {"key": key}}
+    needed["optimal"] = {"labels": labels, "key": key, "keep": keep}
+    missing = [name for name, argument in needed.get(kind, {}).items() if argument is None]
+    require(not missing, f"fill {kind!r}: expected {' and '.join(missing)}, got none")
+    if key is not None:
+        require(
+            isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key),
+            f"key: expected a random key, jax.random.key(seed), got {type(key).__name__}",
+        )
+    if labels is not None:
+        require_labels(np.asarray(labels), len(images), network.num_classes)
+    if kind == "optimal":
+        keep = np.asarray(keep)
+        require(keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {keep.dtype}")
+        require_shape("keep", keep, (None, network.num_neurons), "mask, neuron")
+        require(len(keep) > 0 and steps >= 1, f"optimal fill: expected masks and steps, got {len(keep)} and {steps}")
+    if kind in ("zero", "constant"):
+        constant = np.full(network.num_neurons, value if kind == "constant" else 0.0, np.float32)
+        require_finite("fill", constant)
+        return jnp.asarray(constant)
+    if kind == "mean":
+        return mean_activations(model, images)
+    if kind == "median":
+        outputs = _record_outputs(model, images)
+        return jnp.concatenate([jnp.median(h.reshape(-1, h.shape[-1]), axis=0) for h in outputs])
+    if kind == "class_mean":
+        outputs = _record_outputs(model, images)
+        return PerExampleFill(tuple(_class_means(h, np.asarray(labels), network.num_classes) for h in outputs))
+    if kind == "resample":
+        return PerExampleFill(tuple(_record_outputs(model, images)), key)
+    start = np.asarray(mean_activations(model, images))
+    settings = steps, min(batch_size, len(images)), learning_rate
+    fitted = _fit_optimal(network, settings, state, start, images, jnp.asarray(labels), jnp.asarray(keep), key)
+    require_finite("optimal fill (lower learning_rate)", np.asarray(fitted))
+    return fitted
+
+
+def _reduce_positions(reduction: Callable, outputs: jax.Array) -> jax.Array:
+    """Reduce the positions of a unit in an example to one number [example, neuron]."""
+    return reduction(outputs, axis=tuple(range(1, outputs.ndim - 1))) if outputs.ndim > 2 else outputs
+
+
+def _record_outputs(model: Model, images: Images) -> list[jax.Array]:
+    """Record the outputs of every site for every image, float32 [example, ..., neuron]."""
+    _, batches = _record_batches(model, images)
+    return [jnp.concatenate(site).astype(jnp.float32) for site in zip(*batches, strict=True)]
+
+
+def _record_batches(model: Model, images: Images) -> tuple[ModelSpec, Iterator[list[jax.Array]]]:
+    """Return the model's specification, and the outputs [example, ..., unit] of every site batch by batch."""
+    network, state, images = trace_model(model, images)
+    size = max(1, min(BATCH_SIZE, MEMORY // peak_activation_bytes(network, 0)))
+    batches = (images[i : i + size] for i in range(0, len(images), size))
+    return network, (_record(network, state, batch) for batch in batches)
+
+
+@partial(jax.jit, static_argnums=0)
+def _record(network: ModelSpec, state: nnx.State, images: jax.Array) -> list[jax.Array]:
+    with jax.default_matmul_precision(matmul_precision()):
+        return record_sites(network, state, images)[1]
+
+
+def _class_means(outputs: jax.Array, labels: np.ndarray, num_classes: int) -> jax.Array:
+    """Return the mean [class, neuron] of outputs [example, ..., neuron] over the examples and positions of a class."""
+    absent = np.setdiff1d(np.arange(num_classes), labels)
+    require(absent.size == 0, f"fill 'class_mean': expected examples of every class, got none of {absent.tolist()}")
+    means = outputs.reshape(len(outputs), -1, outputs.shape[-1]).mean(axis=1)
+    sums = jax.ops.segment_sum(means, jnp.asarray(labels), num_classes)
+    return sums / np.bincount(labels, minlength=num_classes)[:, None].astype(np.float32)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _fit_optimal(
+    network: ModelSpec, settings: tuple[int, int, float], state: nnx.State, start, images, labels, keep, key
+):
+    """Return the fill [neuron] after Adam on random batches under random masks of `keep`.
+
+    The expected loss over masks and batches is minimised by one random mask and one batch for each step. Only ablated
+    neurons pass the gradient on to their fill, so that a neuron that no mask ablates keeps its start.
+    """
+    steps, batch_size, learning_rate = settings
+    splits = network.offsets[1:-1]
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+
+    def loss(fill, mask, images, labels):
+        parts = zip(jnp.split(mask, splits), jnp.split(fill, splits), strict=True)
+        changes = {site: (site_keep, site_fill, None) for site, (site_keep, site_fill) in enumerate(parts)}
+        logits = run_from_site(network, state, run_prefix(network, state, images, 0), 0, changes)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def step(carry, key):
+        fill, opt_state = carry
+        mask_key, batch_key = jax.random.split(key)
+        mask = keep[jax.random.randint(mask_key, (), 0, len(keep))]
+        batch = jax.random.choice(batch_key, len(labels), (batch_size,), replace=False)
+        updates, opt_state = optimizer.update(jax.grad(loss)(fill, mask, images[batch], labels[batch]), opt_state)
+        return (optax.apply_updates(fill, updates), opt_state), None
+
+    with jax.default_matmul_precision(matmul_precision()):
+        (fill, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), jax.random.split(key, steps))
+    return fill
