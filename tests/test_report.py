@@ -32,7 +32,7 @@ QUESTIONS = [
     "Does a score predict the loss of one neuron?",
     "Which neurons are the most and the least informative?",
     "The numbers",
-    "Where this comes from, and how to get it again",
+    "Origin of these results, and how to compute them again",
 ]
 
 
@@ -125,7 +125,7 @@ def test_shares_end_at_0_and_100_percent():
     wide = Series("wide", "color1", half, half - 0.6, half + 0.6)
     narrow = Series("narrow", "color2", half, half - 0.1, half + 0.1)
     chart = line_chart("title", "About.", np.array([1, 2]), [wide, narrow], x_label="x", y_label="y", percent=True)
-    assert chart["about"] == "About. Bands are cut at 0 and 100 %."
+    assert chart["about"] == "About. Bands are cut at 0 and 100%."
     assert [(series["low"][0], series["high"][0]) for series in chart["data"]["series"]] == [(0, 100), (40, 60)]
     assert chart["y_axis"].first > -0.1
     assert [label for _, label in chart["x_axis"].ticks] == ["1", "2"], "there is no epoch 1.5"
@@ -162,7 +162,7 @@ def test_tables_hold_the_numbers_of_the_results(page, small_results):
                 numbers = " ".join(f"{100 * value:.2f}" for value in row.accuracy.values())
                 assert any(text.startswith("layer 1random") and numbers.replace(" ", "") in text for text in rows)
     intact = 100 * small_results[NAME]["accuracy"].values[:, 0, 0, 0, 0].mean()
-    assert f"{intact:.2f} %" in page.texts["p"]
+    assert f"{intact:.2f}%" in page.texts["p"]
 
 
 def test_training_is_told_from_validation(path, small_results):
@@ -196,13 +196,13 @@ def test_neurons_are_the_extremes_of_each_layer(page, small_results):
     assert f"{scores.max():.4f}" in next(row for row in layer_rows if "1 of 8" in row)
     assert f"{scores.min():.4f}" in next(row for row in layer_rows if "8 of 8" in row)
     neuron = 10 + int(scores.argmax())
-    lost = (int(network["correct"][0, 0, 0, 0]) - int(network["single_correct"][neuron])) / 10  # of 1 000, in percent
+    lost = (int(network["correct"][0, 0, 0, 0]) - int(network["single_correct"][neuron])) / 10  # of 1,000, in percent
     first = next(row for row in layer_rows if "1 of 8" in row)
-    assert re.match(rf"layer 2 ?1 of 8 ?{scores.argmax()}\b", first.replace(" class", " "))
+    assert f"layer2/{scores.argmax()}, id {neuron} " in first.replace("class", " ")
     assert first.endswith(f"{lost:+.2f}")
     counts = network["joint_counts"].values[neuron]
     share = 100 * counts[4, 1] / counts[4].sum()
-    assert f"class 4: {share:.1f} %" in page.texts["title"]
+    assert f"class 4: {share:.1f}%" in page.texts["title"]
 
 
 def test_pictures_are_of_the_weights(page, small_model, small_results):
@@ -253,7 +253,7 @@ def test_networks_of_another_run_are_left_out(small_results, small_model, tmp_pa
     ja.save_model(small_model, path, {"training": json.dumps({"seed": 0, "data": {"other": "data"}})})
     networks, notes = networks_beside(small_results, tmp_path)
     assert networks == {}
-    assert notes == [f"{path.name} is of another run than the results"]
+    assert notes == [f"{path.name} belongs to another run than the results"]
     path.write_bytes(b"damaged")
     networks, notes = networks_beside(small_results, tmp_path)
     assert networks == {}
@@ -375,7 +375,7 @@ def test_in_a_browser(browser, path, width, scheme, small_results):
     tooltip = read(432 / 440).inner_text()  # the right end of the axis: the last step
     accuracy = small_results[NAME]["accuracy"].sel(scope="layer2", fill="mean", ordering="mutual_information_low")
     assert tooltip.startswith("Ablated neurons: 6")
-    assert f"MI, low first: {100 * float(accuracy[:, -1].mean()):.2f} %" in tooltip
+    assert f"MI, low first: {100 * float(accuracy[:, -1].mean()):.2f}%" in tooltip
     button.click()
     assert button.get_attribute("aria-pressed") == "false"
     assert not curve.is_visible()

@@ -1,7 +1,8 @@
-"""The report: results come in, one HTML page that needs nothing else goes out.
+"""Write results as one HTML page that needs no other file.
 
-It draws only; summaries come from `results`, `claims` and `layer_analysis`. The same results give the same page, byte
-for byte. Memory: the page, some hundred kilobytes for each protocol.
+Input: results of a study.
+Output: a page; the same results give the same page byte for byte.
+Memory: the page, some hundred kilobytes for each protocol.
 """
 
 import json
@@ -34,27 +35,26 @@ def write_report(
     networks: Mapping[str, nnx.Module] | None = None,
     verdicts: Sequence[Verdict] | None = None,
 ) -> Path:
-    """Write results as one page of HTML that can be opened from disk, printed and sent: no other file, no network.
+    """Write results as one HTML page that opens from disk, prints, and needs no other file and no network.
 
-    It holds the data, networks and accuracies in short, the verdicts on the paper's claims where there are several
-    seeds, every figure by the question that it answers, with curves that show their values and can be turned off, the
-    most and least informative neurons, and where all of it comes from. Of several protocols it shows the paper's and
-    the published one.
+    The page holds a summary of data, networks and accuracies; the verdicts on the paper's claims if there are several
+    seeds; every figure under the question that it answers, with curves that show their values and can be hidden; the
+    most and least informative neurons; and the origin of everything. Of several protocols it shows the paper's and
+    the published protocol.
 
     Args:
         results: from `run_study` or `load_results`.
-        path: the page, such as `report.html`.
-        networks: the network of the first seed by the name of its node, `{"3-layer": model}`, for pictures of what the
-            neurons weigh; `networks_beside` finds those of a run. There are none of images that are not square, and
-            none of another model than an MLP.
-        verdicts: from `judge_claims(results)`, where they are at hand; None judges again where there are several seeds.
+        path: file of the page, for example `report.html`.
+        networks: network of the first seed by the name of its node, `{"3-layer": model}`, for pictures of the neurons'
+            weights; `networks_beside` loads the networks of a run. Only an MLP of square images has such pictures.
+        verdicts: from `judge_claims(results)`; None judges the results if they hold several seeds.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
-        InputError: for a folder that cannot be written, a path that is a folder, or networks that the results lack or
-            that have other layers than theirs.
+        InputError: for a folder that cannot be written, a path that is a folder, or networks that are not in the
+            results or have other layers.
 
     Example:
         >>> from jaxablate.report import write_report
@@ -67,12 +67,14 @@ def write_report(
     unknown = sorted({*networks} - {*nodes})
     require(not unknown, f"networks: expected names among {', '.join(nodes)}, got {', '.join(unknown)}")
     for name, model in networks.items():
-        own, hidden = getattr(model, "hidden", None), json.loads(nodes[name].attrs["hidden"])
+        widths, hidden = getattr(model, "hidden", None), json.loads(nodes[name].attrs["hidden"])
         fits = not isinstance(model, MLP) or list(model.hidden) == hidden
-        require(fits, f"networks: expected {name} with hidden layers of {hidden} neurons, as in the results, got {own}")
+        require(
+            fits, f"networks: expected {name} with hidden layers of {hidden} neurons, as in the results, got {widths}"
+        )
     if verdicts is None:
         verdicts = judge_claims(results) if any(network.sizes["seed"] > 1 for network in nodes.values()) else []
-    shown = shown_protocols(protocols_of(results))
+    protocols = shown_protocols(protocols_of(results))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -82,9 +84,9 @@ def write_report(
     )
     page = environment.get_template("report.html").render(
         cards=cards_of(results),
-        claims=claims_of([verdict for verdict in verdicts if verdict.protocol in shown]),
-        protocols={name: sections_of(results, name, networks, first=name == shown[0]) for name in shown},
-        meanings={name: meaning_of(name) for name in shown},
+        claims=claims_of([verdict for verdict in verdicts if verdict.protocol in protocols]),
+        protocols={name: sections_of(results, name, networks, first=name == protocols[0]) for name in protocols},
+        meanings={name: meaning_of(name) for name in protocols},
         provenance=provenance_of(results),
         style=Markup((TEMPLATES / "report.css").read_text()),
         script=Markup((TEMPLATES / "report.js").read_text()),
@@ -95,7 +97,7 @@ def write_report(
 
 
 def check_report_path(path: str | Path) -> None:
-    """Raise before hours of work unless `write_report` can write there.
+    """Raise unless `write_report` can write to a path; call it before hours of work.
 
     Raises:
         InputError: for a name without .html or .htm, a folder, or a folder that cannot be written.

@@ -1,4 +1,4 @@
-"""Pictures of what neurons weigh: a network comes in, small PNG pictures for a page go out."""
+"""Draw the incoming weights of neurons as small PNG pictures for a page."""
 
 import base64
 import io
@@ -18,21 +18,21 @@ from jaxablate.results import protocols_of, select_protocol
 
 
 def networks_beside(results: xr.DataTree, folder: str | Path) -> tuple[dict[str, MLP], list[str]]:
-    """The networks of the first seed that a run has left in its folder.
+    """Load the networks of the first seed from the folder of a run.
 
     Args:
-        results: of the run.
-        folder: that of the run, with the networks in `networks`.
+        results: results of the run.
+        folder: folder of the run, with the networks in `networks`.
 
     Returns:
-        The networks by the name of their node, and what could not be used, in words.
+        The networks by the name of their node, and a sentence for each file that could not be used.
 
     Example:
         >>> from jaxablate.report import networks_beside
         >>> networks_beside(results, tmp_path)
         ({}, [])
     """
-    found, notes = {}, []
+    networks, notes = {}, []
     data = json.loads(results.attrs["dataset_sha256"])
     for name, node in select_protocol(results, protocols_of(results)[0]).children.items():
         seed = int(node.to_dataset()["seed"][0])
@@ -47,32 +47,33 @@ def networks_beside(results: xr.DataTree, folder: str | Path) -> tuple[dict[str,
             continue
         hidden = json.loads(node.attrs["hidden"])
         if (training.get("data"), training.get("seed"), list(saved.model.hidden)) == (data, seed, hidden):
-            found[name] = saved.model
+            networks[name] = saved.model
         else:
-            notes.append(f"{path.name} is of another run than the results")
-    return found, notes
+            notes.append(f"{path.name} belongs to another run than the results")
+    return networks, notes
 
 
 def weights_of(model: nnx.Module) -> list[np.ndarray] | None:
-    """What neurons weigh in the image, [neuron, row, column] for each layer; None but for an MLP of square images.
+    """Return the weights of neurons on the image, [neuron, row, column] for each layer of an MLP of square images.
 
-    Behind the first layer these are products of the layers' weights, as if the layers between were linear.
+    Returns None for other networks. After the first layer, the weights are products of the layers' weights, as if the
+    layers between were linear.
     """
     if not isinstance(model, MLP):
         return None
-    total, found = None, []
+    total, layers = None, []
     for stage in model.stages[:-1]:
         kernel = np.array(stage.weights[0], np.float64)
         total = kernel if total is None else total @ kernel
         side = math.isqrt(len(total))
         if side * side != len(total):
             return None
-        found.append(total.T.reshape(-1, side, side))
-    return found
+        layers.append(total.T.reshape(-1, side, side))
+    return layers
 
 
 def picture(weights: np.ndarray) -> str:
-    """A PNG of weights [row, column] as a data URI: 0 is white, orange below and violet above."""
+    """Return a PNG of weights [row, column] as a data URI: white at 0, orange below, violet above."""
     limit = np.abs(weights).max() or 1.0
     colors = matplotlib.colormaps["PuOr"](0.5 + weights / (2 * limit), bytes=True)[..., :3]
     file = io.BytesIO()

@@ -1,4 +1,8 @@
-"""Sections of the page: results come in; cards, charts and tables for the template go out. No statistics here."""
+"""Lay out results as the sections of a page: cards, charts and tables for the template, no statistics.
+
+Input: results of a study.
+Output: dictionaries and dataclasses that the template reads.
+"""
 
 import json
 import re
@@ -20,14 +24,14 @@ from jaxablate.report._pictures import picture, weights_of
 from jaxablate.results import NETWORK_SCOPE, RANDOM, balanced_fill, curve, protocols_of, select_protocol, summarize
 
 EXTREMES = 3
-"""Neurons at each end of a layer's ranking in the table."""
+"""Number of neurons at each end of a layer's ranking in the table."""
 COLORS = {RANDOM: "color0", "mutual_information": "color1", "kl_selectivity": "color2", "entropy": "color3"}
 DASHES = {"low": "", "high": "dashed"}
 
 
 @dataclass
 class Section:
-    """A question, what to see, and the charts (of each network) and tables that answer it."""
+    """A question, a hint how to read the answer, and the charts (for each network) and tables that answer it."""
 
     question: str
     see: str
@@ -37,34 +41,29 @@ class Section:
 
 
 def cards_of(results: xr.DataTree) -> list[tuple[str, str, str]]:
-    """Name, number and words of each card."""
+    """Return the name, number and text of each card."""
     nodes = select_protocol(results, protocols_of(results)[0]).children
     seconds = results.attrs.get("seconds")
-    cards = [("Data", results.attrs["dataset"], _unbroken(results.attrs["dataset_origin"]))]
+    cards = [("Data", results.attrs["dataset"], results.attrs["dataset_origin"])]
     for name, node in nodes.items():
         network = node.to_dataset()
         intact = 100 * network["accuracy"].isel(step=0, ordering=0, fill=0, scope=0).values
-        mean = f"s, mean of {len(intact)}, {intact.min():.2f} to {intact.max():.2f} %" if len(intact) > 1 else ""
+        mean = f"s, mean of {len(intact)}, {intact.min():.2f} to {intact.max():.2f}%" if len(intact) > 1 else ""
         hidden = " + ".join(map(str, json.loads(network.attrs["hidden"])))
-        tests = f"{network.attrs['num_test_examples']:,}".replace(",", "\N{NO-BREAK SPACE}")
+        tests = f"{network.attrs['num_test_examples']:,}"
         words = (
             f"test accuracy of the intact network{mean}; {hidden} neurons, {network.attrs['activation']}; "
             f"{tests} test images"
         )
-        cards.append((f"{name} network", f"{intact.mean():.2f} %", words))
+        cards.append((f"{name} network", f"{intact.mean():.2f}%", words))
     if seconds is not None:
         cards.append(("Time", _duration(float(seconds)), f"to compute it on {_device(results)}"))
     return cards
 
 
 def _device(results: xr.DataTree) -> str:
-    """The device, its kind once where both names are the same."""
+    """Return the device in words; a CPU is named once."""
     return results.attrs["device"].replace("cpu: cpu", "CPU")
-
-
-def _unbroken(text: str) -> str:
-    """With spaces in numbers at which no line ends."""
-    return re.sub(r"(?<=\d) (?=\d{3}\b)", "\N{NO-BREAK SPACE}", text)
 
 
 def _duration(seconds: float) -> str:
@@ -75,78 +74,81 @@ def _duration(seconds: float) -> str:
 
 
 def meaning_of(protocol: str) -> str:
-    """What a protocol computes, in words."""
+    """Describe a protocol in a sentence."""
     if protocol == PAPER.name:
         return "The paper's formulas."
     departures = [words for name, words in DEPARTURES.items() if name in protocol.split("+") or protocol == PUBLISHED]
-    whose = "As the published code did" if protocol == PUBLISHED else "The paper's formulas but for this"
+    whose = "As the published code did" if protocol == PUBLISHED else "The paper's formulas, except for this"
     return f"{whose}: {'; '.join(departures)}."
 
 
 def claims_of(verdicts: Sequence[Verdict]) -> dict:
-    """The protocols, and the verdicts by claim, network and protocol."""
+    """Return the protocols, and the verdicts by claim, network and protocol."""
     protocols = list(dict.fromkeys(verdict.protocol for verdict in verdicts))
     claims: dict[str, dict[str, dict]] = {}
-    for verdict in sorted(verdicts, key=lambda of: list(CLAIMS).index(of.claim)):
-        of_network = claims.setdefault(f"{verdict.claim}. {verdict.text}", {})
-        of_network.setdefault(verdict.network, {})[verdict.protocol] = verdict
+    for verdict in sorted(verdicts, key=lambda verdict: list(CLAIMS).index(verdict.claim)):
+        by_network = claims.setdefault(f"{verdict.claim}. {verdict.text}", {})
+        by_network.setdefault(verdict.network, {})[verdict.protocol] = verdict
     return {"protocols": protocols, "claims": claims}
 
 
 def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Module], *, first: bool) -> list[Section]:
-    """The questions of a study under one protocol, with what answers them; how the networks were trained is said under
-    the first alone."""
-    of_protocol = select_protocol(results, protocol)
-    networks = {name: node.to_dataset() for name, node in of_protocol.children.items()}
+    """Return the questions of a study under one protocol with their answers; training is shown only for the first."""
+    tree = select_protocol(results, protocol)
+    networks = {name: node.to_dataset() for name, node in tree.children.items()}
     sections = [
         Section(
             "Did the networks learn?",
-            "Training is the mean over an epoch, validation comes after it. Where training ends up the better of the "
-            "two, the network learns its examples by heart.",
+            "Training values are means over an epoch; validation follows the epoch. If training ends better than "
+            "validation, the network memorises its examples.",
             [list(_training(name, network)) for name, network in networks.items() if first],
         ),
         Section(
             "Where does the information sit?",
-            "Each violin holds a layer's neurons, of all networks, whose score is defined. In entropy (of the neuron's "
-            "code), mutual information (of code and class) and KL selectivity (the most that the code tells of one "
-            "class) a wide foot near 0 is neurons that tell next to nothing of the class.",
+            "Each violin shows the neurons of a layer, of all networks, whose score is defined. Entropy is of the "
+            "neuron's code, mutual information of code and class, KL selectivity the largest divergence of the code "
+            "within a class from its overall distribution. A wide foot near 0 means neurons that carry next to no "
+            "information about the class.",
             [list(_violins(name, network)) for name, network in networks.items()],
         ),
         Section(
             "Does bias balancing soften the damage?",
-            f"An ablated neuron puts out zero or, bias balanced, {_instead(next(iter(networks.values())))}. The "
-            "further a solid line lies above the dashed one of its colour, the more of the loss came from the shift of "
-            "the next layer's inputs and not from what the neurons knew. MI: mutual information.",
-            [[_balancing(name, of, scope) for scope in _layers(of)] for name, of in networks.items()],
+            f"An ablated neuron outputs zero or, bias balanced, {_balanced_output(next(iter(networks.values())))}. The "
+            "further a solid line lies above the dashed line of its colour, the more of the lost accuracy was due to "
+            "the shift of the next layer's inputs, not to lost information. MI: mutual information.",
+            [[_balancing(name, network, scope) for scope in _layers(network)] for name, network in networks.items()],
         ),
         Section(
             "Does the ranking matter within a layer?",
-            "Where a solid line (low values first) stays above random and the dashed one of its colour falls below, "
-            "the score tells neurons that matter from neurons that do not. MI: mutual information, KL: KL selectivity.",
-            [[_orders(name, of, scope) for scope in _layers(of)] for name, of in networks.items()],
+            "If a solid line (low values first) stays above random and the dashed line of its colour (high values "
+            "first) falls below, the score separates neurons that matter from neurons that do not. MI: mutual "
+            "information, KL: KL selectivity.",
+            [[_orders(name, network, scope) for scope in _layers(network)] for name, network in networks.items()],
         ),
         Section(
             "And over the whole network?",
-            "Beside the accuracy, see which layers the neurons come from: an order that empties one layer first says "
-            "more of layers than of neurons.",
+            "Compare the accuracy with the layers that the neurons come from: an order that empties one layer first "
+            "says more about layers than about neurons.",
             [
-                [_orders(name, of, NETWORK_SCOPE) for name, of in networks.items()],
-                *(list(_shares(name, of)) for name, of in networks.items()),
+                [_orders(name, network, NETWORK_SCOPE) for name, network in networks.items()],
+                *(list(_shares(name, network)) for name, network in networks.items()),
             ],
         ),
         Section(
             "Does a score predict the loss of one neuron?",
-            "Spearman's correlation of score and test predictions lost with that neuron alone ablated, bias balanced; "
-            "near 0 the score says nothing of it. A neuron that others repeat costs nothing alone, so that a small "
-            "loss does not make it unimportant.",
+            "Spearman's correlation of the score and the test predictions lost if that neuron alone is ablated, bias "
+            "balanced. A value near 0 means that the score does not predict this loss. Ablating a redundant neuron "
+            "alone costs nothing, so that a small loss does not prove a neuron unimportant.",
             tables=[_correlations(name, network) for name, network in networks.items()],
         ),
         Section(
             "Which neurons are the most and the least informative?",
-            f"Bars: {_bars(next(iter(networks.values())))}. Pictures: incoming weights, each neuron's on its own "
-            "scale, violet above 0 and orange below; behind the first layer products of the layers' weights, as if the "
-            "layers between were linear. Points lost alone: of test accuracy, with that neuron alone ablated, bias "
-            "balanced.",
+            f"Neurons are named by layer and number within the layer, and by their id in the whole network. In the "
+            "library, orders and masks use these ids, or the number within the layer together with site=. Bars: "
+            f"{_describe_bars(next(iter(networks.values())))}. Pictures: incoming weights, scaled for each neuron, "
+            "violet above 0 and orange below; after the first layer they are products of the layers' weights, as if "
+            "the layers between were linear. Points lost alone: test accuracy lost if only that neuron is ablated, "
+            "bias balanced.",
             neurons=[
                 {"title": f"{name} network, seed {int(network['seed'][0])}", **_neurons(network, models.get(name))}
                 for name, network in networks.items()
@@ -155,14 +157,14 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
         Section(
             "The numbers",
             "Test accuracy in percent after k ablated neurons, mean over networks (and random orders).",
-            tables=_numbers(of_protocol),
+            tables=_numbers(tree),
         ),
     ]
     return [section for section in sections if any(section.charts) or section.tables or section.neurons]
 
 
 def provenance_of(results: xr.DataTree) -> dict:
-    """Where the results come from, and how to get them and this page again."""
+    """Return the origin of the results, and the program that computes them and this page again."""
     config = json.loads(results.attrs["config"])
     names = ("created", "device", "dataset", "dataset_origin", "matmul_precision", "format")
     files = json.loads(results.attrs["dataset_sha256"])
@@ -172,24 +174,24 @@ def provenance_of(results: xr.DataTree) -> dict:
         "versions": json.loads(results.attrs["versions"]),
         "config": {name: json.dumps(value) for name, value in config.items()},
         "python": _python(config),
-        "own": "" if config.get("networks") else ", with your own networks by name in `networks`",
+        "with_models": "" if config.get("networks") else ", with your networks by name in `networks`",
     }
 
 
 def _python(config: dict) -> str:
-    """The program that computes the results again and writes this page."""
+    """Return the program that computes the results again and writes this page."""
     settings = ", ".join(f"{name}={_tuple(value)!r}" for name, value in config.items())
-    given = "" if config.get("networks") else ", networks"  # the user's own, by name
+    models = "" if config.get("networks") else ", networks"  # the user's networks by name
     return (
         "import jaxablate as ja\nfrom jaxablate.report import networks_beside, write_report\n\n"
         f"config = ja.StudyConfig({settings})\n"
-        f'results = ja.run_study(config{given}, run_dir="run")\n'
+        f'results = ja.run_study(config{models}, run_dir="run")\n'
         'write_report(results, "report.html", networks=networks_beside(results, "run")[0])\n'
     )
 
 
 def _tuple(value):
-    """JSON's lists as the tuples that they were."""
+    """Convert JSON's lists back into tuples."""
     return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
@@ -202,16 +204,16 @@ def _place(scope: str) -> str:
 
 
 def metric_name(metric: str) -> str:
-    """A score in words."""
+    """Return a score in words."""
     return METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
-def _paper(**wanted: str) -> str:
-    """The paper's figures of a kind, in words."""
+def _paper(**attributes: str) -> str:
+    """Name the paper's figures whose specification has these attributes."""
     numbers = [
         str(number)
         for number, spec in FIGURES.items()
-        if all(getattr(spec, name) == value for name, value in wanted.items())
+        if all(getattr(spec, name) == value for name, value in attributes.items())
     ]
     return f"The paper's figure{'s' if len(numbers) > 1 else ''} {' and '.join(numbers)}." if numbers else ""
 
@@ -238,7 +240,7 @@ def _training(name: str, network: xr.Dataset) -> Iterator[dict]:
 
 def _bands(network: xr.Dataset) -> str:
     seeds = network.sizes["seed"]
-    return f"Mean of {seeds} networks; band: 95 % t-interval of the mean." if seeds > 1 else "One network."
+    return f"Mean of {seeds} networks; band: 95% t-interval of the mean." if seeds > 1 else "One network."
 
 
 def _violins(name: str, network: xr.Dataset) -> Iterator[dict]:
@@ -246,7 +248,9 @@ def _violins(name: str, network: xr.Dataset) -> Iterator[dict]:
     for metric in map(str, network["score"].values):
         values = network["scores"].sel(score=metric).values
         groups = {_place(site): values[:, network["layer"].values == i + 1].ravel() for i, site in enumerate(sites)}
-        unit = f" ({network['scores'].attrs['units']}s)" if metric in METRICS else ""  # others have units of their own
+        unit = (
+            f" ({network['scores'].attrs['units']}s)" if metric in METRICS else ""
+        )  # other scores have different units
         yield violin_chart(
             f"{name} network: {metric_name(metric)}",
             f"{_paper(network=name, kind='scores', subject=metric)} Lines: quartiles.",
@@ -264,12 +268,11 @@ def _series(
     *,
     name: str,
     look: str,
-    shown: bool = True,
 ) -> Series:
-    found = curve(network, scope=scope, ranking=ranking, direction=direction, fill=fill)
+    summary = curve(network, scope=scope, ranking=ranking, direction=direction, fill=fill)
     part = slice(int(network.attrs["first_step"]), None)
-    bands = (found.low[part], found.high[part]) if found.band else (None, None)
-    return Series(name, look, found.mean[part], *bands, shown=shown)
+    bands = (summary.low[part], summary.high[part]) if summary.band else (None, None)
+    return Series(name, look, summary.mean[part], *bands)
 
 
 def _sweep(title: str, about: str, network: xr.Dataset, scope: str, series: list[Series]) -> dict:
@@ -286,14 +289,14 @@ def _sweep(title: str, about: str, network: xr.Dataset, scope: str, series: list
 
 
 def _metrics(network: xr.Dataset) -> dict[str, str]:
-    """The rankings by score with their colours."""
+    """Return the colour of each score."""
     names = [str(metric) for metric in network["score"].values]
     free = (f"color{i % 6 + 1}" for i in range(len(names)) if f"color{i % 6 + 1}" not in COLORS.values() or i >= 6)
     return {name: COLORS.get(name) or next(free, "color6") for name in names}
 
 
-def _instead(network: xr.Dataset) -> str:
-    """What an ablated neuron puts out where its bias is balanced, in words."""
+def _balanced_output(network: xr.Dataset) -> str:
+    """Describe the output of an ablated neuron under bias balancing."""
     scaled = balanced_fill(network) == "scaled"
     return "its activation times its firing rate" if scaled else "its mean on the validation images"
 
@@ -303,14 +306,14 @@ def _balancing(name: str, network: xr.Dataset, scope: str) -> dict:
     ranking = "mutual_information" if "mutual_information" in metrics else next(iter(metrics))
     series = []
     fills = [balanced_fill(network), *(str(f) for f in network["fill"].values if f != balanced_fill(network))]
-    for of, words in ((RANDOM, "random"), (ranking, f"{SHORT.get(ranking, metric_name(ranking))}, low first")):
+    for order, words in ((RANDOM, "random"), (ranking, f"{SHORT.get(ranking, metric_name(ranking))}, low first")):
         for i, fill in enumerate(fills):
             dash = "dashed" if fill == "zero" else ("", "", "dotted", "dashdot", "sparse")[i % 5]
             series.append(
                 _series(
-                    network, scope, of, "low", fill,
+                    network, scope, order, "low", fill,
                     name=f"{words}; {'zeros' if fill == 'zero' else fill.replace('_', ' ')}",
-                    look=f"{COLORS[RANDOM] if of == RANDOM else metrics[of]} {dash}".strip(),
+                    look=f"{COLORS[RANDOM] if order == RANDOM else metrics[order]} {dash}".strip(),
                 )
             )  # fmt: skip
     about = f"{_paper(network=name, kind='balancing', scope=scope)} {fills[0].capitalize()}: bias balanced."
@@ -357,28 +360,31 @@ def _correlations(name: str, network: xr.Dataset) -> dict:
     for metric in map(str, network["score"].values):
         cells = []
         for scope in map(str, network["scope"].values):
-            at = {"score": metric, "scope": scope}
-            value, ends = float(mean.sel(at)), (float(low.sel(at)), float(high.sel(at)))
+            cell = {"score": metric, "scope": scope}
+            value, ends = float(mean.sel(cell)), (float(low.sel(cell)), float(high.sel(cell)))
             cut = cut or max(abs(end) for end in ends) > 1
             between = f" [{max(ends[0], -1):+.2f}, {min(ends[1], 1):+.2f}]" if ends[0] < ends[1] else ""
             cells.append(f"{value:+.2f}{between}" if value == value else "undefined")
         rows.append([metric_name(metric), *cells])
     places = ["across layers" if s == NETWORK_SCOPE else _place(str(s)) for s in network["scope"].values]
-    note = "; in brackets: 95 % t-interval of the mean" if network.sizes["seed"] > 1 else ""
+    note = "; in brackets: 95% t-interval of the mean" if network.sizes["seed"] > 1 else ""
     note += ", cut at -1 and +1" if cut else ""
     return {"title": f"{name} network{note}", "head": ["score", *places], "rows": rows, "text_columns": 1}
 
 
-def _bars(network: xr.Dataset) -> str:
-    """What the bars of a neuron's classes show, in words."""
+def _describe_bars(network: xr.Dataset) -> str:
+    """Describe the bars of a neuron's classes."""
     if network.sizes["code"] == 2:
-        return "the share of each class's validation images for which the neuron's code is 1, the upper one"
+        return "the share of each class's validation images with the neuron's code 1, the upper one"
     return "the mean of the neuron's code over each class's validation images, in percent of the highest code"
 
 
 def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
-    """The first seed's neurons at both ends of every layer's ranking by mutual information, or by the first score; of
-    those whose score is defined, where there are any."""
+    """Return the first seed's neurons at both ends of every layer's ranking.
+
+    The ranking is by mutual information, or by the first score. Neurons without a score are left out if others have
+    one.
+    """
     metrics = [str(metric) for metric in network["score"].values]
     by = "mutual_information" if "mutual_information" in metrics else metrics[0]
     first = network.isel(seed=0)
@@ -391,42 +397,43 @@ def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
     weights = None if model is None else weights_of(model)
     layers, ranking, rows = first["layer"].values, scores[metrics.index(by)], []
     for i, site in enumerate(_layers(network)):
-        own = np.flatnonzero(layers == i + 1)
-        ranked = own[np.isfinite(ranking[own])] if np.isfinite(ranking[own]).any() else own
+        members = np.flatnonzero(layers == i + 1)
+        is_ranked = np.isfinite(ranking[members])
+        ranked = members[is_ranked] if is_ranked.any() else members
         ordered = ranked[np.argsort(-ranking[ranked], kind="stable")]
-        shown = min(EXTREMES, -(-len(ranked) // 2))
-        chosen = [*range(shown), *range(max(len(ranked) - shown, shown), len(ranked))]
+        count = min(EXTREMES, -(-len(ranked) // 2))
+        chosen = [*range(count), *range(max(len(ranked) - count, count), len(ranked))]
         for rank in chosen:
             neuron = ordered[rank]
             rows.append(
                 {
                     "layer": _place(site),
-                    "rows": len(chosen) if rank == 0 else 0,  # of the layer, said once
+                    "rows": len(chosen) if rank == 0 else 0,  # the layer's cell spans its rows
                     "rank": f"{rank + 1} of {len(ranked)}",
-                    "neuron": int(neuron - own[0]),
+                    "neuron": f"{site}/{neuron - members[0]}, id {neuron}",
                     "scores": [f"{score:.4f}" if score == score else "undefined" for score in scores[:, neuron]],
                     "damage": f"{points[neuron]:+.2f}",
                     "profile": [(c, round(float(share), 3)) for c, share in enumerate(profiles[neuron])],
-                    "picture": None if weights is None else picture(weights[i][neuron - own[0]]),
+                    "picture": None if weights is None else picture(weights[i][neuron - members[0]]),
                 }
             )
     undefined = int((~np.isfinite(ranking)).sum())
     return {
         "by": by.replace("_", " ") + (f" ({undefined} neurons without it are not ranked)" if undefined else ""),
         "metrics": [metric_name(m) for m in metrics],
-        "bars": _bars(network),
+        "bars": _describe_bars(network),
         "rows": rows,
     }
 
 
-def _numbers(of_protocol: xr.DataTree) -> list[dict]:
-    """The table of accuracies, one for each network."""
+def _numbers(tree: xr.DataTree) -> list[dict]:
+    """Return a table of accuracies for each network."""
     cells: dict[str, dict[tuple[str, str], list[str]]] = {}
     heads: dict[str, dict[str, None]] = {}
-    for row in summarize(of_protocol):
+    for row in summarize(tree):
         order = f"{SHORT.get(row.ranking, metric_name(row.ranking))} {row.direction}".strip()
-        of_order = cells.setdefault(row.network, {}).setdefault((_place(row.scope), order), [])
-        of_order += [f"{100 * value:.2f}" for value in row.accuracy.values()]
+        order_cells = cells.setdefault(row.network, {}).setdefault((_place(row.scope), order), [])
+        order_cells += [f"{100 * value:.2f}" for value in row.accuracy.values()]
         columns = {f"{row.fill.replace('_', ' ')}, k = {step}": None for step in row.accuracy}
         heads.setdefault(row.network, {}).update(columns)
     return [

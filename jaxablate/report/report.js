@@ -1,5 +1,5 @@
 "use strict";
-// Curves that are hidden by their name, and values at the pointer or the arrow keys.
+// Hide and show curves by their names; read values at the pointer or with the arrow keys.
 for (const figure of document.querySelectorAll("figure.chart")) {
   const json = figure.querySelector("script");
   if (!json) continue;
@@ -7,25 +7,25 @@ for (const figure of document.querySelectorAll("figure.chart")) {
   const svg = figure.querySelector(":scope > svg"), curves = svg.querySelectorAll("g.series"), bands = svg.querySelectorAll(".band");
   const buttons = figure.querySelectorAll(".legend button");
   const cursor = svg.querySelector(".cursor"), readout = figure.querySelector(".readout");
-  let place = 0;
+  let index = 0;
 
   buttons.forEach((button, i) => button.addEventListener("click", () => {
-    const shown = button.getAttribute("aria-pressed") !== "true";
-    button.setAttribute("aria-pressed", shown);
-    for (const drawn of [curves[i], bands[i]]) if (drawn) drawn.style.display = shown ? "" : "none";
+    const visible = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", visible);
+    for (const element of [curves[i], bands[i]]) if (element) element.style.display = visible ? "" : "none";
     hide();
   }));
 
   const text = (value) => value.toFixed(digits) + unit;
   const show = (i) => {
-    place = Math.max(0, Math.min(x.length - 1, i));
-    cursor.setAttribute("x1", at[place]);
-    cursor.setAttribute("x2", at[place]);
+    index = Math.max(0, Math.min(x.length - 1, i));
+    cursor.setAttribute("x1", at[index]);
+    cursor.setAttribute("x2", at[index]);
     cursor.style.display = "";
     const head = document.createElement("b");
-    head.textContent = svg.querySelector(".label:last-of-type").textContent + ": " + x[place];
+    head.textContent = svg.querySelector(".label:last-of-type").textContent + ": " + x[index];
     const rows = series
-      .map(({ y, low, high }, i) => ({ y: y[place], low: low && low[place], high: high && high[place], i }))
+      .map(({ y, low, high }, i) => ({ y: y[index], low: low && low[index], high: high && high[index], i }))
       .filter(({ y, i }) => y !== null && buttons[i].getAttribute("aria-pressed") === "true")
       .sort((a, b) => b.y - a.y)
       .map(({ y, low, high, i }) => {
@@ -48,14 +48,14 @@ for (const figure of document.querySelectorAll("figure.chart")) {
   };
   svg.addEventListener("pointermove", nearest);
   svg.addEventListener("pointerdown", nearest);
-  svg.addEventListener("pointerleave", (event) => event.pointerType === "touch" || hide()); // a finger covers them
-  // a name that is touched must not move from under the finger before its click is heard
+  svg.addEventListener("pointerleave", (event) => event.pointerType === "touch" || hide()); // a finger covers the values
+  // hiding the values on touch would move the name away from the finger before the click arrives
   svg.addEventListener("blur", () => matchMedia("(hover: none)").matches || hide());
   svg.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!step) return;
     event.preventDefault();
-    show(readout.hidden ? place : place + step);
+    show(readout.hidden ? index : index + step);
   });
 }
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((of) => (of.open = true)));
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((details) => (details.open = true)));
