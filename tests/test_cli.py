@@ -343,7 +343,10 @@ def test_auto_without_a_network_says_so(tmp_path):
         (["--dataset", "cifar"], "dataset: unknown 'cifar'; choose auto, mnist,"),
         (["--dataset", "mnist", "--data-dir", "."], "mnist in folder .: expected the four gzipped IDX files, missing"),
         (["--activation", "swish"], "activation: unknown 'swish'; choose one of sigmoid, relu, tanh, gelu"),
-        (["--steps", "201"], "steps: expected 1 to 200, the neurons of the smallest layer, got 201"),
+        (
+            ["--steps", "201"],
+            "steps: 201 is out of range; choose 1 to 200, the number of neurons of the smallest layer",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, arguments, message):

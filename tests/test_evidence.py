@@ -279,7 +279,7 @@ def test_bad_input(evidence, small_model, split, monkeypatch):
         compute_score("x", evidence)
     with raises_input_error("score: unknown 'x'; choose one of entropy"):
         ja.StudyConfig(scores=("x",))
-    with raises_input_error("normalization 'rank': expected the paper's protocol alone, got paper, published"):
+    with raises_input_error("normalization: 'rank' needs the paper's protocol alone, not paper, published; choose"):
         ja.StudyConfig(normalization="rank", protocols=("paper", "published"))
     monkeypatch.setitem(SCORES, "short", lambda values: values.activations.mean(axis=1))
     with raises_input_error(r"score 'short': expected shape \(27,\) = \[neuron\], got \(500,\)"):

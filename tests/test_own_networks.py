@@ -80,19 +80,23 @@ def test_bad_studies(study):
         ja.run_study(config, {"paper": models})
     with raises_input_error("models: expected a mapping from names to models, such as .'mine': model., got list"):
         ja.run_study(config, models)
-    with raises_input_error("quantizer: expected another than 'activation', .* since only an MLP says .* got Chain"):
+    with raises_input_error(
+        "quantizer: 'activation' needs an MLP, which knows its activation function, not Chain; choose"
+    ):
         ja.run_study(ja.StudyConfig(dataset="mnist5k", networks=(), steps=2), {"mine": models[0]})
-    with raises_input_error("quantizer: expected another than 'activation', .* since only an MLP says .* got Chain"):
+    with raises_input_error(
+        "quantizer: 'activation' needs an MLP, which knows its activation function, not Chain; choose"
+    ):
         ja.study.score_neurons(models[0], ja.load_dataset("mnist5k"))
     with raises_input_error("cnn: expected networks of one architecture, got several"):
         ja.run_study(config, {"cnn": [models[0], KINDS["chain"]()]})
-    with raises_input_error("steps: expected 1 to 4, the neurons of the smallest layer, got 5"):
+    with raises_input_error("steps: 5 is out of range; choose 1 to 4, the number of neurons of the smallest layer"):
         ja.run_study(ja.StudyConfig(dataset="mnist5k", networks=(), steps=5, quantizer="mean"), {"cnn": models[0]})
-    with raises_input_error("quantizer 'mean': expected the paper's protocol alone"):
+    with raises_input_error("quantizer: 'mean' needs the paper's protocol alone"):
         ja.StudyConfig(quantizer="mean", protocols=("paper", "published"))
     with raises_input_error("quantizer: unknown 'median'; choose mean, positive, quantile:BINS"):
         ja.StudyConfig(quantizer="median")
-    with raises_input_error("fill to add: unknown 'zero'; choose one of median, class_mean, resample"):
+    with raises_input_error("extra_fills: unknown 'zero'; choose one of median, class_mean, resample"):
         ja.StudyConfig(extra_fills=("zero",))
 
 
@@ -217,7 +221,11 @@ def test_prune_from_a_file(files, small_model, mnist5k):
         ),
         ("score", ["absent", "--out", "a.csv"], "expected a file, got none"),
         ("score", ["own", "--out", "a.csv", "--quantizer", "x"], "quantizer: unknown 'x'"),
-        ("ablate", ["own", "--out", "a.csv", "--steps", "9"], "steps: expected 1 to 8, the neurons of the smallest"),
+        (
+            "ablate",
+            ["own", "--out", "a.csv", "--steps", "9"],
+            "steps: 9 is out of range; choose 1 to 8, the number of neurons of the smallest",
+        ),
         ("ablate", ["own", "--out", "a.csv", "--score", "x"], "score: unknown 'x'"),
         ("prune", ["own", "--out", "a.nc"], "--out a.nc: this is not a .safetensors file"),
         (

@@ -265,30 +265,30 @@ def test_the_figure_draws_the_numbers(sensitivity):
 
 def test_sensitivity_says_what_is_wrong(models, mnist5k):
     sweep = ja.study.quantizer_sensitivity
-    with raises_input_error("quantizers: expected two or more, all different, got activation$"):
+    with raises_input_error("quantizers: activation cannot be compared; name two or more, all different"):
         sweep(models, mnist5k, ("activation",))
-    with raises_input_error("quantizers: expected two or more, all different, got mean, mean"):
+    with raises_input_error("quantizers: mean, mean cannot be compared; name two or more, all different"):
         sweep(models, mnist5k, ("mean", "mean"))
-    with raises_input_error("quantizers: expected two or more, all different, got mean$"):
+    with raises_input_error("quantizers: mean cannot be compared; name two or more, all different"):
         sweep(models, mnist5k, "mean")
-    with raises_input_error("metrics: expected at least one, got none"):
+    with raises_input_error("scores: expected at least one, got none"):
         sweep(models, mnist5k, scores=())
-    with raises_input_error("metrics: expected different values, got entropy, entropy"):
+    with raises_input_error("scores: expected different values, got entropy, entropy"):
         sweep(models, mnist5k, scores=("entropy", "entropy"))
     with raises_input_error("fill: unknown 'resample'; choose one of zero, mean, median, class_mean"):
         sweep(models, mnist5k, fill="resample")
-    with raises_input_error("metrics: expected at least one, got none"):
+    with raises_input_error("scores: expected at least one, got none"):
         ja.study.score_neurons(models[0], mnist5k, scores=())
-    with raises_input_error("steps: expected 1 to 8, the neurons of the smallest layer, got 9"):
+    with raises_input_error("steps: 9 is out of range; choose 1 to 8, the number of neurons of the smallest layer"):
         sweep(models, mnist5k, steps=9)
-    with raises_input_error("models: expected at least one, got none"):
+    with raises_input_error("models: the sequence is empty; pass at least one network"):
         sweep([], mnist5k)
     with raises_input_error("score: unknown 'size'"):
         sweep(models, mnist5k, scores=("size",))
     cnn = in_evaluation(cnn_chain())
-    with raises_input_error("models: expected networks of one architecture, got several"):
+    with raises_input_error("models: the architectures differ; pass networks of one architecture"):
         sweep([models[0], cnn], mnist5k)
-    with raises_input_error("quantizer: expected another than 'activation', such as 'mean', .* got Chain"):
+    with raises_input_error("quantizer: 'activation' needs an MLP, .* activation function, not Chain; choose 'mean'"):
         sweep(cnn, mnist5k)
 
 
@@ -341,13 +341,13 @@ def test_redundancy_equals_its_parts(models, mnist5k):
 
 
 def test_redundancy_says_what_is_wrong(models, mnist5k):
-    with raises_input_error("models: expected at least one, got none"):
+    with raises_input_error("models: the sequence is empty; pass at least one network"):
         ja.study.redundancy_test([], mnist5k)
     with raises_input_error("fill: unknown 'resample'; choose one of zero, mean, median, class_mean"):
         ja.study.redundancy_test(models, mnist5k, fill="resample")
     with raises_input_error("permutations: expected at least 1, got 0"):
         ja.study.redundancy_test(models, mnist5k, num_permutations=0)
-    with raises_input_error("models: expected networks of one architecture, got several"):
+    with raises_input_error("models: the architectures differ; pass networks of one architecture"):
         ja.study.redundancy_test([models[0], in_evaluation(cnn_chain())], mnist5k)
     with raises_input_error("first: expected 3 neurons or more, got 2"):
         ja.study.redundancy_test(ja.train(mnist5k, (2,), epochs=1)[0], mnist5k)

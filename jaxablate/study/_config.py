@@ -1,4 +1,4 @@
-"""What a study runs: `StudyConfig`, checked when it is made."""
+"""Define the settings of a study; `StudyConfig` checks them when it is created."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxablate._checks import require, require_known
+from jaxablate._checks import require, require_different, require_known
 from jaxablate.metrics import METRICS
 from jaxablate.models import ACTIVATIONS
 from jaxablate.orders import DIRECTIONS, NORMALIZATIONS
@@ -20,38 +20,38 @@ EXTRA_FILLS = ("median", "class_mean", "resample")
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """What to run; the defaults are the paper's experiment.
+    """Hold the settings of a study; the defaults are the paper's experiment.
 
     Attributes:
-        dataset: as in `load_dataset`.
-        data_dir: as in `load_dataset`.
-        split_seed: of the training / validation split.
-        networks: hidden layers of each network to train; () where `run_study` is given models.
-        activation: of the hidden layers of the networks to train.
-        quantizer: how activations become codes: "activation" asks whether the neuron fires, as in `default_quantizer`
-            (of an `MLP`, which knows its activation function); all others are those of `get_quantizer`, such as "mean"
-            or "quantile:8", with edges from the validation split where they come from data, and go with the paper's
-            protocol alone.
-        seeds: one network of each kind is trained for each.
-        epochs: None keeps the number of optimiser steps near the paper's.
-        batch_size: examples of one optimiser step.
-        learning_rate: of Adam.
+        dataset: name or path, as in `load_dataset`.
+        data_dir: folder of the data, as in `load_dataset`.
+        split_seed: seed of the split into training and validation examples.
+        networks: hidden layers of each network to train; () if you pass your own models to `run_study`.
+        activation: activation function of the hidden layers: "sigmoid", "relu", "tanh" or "gelu".
+        quantizer: how activations become codes. "activation" codes whether the neuron fires, as in `default_quantizer`;
+            it needs an `MLP`, which knows its activation function. Any other value is a quantizer of `get_quantizer`,
+            for example "mean" or "quantile:8"; edges that depend on data come from the validation split. Other values
+            than "activation" need the paper's protocol alone.
+        seeds: seeds of the networks; each architecture is trained once for each seed.
+        epochs: passes over the training split; None keeps the number of optimizer steps near the paper's.
+        batch_size: number of examples in one optimizer step.
+        learning_rate: learning rate of Adam.
         l2: coefficient of the weights in the gradient.
-        protocols: how neurons are scored, ranked, balanced and drawn at random, as in `get_protocol`; each protocol
-            gets its own results, from the same trained networks.
-        scores: scores that rank neurons, by their names in `ja.scores.get_score`.
-        normalization: how scores of different layers are made comparable in orders of the whole network, as in
-            `ja.orders.normalize_per_layer`; "none", which the paper does, ranks them raw. Others go with the paper's
+        protocols: names of protocols, as in `get_protocol`. A protocol says how neurons are scored, ranked, balanced and
+            ablated at random; each one has its own results, from the same trained networks.
+        scores: names of the scores that rank neurons, as in `ja.scores.get_score`.
+        normalization: how scores of different layers become comparable in whole-network orders, as in
+            `ja.orders.normalize_per_layer`. "none", the paper's choice, ranks raw scores. Other values need the paper's
             protocol alone.
-        num_random_orders: random permutations for each network, seed and scope.
-        num_random_subsets: repetitions of the random curve where a protocol draws a fresh subset at every step.
-        steps: neurons ablated, one after another.
-        extra_fills: beside zero and the protocol's bias balancing: "median", "class_mean", "resample", as in
-            `compute_fill`, on the validation split.
+        num_random_orders: number of random orders for each network, seed and scope.
+        num_random_subsets: number of random curves under a protocol that draws a fresh subset at every step.
+        steps: number of neurons to ablate, one after another.
+        extra_fills: fills in addition to zero and the protocol's bias balancing: "median", "class_mean" or "resample",
+            as in `compute_fill`, from the validation split.
 
     Raises:
-        InputError: for an unknown activation, metric or protocol, more steps than the smallest layer has neurons, or a
-            setting out of range or of another kind.
+        InputError: for an unknown name, more steps than the smallest layer has neurons, or a setting out of range or of
+            the wrong type.
 
     Example:
         >>> ja.StudyConfig(dataset="mnist5k", seeds=(0, 1)).steps
@@ -79,7 +79,7 @@ class StudyConfig:
 
     def __post_init__(self):
         for name, value in vars(self).copy().items():
-            if isinstance(value, np.generic):  # a NumPy number, which the JSON of the results would not take
+            if isinstance(value, np.generic):  # JSON, which the results use, has no NumPy numbers
                 object.__setattr__(self, name, value.item())
         for name in ("seeds", "scores", "networks", "protocols", "extra_fills"):
             value = getattr(self, name)
@@ -101,66 +101,71 @@ class StudyConfig:
             "extra_fills": tuple(self.extra_fills),
         }
         for name, value in plain.items():
-            object.__setattr__(self, name, value)  # the documented way to fill a frozen dataclass
+            object.__setattr__(self, name, value)  # the documented way to set attributes of a frozen dataclass
         self._check()
 
     def _check(self) -> None:
+        """Raise unless every setting is known and in range, and the settings go together."""
         require_known("activation", self.activation, ACTIVATIONS)
-        for metric in self.scores:
-            get_score(metric)
+        for score in self.scores:
+            get_score(score)
         for protocol in self.protocols:
             get_protocol(protocol)
         for fill in self.extra_fills:
-            require_known("fill to add", fill, EXTRA_FILLS)
+            require_known("extra_fills", fill, EXTRA_FILLS)
         if self.quantizer != "activation":
             get_quantizer(self.quantizer)
         require(
             self.quantizer == "activation" or self.protocols == (PAPER.name,),
-            f"quantizer {self.quantizer!r}: expected the paper's protocol alone, which does not fix the codes, got "
-            f"{', '.join(self.protocols)}",
+            f"quantizer: {self.quantizer!r} needs the paper's protocol alone, since the protocols "
+            f"{', '.join(self.protocols)} fix the codes; choose protocols=('paper',) or quantizer='activation'",
         )
         require_known("normalization", self.normalization, NORMALIZATIONS)
         require(
             self.normalization == "none" or self.protocols == (PAPER.name,),
-            f"normalization {self.normalization!r}: expected the paper's protocol alone, got "
-            f"{', '.join(self.protocols)}",
+            f"normalization: {self.normalization!r} needs the paper's protocol alone, not "
+            f"{', '.join(self.protocols)}; choose protocols=('paper',) or normalization='none'",
         )
         for name in ("networks", "seeds", "scores", "protocols", "extra_fills"):
             values = getattr(self, name)
-            require(len(values) > 0 or name in ("networks", "extra_fills"), f"{name}: expected at least one, got none")
-            require(len(set(values)) == len(values), f"{name}: expected different values, got {values}")
+            if values or name not in ("networks", "extra_fills"):
+                require_different(name, values)
         require(
             all(len(hidden) > 0 and min(hidden) >= 1 for hidden in self.networks),
-            f"networks: expected hidden layers of at least one neuron each, got {self.networks}",
+            f"networks: a hidden layer in {self.networks} has no neuron; give every layer 1 or more",
         )
         require(
-            all(0 <= seed < 2**32 for seed in self.seeds), f"seeds: expected numbers in 0..2^32-1, got {self.seeds}"
+            all(0 <= seed < 2**32 for seed in self.seeds), f"seeds: {self.seeds} is out of range; choose 0 to 2^32 - 1"
         )
         for name in ("num_random_orders", "num_random_subsets", "batch_size", "epochs"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name}: expected at least 1, got {value}")
-        require(self.learning_rate > 0, f"learning_rate: expected a number above 0, got {self.learning_rate}")
-        require(self.l2 >= 0, f"l2: expected a number of at least 0, got {self.l2}")
+        require(self.learning_rate > 0, f"learning_rate: {self.learning_rate} is not positive; choose above 0")
+        require(self.l2 >= 0, f"l2: {self.l2} is negative; choose 0 or more")
         self.check_steps([width for hidden in self.networks for width in hidden] or [self.steps])
 
     def check_steps(self, widths: Sequence[int]) -> None:
-        """Raise unless layers of these widths have as many neurons as there are steps."""
-        largest = min(widths)
-        require(
-            1 <= self.steps <= largest,
-            f"steps: expected 1 to {largest}, the neurons of the smallest layer, got {self.steps}; "
-            f"{largest} is the largest possible",
-        )
+        """Raise unless every layer of these widths has at least as many neurons as there are steps."""
+        require_steps(self.steps, widths)
 
     def orderings(self, protocol: Protocol) -> tuple[Ordering, ...]:
-        """Every ordering evaluated under a protocol: each metric low and high values first, then the random ones."""
-        ranked = [Ordering(metric, direction) for metric in self.scores for direction in DIRECTIONS]
-        repetitions = self.num_random_subsets if protocol.fresh_subsets else self.num_random_orders
-        return (*ranked, *(Ordering(RANDOM, str(i)) for i in range(repetitions)))
+        """Return the orderings of a protocol: each score with low and with high values first, then the random ones."""
+        ranked = [Ordering(score, direction) for score in self.scores for direction in DIRECTIONS]
+        num_random = self.num_random_subsets if protocol.fresh_subsets else self.num_random_orders
+        return (*ranked, *(Ordering(RANDOM, str(i)) for i in range(num_random)))
+
+
+def require_steps(steps: int, widths: Sequence[int]) -> None:
+    """Raise unless `steps` is from 1 to the number of neurons of the smallest layer."""
+    smallest = min(widths)
+    require(
+        1 <= steps <= smallest,
+        f"steps: {steps} is out of range; choose 1 to {smallest}, the number of neurons of the smallest layer",
+    )
 
 
 def network_name(hidden: Sequence[int]) -> str:
-    """The name of a network in the results: `2-layer` for (200, 200), `2-layer-100-50` for (100, 50).
+    """Return the name of a network in the results: `2-layer` for (200, 200), `2-layer-100-50` for (100, 50).
 
     Args:
         hidden: neurons of each hidden layer.

@@ -1,4 +1,9 @@
-"""Whether neurons that share information stand in for each other: networks come in, correlations over pairs go out."""
+"""Test whether neurons that share information replace each other.
+
+Input: networks and a dataset.
+Output: correlations over the pairs of neurons of each layer, with p-values.
+Memory: the counts and losses of all pairs of one layer.
+"""
 
 from collections.abc import Sequence
 
@@ -31,26 +36,27 @@ def redundancy_test(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> xr.Dataset:
-    """Test, within each layer, whether pairs that share information about the class are worse to lose together.
+    """Test within each layer whether it is worse to lose a pair of neurons that shares information about the class.
 
-    What pairs of neurons tell of the class is taken from the validation split; the damage of ablating them is the rise
-    of the loss on the test split. That damage is super-additive where a pair costs more than its two neurons one by
-    one, which is what standing in for each other looks like.
+    The validation split gives the information of each pair about the class. The damage is the rise of the loss on the
+    test split when a pair is ablated. The damage is super-additive if a pair costs more than the sum of its two neurons
+    ablated one by one. Neurons that replace each other show this.
 
     Args:
-        models: one or more networks of one architecture, as if in evaluation mode.
+        models: one or more networks of one architecture; they are evaluated in evaluation mode.
         data: the dataset.
         quantizer: as in `StudyConfig`.
-        fill: what ablated neurons put out: "zero", "mean", "median" or "class_mean", as in `compute_fill`, from the
+        fill: fill of ablated neurons, "zero", "mean", "median" or "class_mean", as in `compute_fill`, from the
             validation split.
-        num_permutations: of neurons, for the p-values.
-        seed: of the permutations.
-        on_progress: called with (what, done, total, note) as the work goes on.
+        num_permutations: number of permutations of the neurons, for the p-values.
+        seed: seed of the permutations.
+        on_progress: called with (what, done, total, note) as the work progresses.
 
     Returns:
         A dataset over network, scope (every layer or site) and quantity ("redundancy", "synergy", "co_information", as
-        in `ja.interactions.PairInformation`): `correlation`, Spearman's over the pairs with the super-additivity of the
-        damage, and `p_value`, both as in `ja.interactions.mantel_test`.
+        in `ja.interactions.PairInformation`). `correlation` is Spearman's correlation over the pairs between the
+        quantity and the super-additivity of the damage; `p_value` belongs to it. Both are as in
+        `ja.interactions.mantel_test`.
 
     Raises:
         InputError: for unknown names, a site of fewer than 3 neurons, or networks of several architectures.
@@ -63,12 +69,14 @@ def redundancy_test(
         3
     """
     models = [models] if isinstance(models, nnx.Module) else list(models)
-    require(len(models) > 0, "models: expected at least one, got none")
+    require(len(models) > 0, "models: the sequence is empty; pass at least one network")
     require_known("fill", fill, PLAIN_FILLS)
     num_permutations = require_count("num_permutations", num_permutations)
-    kinds = [trace_model(model, data.test.images[:1])[0] for model in models]
-    network = kinds[0]
-    require(all(kind == network for kind in kinds), "models: expected networks of one architecture, got several")
+    specs = [trace_model(model, data.test.images[:1])[0] for model in models]
+    network = specs[0]
+    require(
+        all(spec == network for spec in specs), "models: the architectures differ; pass networks of one architecture"
+    )
     report, total = on_progress or (lambda what, done, total, note: None), len(models) * len(network.sites)
     key = jax.random.key(seed)
     tests = []

@@ -1,4 +1,8 @@
-"""Scores: a network and a dataset come in, one number for each neuron and metric goes out."""
+"""Score the neurons of a network on a dataset.
+
+Input: a network and a dataset.
+Output: labelled scores [score, neuron].
+"""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +23,7 @@ from jaxablate.scores import Evidence, compute_score
 from jaxablate.uncertainty import warn_of_bias
 
 PLAIN_FILLS = ("zero", "mean", "median", "class_mean")
-"""What may stand in for ablated neurons where nothing but the validation split is given."""
+"""Fills that need nothing but the validation split."""
 
 
 def score_neurons(
@@ -32,21 +36,22 @@ def score_neurons(
     """Score every neuron of a network on the validation split.
 
     Args:
-        model: the network: an `MLP`, or any module with sites, as if in evaluation mode.
-        data: of which the validation split is used.
+        model: an `MLP`, or any module with sites; it is evaluated in evaluation mode.
+        data: the dataset; only the validation split is used.
         scores: names of scores, as in `ja.scores.get_score`.
-        quantizer: how activations become codes, as in `StudyConfig`; "activation" for an `MLP` only.
+        quantizer: how activations become codes, as in `StudyConfig`; "activation" needs an `MLP`.
 
     Returns:
-        `scores` (score, neuron) and `mean_activation` (neuron), with the coordinates `site` and `layer`.
+        `scores` (score, neuron) and `mean_activation` (neuron). A neuron has the coordinates `neuron` (id in the whole
+        network), `neuron_in_site` (id within its site), `site` and `layer`.
 
     Raises:
-        InputError: for an unknown score or quantizer, no score or one twice, or images or labels that are not the
-            network's.
+        InputError: for an unknown score or quantizer, no score, a score named twice, or images or labels that do not fit
+            the network.
 
     Warns:
-        BiasWarning: where mutual information is no larger than its predicted bias.
-        JaxablateWarning: where all labels are the same.
+        BiasWarning: if mutual information is not larger than its predicted bias.
+        JaxablateWarning: if all labels are equal.
 
     Example:
         >>> scores = ja.study.score_neurons(ja.MLP(784, (5,), 10, rngs=nnx.Rngs(0)), ja.load_dataset("mnist5k"))
@@ -56,7 +61,8 @@ def score_neurons(
     network, _, _ = trace_model(model, data.validation.images[:1])
     require(
         data.num_classes <= network.num_classes,
-        f"labels: expected 0..{network.num_classes - 1}, the classes of the network, got {data.num_classes} classes",
+        f"labels: the data have {data.num_classes} classes, and the network has {network.num_classes}; take a network "
+        "that was trained on these classes",
     )
     names = (scores,) if isinstance(scores, str) else tuple(scores)
     require_different("scores", names)
@@ -73,9 +79,14 @@ def score_neurons(
 
 
 def quantizer_of(
-    setting: str | float, model: Model, of_activation: Callable[[str], Quantizer] = default_quantizer
+    setting: str | float, model: Model, by_activation: Callable[[str], Quantizer] = default_quantizer
 ) -> Quantizer:
-    """The quantizer of a setting of a study; `of_activation` says that of an activation function.
+    """Return the quantizer that a study's setting names.
+
+    Args:
+        setting: as in `StudyConfig.quantizer`.
+        model: the network, for its activation function.
+        by_activation: maps the name of an activation function to its quantizer.
 
     Raises:
         InputError: for an unknown setting, or "activation" for a model that does not know its activation function.
@@ -84,22 +95,23 @@ def quantizer_of(
         return get_quantizer(setting)
     if not is_mlp(model):
         raise InputError(
-            "quantizer: expected another than 'activation', such as 'mean', 'positive' or a threshold, since only an "
-            f"MLP says what its activation functions are, got {type(model).__name__}"
+            f"quantizer: 'activation' needs an MLP, which knows its activation function, not {type(model).__name__}; "
+            "choose 'mean', 'positive' or a threshold"
         )
-    return of_activation(model.activation)
+    return by_activation(model.activation)
 
 
 def evidence_of(model: Model, data: Dataset, quantizer: Quantizer, key: jax.Array | None = None) -> Evidence:
-    """The evidence of a network on the validation split.
+    """Return the evidence of a network on the validation split.
 
     Warns:
-        JaxablateWarning: where all its labels are the same.
+        JaxablateWarning: if all its labels are equal.
     """
-    seen = np.unique(data.validation.labels)
-    if len(seen) == 1:
+    classes = np.unique(data.validation.labels)
+    if len(classes) == 1:
         warnings.warn(
-            f"validation labels: expected several classes, got {seen[0]} alone, of which no neuron can tell anything",
+            f"validation labels: all are {classes[0]}, so no neuron carries information about the class; shuffle the "
+            "data before you split them",
             JaxablateWarning,
             stacklevel=3,
         )

@@ -1,4 +1,8 @@
-"""Whether a result depends on the quantizer: networks and quantizers come in, ranks and curves under each go out."""
+"""Test whether a result depends on the quantizer.
+
+Input: networks, a dataset and quantizers.
+Output: correlations of scores, and areas under the curves, under each quantizer.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -17,6 +21,7 @@ from jaxablate.models._network import trace_model
 from jaxablate.orders import DIRECTIONS, ablation_order
 from jaxablate.results import NETWORK_SCOPE, sensitivity_results
 from jaxablate.scores import compute_score, get_score
+from jaxablate.study._config import require_steps
 from jaxablate.study._networks import OnProgress
 from jaxablate.study._scores import PLAIN_FILLS, evidence_of, quantizer_of
 
@@ -35,26 +40,26 @@ def quantizer_sensitivity(
 ) -> xr.Dataset:
     """Rank and ablate the neurons of networks under several quantizers, to see whether a result depends on them.
 
-    Under each quantizer every neuron is scored on the validation split, where also quantizers that take their edges
-    from data get them; the neurons of every scope are ablated by each score, low and high values first, and counted on
-    the test split.
+    The validation split gives the scores and the edges of quantizers that depend on data. The neurons of every scope
+    are then ablated by each score, with low and with high values first, and evaluated on the test split.
 
     Args:
-        models: one or more networks of one architecture, as if in evaluation mode.
+        models: one or more networks of one architecture; they are evaluated in evaluation mode.
         data: the dataset.
-        quantizers: as in `StudyConfig`; the first is the one that the others are compared with.
-        scores: names of scores, as in `ja.scores.get_score`; those that do not read codes are the same throughout.
-        fill: what ablated neurons put out: "zero", "mean", "median" or "class_mean", as in `compute_fill`, from the
+        quantizers: at least two quantizers, as in `StudyConfig`; the first one is the reference.
+        scores: names of scores, as in `ja.scores.get_score`; a score that reads no codes is the same under all
+            quantizers.
+        fill: fill of ablated neurons, "zero", "mean", "median" or "class_mean", as in `compute_fill`, from the
             validation split.
-        steps: neurons to ablate; None takes 80, or all of the smallest layer where it has fewer.
-        on_progress: called with (what, done, total, note) as the work goes on.
+        steps: number of neurons to ablate; None takes 80, or the size of the smallest layer if that is less.
+        on_progress: called with (what, done, total, note) as the work progresses.
 
     Returns:
-        A dataset over network, scope (every layer or site, and "network"), score and quantizer:
-        `rank_correlation` is Spearman's between the scores under this quantizer and under the first (NaN where all
-        neurons score the same under one of them); `auc` (also direction) the mean accuracy over the steps in percent,
-        so that differences are accuracy points (NaN where all neurons score the same). The coordinate `num_codes` goes
-        with `quantizer`.
+        A dataset over network, scope (every layer or site, and "network"), score and quantizer. `rank_correlation` is
+        Spearman's correlation between the scores under this quantizer and under the first one; it is NaN if all neurons
+        score the same under one of them. `auc` (also over direction) is the mean accuracy over the steps in percent, so
+        that differences are accuracy points; it is NaN if all neurons score the same. The coordinate `num_codes` belongs
+        to `quantizer`.
 
     Raises:
         InputError: for unknown names, fewer than two quantizers, more steps than the smallest layer has neurons, or
@@ -62,31 +67,30 @@ def quantizer_sensitivity(
 
     Example:
         >>> data, model = ja.load_dataset("mnist5k"), ja.MLP(784, (5,), 10, rngs=nnx.Rngs(0))
-        >>> found = ja.study.quantizer_sensitivity(model, data, ("activation", "quantile:4"), scores=("entropy",))
-        >>> found["auc"].sizes["quantizer"], found["num_codes"].values.tolist()
+        >>> results = ja.study.quantizer_sensitivity(model, data, ("activation", "quantile:4"), scores=("entropy",))
+        >>> results["auc"].sizes["quantizer"], results["num_codes"].values.tolist()
         (2, [2, 4])
     """
     models = [models] if isinstance(models, nnx.Module) else list(models)
-    require(len(models) > 0, "models: expected at least one, got none")
+    require(len(models) > 0, "models: the sequence is empty; pass at least one network")
     quantizers = (quantizers,) if isinstance(quantizers, str | float) else tuple(quantizers)
     labels = [str(quantizer) for quantizer in quantizers]
     require(
         len(labels) > 1 and len(set(labels)) == len(labels),
-        f"quantizers: expected two or more, all different, got {', '.join(labels) or 'none'}",
+        f"quantizers: {', '.join(labels) or 'none'} cannot be compared; name two or more, all different",
     )
     names = (scores,) if isinstance(scores, str) else tuple(scores)
     require_different("scores", names)
     for name in names:
         get_score(name)
     require_known("fill", fill, PLAIN_FILLS)
-    kinds = [trace_model(model, data.test.images[:1])[0] for model in models]
-    network = kinds[0]
-    require(all(kind == network for kind in kinds), "models: expected networks of one architecture, got several")
-    steps = min(80, *network.sizes) if steps is None else steps
+    specs = [trace_model(model, data.test.images[:1])[0] for model in models]
+    network = specs[0]
     require(
-        1 <= steps <= min(network.sizes),
-        f"steps: expected 1 to {min(network.sizes)}, the neurons of the smallest layer, got {steps}",
+        all(spec == network for spec in specs), "models: the architectures differ; pass networks of one architecture"
     )
+    steps = min(80, *network.sizes) if steps is None else steps
+    require_steps(steps, network.sizes)
     bounds = network.offsets.tolist()
     scopes = dict(zip([*network.sites, NETWORK_SCOPE], [*itertools.pairwise(bounds), (0, bounds[-1])], strict=True))
     num_codes = [quantizer_of(quantizer, models[0]).num_codes for quantizer in quantizers]
@@ -96,16 +100,24 @@ def quantizer_sensitivity(
         evidence = evidence_of(model, data, quantizer_of(quantizers[0], model))
         coded = [evidence.with_quantizer(quantizer_of(quantizer, model)) for quantizer in quantizers]
         values_by_score = np.stack([[compute_score(name, coding) for coding in coded] for name in names])
-        values = compute_fill(model, fill, data.validation.images, data.validation.labels)
+        fill_values = compute_fill(model, fill, data.validation.images, data.validation.labels)
         for j, (start, stop) in enumerate(scopes.values()):
             report("quantizers", i * len(scopes) + j, total, f"network {i + 1} of {len(models)}")
-            in_scope = values_by_score[:, :, start:stop]
-            correlations.append([[_spearman(of[0], one) for one in of] for of in in_scope])
+            in_scope = values_by_score[:, :, start:stop]  # [score, quantizer, neuron]
+            correlations.append(
+                [[_spearman(by_quantizer[0], values) for values in by_quantizer] for by_quantizer in in_scope]
+            )
+            # One call evaluates the orders of all scores, quantizers and directions, so that engines share the prefix.
             flat = in_scope.reshape(-1, stop - start)
-            orders = np.stack([ablation_order(of, direction=way) for of in flat for way in DIRECTIONS]) + start
-            correct = cumulative_ablation(model, orders, data.test.images, data.test.labels, values, steps=steps)
-            area = 100 * np.asarray(correct)[:, 1:].mean(axis=1) / len(data.test)
-            area[np.repeat(np.ptp(flat, axis=1) == 0, len(DIRECTIONS))] = np.nan  # no ranking but that of the index
+            orders = np.stack(
+                [ablation_order(values, direction=direction) for values in flat for direction in DIRECTIONS]
+            )
+            counts = cumulative_ablation(
+                model, orders + start, data.test.images, data.test.labels, fill_values, steps=steps
+            )
+            area = 100 * np.asarray(counts)[:, 1:].mean(axis=1) / len(data.test)
+            # equal scores rank nothing: such an order would only follow the index
+            area[np.repeat(np.ptp(flat, axis=1) == 0, len(DIRECTIONS))] = np.nan
             areas.append(area.reshape(len(names), len(quantizers), len(DIRECTIONS)))
     report("quantizers", total, total, "")
     shape = len(models), len(scopes), len(names), len(labels)
@@ -120,9 +132,10 @@ def quantizer_sensitivity(
     )
 
 
-def _spearman(one: np.ndarray, other: np.ndarray) -> float:
+def _spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """Return Spearman's correlation; NaN if all values of one argument are equal."""
     from scipy import stats
 
-    if np.ptp(one) == 0 or np.ptp(other) == 0:
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
-    return float(stats.spearmanr(one, other).statistic)  # pyright: ignore[reportAttributeAccessIssue]
+    return float(stats.spearmanr(first, second).statistic)  # pyright: ignore[reportAttributeAccessIssue]
