@@ -1,7 +1,7 @@
-"""Pruning: a network, a mask and a fill come in, a smaller network with the same outputs goes out.
+"""Prune a network: remove neurons for good, with the same outputs as the masked network.
 
-Where a unit goes, so do the weights that make it and those that read it; what its fill would have added to the next
-linear map goes into that map's bias.
+Input: an `MLP` or a chain, a mask, a fill.
+Output: a smaller network of the same kind.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from jaxablate.models._network import Layer, apply_layers, is_mlp, trace_model
 from jaxablate.models._sites import flatten_layers, is_plain_sequential
 
 LINEAR = (nnx.Linear, nnx.Conv)
-SAFE = nnx.BatchNorm | nnx.Dropout  # modules that keep units apart
+SAFE = nnx.BatchNorm | nnx.Dropout  # modules that do not mix units
 
-TOLERANCES = {jnp.dtype("float32"): 1e-4}  # of the largest logit: what rounding may make of a sum in another order
+TOLERANCES = {jnp.dtype("float32"): 1e-4}  # relative to the largest logit; float32 sums in another order differ by less
 LOW_PRECISION = 0.03
 
 
@@ -32,25 +32,28 @@ def prune(model: MLP, keep: Mask, fill: Fill | None = None, *, images: Images | 
 @overload
 def prune(model: nnx.Sequential, keep: Mask, fill: Fill | None = None, *, images: Images | None = None) -> Chain: ...
 def prune(model: Model, keep: Mask, fill: Fill | None = None, *, images: Images | None = None) -> Model:
-    """Remove neurons for good: a smaller network that puts out what the masked one does.
+    """Remove neurons for good and return a smaller network with the outputs of the masked network.
+
+    A removed unit takes its incoming and outgoing weights with it. The contribution of its fill to the next linear map
+    is added to that map's bias.
 
     Args:
-        model: an `MLP` or a chain (`Chain`, `nnx.Sequential` with sites), as if in evaluation mode. Each site stands
-            behind an `nnx.Linear` or `nnx.Conv` (activation functions, pooling, batch norm and dropout may lie between)
-            and before another one (flattening too may lie between).
+        model: an `MLP` or a chain (`Chain`, `nnx.Sequential` with sites), in evaluation mode. Each site follows an
+            `nnx.Linear` or `nnx.Conv`, with activation functions, pooling, batch norm or dropout in between. Another
+            `nnx.Linear` or `nnx.Conv` follows the site; flattening may also lie in between.
         keep: bool [neuron] over all sites in network order, True = kept; at least one at each site.
-        fill: float [neuron], what removed neurons stood at; None for zeros. A fill other than zero before an `nnx.Conv`
-            that pads cannot be folded into its bias.
-        images: [example, ...], an example or more of what a chain takes, from which shapes are found and on which the
-            outputs are compared; not needed for an `MLP`.
+        fill: float [neuron], the outputs of removed neurons; None for zeros. A fill other than zero before an
+            `nnx.Conv` with padding cannot be folded into a bias.
+        images: [example, ...], at least one example for a chain: it gives the shapes, and the outputs of both networks
+            are compared on it. Not needed for an `MLP`.
 
     Returns:
-        A network of the same kind in evaluation mode, its activation functions, sites and remaining weights as before.
-        `count_parameters` and `count_flops` of `jaxablate.pruning` compare the two.
+        A network of the same kind in evaluation mode with the same activation functions, sites and remaining weights.
+        `ja.pruning.count_parameters` and `ja.pruning.count_flops` compare the two networks.
 
     Raises:
-        InputError: for a mask or fill of another width, a site that would lose all its neurons, or a chain whose units
-            cannot be told apart between its sites.
+        InputError: for a mask or fill of another width, a site that would lose all its neurons, or a chain with layers
+            between its sites that mix units.
 
     Example:
         >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
@@ -86,25 +89,25 @@ def prune(model: Model, keep: Mask, fill: Fill | None = None, *, images: Images 
         sites = [layer for layer in flatten_layers(masked.layers) if isinstance(layer, Site)]
         for site, kept, values in zip(sites, keeps, fills, strict=True):
             site.set(jnp.asarray(kept), jnp.asarray(values))
-        wanted, found = (np.asarray(of(images), np.float32) for of in (masked, small))
+        masked_logits, logits = (np.asarray(network(images), np.float32) for network in (masked, small))
         tolerance = TOLERANCES.get(masked(images[:1]).dtype, LOW_PRECISION)
-    difference, size = float(np.abs(wanted - found).max()), float(np.abs(wanted).max())
+    difference, size = float(np.abs(masked_logits - logits).max()), float(np.abs(masked_logits).max())
     require(
         difference <= tolerance * size,
-        f"model: expected the pruned chain to put out what the masked one does, got a difference of {difference:g} "
-        f"where logits are up to {size:g}; layers around its sites mix units or places",
+        f"model: logits of the pruned chain differ from the masked chain's by {difference:g}, for logits up to {size:g}; "
+        "the layers around its sites mix units or positions, so mask the chain instead",
     )
     return small
 
 
 def count_parameters(model: Model) -> int:
-    """The number of trainable numbers.
+    """Count the trainable numbers of a model.
 
     Args:
         model: any module.
 
     Returns:
-        The sizes of all `nnx.Param`, added.
+        The total size of all `nnx.Param`.
 
     Example:
         >>> ja.pruning.count_parameters(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)))
@@ -114,14 +117,14 @@ def count_parameters(model: Model) -> int:
 
 
 def count_flops(model: Model, images: Images) -> int:
-    """The floating point operations of one example, as XLA counts them.
+    """Count the floating-point operations for one example, as XLA reports them.
 
     Args:
-        model: a network with sites, as if in evaluation mode.
-        images: [example, ...], an example or more of what it takes.
+        model: a network with sites, in evaluation mode.
+        images: [example, ...], at least one example, as the model takes them.
 
     Returns:
-        Multiplications and additions each count one; a loop's body counts once.
+        Multiplications and additions count one each; the body of a loop counts once.
 
     Example:
         >>> ja.pruning.count_flops(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), np.zeros((1, 4), np.float32)) >= 2 * 18
@@ -135,7 +138,7 @@ def count_flops(model: Model, images: Images) -> int:
 
 
 def _pruned_mlp(model: MLP, keeps: Sequence[np.ndarray], fills: Sequence[np.ndarray]) -> MLP:
-    """The smaller network, from the mask and fill of each hidden layer."""
+    """Return the smaller network, from the mask and fill of each hidden layer."""
     weights = [tuple(map(np.asarray, stage.weights)) for stage in model.stages]
     kernels, biases = [kernel for kernel, _ in weights], [bias for _, bias in weights]
     for i, (kept, fill) in enumerate(zip(keeps, fills, strict=True)):
@@ -147,7 +150,7 @@ def _pruned_mlp(model: MLP, keeps: Sequence[np.ndarray], fills: Sequence[np.ndar
 
 @dataclass
 class _Cut:
-    """What becomes of a linear map: which inputs and outputs stay (None: all), and what is added to its bias."""
+    """The change of a linear map: kept inputs and outputs (None keeps all), and an addition to its bias."""
 
     inputs: np.ndarray | None = None
     outputs: np.ndarray | None = None
@@ -157,27 +160,27 @@ class _Cut:
 def _pruned_chain(
     model: nnx.Sequential, keeps: Sequence[np.ndarray], fills: Sequence[np.ndarray], images: jax.Array
 ) -> Chain:
-    """The smaller chain, whose layers are those of `model` changed in place."""
-    links = list(flatten_layers(model.layers))
-    _require_prunable(links)
-    places = [i for i, link in enumerate(links) if isinstance(link, Site)]
-    sites = [link for link in links if isinstance(link, Site)]
-    cuts = {i: _Cut() for i, link in enumerate(links) if type(link) in LINEAR}
+    """Cut the layers of `model` in place and return them as the smaller chain."""
+    layers = list(flatten_layers(model.layers))
+    _require_prunable(layers)
+    places = [i for i, layer in enumerate(layers) if isinstance(layer, Site)]
+    sites = [layer for layer in layers if isinstance(layer, Site)]
+    cuts = {i: _Cut() for i, layer in enumerate(layers) if type(layer) in LINEAR}
     norms: list[tuple[nnx.BatchNorm, np.ndarray]] = []
     for place, site, kept, fill in zip(places, sites, keeps, fills, strict=True):
         if kept.all():
             continue
-        maker, reader = (_neighbour(links, place, site.name, where) for where in ("before", "behind"))
-        between = links[place + 1 : reader]
-        outputs = apply_layers(links[:place], images[:1])
+        maker, reader = (_neighbour(layers, place, site.name, where) for where in ("before", "after"))
+        between = layers[place + 1 : reader]
+        outputs = apply_layers(layers[:place], images[:1])
         owner = _owners(site, between, outputs.shape)
         removed = ~kept[owner]
         filled = apply_layers(between, jnp.broadcast_to(jnp.asarray(fill), outputs.shape))
-        folded = _folded(links[reader], jnp.where(removed, filled, 0), site.name)
+        folded = _folded(layers[reader], jnp.where(removed, filled, 0), site.name)
         cuts[maker].outputs = kept
         cuts[reader].inputs, cuts[reader].bias = ~removed, folded
-        norms += [(link, kept) for link in links[maker:reader] if isinstance(link, nnx.BatchNorm)]
-        for norm in (link for link in between if isinstance(link, nnx.BatchNorm)):
+        norms += [(layer, kept) for layer in layers[maker:reader] if isinstance(layer, nnx.BatchNorm)]
+        for norm in (layer for layer in between if isinstance(layer, nnx.BatchNorm)):
             require(
                 norm.num_features == len(kept),
                 f"site {site.name!r}: expected a batch norm of its {len(kept)} units before the next linear map, got "
@@ -186,50 +189,50 @@ def _pruned_chain(
     for norm, kept in norms:
         _cut_norm(norm, kept)
     for i, cut in cuts.items():
-        layer = links[i]
+        layer = layers[i]
         assert isinstance(layer, LINEAR)
         _cut_linear(layer, cut)
-    return Chain(*links)
+    return Chain(*layers)
 
 
-def _require_prunable(links: Sequence[Layer]) -> None:
-    """Raise for layers that cannot be cut: used twice, or with a mask or groups of their own."""
-    cut = [link for link in links if isinstance(link, (*LINEAR, nnx.BatchNorm))]
-    for link in cut:
-        name = type(link).__name__
+def _require_prunable(layers: Sequence[Layer]) -> None:
+    """Raise for layers that cannot be cut: layers used twice, or with masks or groups."""
+    cut = [layer for layer in layers if isinstance(layer, (*LINEAR, nnx.BatchNorm))]
+    for layer in cut:
+        name = type(layer).__name__
         require(
-            sum(other is link for other in cut) == 1,
-            f"model: expected each layer once, got an nnx.{name} that is used again; give each place a layer of its "
-            "own",
+            sum(layer is layer for layer in cut) == 1,
+            f"model: expected each layer once, got an nnx.{name} that is used twice; create one layer for each use",
         )
         require(
-            getattr(link, "feature_group_count", 1) == 1 and getattr(link, "mask", None) is None,
+            getattr(layer, "feature_group_count", 1) == 1 and getattr(layer, "mask", None) is None,
             f"model: expected convolutions without groups and masks, got an nnx.{name} with one",
         )
 
 
-def _neighbour(links: Sequence[Layer], place: int, site: str, where: str) -> int:
-    """The linear map "before" or "behind" a site, by its place.
+def _neighbour(layers: Sequence[Layer], place: int, site: str, where: str) -> int:
+    """Return the index of the linear map "before" or "after" a site.
 
     Raises:
-        InputError: if there is none, or a module that may mix units lies between.
+        InputError: if there is none, or a module in between may mix units.
     """
-    others = range(place - 1, -1, -1) if where == "before" else range(place + 1, len(links))
-    for i in others:
-        if type(links[i]) in LINEAR:
+    indices = range(place - 1, -1, -1) if where == "before" else range(place + 1, len(layers))
+    for i in indices:
+        if type(layers[i]) in LINEAR:
             return i
         require(
-            not isinstance(links[i], nnx.Module) or isinstance(links[i], SAFE),
+            not isinstance(layers[i], nnx.Module) or isinstance(layers[i], SAFE),
             f"site {site!r}: expected an nnx.Linear or nnx.Conv {where} it (with functions, batch norm or dropout "
-            f"between), got {type(links[i]).__name__}",
+            f"between), got {type(layers[i]).__name__}",
         )
     raise InputError(f"site {site!r}: expected an nnx.Linear or nnx.Conv {where} it, got none")
 
 
 def _owners(site: Site, between: Sequence[Layer], shape: tuple[int, ...]) -> np.ndarray:
-    """The unit that each feature [feature] of what the next linear map reads depends on.
+    """Return the unit on which each input [feature] of the next linear map depends.
 
-    Found by raising one unit at a time, since the links between (pooling, flattening) may be any functions.
+    The layers in between (pooling, flattening) may be any functions. One unit at a time is therefore raised, and the
+    features that change are recorded.
 
     Raises:
         InputError: for a feature that depends on several units, or on none.
@@ -240,35 +243,34 @@ def _owners(site: Site, between: Sequence[Layer], shape: tuple[int, ...]) -> np.
     depends = np.asarray(one_up(jnp.arange(shape[-1]))).reshape(shape[-1], -1, still.shape[-1]).any(axis=1)
     require(
         bool((depends.sum(axis=0) <= 1).all()),
-        f"site {site.name!r}: expected layers behind it that keep units apart up to the next linear map, got some that "
-        "mix them",
+        f"site {site.name!r}: layers between it and the next linear map mix its units; move the site after them",
     )
     require(
         bool(depends.any(axis=0).all()),
-        f"site {site.name!r}: expected layers behind it that pass every unit on up to the next linear map, got some "
-        "that put out features of none",
+        f"site {site.name!r}: some inputs of the next linear map depend on none of its units; move the site after the "
+        "layers that add them",
     )
     return depends.argmax(axis=0)
 
 
 def _folded(reader: Layer, inputs: jax.Array, site: str) -> np.ndarray:
-    """What inputs that are always the same add to a linear map's bias.
+    """Return the contribution of constant inputs to a linear map's outputs, which its bias takes over.
 
     Raises:
-        InputError: if they add different amounts at different places, as where a convolution pads.
+        InputError: if the contribution differs between positions, for example at the padding of a convolution.
     """
     added = np.asarray(reader(inputs) - reader(jnp.zeros_like(inputs)))
     added = added.reshape(-1, added.shape[-1])
     require(
         np.allclose(added, added[0], atol=1e-6 + 1e-5 * np.abs(added).max()),
-        f"site {site!r}: expected a fill of 0 before a convolution that pads, got another, which its bias cannot stand "
-        "for; prune with zeros or use padding 'VALID'",
+        f"site {site!r}: a fill other than 0 cannot be folded into the bias of a convolution with padding; prune "
+        "with zeros or use padding 'VALID'",
     )
     return added[0]
 
 
 def _cut_norm(norm: nnx.BatchNorm, kept: np.ndarray) -> None:
-    """Keep some units of a batch norm."""
+    """Cut a batch norm to the kept units, in place."""
     for name in ("scale", "bias", "mean", "var"):
         variable = getattr(norm, name)
         if variable is not None:
@@ -277,7 +279,7 @@ def _cut_norm(norm: nnx.BatchNorm, kept: np.ndarray) -> None:
 
 
 def _cut_linear(layer: nnx.Linear | nnx.Conv, cut: _Cut) -> None:
-    """Keep some inputs and outputs of a linear map, and add to its bias."""
+    """Cut a linear map to the kept inputs and outputs and add to its bias, in place."""
     kernel = layer.kernel[...]
     bias = None if layer.bias is None else layer.bias[...]
     if cut.bias is not None and (bias is not None or cut.bias.any()):

@@ -178,7 +178,7 @@ def test_figures_without_a_metric(tmp_path):
     names = {file.stem for file in save_figures(results, tmp_path)}
     assert "fig06_2layer_bias_balancing_layer1" in names
     assert "fig11_2layer_layer1_high_first" not in names
-    with raises_input_error(r"figure 11: expected results with the metrics \['kl_selectivity'\]"):
+    with raises_input_error(r"figure 11: expected results with the scores \['kl_selectivity'\]"):
         draw_figure(results, 11)
 
 

@@ -1,4 +1,4 @@
-"""Pruning: the smaller network puts out what the masked one does; what cannot be folded is refused."""
+"""Pruning: the smaller network has the outputs of the masked one; what cannot be folded is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,9 @@ def test_a_pruned_cnn_puts_out_what_the_masked_one_does(kind, keep, padding, ima
     kept = np.isin(np.arange(15), keep)
     fill = np.linspace(-0.3, 0.9, 15).astype(np.float32)
     if padding == "SAME":
-        with raises_input_error("site 'conv1': expected a fill of 0 before a convolution that pads, got another"):
+        with raises_input_error(
+            "site 'conv1': a fill other than 0 cannot be folded into the bias of a convolution with padding"
+        ):
             ja.prune(model, kept, fill, images=images)
         fill[:5] = 0
     before = [np.array(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
@@ -86,23 +88,23 @@ def test_what_cannot_be_pruned(small_model, images):
         ja.prune(chain_of(nnx.relu), keep)
     with raises_input_error("site 's': expected an nnx.Linear or nnx.Conv before it .* got LayerNorm"):
         ja.prune(chain_of(nnx.LayerNorm(6, rngs=rngs)), keep, images=images)
-    with raises_input_error("site 's': expected an nnx.Linear or nnx.Conv behind it .* got LayerNorm"):
+    with raises_input_error("site 's': expected an nnx.Linear or nnx.Conv after it .* got LayerNorm"):
         ja.prune(chain_of(nnx.relu, behind=[nnx.LayerNorm(6, rngs=rngs)]), keep, images=images)
-    with raises_input_error("model: expected the pruned chain to put out what the masked one does, got a difference"):
+    with raises_input_error("model: logits of the pruned chain differ from the masked chain's by"):
         ja.prune(chain_of(nnx.softmax), keep, images=images)
     tiny = nnx.Linear(6, 10, kernel_init=nnx.initializers.normal(1e-5), rngs=rngs)
-    with raises_input_error("model: expected the pruned chain to put out what the masked one does"):
+    with raises_input_error("model: logits of the pruned chain differ from the masked chain's"):
         ja.prune(ja.Chain(flatten, nnx.Linear(784, 6, rngs=rngs), nnx.softmax, ja.Site("s"), tiny), keep, images=images)
-    with raises_input_error("site 's': expected layers behind it that pass every unit on"):
+    with raises_input_error("site 's': some inputs of the next linear map depend on none of its units"):
         ja.prune(chain_of(nnx.relu, behind=[lambda h: h * (h > 2)]), keep, images=images)
     twice = nnx.Linear(6, 6, rngs=rngs)
-    with raises_input_error("model: expected each layer once, got an nnx.Linear that is used again"):
+    with raises_input_error("model: expected each layer once, got an nnx.Linear that is used twice"):
         ja.prune(chain_of(twice, nnx.relu, twice), keep, images=images)
     with raises_input_error("fill: expected numbers .neuron., the same for every example, got PerExampleFill"):
         ja.prune(small_model, np.ones(27, bool), ja.PerExampleFill(()))
     with raises_input_error("site 's': expected an nnx.Linear or nnx.Conv before it .* got ResidualSequential"):
         ja.prune(chain_of(ResidualSequential(nnx.Linear(6, 6, rngs=rngs))), keep, images=images)
-    with raises_input_error("site 's': expected layers behind it that keep units apart"):
+    with raises_input_error("site 's': layers between it and the next linear map mix its units"):
         ja.prune(chain_of(nnx.relu, behind=[lambda h: jnp.cumsum(h, axis=1)]), keep, images=images)
 
 

@@ -23,7 +23,7 @@ class Comparison(NamedTuple):
     Attributes:
         label: the comparison in words.
         unit: unit of the values.
-        values: float64 [network], positive where a network supports the claim; NaN where it is undefined.
+        values: float64 [network], positive where a network supports the claim; NaN if it is undefined.
     """
 
     label: str
@@ -40,7 +40,7 @@ class Effect:
     Attributes:
         label: the comparison in words; a positive mean supports the claim.
         unit: "accuracy points" or "nat".
-        values: value of each network, in the order of the seeds; NaN where it is undefined.
+        values: value of each network, in the order of the seeds; NaN if it is undefined.
         num_networks: number of networks where the comparison is defined.
         mean: mean over these networks; NaN if there is none.
         low, high: 95% t-interval of the mean.

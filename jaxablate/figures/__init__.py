@@ -118,7 +118,7 @@ def save_finding_figures(results: xr.DataTree, verdicts: Sequence[Verdict], fold
         InputError: for a folder that cannot be written.
     """
     require_writable(folder)
-    protocols = [name for name in protocols_of(results) if name in _findings.SHOWN]
+    protocols = [name for name in protocols_of(results) if name in _findings.COMPARED]
     require(len(protocols) > 0, f"figures: expected the protocol paper or published, got {protocols_of(results)}")
     networks = {name: node.to_dataset() for name, node in select_protocol(results, protocols[0]).children.items()}
     seeds = max(network.sizes["seed"] for network in networks.values())
@@ -141,16 +141,16 @@ def save_finding_figures(results: xr.DataTree, verdicts: Sequence[Verdict], fold
 
 
 def draw_pair_information(pairs: PairInformation, *, arranged: str = "information", title: str = "") -> Figure:
-    """Draw heat maps of what the pairs of a layer's neurons tell of the class: redundancy, synergy, co-information.
+    """Draw heat maps of the information of a layer's pairs about the class: redundancy, synergy, co-information.
 
     Args:
         pairs: from `ja.interactions.pair_information`.
-        arranged: the order of the neurons: "information", the most informative first, or "clusters", those beside
-            each other that repeat each other (average linkage on co-information).
-        title: what the pairs are of, above the maps.
+        arranged: order of the neurons: "information" puts the most informative first; "clusters" puts neurons next to
+            each other that share information (average linkage on co-information).
+        title: title above the maps.
 
     Returns:
-        A matplotlib figure; the colours are nats, and the diagonal, a neuron with itself, is left blank.
+        A matplotlib figure; colours show nats, and the diagonal (a neuron with itself) is blank.
 
     Raises:
         InputError: for an unknown order.
@@ -170,19 +170,19 @@ def draw_sensitivity(sensitivity: xr.Dataset, *, title: str = "Does the result d
     Returns:
         A matplotlib figure with a column for each scope: above, Spearman's correlation with the scores under the first
         quantizer; below, by how much the AUC is higher with low values first than with high ones, in accuracy points.
-        Both are means over the networks, with 95 % t-intervals.
+        Both are means over the networks, with 95% t-intervals.
     """
     with matplotlib.style.context(STYLE):
         return sensitivity_figure(sensitivity, title)
 
 
 def _missing(results: xr.DataTree, spec: FigureSpec) -> str | None:
-    """What the results lack for this figure, or None."""
+    """Return what the results lack for this figure, or None."""
     if spec.network not in results.children:
         return f"a {spec.network} network"
     metrics = {"scores": {spec.subject}, "balancing": {"mutual_information"}, "orders": set(METRIC_NAMES)}
     absent = metrics.get(spec.kind, set()) - set(results[spec.network].to_dataset()["score"].values)
-    return f"the metrics {sorted(absent)}" if absent else None
+    return f"the scores {sorted(absent)}" if absent else None
 
 
 def _spec(results: xr.DataTree, number: int) -> FigureSpec:
@@ -201,7 +201,7 @@ def _save(results: xr.DataTree, spec: FigureSpec, folder: Path) -> list[Path]:
 def _write(figure: Figure, folder: Path, stem: str) -> list[Path]:
     files = [folder / f"{stem}.{suffix}" for suffix in ("png", "pdf")]
     for file in files:
-        drawn = io.BytesIO()  # matplotlib's writer of PDF fails in other ways than OSError where a disk is full
+        drawn = io.BytesIO()  # on a full disk matplotlib's PDF writer raises other errors than OSError
         figure.savefig(drawn, format=file.suffix[1:])
         with atomic_path(file) as temporary:
             temporary.write_bytes(drawn.getvalue())
@@ -209,7 +209,7 @@ def _write(figure: Figure, folder: Path, stem: str) -> list[Path]:
 
 
 def _contact_sheet(pictures: list[Path], folder: Path) -> Path:
-    """All pictures on one page, at half their size."""
+    """Paste all pictures on one page at half their size."""
     images = [Image.open(picture).convert("RGB") for picture in pictures]
     width, height = (size // 2 for size in images[0].size)
     columns = min(5, len(images))

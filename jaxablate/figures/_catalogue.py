@@ -1,4 +1,4 @@
-"""The figures of the paper: what each shows, under the paper's numbers."""
+"""The figures of the paper: what each figure shows, by the paper's numbers."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ METRIC_NAMES = {
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """One figure: what kind it is, of which network, and the kind's own settings.
+    """Specification of a figure.
 
     Attributes:
-        number: in the paper; None for an extra.
-        network: the node of the results.
-        kind: `training` (subject: accuracy or cost), `scores` (subject: a metric), `balancing` (random and mutual
-            information, each with both fills) or `orders` (random and every metric, bias balanced).
+        number: number in the paper; None for an extra figure.
+        network: node of the results.
+        kind: `training` (subject: accuracy or cost), `scores` (subject: a score), `balancing` (random and mutual
+            information, each with both fills) or `orders` (random and every score, bias balanced).
         subject: see `kind`.
-        scope: of `balancing` and `orders`.
-        direction: of `balancing` and `orders`.
+        scope: ablated layer or network, for `balancing` and `orders`.
+        direction: values first, for `balancing` and `orders`.
     """
 
     number: int | None
@@ -51,7 +51,7 @@ class FigureSpec:
 
     @property
     def subtitle(self) -> str:
-        """What the figure shows of it, such as `high values first, bias balanced`."""
+        """Return the second line of the title, for example `high values first, bias balanced`."""
         return {
             "training": f"training {self.subject}",
             "scores": METRIC_NAMES.get(self.subject, self.subject),
@@ -61,7 +61,7 @@ class FigureSpec:
 
 
 def _descriptions(network: str, first: int | None) -> list[FigureSpec]:
-    """Training curves and score distributions; the paper numbers those of the 3-layer network 1 to 5."""
+    """Specify training curves and score distributions; in the paper, figures 1 to 5 show the 3-layer network."""
     kinds = [("training", "accuracy"), ("training", "cost"), *(("scores", metric) for metric in METRIC_NAMES)]
     return [
         FigureSpec(None if first is None else first + i, network, kind, subject)

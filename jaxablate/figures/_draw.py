@@ -21,13 +21,13 @@ LOOKS = {
     "kl_selectivity": {"color": "#D55E00", "linestyle": (0, (3, 1, 1, 1))},
     "entropy": {"color": "#009E73", "linestyle": (0, (1, 1))},
 }
-LINE_HEIGHT = 0.05  # of text, as a share of the axes
+LINE_HEIGHT = 0.05  # height of a line of text, as a fraction of the axes
 LINE_STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 LAYER_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
 
 
 def score_color(metric: str, number: int) -> str:
-    """The colour of a score, the same in every figure; one of its own for a score that the paper lacks."""
+    """Return the colour of a score, which is the same in every figure; scores that the paper lacks take turns."""
     return LOOKS[metric]["color"] if metric in LOOKS else LAYER_COLORS[number % len(LAYER_COLORS)]
 
 
@@ -49,7 +49,7 @@ def _provenance(results: xr.DataTree, network: xr.Dataset, spec: FigureSpec) -> 
     version = json.loads(results.attrs["versions"])["jaxablate"]
     parts = [f"{seeds} network{'s' if seeds > 1 else ''} on {results.attrs['dataset']}"]
     if spec.kind in ("balancing", "orders"):
-        parts.append(f"{network.attrs['num_test_examples']:,} test images".replace(",", " "))
+        parts.append(f"{network.attrs['num_test_examples']:,} test images")
         random = curve(network, scope=spec.scope, ranking=RANDOM, direction="low", fill="zero")
         parts += [f"band: {random.band}"] * bool(random.band)
     protocol = network.attrs["protocol"]
@@ -78,13 +78,14 @@ def _scores(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
     axes.set_xlabel("Hidden layer (lines: quartiles)")
     axes.set_ylabel(f"{METRIC_NAMES[spec.subject]} ({values.attrs['units']}s)")
     axes.set_xticks(np.unique(network["layer"]))
-    found = {layer: values.values[:, network["layer"].values == layer].ravel() for layer in np.unique(network["layer"])}
+    layer_of = network["layer"].values
+    scores = {layer: values.values[:, layer_of == layer].ravel() for layer in np.unique(layer_of)}
     # a protocol may leave scores undefined
-    found = {layer: scores[np.isfinite(scores)] for layer, scores in found.items() if np.isfinite(scores).any()}
-    if not found:
+    scores = {layer: group[np.isfinite(group)] for layer, group in scores.items() if np.isfinite(group).any()}
+    if not scores:
         axes.text(0.5, 0.5, "undefined for every neuron", transform=axes.transAxes, ha="center")
         return
-    layers, groups = list(found), list(found.values())
+    layers, groups = list(scores), list(scores.values())
     parts = axes.violinplot(groups, positions=layers, showextrema=False, quantiles=[[0.25, 0.5, 0.75]] * len(layers))
     for body, color in zip(parts["bodies"], np.resize(LAYER_COLORS, len(layers)), strict=True):  # pyright: ignore[reportArgumentType]
         body.set(facecolor=color, edgecolor="#333333", alpha=0.6)
@@ -95,12 +96,12 @@ def _scores(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
         axes.scatter(near, group, s=2, color="#333333", alpha=min(0.4, 100 / len(group)), linewidth=0)
 
 
-def _plot_curve(axes: Axes, network: xr.Dataset, shown: Curve, label: str, **look) -> None:
+def _plot_curve(axes: Axes, network: xr.Dataset, summary: Curve, label: str, **look) -> None:
     part = slice(int(network.attrs["first_step"]), None)
-    (line,) = axes.plot(shown.step[part], shown.mean[part], label=label, **look)
-    if shown.band:
+    (line,) = axes.plot(summary.step[part], summary.mean[part], label=label, **look)
+    if summary.band:
         axes.fill_between(
-            shown.step[part], shown.low[part], shown.high[part], color=line.get_color(), alpha=0.15, linewidth=0
+            summary.step[part], summary.low[part], summary.high[part], color=line.get_color(), alpha=0.15, linewidth=0
         )
 
 
@@ -117,24 +118,26 @@ def _percent_axis(axes: Axes, name: str) -> None:
 
 
 def _name_curves(axes: Axes) -> None:
-    """Names beside the curves' ends where they fit there, moved a little at most; else a legend."""
+    """Write each name at the end of its curve if all names fit there after a small shift, else draw a legend."""
     lines = [line for line in axes.lines if str(line.get_label())[0] != "_"]
     lines.sort(key=lambda line: np.asarray(line.get_ydata())[-1])
     names = [str(line.get_label()).replace("; ", ";\n").replace(" (", "\n(") for line in lines]
     low, high = axes.get_ylim()
     ends = np.array([(np.asarray(line.get_ydata())[-1] - low) / (high - low) for line in lines])
     room = LINE_HEIGHT * np.array([name.count("\n") + 1 for name in names])
-    below = np.concatenate([[0], np.cumsum((room[1:] + room[:-1]) / 2)])  # of each name's middle, above the first's
-    at = np.maximum.accumulate(ends - below) + below
-    at -= (at - ends).max() / 2
-    fits = np.diff(ends).min() >= LINE_HEIGHT / 3 and np.abs(at - ends).max() <= LINE_HEIGHT  # not with NaN
+    # Heights start at the curves' ends, are raised until no name covers the one below, and are lowered by half of the
+    # largest shift. `below` is the least distance of each name's middle from the first name's.
+    below = np.concatenate([[0], np.cumsum((room[1:] + room[:-1]) / 2)])
+    heights = np.maximum.accumulate(ends - below) + below
+    heights -= (heights - ends).max() / 2
+    fits = np.diff(ends).min() >= LINE_HEIGHT / 3 and np.abs(heights - ends).max() <= LINE_HEIGHT  # False for NaN
     if not fits:
         axes.legend()
         return
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
     figure.subplots_adjust(right=0.76)
-    for line, name, height in zip(lines, names, at, strict=True):
+    for line, name, height in zip(lines, names, heights, strict=True):
         axes.annotate(
             name, (1, height), xycoords="axes fraction", xytext=(4, 0), textcoords="offset points",
             color=line.get_color(), fontsize="small", va="center", annotation_clip=False,
@@ -150,18 +153,19 @@ def _balancing(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
     for ranking, name in names.items():
         balanced = balanced_fill(network)
         for fill, suffix, linestyle in ((balanced, "bias balanced", "-"), ("zero", "zeros", (0, (4, 2)))):
-            shown = curve(network, scope=spec.scope, ranking=ranking, direction=spec.direction, fill=fill)
+            summary = curve(network, scope=spec.scope, ranking=ranking, direction=spec.direction, fill=fill)
             marks = (
                 {} if ranking == RANDOM else {"marker": "o", "markersize": 3, "markevery": 0.1}
-            )  # told apart in grey
+            )  # markers distinguish the curves in greyscale
             look = {"color": LOOKS[ranking]["color"], "linestyle": linestyle, **marks}
-            _plot_curve(axes, network, shown, f"{name}; {suffix}", **look)
+            _plot_curve(axes, network, summary, f"{name}; {suffix}", **look)
     _curve_axes(axes, network)
 
 
 def _orders(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
     for ranking, look in LOOKS.items():
-        shown = curve(network, scope=spec.scope, ranking=ranking, direction=spec.direction, fill=balanced_fill(network))
+        fill = balanced_fill(network)
+        summary = curve(network, scope=spec.scope, ranking=ranking, direction=spec.direction, fill=fill)
         name = _random_name(network) if ranking == RANDOM else METRIC_NAMES[ranking]
-        _plot_curve(axes, network, shown, name, **look)
+        _plot_curve(axes, network, summary, name, **look)
     _curve_axes(axes, network)

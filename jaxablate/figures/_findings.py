@@ -1,4 +1,4 @@
-"""Figures of the findings: verdicts, flips and summaries come in, matplotlib figures go out. No statistics here."""
+"""Draw the figures of the findings from verdicts, verdict changes and summaries; no statistics."""
 
 import textwrap
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from jaxablate.layer_analysis import damage_correlations, layer_shares, mean_and
 from jaxablate.protocols import SETS
 from jaxablate.results import NETWORK_SCOPE, select_protocol
 
-SHOWN = SETS["both"]
+COMPARED = SETS["both"]
 VERDICT_LOOKS = {HOLDS: ("#0072B2", "o"), FAILS: ("#D55E00", "x"), UNDECIDED: ("#888888", ".")}
 LINE = 0.075  # inches of height for one effect
 
 
 def forest(verdicts: Sequence[Verdict], caption: str) -> Figure:
-    """Every effect with its interval, grouped by claim and network, a column for each protocol."""
-    protocols = [name for name in SHOWN if any(verdict.protocol == name for verdict in verdicts)]
+    """Draw every effect with its interval, grouped by claim and network, with a column for each protocol."""
+    protocols = [name for name in COMPARED if any(verdict.protocol == name for verdict in verdicts)]
     by_place: dict[tuple[str, str], list[Verdict]] = {}  # the protocols' verdicts, by claim and network
     for verdict in sorted(verdicts, key=lambda verdict: list(CLAIMS).index(verdict.claim)):
         if verdict.protocol in protocols:
@@ -33,11 +33,11 @@ def forest(verdicts: Sequence[Verdict], caption: str) -> Figure:
     for row in by_place.values():
         panels.setdefault(row[0].effects[0].unit, []).append(row)
     heights = [sum(_height(row) for row in rows) for rows in panels.values()]
-    total, top, left, width = sum(heights) + 2.0, 0.8, 0.31, 0.26
+    total, top, margin, width = sum(heights) + 2.0, 0.8, 0.31, 0.26
     figure = Figure(figsize=(10.5, total))
     for (unit, rows), height in zip(panels.items(), heights, strict=True):
         for column, protocol in enumerate(protocols):
-            box = (left + column * (width + 0.085), 1 - (top + height) / total, width, height / total)
+            box = (margin + column * (width + 0.085), 1 - (top + height) / total, width, height / total)
             axes = figure.add_axes(box)
             _forest_panel(axes, rows, column, unit)
             if top < 1:
@@ -57,22 +57,24 @@ def _height(row: list[Verdict]) -> float:
 
 
 def _forest_panel(axes: Axes, rows: list[list[Verdict]], column: int, unit: str) -> None:
-    """The effects of one protocol and unit; the first column names claims and networks."""
+    """Draw the effects of one protocol and unit; the first column names claims and networks."""
     y, ticks, claim = 0.0, [], ""
-    beside = axes.get_yaxis_transform()
+    row_transform = axes.get_yaxis_transform()  # x in axes, y in data coordinates
     for row in rows:
         verdict, height = row[column], _height(row)
         new = verdict.claim != claim
         axes.axhline(y, color="#999999" if new else "#dddddd", linewidth=0.6)
         if new and column == 0:
             text = textwrap.fill(f"{verdict.claim}. {verdict.text}", 33)
-            axes.text(-1.17, y + 0.03, text, transform=beside, fontsize="small", va="top")
+            axes.text(-1.17, y + 0.03, text, transform=row_transform, fontsize="small", va="top")
         for i, effect in enumerate(verdict.effects):
-            at, (color, marker) = y + (i + 0.5) * height / len(verdict.effects), VERDICT_LOOKS[effect.verdict]
-            axes.plot([effect.low, effect.high], [at, at], color=color, linewidth=1)
-            axes.plot([effect.mean], [at], marker, color=color, markersize=3)
+            level, (color, marker) = y + (i + 0.5) * height / len(verdict.effects), VERDICT_LOOKS[effect.verdict]
+            axes.plot([effect.low, effect.high], [level, level], color=color, linewidth=1)
+            axes.plot([effect.mean], [level], marker, color=color, markersize=3)
         color, _ = VERDICT_LOOKS[verdict.verdict]
-        axes.text(1.02, y + height / 2, verdict.verdict, color=color, transform=beside, fontsize="small", va="center")
+        axes.text(
+            1.02, y + height / 2, verdict.verdict, color=color, transform=row_transform, fontsize="small", va="center"
+        )
         ticks.append(y + height / 2)
         y, claim = y + height, verdict.claim
     axes.axvline(0, color="#333333", linewidth=0.8)
@@ -91,31 +93,31 @@ def _forest_panel(axes: Axes, rows: list[list[Verdict]], column: int, unit: str)
     axes.tick_params(axis="y", length=0)
 
 
-def departures(flips: Sequence[VerdictChange], caption: str) -> Figure:
-    """The effects that the two protocols judge differently, under each departure alone."""
-    columns = [name for name in flips[0].means if name not in SHOWN]
-    columns = [SHOWN[0], *columns, SHOWN[1]]
-    values = np.array([[flip.means.get(name, np.nan) for name in columns] for flip in flips])
-    total = 0.2 * len(flips) + 1.5
+def departures(changes: Sequence[VerdictChange], caption: str) -> Figure:
+    """Draw the effects on which the two protocols disagree, under each departure alone."""
+    columns = [name for name in changes[0].means if name not in COMPARED]
+    columns = [COMPARED[0], *columns, COMPARED[1]]
+    values = np.array([[change.means.get(name, np.nan) for name in columns] for change in changes])
+    total = 0.2 * len(changes) + 1.5
     figure = Figure(figsize=(10.5, total))
-    axes = figure.add_axes((0.37, 0.3 / total, 0.56, 0.2 * len(flips) / total))
+    axes = figure.add_axes((0.37, 0.3 / total, 0.56, 0.2 * len(changes) / total))
     limit = np.nanmax(np.abs(values))
     axes.imshow(
         values, aspect="auto", cmap="PuOr", norm=SymLogNorm(1, vmin=-limit, vmax=limit, base=10), interpolation="none"
     )  # fmt: skip
-    for row, flip in enumerate(flips):
+    for row, change in enumerate(changes):
         for column, name in enumerate(columns):
             value = values[row, column]
             dark = abs(value) > limit / 4
-            weight = "bold" if name == flip.cause else "normal"
+            weight = "bold" if name == change.cause else "normal"
             text = f"{value:+.2f}" if abs(value) < 1 else f"{value:+.1f}"
-            text = f"[{text}]" if name == flip.cause else text
+            text = f"[{text}]" if name == change.cause else text
             axes.text(
                 column, row, text, ha="center", va="center", fontsize=6.5, fontweight=weight,
                 color="white" if dark else "black",
             )  # fmt: skip
-    names = [f"{flip.claim}, {flip.network}: {flip.label}" for flip in flips]
-    axes.set_yticks(range(len(flips)), names, fontsize="small")
+    names = [f"{change.claim}, {change.network}: {change.label}" for change in changes]
+    axes.set_yticks(range(len(changes)), names, fontsize="small")
     axes.set_xticks(range(len(columns)), [name.replace("+", " +\n") for name in columns], rotation=35, ha="left")
     axes.tick_params(length=0, labeltop=True, labelbottom=False, top=False)
     axes.grid(visible=False)
@@ -125,7 +127,7 @@ def departures(flips: Sequence[VerdictChange], caption: str) -> Figure:
 
 
 def shares(results: xr.DataTree, name: str, protocols: Sequence[str], caption: str) -> Figure:
-    """Which layers a whole-network ranking, low values first, takes its neurons from."""
+    """Draw the share of each layer among the neurons that a whole-network ranking ablates, low values first."""
     metrics = select_protocol(results, protocols[0])[name].to_dataset()["score"].values.tolist()
     figure = Figure(figsize=(3 * len(metrics), 2.6 * len(protocols) + 0.5))
     grid = figure.subplots(len(protocols), len(metrics), sharex=True, sharey=True, squeeze=False)
@@ -151,7 +153,7 @@ def shares(results: xr.DataTree, name: str, protocols: Sequence[str], caption: s
 
 
 def correlations(results: xr.DataTree, names: Sequence[str], protocols: Sequence[str], caption: str) -> Figure:
-    """How well each score predicts the damage of ablating a neuron alone."""
+    """Draw the correlation of each score with the damage of ablating a single neuron."""
     figure = Figure(figsize=(9, 3.6))
     grid = figure.subplots(1, len(names), sharex=True, squeeze=False)[0]
     for axes, name in zip(grid, names, strict=True):
@@ -159,17 +161,17 @@ def correlations(results: xr.DataTree, names: Sequence[str], protocols: Sequence
         for protocol, filled in zip(protocols, (True, False), strict=False):
             network = select_protocol(results, protocol)[name].to_dataset()
             mean, low, high = mean_and_interval(damage_correlations(network))
-            low, high = low.clip(min=-1), high.clip(max=1)  # as far as a correlation can go
+            low, high = low.clip(min=-1), high.clip(max=1)  # the range of a correlation
             for i, scope in enumerate(scopes):
                 for j, metric in enumerate(map(str, mean["score"].values)):
                     color = score_color(metric, j)
                     y, marker = 4 * i + j + (0 if filled else 0.35), "os^"[j % 3]
-                    one = {"scope": scope, "score": metric}
-                    axes.plot([low.sel(one), high.sel(one)], [y, y], color=color, linewidth=1.2)
+                    cell = {"scope": scope, "score": metric}
+                    axes.plot([low.sel(cell), high.sel(cell)], [y, y], color=color, linewidth=1.2)
                     face = color if filled else "white"
                     label = f"{METRIC_NAMES[metric]}; {protocol}" if i == 0 else None
                     axes.plot(
-                        mean.sel(one), y, marker, color=color, markerfacecolor=face, markersize=4, label=label
+                        mean.sel(cell), y, marker, color=color, markerfacecolor=face, markersize=4, label=label
                     )  # fmt: skip
         ticks = [4 * i + 1.2 for i in range(len(scopes))]
         labels = ["across layers" if scope == NETWORK_SCOPE else scope.replace("layer", "layer ") for scope in scopes]

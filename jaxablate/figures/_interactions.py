@@ -1,4 +1,4 @@
-"""Heat maps of pairs of neurons: a `PairInformation` comes in, a matplotlib figure goes out. No statistics here."""
+"""Draw heat maps of a `PairInformation`; no statistics."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,7 +12,7 @@ ARRANGED = {
 
 
 def pair_maps(pairs: PairInformation, arranged: str, title: str) -> Figure:
-    """Redundancy, synergy and co-information, each on its own scale: the smallest is often the one of interest."""
+    """Draw redundancy, synergy and co-information with separate scales, because they differ in magnitude."""
     order = _by_information(pairs) if arranged == "information" else _by_clusters(pairs)
     panels = {
         "Redundancy, min(I(T$_i$;Y), I(T$_j$;Y))": pairs.redundancy,
@@ -21,18 +21,18 @@ def pair_maps(pairs: PairInformation, arranged: str, title: str) -> Figure:
     }
     figure = Figure(figsize=(11.5, 3.9))
     for i, (name, values) in enumerate(panels.items()):
-        shown = np.asarray(values)[np.ix_(order, order)].copy()
-        np.fill_diagonal(shown, np.nan)  # a neuron with itself would set the scale
+        matrix = np.asarray(values)[np.ix_(order, order)].copy()
+        np.fill_diagonal(matrix, np.nan)  # the diagonal would set the scale
         axes = figure.add_axes((0.05 + 0.32 * i, 0.15, 0.235, 0.235 * 11.5 / 3.9))
-        limit = float(np.nanmax(np.abs(shown), initial=0)) or 1.0
+        limit = float(np.nanmax(np.abs(matrix), initial=0)) or 1.0
         low, colours = (-limit, "PuOr") if i == 2 else (0.0, "cividis")
-        image = axes.imshow(shown, cmap=colours, vmin=low, vmax=limit, interpolation="none")
+        image = axes.imshow(matrix, cmap=colours, vmin=low, vmax=limit, interpolation="none")
         bar = figure.colorbar(image, cax=figure.add_axes((0.292 + 0.32 * i, 0.15, 0.008, 0.235 * 11.5 / 3.9)))
         bar.ax.set_title("nats", fontsize="small")
         bar.ax.grid(visible=False)
         axes.set_title(name)
-        axes.set_xlabel("Place of neuron j")
-        axes.set_ylabel("Place of neuron i" if i == 0 else "")
+        axes.set_xlabel("Rank of neuron j")
+        axes.set_ylabel("Rank of neuron i" if i == 0 else "")
         axes.grid(visible=False)
     figure.text(0.05, 0.955, title, fontsize="large")
     figure.text(0.01, 0.012, f"neurons {ARRANGED[arranged]}; diagonal left out", fontsize="x-small", color="#555555")
@@ -44,13 +44,15 @@ def _by_information(pairs: PairInformation) -> np.ndarray:
 
 
 def _by_clusters(pairs: PairInformation) -> np.ndarray:
-    """Leaves of a tree that joins first those who repeat each other most."""
+    """Return the order of the leaves of a tree that joins neurons with the largest co-information first."""
     from scipy.cluster import hierarchy
     from scipy.spatial.distance import squareform
 
     shared = np.asarray(pairs.co_information, np.float64)
     if len(shared) < 3:
         return np.arange(len(shared))
-    apart = shared.max() - shared
-    np.fill_diagonal(apart, 0)
-    return hierarchy.leaves_list(hierarchy.linkage(squareform(apart, checks=False), "average", optimal_ordering=True))
+    distance = shared.max() - shared
+    np.fill_diagonal(distance, 0)
+    return hierarchy.leaves_list(
+        hierarchy.linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
+    )

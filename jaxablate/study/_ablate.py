@@ -1,4 +1,8 @@
-"""Score, rank and ablate the networks of one kind, under every protocol of the study."""
+"""Score, rank and ablate the networks of one kind under every protocol of a study.
+
+Input: trained networks, a dataset, a `StudyConfig`.
+Output: one labelled dataset for each protocol.
+"""
 
 import functools
 import itertools
@@ -40,7 +44,7 @@ from jaxablate.uncertainty import warn_of_bias
 
 
 class EvaluationData(NamedTuple):
-    """Images and labels of the test split, and the devices that share them."""
+    """The test split, and the mesh of devices that share its examples."""
 
     images: Images
     labels: Labels
@@ -56,9 +60,16 @@ def state_digest(state: nnx.State) -> str:
 
 @dataclass(frozen=True)
 class _View:
-    """What a protocol makes of a network: mean activations [neuron], joint counts [neuron, class, code], scores
-    [metric, neuron], what a balanced ablated neuron puts out, and for each scope the orders [ordering, rank] of
-    network-wide neuron ids."""
+    """A network under one protocol.
+
+    Attributes:
+        protocol: the protocol.
+        mean: mean activations [neuron].
+        counts: joint counts [neuron, class, code].
+        scores: [score, neuron].
+        fill: the fill of bias balancing.
+        orders: for each scope, network-wide neuron ids [ordering, rank].
+    """
 
     protocol: Protocol
     mean: np.ndarray
@@ -68,8 +79,8 @@ class _View:
     orders: list[np.ndarray]
 
     @classmethod
-    def of(cls, protocol: Protocol, measured: Arrays, num_scopes: int) -> "_View":
-        """The view of a protocol, from what `_measured` found."""
+    def from_arrays(cls, protocol: Protocol, measured: Arrays, num_scopes: int) -> "_View":
+        """Make the view of a protocol from the arrays of `_score_and_rank`."""
         mean, counts, scores = (
             measured[name] for name in ("mean", f"{protocol.name} counts", f"{protocol.name} scores")
         )
@@ -86,7 +97,7 @@ def ablate_networks(
     report: OnProgress,
     mesh: Mesh | None = None,
 ) -> dict[str, xr.Dataset]:
-    """The results of the networks of one kind by protocol, labelled; curves on the devices of a mesh, if there is one.
+    """Return the labelled results of the networks of one kind by protocol; a mesh shares the test examples.
 
     Raises:
         InputError: for networks that cannot be ablated, of different architectures, or with fewer neurons at a site
@@ -95,7 +106,7 @@ def ablate_networks(
     make_room_for_programs()
     kinds, states, _ = zip(*(trace_model(model, data.test.images[:1]) for model, _ in networks), strict=True)
     network = kinds[0]
-    require(all(other == network for other in kinds), f"{name}: expected networks of one architecture, got several")
+    require(all(kind == network for kind in kinds), f"{name}: expected networks of one architecture, got several")
     require(
         NETWORK_SCOPE not in network.sites,
         f"{name}: expected sites of other names than {NETWORK_SCOPE!r}, which stands for all of them",
@@ -111,7 +122,7 @@ def ablate_networks(
     report(what, 0, total, "")
     per_seed, views = [], []
     for seed, (model, history), state in zip(config.seeds, networks, states, strict=True):
-        scopes, unit = _Scopes.of(network, name, seed), f"{name}_seed{seed}"
+        scopes, unit = _Scopes.from_network(network, name, seed), f"{name}_seed{seed}"
 
         @functools.cache
         def extra_fills(model=model, seed=seed) -> list[AnyFill]:
@@ -121,16 +132,16 @@ def ablate_networks(
         weights = state_digest(state)
         # a user's function may have changed since
         kept = CheckpointStore() if any(map(is_user_defined, config.scores)) else units
-        measured = kept.get(f"{unit} scores", weights, partial(_measured, config, scopes, model, data, protocols))
-        basis = f"{weights} {digest(measured)}"
-        views = [_View.of(protocol, measured, len(scopes.places)) for protocol in protocols]
+        measured = kept.get(f"{unit} scores", weights, partial(_score_and_rank, config, scopes, model, data, protocols))
+        inputs_digest = f"{weights} {digest(measured)}"
+        views = [_View.from_arrays(protocol, measured, len(scopes.places)) for protocol in protocols]
         curves = []
         for scope, scope_name in enumerate([*network.sites, NETWORK_SCOPE]):
             report(what, next(done) - 1, total, f"seed {seed}, {scope_name}")
             compute = partial(_curves, config, scopes, scope, model, views, extra_fills, test)
-            curves.append(units.get(f"{unit} curves {scope_name}", basis, compute))
-        alone = units.get(f"{unit} alone", basis, partial(_each_alone, model, views, test))
-        per_seed.append([_arrays(config, history, view, curves, alone) for view in views])
+            curves.append(units.get(f"{unit} curves {scope_name}", inputs_digest, compute))
+        singles = units.get(f"{unit} singles", inputs_digest, partial(_ablate_singly, model, views, test))
+        per_seed.append([_collect_arrays(config, history, view, curves, singles) for view in views])
     report(what, total, total, "")
     return {
         view.protocol.name: network_results(
@@ -149,10 +160,10 @@ def ablate_networks(
     }
 
 
-def _arrays(
-    config: StudyConfig, history: History | None, view: _View, curves: Sequence[Arrays], alone: Arrays
+def _collect_arrays(
+    config: StudyConfig, history: History | None, view: _View, curves: Sequence[Arrays], singles: Arrays
 ) -> Arrays:
-    """Everything that is kept of one network under one protocol."""
+    """Collect the results of one network under one protocol."""
     num_orderings = len(config.orderings(view.protocol))
     ablated = np.full((len(view.orders), num_orderings, config.steps), NO_NEURON, np.int32)
     for scope, orders in enumerate(view.orders):
@@ -173,15 +184,15 @@ def _arrays(
         "mean_activation": view.mean,
         "scores": view.scores,
         "ablated": ablated,
-        "correct": np.stack([of_scope[view.protocol.name] for of_scope in curves]),
-        "single_correct": alone[view.protocol.name],
+        "correct": np.stack([scope_curves[view.protocol.name] for scope_curves in curves]),
+        "single_correct": singles[view.protocol.name],
     }
 
 
-def _measured(
+def _score_and_rank(
     config: StudyConfig, scopes: "_Scopes", model: Model, data: Dataset, protocols: Sequence[Protocol]
 ) -> Arrays:
-    """Quantize, score and rank the neurons of a network under every protocol: arrays as `_View.of` takes them."""
+    """Quantize, score and rank the neurons of a network under every protocol; return arrays for `_View.from_arrays`."""
     evidence = evidence_of(model, data, quantizer_of(config.quantizer, model), scopes.keys[-1])
     if "mutual_information" in config.scores:
         warn_of_bias(evidence.counts)
@@ -195,7 +206,7 @@ def _measured(
     def count(of_activation: Callable[[str], Quantizer]) -> Counts:
         return evidence.with_quantizer(quantizer_of(config.quantizer, model, of_activation)).counts
 
-    @functools.cache  # all protocols share what is no metric of the counts
+    @functools.cache  # protocols share all scores that are not metrics of the counts
     def score(name: str) -> np.ndarray:
         return compute_score(name, evidence)
 
@@ -211,24 +222,28 @@ def _measured(
         scores = np.stack([protocol.score(m, counts) if m in METRICS else score(m) for m in config.scores])
         arrays[f"{protocol.name} counts"], arrays[f"{protocol.name} scores"] = np.asarray(counts), scores
         for scope, ((start, stop), shuffled) in enumerate(zip(scopes.places, random, strict=True)):
-            ranked = scores if stop - start < scopes.num_neurons else [normalized(of) for of in scores]
-            found = [np.asarray(protocol.rank(of[start:stop], way)) for of in ranked for way in DIRECTIONS]
+            ranked = scores if stop - start < scopes.num_neurons else [normalized(values) for values in scores]
+            orders = [np.asarray(protocol.rank(values[start:stop], way)) for values in ranked for way in DIRECTIONS]
             if not protocol.fresh_subsets:
-                found += list(shuffled)
-            arrays[f"{protocol.name} orders {scope}"] = np.stack(found).astype(np.int32) + np.int32(start)
+                orders += list(shuffled)
+            arrays[f"{protocol.name} orders {scope}"] = np.stack(orders).astype(np.int32) + np.int32(start)
     return arrays
 
 
 class _Scopes(NamedTuple):
-    """Every site and then the whole network: the first neuron and one past the last (`places`), and a random stream
-    each (`keys`)."""
+    """Every site, and then the whole network.
+
+    Attributes:
+        places: first neuron of each scope and one past its last.
+        keys: a random key for each scope.
+    """
 
     places: list[tuple[int, int]]
     keys: list[jax.Array]
 
     @classmethod
-    def of(cls, network: ModelSpec, name: str, seed: int) -> "_Scopes":
-        """Those of a network; the streams are apart from those of initial weights and example order."""
+    def from_network(cls, network: ModelSpec, name: str, seed: int) -> "_Scopes":
+        """Make the scopes of a network; their keys are independent of initial weights and example order."""
         bounds = network.offsets.tolist()
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
         keys = [jax.random.fold_in(key, scope) for scope in range(len(network.sites) + 1)]
@@ -236,7 +251,7 @@ class _Scopes(NamedTuple):
 
     @property
     def num_neurons(self) -> int:
-        """Neurons of the whole network."""
+        """Return the number of neurons of the whole network."""
         return self.places[-1][1]
 
 
@@ -263,11 +278,11 @@ def _curves(
     extra_fills: Callable[[], Sequence[AnyFill]],
     test: EvaluationData,
 ) -> Arrays:
-    """For each protocol the correct predictions [ordering, fill, step]; what protocols share is evaluated once."""
+    """Return the correct predictions [ordering, fill, step] of each protocol; shared curves are evaluated once."""
     zero = np.zeros(scopes.num_neurons, np.float32)
     same_for_all = [[fill] * len(views) for fill in (zero, *extra_fills())]
     by_fill = [same_for_all[0], [view.fill for view in views], *same_for_all[1:]]
-    found: list[list[np.ndarray]] = [[] for _ in views]
+    curves: list[list[np.ndarray]] = [[] for _ in views]
     for fills in by_fill:
         for members in _group_by_fill(fills):
             fill = fills[members[0]]
@@ -282,8 +297,8 @@ def _curves(
                 draw = views[i].protocol.fresh_subsets
                 if draw and draw not in subsets:
                     subsets[draw] = _subset_curves(config, draw, scopes, scope, model, fill, test)
-                found[i].append(np.concatenate([part, subsets[draw]]) if draw else part)
-    return {view.protocol.name: np.stack(of_fills, axis=1) for view, of_fills in zip(views, found, strict=True)}
+                curves[i].append(np.concatenate([part, subsets[draw]]) if draw else part)
+    return {view.protocol.name: np.stack(parts, axis=1) for view, parts in zip(views, curves, strict=True)}
 
 
 def _subset_curves(
@@ -295,25 +310,25 @@ def _subset_curves(
     fill: AnyFill,
     test: EvaluationData,
 ) -> np.ndarray:
-    """Correct predictions [repetition, step] with a fresh subset of a scope ablated at every step."""
+    """Return the correct predictions [repetition, step] with a fresh subset of a scope ablated at every step."""
     start, stop = scopes.places[scope]
-    # the scope's own stream serves the random orders
+    # the scope's key itself draws the random orders
     key = jax.random.fold_in(scopes.keys[scope], 1)
     masks = draw(stop - start, config.num_random_subsets, config.steps, key=key)
     keep = np.ones((*masks.shape[:2], scopes.num_neurons), bool)
     keep[:, :, start:stop] = masks
-    masks, of = keep.reshape(-1, keep.shape[-1]), (test.images, test.labels)
-    counts = evaluate_masks(model, masks, *of, fill, mesh=test.mesh)
+    masks = keep.reshape(-1, keep.shape[-1])
+    counts = evaluate_masks(model, masks, test.images, test.labels, fill, mesh=test.mesh)
     return np.asarray(counts).reshape(keep.shape[:2])
 
 
-def _each_alone(model: Model, views: Sequence[_View], test: EvaluationData) -> Arrays:
-    """For each protocol the correct predictions [neuron] with that neuron alone ablated, bias balanced."""
+def _ablate_singly(model: Model, views: Sequence[_View], test: EvaluationData) -> Arrays:
+    """Return the correct predictions [neuron] of each protocol with that neuron alone ablated, bias balanced."""
     fills = [view.fill for view in views]
-    found = {}
+    correct = {}
     for members in _group_by_fill(fills):
         fill = fills[members[0]]
         counts = np.asarray(single_ablation(model, test.images, test.labels, fill, mesh=test.mesh))
         for i in members:
-            found[views[i].protocol.name] = counts
-    return found
+            correct[views[i].protocol.name] = counts
+    return correct

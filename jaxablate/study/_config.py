@@ -37,8 +37,8 @@ class StudyConfig:
         batch_size: number of examples in one optimizer step.
         learning_rate: learning rate of Adam.
         l2: coefficient of the weights in the gradient.
-        protocols: names of protocols, as in `get_protocol`. A protocol says how neurons are scored, ranked, balanced and
-            ablated at random; each one has its own results, from the same trained networks.
+        protocols: names of protocols, as in `get_protocol`. A protocol says how neurons are scored, ranked, balanced
+            and ablated at random. Each one has its own results, from the same trained networks.
         scores: names of the scores that rank neurons, as in `ja.scores.get_score`.
         normalization: how scores of different layers become comparable in whole-network orders, as in
             `ja.orders.normalize_per_layer`. "none", the paper's choice, ranks raw scores. Other values need the paper's

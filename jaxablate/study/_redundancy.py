@@ -95,11 +95,11 @@ def redundancy_test(
             )
             loss = pair_ablation(model, *test, fit_fill, site=site, outcomes="loss")
             together = super_additivity(np.asarray(loss, np.float64) - intact)
-            found = [
+            pair_tests = [
                 mantel_test(getattr(pairs, name), together, num_permutations=num_permutations, key=key)
                 for name in QUANTITIES
             ]
-            tests.append([(of.correlation, of.p_value) for of in found])
+            tests.append([(test.correlation, test.p_value) for test in pair_tests])
     report("pairs", total, total, "")
     return redundancy_results(
         np.reshape(tests, (len(models), len(network.sites), len(QUANTITIES), 2)),

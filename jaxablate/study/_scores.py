@@ -46,8 +46,8 @@ def score_neurons(
         network), `neuron_in_site` (id within its site), `site` and `layer`.
 
     Raises:
-        InputError: for an unknown score or quantizer, no score, a score named twice, or images or labels that do not fit
-            the network.
+        InputError: for an unknown score or quantizer, no score, a score named twice, or images or labels that do not
+            fit the network.
 
     Warns:
         BiasWarning: if mutual information is not larger than its predicted bias.

@@ -58,8 +58,8 @@ def quantizer_sensitivity(
         A dataset over network, scope (every layer or site, and "network"), score and quantizer. `rank_correlation` is
         Spearman's correlation between the scores under this quantizer and under the first one; it is NaN if all neurons
         score the same under one of them. `auc` (also over direction) is the mean accuracy over the steps in percent, so
-        that differences are accuracy points; it is NaN if all neurons score the same. The coordinate `num_codes` belongs
-        to `quantizer`.
+        that differences are accuracy points; it is NaN if all neurons score the same. The coordinate `num_codes`
+        belongs to `quantizer`.
 
     Raises:
         InputError: for unknown names, fewer than two quantizers, more steps than the smallest layer has neurons, or
