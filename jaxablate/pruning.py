@@ -94,7 +94,7 @@ def prune(model: Model, keep: Mask, fill: Fill | None = None, *, images: Images 
     difference, size = float(np.abs(masked_logits - logits).max()), float(np.abs(masked_logits).max())
     require(
         difference <= tolerance * size,
-        f"model: logits of the pruned chain differ from the masked chain's by {difference:g}, for logits up to {size:g}; "
+        f"model: logits of the pruned chain differ by {difference:g} from the masked chain's (up to {size:g}); "
         "the layers around its sites mix units or positions, so mask the chain instead",
     )
     return small
@@ -201,7 +201,7 @@ def _require_prunable(layers: Sequence[Layer]) -> None:
     for layer in cut:
         name = type(layer).__name__
         require(
-            sum(layer is layer for layer in cut) == 1,
+            sum(candidate is layer for candidate in cut) == 1,
             f"model: expected each layer once, got an nnx.{name} that is used twice; create one layer for each use",
         )
         require(
