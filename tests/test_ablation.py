@@ -208,7 +208,7 @@ def test_bad_input_for_several_networks(networks, examples):
     bias = broken.stages[2].linear.bias
     bias[...] = bias[...].at[3].set(np.nan)
     for engine in ENGINES:
-        with raises_input_error("under 24 of 48 steps, the first being network 1, order 0, step 0;"):
+        with raises_input_error("under 24 of 48 steps, the first at network 1, order 0, step 0;"):
             ja.cumulative_ablation([networks[0], broken], orders[:2], *examples, steps=5, engine=engine)
 
 
@@ -280,6 +280,7 @@ def test_programs_are_compiled_once_per_shape(small_model, examples):
     assert _incremental._engine.single_device._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_ten_thousand_masks_on_full_mnist_stay_under_two_gigabytes(mnist_dir):
     code = """
 import sys, resource, numpy as np, jaxablate as ja

@@ -75,6 +75,7 @@ np.savez(sys.argv[2], **{name: found[name].values for name in names})
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are chosen by Linux's means")
 def test_threads(small_model, tmp_path):
     ja.save_model(small_model, tmp_path / "model.safetensors")

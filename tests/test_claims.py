@@ -238,6 +238,7 @@ def comparisons(values: np.ndarray) -> list[Comparison]:
     return [Comparison(str(i), "accuracy points", row) for i, row in enumerate(values)]
 
 
+@pytest.mark.slow
 def test_false_positive_rate_and_power():
     """Families of 20 tests on 10 networks: one true effect of 1.5 standard deviations, 19 null effects."""
     random = np.random.default_rng(1)

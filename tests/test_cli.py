@@ -72,6 +72,7 @@ def judged(tmp_path_factory):
     return out, run(*REPRODUCE, "--seeds", 2, "--first-seed", 5, "--protocol", "each", "--out", out)
 
 
+@pytest.mark.slow
 def test_several_networks_are_judged(judged):
     out, process = judged
     assert process.returncode == 0, process.stderr
@@ -100,6 +101,7 @@ def test_several_networks_are_judged(judged):
     assert process.stdout.count("protocol paper") == 1
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_claims(judged):
     out, _ = judged
     before = (out / "claims.json").read_bytes()
@@ -110,6 +112,7 @@ def test_the_same_command_gives_the_same_claims(judged):
     assert (out / "claims.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_findings_are_written_from_results(judged, reproduced, tmp_path):
     out, _ = judged
     script = ROOT / "scripts" / "findings.py"
@@ -153,7 +156,7 @@ def test_the_findings_are_written_from_results(judged, reproduced, tmp_path):
     inside = sum(old.low <= new.mean <= old.high for old, new in pairs)
     assert f"Of {len(pairs)} mean effects {inside} (" in page
     # Student's t with one degree of freedom: 2 / pi * atan(12.706 / sqrt(1 + 2 / 3)) = 0.936
-    assert "94% are to be expected" in page
+    assert "94% are expected" in page
     process = run(tmp_path / "none.nc", program=[script])
     assert (process.returncode, process.stderr[:7]) == (1, "error: ")
     process = run(reproduced[0] / "results.nc", "--out", tmp_path / "no", program=[script])
@@ -190,6 +193,7 @@ def test_unknown_protocols_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_second_run_reuses_the_networks(reproduced):
     out, _ = reproduced
     process = run(*REPRODUCE, "--out", out)
@@ -197,6 +201,7 @@ def test_a_second_run_reuses_the_networks(reproduced):
     assert process.stdout.count("reused 1 trained before") == 2
 
 
+@pytest.mark.slow
 def test_kept_programs_are_used_without_a_word(reproduced, tmp_path):
     network = reproduced[0] / "networks" / "2-layer_seed0.safetensors"
     options = ["--dataset", "mnist5k", "--steps", "3", "--out", tmp_path / "curves.csv"]
@@ -207,6 +212,7 @@ def test_kept_programs_are_used_without_a_word(reproduced, tmp_path):
     assert list((tmp_path / "kept").iterdir())
 
 
+@pytest.mark.slow
 def test_the_scripts(reproduced, tmp_path):
     out, _ = reproduced
     script = ROOT / "scripts" / "figure.py"
@@ -268,6 +274,7 @@ def test_output_that_cannot_be_written_is_an_error(command, code):
     assert all(error.startswith("error: ") for error in errors)
 
 
+@pytest.mark.slow
 def test_numbers_are_there_in_a_narrow_terminal(small_results, monkeypatch):
     console = Console(width=60, file=io.StringIO())
     monkeypatch.setattr(_tables, "console", console)
@@ -284,6 +291,7 @@ def test_help_fits_a_screen(command):
     assert all(f"--{option}" in help_text for option in ("quiet", "json", "debug"))
 
 
+@pytest.mark.slow
 def test_quiet_json_and_debug(reproduced, tmp_path):
     network = reproduced[0] / "networks" / "2-layer_seed0.safetensors"
     options = ["--dataset", "mnist5k", "--out"]
@@ -327,6 +335,7 @@ def test_version_and_datasets(tmp_path):
         assert word in process.stdout
 
 
+@pytest.mark.slow
 def test_auto_without_a_network_says_so(tmp_path):
     nowhere = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     environment = {**nowhere, "TFDS_DATA_DIR": str(tmp_path / "cache"), "JAXABLATE_DATA_DIR": ""}
@@ -412,7 +421,7 @@ def test_an_output_folder_that_cannot_be_written(tmp_path):
     process = run(*REPRODUCE, "--out", tmp_path / "file")
     assert process.returncode == 1
     assert "output folder" in process.stderr
-    assert "choose another one" in process.stderr
+    assert "choose another folder" in process.stderr
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -446,6 +455,7 @@ def test_damaged_compiled_programs_are_compiled_anew(tmp_path):
     assert "UserWarning: shown" in process.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupt_ends_training(tmp_path, how):
     arguments = ["reproduce", "--dataset", "mnist5k", "--epochs", "100000", "--out", str(tmp_path / "out")]
@@ -457,6 +467,7 @@ def test_an_interrupt_ends_training(tmp_path, how):
     assert process.wait(timeout=60) == 128 + how
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_leaves_no_half_file(tmp_path, how):
     out = tmp_path / "out"

@@ -97,9 +97,9 @@ def test_dead_layers(archive, dead):
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_every_score_of_a_dead_network(archive, metric):
+def test_every_score_of_a_dead_network(archive, score):
     data = ja.load_dataset(archive())
-    scores = ja.study.score_neurons(network(*ALL_DEAD), data, scores=metric)["scores"]
+    scores = ja.study.score_neurons(network(*ALL_DEAD), data, scores=score)["scores"]
     assert np.isfinite(scores).all()
 
 

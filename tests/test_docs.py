@@ -105,7 +105,7 @@ CHECKS = {
 
 
 @NO_WARNING
-@pytest.mark.parametrize("name", PYTHON)
+@pytest.mark.parametrize("name", [n if n == "README.md" else pytest.param(n, marks=pytest.mark.slow) for n in PYTHON])
 def test_the_python_blocks_of_a_page_run(name, less_work):
     names: dict = {"__name__": name}
     for line, code in blocks(TEXTS[name], "python"):
@@ -232,6 +232,7 @@ NOTEBOOK_CHECKS = {
 }
 
 
+@pytest.mark.slow
 @NO_WARNING
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_top_to_bottom(path, less_work, monkeypatch):

@@ -100,6 +100,7 @@ def check_accuracies(model, split, sizes, orders, fill, accuracies, neurons_per_
         assert accuracies[-1, step] * len(split) == pytest.approx(counted, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_cnn_channels(small_data, tmp_path, monkeypatch):
     module = load("cnn_channels", monkeypatch)
     monkeypatch.setattr(module, "NUM_RANDOM", 2)
@@ -118,6 +119,7 @@ def test_cnn_channels(small_data, tmp_path, monkeypatch):
     assert scores[16 + 3] == pytest.approx((joint[some] * np.log(joint[some] / independent[some])).sum(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_residual_mlp(small_data, tmp_path, monkeypatch):
     module = load("residual_mlp", monkeypatch)
     for name, value in {"NUM_RANDOM": 2, "HIDDEN": 10}.items():
@@ -143,6 +145,7 @@ def test_residual_mlp(small_data, tmp_path, monkeypatch):
         check_accuracies(model, split, sizes, orders, fill, accuracies)
 
 
+@pytest.mark.slow
 def test_transformer_block(small_data, tmp_path, monkeypatch):
     module = load("transformer_block", monkeypatch)
     for name, value in {"NUM_ORDERS": 2, "FITTING_STEPS": 10, "STEPS": 4}.items():

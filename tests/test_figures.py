@@ -146,6 +146,7 @@ def test_every_figure_says_its_data(results):
         assert figure.axes[0].get_ylabel()
 
 
+@pytest.mark.slow
 def test_all_figures_are_saved(results, tmp_path):
     progress = []
     files = save_figures(results, tmp_path / "figures", on_progress=lambda *now: progress.append(now))
@@ -172,6 +173,7 @@ def test_figures_of_other_networks(small_results, results, tmp_path):
         save_figure(results, 1, tmp_path / "file")
 
 
+@pytest.mark.slow
 def test_figures_without_a_metric(tmp_path):
     config = ja.StudyConfig(dataset="mnist5k", epochs=1, num_random_orders=1, steps=2, networks=((200, 200),))
     results = ja.run_study(dataclasses.replace(config, scores=("entropy", "mutual_information")))
@@ -261,6 +263,7 @@ def test_scores_that_are_undefined_are_left_out(results):
     assert texts_of(draw_figure(tree, 4)) == ["undefined for every neuron"]
 
 
+@pytest.mark.slow
 def test_finding_figures_are_saved(small_results, tmp_path):
     files = save_finding_figures(small_results, ja.judge_claims(small_results), tmp_path)
     names = ["claims", "correlations", "layer_shares_2-layer-12-10", "layer_shares_3-layer-10-8-9"]

@@ -369,6 +369,7 @@ def test_weights_that_do_not_fit_the_model(tmp_path):
         load_pytorch(path, ja.MLP(4, (3,), 2, rngs=rngs))
 
 
+@pytest.mark.slow
 def test_images_are_asked_for_only_where_they_count(tmp_path, images):
     linear = nnx.Linear(96, 5, rngs=nnx.Rngs(0))
     weights = {"a__weight": (6, 3, 3, 3), "b__weight": (8, 3, 3, 3), "c__weight": (5, 96)}

@@ -35,7 +35,7 @@ def counts(**options):
     return [np.asarray(of) for of in (masks, steps, ja.single_ablation(model, images, labels, **options))]
 
 wanted = counts()
-_vmap.IN_FLIGHT["cpu"] = 2**40  # as if a cache held everything: all examples in one chunk
+_vmap.CACHED_BYTES["cpu"] = 2**40  # as if a cache held everything: all examples in one chunk
 _incremental.CHUNK = 10**6
 virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (virtual + 60 * 2**20,) * 2)
@@ -47,6 +47,7 @@ print([str(w.message) for w in told if "memory" in str(w.message)])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
 def test_a_limit_of_the_operating_system_is_met_with_smaller_chunks():
     process = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=600)
@@ -121,6 +122,7 @@ def test_other_errors_of_the_device_are_not_hidden(monkeypatch, small_model, mni
         ja.single_ablation(small_model, mnist5k.test.images, mnist5k.test.labels)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the number of mappings is limited by Linux")
 @pytest.mark.parametrize("what", ["train", "study"])
 def test_programs_are_forgotten_before_their_mappings_run_out(what, small_model, mnist5k, monkeypatch, tmp_path):

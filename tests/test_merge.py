@@ -45,6 +45,7 @@ def runs(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_merged_runs_equal_one_run_of_all_seeds(runs, tmp_path):
     out = tmp_path / "new" / "merged"
     values = json.loads(call("merge", runs / "b", runs / "a", "--out", out, "--json"))
@@ -87,6 +88,7 @@ def test_runs_that_cannot_be_merged_are_refused(runs, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
 
 
+@pytest.mark.slow
 def test_a_merge_that_fails_leaves_nothing(runs, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise ja.InputError("the disk is full")

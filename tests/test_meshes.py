@@ -16,6 +16,7 @@ import jaxablate as ja
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_every_mesh_gives_the_same_counts():
     dataset = "mnist" if os.environ.get("JAXABLATE_DATA_DIR") else "mnist5k"
     paths = os.pathsep.join([str(HERE.parent / "scripts"), os.environ.get("PYTHONPATH", "")])  # helpers read the fuzz
@@ -27,6 +28,7 @@ def test_every_mesh_gives_the_same_counts():
     assert process.stdout.count("the same") == 5
 
 
+@pytest.mark.slow
 def test_a_study_on_several_devices_is_the_same(tmp_path):
     command = [
         sys.executable,

@@ -16,6 +16,7 @@ def trained(request, mnist):
     return request.param, *ja.train(mnist, request.param)
 
 
+@pytest.mark.slow
 def test_accuracy_and_loss(trained, mnist):
     hidden, model, history = trained
     keep = np.ones((1, sum(hidden)), bool)
@@ -25,6 +26,7 @@ def test_accuracy_and_loss(trained, mnist):
     assert (history.loss[0], history.loss[-1]) == pytest.approx(LOSS[hidden], abs=0.03)
 
 
+@pytest.mark.slow
 def test_one_bit_scores_are_bounded_by_one_bit(trained, mnist):
     hidden, model, _ = trained
     activations = ja.record_activations(model, mnist.validation.images)
@@ -39,6 +41,7 @@ def test_one_bit_scores_are_bounded_by_one_bit(trained, mnist):
     assert silent[: hidden[0]].any(), "the first layer has neurons that never change their code"
 
 
+@pytest.mark.slow
 def test_published_scores_are_undefined_for_many_neurons(trained, mnist):
     """The specification's numbers: in layer 1 55 to 83 of 200 neurons have NaN entropy, 117 to 144 a NaN "MI"."""
     model = trained[1]

@@ -24,6 +24,7 @@ def study():
     return config, models, ja.run_study(config, {"cnn": models})
 
 
+@pytest.mark.slow
 def test_a_study_of_own_networks(study, mnist5k):
     """Every number of a node by the functions that users call, for the second of two seeds."""
     _, models, results = study

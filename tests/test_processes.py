@@ -78,6 +78,7 @@ def alone(dataset, tmp_path_factory) -> dict[str, np.ndarray]:
     return dict(np.load(out))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "devices"), [(2, 1), (2, 2), (4, 1)])
 def test_processes_find_together_what_one_finds(number, devices, alone, dataset, tmp_path):
     address = f"localhost:{free_port()}"
@@ -108,6 +109,7 @@ def undisturbed(tmp_path_factory):
     return ja.results.load_results(out / "results.nc")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_all_end_when_one_is_killed_and_the_run_goes_on(victim, undisturbed, tmp_path):
     processes, patience = study(2, tmp_path), time.monotonic() + 300
@@ -128,6 +130,7 @@ def test_all_end_when_one_is_killed_and_the_run_goes_on(victim, undisturbed, tmp
     assert same(ja.results.load_results(tmp_path / "results.nc"), undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "line"), [(1, "waits"), (2, "works"), (2, "broadcasts")])
 def test_a_signal_ends_a_process(number, line):
     """Also one that waits for a process that has not started, or for one that is stopped."""
@@ -161,6 +164,7 @@ for i in range(10**9):
     all_ended(processes)
 
 
+@pytest.mark.slow
 def test_processes_of_other_settings_are_refused(tmp_path):
     address = f"localhost:{free_port()}"
     command = [HERE / "without_pictures.py", *STUDY, "--out", tmp_path, "--coordinator", address, "--num-processes", 2]
@@ -173,6 +177,7 @@ def test_processes_of_other_settings_are_refused(tmp_path):
         assert "activation: sigmoid in process 0, tanh in process 1" in errors.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_processes_of_other_devices_are_refused():
     code = """
 import sys, jax, jaxablate as ja
@@ -190,6 +195,7 @@ except ja.InputError as error:
         assert "devices: the processes have 1, 2 devices; give all the same --devices N" in output
 
 
+@pytest.mark.slow
 def test_an_error_is_told_by_all_processes(tmp_path):
     """Process 0 cannot write; process 1 has no folder; all train a network that diverges."""
     code = """
@@ -221,6 +227,7 @@ for run_dir in (out if process == "0" else None, out):
     ja.load_model(tmp_path / "run" / "networks" / "1-layer-8_seed1_epoch0.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["slurm", "open mpi"])
 def test_launchers_are_understood(launcher):
     code = """
@@ -246,6 +253,7 @@ print(initialize_distributed("auto", None, None, 2), jax.device_count())
         assert output.endswith("4 4\n")
 
 
+@pytest.mark.slow
 def test_a_job_that_srun_has_not_started_is_told():
     code = """
 import jaxablate as ja
@@ -262,7 +270,7 @@ except ja.InputError as error:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (
             ["--process-id", "0"],
@@ -288,6 +296,7 @@ def test_half_said_options_are_refused(options, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_port_in_use_ends_the_process(tmp_path):
     with socket.socket() as server:
         server.bind(("", 0))

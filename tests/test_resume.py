@@ -59,6 +59,7 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_every_unit(config, undisturbed, tmp_path, monkeypatch):
     """Interrupted as soon as one more unit is kept, until none is missing; nothing is computed twice."""
     evaluated = []
@@ -138,6 +139,7 @@ def test_a_damaged_unit_is_computed_anew(config, undisturbed, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_another_config_is_refused_or_begins_afresh(config, undisturbed, tmp_path):
     ja.run_study(config, run_dir=tmp_path)
     changed_config = dataclasses.replace(config, steps=2, scores=("entropy",))
@@ -242,6 +244,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on(tmp_path):
     """A file that cannot grow stands for a disk that is full."""
     options = ["--epochs", "1", "--steps", "2", "--random-orders", "1", "--no-cache"]
@@ -293,6 +296,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert done == ["fsync", "replace"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_the_same(tmp_path):
     """By each signal; `python scripts/kill_test.py` does many."""
     spec = importlib.util.spec_from_file_location("kill_test", ROOT / "scripts" / "kill_test.py")

@@ -121,6 +121,7 @@ def test_scores_by_further_names(small_model, mnist5k, validation):
             ja.StudyConfig(scores=(name,))
 
 
+@pytest.mark.slow
 def test_a_study_of_many_codes(small_model, mnist5k, validation):
     config = ja.StudyConfig(
         dataset="mnist5k", networks=(), quantizer="quantile:4", scores=("mutual_information", "conditional_entropy"),
@@ -160,7 +161,7 @@ def sensitivity(models, mnist5k):
 
 def test_sensitivity_equals_a_study_for_each_quantizer(sensitivity, models):
     assert sensitivity["num_codes"].values.tolist() == [2, 4, 8]
-    options = {"networks": (), "metrics": METRICS, "steps": 5, "num_random_orders": 1, "seeds": (0, 1)}
+    options = {"networks": (), "scores": METRICS, "steps": 5, "num_random_orders": 1, "seeds": (0, 1)}
     nodes = {}
     for setting in SETTINGS:
         config = ja.StudyConfig(dataset="mnist5k", quantizer=setting, **options)
@@ -236,6 +237,7 @@ def noise(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_study_warns_of_bias(small_model, noise):
     config = ja.StudyConfig(
         dataset=noise, networks=(), quantizer="quantile:8", scores=("mutual_information",), steps=1, num_random_orders=1
@@ -306,6 +308,7 @@ def test_the_command_line_tells_of_bias_in_a_sentence(small_model, noise, tmp_pa
         assert len(list(csv.DictReader(file))) == 3 * 27
 
 
+@pytest.mark.slow
 def test_redundancy_equals_its_parts(models, mnist5k):
     calls = []
     tests = ja.study.redundancy_test(

@@ -403,7 +403,7 @@ def test_special_models_count_as_called(what, examples):
     atol = 2e-2 if "bfloat16" in what else 1e-5
     masks = np.concatenate([~np.eye(6, dtype=bool), random_masks(0, 4, 6)])
     expected = [loss_by_hand(keep) for keep in masks]
-    options = {"fill": fill, "measures": "loss"}
+    options = {"fill": fill, "outcomes": "loss"}
     np.testing.assert_allclose(ja.evaluate_masks(model, masks, images, labels, **options), expected, atol=atol)
     np.testing.assert_allclose(ja.single_ablation(model, images, labels, **options), expected[:6], atol=atol)
     orders = np.array([[3, 0, 5]])

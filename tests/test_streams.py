@@ -161,7 +161,7 @@ X, Y = np.zeros((3, 2)), np.zeros(3, int)
 
 
 @pytest.mark.parametrize(
-    ("batches", "told"),
+    ("batches", "message"),
     [
         ([], "batches: there is none"),
         ([(X[:0], Y[:0])], r"pairs of images and as many labels, at least one, got shapes \[\(0, 2\), \(0,\)\]"),

@@ -88,6 +88,7 @@ def test_every_number_by_hand(small_config, small_results, node, mnist5k):
     np.testing.assert_array_equal(node["accuracy"], node["correct"] / 1000)
 
 
+@pytest.mark.slow
 def test_random_orders_stay_in_their_scope_and_differ(node):
     bounds = {"layer1": (0, 10), "layer2": (10, 18), "layer3": (18, 27), "network": (0, 27)}
     random = node["ablated"].isel(ordering=node["ranking"].values == "random")
@@ -114,6 +115,7 @@ def test_the_study_repeats_itself(small_config, small_results):
     )
 
 
+@pytest.mark.slow
 def test_networks_are_reused_where_the_settings_agree(small_config, tmp_path):
     config = dataclasses.replace(small_config, networks=((12, 10),), epochs=2, protocols=("paper",), steps=2)
     notes = []
