@@ -108,8 +108,8 @@ def mesh_for(mesh: Mesh | None, *arrays: Any) -> Mesh | None:
     processes = {device.process_index for device in mesh.devices.flat}
     require(
         processes in ({jax.process_index()}, set(range(jax.process_count()))),
-        f"mesh: its devices belong to the processes {sorted(processes)}; take the devices of every process, or only "
-        f"those of process {jax.process_index()}",
+        f"mesh: its devices belong to the processes {sorted(processes)}; take the devices of every process, or of "
+        f"process {jax.process_index()} alone",
     )
     for sharding, ndim in sharded:
         if not any(sharding.is_equivalent_to(NamedSharding(mesh, spec), ndim) for spec in (P(DATA), P())):
@@ -205,6 +205,11 @@ def shard_examples(mesh: Mesh, images: Any, labels: Any) -> tuple[jax.Array, jax
     sharding, examples = NamedSharding(mesh, P(DATA)), (_pad(images, missing), _pad_labels(labels, missing))
     images, labels = (jax.make_array_from_process_local_data(sharding, array) for array in examples)
     return images, labels
+
+
+def to_device(values: Any) -> jax.Array:
+    """Return values as a JAX array; unlike `jnp.asarray`, compile no program for a new shape."""
+    return values if isinstance(values, jax.Array) else jax.device_put(np.asarray(values))
 
 
 def put_local(mesh: Mesh, array: Any) -> jax.Array:

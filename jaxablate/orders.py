@@ -15,6 +15,7 @@ from jaxtyping import Int, Num
 
 from jaxablate._checks import InputError, require, require_finite, require_integers, require_known
 from jaxablate._typing import AnyArray, Masks, Order, Orders, Scores
+from jaxablate.devices import to_device
 
 __all__ = [
     "DIRECTIONS",
@@ -80,7 +81,7 @@ def ablation_order(
         order = np.argsort(values, kind="stable")
     else:
         order = len(values) - 1 - np.argsort(values[::-1], kind="stable")[::-1]
-    return jnp.asarray(order.astype(np.int32))
+    return to_device(order.astype(np.int32))
 
 
 def _sites_of_scores(scores: Any) -> np.ndarray:

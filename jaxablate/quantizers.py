@@ -28,6 +28,7 @@ from jaxtyping import Float
 
 from jaxablate._checks import InputError, require, require_finite, require_integer, require_known, traced
 from jaxablate._typing import Activations, AnyArray, Codes
+from jaxablate.devices import to_device
 
 __all__ = [
     "Quantizer",
@@ -107,7 +108,7 @@ class _Edges:
         Raises:
             InputError: if each neuron has its own edges and the number of neurons differs.
         """
-        activations = jnp.asarray(activations)
+        activations = to_device(activations)
         neuron_shape = np.shape(self.edges)[1:]
         require(
             not neuron_shape or activations.shape[-1:] == neuron_shape,

@@ -31,6 +31,7 @@ from jaxablate.devices import (
     num_cores,
     put_global,
     run_all,
+    to_device,
     to_host,
 )
 from jaxablate.models import MLP
@@ -219,7 +220,7 @@ def train_many(
     params = stack_states([nnx.state(model) for model in models])
     keys = jnp.stack([r.shuffle() for r in rngs])
     splits = [
-        (jnp.asarray(split.images.reshape(len(split), -1)), jnp.asarray(split.labels))
+        (to_device(split.images.reshape(len(split), -1)), to_device(split.labels))
         for split in (data.train, data.validation)
     ]
     shared = (graphdef, _Recipe(batch_size, learning_rate, l2), epochs, splits)
@@ -243,7 +244,7 @@ def train_many(
         diverged = ~np.isfinite(records).all(axis=(0, 2))
 
         def result(i: int, records: np.ndarray) -> tuple[MLP, History]:
-            return nnx.merge(graphdef, jax.tree.map(lambda leaf: jnp.asarray(leaf[i]), trained)), History(*records.T)
+            return nnx.merge(graphdef, jax.tree.map(lambda leaf: to_device(leaf[i]), trained)), History(*records.T)
 
         if diverged.any():
             i = int(diverged.argmax())
@@ -312,7 +313,7 @@ def _train_together(
     Returns:
         The final states [network, ...], and the records [epoch, network, 4] as `_epoch` returns them.
     """
-    opt_state, records = jax.vmap(recipe.optimizer().init)(params), []
+    opt_state, records = _initial_opt_state(recipe, params), []
     for epoch in range(1, epochs + 1):
         stop.check()
         before = to_host(params)  # a copy, because the epoch overwrites the donated params
@@ -360,6 +361,12 @@ def _loss(graphdef: nnx.GraphDef, params: Any, images: jax.Array, labels: jax.Ar
 # The order of the examples depends on the network's own key and the epoch only, never on the group. A batch axis over
 # networks changes no operation of a network, only the order in which its matrix products add up. So a seed gives the
 # same network alone, in a group or on a mesh, up to rounding.
+@partial(jax.jit, static_argnums=0)
+def _initial_opt_state(recipe: _Recipe, params):
+    """Return the optimiser's initial state [network, ...]; one program instead of one for each array."""
+    return jax.vmap(recipe.optimizer().init)(params)
+
+
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4), compiler_options=COMPILER_OPTIONS)
 def _epoch(graphdef: nnx.GraphDef, recipe: _Recipe, splits, params, opt_state, keys, epoch):
     """Train each network of a group for one epoch.

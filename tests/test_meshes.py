@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from helpers import raises_input_error
 from jax.sharding import Mesh
 from test_resume import same

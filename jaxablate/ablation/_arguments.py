@@ -23,7 +23,7 @@ from jaxablate._precision import matmul_precision
 from jaxablate._typing import Fill, Images, Labels
 from jaxablate.ablation._execute import AblationProblem, Tables
 from jaxablate.ablation._outcomes import NOT_FINITE, average, check_names
-from jaxablate.devices import first_example, mesh_for, pad_and_shard, range_of, require_examples
+from jaxablate.devices import first_example, mesh_for, pad_and_shard, range_of, require_examples, to_device
 from jaxablate.fills import AffineFill, AnyFill, PerExampleFill
 from jaxablate.models import Model
 from jaxablate.models._network import ModelSpec, trace_model
@@ -177,5 +177,5 @@ def format_result(
             f"{', '.join(f'{axis} {index}' for axis, index in first)}; check the weights and the images"
         )
     averages = average(sums, problem.num_examples)
-    results = {name: jnp.asarray(values) for name, values in averages.items() if name != NOT_FINITE}
+    results = {name: to_device(values) for name, values in averages.items() if name != NOT_FINITE}
     return results[outcomes] if isinstance(outcomes, str) else results

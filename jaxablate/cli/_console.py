@@ -98,7 +98,7 @@ def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
 def _quiet_compiler() -> None:
     """Hide a page of alarm that two versions of jaxlib write about each cached program on some CPUs.
 
-    JAX reads the variable as it is imported. The value 1 is JAX's own, inherited from a program that started this one.
+    JAX reads the variable when it is imported. The value 1 is JAX's own, inherited from the program that started this.
     """
     from importlib.metadata import version
 

@@ -41,7 +41,7 @@ def merge(
     require_writable(out)
     bars = Bars()
     out.parent.mkdir(parents=True, exist_ok=True)
-    # write in a private folder beside the new one: whatever fails, no half-written run is left
+    # write next to the new folder, in a private one: if anything fails, no half-written run is left
     private = Path(tempfile.mkdtemp(prefix=f"{PRIVATE}{out.name}-", dir=out.parent))
     try:
         folder = private / out.name

@@ -204,7 +204,7 @@ def prune(
         float, typer.Option(metavar="FRACTION", help="Fraction of the neurons to keep, above 0 and up to 1.")
     ] = 0.6,
     scope: Annotated[
-        str, typer.Option(metavar="NAME", help="Neurons to rank together: those of a layer, or of the network.")
+        str, typer.Option(metavar="NAME", help="Neurons that are ranked together: layer or network.")
     ] = "layer",
     fill: Annotated[
         str,

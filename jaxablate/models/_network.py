@@ -18,7 +18,7 @@ from flax import nnx
 
 from jaxablate._checks import InputError, require
 from jaxablate._typing import Images
-from jaxablate.devices import is_partly_remote
+from jaxablate.devices import is_partly_remote, to_device
 from jaxablate.models._mlp import ACTIVATIONS, ELEMENTWISE, MLP, flatten_images, require_fitting
 from jaxablate.models._sites import (
     REDUCTIONS,
@@ -133,7 +133,7 @@ def trace_model(model: Model, images: Images) -> tuple[ModelSpec, nnx.State, jax
         "images of this process",
     )
     try:
-        images = jnp.asarray(images)
+        images = to_device(images)
     except (TypeError, ValueError):
         raise InputError(f"images: expected an array [example, ...], got {type(images).__name__}") from None
     require(images.ndim >= 2 and len(images) > 0, f"images: expected [example, ...], got shape {images.shape}")

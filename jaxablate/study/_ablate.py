@@ -25,7 +25,7 @@ from jaxablate._typing import Counts, Images, Labels
 from jaxablate.ablation import cumulative_ablation, evaluate_masks, single_ablation
 from jaxablate.activations import compute_fill, mean_activations
 from jaxablate.datasets import Dataset
-from jaxablate.devices import make_room_for_programs
+from jaxablate.devices import make_room_for_programs, to_device
 from jaxablate.fills import AffineFill, AnyFill, PerExampleFill
 from jaxablate.metrics import METRICS
 from jaxablate.models import Model
@@ -114,7 +114,7 @@ def ablate_networks(
     config.check_steps(network.sizes)
     protocols = [get_protocol(name) for name in config.protocols]
     if mesh is None:
-        test = EvaluationData(jnp.asarray(data.test.images), jnp.asarray(data.test.labels), None)
+        test = EvaluationData(to_device(data.test.images), to_device(data.test.labels), None)
     else:
         test = EvaluationData(data.test.images, data.test.labels, mesh)
     what = f"ablate {name}"
