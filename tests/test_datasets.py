@@ -210,7 +210,7 @@ def test_a_damaged_cache_is_refused_without_a_server(server, tmp_path):
     server.server_close()
     assert datasets.availability("mnist") == "not reachable"
     for name in ("mnist", "auto"):
-        with raises_input_error(f"{path}: expected mnist's file with the SHA-256 .* fetched again, or remove it"):
+        with raises_input_error(f"{path}: expected mnist's file with the SHA-256 .* download it again, or remove it"):
             ja.load_dataset(name)
     path.unlink()
     with raises_input_error("mnist is neither cached nor reachable"):

@@ -285,7 +285,7 @@ except ja.InputError as error:
         ),
         (
             ["--coordinator", "auto"],
-            "coordinator: JAX cannot connect the processes (coordinator_address should be defined.); start each",
+            "coordinator: JAX cannot connect the processes (",
         ),
     ],
 )

@@ -367,9 +367,9 @@ def test_in_a_browser(browser, path, width, scheme, small_results):
     assert curve.is_visible()
     box = figure.locator(":scope > svg").bounding_box()
 
-    def read(broadcast_from_primary):
-        """The values at this share of the picture's width."""
-        page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+    def read(fraction):
+        """Read the values at this fraction of the picture's width."""
+        page.mouse.move(box["x"] + fraction * box["width"], box["y"] + box["height"] / 2)
         return figure.locator(".readout")
 
     tooltip = read(432 / 440).inner_text()  # the right end of the axis: the last step
