@@ -205,6 +205,9 @@ def compute_fill(
     return fitted
 
 
+# A site's outputs are [example, ..., unit]: a dense layer has no axis in between, a convolution has the positions of a
+# map, a transformer has tokens. Scores need one number for each example and unit, so the axes in between are reduced by
+# the site's own reduction (mean or max). Means for fills always average over examples and positions together.
 def _reduce_positions(reduction: Callable, outputs: jax.Array) -> jax.Array:
     """Reduce the positions of a unit in an example to one number [example, neuron]."""
     return reduction(outputs, axis=tuple(range(1, outputs.ndim - 1))) if outputs.ndim > 2 else outputs

@@ -157,6 +157,14 @@ class _Cut:
     bias: np.ndarray | None = None
 
 
+# Pruning one site of a chain. `maker` is the linear map before the site, `reader` the one after it.
+#   maker -> activation, norm, pooling -> site -> pooling, flattening -> reader
+# A removed unit takes away one output column of the maker, its entries in batch norms in between, and all inputs of
+# the reader that depend on it. Flattening and pooling may spread a unit over many inputs; `_owners` finds them by
+# raising one unit at a time, so that any function may lie in between as long as it does not mix units.
+# The removed units' constant fill enters the reader as a constant, which its bias takes over. This fails only if the
+# constant differs between positions, as at the padding of a convolution. Finally `prune` compares both networks'
+# logits.
 def _pruned_chain(
     model: nnx.Sequential, keeps: Sequence[np.ndarray], fills: Sequence[np.ndarray], images: jax.Array
 ) -> Chain:

@@ -181,6 +181,10 @@ class Evidence:
         return np.asarray(jnp.concatenate(norms))
 
 
+# First-order Taylor score: |a dL/da| estimates the change of the loss if the unit's output a is set to 0. Summing over
+# the positions of a channel before taking the absolute value treats the channel as one unit (Molchanov et al., 2017).
+# Examples are independent, so the gradient of the summed loss with respect to one example's outputs is the gradient of
+# that example's loss.
 @partial(jax.jit, static_argnums=0)
 def _taylor_sum(network: ModelSpec, state: nnx.State, images: jax.Array, labels: jax.Array) -> jax.Array:
     """Return the sum over examples of |sum over positions of a dL/da| [neuron]."""

@@ -100,6 +100,10 @@ def _total(array: Any, number: np.ndarray) -> np.ndarray:
     return array.astype(np.int64)
 
 
+# One thread reads batches and starts their transfer to the device while the caller computes on the current batch. The
+# semaphore bounds how far it reads ahead: it starts with depth - 1 slots, each batch that is put into the queue takes
+# one, and each batch that the caller takes out returns one. An exception of the iterator travels through the queue and
+# is raised where its batch would have come. If the caller stops early, `stop` and one more slot wake the thread.
 def _prefetched(batches: Iterable[Batch], depth: int) -> Iterator[tuple[jax.Array, ...]]:
     """Yield batches on the device; a thread reads `depth` batches ahead of the current one."""
     slots, ready, stop = threading.Semaphore(depth - 1), queue.SimpleQueue(), threading.Event()

@@ -106,6 +106,11 @@ def split_by_site(values: jax.Array | Tables | None, rows: jax.Array | None, spl
     return jnp.split(values, splits)
 
 
+# Examples are cut twice. Shards run in parallel: one for each CPU core in a thread, or one for each device of a mesh by
+# `shard_map`. Within a shard, `lax.scan` runs over chunks of equal size, so that one program serves all chunks and its
+# memory does not grow with the number of examples. A chunk holds as many examples as a core's cache or the memory limit
+# admits. Outcomes are sums over examples, and integer sums do not depend on the cuts: this is why counts are the same
+# for every number of cores, devices, chunks and processes.
 @dataclass(frozen=True)
 class Layout:
     """The cuts of the examples: `shards` run in parallel, each in `chunks` consecutive chunks of `chunk` examples."""

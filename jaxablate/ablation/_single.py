@@ -188,6 +188,10 @@ def greedy_order(
     return GreedyOrder(jnp.array(order, jnp.int32) - first, result)
 
 
+# Single neurons and pairs are sets of one site. If a linear map follows the site, each set is a low-rank update of
+# that map's output (`_sets`), and the forward pass up to the site is shared. Otherwise each set is a full mask
+# (`_vmap`). The number of sets is padded, because a program is compiled for each number and greedy removal needs
+# every number once.
 def _measure_sets(problem: AblationProblem, sets: np.ndarray, keep: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Evaluate each set of neurons, ablated in addition to the neurons that `keep` already removes.
 

@@ -68,6 +68,9 @@ class _NetworkResults:
         return self.intact - self.area(NETWORK_SCOPE, ranking)
 
 
+# Each claim is a generator of comparisons of one network, positive where the network supports the claim. AUC is the
+# mean accuracy over the steps in percent, so that a difference of two AUCs is in accuracy points. All comparisons are
+# paired: both curves come from the same trained network.
 def _balancing_flattens(results: _NetworkResults) -> Iterator[Comparison]:
     for layer, ranking in itertools.product(results.layers, (RANDOM, *results.available(MI))):
         difference = results.area(layer, ranking) - results.area(layer, ranking, fill="zero")

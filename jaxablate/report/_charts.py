@@ -62,6 +62,9 @@ class Axis:
         return [(round(float(self.position(v / scale)), 1), f"{v:.6g}{'%' if self.percent else ''}") for v in inside]
 
 
+# The template draws SVG pictures of 440 by 280 units. All positions are computed here, once: `Axis.position` maps data
+# to units of the picture, and `_path` joins positions to an SVG path. NaN leaves a gap in a path and an empty value in
+# the data that the page reads for its tooltips.
 def line_chart(
     title: str,
     about: str,

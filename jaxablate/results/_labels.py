@@ -30,7 +30,10 @@ NETWORK_SCOPE = "network"
 NO_NEURON = -1
 """Entry of `ablated` for a random curve that draws a fresh subset at every step."""
 
-# name: (dimensions, long name, unit); "1" marks counts and fractions
+# name: (dimensions, long name, unit); "1" marks counts and fractions Results are one dataset for each network and
+# protocol. `neuron` is the id in the whole network, `neuron_in_site` the id within the site. `scope` is the ablated
+# site or "network"; `ordering` is a score with a direction or a random order; `rank` counts the neurons of an order
+# from 1; `step` counts ablated neurons from 0, the intact network.
 VARIABLES = {
     "train_loss": (("seed", "epoch"), "training loss", "nat"),
     "train_accuracy": (("seed", "epoch"), "training accuracy", "1"),
