@@ -163,8 +163,8 @@ class _Cut:
 # the reader that depend on it. Flattening and pooling may spread a unit over many inputs; `_owners` finds them by
 # raising one unit at a time, so that any function may lie in between as long as it does not mix units.
 # The removed units' constant fill enters the reader as a constant, which its bias takes over. This fails only if the
-# constant differs between positions, as at the padding of a convolution. Finally `prune` compares both networks'
-# logits.
+# constant differs between positions, as at the padding of a convolution. Finally `prune` compares the logits
+# of both networks.
 def _pruned_chain(
     model: nnx.Sequential, keeps: Sequence[np.ndarray], fills: Sequence[np.ndarray], images: jax.Array
 ) -> Chain:

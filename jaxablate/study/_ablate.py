@@ -89,14 +89,10 @@ class _View:
 
 
 # How the results of one kind of network are computed, for each seed:
-# 1. `_score_and_rank` quantizes and scores the neurons on the validation split, once for each quantizer that
-#    protocols
-#    use, and ranks them within every scope (each site, then the whole network) under every protocol.
-# 2. `_curves` ablates along these orders and counts correct test predictions, scope by scope. Protocols often agree
-#    on
-#    an order or a fill; views with equal fills are evaluated in one call, and `cumulative_ablation` follows equal
-# orders
-#    only once.
+# 1. `_score_and_rank` quantizes and scores the neurons on the validation split, once for each quantizer that the
+#    protocols use. It ranks them within every scope (each site, then the whole network) under every protocol.
+# 2. `_curves` ablates along these orders and counts correct test predictions, scope by scope. Protocols often agree on
+#    an order or a fill: views with equal fills are evaluated in one call, and equal orders are followed only once.
 # 3. `_ablate_singly` ablates each neuron alone with the fill of bias balancing.
 # Each of these results is a unit of the `CheckpointStore`. The digest of its inputs (the network's state, and for
 # curves the scores and orders too) decides whether a saved unit is reused, so that a resumed run equals an
