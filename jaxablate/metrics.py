@@ -257,7 +257,7 @@ def _conditional(counts: Counts) -> tuple[AnyArray, AnyArray, AnyArray]:
 
 @jax.jit
 def _mutual_information(counts: Counts) -> Scores:
-    # I(T;Y) = sum_c P(c) D_KL(P(T|c) || P(T)): a sum of divergences, none of which is negative.
+    # I(T;Y) = sum_c P(c) D_KL(P(T|c) || P(T)): a sum of divergences, which are not negative.
     given_class, code, p_class = _conditional(counts)
     divergence = _p_log_ratio(given_class, given_class, code).sum(axis=2)
     return _clip_to_bound((p_class[..., 0] * divergence).sum(axis=1), counts.shape[2])

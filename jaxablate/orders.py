@@ -157,7 +157,7 @@ def random_orders(num_neurons: int, num_orders: int, *, key: jax.Array) -> Order
     """Draw independent, uniformly random permutations.
 
     Args:
-        num_neurons: number of neurons to permute: those of one site, or of the whole network.
+        num_neurons: number of neurons to permute, of one site or of the whole network.
         num_orders: number of permutations.
         key: random key, `jax.random.key(seed)`.
 

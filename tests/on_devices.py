@@ -104,7 +104,7 @@ def main(dataset: str) -> None:
 
 
 def examples_are_not_added(model: ja.MLP, images: np.ndarray, labels: np.ndarray, masks: np.ndarray) -> None:
-    """Where the devices do not divide the examples, what knows nothing of padding sees no more of them either."""
+    """Functions without padding see no extra example if the devices do not divide the examples."""
     mesh = ja.devices.make_mesh()
     expected = ja.mean_activations(model, images), ja.evaluate_masks(model, masks, images, labels)
     spread = ja.devices.shard_examples(mesh, images, labels)

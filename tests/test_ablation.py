@@ -303,7 +303,7 @@ print(counts.shape[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 102
     [((200, 200, 200), 10, 60_000, 10**7), ((200, 200), 10, 10_000, 10**6), ((8, 8), 1000, 10_000, 10**7)],
 )
 def test_programs_keep_to_the_memory_limit(monkeypatch, hidden, classes, num_examples, limit, engine):
-    """What XLA sets aside for many curves, without running them."""
+    """XLA's memory for many curves, without running them."""
     model = ja.MLP(784, hidden, classes, rngs=nnx.Rngs(0))
     images, labels = np.zeros((num_examples, 784), np.float32), np.zeros(num_examples, np.int32)
     module, sizes = {"vmap": _vmap, "incremental": _incremental}[engine], []
@@ -322,7 +322,7 @@ def test_programs_keep_to_the_memory_limit(monkeypatch, hidden, classes, num_exa
 
 
 def test_full_size_programs_stay_small_by_default(mnist5k):
-    """What XLA sets aside for 8 192 masks of 3 x 200 neurons on 10 000 examples, without running it."""
+    """XLA's memory for 8,192 masks of 3 x 200 neurons on 10,000 examples, without running it."""
     model = ja.MLP(784, (200, 200, 200), 10, rngs=nnx.Rngs(0))
     images, labels = np.zeros((10_000, 784), np.float32), np.zeros(10_000, np.int32)
     calls = []

@@ -59,7 +59,7 @@ def test_counts(engine, memory_limit, cores, way, models, curves, monkeypatch):
 THREADS = {
     "one thread": {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"},
     "one core": {},
-    "as it is": {},
+    "default": {},
 }
 PROGRAM = """
 import os, sys

@@ -372,7 +372,7 @@ def test_effects_that_do_not_differ_have_no_carrier():
 
 
 def test_equal_effects_may_be_judged_differently():
-    """The same numbers in a larger family of tests."""
+    """Equal numbers are judged differently in a larger family of tests."""
     verdicts = [
         Verdict("paper", "net", "C9a", "text", HOLDS, 3, (effect(4.0, HOLDS),)),
         Verdict("mi_sign", "net", "C9a", "text", HOLDS, 3, (effect(4.0, HOLDS),)),

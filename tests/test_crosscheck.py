@@ -45,7 +45,7 @@ def net(mnist5k):
 
 @pytest.fixture(scope="module")
 def model(net, tmp_path_factory):
-    """The same network, imported."""
+    """Return the imported network."""
     path = tmp_path_factory.mktemp("crosscheck") / "net.pt"
     torch.save(net.state_dict(), path)
     return load_pytorch(path, activation="sigmoid")
@@ -160,7 +160,7 @@ def keep():
 
 @pytest.fixture(scope="module")
 def smaller(net):
-    """What Torch-Pruning leaves of the network."""
+    """Return the network after Torch-Pruning."""
     pruning = pytest.importorskip("torch_pruning")
     small = copy.deepcopy(net)
     graph = pruning.DependencyGraph().build_dependency(small, example_inputs=torch.zeros(1, 28, 28))

@@ -47,7 +47,7 @@ def write_folder(folder, zipped: bool = True, **changed):
 
 
 def same_examples(split, images, labels) -> bool:
-    """Whether a split holds exactly these examples, in any order."""
+    """Return True if a split holds exactly these examples, in any order."""
 
     def keys(xs, ys):
         return sorted(np.asarray(x, np.float32).tobytes() + bytes([int(y)]) for x, y in zip(xs, ys, strict=True))
@@ -336,7 +336,7 @@ def test_damaged_idx_folders(tmp_path):
 
 
 def test_features_of_any_shape_and_range(tmp_path):
-    """What is no image: floating numbers are taken as they are."""
+    """Features that are no image: floating numbers are not changed."""
     random = np.random.default_rng(0)
     features = {f"{split}_images": random.normal(size=(60, 7)) * 300 for split in ("train", "test")}
     np.savez(tmp_path / "features.npz", **{**arrays(), **features, "test_labels": arrays()["train_labels"]})

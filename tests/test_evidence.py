@@ -120,7 +120,7 @@ def test_taylor_by_hand(evidence, small_model, activations, split):
 
 
 def test_taylor_of_channels_by_the_layers_themselves(split):
-    """Of a map the sum over its places, before the absolute value."""
+    """A map is summed over its positions before the absolute value."""
     model = cnn_chain()
     layers = in_evaluation(model).layers
     images, labels = jnp.asarray(split.images[:70]), split.labels[:70]

@@ -56,7 +56,7 @@ def test_order_figures_draw_the_curves(results):
 
 
 @pytest.mark.parametrize(
-    ("ends", "beside"),
+    ("ends", "at_curves"),
     [
         ((0.9, 0.8, 0.7, 0.5), True),
         ((0.9, 0.89, 0.7, 0.5), True),  # moved a little
@@ -64,7 +64,7 @@ def test_order_figures_draw_the_curves(results):
         ((0.9, 0.89, 0.88, 0.87), False),  # moved too far
     ],
 )
-def test_names_stand_beside_curves_where_they_fit(small_results, ends, beside):
+def test_names_are_at_the_curves_if_they_fit(small_results, ends, at_curves):
     results = small_results.copy(deep=True)
     results["2-layer"] = results["2-layer-12-10"]
     network = results["2-layer"].to_dataset().copy(deep=True)
@@ -75,11 +75,11 @@ def test_names_stand_beside_curves_where_they_fit(small_results, ends, beside):
         network["accuracy"][:, :, of_ranking, :, -1] = end
     results["2-layer"] = xr.DataTree(network)
     axes = draw_figure(results, 12).axes[0]
-    assert (axes.get_legend() is None) == beside
+    assert (axes.get_legend() is None) == at_curves
     names = {text.get_text().split("\n")[0]: text for text in axes.texts}
-    assert set(names) == ({"random", "Mutual information", "KL selectivity", "Entropy"} if beside else set())
+    assert set(names) == ({"random", "Mutual information", "KL selectivity", "Entropy"} if at_curves else set())
     low, high = axes.get_ylim()
-    for text, end in zip(sorted(names.values(), key=lambda text: -text.xy[1]), ends, strict=beside):
+    for text, end in zip(sorted(names.values(), key=lambda text: -text.xy[1]), ends, strict=at_curves):
         assert text.xy[1] == pytest.approx((end - low) / (high - low), abs=0.05)
 
 

@@ -106,7 +106,7 @@ class Runs:
 
 
 def npy(descr="'|u1'", shape="(60, 4, 5)", data=bytes(1200), version=b"\x01\x00") -> bytes:
-    """An array's file with a header of one's own."""
+    """Return an array's file with a given header."""
     header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}\n".encode()
     size = struct.pack("<H" if version[0] == 1 else "<I", len(header))
     return b"\x93NUMPY" + version + size + header + data
@@ -337,7 +337,7 @@ def unchecked():
 
 @pytest.mark.parametrize("name", ["idx", "idx.gz", "npz", "network", "pytorch", "pt", "netcdf"])
 def test_a_moment_of_fuzzing(tmp_path, name, unchecked):
-    """The same files every time; scripts/fuzz.py goes on for as long as one likes."""
+    """Files are the same every time; scripts/fuzz.py runs for a chosen time."""
     reader = fuzz.readers(tmp_path).get(name)
     if reader is None:
         pytest.skip("PyTorch is not installed")

@@ -24,7 +24,7 @@ META = {"__metadata__": {"format": "jaxablate network 1", "activation": "relu"}}
 
 
 def safetensors(header: object, data: bytes = b"", size: int | None = None) -> bytes:
-    """A file with a header of one's own, JSON or bytes, and what it says of its length."""
+    """Return a file with a given header, JSON or bytes, and a given length of the header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if size is None else size) + text + data
 

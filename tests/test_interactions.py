@@ -171,7 +171,7 @@ def test_super_additivity_of_a_network(small_model, mnist5k):
 
 
 def matrices(random: np.random.Generator, neurons: int) -> np.ndarray:
-    """A symmetric matrix of which neurons, not pairs, explain half: as damage and information are."""
+    """Return a symmetric matrix in which neurons, not pairs, explain half, as for damage and information."""
     per_neuron, noise = random.normal(size=neurons), random.normal(size=(neurons, neurons))
     return per_neuron[:, None] + per_neuron + noise + noise.T
 

@@ -75,7 +75,7 @@ def saved(torch, state, path):
 
 
 def torch_logits(torch, net, images):
-    """Of channels-last images, if they have channels."""
+    """Logits of channels-last images, if they have channels."""
     tensor = torch.from_numpy(np.asarray(images))
     with torch.no_grad():
         return net(tensor.movedim(-1, 1) if tensor.ndim == 4 else tensor).numpy()
@@ -142,7 +142,7 @@ SIZES = (96, 96), (96, 5), (8, 5)
 
 
 def heads(torch):
-    """What may lie between maps of 3 x 4 with 8 channels and the logits: PyTorch's layers and ours."""
+    """Layers between maps of 3 x 4 with 8 channels and the logits: PyTorch's and jaxablate's."""
     nn, rngs = torch.nn, nnx.Rngs(1)
     norm, hidden, last, few = (nnx.BatchNorm(96, rngs=rngs), *(nnx.Linear(*n, rngs=rngs) for n in SIZES))
     pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)

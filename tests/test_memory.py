@@ -94,7 +94,7 @@ def test_what_is_needed_is_said(short_of_memory, small_model, mnist5k):
     [MemoryError("Unable to allocate 9 GiB"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")],
 )
 def test_the_command_line_says_that_memory_ran_out(error, capsys):
-    """For the data, say, or in training, where no smaller chunk helps."""
+    """Memory for data or training cannot be saved by smaller chunks."""
     with pytest.raises(typer.Exit), one_sentence_errors():
         raise error
     stderr = capsys.readouterr().err

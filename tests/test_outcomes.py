@@ -132,7 +132,7 @@ def test_pairs(kind, site, start, examples, monkeypatch):
 
 
 def test_pairs_of_a_large_layer_keep_to_the_memory_limit(monkeypatch):
-    """What XLA sets aside for the 19 900 pairs of a layer of 200, without running them."""
+    """XLA's memory for the 19,900 pairs of a layer of 200, without running them."""
     model = ja.MLP(784, (200, 200), 10, rngs=nnx.Rngs(0))
     images, labels = np.zeros((10_000, 784), np.float32), np.zeros(10_000, np.int32)
     measure, sizes = _sets._engine.single_device, []
@@ -292,7 +292,7 @@ def test_bad_input(small_model, examples, mnist5k):
 
 
 def test_measures_are_the_same_in_company():
-    """jaxlib 0.10.2 wrote the sums of one measure over those of another (github.com/jax-ml/jax/issues/39103)."""
+    """jaxlib 0.10.2 overwrote the sums of one outcome with another's (github.com/jax-ml/jax/issues/39103)."""
     random = np.random.default_rng(0)
     model = ja.MLP(20, (12, 10), 10, rngs=nnx.Rngs(0))
     images, labels = random.random((6000, 20), np.float32), random.integers(0, 10, 6000)

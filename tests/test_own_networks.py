@@ -1,4 +1,4 @@
-"""Networks of one's own: in a study, and from files on the command line."""
+"""A user's networks: in a study, and from files on the command line."""
 
 import csv
 

@@ -51,7 +51,7 @@ def all_ended(processes: list[subprocess.Popen[str]], timeout: float = 300) -> l
 
 
 def study(number: int, out: Path) -> list[subprocess.Popen[str]]:
-    """So many processes of one command; all but process 0 are told of a folder that they need not see."""
+    """Start processes of one command; all but process 0 get a folder that they need not see."""
     command = [
         HERE / "without_pictures.py",
         *STUDY,
@@ -71,7 +71,7 @@ def dataset() -> str:
 
 @pytest.fixture(scope="module")
 def alone(dataset, tmp_path_factory) -> dict[str, np.ndarray]:
-    """What one process finds."""
+    """Return the results of one process."""
     out = tmp_path_factory.mktemp("alone") / "0.npz"
     ((status, _, errors),) = all_ended([start([HERE / "on_processes.py", "", 1, 0, 1, dataset, out])])
     assert status == 0, errors
@@ -235,7 +235,7 @@ import jax
 from jaxablate.cli._processes import initialize_distributed
 print(initialize_distributed("auto", None, None, 2), jax.device_count())
 """
-    job = str(free_port() % 4000)  # of which JAX makes the port
+    job = str(free_port() % 4000)  # JAX derives the port from the job's number
 
     def environment(process: int) -> dict[str, str]:
         if launcher == "slurm":

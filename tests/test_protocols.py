@@ -225,7 +225,7 @@ def test_the_published_sweep_by_hand(off_and_on, mnist5k):
 
 
 def test_the_published_random_curves_by_hand(off_and_on, mnist5k, monkeypatch):
-    """The subsets are what the protocol draws; the counts are those of the subsets."""
+    """The protocol draws the subsets; the counts belong to these subsets."""
     drawn = []
     original = _published.fresh_subsets
     monkeypatch.setattr(_published, "fresh_subsets", lambda *a, key: drawn.append(original(*a, key=key)) or drawn[-1])

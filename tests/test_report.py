@@ -1,4 +1,4 @@
-"""The report: its numbers are those of the results, it needs nothing beside it, and it answers to the reader."""
+"""The report: its numbers are the results', it needs no other file, and it answers to the reader."""
 
 import base64
 import html
@@ -37,7 +37,7 @@ QUESTIONS = [
 
 
 class Page(HTMLParser):
-    """What a page holds: its elements with their text, and the rows of its tables."""
+    """The elements of a page with their text, and the rows of its tables."""
 
     def __init__(self, path):
         super().__init__()
@@ -338,7 +338,7 @@ def browser():
     playwright = pytest.importorskip("playwright.sync_api")
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
-        pytest.skip("no Chromium at hand")
+        pytest.skip("Chromium is not installed")
     arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=program, args=arguments)

@@ -47,7 +47,7 @@ def same(results: xr.DataTree, reference: xr.DataTree) -> bool:
 
 
 def headers(folder: Path) -> dict[str, dict[str, str]]:
-    """What the files of networks say of themselves, with the checksum of their arrays."""
+    """Return the headers of network files, with the checksum of their arrays."""
     headers = {}
     for path in (folder / "networks").iterdir():
         with safe_open(path, framework="numpy") as file:

@@ -259,7 +259,7 @@ def test_the_figure_draws_the_numbers(sensitivity):
                 np.testing.assert_allclose(drawn[3 * i + j], [float(expected.sel(score=metric)[j])])
     FigureCanvasAgg(figure).draw()
     labels = [axes.yaxis.label.get_window_extent() for axes in figure.axes if axes.get_ylabel()]
-    assert min(label.x0 for label in labels) > 0  # none is cut off, with minus signs beside it
+    assert min(label.x0 for label in labels) > 0  # no label is cut off, minus signs included
     texts = [text.get_text() for text in figure.texts]
     assert "a title" in texts
     assert any("first quantizer (stars): activation; 5 neurons ablated, fill: mean; 2 networks" in t for t in texts)

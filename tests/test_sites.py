@@ -193,7 +193,7 @@ class Own(nnx.Module):
 
 
 def broken_models():
-    """What cannot be ablated, and the sentence that says so."""
+    """Models that cannot be ablated, and the sentence for each."""
     site = ja.Site("s")
     counter = nnx.Variable(jnp.zeros(()))
 
@@ -266,7 +266,7 @@ def test_what_cannot_be_ablated_is_said_in_one_sentence(what, examples):
 
 
 def test_a_site_of_another_size_for_other_images(examples):
-    """The mask fits the site as it is for the images at hand, and says so if it does not."""
+    """The mask must fit the site's outputs for the given images; otherwise a sentence says so."""
     model = Rows()
     images, labels = examples
     assert ja.evaluate_masks(model, np.ones((1, 28), bool), images, labels).shape == (1,)

@@ -18,7 +18,7 @@ OUTCOMES = ("correct", "class_correct", "confusion", "loss", "divergence")
 
 
 def cut(images, labels, size=137):
-    """Batches of which the last is smaller, in arrays that are filled again and again."""
+    """Yield batches in reused arrays; the last batch is smaller."""
     room = np.empty((size, *images.shape[1:]), images.dtype), np.empty(size, labels.dtype)
     for start in range(0, len(labels), size):
         part = images[start : start + size], labels[start : start + size]

@@ -25,7 +25,7 @@ def merge_results(results: Mapping[str, xr.DataTree]) -> xr.DataTree:
         results: results by a name for the run, such as its folder; from `run_study` or `load_results`.
 
     Returns:
-        Results like those of one run of all seeds, in ascending order of the seeds. The attribute `merged_from` lists
+        The results of one run of all seeds, in ascending order of the seeds. The attribute `merged_from` lists
         the seeds, versions, device, duration and date of each run, as JSON.
 
     Raises:

@@ -98,7 +98,7 @@ class _View:
 # curves the scores and orders too) decides whether a saved unit is reused, so that a resumed run equals an
 # undisturbed one.
 # Random orders and fresh subsets have keys that depend on seed, kind of network and scope only. They are therefore
-# the same whichever other networks, scopes or protocols a study has.
+# the same in a study with more networks, scopes or protocols.
 def ablate_networks(
     config: StudyConfig,
     name: str,
