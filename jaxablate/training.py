@@ -218,7 +218,7 @@ def train_many(
         models = starts
     graphdef = nnx.graphdef(models[0])
     params = stack_states([nnx.state(model) for model in models])
-    keys = jnp.stack([r.shuffle() for r in rngs])
+    keys = jnp.stack([r.shuffle() for r in rngs])  # one key for each seed, from which each epoch draws its order
     splits = [
         (to_device(split.images.reshape(len(split), -1)), to_device(split.labels))
         for split in (data.train, data.validation)
@@ -232,6 +232,8 @@ def train_many(
         shared = (*shared[:3], put_global(NamedSharding(mesh, P()), splits))
         parallel = "vmap"
     progress = _ProgressCounter(on_epoch, epochs * len(seeds))
+    # On a CPU one program for each seed beats one batched program: products of single matrices are faster there than
+    # batched products, and the programs keep all cores busy. Other devices need the batch of networks to be busy.
     if parallel == "threads" or (parallel == "auto" and jax.default_backend() == "cpu"):
         groups = [slice(i, i + 1) for i in range(len(seeds))]
     else:
@@ -344,6 +346,12 @@ class _Recipe:
         return optax.chain(optax.add_decayed_weights(self.l2), optax.adam(self.learning_rate))
 
 
+@partial(jax.jit, static_argnums=0)
+def _initial_opt_state(recipe: _Recipe, params):
+    """Return the optimizer's initial state [network, ...]; one program instead of one for each array."""
+    return jax.vmap(recipe.optimizer().init)(params)
+
+
 def _loss(graphdef: nnx.GraphDef, params: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the mean cross-entropy in nats and the fraction of correct predictions."""
     logits = nnx.merge(graphdef, params)(images)
@@ -361,12 +369,6 @@ def _loss(graphdef: nnx.GraphDef, params: Any, images: jax.Array, labels: jax.Ar
 # The order of the examples depends on the network's own key and the epoch only, never on the group. A batch axis over
 # networks changes no operation of a network, only the order in which its matrix products add up. So a seed gives the
 # same network alone, in a group or on a mesh, up to rounding.
-@partial(jax.jit, static_argnums=0)
-def _initial_opt_state(recipe: _Recipe, params):
-    """Return the optimiser's initial state [network, ...]; one program instead of one for each array."""
-    return jax.vmap(recipe.optimizer().init)(params)
-
-
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4), compiler_options=COMPILER_OPTIONS)
 def _epoch(graphdef: nnx.GraphDef, recipe: _Recipe, splits, params, opt_state, keys, epoch):
     """Train each network of a group for one epoch.

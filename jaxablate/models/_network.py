@@ -149,6 +149,7 @@ def trace_model(model: Model, images: Images) -> tuple[ModelSpec, nnx.State, jax
         outputs = tuple(jax.ShapeDtypeStruct((width,), jnp.float32) for width in model.hidden)
         num_classes = model.stages[-1].linear.out_features
         return ModelSpec(graphdef, InputSpec.from_arrays(state, images), names, outputs, num_classes), state, images
+    # A copy in evaluation mode and without masks, so that equal networks have equal specs whatever was done to them.
     model = nnx.clone(model)
     model.eval()
     for site in find_sites(model):
@@ -192,6 +193,7 @@ def _comparable(array: jax.Array) -> jax.Array:
     return jnp.nan_to_num(array) if jnp.issubdtype(array.dtype, jnp.inexact) else array
 
 
+# Jitted with the graph as a static argument, so equal networks share one program.
 @partial(jax.jit, static_argnums=0)
 def _state_after_call(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array) -> list[jax.Array]:
     """Call the model on images and return the leaves of its state afterwards, without the sites' variables."""
@@ -200,6 +202,8 @@ def _state_after_call(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Arra
     return _leaves_outside_sites(nnx.state(model))
 
 
+# Tracing runs the user's Python code, which is slow and may be called for every batch, so its results are cached. The
+# cache is bounded because a graph keeps the functions in it alive.
 @functools.lru_cache(maxsize=64)
 def _trace_sites(
     graphdef: nnx.GraphDef, inputs: InputSpec
@@ -293,7 +297,7 @@ def _record_named_sites(
     """
     model = nnx.merge(graphdef, state)
     segments = split_at_sites(model)
-    if is_mlp(model) and segments is not None:
+    if is_mlp(model) and segments is not None:  # an MLP holds no Site modules; its sites lie between its segments
         recorded, outputs = [], images
         for segment in segments[:-1]:
             outputs = apply_layers(segment, outputs)

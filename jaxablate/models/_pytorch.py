@@ -265,6 +265,8 @@ def _feature_orders(model: nnx.Sequential, shape: tuple[int, ...]) -> dict[int, 
     """
     model = nnx.clone(model)
     model.eval()
+    # `order` is set while the features are flattened and no linear map has read them yet. A batch norm in between has
+    # one weight for each feature, so its weights are permuted too and the order still holds for the next layer.
     outputs, order, orders = jnp.zeros((1, *shape[1:])), None, {}
     for index, layer in enumerate(flatten_layers(model.layers)):
         inputs = outputs
