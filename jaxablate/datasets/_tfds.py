@@ -16,6 +16,7 @@ from jaxablate.datasets._types import Dataset, InputError, sha256_of
 
 NAMES = ("mnist", "fashion_mnist", "kmnist")
 DATA_DIR_VARIABLE = "JAXABLATE_DATA_DIR"
+_IMPORT = threading.Lock()  # TFDS imports lazily; imports by two threads at once can wait for each other forever
 PROBE_SECONDS = 5.0  # for one request; with the look-up of the name at most twice as long
 
 
@@ -56,6 +57,10 @@ class _Registry:
     """The four URLs of a dataset in TFDS, their checksums, and the state of TFDS's cache."""
 
     def __init__(self, name: str):
+        with _IMPORT:
+            self._read(name)
+
+    def _read(self, name: str) -> None:
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core import constants
         from tensorflow_datasets.core.download.resource import get_dl_fname, get_info_path, is_locally_cached
