@@ -78,7 +78,7 @@ def load_checked(path: Path) -> xr.DataTree:
     if not set(COMPARED) <= set(protocols) or len(config["seeds"]) < 2 or not all_scores:
         raise ja.InputError(
             f"results file {path}: expected the protocols paper and published, all scores and at least two seeds, got "
-            f"{', '.join(protocols)}, {', '.join(config['metrics'])} and {len(config['seeds'])}; `jaxablate reproduce "
+            f"{', '.join(protocols)}, {', '.join(config['scores'])} and {len(config['seeds'])}; `jaxablate reproduce "
             "--seeds 20 --protocol each` writes them"
         )
     return results
