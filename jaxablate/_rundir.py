@@ -49,6 +49,8 @@ def lock_folder(folder: str | Path) -> Iterator[str | None]:
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     owner, path = folder / OWNER_FILE, folder / "run.lock"
+    # A lock of the operating system, not a file that marks an owner: a killed process cannot leave it behind. The file
+    # of the owner only serves messages, and shows the next run that its predecessor was killed.
     lock = FileLock(path, is_singleton=True)
     try:
         lock.acquire(timeout=0)
@@ -113,6 +115,8 @@ class CheckpointStore:
                 one, the unit is computed again.
             compute: function that computes the arrays.
         """
+        # Every unit is a file that appears atomically when it is complete. Its metadata names the run, the unit and the
+        # inputs, and its checksum covers the arrays; a file that differs in any of these is computed again.
         if self.folder is None:
             computed = compute()
             return broadcast_from_primary(lambda: computed)
@@ -204,6 +208,7 @@ def _saved_identity(path: Path) -> dict[str, Any] | None:
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
     """Return the SHA-256 of arrays by name, including dtypes and shapes, in hexadecimal digits."""
     sha = hashlib.sha256()
+    # Dtype and shape are part of the digest: equal bytes can be different arrays.
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         sha.update(json.dumps([name, str(array.dtype), array.shape]).encode())

@@ -74,6 +74,8 @@ def damage_correlations(network: xr.Dataset) -> xr.DataArray:
 
     scopes, damage = network["scope"].values, lost_predictions(network)
     correlations = np.full((network.sizes["seed"], network.sizes["score"], len(scopes)), np.nan)
+    # Rank correlation, since a score need not be proportional to the damage. Within a layer it compares like with like;
+    # over the whole network it also shows whether scores of different layers are comparable.
     for seed, score, scope in np.ndindex(correlations.shape):
         scores = network["scores"].values[seed, score]
         chosen = np.isfinite(scores)

@@ -203,6 +203,8 @@ def explain_changes(verdicts: Sequence[Verdict]) -> list[VerdictChange]:
         >>> {change.claim for change in changes} <= {verdict.claim for verdict in verdicts}
         True
     """
+    # Two tables by protocol: the effects of each comparison, and the verdict on each claim. A claim can change although
+    # only some of its comparisons do; only those explain it.
     effects: dict[tuple[str, str, str], dict[str, Effect]] = {}
     claim_verdicts: dict[tuple[str, str], dict[str, str]] = {}
     for verdict in verdicts:
@@ -226,6 +228,8 @@ def explain_changes(verdicts: Sequence[Verdict]) -> list[VerdictChange]:
 
 def _with_cause(change: VerdictChange) -> VerdictChange:
     """Return the change with its cause, if a departure explains at least half of the difference."""
+    # A departure explains the part (departure - paper) / (published - paper) of the difference. Parts need not add up
+    # to 1, since departures interact.
     explained = {
         name: (change.means[name] - change.means["paper"]) / change.difference[0]
         for name in SETS["each"][1:-1]  # without the two whole protocols at the ends

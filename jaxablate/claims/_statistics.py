@@ -74,6 +74,8 @@ def estimate(family: Sequence[Comparison]) -> list[Effect]:
     Returns:
         One `Effect` for each comparison.
     """
+    # A comparison can be undefined in a network, for example the mean score of a layer without a defined score. Such a
+    # network is left out of this comparison only.
     defined = [values[np.isfinite(values)] for _, _, values in family]
     p_values = np.array([_p_value(values) if len(values) > 1 else np.nan for values in defined])
     effects = []

@@ -142,6 +142,8 @@ def _is_text(value: object, is_json: bool) -> bool:
 
 def _require_whole(path: Path, name: str, network: xr.Dataset) -> None:
     """Raise unless a network's node has everything that `network_results` writes."""
+    # Figures, claims and reports index these arrays without further checks. Everything they rely on is checked here
+    # once, so that a damaged file ends in one sentence and not in a traceback.
     history = {*HISTORY} & {*network.variables}
     num_layers = network.sizes.get("scope", 1) - 1  # one scope is the whole network
     for variable, (dims, _, _) in VARIABLES.items():

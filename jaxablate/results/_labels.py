@@ -327,6 +327,7 @@ def study_results(
         "seconds": seconds,
         **_provenance(source),
     }
+    # The paper's networks are at the root: results of the default protocol need no prefix.
     nodes = {
         name if protocol == PAPER.name else f"{protocol}/{name}": network
         for protocol, by_name in networks.items()

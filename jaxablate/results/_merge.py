@@ -44,6 +44,7 @@ def merge_results(results: Mapping[str, xr.DataTree]) -> xr.DataTree:
     for name in names[1:]:
         differences = format_differences(settings[names[0]], settings[name], (f"in {names[0]}", f"in {name}"))
         require(not differences, f"run {name}: its settings differ ({differences}); merge runs of the same settings")
+    # Verdicts treat networks as independent samples. A seed that comes twice would count one network as two.
     run_of_seed: dict[int, str] = {}
     for name, tree in results.items():
         for seed in json.loads(tree.attrs["config"])["seeds"]:

@@ -78,6 +78,7 @@ class StudyConfig:
     extra_fills: Sequence[str] = ()
 
     def __post_init__(self):
+        # Settings become plain Python values: the results store them as JSON, and equal settings must compare equal.
         for name, value in vars(self).copy().items():
             if isinstance(value, np.generic):  # JSON, which the results use, has no NumPy numbers
                 object.__setattr__(self, name, value.item())

@@ -58,6 +58,8 @@ def trained_networks(
         "learning_rate": config.learning_rate,
         "l2": config.l2,
     }
+    # The file of a network records its settings, seed and data. It is reused only if they are equal, so that a changed
+    # setting never meets old weights. Versions are not compared here: `open_run` compares them for the whole run.
     identity = {**settings, "hidden": hidden, "split_seed": config.split_seed, "data": data.source.sha256}
     paths = {seed: folder / f"{name}_seed{seed}.safetensors" for seed in config.seeds} if folder else {}
     texts = {seed: json.dumps({**identity, "seed": seed}, sort_keys=True) for seed in config.seeds}

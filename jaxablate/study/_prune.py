@@ -107,6 +107,8 @@ def prune_by_score(
     require(fine_tune_epochs >= 0, f"fine_tune_epochs: {fine_tune_epochs} is negative; choose 0 or more")
     scores = score_neurons(model, data, scores=(score,), quantizer=quantizer)["scores"].values[0]
     bounds = site_offsets(model.hidden)
+    # Each span is ranked by itself: every layer, or the whole network as one span. At least one neuron of a span stays,
+    # but a whole-network span may still empty a layer, which `prune` refuses.
     spans = itertools.pairwise(bounds) if scope == "layer" else [(0, bounds[-1])]
     kept = np.ones(len(scores), bool)
     for start, stop in spans:
@@ -118,6 +120,8 @@ def prune_by_score(
     rows = [_row("before", model, data), _row("pruned", small, data)]
     if fine_tune_epochs:
         small, _ = train(data, seed=seed, start=small, epochs=fine_tune_epochs)
+        # The control for pruning: if a new network of the same size reaches the same accuracy with the same training,
+        # the choice of neurons was worth nothing.
         scratch, _ = train(data, small.hidden, seed, activation=small.activation, epochs=fine_tune_epochs)
         rows += [
             _row(f"tuned, epochs: {fine_tune_epochs}", small, data),

@@ -78,6 +78,10 @@ def redundancy_test(
         all(spec == network for spec in specs), "models: the architectures differ; pass networks of one architecture"
     )
     report, total = on_progress or (lambda what, done, total, note: None), len(models) * len(network.sites)
+    # For a pair (a, b) with losses L: damage(a) = L(a) - L(intact), and super-additivity is damage(a, b) - damage(a) -
+    # damage(b). `pair_ablation` holds the single losses on its diagonal, so one call gives all of them. The losses are
+    # subtracted in float64: super-additivity is a small difference of large sums. Pairs share neurons and are not
+    # independent. The Mantel test therefore permutes neurons, not pairs.
     key = jax.random.key(seed)
     tests = []
     for i, model in enumerate(models):

@@ -89,7 +89,8 @@ def run_study(
     start = time.monotonic()
     report = on_progress or (lambda what, done, total, note: None)
     with contextlib.ExitStack() as locks:
-
+        # Process 0 alone locks and writes folders. `broadcast_text` runs the function there and raises its error in all
+        # processes, so that no process waits for one that has stopped.
         def lock() -> str:
             for folder in (run_dir, network_dir):
                 if folder is not None:
@@ -111,6 +112,7 @@ def run_study(
         store = CheckpointStore()
         identity = {}
         if run_dir is not None or jax.process_count() > 1:
+            # Through JSON and back, so that tuples equal the lists that a run file holds.
             identity = json.loads(json.dumps(_identity(config, data, networks)))
             folders = {"run_dir": run_dir is not None, "network_dir": network_dir is not None}
             _require_same({**identity, **folders, "mesh": None if devices is None else dict(devices.shape)})
