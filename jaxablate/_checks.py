@@ -31,6 +31,7 @@ def one_line(text: str) -> str:
 
     Unprintable characters, which names in a damaged file may hold, become spaces. Longer text loses its middle.
     """
+    # The start of a message names the argument and its end the remedy, so the middle is what can go.
     line = "".join(char if char.isprintable() else " " for char in text)
     return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE - 305]} ... {line[-300:]}"
 
@@ -51,6 +52,7 @@ def require_different(argument: str, values: Collection) -> None:
     """Raise unless there is at least one value and no value is repeated."""
     require(len(values) > 0, f"{argument}: expected at least one, got none")
     require(
+        # Repeated entries would compute the same results twice under one label.
         len(set(values)) == len(values), f"{argument}: expected different values, got {', '.join(map(str, values))}"
     )
 
@@ -61,6 +63,8 @@ def require_name(argument: str, name: object) -> None:
     It has 1 to 100 printable characters, none of them a separator, and does not consist of points and spaces alone.
     """
     require(
+        # The name becomes a part of file names and of paths in netCDF files. "/" separates the latter; "\" and
+        # ":" have a meaning in paths of Windows.
         isinstance(name, str)
         and name.isprintable()
         and 1 <= len(name) <= 100
@@ -83,6 +87,8 @@ def require_finite(argument: str, values: np.ndarray) -> None:
 
 def finite_float32(argument: str, values: np.ndarray) -> np.ndarray:
     """Return the values as float32; raise if any is then NaN or infinite."""
+    # A float64 beyond the range of float32 becomes infinite; the next line reports it, so NumPy's warning would be a
+    # second message.
     with np.errstate(over="ignore"):
         values = np.asarray(values, np.float32)
     require_finite(argument, values)
@@ -120,6 +126,7 @@ def require_integers(argument: str, array: Any) -> None:
 
 def require_range(argument: str, values: np.ndarray, low: int, high: int) -> None:
     """Raise unless every value lies in low..high, both ends included."""
+    # min and max raise for an empty array, which has no value out of range.
     if values.size and (values.min() < low or values.max() > high):
         raise InputError(f"{argument}: expected values in {low}..{high}, got {values.min()}..{values.max()}")
 

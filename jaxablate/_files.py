@@ -32,6 +32,8 @@ def require_file(what: str, path: str | Path, remedy: str = "") -> None:
     Raises:
         InputError: with the reason.
     """
+    # The checks follow one another from the path to the content: each message then names the first thing that is wrong.
+    # The file is opened once, because only the attempt shows whether the system permits it.
     require(os.path.exists(path), f"{what} {path}: expected a file, got none{remedy}")
     kind = "a folder" if os.path.isdir(path) else "a pipe or a device"
     require(os.path.isfile(path), f"{what} {path}: expected a file, got {kind}")
@@ -90,6 +92,7 @@ def save_tensors(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: M
         try:
             save_file(dict(arrays), temporary, metadata=dict(metadata))
         except SafetensorError as error:
+            # safetensors has its own error for a full disk; `atomic_path` turns every OSError into one sentence.
             raise OSError(error) from None
 
 
@@ -103,6 +106,8 @@ def require_writable(folder: str | Path) -> None:
     require(
         path.exists() or not path.is_symlink(), f"output folder {folder}: is a link to nothing; choose another folder"
     )
+    # A test by writing: permission bits say nothing about a read-only file system or a full quota. The parent answers
+    # for a folder that does not exist yet.
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):

@@ -168,6 +168,8 @@ def open_run(folder: Path, identity: Mapping[str, Any], *, force: bool) -> str:
     """
     path, current = folder / RUN_FILE, json.loads(json.dumps({"format": FORMAT, **identity}))
     saved = _saved_identity(path)
+    # Only units are discarded. Networks stay, since each file records its own settings and data, and is trained again
+    # if they differ.
     if saved is not None and saved != current:
         if not force:
             names = "in the folder", "in this run"

@@ -107,6 +107,8 @@ def mesh_for(mesh: Mesh | None, *arrays: Any) -> Mesh | None:
         )
     processes = {device.process_index for device in mesh.devices.flat}
     require(
+        # A collective operation waits for all processes of its mesh. A mesh of some of them would make a process wait
+        # forever that does not take part.
         processes in ({jax.process_index()}, set(range(jax.process_count()))),
         f"mesh: its devices belong to the processes {sorted(processes)}; take the devices of every process, or of "
         f"process {jax.process_index()} alone",
@@ -154,6 +156,7 @@ def pad_and_shard(mesh: Mesh, values: Any, labels: Any, *more: Any) -> tuple[Any
 
     Arrays that are sharded already stay where they are. Other arrays must be the same in every process.
     """
+    # -n % size is the number of examples that n lacks to the next multiple of size.
     missing = -len(labels) % mesh.size
 
     def put(array: Any) -> Any:
@@ -318,6 +321,8 @@ def to_host(tree: Any) -> Any:
     """Return NumPy arrays from any devices; every process gets arrays that are sharded by processes whole."""
 
     def fetch(array: Any) -> np.ndarray:
+        # np.array copies. np.asarray may share the memory of a JAX array, which a later program may overwrite if the
+        # array is donated to it.
         return np.asarray(process_allgather(array, tiled=True)) if is_partly_remote(array) else np.array(array)
 
     return jax.tree.map(fetch, tree)
@@ -363,6 +368,7 @@ def run_all(function: Callable[[Job, Stop], Result], jobs: Sequence[Job], *, thr
     with ThreadPoolExecutor(threads) as pool:
         futures = [pool.submit(function, job, stop) for job in jobs]
         try:
+            # `wait` returns at the first error, so that other jobs are stopped at once and not awaited.
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             errors = [error for future in done if (error := future.exception()) is not None]
             if errors:

@@ -34,10 +34,9 @@ class BiasWarning(JaxablateWarning):
 
 # The plug-in estimate of mutual information is never negative and is biased upwards: with n examples, K codes and C
 # classes by about (K - 1)(C - 1) / 2n nats for independent variables. A neuron that knows nothing therefore scores
-# above
-# 0. The shuffle null measures this: labels are permuted, which keeps the class sizes and the distribution of codes
-#    and removes every dependence. One permutation serves all neurons, so that their null scores keep their
-#    correlation.
+# above 0. The shuffle null measures this: a permutation of the labels keeps the class sizes and the distribution of
+# codes and removes every dependence. One permutation serves all neurons, so that their null scores keep their
+# correlation.
 @dataclass(frozen=True, eq=False)
 class ShuffleNull:
     """Scores of the neurons and their distribution under shuffled labels.

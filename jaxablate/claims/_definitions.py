@@ -60,6 +60,8 @@ class _NetworkResults:
         """Return the mean score [seed] of a layer's neurons; neurons with an undefined score are left out."""
         scores = self.network["scores"].sel(score=name).values[:, self.network["layer"].values == layer]
         defined = np.isfinite(scores)
+        # The mean over defined neurons, written without a division by zero: np.nanmean would warn for a layer without a
+        # defined score.
         total = np.where(defined, scores, 0).sum(axis=1, dtype=np.float64)
         return np.where(defined.any(axis=1), total / np.maximum(defined.sum(axis=1), 1), np.nan)
 

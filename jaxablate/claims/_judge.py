@@ -110,6 +110,7 @@ def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str |
         'claims.json'
     """
     require_writable(folder)
+    # No date and no path: the document depends on the results alone.
     document = {
         "format": "jaxablate claims 1",
         **{name: results.attrs[name] for name in ("dataset", "device")},
@@ -149,6 +150,7 @@ def _row(effect: Effect) -> dict[str, Any]:
     def without_nan(value):
         return None if value != value else value
 
+    # NaN is the only value that differs from itself, so `value != value` finds it among numbers and texts.
     row = {name: without_nan(value) for name, value in asdict(effect).items()}
     return {**row, "values": [without_nan(value) for value in effect.values]}
 

@@ -135,6 +135,7 @@ def _p_value(values: np.ndarray) -> float:
     """Return the two-sided p-value of the mean against 0."""
     from scipy import stats
 
+    # n differences of one sign have probability 2 * 0.5^n if each sign is equally likely.
     if _all_equal(values):  # a t-test needs a variance, so the sign test is used instead
         return 2 * 0.5 ** len(values) if values[0] != 0 else 1.0
     return float(stats.ttest_1samp(values, 0).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
@@ -151,6 +152,7 @@ def _bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
 
     if _all_equal(values):
         return float(values[0]), float(values[0])
+    # A fixed seed: the same results must give the same files, byte for byte.
     result = stats.bootstrap(
         (values,),
         np.mean,

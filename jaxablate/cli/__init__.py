@@ -28,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+# This order is the order in `jaxablate --help`. The commands import the library inside their functions, so that help
+# and completion load neither JAX nor NumPy.
 for command, short_help in {
     reproduce: "Run the paper's experiment: networks, scores, curves, figures.",
     merge: "Merge runs of different seeds into one.",
@@ -46,6 +48,8 @@ def main() -> None:
     SIGINT and SIGTERM end the process by an exception, so that temporary files are removed. The exit code is 1 if the
     output cannot be written.
     """
+    # Without a handler SIGTERM ends Python at once, and temporary files would stay. This handler raises SystemExit
+    # instead, so that every `finally` and `with` block still runs.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _on_signal)
     for stream in (sys.stdout, sys.stderr):
@@ -60,6 +64,8 @@ def main() -> None:
         code = _write_error(error)
     except BaseException:
         traceback.print_exc()
+    # Python itself flushes these streams only as it exits. An error there, for example of a full disk, would end in the
+    # code 120 and a note on an ignored exception. So they are flushed here, where an error becomes one sentence.
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()

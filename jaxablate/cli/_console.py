@@ -67,6 +67,8 @@ def exit_on_signal() -> None:
         raise SystemExit(128 + signals[0])
 
 
+# Typer reads the options of a command from the signature and the annotations of its function. So the wrapper states
+# the options of `run` and adds the common options; it removes these before it calls `run`.
 def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     """Return a Typer command from a function that prints and returns its results; add the options of all commands."""
 
@@ -158,6 +160,9 @@ def one_sentence_errors(debug: bool = False) -> Iterator[None]:
     warnings.showwarning = show
     try:
         yield
+    # BrokenPipeError is an OSError, so it has to come first. InputError is a ValueError, and JAX reports a lack of
+    # memory by a RuntimeError. Every other ValueError or RuntimeError is a defect of the program and keeps its
+    # traceback.
     except BrokenPipeError:  # the reader has closed its pipe; Typer exits quietly
         raise
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
@@ -214,6 +219,8 @@ class Bars:
         if what not in self.tasks:
             self.tasks[what] = self.progress.add_task(what, total=total, note=note)
         self.progress.update(self.tasks[what], completed=done, total=total, note=note)
+        # Without a terminal, for example in the log of a job, bars would fill the file. A task prints one line at its
+        # end, and at most one a minute before.
         due = what not in self.finished if done >= total else time.monotonic() - self.last_printed >= self.EVERY
         if due and not console.is_terminal:
             self.last_printed = time.monotonic()
@@ -236,6 +243,7 @@ def keep_compiled_programs() -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = str(home / "jaxablate" / "compiled")
         jax.config.update("jax_compilation_cache_dir", folder)
+    # By default JAX keeps only programs that took a second to compile.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     show = warnings.showwarning
 
@@ -245,6 +253,7 @@ def keep_compiled_programs() -> None:
             show(message, *location, **details)
             return
         console.print(f"Compiled again, since its cached program is damaged: {match[1]}", highlight=False)
+        # JAX names the file of a cached program by its key, which the warning quotes.
         for entry in Path(folder).glob(f"{match[1]}-*-cache"):
             entry.unlink(missing_ok=True)
 

@@ -46,12 +46,15 @@ def merge(
     try:
         folder = private / out.name
         (folder / "networks").mkdir(parents=True)
+        # The networks come first, because the report shows their weights. Each run gives the networks of its own seeds
+        # only, since its folder may hold networks of other runs.
         for run, tree in zip(runs, results.values(), strict=True):
             for seed in json.loads(tree.attrs["config"])["seeds"]:
                 for file in (run / "networks").glob(f"*_seed{seed}.safetensors"):
                     shutil.copyfile(file, folder / "networks" / file.name)
         with bars.progress:
             verdicts = write_outputs(merged, folder, bars)
+        # On Windows a rename does not replace even an empty folder, so it is removed first.
         if out.exists():
             out.rmdir()
         folder.rename(out)

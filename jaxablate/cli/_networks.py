@@ -16,6 +16,8 @@ __all__ = ["ablate", "prune", "score"]
 if TYPE_CHECKING:
     from jaxablate import MLP
 
+# Options that several commands share. `jaxablate score --help` lists all names; the other commands refer to it, so that
+# theirs stays short.
 NetworkFile = Annotated[
     Path,
     typer.Argument(
@@ -78,6 +80,7 @@ def score(
     from jaxablate.results import check_table_path, save_table
     from jaxablate.study import score_neurons
 
+    # The path is checked before the work, so that no scores are lost to a spelling mistake.
     check_table_path(out)
     model = _read_network(network, activation)
     data = load_dataset(dataset, data_dir=data_dir)
@@ -93,6 +96,7 @@ def score(
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
     mean_scores = {}
+    # Only means per layer are printed: a terminal has no room for a row per neuron, and the file has all of them.
     for site, group in scored.groupby("site"):
         means = group["scores"].mean("neuron").values.tolist()
         table.add_row(str(site), str(group.sizes["neuron"]), *(f"{mean:.4f}" for mean in means))
@@ -231,6 +235,7 @@ def prune(
     from jaxablate.study import prune_by_score
 
     require(
+        # All mistakes in paths are reported before anything is scored or trained.
         out.suffix == ".safetensors", f"--out {out}: this is not a .safetensors file; choose a name with that ending"
     )
     require(not out.is_dir(), f"--out {out}: this is a folder; choose a file")
@@ -271,6 +276,8 @@ def _read_network(path: Path, activation: str | None) -> "MLP":
     from jaxablate.models._files import is_saved_model
 
     require_file("network file", path)
+    # The header of a file that jaxablate wrote names its format and its activation function. A state dict of PyTorch
+    # has weights only.
     if is_saved_model(path):
         model = load_model(path).model
         if activation not in (None, model.activation):

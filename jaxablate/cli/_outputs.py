@@ -17,6 +17,7 @@ def figure_folders(out: Path, protocols: Sequence[str], num_seeds: int) -> tuple
     """Return the folders of the figures by protocol, and the folders of the findings (none for one seed)."""
     from jaxablate.protocols import SETS
 
+    # Single departures of the published code are judged and explained in the report, but have no figures of their own.
     drawn = [name for name in protocols if name in SETS["both"]]
     folders = {name: out / "figures" / ("" if name == "paper" else name) for name in drawn}
     return folders, [out / "figures" / "findings"] if num_seeds > 1 and drawn else []
@@ -39,6 +40,7 @@ def write_outputs(results: "xr.DataTree", out: Path, bars: Bars) -> "list[Verdic
     # a run that is killed here must not leave a report or claims of earlier results
     for file in (report, out / "claims.json", out / "claims.csv"):
         file.unlink(missing_ok=True)
+    # The results come first: if a later step fails, `jaxablate report` still makes the page from them.
     save_results(results, out / "results.nc")
     for name, folder in folders.items():
         save_figures(select_protocol(results, name), folder, on_progress=bars)

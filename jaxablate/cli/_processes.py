@@ -40,6 +40,7 @@ def initialize_distributed(
 
     from jaxablate._checks import InputError, require
 
+    # JAX fixes its devices when they are first used; after that this setting would have no effect.
     if devices is not None:
         jax.config.update("jax_num_cpu_devices", devices)
     if coordinator is None:

@@ -67,6 +67,7 @@ def reproduce(
     from jaxablate._rundir import lock_folder
     from jaxablate.protocols import protocol_names
 
+    # Before anything else: JAX fixes the number of its devices and processes when they are first used.
     devices = initialize_distributed(coordinator, num_processes, process_id, devices)
     config = StudyConfig(
         dataset=dataset,
@@ -82,15 +83,19 @@ def reproduce(
     folders, findings = figure_folders(out, config.protocols, seeds)
     if cache:
         keep_compiled_programs()
+    # The other processes compute with their devices, and print and write nothing. They need not see the output folder.
     if not is_primary():
         run_study(config, run_dir=out, force=force, mesh=devices)
         return {}
+    # All places are checked before the training, so that no finished run fails to write its results.
     for folder in (out, out / "networks", *folders.values(), *findings):
         require_writable(folder)
     for file in (out / name for name in ("results.nc", "report.html", "claims.json", "claims.csv")):
         require(not file.is_dir(), f"{file}: this is a folder; remove it or choose another --out")
     start = time.monotonic()
     bars = Bars()
+    # `run_study` locks the folder as well, which the same thread may do. The lock here also covers the figures and the
+    # report, which are written after the study.
     with lock_folder(out) as killed:
         if killed:
             console.print(f"Resuming: {killed} ended before it was done.", highlight=False, markup=False)

@@ -70,6 +70,8 @@ def _print_protocol(protocol: str, rows) -> None:
         title_justify="left",
         padding=(0, padding),
     )
+    # cells[network, scope, order][fill][step] is an accuracy. A dictionary keeps the order of its keys, so that rows
+    # appear in the order of the results.
     cells: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
     for row in rows:
         order = f"{SHORT.get(row.ranking, row.ranking)} {row.direction}".strip()
@@ -77,6 +79,7 @@ def _print_protocol(protocol: str, rows) -> None:
     intact = {network: by_fill["zero"][0] for (network, _, _), by_fill in cells.items()}
     previous = None
     for (network, scope, order), by_fill in cells.items():
+        # Network and scope are printed once for each group of rows.
         head = (f"{network} ({100 * intact[network]:.2f})", scope)
         if head != previous:
             table.add_section()

@@ -71,6 +71,8 @@ def load_dataset(name: str | Path, *, seed: int = 2045, data_dir: str | Path | N
         >>> data.train.images.shape, data.num_classes
         ((3500, 28, 28), 10)
     """
+    # Only files that are nowhere to be had lead to the small dataset. A damaged file is an error: silently taking other
+    # data would give other results.
     if name == AUTO:
         try:
             return load_tfds("mnist", seed, data_dir)
@@ -117,6 +119,8 @@ def _load_embedded(seed: int) -> Dataset:
     images, labels, path = _read_embedded()
     random = np.random.default_rng(seed)
     parts: tuple[list, ...] = ([], [], [])
+    # Each class is split by itself, so that all splits have equally many examples of each. The last permutation then
+    # mixes the classes, because batches and streams take examples in order.
     for label in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == label))
         for part, piece in zip(parts, np.split(members, [350, 400]), strict=True):

@@ -57,6 +57,7 @@ def read_idx(path: str | Path, magic: int) -> np.ndarray:
                 len(header) == 4 + 4 * num_dims,
                 f"{path}: expected an IDX header, got {len(header)} bytes; fetch it again",
             )
+            # IDX numbers are big-endian. The last byte of the magic number is the number of dimensions.
             file_magic, *dims = struct.unpack(f">{1 + num_dims}I", header)
             require(
                 file_magic == magic,
@@ -65,6 +66,8 @@ def read_idx(path: str | Path, magic: int) -> np.ndarray:
             size = math.prod(dims)
             require(size <= MAX_BYTES, f"{path}: expected at most {MAX_BYTES} bytes, its header declares {size}")
             data = bytearray()  # grows with the file's content, so that a false header allocates nothing
+            # At most one byte more than declared is read: enough to tell that a file is too long, however large it
+            # would unpack.
             while chunk := file.read(min(CHUNK, size + 1 - len(data))):
                 data += chunk
     except (EOFError, OSError, zlib.error) as error:
@@ -114,6 +117,7 @@ def load_idx_folder(folder: Path, seed: int) -> Dataset:
     """
     paths = {}
     for key, name in FILES.items():
+        # A folder may mix both kinds; of two files of one name the gzipped one is read, as it was published.
         candidates = [folder / f"{name}.gz", folder / name]
         paths[key] = next((path for path in candidates if os.path.exists(path)), None)
     missing = [FILES[key] for key, path in paths.items() if path is None]

@@ -76,6 +76,8 @@ def _read_arrays(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     doubled = [key for key in names if present.count(key) > 1]
     require(not doubled, f"{path}: expected each array once, got {', '.join(doubled)} several times; save it again")
     chosen = {key: entries[present.index(key)] for key in names}
+    # The sizes come from the directory of the archive; nothing is unpacked yet. Python's zipfile gives no more bytes of
+    # an entry than the directory declares.
     size = sum(entry.file_size for entry in chosen.values())
     require(size <= MAX_BYTES, f"{path}: expected arrays of at most {MAX_BYTES} bytes together, got {size}")
     return {key: _read_array(path, archive, entry) for key, entry in chosen.items()}
@@ -89,6 +91,8 @@ def _read_array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) ->
     """
     what = f"{path}: {entry.filename}"
     require(entry.compress_type in METHODS, f"{what}: expected it stored or deflated, got method {entry.compress_type}")
+    # Only the header is read at first. NumPy would allocate what a header declares before it notices that the data are
+    # missing. So a small file could claim all memory.
     with archive.open(entry) as file:
         head = io.BytesIO(file.read(HEADER))
     version = np.lib.format.read_magic(head)

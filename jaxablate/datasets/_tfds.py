@@ -87,6 +87,7 @@ class _Registry:
 
 def availability(name: str, data_dir: str | Path | None = None) -> str:
     """Return where `load_dataset(name)` would read the files: a folder, the cache, a server, or nowhere."""
+    # The folder counts as complete only if its files have the right checksums, because `load_tfds` refuses all others.
     folder, registry = local_folder(name, data_dir), _Registry(name)
     if folder:
         files = {folder / f"{FILES[key]}.gz": url for key, url in registry.urls.items()}

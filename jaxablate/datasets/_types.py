@@ -75,6 +75,7 @@ def make_split(what: str, images: np.ndarray, labels: np.ndarray, num_classes: i
         f"{what}: expected one label for each image, got {len(images)} images and labels of shape {labels.shape}",
     )
     try:
+        # The shared check does not know which split and file the labels are from, so its message gets a prefix.
         require_labels(labels, len(images), num_classes)
     except InputError as error:
         raise InputError(f"{what} {error}") from None
@@ -86,6 +87,8 @@ def make_split(what: str, images: np.ndarray, labels: np.ndarray, num_classes: i
             f"{what} images: expected uint8 in 0..255 or floating numbers, got dtype {images.dtype}",
         )
         images = finite_float32(f"{what} images", images)
+        # Pixels saved as whole floating numbers up to 255 are a common mistake. A network takes them without an
+        # error, 255 times too large, and every score follows from that.
         looks_like_bytes = images.min() >= 0 and 128 <= images.max() <= 255 and (images == images.round()).all()
         require(
             not looks_like_bytes,
@@ -95,6 +98,8 @@ def make_split(what: str, images: np.ndarray, labels: np.ndarray, num_classes: i
     return Split(images, labels.astype(np.int32))
 
 
+# Bounds the arrays with an axis of classes (counts, logits, confusion): a single wrong label such as 2^31 would
+# otherwise ask for terabytes.
 MAX_CLASSES = 100_000
 
 
@@ -126,6 +131,7 @@ def split_off_validation(split: Split, seed: int) -> tuple[Split, Split]:
         f"training split: {len(split)} examples are too few to split one sixth off for validation; give at least 6, or "
         "an .npz file with its own validation split",
     )
+    # The files may be sorted by class, so the validation split is drawn at random and not cut off the end.
     order = np.random.default_rng(seed).permutation(len(split))
     cut = len(split) - len(split) // 6
     train, validation = order[:cut], order[cut:]

@@ -43,6 +43,7 @@ def save_results(results: xr.DataTree, path: str | Path) -> None:
         >>> ja.results.save_results(results, tmp_path / "results.nc")
     """
     with atomic_path(path) as temporary:
+        # h5netcdf reads and writes by h5py alone and needs no netCDF library in C.
         results.to_netcdf(temporary, engine="h5netcdf")
 
 
@@ -69,6 +70,7 @@ def load_results(path: str | Path) -> xr.DataTree:
     try:
         with h5py.File(path, "r") as file:
             _require_declared(path, file)
+        # xarray reads lazily, so the arrays are loaded before the file is closed.
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             results = tree.load()
     except InputError:
@@ -110,6 +112,7 @@ def _require_declared(path: Path, file: "h5py.File") -> None:
         depth, group = groups.pop()
         for name in group:
             is_plain = isinstance(group.get(name, getlink=True), h5py.HardLink)
+            # Opening a soft or external link would already follow it, so the kind of link is looked at first.
             item = group[name] if is_plain else None
             address = h5py.h5o.get_info(item.id).addr if item is not None else None
             require(address not in addresses, f"results file {path}: {name!r} is there twice; the file is damaged")
@@ -197,6 +200,7 @@ def save_table(data: xr.Dataset, path: str | Path) -> None:
     check_table_path(path)
     with atomic_path(path) as temporary:
         if path.suffix == ".csv":
+            # A data frame has the coordinates as an index of several levels; `reset_index` makes columns of them.
             data.to_dataframe().reset_index().to_csv(temporary, index=False)
         else:
             data.to_netcdf(temporary, engine="h5netcdf")

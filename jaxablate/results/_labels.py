@@ -30,9 +30,9 @@ NETWORK_SCOPE = "network"
 NO_NEURON = -1
 """Entry of `ablated` for a random curve that draws a fresh subset at every step."""
 
-# name: (dimensions, long name, unit); "1" marks counts and fractions Results are one dataset for each network and
-# protocol. `neuron` is the id in the whole network, `neuron_in_site` the id within the site. `scope` is the ablated
-# site or "network"; `ordering` is a score with a direction or a random order; `rank` counts the neurons of an order
+# name: (dimensions, long name, unit); the unit "1" marks counts and fractions. Results are one dataset for each network
+# and protocol. `neuron` is the id in the whole network, `neuron_in_site` the id within the site. `scope` is the ablated
+# site or "network"; `ordering` is a score with a direction or a random order. `rank` counts the neurons of an order
 # from 1; `step` counts ablated neurons from 0, the intact network.
 VARIABLES = {
     "train_loss": (("seed", "epoch"), "training loss", "nat"),
@@ -122,6 +122,7 @@ def network_results(
     variables = {**variables, "accuracy": variables["correct"] / num_test_examples}
     sizes = {}
     for name, array in variables.items():
+        # The arrays give the sizes of the dimensions. xarray raises if two arrays disagree about one.
         sizes.update(zip(VARIABLES[name][0], array.shape, strict=True))
     coordinates = {
         "seed": np.asarray(seeds, np.int64),
@@ -159,6 +160,7 @@ def network_results(
         attrs={
             "protocol": protocol,
             "first_step": first_step,
+            # Attributes of netCDF are numbers, texts or flat arrays. Everything nested is stored as JSON.
             "hidden": json.dumps([int(width) for width in sites.values()]),
             "activation": activation,
             "num_test_examples": num_test_examples,
@@ -339,6 +341,7 @@ def study_results(
 def _provenance(source: Source) -> dict[str, str]:
     """Return the attributes that say where results come from: data, versions, device, time."""
     packages = ("jaxablate", "jax", "jaxlib", "flax", "optax", "numpy", "xarray")
+    # Recorded, but not compared when runs are merged: the same counts come from every device, except for near ties.
     device = jax.devices()[0]
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

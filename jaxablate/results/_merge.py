@@ -93,6 +93,8 @@ def _settings(results: xr.DataTree) -> dict[str, Any]:
 
 def _merged_attrs(results: Mapping[str, xr.DataTree], seeds: list[int]) -> dict[str, Any]:
     """Return the attributes of the merged results."""
+    # Merged results look like the results of one run, so every reader of results takes them. What differs between the
+    # runs is kept in `merged_from`, or joined by " | ".
     attrs = [{str(name): value for name, value in tree.attrs.items()} for tree in results.values()]
     versions = [json.loads(run["versions"]) for run in attrs]
     merged_from = [

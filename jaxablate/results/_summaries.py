@@ -125,6 +125,7 @@ def curve(network: xr.Dataset, *, scope: str, ranking: str, direction: str, fill
     chosen = network["ranking"] == ranking
     if ranking != RANDOM:
         chosen &= network["direction"] == direction
+    # [seed, ordering, step]: the chosen orderings are one ranking, or all random repetitions.
     accuracy = network["accuracy"].sel(scope=scope, fill=fill).isel(ordering=np.flatnonzero(chosen))
     return _summary(network["step"].values, accuracy.transpose("seed", "ordering", "step").values)
 
@@ -202,6 +203,7 @@ def summarize(results: xr.DataTree, steps: Sequence[int] = (0, 40, 80)) -> list[
         for name, node in select_protocol(results, protocol).children.items():
             network = node.to_dataset()
             last = int(network["step"][-1])
+            # A set, because several numbers beyond the last step become the same one.
             row_steps = sorted({min(step, last) for step in steps})
             orderings = dict.fromkeys(
                 (str(ranking), "" if ranking == RANDOM else str(direction))

@@ -136,6 +136,8 @@ def ablate_networks(
         scopes, unit = _Scopes.from_network(network, name, seed), f"{name}_seed{seed}"
 
         @functools.cache
+        # Cached: computed once for all scopes, and not at all if the folder has all curves. The arguments bind this
+        # iteration's model and seed.
         def extra_fills(model=model, seed=seed) -> list[AnyFill]:
             split, key = data.validation, jax.random.key(seed)
             return [compute_fill(model, fill, split.images, split.labels, key=key) for fill in config.extra_fills]
@@ -178,6 +180,7 @@ def _collect_arrays(
     num_orderings = len(config.orderings(view.protocol))
     ablated = np.full((len(view.orders), num_orderings, config.steps), NO_NEURON, np.int32)
     for scope, orders in enumerate(view.orders):
+        # Random curves with fresh subsets follow no order. Their rows, which come last, keep NO_NEURON.
         ablated[scope, : len(orders)] = orders[:, : config.steps]
     known = (
         {}
@@ -233,6 +236,7 @@ def _score_and_rank(
         scores = np.stack([protocol.score(m, counts) if m in METRICS else score(m) for m in config.scores])
         arrays[f"{protocol.name} counts"], arrays[f"{protocol.name} scores"] = np.asarray(counts), scores
         for scope, ((start, stop), shuffled) in enumerate(zip(scopes.places, random, strict=True)):
+            # No normalization changes the order within a site, so only the last scope, the whole network, needs one.
             ranked = scores if stop - start < scopes.num_neurons else [normalized(values) for values in scores]
             orders = [np.asarray(protocol.rank(values[start:stop], way)) for values in ranked for way in DIRECTIONS]
             if not protocol.fresh_subsets:
@@ -256,6 +260,7 @@ class _Scopes(NamedTuple):
     def from_network(cls, network: ModelSpec, name: str, seed: int) -> "_Scopes":
         """Make the scopes of a network; their keys are independent of initial weights and example order."""
         bounds = network.offsets.tolist()
+        # crc32, since Python's own hash of a text differs from process to process.
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
         keys = [jax.random.fold_in(key, scope) for scope in range(len(network.sites) + 1)]
         return cls([*itertools.pairwise(bounds), (0, bounds[-1])], keys)
@@ -325,6 +330,8 @@ def _subset_curves(
     start, stop = scopes.places[scope]
     # the scope's key itself draws the random orders
     key = jax.random.fold_in(scopes.keys[scope], 1)
+    # [repetition, step + 1, neuron of the scope], embedded below in masks of the whole network that keep all other
+    # neurons.
     masks = draw(stop - start, config.num_random_subsets, config.steps, key=key)
     keep = np.ones((*masks.shape[:2], scopes.num_neurons), bool)
     keep[:, :, start:stop] = masks

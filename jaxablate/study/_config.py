@@ -129,6 +129,7 @@ class StudyConfig:
         )
         for name in ("networks", "seeds", "scores", "protocols", "extra_fills"):
             values = getattr(self, name)
+            # Your own models need no networks, and extra fills are optional. Every other sequence needs an entry.
             if values or name not in ("networks", "extra_fills"):
                 require_different(name, values)
         require(
@@ -136,6 +137,7 @@ class StudyConfig:
             f"networks: a hidden layer in {self.networks} has no neuron; give every layer 1 or more",
         )
         require(
+            # JAX keeps 32 bits of a seed, so a larger seed would give the networks of a smaller one.
             all(0 <= seed < 2**32 for seed in self.seeds), f"seeds: {self.seeds} is out of range; choose 0 to 2^32 - 1"
         )
         for name in ("num_random_orders", "num_random_subsets", "batch_size", "epochs"):
@@ -143,6 +145,7 @@ class StudyConfig:
             require(value is None or value >= 1, f"{name}: expected at least 1, got {value}")
         require(self.learning_rate > 0, f"learning_rate: {self.learning_rate} is not positive; choose above 0")
         require(self.l2 >= 0, f"l2: {self.l2} is negative; choose 0 or more")
+        # The widths of models that the user passes are not known yet; `ablate_networks` checks them.
         self.check_steps([width for hidden in self.networks for width in hidden] or [self.steps])
 
     def check_steps(self, widths: Sequence[int]) -> None:

@@ -114,6 +114,7 @@ def trained_networks(
 
 def _to_arrays(model: MLP, history: History) -> Arrays:
     """Return a network and its history as arrays by name."""
+    # Names "0", "1", ... alternate between kernels and biases; `_from_arrays` takes every second one for each.
     weights = (np.asarray(array) for stage in model.stages for array in stage.weights)
     return {**{str(i): array for i, array in enumerate(weights)}, **vars(history)}
 

@@ -93,6 +93,8 @@ def redundancy_test(
         layers = record_activations(model, data.validation.images)
         for site, activations in zip(network.sites, layers, strict=True):
             report("pairs", len(tests), total, f"network {i + 1} of {len(models)}, {site}")
+            # Edges that depend on data come from the validation split, like the codes. The damage comes from the test
+            # split, so that both are measured on different examples.
             fitted = quantize.fit(activations)
             pairs = pair_information(
                 fitted(activations), data.validation.labels, num_codes=fitted.num_codes, num_classes=data.num_classes

@@ -108,6 +108,7 @@ def run_study(
             mesh = make_mesh(int(mesh))
             mesh = None if mesh.size == 1 else mesh  # one device is faster without a mesh
         devices = mesh_for(mesh)
+        # The user's models are checked before `_identity` evaluates them.
         networks = None if models is None else _checked_models(models, config)
         store = CheckpointStore()
         identity = {}

@@ -59,6 +59,7 @@ def score_neurons(
         (5,)
     """
     network, _, _ = trace_model(model, data.validation.images[:1])
+    # A label beyond the network's logits would never be predicted. More logits than classes are harmless.
     require(
         data.num_classes <= network.num_classes,
         f"labels: the data have {data.num_classes} classes, and the network has {network.num_classes}; take a network "
@@ -107,6 +108,8 @@ def evidence_of(model: Model, data: Dataset, quantizer: Quantizer, key: jax.Arra
     Warns:
         JaxablateWarning: if all its labels are equal.
     """
+    # With one class, every score that compares classes is 0 for all neurons. A ranking would then only follow the
+    # index.
     classes = np.unique(data.validation.labels)
     if len(classes) == 1:
         warnings.warn(
