@@ -51,8 +51,8 @@ def require_known(argument: str, name: str, known: Iterable[str]) -> None:
 def require_different(argument: str, values: Collection) -> None:
     """Raise unless there is at least one value and no value is repeated."""
     require(len(values) > 0, f"{argument}: expected at least one, got none")
+    # Repeated entries would compute the same results twice under one label.
     require(
-        # Repeated entries would compute the same results twice under one label.
         len(set(values)) == len(values), f"{argument}: expected different values, got {', '.join(map(str, values))}"
     )
 
@@ -62,9 +62,9 @@ def require_name(argument: str, name: object) -> None:
 
     It has 1 to 100 printable characters, none of them a separator, and does not consist of points and spaces alone.
     """
+    # The name becomes a part of file names and of paths in netCDF files. "/" separates the latter; "\" and
+    # ":" have a meaning in paths of Windows.
     require(
-        # The name becomes a part of file names and of paths in netCDF files. "/" separates the latter; "\" and
-        # ":" have a meaning in paths of Windows.
         isinstance(name, str)
         and name.isprintable()
         and 1 <= len(name) <= 100

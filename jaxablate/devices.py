@@ -106,9 +106,9 @@ def mesh_for(mesh: Mesh | None, *arrays: Any) -> Mesh | None:
             f"{getattr(mesh, 'axis_names', mesh)}; make it with ja.devices.make_mesh"
         )
     processes = {device.process_index for device in mesh.devices.flat}
+    # A collective operation waits for all processes of its mesh. A mesh of some of them would make a process wait
+    # forever that does not take part.
     require(
-        # A collective operation waits for all processes of its mesh. A mesh of some of them would make a process wait
-        # forever that does not take part.
         processes in ({jax.process_index()}, set(range(jax.process_count()))),
         f"mesh: its devices belong to the processes {sorted(processes)}; take the devices of every process, or of "
         f"process {jax.process_index()} alone",

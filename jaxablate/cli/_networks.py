@@ -234,8 +234,8 @@ def prune(
     from jaxablate._files import require_writable
     from jaxablate.study import prune_by_score
 
+    # All mistakes in paths are reported before anything is scored or trained.
     require(
-        # All mistakes in paths are reported before anything is scored or trained.
         out.suffix == ".safetensors", f"--out {out}: this is not a .safetensors file; choose a name with that ending"
     )
     require(not out.is_dir(), f"--out {out}: this is a folder; choose a file")

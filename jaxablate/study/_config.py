@@ -136,8 +136,8 @@ class StudyConfig:
             all(len(hidden) > 0 and min(hidden) >= 1 for hidden in self.networks),
             f"networks: a hidden layer in {self.networks} has no neuron; give every layer 1 or more",
         )
+        # JAX keeps 32 bits of a seed, so a larger seed would give the networks of a smaller one.
         require(
-            # JAX keeps 32 bits of a seed, so a larger seed would give the networks of a smaller one.
             all(0 <= seed < 2**32 for seed in self.seeds), f"seeds: {self.seeds} is out of range; choose 0 to 2^32 - 1"
         )
         for name in ("num_random_orders", "num_random_subsets", "batch_size", "epochs"):
