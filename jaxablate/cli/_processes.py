@@ -1,12 +1,13 @@
 """Several processes of one command, connected by `jax.distributed`."""
 
 import signal
+import socket
 import sys
 from typing import Annotated
 
 import typer
 
-__all__ = ["Coordinator", "NumProcesses", "ProcessId", "initialize_distributed", "is_distributed", "is_primary"]
+__all__ = ["Coordinator", "NumProcesses", "ProcessId", "initialize_distributed", "is_distributed"]
 
 Coordinator = Annotated[
     str | None,
@@ -59,6 +60,14 @@ def initialize_distributed(
             num_processes is not None and process_id is not None and process_id < num_processes,
             f"process: expected --num-processes N and --process-id 0 to N-1, got {num_processes} and {process_id}",
         )
+        # With its port in use, jaxlib 0.10.1 crashes about every other time. JAX opens the port on all addresses.
+        try:
+            if process_id == 0:
+                socket.create_server(("", int(port))).close()
+        except OSError:
+            raise InputError(
+                f"coordinator: port {port} of this machine is in use or not permitted; choose another port"
+            ) from None
     # Python runs no signal handler while JAX waits for another process, so a signal ends the process directly; JAX's
     # preemption service would swallow SIGTERM
     handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -84,8 +93,3 @@ def is_distributed() -> bool:
     """Return True if this process is connected to others."""
     jax = sys.modules.get("jax")  # not imported for this question
     return jax is not None and jax.distributed.is_initialized()
-
-
-def is_primary() -> bool:
-    """Return True if this process prints and writes: process 0, or the only one."""
-    return not is_distributed() or sys.modules["jax"].process_index() == 0
