@@ -79,14 +79,15 @@ def _as(images: Images, dtype: np.dtype) -> Images:
     return images.astype(dtype) if isinstance(images, jax.Array) else np.asarray(images, dtype)
 
 
-def make_single_problem(model: Model, *arguments) -> AblationProblem:
-    """Check the arguments of `make_problem` for one network and return its problem.
+def make_site_problem(model: Model, site: str | None, *arguments) -> tuple[AblationProblem, np.ndarray]:
+    """Check the arguments of `make_problem` for one network; return its problem and the ids of the site's neurons.
 
     Raises:
-        InputError: for several networks, or as in `evaluate_masks`.
+        InputError: for several networks, an unknown site, or as in `evaluate_masks`.
     """
     require(isinstance(model, nnx.Module), f"model: expected one network, got {type(model).__name__}; one at a time")
-    return make_problem(model, *arguments)[0]
+    problem, _ = make_problem(model, *arguments)
+    return problem, np.arange(*site_range(problem.network, site))
 
 
 def _tables(network: ModelSpec, fill: PerExampleFill, rows: jax.Array | None, leading: tuple[int, ...]) -> Tables:

@@ -80,7 +80,6 @@ def evaluate_masks(
         >>> ja.evaluate_masks(model, np.array([[True] * 3, [False] * 3]), images, labels).shape
         (2,)
     """
-    outcomes = outcomes if isinstance(outcomes, str) else tuple(outcomes)
     problem, leading = make_problem(model, images, labels, fill, outcomes, memory_limit, mesh)
     network = problem.network
     first, last = site_range(network, site)
@@ -140,7 +139,6 @@ def cumulative_ablation(
         >>> ja.cumulative_ablation(model, np.array([[2, 0, 1]]), images, labels, steps=3).shape
         (1, 4)
     """
-    outcomes = outcomes if isinstance(outcomes, str) else tuple(outcomes)
     require_known("engine", engine, ENGINES)
     steps = require_integer("steps", steps)
     neurons_per_step = require_integer("neurons_per_step", neurons_per_step)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxablate._checks import require, require_integer, require_known
 from jaxablate._typing import Images, Labels, Order
 from jaxablate.ablation import _incremental, _sets, _vmap
-from jaxablate.ablation._arguments import format_result, make_single_problem, site_range
+from jaxablate.ablation._arguments import format_result, make_site_problem
 from jaxablate.ablation._execute import AblationProblem
 from jaxablate.ablation._outcomes import CORRECT
 from jaxablate.fills import AnyFill
@@ -60,9 +60,7 @@ def single_ablation(
         >>> ja.single_ablation(model, np.ones((5, 4), np.float32), np.zeros(5, np.int32)).shape
         (5,)
     """
-    outcomes = outcomes if isinstance(outcomes, str) else tuple(outcomes)
-    problem = make_single_problem(model, images, labels, fill, outcomes, memory_limit, mesh)
-    neurons = np.arange(*site_range(problem.network, site))
+    problem, neurons = make_site_problem(model, site, images, labels, fill, outcomes, memory_limit, mesh)
     return format_result(_measure_sets(problem, neurons[:, None]), problem, outcomes, ("neuron",))
 
 
@@ -98,9 +96,7 @@ def pair_ablation(
         >>> ja.ablation.pair_ablation(model, images, labels, site="layer1").shape
         (3, 3)
     """
-    outcomes = outcomes if isinstance(outcomes, str) else tuple(outcomes)
-    problem = make_single_problem(model, images, labels, fill, outcomes, memory_limit, mesh)
-    neurons = np.arange(*site_range(problem.network, site))
+    problem, neurons = make_site_problem(model, site, images, labels, fill, outcomes, memory_limit, mesh)
     first, second = np.triu_indices(len(neurons), k=1)
     singles = _measure_sets(problem, neurons[:, None])
     pairs = _measure_sets(problem, np.stack([neurons[first], neurons[second]], axis=1)) if len(first) else {}
@@ -166,9 +162,8 @@ def greedy_order(
         ([0, 1], (3,))
     """
     require_known("outcome", outcome, HARM)
-    problem = make_single_problem(model, images, labels, fill, outcome, memory_limit, mesh)
-    first, last = site_range(problem.network, site)
-    remaining = list(range(first, last))
+    problem, neurons = make_site_problem(model, site, images, labels, fill, outcome, memory_limit, mesh)
+    remaining = neurons.tolist()
     steps = len(remaining) if steps is None else require_integer("steps", steps)
     require(
         1 <= steps <= len(remaining),
@@ -185,7 +180,7 @@ def greedy_order(
         keep[order[-1]] = False
     sums = {name: np.stack([step_sums[name] for step_sums in along]) for name in along[0]}
     result: Any = format_result(sums, problem, outcome, ("step",))
-    return GreedyOrder(jnp.array(order, jnp.int32) - first, result)
+    return GreedyOrder(jnp.array(order, jnp.int32) - int(neurons[0]), result)
 
 
 # Single neurons and pairs are sets of one site. If a linear map follows the site, each set is a low-rank update of
