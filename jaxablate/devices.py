@@ -244,9 +244,10 @@ def _num_counted(labels: jax.Array) -> jax.Array:
 # these calls in the same order, since each is a collective operation that waits for all.
 
 
-def is_primary_process() -> bool:
-    """Return True in process 0, and if there is only one process."""
-    return jax.process_index() == 0
+def is_primary() -> bool:
+    """Return True if this process prints and writes: process 0, or the only one."""
+    # `process_index` alone would start the devices, which commands without them do not need.
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def broadcast_from_primary(function: Callable[[], Arrays], source: int = 0) -> Arrays:

@@ -20,8 +20,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextCol
 from rich.table import Column
 from rich.text import Text
 
-from jaxablate.cli._processes import is_primary
-
 __all__ = [
     "Bars",
     "Cache",
@@ -76,6 +74,8 @@ def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     def with_common_options(*, quiet: bool, as_json: bool, debug: bool, **options: Any) -> None:
         _quiet_compiler()
         _require_address_space()
+        from jaxablate.devices import is_primary  # imports JAX, whose start the two lines above prepare
+
         console.quiet = quiet or as_json
         with one_sentence_errors(debug):
             results = run(**options)
@@ -147,6 +147,7 @@ def _for_json(value: Any) -> Any:
 def one_sentence_errors(debug: bool = False) -> Iterator[None]:
     """Print a mistake, a file error or lack of memory as one sentence and exit with 1; print our warnings as notes."""
     from jaxablate._checks import InputError, JaxablateWarning, one_line
+    from jaxablate.devices import is_primary
 
     python_showwarning = warnings.showwarning
 

@@ -8,7 +8,7 @@ import typer
 from rich.table import Column, Table
 
 from jaxablate.cli._console import Bars, Cache, DataDir, Devices, command, console, keep_compiled_programs
-from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, initialize_distributed, is_primary
+from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, initialize_distributed
 from jaxablate.cli._tables import accuracy_of, dataset_of, print_dataset, print_summary
 
 __all__ = ["ablate", "prune", "score"]
@@ -151,6 +151,7 @@ def ablate(
     Example: jaxablate ablate network.safetensors --dataset data.npz --score mutual_information --out curves.csv
     """
     from jaxablate import StudyConfig, run_study
+    from jaxablate.devices import is_primary
     from jaxablate.metrics import METRICS
     from jaxablate.report import check_report_path, write_report
     from jaxablate.results import check_table_path, save_results, save_table

@@ -8,7 +8,7 @@ import typer
 
 from jaxablate.cli._console import Bars, Cache, DataDir, Devices, command, console, keep_compiled_programs
 from jaxablate.cli._outputs import figure_folders, print_outputs, write_outputs
-from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, initialize_distributed, is_primary
+from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, initialize_distributed
 
 __all__ = ["reproduce"]
 
@@ -65,6 +65,7 @@ def reproduce(
     from jaxablate._checks import require
     from jaxablate._files import require_writable
     from jaxablate._rundir import lock_folder
+    from jaxablate.devices import is_primary
     from jaxablate.protocols import protocol_names
 
     # Before anything else: JAX fixes the number of its devices and processes when they are first used.
