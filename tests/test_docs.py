@@ -73,7 +73,7 @@ def absent(code):
 
 def check_readme(names):
     assert names["curves"]["confusion"].shape == (10, 65, 10, 10)
-    kept = int((names["damage"] > names["damage"].mean()).sum())
+    kept = int((names["losses"] > names["losses"].mean()).sum())
     assert 0 < kept < 64
     assert ja.record_activations(names["small"], names["test"][0][:5])[0].shape == (5, kept)
 
