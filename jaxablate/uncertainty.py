@@ -1,4 +1,4 @@
-"""Uncertainty of scores: is a score distinguishable from noise, and how precisely is it known?
+"""Test scores against shuffled labels, and compute their bootstrap intervals and predicted bias.
 
 A metric is any function from counts [neuron, class, code] to scores [neuron] that JAX can compile: a function of
 `ja.metrics`, a `functools.partial` of one (for another estimator), or your own.
@@ -32,11 +32,10 @@ class BiasWarning(JaxablateWarning):
     """Warn that plug-in scores do not exceed their predicted bias."""
 
 
-# The plug-in estimate of mutual information is never negative and is biased upwards: with n examples, K codes and C
-# classes by about (K - 1)(C - 1) / 2n nats for independent variables. A neuron that knows nothing therefore scores
-# above 0. The shuffle null measures this: a permutation of the labels keeps the class sizes and the distribution of
-# codes and removes every dependence. One permutation serves all neurons, so that their null scores keep their
-# correlation.
+# The plug-in estimate of mutual information is never negative, so chance alone makes it positive. For independent codes
+# and labels its mean is about (K - 1)(C - 1) / 2n nats, with n examples, K codes and C classes. The shuffle null
+# measures this bias. A permutation of the labels keeps the class sizes and the distribution of codes, and removes every
+# dependence. One permutation serves all neurons, so their null scores are as correlated as the neurons are.
 @dataclass(frozen=True, eq=False)
 class ShuffleNull:
     """Scores of the neurons and their distribution under shuffled labels.
@@ -53,7 +52,7 @@ class ShuffleNull:
     p_value: Float[np.ndarray, "neuron"]
 
     def fraction_not_significant(self, level: float = 0.05) -> float:
-        """Return the fraction of neurons with p > level, in 0..1: their scores are indistinguishable from noise."""
+        """Return the fraction of neurons with p > level, in 0..1: a chance score is not excluded for these neurons."""
         _require_level(level)
         return float((self.p_value > level).mean())
 
