@@ -23,7 +23,8 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="jaxablate",
-    help="Information-ordered cumulative ablation of neural networks, in JAX.",
+    help="Rank the neurons of a network by scores, ablate them one after another, and count correct predictions. "
+    '"The paper" is "Using information theoretic metrics to study the importance of individual neurons in DNNs".',
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -31,7 +32,7 @@ app = typer.Typer(
 # This order is the order in `jaxablate --help`. The commands import the library inside their functions, so that help
 # and completion load neither JAX nor NumPy.
 for command, short_help in {
-    reproduce: "Run the paper's experiment: networks, scores, curves, figures.",
+    reproduce: "Repeat the paper's experiment and draw its figures.",
     merge: "Merge runs of different seeds into one.",
     report: "Write the results of a run as one HTML page.",
     score: "Score every neuron of your network.",

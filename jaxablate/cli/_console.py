@@ -42,7 +42,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Data folder; default: JAXABLATE_DATA_DIR.",
+        help="Folder of the data; default: $JAXABLATE_DATA_DIR.",
         show_default=False,
     ),
 ]
@@ -52,7 +52,7 @@ Devices = Annotated[
 ]
 Cache = Annotated[
     bool,
-    typer.Option(help="Reuse of compiled programs in ~/.cache/jaxablate.", show_default=False),
+    typer.Option(help="Reuse of compiled programs from ~/.cache/jaxablate.", show_default=False),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No output except notes and errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Output as JSON, and nothing else.")]

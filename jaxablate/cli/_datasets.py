@@ -11,7 +11,7 @@ __all__ = ["datasets"]
 
 @command
 def datasets(data_dir: DataDir = None) -> dict[str, Any]:
-    """List the datasets and the source of each: a folder, the cache or a server.
+    """List the datasets and where each would be read from: a folder, the cache or a server.
 
     Example: jaxablate datasets --data-dir ~/mnist
     """

@@ -33,7 +33,7 @@ DatasetName = Annotated[
 ]
 Activation = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Activation of a PyTorch file, for example relu.", show_default=False),
+    typer.Option(metavar="NAME", help="Activation function that a PyTorch file lacks.", show_default=False),
 ]
 Scores = Annotated[
     list[str] | None,
@@ -43,22 +43,22 @@ Scores = Annotated[
         help="Score of a neuron: entropy, mutual_information, kl_selectivity (default: these), entropy_miller_madow, "
         "mutual_information_miller_madow, conditional_entropy, specific_information_CLASS, class_selectivity, "
         "mean_activation, activation_variance, zero_fraction, incoming_norm, outgoing_norm, taylor, single_damage, "
-        "shapley; repeat the option for several.",
+        "shapley; repeatable.",
     ),
 ]
 ScoresInShort = Annotated[
     list[str] | None,
-    typer.Option("--score", metavar="NAME", help="Score, from `jaxablate score --help`; repeatable."),
+    typer.Option("--score", metavar="NAME", help="Score from `jaxablate score --help`; repeatable."),
 ]
 Quantizer = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="Quantizer: activation (does the neuron fire?), mean (is it at its mean or above?), positive, "
-        "quantile:BINS, uniform:BINS:LOW:HIGH, levels:EDGE:EDGE:..., or a threshold.",
+        help="Quantizer: activation (does the neuron fire?), mean (is it at its mean or above?), positive (is it above "
+        "0?), quantile:BINS, uniform:BINS:LOW:HIGH, levels:EDGE:EDGE:..., or a threshold.",
     ),
 ]
-QuantizerInShort = Annotated[str, typer.Option(metavar="NAME", help="Quantizer, from `jaxablate score --help`.")]
+QuantizerInShort = Annotated[str, typer.Option(metavar="NAME", help="Quantizer from `jaxablate score --help`.")]
 
 
 @command
@@ -124,17 +124,22 @@ def ablate(
         typer.Option(
             "--extra-fill",
             metavar="NAME",
-            help="Fill in addition to zero and mean: median, class_mean, resample; repeatable.",
+            help="Output of ablated neurons in addition to zero and mean: median, class_mean, resample; repeatable.",
         ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Number of neurons to ablate; default: 80, or the smallest layer."),
+        typer.Option(
+            min=1, metavar="N", help="Number of neurons to ablate; default: 80, or all of the smallest layer."
+        ),
     ] = None,
     normalization: Annotated[
-        str, typer.Option(metavar="NAME", help="Normalization of scores in whole-network orders: none, rank, z, share.")
+        str,
+        typer.Option(
+            metavar="NAME", help="Normalization of scores per layer in whole-network orders: none, rank, z, share."
+        ),
     ] = "none",
-    random_orders: Annotated[int, typer.Option(min=1, metavar="N", help="Random orders per scope.")] = 10,
+    random_orders: Annotated[int, typer.Option(min=1, metavar="N", help="Number of random orders.")] = 10,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the random orders.")] = 0,
     report: Annotated[
         Path | None,
@@ -146,7 +151,7 @@ def ablate(
     process_id: ProcessId = None,
     cache: Cache = True,
 ) -> dict[str, Any]:
-    """Ablate neurons by their scores and at random; count correct predictions.
+    """Ablate neurons by score and in random order; count correct predictions.
 
     Example: jaxablate ablate network.safetensors --dataset data.npz --score mutual_information --out curves.csv
     """
@@ -202,9 +207,11 @@ def prune(
         Path, typer.Option(metavar="FILE", help="File of the smaller network: .safetensors.", show_default=False)
     ],
     score: Annotated[
-        str, typer.Option(metavar="NAME", help="Score of a neuron, from `jaxablate score --help`.")
+        str, typer.Option(metavar="NAME", help="Score from `jaxablate score --help`.")
     ] = "mutual_information",
-    direction: Annotated[str, typer.Option(metavar="NAME", help="Scores to remove first: low or high.")] = "low",
+    direction: Annotated[
+        str, typer.Option(metavar="NAME", help="Scores of the neurons to remove: low or high.")
+    ] = "low",
     keep_fraction: Annotated[
         float, typer.Option(metavar="FRACTION", help="Fraction of the neurons to keep, above 0 and up to 1.")
     ] = 0.6,
@@ -218,7 +225,9 @@ def prune(
     fine_tune: Annotated[
         int,
         typer.Option(
-            min=0, metavar="N", help="Epochs of further training; a new network of the same size is trained as well."
+            min=0,
+            metavar="N",
+            help="Epochs of further training; a new network of the same size is trained for comparison.",
         ),
     ] = 0,
     dataset: DatasetName = "auto",

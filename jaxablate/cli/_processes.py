@@ -17,7 +17,9 @@ Coordinator = Annotated[
         show_default=False,
     ),
 ]
-NumProcesses = Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of processes.", show_default=False)]
+NumProcesses = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Number of processes that share the run.", show_default=False)
+]
 ProcessId = Annotated[
     int | None, typer.Option(min=0, metavar="I", help="Number of this process, from 0.", show_default=False)
 ]

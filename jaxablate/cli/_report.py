@@ -16,10 +16,12 @@ def report(
     results: Annotated[Path, typer.Argument(help="File results.nc, or the folder of a run.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option(help="HTML page to write; default: report.html next to the results.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="HTML page to write; default: report.html next to the results.", show_default=False
+        ),
     ] = None,
 ) -> dict[str, Any]:
-    """Write results as one HTML page with verdicts, figures, neurons and provenance; it needs no internet.
+    """Write results as one HTML page with verdicts, figures, neurons and provenance; the page needs no internet.
 
     Example: jaxablate report results --out report.html
     """

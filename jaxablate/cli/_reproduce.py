@@ -24,7 +24,7 @@ def reproduce(
         ),
     ] = "auto",
     data_dir: DataDir = None,
-    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Number of networks per kind.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Networks of each architecture.")] = 1,
     first_seed: Annotated[
         int, typer.Option(min=0, metavar="N", help="First seed; the networks use consecutive seeds.")
     ] = 0,
@@ -32,13 +32,18 @@ def reproduce(
         str,
         typer.Option(
             metavar="NAMES",
-            help="Protocols: paper (its formulas), published (its code), both, each (also every departure), or "
+            help="Protocols: paper (formulas), published (code), both, each (also every departure of the code), or "
             "names joined by commas.",
         ),
     ] = "paper",
-    random_orders: Annotated[int, typer.Option(min=1, metavar="N", help="Random orders per network and scope.")] = 10,
+    random_orders: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Random orders per layer and of the whole network.")
+    ] = 10,
     random_subsets: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Curves of random subsets, new at each step.")
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Random curves of the published protocol, with a new subset at each step."
+        ),
     ] = 2,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Number of neurons to ablate.")] = 80,
     activation: Annotated[
@@ -46,18 +51,22 @@ def reproduce(
     ] = "sigmoid",
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Number of epochs; default: near the paper's 15,620 training steps."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Number of epochs; default: as many as give about the paper's 15,620 training steps.",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for all results.")] = Path("results"),
-    force: Annotated[bool, typer.Option("--force", help="Start over in the folder of another run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="New run in a folder that holds another run.")] = False,
     devices: Devices = None,
     coordinator: Coordinator = None,
     num_processes: NumProcesses = None,
     process_id: ProcessId = None,
     cache: Cache = True,
 ) -> dict[str, Any]:
-    """Train the paper's networks, score and ablate their neurons, draw 22 figures and write a report; judge the
-    paper's claims if there are several seeds.
+    """Train the paper's networks, score and ablate their neurons, draw 22 figures and write a report. With several
+    seeds, judge the paper's claims too.
 
     Example: jaxablate reproduce --dataset mnist --seeds 10 --protocol both --out results
     """
