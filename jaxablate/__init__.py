@@ -8,111 +8,62 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # Names are imported when they are first used (PEP 562): `jaxablate --help` and shell completion need no JAX. Type
-# checkers and editors read the imports below instead, and a test compares the three lists.
+# checkers and editors read the imports below instead. A name without a home in `_HOMES` is a submodule; a test compares
+# all of this.
 if TYPE_CHECKING:
-    from jaxablate import ablation as ablation
-    from jaxablate import activations as activations
-    from jaxablate import claims as claims
-    from jaxablate import datasets as datasets
-    from jaxablate import devices as devices
-    from jaxablate import fills as fills
-    from jaxablate import histograms as histograms
-    from jaxablate import interactions as interactions
-    from jaxablate import layer_analysis as layer_analysis
-    from jaxablate import metrics as metrics
-    from jaxablate import models as models
-    from jaxablate import orders as orders
-    from jaxablate import protocols as protocols
-    from jaxablate import pruning as pruning
-    from jaxablate import quantizers as quantizers
-    from jaxablate import results as results
-    from jaxablate import scores as scores
-    from jaxablate import streams as streams
-    from jaxablate import study as study
-    from jaxablate import training as training
-    from jaxablate import uncertainty as uncertainty
-    from jaxablate._checks import InputError as InputError
-    from jaxablate.ablation import cumulative_ablation as cumulative_ablation
-    from jaxablate.ablation import evaluate_masks as evaluate_masks
-    from jaxablate.ablation import single_ablation as single_ablation
-    from jaxablate.activations import compute_fill as compute_fill
-    from jaxablate.activations import mean_activations as mean_activations
-    from jaxablate.activations import record_activations as record_activations
-    from jaxablate.claims import judge_claims as judge_claims
-    from jaxablate.datasets import Dataset as Dataset
-    from jaxablate.datasets import load_dataset as load_dataset
-    from jaxablate.fills import AffineFill as AffineFill
-    from jaxablate.fills import PerExampleFill as PerExampleFill
-    from jaxablate.histograms import joint_histogram as joint_histogram
-    from jaxablate.metrics import entropy as entropy
-    from jaxablate.metrics import kl_selectivity as kl_selectivity
-    from jaxablate.metrics import mutual_information as mutual_information
-    from jaxablate.models import MLP as MLP
-    from jaxablate.models import Chain as Chain
-    from jaxablate.models import Site as Site
-    from jaxablate.models import load_model as load_model
-    from jaxablate.models import save_model as save_model
-    from jaxablate.models import with_sites as with_sites
-    from jaxablate.orders import ablation_order as ablation_order
-    from jaxablate.orders import random_orders as random_orders
-    from jaxablate.pruning import prune as prune
-    from jaxablate.study import StudyConfig as StudyConfig
-    from jaxablate.study import run_study as run_study
-    from jaxablate.training import train as train
+    from jaxablate import (
+        ablation,
+        activations,
+        claims,
+        datasets,
+        devices,
+        fills,
+        histograms,
+        interactions,
+        layer_analysis,
+        metrics,
+        models,
+        orders,
+        protocols,
+        pruning,
+        quantizers,
+        results,
+        scores,
+        streams,
+        study,
+        training,
+        uncertainty,
+    )
+    from jaxablate._checks import InputError
+    from jaxablate.ablation import cumulative_ablation, evaluate_masks, single_ablation
+    from jaxablate.activations import compute_fill, mean_activations, record_activations
+    from jaxablate.claims import judge_claims
+    from jaxablate.datasets import Dataset, load_dataset
+    from jaxablate.fills import AffineFill, PerExampleFill
+    from jaxablate.histograms import joint_histogram
+    from jaxablate.metrics import entropy, kl_selectivity, mutual_information
+    from jaxablate.models import MLP, Chain, Site, load_model, save_model, with_sites
+    from jaxablate.orders import ablation_order, random_orders
+    from jaxablate.pruning import prune
+    from jaxablate.study import StudyConfig, run_study
+    from jaxablate.training import train
 
-_SUBMODULES = (
-    "ablation",
-    "activations",
-    "claims",
-    "datasets",
-    "devices",
-    "fills",
-    "histograms",
-    "interactions",
-    "layer_analysis",
-    "metrics",
-    "models",
-    "orders",
-    "protocols",
-    "pruning",
-    "quantizers",
-    "results",
-    "scores",
-    "streams",
-    "study",
-    "training",
-    "uncertainty",
-)
-_HOMES = {
-    "InputError": "_checks",
-    "cumulative_ablation": "ablation",
-    "evaluate_masks": "ablation",
-    "single_ablation": "ablation",
-    "compute_fill": "activations",
-    "mean_activations": "activations",
-    "record_activations": "activations",
-    "judge_claims": "claims",
-    "Dataset": "datasets",
-    "load_dataset": "datasets",
-    "AffineFill": "fills",
-    "PerExampleFill": "fills",
-    "joint_histogram": "histograms",
-    "entropy": "metrics",
-    "kl_selectivity": "metrics",
-    "mutual_information": "metrics",
-    "MLP": "models",
-    "Chain": "models",
-    "Site": "models",
-    "load_model": "models",
-    "save_model": "models",
-    "with_sites": "models",
-    "ablation_order": "orders",
-    "random_orders": "orders",
-    "prune": "pruning",
-    "StudyConfig": "study",
-    "run_study": "study",
-    "train": "training",
+_NAMES = {
+    "_checks": ("InputError",),
+    "ablation": ("cumulative_ablation", "evaluate_masks", "single_ablation"),
+    "activations": ("compute_fill", "mean_activations", "record_activations"),
+    "claims": ("judge_claims",),
+    "datasets": ("Dataset", "load_dataset"),
+    "fills": ("AffineFill", "PerExampleFill"),
+    "histograms": ("joint_histogram",),
+    "metrics": ("entropy", "kl_selectivity", "mutual_information"),
+    "models": ("Chain", "MLP", "Site", "load_model", "save_model", "with_sites"),
+    "orders": ("ablation_order", "random_orders"),
+    "pruning": ("prune",),
+    "study": ("StudyConfig", "run_study"),
+    "training": ("train",),
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 __all__ = [
     "MLP",
@@ -170,10 +121,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         value = import_module("importlib.metadata").version("jaxablate")
-    elif name in _SUBMODULES:
-        value = import_module(f"jaxablate.{name}")
-    elif name in _HOMES:
-        value = getattr(import_module(f"jaxablate.{_HOMES[name]}"), name)
+    elif name in __all__:
+        module = import_module(f"jaxablate.{_HOMES.get(name, name)}")
+        value = getattr(module, name) if name in _HOMES else module
     else:
         raise AttributeError(f"module 'jaxablate' has no attribute {name!r}")
     globals()[name] = value
