@@ -105,6 +105,7 @@ def zero_fractions(model: Model, images: Images) -> np.ndarray:
         InputError: for images that the model does not take, or a module that cannot be ablated.
     """
     network, batches = _record_batches(model, images)
+    # Integers, so that batches add exactly and the fraction does not depend on their size.
     zeros, outputs = np.zeros(network.num_neurons, np.int64), np.zeros(network.num_neurons, np.int64)
     for batch in batches:
         zeros += np.concatenate([np.asarray((h <= 0).sum(axis=tuple(range(h.ndim - 1)))) for h in batch])
@@ -168,6 +169,7 @@ def compute_fill(
     """
     require_known("fill", kind, FILLS)
     network, state, images = trace_model(model, images)
+    # All arguments are checked before the network runs over the examples, which may take long.
     needed = {"class_mean": {"labels": labels}, "resample": {"key": key}}
     needed["optimal"] = {"labels": labels, "key": key, "keep": keep}
     missing = [name for name, argument in needed.get(kind, {}).items() if argument is None]
@@ -222,6 +224,7 @@ def _record_outputs(model: Model, images: Images) -> list[jax.Array]:
 def _record_batches(model: Model, images: Images) -> tuple[ModelSpec, Iterator[list[jax.Array]]]:
     """Return the model's specification, and the outputs [example, ..., unit] of every site batch by batch."""
     network, state, images = trace_model(model, images)
+    # Batches bound the memory; the last one is smaller, which compiles one more program.
     size = max(1, min(BATCH_SIZE, MEMORY // peak_activation_bytes(network, 0)))
     batches = (images[i : i + size] for i in range(0, len(images), size))
     return network, (_record(network, state, batch) for batch in batches)
@@ -237,6 +240,7 @@ def _class_means(outputs: jax.Array, labels: np.ndarray, num_classes: int) -> ja
     """Return the mean [class, neuron] of outputs [example, ..., neuron] over the examples and positions of a class."""
     absent = np.setdiff1d(np.arange(num_classes), labels)
     require(absent.size == 0, f"fill 'class_mean': expected examples of every class, got none of {absent.tolist()}")
+    # Every example has equally many positions, so the mean over examples of means over positions is the mean over both.
     means = outputs.reshape(len(outputs), -1, outputs.shape[-1]).mean(axis=1)
     sums = jax.ops.segment_sum(means, jnp.asarray(labels), num_classes)
     return sums / np.bincount(labels, minlength=num_classes)[:, None].astype(np.float32)

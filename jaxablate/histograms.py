@@ -62,6 +62,7 @@ def joint_histogram(
         codes, labels = (array if isinstance(array, jax.Array) else np.asarray(array) for array in (codes, labels))
         _check_codes(codes, labels, num_codes, num_classes)
         mesh = mesh_for(mesh, codes, labels)
+    # The index of a cell is an int32, and so is its count.
     cells = codes.shape[1] * num_classes * num_codes
     require(cells < 2**31, f"histogram: expected fewer than 2^31 cells, got {cells}; split the neurons")
     if mesh is not None:

@@ -242,6 +242,7 @@ def _clip_to_bound(scores: AnyArray, num_codes: int) -> AnyArray:
 
 @jax.jit
 def _entropy(counts: Counts) -> Scores:
+    # Counts [neuron, class, code] summed over the classes: [neuron, code], exact in int32.
     per_code = counts.sum(axis=1)
     p = _fraction(per_code, per_code.sum(axis=1, keepdims=True))
     return _clip_to_bound(_p_log_ratio(p, jnp.ones_like(p), p).sum(axis=1), counts.shape[2])
@@ -273,6 +274,7 @@ def _specific_information(counts: Counts) -> AnyArray:
 def _supports(counts: Counts) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray]:
     """Return the numbers of pairs, codes and classes that occur, and of examples, each [neuron]."""
     per_code, per_class = counts.sum(axis=1), counts.sum(axis=2)
+    # K_TY, K_T and K_Y of the bias formula: the numbers of pairs, codes and classes with at least one example.
     pairs = (counts > 0).sum(axis=(1, 2))
     return pairs, (per_code > 0).sum(axis=1), (per_class > 0).sum(axis=1), per_code.sum(axis=1)
 

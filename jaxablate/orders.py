@@ -140,6 +140,8 @@ def normalize_per_layer(scores: Scores, layers: Int[AnyArray, "neuron"], how: st
         layer_scores = values[layers == layer]
         if how == "rank":
             ranked = np.sort(layer_scores)
+            # (lower + lower_or_equal) / 2 is the number of lower scores plus half of the ties, the score itself
+            # included.
             lower = np.searchsorted(ranked, layer_scores, side="left")
             lower_or_equal = np.searchsorted(ranked, layer_scores, side="right")
             result = (lower + lower_or_equal) / (2 * len(layer_scores))
@@ -168,6 +170,8 @@ def random_orders(num_neurons: int, num_orders: int, *, key: jax.Array) -> Order
         >>> ja.random_orders(5, 3, key=jax.random.key(0)).shape
         (3, 5)
     """
+    # One key for each order. The first orders are the same for every number of orders, since JAX derives key i from i
+    # alone.
     keys = jax.random.split(key, num_orders)
     return jax.vmap(lambda k: jax.random.permutation(k, num_neurons))(keys).astype(jnp.int32)
 
@@ -196,6 +200,7 @@ def check_orders(
         f"{array.shape[1]}",
     )
     require_ids("orders", array, num_neurons, site=site, first_id=first_id)
+    # Equal neighbours in a sorted order are a neuron that is named twice.
     ranked = np.sort(array, axis=1)
     repeated = ranked[:, 1:][ranked[:, 1:] == ranked[:, :-1]]
     if repeated.size:
@@ -207,6 +212,7 @@ def require_ids(
     argument: str, ids: np.ndarray, num_neurons: int, *, site: str | None = None, first_id: int = 0
 ) -> None:
     """Raise unless every neuron id is in range; the message gives both numberings. Arguments as in `check_orders`."""
+    # A negative id would count from the end in NumPy and ablate another neuron without an error.
     unknown = ids[(ids < 0) | (ids >= num_neurons)]
     if unknown.size and site is None:
         raise InputError(

@@ -63,6 +63,7 @@ def prune(model: Model, keep: Mask, fill: Fill | None = None, *, images: Images 
     keep = np.asarray(keep)
     require(keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {keep.dtype}")
     if is_mlp(model):
+        # An image of zeros serves to trace an MLP. The logits are not compared: cutting an MLP is plain algebra.
         images = np.zeros((1, model.stages[0].linear.in_features), np.float32)
     else:
         require(is_plain_sequential(model), f"model: expected an MLP or a chain, got {type(model).__name__}")
@@ -131,6 +132,7 @@ def count_flops(model: Model, images: Images) -> int:
         True
     """
     network, state, images = trace_model(model, images)
+    # Lowered, not compiled: the analysis counts the operations that the model asks for, before XLA fuses any.
     program = jax.jit(lambda state, images: nnx.merge(network.graphdef, state)(images)).lower(state, images[:1])
     analysis = program.cost_analysis()
     assert analysis is not None
@@ -143,6 +145,7 @@ def _pruned_mlp(model: MLP, keeps: Sequence[np.ndarray], fills: Sequence[np.ndar
     kernels, biases = [kernel for kernel, _ in weights], [bias for _, bias in weights]
     for i, (kept, fill) in enumerate(zip(keeps, fills, strict=True)):
         kernels[i], biases[i] = kernels[i][:, kept], biases[i][kept]
+        # W h + b with constant h_j for the removed j: sum_j fill_j W_j joins the bias, and the rows of W go.
         biases[i + 1] = biases[i + 1] + fill[~kept] @ kernels[i + 1][~kept]
         kernels[i + 1] = kernels[i + 1][kept]
     return from_arrays(kernels, biases, activation=model.activation)
@@ -290,6 +293,8 @@ def _cut_linear(layer: nnx.Linear | nnx.Conv, cut: _Cut) -> None:
     """Cut a linear map to the kept inputs and outputs and add to its bias, in place."""
     kernel = layer.kernel[...]
     bias = None if layer.bias is None else layer.bias[...]
+    # The bias is added first: `cut.bias` has an entry for each output, also for those cut below. A map without bias
+    # gets one only if a fill asks for it.
     if cut.bias is not None and (bias is not None or cut.bias.any()):
         bias = cut.bias if bias is None else bias + cut.bias
     if cut.inputs is not None:

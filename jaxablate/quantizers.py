@@ -47,6 +47,8 @@ def _to_numbers(what: str, values: object) -> np.ndarray:
     """Return the values as float32; numbers beyond its range become infinite, which the callers refuse."""
     try:
         with np.errstate(over="ignore"):
+            # By way of float64: a number beyond float32 becomes infinite without a warning, and words and ragged lists
+            # raise here.
             return np.asarray(np.asarray(values, np.float64), np.float32)
     except (TypeError, ValueError):
         raise InputError(f"{what}: expected numbers, got {values!r}") from None
@@ -109,6 +111,8 @@ class _Edges:
             InputError: if each neuron has its own edges and the number of neurons differs.
         """
         activations = to_device(activations)
+        # Edges [edge, neuron] are compared with activations [example, neuron] along the last axis. Without this check a
+        # network of one neuron would be broadcast silently.
         neuron_shape = np.shape(self.edges)[1:]
         require(
             not neuron_shape or activations.shape[-1:] == neuron_shape,
@@ -132,6 +136,7 @@ class _Quantile:
                 f"activations: expected at least {self.num_codes} examples for {self.num_codes} quantile codes, "
                 f"got {len(values)}; take fewer codes"
             )
+        # [neuron, example]: the activations of a neuron lie together, since sorting jumps through them.
         columns = np.ascontiguousarray(values.T)
         edges = [_quantile_edges(column, self.num_codes) for column in columns]
         return _Edges(np.stack(edges, axis=1) if edges else np.zeros((self.num_codes - 1, 0), np.float32))
@@ -274,6 +279,7 @@ def uniform(bins: int, low: float, high: float) -> Quantizer:
     bins = _require_bins(bins)
     ends = _to_numbers("range", [low, high])
     require(bool(np.isfinite(ends).all() and low < high), f"range: expected low < high, got {low} and {high}")
+    # The edges are computed in float64 and rounded to float32 once, as the docstring promises.
     return levels((low + (high - low) * np.arange(1, bins) / bins).astype(np.float32))
 
 
@@ -309,6 +315,8 @@ def quantile(bins: int) -> Quantizer:
     return _Quantile(_require_bins(bins))
 
 
+# A sigmoid or tanh neuron fires at the middle of its range or above. ReLU and GELU are at rest at 0, so 0 itself does
+# not count as firing.
 _DEFAULTS = {
     "sigmoid": threshold(0.5),
     "tanh": threshold(0.0),
@@ -358,6 +366,8 @@ def get_quantizer(setting: str | float) -> Quantizer:
     """
     name, *numbers = str(setting).split(":")
     try:
+        # The numbers are read as floats first, so that text in their place ends in one message. Numbers of bins are
+        # read again by `int`, which refuses "2.5".
         match name, [float(number) for number in numbers]:
             case "mean", []:
                 return mean()
@@ -385,6 +395,7 @@ def get_quantizer(setting: str | float) -> Quantizer:
 
 def _fit_values(activations: Activations) -> np.ndarray:
     """Return activations [example, neuron] as a finite float32 NumPy array."""
+    # NaN and infinity have no rank: an edge at one of them would leave codes without meaning.
     values = np.asarray(activations, np.float32)
     require(values.ndim == 2, f"activations: expected shape [example, neuron], got {values.shape}")
     require_finite("activations", values)

@@ -131,6 +131,8 @@ class Evidence:
         require_labels(np.asarray(self.labels), len(images), network.num_classes)
         labels = jnp.asarray(self.labels)
         total = np.zeros(network.num_neurons)
+        # The gradient holds all activations of a batch, so examples are taken in batches. The sum over batches is in
+        # float64.
         for i in range(0, len(images), BATCH_SIZE):
             total += np.asarray(_taylor_sum(network, state, images[i : i + BATCH_SIZE], labels[i : i + BATCH_SIZE]))
         return total / len(images)
@@ -139,6 +141,7 @@ class Evidence:
     def single_damage(self) -> np.ndarray:
         """Rise of the loss in nats if the neuron alone is ablated to its mean, float64 [neuron]."""
         fill = mean_activations(self.model, self.images)
+        # The difference of two losses is small, so it is taken in float64; each loss is a mean over all examples.
         ablated = single_ablation(self.model, self.images, self.labels, fill, outcomes="loss")
         keep_all = np.ones((1, len(fill)), bool)
         intact = evaluate_masks(self.model, keep_all, self.images, self.labels, outcomes="loss")
@@ -275,6 +278,8 @@ SCORES: dict[str, Score] = {
 - `shapley`: Shapley value of the loss in nats, from 20 permutations of the whole network.
 """
 
+# A copy from before users add scores. A study does not reuse saved scores of users' functions, which may have changed
+# since.
 BUILT_IN = SCORES.copy()
 SPECIFIC = "specific_information_"
 
@@ -296,6 +301,7 @@ def get_score(name: str) -> Score:
         >>> ja.scores.get_score("taylor") is ja.scores.SCORES["taylor"]
         True
     """
+    # Digits after the prefix name a class; every other ending is looked up in SCORES.
     label = name.removeprefix(SPECIFIC)
     if label != name and label.isdecimal():
         return partial(_specific_information_of, int(label))

@@ -90,6 +90,8 @@ def _totals(batches: Iterable[Batch], function: Callable, depth: int, mesh: Mesh
 
 
 def _total(array: Any, number: np.ndarray) -> np.ndarray:
+    # Totals are kept on the host in 64 bits: JAX has 32 by default, in which sums over many batches would overflow or
+    # drift.
     array = np.asarray(array)
     if jnp.issubdtype(array.dtype, jnp.floating):  # NumPy does not know JAX's small types
         return np.asarray(array.astype(np.float64) * number)
@@ -171,6 +173,8 @@ def _over_processes(local_totals: Callable[[], tuple[np.ndarray, Any]]) -> tuple
 
     _require_alike(*allgather_text(kind))
     leaves, structure = jax.tree.flatten(totals)
+    # Each process broadcasts its totals in turn, and all add the same parts in the same order. So all processes return
+    # the same bits.
     arrays = {str(i): leaf for i, leaf in enumerate(leaves)}
     parts = [broadcast_from_primary(lambda: arrays, process) for process in range(jax.process_count())]
     return jax.tree.unflatten(structure, [np.asarray(sum(part[name] for part in parts)) for name in arrays])

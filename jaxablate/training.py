@@ -243,6 +243,8 @@ def train_many(
         group_params = jax.tree.map(lambda leaf: leaf[group], params)
         trained, records = _train_together(*shared, group_params, keys[group], len(seeds[group]), progress, stop)
         trained = to_host(trained)
+        # [network], from records [epoch, network, 4]. Only the last epoch can hold a value that is not finite, since
+        # training stops there.
         diverged = ~np.isfinite(records).all(axis=(0, 2))
 
         def result(i: int, records: np.ndarray) -> tuple[MLP, History]:

@@ -101,6 +101,7 @@ def _tables(network: ModelSpec, fill: PerExampleFill, rows: jax.Array | None, le
         len(fill.tables) == len(network.sites),
         f"fill: expected {len(network.sites)} tables, one for each site, got {len(fill.tables)}",
     )
+    # A row beyond the table would be clamped by JAX's indexing and give the last row without an error.
     needed = int(range_of(rows)[1]) + 1 if rows is not None else 0
     for site, output, table in zip(network.sites, network.outputs, fill.tables, strict=True):
         require(
@@ -170,6 +171,7 @@ def format_result(
     Raises:
         InputError: if a logit is not finite.
     """
+    # argmax of NaN predicts some class, so counts alone would hide that the network has failed.
     finite = sums[NOT_FINITE] == 0
     if not finite.all():
         first = zip(axes, np.unravel_index(finite.argmin(), finite.shape), strict=True)
@@ -177,6 +179,7 @@ def format_result(
             f"logits: NaN or infinite numbers under {(~finite).sum()} of {finite.size} {axes[-1]}s, the first at "
             f"{', '.join(f'{axis} {index}' for axis, index in first)}; check the weights and the images"
         )
+    # Padding is in no sum, so means divide by the number of real examples.
     averages = average(sums, problem.num_examples)
     results = {name: to_device(values) for name, values in averages.items() if name != NOT_FINITE}
     return results[outcomes] if isinstance(outcomes, str) else results

@@ -88,6 +88,7 @@ def evaluate_masks(
     where = "neuron" if site is None else f"neuron of site {site!r}"
     require_leading("keep", site_keep, leading, (None, last - first), f"mask, {where}")
     require(site_keep.size > 0, "keep: there is no mask; give at least one")
+    # The engines know network-wide masks only; a mask of one site keeps all other neurons.
     keep = np.ones((*site_keep.shape[:-1], network.num_neurons), bool)
     keep[..., first:last] = site_keep
     sums = _vmap.measure_masks(problem, keep.reshape(len(problem.states), *keep.shape[-2:]))
@@ -163,11 +164,13 @@ def cumulative_ablation(
         sums = _incremental.measure_steps(problem, orders, num_distinct, neurons_per_step=neurons_per_step)
     else:
         orders = orders[:, : num_distinct.max()]
+        # Every neuron of an order gives a mask; a step of several neurons takes every `neurons_per_step`-th one.
         keep = np.asarray(masks_of_orders(orders.reshape(-1, num_ranks), network.num_neurons, num_ranks))
         keep = keep.reshape(*orders.shape[:2], num_ranks + 1, -1)[:, :, ::neurons_per_step]
         sums = _vmap.measure_masks(problem, keep.reshape(num_networks, -1, network.num_neurons))
         shape = (num_networks, orders.shape[1], steps + 1)
         sums = {name: values.reshape(*shape, *values.shape[2:]) for name, values in sums.items()}
+    # Back from distinct orders to the given ones: repeated orders share a curve.
     index = np.arange(num_networks)[:, None], place
     sums = {name: values[index].reshape(*leading, num_orders, *values.shape[2:]) for name, values in sums.items()}
     return format_result(sums, problem, outcomes, ("network", "order", "step")[-len(leading) - 2 :])
@@ -202,6 +205,7 @@ def _unique_orders(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
         Orders [network, padded order, rank] with the distinct ones first, the number of distinct orders [network], and
         the place of each given order among them [network, order].
     """
+    # [distinct order, rank] and [order] for each network; networks may differ in the number of distinct orders.
     unique = [np.unique(network_orders, axis=0, return_inverse=True) for network_orders in orders]
     # The engine compiles for the padded number of orders; its loop ends after the distinct ones, so padding is free.
     padded = ORDERS_MULTIPLE * -(-orders.shape[1] // ORDERS_MULTIPLE)

@@ -89,6 +89,7 @@ class AblationProblem(NamedTuple):
             limit //= shards
         else:
             shards = self.mesh.size
+        # -(-a // b) rounds up. Chunks are made equally large, so that the last ones repeat few examples.
         per_shard = -(-num_examples // shards)
         chunks = -(-per_shard // min(preferred_chunk, limit // bytes_per_example))
         return Layout(shards, chunks, -(-per_shard // chunks))
@@ -214,6 +215,7 @@ class ChunkRunner:
         Raises:
             InputError: if memory runs out with one example at a time.
         """
+        # Each attempt starts over with smaller chunks; sums of a failed attempt are dropped, so nothing counts twice.
         while True:
             layout = self.problem.lay_out(self.bytes_per_example, self.preferred)
             try:

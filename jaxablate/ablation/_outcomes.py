@@ -43,6 +43,7 @@ def _correct(batch: _Predictions) -> jax.Array:
 
 
 def _class_correct(batch: _Predictions) -> jax.Array:
+    # [..., example, 1] against [example, class]; padding matches no class.
     is_correct = (batch.predicted == batch.labels)[..., None]
     is_class = batch.labels[:, None] == jnp.arange(batch.logits.shape[-1])
     return (is_correct & is_class).sum(axis=-2, dtype=jnp.int32)
@@ -55,6 +56,7 @@ def _confusion(batch: _Predictions) -> jax.Array:
 
 
 def _loss(batch: _Predictions) -> jax.Array:
+    # A label of -1 indexes class 0 here, and the factor below removes its term.
     labels = jnp.broadcast_to(jnp.maximum(batch.labels, 0), batch.predicted.shape)[..., None]
     log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(batch.logits), labels, axis=-1)[..., 0]
     return -(log_likelihood * (batch.labels >= 0)).sum(axis=-1)
@@ -62,6 +64,7 @@ def _loss(batch: _Predictions) -> jax.Array:
 
 def _divergence(batch: _Predictions) -> jax.Array:
     assert batch.intact is not None
+    # D_KL(intact || ablated) = sum_c p_c (log p_c - log q_c), by log-softmax, so that no probability underflows.
     intact, ablated = jax.nn.log_softmax(batch.intact), jax.nn.log_softmax(batch.logits)
     return ((jnp.exp(intact) * (intact - ablated)).sum(axis=-1) * (batch.labels >= 0)).sum(axis=-1)
 
@@ -117,6 +120,7 @@ def _predict(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def zero_sums(names: Sequence[str], num_classes: int, shape: tuple[int, ...]) -> Sums:
     """Return sums of 0 for `shape` results."""
+    # The outcomes themselves give the shapes and dtypes, so a new outcome needs no second table. Nothing is computed.
     logits, labels = jax.ShapeDtypeStruct((1, num_classes), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
     sums = jax.eval_shape(lambda logits, labels: measure(names, logits, labels, logits), logits, labels)
     return {name: jnp.zeros((*shape, *spec.shape), spec.dtype) for name, spec in sums.items()}

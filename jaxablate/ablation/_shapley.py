@@ -94,6 +94,7 @@ def shapley_values(
         model, permutations + first, images, labels, fill, steps=last - first, outcomes=outcome,
         memory_limit=memory_limit, mesh=mesh,
     )  # fmt: skip
+    # Correct predictions are worth something, losses cost: HARM has the sign. Counts become fractions, means stay.
     worth = -HARM[outcome] * np.asarray(curves, np.float64) / (num_examples if outcome == CORRECT else 1)
     contributions = np.empty(permutations.shape)
     np.put_along_axis(contributions, permutations, worth[:, :-1] - worth[:, 1:], axis=1)

@@ -174,6 +174,7 @@ def greedy_order(
     order, along = [], [{name: values[0, 0] for name, values in intact.items()}]
     for _ in range(steps):
         sums = _measure_sets(problem, np.array(remaining)[:, None], keep)
+        # argmin takes the first of equal values, and `remaining` is in ascending order: the lower id wins a tie.
         least = int(np.argmin(HARM[outcome] * sums[outcome]))
         along.append({name: values[least] for name, values in sums.items()})
         order.append(remaining.pop(least))

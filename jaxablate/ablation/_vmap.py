@@ -30,6 +30,8 @@ def measure_masks(problem: AblationProblem, keep: np.ndarray) -> dict[str, np.nd
     sites = tuple(np.unique(network.site_of(np.flatnonzero(~keep.all(axis=(0, 1))))).tolist())
     first = sites[0] if sites else len(network.sites) - 1
     num_networks, num_masks, num_neurons = keep.shape
+    # All numbers are rounded up so that slabs, batches and masks divide evenly; the masks that this adds keep all
+    # neurons and are dropped at the end.
     num_slabs = -(-num_networks * num_masks // SLAB)
     batches = -(-num_masks // (num_slabs * MASKS_PER_BATCH))
     batch = -(-num_masks // (num_slabs * batches))

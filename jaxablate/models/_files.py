@@ -50,6 +50,7 @@ def save_model(model: MLP, path: str | Path, metadata: Mapping[str, str] | None 
         >>> ja.save_model(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), tmp_path / "model.safetensors", {"seed": "0"})
     """
     require(isinstance(model, MLP), f"model: expected an MLP, got {type(model).__name__}; save other models yourself")
+    # safetensors writes the memory of an array as it lies, so a transposed view would be stored in the wrong order.
     tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     for i, stage in enumerate(model.stages):
         kernel, bias = stage.weights

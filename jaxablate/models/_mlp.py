@@ -180,6 +180,7 @@ def from_arrays(kernels: list[np.ndarray], biases: list[np.ndarray], *, activati
     sizes = [kernels[0].shape[0], *(kernel.shape[1] for kernel in kernels)]
     weights = []
     for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
+        # The inputs of a kernel are the outputs of the kernel before; only the first one sets the number of pixels.
         shape = (sizes[i], sizes[i + 1])
         require(
             kernel.shape == shape and bias.shape == shape[1:],

@@ -137,6 +137,8 @@ def trace_model(model: Model, images: Images) -> tuple[ModelSpec, nnx.State, jax
     except (TypeError, ValueError):
         raise InputError(f"images: expected an array [example, ...], got {type(images).__name__}") from None
     require(images.ndim >= 2 and len(images) > 0, f"images: expected [example, ...], got shape {images.shape}")
+    # uint8 pixels would be taken as 0..255 and saturate the network. Signed integers can be tokens of a model's own
+    # embedding.
     kinds = (jnp.floating,) if is_mlp(model) else (jnp.floating, jnp.signedinteger)
     require(
         any(jnp.issubdtype(images.dtype, kind) for kind in kinds),

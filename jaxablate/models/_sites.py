@@ -86,6 +86,7 @@ def ablated_values(outputs: jax.Array, fill: jax.Array, scale: jax.Array | None)
     A fill [example, neuron] is used at every place of an example if the outputs have more axes.
     """
     if 1 < fill.ndim < outputs.ndim:
+        # [example, neuron] becomes [example, 1, ..., neuron] and is broadcast over the positions.
         fill = fill.reshape(len(fill), *(1,) * (outputs.ndim - fill.ndim), *fill.shape[1:])
     return fill if scale is None else scale * outputs + fill
 

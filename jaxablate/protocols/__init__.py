@@ -63,6 +63,7 @@ def get_protocol(name: str) -> Protocol:
 
 def protocol_names(text: str) -> tuple[str, ...]:
     """Return the protocols named in a text of names and sets (`both`, `each`), separated by commas, without repeats."""
+    # A set may repeat a name, as in "paper,both"; `dict.fromkeys` drops repeats and keeps the order.
     names = [name for part in text.split(",") for name in SETS.get(part.strip(), (part.strip(),))]
     return tuple(dict.fromkeys(names))
 

@@ -33,6 +33,8 @@ DEPARTURES = {
 
 def with_departures(departures: Collection[str], name: str) -> Protocol:
     """Return the paper's protocol with some departures turned on."""
+    # Each departure replaces one function of the paper's protocol; the functions do not know of each other, so any
+    # subset works.
     protocol = replace(PAPER, name=name)
     scoring = frozenset(departures) & {"mi_sign", "nan_logs"}
     if scoring:
@@ -54,6 +56,7 @@ def published_score(departures: Collection[str], metric: str, counts: Counts) ->
     "mi_sign" adds H(T|Y) where the formula I(T;Y) = H(T) - H(T|Y) subtracts it. "nan_logs" gives NaN for 0 log 0:
     entropy is NaN if a code of the neuron never occurs, mutual information if a pair of class and code never occurs.
     """
+    # NaN is set afterwards, wherever the published code computed 0 log 0.
     scores, counts = np.asarray(paper_score(metric, counts)), np.asarray(counts)
     if metric == "mutual_information" and "mi_sign" in departures:
         # H(T) + H(T|Y) = 2 H(T) - I(T;Y)
@@ -81,6 +84,8 @@ def rank_with_nan(largest: bool, scores: Scores, direction: str) -> Order:
 def firing_rate_balance(counts: Counts, mean: Fill) -> AffineFill:
     """Return the fill that multiplies each neuron's activation by its firing rate P(T=1)."""
     counts = np.asarray(counts)
+    # Code 1 means that the neuron fires: protocols other than the paper's always use one-bit quantizers (`StudyConfig`
+    # checks it).
     rate = counts[:, :, 1].sum(axis=1) / counts.sum(axis=(1, 2))
     return AffineFill(scale=rate.astype(np.float32), offset=np.zeros(len(counts), np.float32))
 
@@ -94,5 +99,7 @@ def strict_quantizer(activation: str) -> Quantizer:
 def fresh_subsets(num_neurons: int, num_repetitions: int, steps: int, *, key: jax.Array) -> np.ndarray:
     """Draw masks bool [repetition, step + 1, neuron], True = kept: step k ablates k neurons, drawn for each step."""
     keys = jax.random.split(key, (num_repetitions, steps + 1))
+    # A random rank for each neuron, drawn again for each step. Keeping ranks of at least k ablates exactly k neurons at
+    # step k.
     ranks = jax.vmap(jax.vmap(lambda k: jax.random.permutation(k, num_neurons)))(keys)
     return np.asarray(ranks >= jnp.arange(steps + 1)[:, None])
