@@ -131,14 +131,6 @@ def require_range(argument: str, values: np.ndarray, low: int, high: int) -> Non
         raise InputError(f"{argument}: expected values in {low}..{high}, got {values.min()}..{values.max()}")
 
 
-def require_batch_size(batch_size: int, num_examples: int) -> None:
-    """Raise unless the training examples fill at least one batch."""
-    require(
-        1 <= batch_size <= num_examples,
-        f"batch_size: expected 1 to {num_examples}, the size of the training split, got {batch_size}",
-    )
-
-
 def require_labels(labels: np.ndarray, num_examples: int, num_classes: int) -> None:
     """Raise unless labels are integers [example] in 0..num_classes-1, one for each example."""
     require_integers("labels", labels)

@@ -336,19 +336,12 @@ class StoppedError(Exception):
     """End a job early because another job failed or the user interrupted."""
 
 
-class Stop:
-    """Ask running jobs to end; they call `check` now and then."""
-
-    def __init__(self):
-        self._event = threading.Event()
-
-    def set(self) -> None:
-        """Ask the jobs to end."""
-        self._event.set()
+class Stop(threading.Event):
+    """Ask running jobs to end by `set`; they call `check` now and then."""
 
     def check(self) -> None:
         """Raise `StoppedError` if the jobs are asked to end."""
-        if self._event.is_set():
+        if self.is_set():
             raise StoppedError
 
 

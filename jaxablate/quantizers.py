@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxablate._checks import InputError, require, require_finite, require_integer, require_known, traced
+from jaxablate._checks import InputError, require, require_count, require_finite, require_known, traced
 from jaxablate._typing import Activations, AnyArray, Codes
 from jaxablate.devices import to_device
 
@@ -276,7 +276,7 @@ def uniform(bins: int, low: float, high: float) -> Quantizer:
         >>> ja.quantizers.uniform(4, 0.0, 1.0)(jnp.array([[-9.0, 0.2, 0.25, 0.8, 1.0, 9.0]])).tolist()
         [[0, 0, 1, 3, 3, 3]]
     """
-    bins = _require_bins(bins)
+    bins = require_count("bins", bins, 2)
     ends = _to_numbers("range", [low, high])
     require(bool(np.isfinite(ends).all() and low < high), f"range: expected low < high, got {low} and {high}")
     # The edges are computed in float64 and rounded to float32 once, as the docstring promises.
@@ -312,17 +312,12 @@ def quantile(bins: int) -> Quantizer:
         >>> quantizer(np.array([[-1.0], [0.0], [6.0], [7.0], [8.0]], np.float32)).ravel().tolist()
         [0, 0, 0, 1, 1]
     """
-    return _Quantile(_require_bins(bins))
+    return _Quantile(require_count("bins", bins, 2))
 
 
 # A sigmoid or tanh neuron fires at the middle of its range or above. ReLU and GELU are at rest at 0, so 0 itself does
 # not count as firing.
-_DEFAULTS = {
-    "sigmoid": threshold(0.5),
-    "tanh": threshold(0.0),
-    "relu": positive(),
-    "gelu": positive(),
-}
+_DEFAULTS = {"sigmoid": threshold(0.5), "tanh": threshold(0.0), "relu": positive(), "gelu": positive()}
 
 
 def default_quantizer(activation: str) -> Quantizer:
@@ -400,12 +395,6 @@ def _fit_values(activations: Activations) -> np.ndarray:
     require(values.ndim == 2, f"activations: expected shape [example, neuron], got {values.shape}")
     require_finite("activations", values)
     return values
-
-
-def _require_bins(bins: int) -> int:
-    number = require_integer("bins", bins)
-    require(number >= 2, f"bins: expected at least 2, got {number}")
-    return number
 
 
 @partial(jax.jit, static_argnames="strict")

@@ -11,6 +11,7 @@ Memory: the activations of all neurons for all examples, float32 [example, neuro
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from operator import attrgetter
 
 import jax
 import jax.numpy as jnp
@@ -257,12 +258,11 @@ SCORES: dict[str, Score] = {
     "class_selectivity": class_selectivity,
     "mean_activation": lambda evidence: evidence.activations.mean(axis=0, dtype=np.float64),
     "activation_variance": lambda evidence: evidence.activations.var(axis=0, dtype=np.float64),
-    "zero_fraction": lambda evidence: evidence.zero_fraction,
-    "incoming_norm": lambda evidence: evidence.incoming_norm,
-    "outgoing_norm": lambda evidence: evidence.outgoing_norm,
-    "taylor": lambda evidence: evidence.taylor,
-    "single_damage": lambda evidence: evidence.single_damage,
-    "shapley": lambda evidence: evidence.shapley.values,
+    **{
+        name: attrgetter(name)
+        for name in ("zero_fraction", "incoming_norm", "outgoing_norm", "taylor", "single_damage")
+    },
+    "shapley": attrgetter("shapley.values"),
 }
 """Scores by name.
 

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxablate._checks import InputError, require, require_batch_size, require_integer, require_known
+from jaxablate._checks import InputError, require, require_integer, require_known
 from jaxablate._precision import matmul_precision
 from jaxablate.datasets import Dataset
 from jaxablate.devices import (
@@ -203,7 +203,10 @@ def train_many(
     seeds = [require_integer("seed", seed) for seed in seeds]
     require(len(seeds) > 0, "seeds: the list is empty; give at least one seed")
     num_examples = len(data.train)
-    require_batch_size(batch_size, num_examples)
+    require(
+        1 <= batch_size <= num_examples,
+        f"batch_size: expected 1 to {num_examples}, the size of the training split, got {batch_size}",
+    )
     require(learning_rate > 0, f"learning_rate: {learning_rate} is not above 0; choose a positive number")
     require(l2 >= 0, f"l2: {l2} is below 0; choose 0 or more")
     epochs = default_epochs(num_examples, batch_size) if epochs is None else epochs
@@ -231,7 +234,15 @@ def train_many(
         params, keys = put_global(by_network, jax.tree.map(lambda leaf: leaf[repeated], (params, keys)))
         shared = (*shared[:3], put_global(NamedSharding(mesh, P()), splits))
         parallel = "vmap"
-    progress = _ProgressCounter(on_epoch, epochs * len(seeds))
+    done, total, lock = 0, epochs * len(seeds), threading.Lock()
+
+    def report(num_epochs: int, loss: float, accuracy: float) -> None:
+        nonlocal done
+        with lock:  # threads train their groups at the same time
+            done += num_epochs
+            if on_epoch is not None:
+                on_epoch(done, total, loss, accuracy)
+
     # On a CPU one program for each seed beats one batched program: products of single matrices are faster there than
     # batched products, and the programs keep all cores busy. Other devices need the batch of networks to be busy.
     if parallel == "threads" or (parallel == "auto" and jax.default_backend() == "cpu"):
@@ -241,7 +252,7 @@ def train_many(
 
     def train_group(group: slice, stop: Stop) -> list[tuple[MLP, History]]:
         group_params = jax.tree.map(lambda leaf: leaf[group], params)
-        trained, records = _train_together(*shared, group_params, keys[group], len(seeds[group]), progress, stop)
+        trained, records = _train_together(*shared, group_params, keys[group], len(seeds[group]), report, stop)
         trained = to_host(trained)
         # [network], from records [epoch, network, 4]. Only the last epoch can hold a value that is not finite, since
         # training stops there.
@@ -277,20 +288,6 @@ def _require_starts(starts: Sequence[MLP], num_seeds: int, in_features: int, num
     )
 
 
-class _ProgressCounter:
-    """Count the epochs of networks that several threads train, and report the total to `on_epoch`."""
-
-    def __init__(self, on_epoch: OnEpoch | None, total: int):
-        self.on_epoch, self.total, self.done, self.lock = on_epoch, total, 0, threading.Lock()
-
-    def add(self, num_epochs: int, loss: float, accuracy: float) -> None:
-        """Count epochs that are complete, and report the new total with their mean loss and accuracy."""
-        if self.on_epoch is not None:
-            with self.lock:
-                self.done += num_epochs
-                self.on_epoch(self.done, self.total, loss, accuracy)
-
-
 def _train_together(
     graphdef: nnx.GraphDef,
     recipe: "_Recipe",
@@ -299,7 +296,7 @@ def _train_together(
     params,
     keys,
     num_seeds: int,
-    progress: _ProgressCounter,
+    report: Callable[[int, float, float], None],
     stop: Stop,
 ) -> tuple[nnx.State, np.ndarray]:
     """Train networks whose states are stacked along a leading axis.
@@ -311,7 +308,7 @@ def _train_together(
         epochs: number of epochs.
         params, keys: one state and one random key for each network, [network, ...].
         num_seeds: number of leading networks that are reported; the rest are repeats that fill the devices.
-        progress: receives the epochs.
+        report: called after each epoch with the number of networks, and their mean loss and accuracy.
         stop: ends the training early if another thread has failed.
 
     Returns:
@@ -327,7 +324,7 @@ def _train_together(
             params = before
             break
         loss, accuracy = records[-1][:num_seeds, :2].mean(axis=0)
-        progress.add(num_seeds, float(loss), float(accuracy))
+        report(num_seeds, float(loss), float(accuracy))
     return params, np.stack(records)
 
 

@@ -12,13 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxablate._checks import (
-    InputError,
-    require,
-    require_finite,
-    require_known,
-    require_shape,
-)
+from jaxablate._checks import InputError, require, require_finite, require_known, require_shape
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Fill, Images, Labels
 from jaxablate.ablation._execute import AblationProblem, Tables

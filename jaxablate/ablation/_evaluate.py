@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool
 
-from jaxablate._checks import require, require_integer, require_known
+from jaxablate._checks import require, require_count, require_known
 from jaxablate._typing import AnyArray, Images, Labels, Orders
 from jaxablate.ablation import _incremental, _vmap
 from jaxablate.ablation._arguments import format_result, make_problem, require_leading, site_range
@@ -141,10 +141,7 @@ def cumulative_ablation(
         (1, 4)
     """
     require_known("engine", engine, ENGINES)
-    steps = require_integer("steps", steps)
-    neurons_per_step = require_integer("neurons_per_step", neurons_per_step)
-    require(steps >= 1, f"steps: expected at least 1, got {steps}")
-    require(neurons_per_step >= 1, f"neurons_per_step: expected at least 1, got {neurons_per_step}")
+    steps, neurons_per_step = require_count("steps", steps), require_count("neurons_per_step", neurons_per_step)
     problem, leading = make_problem(model, images, labels, fill, outcomes, memory_limit, mesh)
     network = problem.network
     first, last = site_range(network, site)

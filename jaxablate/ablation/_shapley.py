@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxablate._checks import require, require_integer, require_known
+from jaxablate._checks import require, require_count, require_known
 from jaxablate._typing import Images, Labels
 from jaxablate.ablation._arguments import site_range
 from jaxablate.ablation._evaluate import cumulative_ablation
@@ -81,8 +81,7 @@ def shapley_values(
         (3,)
     """
     require_known("outcome", outcome, HARM)
-    num_permutations = require_integer("num_permutations", num_permutations)
-    require(num_permutations >= 2, f"num_permutations: expected at least 2, got {num_permutations}")
+    num_permutations = require_count("num_permutations", num_permutations, 2)
     require(isinstance(model, nnx.Module), f"model: expected one network, got {type(model).__name__}")
     network, _, _ = trace_model(model, first_example(images))
     num_examples = require_examples(labels, len(images), network.num_classes)

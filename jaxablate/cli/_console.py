@@ -40,20 +40,13 @@ signals: list[int] = []
 
 DataDir = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        help="Folder of the data; default: $JAXABLATE_DATA_DIR.",
-        show_default=False,
-    ),
+    typer.Option(metavar="FOLDER", help="Folder of the data; default: $JAXABLATE_DATA_DIR.", show_default=False),
 ]
 Devices = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Number of devices; a CPU is split into N virtual ones.", show_default=False),
 ]
-Cache = Annotated[
-    bool,
-    typer.Option(help="Reuse of compiled programs from ~/.cache/jaxablate.", show_default=False),
-]
+Cache = Annotated[bool, typer.Option(help="Reuse of compiled programs from ~/.cache/jaxablate.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No output except notes and errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Output as JSON, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Traceback in addition to the error's sentence.")]
@@ -83,16 +76,10 @@ def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
                 print(json.dumps(_for_json(results), indent=1, allow_nan=False), flush=True)
 
     common = {"quiet": Quiet, "as_json": AsJson, "debug": Debug}
-    signature = inspect.signature(run, eval_str=True)
-    with_common_options.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
-        parameters=[
-            *signature.parameters.values(),
-            *(
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
-                for name, option in common.items()
-            ),
-        ]
-    )
+    signature, keyword = inspect.signature(run, eval_str=True), inspect.Parameter.KEYWORD_ONLY
+    added = [inspect.Parameter(name, keyword, default=False, annotation=option) for name, option in common.items()]
+    signature = signature.replace(parameters=[*signature.parameters.values(), *added])
+    with_common_options.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
     with_common_options.__annotations__ = {**run.__annotations__, **common}
     return with_common_options
 

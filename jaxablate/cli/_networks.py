@@ -32,8 +32,7 @@ DatasetName = Annotated[
     ),
 ]
 Activation = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Activation function that a PyTorch file lacks.", show_default=False),
+    str | None, typer.Option(metavar="NAME", help="Activation function that a PyTorch file lacks.", show_default=False)
 ]
 Scores = Annotated[
     list[str] | None,
@@ -47,8 +46,7 @@ Scores = Annotated[
     ),
 ]
 ScoresInShort = Annotated[
-    list[str] | None,
-    typer.Option("--score", metavar="NAME", help="Score from `jaxablate score --help`; repeatable."),
+    list[str] | None, typer.Option("--score", metavar="NAME", help="Score from `jaxablate score --help`; repeatable.")
 ]
 Quantizer = Annotated[
     str,

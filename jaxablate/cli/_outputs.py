@@ -89,12 +89,7 @@ def print_outputs(
         "seconds": seconds,
         "accuracy": accuracy_of(results),
         "verdicts": [
-            {
-                "protocol": verdict.protocol,
-                "network": verdict.network,
-                "claim": verdict.claim,
-                "verdict": verdict.verdict,
-            }
+            {name: getattr(verdict, name) for name in ("protocol", "network", "claim", "verdict")}
             for verdict in verdicts
         ],
     }

@@ -11,11 +11,7 @@ __all__ = ["Coordinator", "NumProcesses", "ProcessId", "initialize_distributed",
 
 Coordinator = Annotated[
     str | None,
-    typer.Option(
-        metavar="HOST:PORT",
-        help="Address of process 0; auto: from SLURM or MPI.",
-        show_default=False,
-    ),
+    typer.Option(metavar="HOST:PORT", help="Address of process 0; auto: from SLURM or MPI.", show_default=False),
 ]
 NumProcesses = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Number of processes that share the run.", show_default=False)

@@ -158,8 +158,5 @@ def load_tfds(name: str, seed: int, data_dir: str | Path | None) -> Dataset:
             raise InputError(f"{name}: {doing} failed ({' '.join(str(error).split())}); try again") from None
     for key, path in paths.items():  # TFDS also trusts the names in caches of its older versions
         want, got = registry.url_infos[registry.urls[key]].checksum, sha256_of(path)
-        require(
-            want == got,
-            f"{path}: expected {name}'s file with SHA-256 {want}, got {got}; remove it and try again",
-        )
+        require(want == got, f"{path}: expected {name}'s file with SHA-256 {want}, got {got}; remove it and try again")
     return dataset_from_idx(paths, name, origin, seed, num_classes=10)

@@ -84,13 +84,7 @@ class MLP(nnx.Module):
     """
 
     def __init__(
-        self,
-        in_features: int,
-        hidden: Sequence[int],
-        num_classes: int,
-        *,
-        activation: str = "sigmoid",
-        rngs: nnx.Rngs,
+        self, in_features: int, hidden: Sequence[int], num_classes: int, *, activation: str = "sigmoid", rngs: nnx.Rngs
     ):
         require_known("activation", activation, ACTIVATIONS)
         require(isinstance(hidden, Sequence), f"hidden: expected a sequence of layer sizes, got {hidden!r}")

@@ -39,11 +39,7 @@ PARTS = tuple(WEIGHTS[nnx.BatchNorm])
 
 
 def load_pytorch(
-    path: str | Path,
-    model: nnx.Sequential | None = None,
-    *,
-    activation: str = "relu",
-    images: Images | None = None,
+    path: str | Path, model: nnx.Sequential | None = None, *, activation: str = "relu", images: Images | None = None
 ) -> MLP | nnx.Sequential:
     """Read a network from the file of a PyTorch state dict.
 

@@ -217,10 +217,7 @@ def neuron_scores(
             "scores": (("score", "neuron"), values, {"long_name": scores_name, "units": scores_unit}),
             "mean_activation": ("neuron", mean, {"long_name": mean_name, "units": mean_unit}),
         },
-        coords={
-            "score": ("score", list(scores), {"long_name": COORDINATES["score"]}),
-            **_neuron_coordinates(sites),
-        },
+        coords={"score": ("score", list(scores), {"long_name": COORDINATES["score"]}), **_neuron_coordinates(sites)},
         attrs=_provenance(source),
     )
 
@@ -350,10 +347,7 @@ def _provenance(source: Source) -> dict[str, str]:
         "dataset_origin": source.origin.encode("utf-8", "backslashreplace").decode(),
         "dataset_sha256": json.dumps(source.sha256),
         "versions": json.dumps(
-            {
-                "python": platform.python_version(),
-                **{name: importlib.metadata.version(name) for name in packages},
-            }
+            {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
         ),
         "device": f"{device.platform}: {device.device_kind}, {os.cpu_count()} cores",
         "matmul_precision": matmul_precision(),

@@ -27,11 +27,7 @@ PLAIN_FILLS = ("zero", "mean", "median", "class_mean")
 
 
 def score_neurons(
-    model: Model,
-    data: Dataset,
-    *,
-    scores: str | Sequence[str] = tuple(METRICS),
-    quantizer: str | float = "activation",
+    model: Model, data: Dataset, *, scores: str | Sequence[str] = tuple(METRICS), quantizer: str | float = "activation"
 ) -> xr.Dataset:
     """Score every neuron of a network on the validation split.
 
