@@ -1,7 +1,7 @@
 """Check the arguments of ablation functions, and turn the engines' sums into results.
 
-Input: a user's model, images, labels and fill.
-Output: an `AblationProblem`; arrays by outcome.
+Input: a user's model, images, labels and fill; later the engines' sums over examples.
+Output: an `AblationProblem`; later the array of each outcome.
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,11 +39,12 @@ def make_problem(
     """
     names = check_names(outcomes)
     mesh = mesh_for(mesh, images, labels)
-    network, states, described, leading = _networks(model, images if mesh is None else first_example(images))
+    # On a mesh, one example is enough to trace the models; the images themselves stay where they are.
+    network, states, traced_images, leading = _trace_networks(model, images if mesh is None else first_example(images))
     num_examples = require_examples(labels, len(images), network.num_classes)
-    classes = jnp.asarray(labels).astype(jnp.int32)  # -1 marks an example that does not count
+    int_labels = jnp.asarray(labels).astype(jnp.int32)  # -1 marks an example that does not count
 
-    def per_neuron(what: str, values: Fill) -> np.ndarray:
+    def check_values(what: str, values: Fill) -> np.ndarray:
         try:
             values = np.asarray(values, np.float32)
         except (TypeError, ValueError):
@@ -56,19 +57,20 @@ def make_problem(
 
     rows = scale = None
     if isinstance(fill, PerExampleFill):
-        rows = fill.rows(classes)
-        values = _tables(network, fill, rows, leading)
+        rows = fill.rows(int_labels)
+        values = _check_tables(network, fill, rows, leading)
     elif isinstance(fill, AffineFill):
-        values, scale = per_neuron("fill offset", fill.offset), per_neuron("fill scale", fill.scale)
+        values, scale = check_values("fill offset", fill.offset), check_values("fill scale", fill.scale)
     else:
-        values = per_neuron("fill", np.zeros((*leading, network.num_neurons)) if fill is None else fill)
+        values = check_values("fill", np.zeros((*leading, network.num_neurons)) if fill is None else fill)
+    examples = traced_images, int_labels, rows
     if mesh is not None:
-        described, classes, rows = pad_and_shard(mesh, _as(images, described.dtype), classes, rows)
-    examples = described, classes, rows, num_examples, mesh
-    return AblationProblem(network, states, values, scale, *examples, names, memory_limit, matmul_precision()), leading
+        examples = pad_and_shard(mesh, _convert(images, traced_images.dtype), int_labels, rows)
+    networks, settings = (network, states, values, scale), (names, memory_limit, matmul_precision())
+    return AblationProblem(*networks, *examples, num_examples, mesh, *settings), leading
 
 
-def _as(images: Images, dtype: np.dtype) -> Images:
+def _convert(images: Images, dtype: np.dtype) -> Images:
     """Convert images to a dtype without moving them between host and devices."""
     return images.astype(dtype) if isinstance(images, jax.Array) else np.asarray(images, dtype)
 
@@ -84,8 +86,8 @@ def make_site_problem(model: Model, site: str | None, *arguments) -> tuple[Ablat
     return problem, np.arange(*site_range(problem.network, site))
 
 
-def _tables(network: ModelSpec, fill: PerExampleFill, rows: jax.Array | None, leading: tuple[int, ...]) -> Tables:
-    """Check the tables of a fill and return them with a leading axis for the one network.
+def _check_tables(network: ModelSpec, fill: PerExampleFill, rows: jax.Array, leading: tuple[int, ...]) -> Tables:
+    """Check the tables of a fill and return them as [network, row, ..., neuron], with one network.
 
     Raises:
         InputError: for several networks, or tables that do not fit the network's sites or the labels.
@@ -96,21 +98,26 @@ def _tables(network: ModelSpec, fill: PerExampleFill, rows: jax.Array | None, le
         f"fill: expected {len(network.sites)} tables, one for each site, got {len(fill.tables)}",
     )
     # A row beyond the table would be clamped by JAX's indexing and give the last row without an error.
-    needed = int(range_of(rows)[1]) + 1 if rows is not None else 0
+    num_rows = int(range_of(rows)[1]) + 1  # the examples use the rows 0 to num_rows - 1
     for site, output, table in zip(network.sites, network.outputs, fill.tables, strict=True):
         require(
-            table.shape[1:] in (output.shape, output.shape[-1:]) and len(table) >= needed,
+            table.shape[1:] in (output.shape, output.shape[-1:]) and len(table) >= num_rows,
             f"fill: expected a table [row, {output.shape[-1]}] or [row, {', '.join(map(str, output.shape))}] of at "
-            f"least {needed} rows for site {site!r}, got shape {table.shape}",
+            f"least {num_rows} rows for site {site!r}, got shape {table.shape}",
         )
         require_finite(f"fill of site {site!r}", np.asarray(table))
     return tuple(jnp.asarray(table, jnp.float32)[None] for table in fill.tables)
 
 
-def _networks(
+def _trace_networks(
     model: Model | Sequence[Model], images: Images
 ) -> tuple[ModelSpec, list[nnx.State], jax.Array, tuple[int, ...]]:
-    """Return the specification that all models share, their states, the images, and the leading axes."""
+    """Trace one model or several of one architecture.
+
+    Returns:
+        The specification that all models share, the state of each model, the images as an array, and the leading axes
+        of the results: (network,), or () for one model.
+    """
     if isinstance(model, nnx.Module):
         network, state, images = trace_model(model, images)
         return network, [state], images, ()
@@ -138,7 +145,9 @@ def _site_sizes(network: ModelSpec) -> str:
 
 
 def site_range(network: ModelSpec, site: str | None) -> tuple[int, int]:
-    """Return the first network-wide id of a site's neurons and one past the last; None stands for the whole network.
+    """Return the network-wide id of a site's first neuron, and one past that of its last neuron.
+
+    The site None stands for the whole network.
 
     Raises:
         InputError: for an unknown site.
@@ -153,14 +162,20 @@ def site_range(network: ModelSpec, site: str | None) -> tuple[int, int]:
 def require_leading(
     what: str, array: np.ndarray, leading: tuple[int, ...], shape: tuple[int | None, ...], meaning: str
 ) -> None:
-    """Raise unless the array has the shape, after the leading axis of several networks."""
+    """Raise unless an array has the shape (*leading, *shape); `meaning` names the axes of `shape`."""
     require_shape(what, array, (*leading, *shape), "network, " * len(leading) + meaning)
 
 
 def format_result(
     sums: dict[str, np.ndarray], problem: AblationProblem, outcomes: str | Iterable[str], axes: tuple[str, ...]
 ) -> jax.Array | dict[str, jax.Array]:
-    """Return the outcomes by name, or an array if `outcomes` is one name; `axes` name the axes of the results.
+    """Return the outcomes by name, or one array if `outcomes` is one name.
+
+    Args:
+        sums: sums over the examples, by outcome and for `NOT_FINITE`.
+        problem: the problem that was evaluated.
+        outcomes: one name or several, as the user gave them.
+        axes: names of the axes of the sums, for the error message.
 
     Raises:
         InputError: if a logit is not finite.
@@ -168,10 +183,10 @@ def format_result(
     # argmax of NaN predicts some class, so counts alone would hide that the network has failed.
     finite = sums[NOT_FINITE] == 0
     if not finite.all():
-        first = zip(axes, np.unravel_index(finite.argmin(), finite.shape), strict=True)
+        first_bad = zip(axes, np.unravel_index(finite.argmin(), finite.shape), strict=True)
         raise InputError(
             f"logits: NaN or infinite numbers under {(~finite).sum()} of {finite.size} {axes[-1]}s, the first at "
-            f"{', '.join(f'{axis} {index}' for axis, index in first)}; check the weights and the images"
+            f"{', '.join(f'{axis} {index}' for axis, index in first_bad)}; check the weights and the images"
         )
     # Padding is in no sum, so means divide by the number of real examples.
     averages = average(sums, problem.num_examples)

@@ -1,7 +1,7 @@
-"""Ablate by any masks, or cumulatively along orders, with the engine that fits the model.
+"""Ablate by any masks, or cumulatively along orders, with the engine that suits the model.
 
 Input: a model or several of one architecture, masks or orders, images, labels, a fill.
-Output: correct predictions, exact integers, or other outcomes; one for each mask or step.
+Output: for each mask or step, the exact number of correct predictions, or other outcomes.
 Memory: activations within `memory_limit`, and one bool for each mask and neuron.
 """
 
@@ -24,7 +24,8 @@ from jaxablate.models import Model
 from jaxablate.orders import check_orders, masks_of_orders
 
 ENGINES = ("auto", "vmap", "incremental")
-ORDERS_MULTIPLE = 32  # the number of orders is padded to a multiple of this, so that few programs are compiled
+# A program is compiled for each number of orders, so this number is padded to a multiple of 32.
+ORDERS_MULTIPLE = 32
 
 
 def evaluate_masks(
@@ -41,36 +42,38 @@ def evaluate_masks(
 ) -> Any:
     """Count a network's correct predictions under each of many masks.
 
-    A neuron's output h becomes m h + (1 - m) f: its own output if the mask keeps it (m = 1), the fill f if the mask
-    ablates it (m = 0).
+    A neuron's output h becomes m h + (1 - m) f. If the mask keeps the neuron, m is 1 and h stays. If the mask ablates
+    it, m is 0 and the output is the fill f.
 
     Args:
         model: an `MLP` or any module with sites, evaluated in evaluation mode. A sequence of models of one architecture
             (for example one for each seed) gives `keep`, `fill` and the result a leading axis [network].
-        keep: bool [mask, neuron], True = kept, over the neurons of all sites in network order, or of `site` alone.
+        keep: bool [mask, neuron], True = kept. The neurons are those of all sites, in the order in which the model
+            applies its sites (network order), or of `site` alone.
         images: [example, ...], as the model takes them.
         labels: integers [example] in 0..classes-1.
         fill: the outputs of ablated neurons: None for zeros, float [neuron], `ja.AffineFill` or `ja.PerExampleFill`,
-            always over the whole network. `ja.mean_activations` gives bias balancing, `ja.compute_fill` other fills.
+            always over the whole network. `ja.mean_activations` gives means (bias balancing in the paper), and
+            `ja.compute_fill` other fills.
         site: name of a site; masks then cover its neurons only, and all other neurons are kept. None stands for the
             whole network.
         outcomes: "correct", "class_correct", "confusion", "loss" or "divergence"; or several names, which are computed
             in one pass.
-        memory_limit: bytes of activations that are held at a time; None for 1 GiB.
-        mesh: devices that share the examples, from `ja.devices.make_mesh`; None for the mesh of `images` if they are
-            sharded already, else for one device.
+        memory_limit: largest number of bytes of activations at a time; None for 1 GiB.
+        mesh: devices that share the examples, from `ja.devices.make_mesh`. With None, images that are already sharded
+            stay on their mesh, and other images are evaluated on one device.
 
     Returns:
-        For the name of one outcome an array, for several names a dictionary of arrays.
-        "correct": int32 [mask], the number of examples whose largest logit (the first, if tied) is the label's.
+        An array for the name of one outcome, a dictionary of arrays for several names.
+        "correct": int32 [mask], the number of examples whose largest logit (the first, if tied) is that of the label.
         "class_correct": int32 [mask, class]. "confusion": int32 [mask, label, predicted].
         "loss": float32 [mask], the mean cross-entropy in nats.
-        "divergence": float32 [mask], the mean D_KL of the intact network's output distribution from the ablated
-        network's, in nats.
+        "divergence": float32 [mask], the mean of D_KL(p || q) in nats, where p and q are the output distributions of
+        the intact and of the ablated network.
 
     Raises:
-        InputError: for a mask or fill of another width, a fill that is not finite, an unknown site, labels out of
-            range, models of different architectures, a module that cannot be ablated, or logits that are not finite.
+        InputError: for a mask or fill of another width, a fill or logits that are not finite, an unknown site, labels
+            out of range, models of different architectures, or a module that cannot be ablated.
 
     Source: paper, section 4.
 
@@ -85,8 +88,8 @@ def evaluate_masks(
     first, last = site_range(network, site)
     site_keep = np.asarray(keep)
     require(site_keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {site_keep.dtype}")
-    where = "neuron" if site is None else f"neuron of site {site!r}"
-    require_leading("keep", site_keep, leading, (None, last - first), f"mask, {where}")
+    axis = "neuron" if site is None else f"neuron of site {site!r}"
+    require_leading("keep", site_keep, leading, (None, last - first), f"mask, {axis}")
     require(site_keep.size > 0, "keep: there is no mask; give at least one")
     # The engines know network-wide masks only; a mask of one site keeps all other neurons.
     keep = np.ones((*site_keep.shape[:-1], network.num_neurons), bool)
@@ -114,15 +117,17 @@ def cumulative_ablation(
     """Count correct predictions while the neurons of each order are ablated one after another.
 
     Args:
-        model: a model or several, as in `evaluate_masks`; several give `orders`, `fill` and the result a leading axis.
-        orders: integers [order, rank] of neuron ids, each at most once in an order. Ids count over the whole network in
-            network order, or within `site`.
+        model: a model or several, as in `evaluate_masks`. With several, `orders`, `fill` and the result have a leading
+            axis [network].
+        orders: integers [order, rank], the neuron ids, each at most once in an order. Ids count over the whole network
+            in network order, or within `site`.
         images, labels, fill, outcomes, memory_limit, mesh: as in `evaluate_masks`.
         site: name of a site within which the ids count; None if they count over the whole network.
         steps: number of steps.
-        neurons_per_step: number of neurons that each step ablates; all steps together at most the ranks of an order.
+        neurons_per_step: number of neurons that each step ablates; steps * neurons_per_step is at most the number of
+            ranks.
         engine: "vmap" evaluates any model. "incremental" applies to chains in which a linear map follows each ablated
-            site. "auto" takes "incremental" on a CPU if it applies, and "vmap" otherwise. Both give the same counts.
+            site. "auto" chooses "incremental" on a CPU if it applies, and "vmap" otherwise. Both give the same counts.
 
     Returns:
         int32 [order, steps + 1]: at step k the first k * neurons_per_step neurons of the order are ablated, at step 0
@@ -156,7 +161,7 @@ def cumulative_ablation(
     num_networks, num_orders = len(problem.states), orders.shape[-2]
     flat = orders.reshape(-1, orders.shape[-1])
     flat = check_orders(flat, last - first, num_ranks, site=site, first_id=first)[:, :num_ranks] + first
-    orders, num_distinct, place = _unique_orders(flat.reshape(num_networks, num_orders, num_ranks))
+    orders, num_distinct, positions = _unique_orders(flat.reshape(num_networks, num_orders, num_ranks))
     if _choose_engine(engine, problem, orders) == "incremental":
         sums = _incremental.measure_steps(problem, orders, num_distinct, neurons_per_step=neurons_per_step)
     else:
@@ -168,7 +173,7 @@ def cumulative_ablation(
         shape = (num_networks, orders.shape[1], steps + 1)
         sums = {name: values.reshape(*shape, *values.shape[2:]) for name, values in sums.items()}
     # Back from distinct orders to the given ones: repeated orders share a curve.
-    index = np.arange(num_networks)[:, None], place
+    index = np.arange(num_networks)[:, None], positions
     sums = {name: values[index].reshape(*leading, num_orders, *values.shape[2:]) for name, values in sums.items()}
     return format_result(sums, problem, outcomes, ("network", "order", "step")[-len(leading) - 2 :])
 
@@ -191,21 +196,23 @@ def _choose_engine(engine: str, problem: AblationProblem, orders: np.ndarray) ->
 
 
 def _unique_orders(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Move the distinct orders of each network to the front.
+    """Return the distinct orders of each network, padded, and where each given order is among them.
 
-    Scores of silent neurons tie, so that orders often agree up to the last step and need only one curve.
+    Neurons that never change their code have tied scores, so different scores often rank them alike. Orders that agree
+    at all ranks need only one curve.
 
     Args:
         orders: integers [network, order, rank].
 
     Returns:
-        Orders [network, padded order, rank] with the distinct ones first, the number of distinct orders [network], and
-        the place of each given order among them [network, order].
+        distinct: [network, padded order, rank], the distinct orders first.
+        num_distinct: [network], the number of distinct orders.
+        positions: [network, order], the index of each given order among the distinct orders.
     """
     # [distinct order, rank] and [order] for each network; networks may differ in the number of distinct orders.
     unique = [np.unique(network_orders, axis=0, return_inverse=True) for network_orders in orders]
     # The engine compiles for the padded number of orders; its loop ends after the distinct ones, so padding is free.
-    padded = ORDERS_MULTIPLE * -(-orders.shape[1] // ORDERS_MULTIPLE)
-    distinct = np.stack([np.resize(rows, (padded, orders.shape[2])) for rows, _ in unique])
+    num_padded = ORDERS_MULTIPLE * -(-orders.shape[1] // ORDERS_MULTIPLE)
+    distinct = np.stack([np.resize(rows, (num_padded, orders.shape[2])) for rows, _ in unique])
     num_distinct = np.array([len(rows) for rows, _ in unique], np.int32)
-    return distinct, num_distinct, np.stack([place.ravel() for _, place in unique])
+    return distinct, num_distinct, np.stack([positions.ravel() for _, positions in unique])

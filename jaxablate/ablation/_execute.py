@@ -1,4 +1,4 @@
-"""Execute an engine: cut the examples into shards and chunks that fit a machine, and add the sums.
+"""Execute an engine: cut the examples into shards and chunks, run the engine on each, and add up its sums.
 
 Input: an `AblationProblem` and an `Engine`.
 Output: the engine's sums over all examples, in int64 or float64.
@@ -29,6 +29,7 @@ MODERATE_FILL = 10.0
 """Above this magnitude of fill or scale, rank-one updates accumulate visible rounding error."""
 
 Tables = tuple[jax.Array, ...]
+"""For each site the table of a `PerExampleFill`, [network, row, ..., neuron]."""
 
 
 class AblationProblem(NamedTuple):
@@ -37,10 +38,11 @@ class AblationProblem(NamedTuple):
     Attributes:
         network: specification that all networks share.
         states: the state of each network.
-        fill: [network, neuron]; or one table for each site [network, row, ..., neuron], and each example takes a row.
+        fill: [network, neuron], or `Tables`, from which each example takes a row.
         scale: [network, neuron] for an `AffineFill`, else None.
-        images, labels, rows: the examples; rows [example] is None without tables. On a mesh they are sharded along
-            `data`, and padded so that every device has equally many; padding has the label -1.
+        images, labels, rows: the examples; rows [example] are each example's rows in the tables, None without tables.
+            On a mesh the examples are sharded along "data". Padding, with the label -1, gives every device the same
+            number of examples.
         num_examples: number of examples without padding.
         mesh: mesh of several devices, or None.
         outcomes: names of outcomes.
@@ -63,15 +65,19 @@ class AblationProblem(NamedTuple):
 
     @property
     def has_moderate_fill(self) -> bool:
-        """Return True if ablated neurons have small outputs whenever their intact outputs are small."""
+        """Return True if every fill and scale is below `MODERATE_FILL` in magnitude."""
         values = jax.tree.leaves((self.fill, self.scale))
         return all(float(np.abs(np.asarray(array)).max(initial=0)) < MODERATE_FILL for array in values)
 
     def lay_out(self, bytes_per_example: int, preferred_chunk: int) -> "Layout":
         """Choose the number of shards and the size of chunks within the memory limit.
 
-        There is one shard for each CPU core (fewer if memory is short), or for each device of a mesh. The limit holds
-        for all cores together, but for each device of a mesh.
+        There is one shard for each CPU core (fewer if memory is short), or for each device of a mesh. All CPU cores
+        together stay within the limit. On a mesh each device stays within the limit.
+
+        Args:
+            bytes_per_example: bytes of activations that one example takes.
+            preferred_chunk: largest number of examples in a chunk, for speed.
 
         Raises:
             InputError: if the limit does not admit one example at a time.
@@ -96,9 +102,12 @@ class AblationProblem(NamedTuple):
 
 
 def split_by_site(values: jax.Array | Tables | None, rows: jax.Array | None, splits: np.ndarray) -> list:
-    """Split values [neuron] by site, or take each example's row of each site's table [example, ..., neuron].
+    """Return the values of each site: [neuron], or [example, ..., neuron] if `values` are tables.
 
-    Without values every site gets None.
+    Args:
+        values: [neuron] over all sites, tables, or None, which gives None for every site.
+        rows: [example], the row of each example in the tables.
+        splits: network-wide ids of the first neuron of every site but the first.
     """
     if values is None:
         return [None] * (len(splits) + 1)
@@ -108,9 +117,9 @@ def split_by_site(values: jax.Array | Tables | None, rows: jax.Array | None, spl
 
 
 # Examples are cut twice. Shards run in parallel: one for each CPU core in a thread, or one for each device of a mesh by
-# `shard_map`. Within a shard, `lax.scan` runs over chunks of equal size, so that one program serves all chunks and its
-# memory does not grow with the number of examples. A chunk holds as many examples as a core's cache or the memory limit
-# admits. Outcomes are sums over examples, and integer sums do not depend on the cuts: this is why counts are the same
+# `shard_map`. Within a shard, `lax.scan` runs over chunks of equal size. One program serves all chunks, and its memory
+# does not grow with the number of examples. A chunk holds as many examples as a core's cache or the memory limit
+# admits. Outcomes are sums over examples, and integer sums do not depend on the cuts. This is why counts are the same
 # for every number of cores, devices, chunks and processes.
 @dataclass(frozen=True)
 class Layout:
@@ -127,7 +136,7 @@ class Layout:
         return [Shard(*examples, *chunks) for chunks in zip(starts, valid, strict=True)]
 
     def on_mesh(self, problem: AblationProblem) -> "Shard":
-        """Return one `Shard` whose arrays are sharded over the devices, with the same local chunks on each."""
+        """Return one `Shard` whose arrays are sharded over the devices; all devices cut their examples alike."""
         starts, valid = self.chunk_starts(len(problem.labels) // self.shards, 1)
         starts, valid = np.repeat(starts, self.shards, axis=0), np.repeat(valid, self.shards, axis=0)
         return Shard(problem.images, problem.labels, problem.rows, starts, valid)
@@ -135,8 +144,8 @@ class Layout:
     def chunk_starts(self, num_examples: int, shards: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the first example of each chunk [shard, chunk], and which examples count [shard, chunk, example]."""
         nominal = np.arange(shards * self.chunks) * self.chunk
-        # All chunks have one size. The last ones would reach beyond the examples; they start earlier instead, and the
-        # examples that an earlier chunk has counted are marked as not valid.
+        # All chunks have one size. A chunk that would reach beyond the last example starts earlier instead. Examples
+        # that it shares with an earlier chunk are marked as not valid, so that each example counts once.
         starts = np.minimum(nominal, num_examples - self.chunk)
         indices = starts[:, None] + np.arange(self.chunk)
         valid = (indices >= nominal[:, None]).reshape(shards, self.chunks, self.chunk)
@@ -201,9 +210,9 @@ class Engine:
 
 
 class ChunkRunner:
-    """Runs an engine over all shards of a problem, in chunks of at most `preferred` examples.
+    """Run an engine over all shards of a problem, in chunks of at most `preferred` examples.
 
-    If memory runs out nevertheless, `preferred` is halved for this and all following runs.
+    If memory runs out, the next attempt and all following runs use chunks of half the size.
     """
 
     def __init__(self, problem: AblationProblem, bytes_per_example: int, preferred: int):
@@ -247,7 +256,7 @@ class ChunkRunner:
 
 
 def run_shards(function: Callable, shards: Sequence) -> dict[str, np.ndarray]:
-    """Call the jitted function on every shard in a thread of its own, and add the sums.
+    """Call the jitted function on all shards, each in a separate thread, and add the sums.
 
     A single XLA program does not use all cores of a CPU. Calls that start together compile once, because JAX lets later
     calls wait for the first.
@@ -258,5 +267,5 @@ def run_shards(function: Callable, shards: Sequence) -> dict[str, np.ndarray]:
 
 def _total(*parts: jax.Array) -> np.ndarray:
     """Add the sums of all shards in int64 or float64."""
-    total: Any = np.stack(parts)
-    return total.sum(axis=0, dtype=np.int64 if np.issubdtype(total.dtype, np.integer) else np.float64)
+    stacked: Any = np.stack(parts)
+    return stacked.sum(axis=0, dtype=np.int64 if np.issubdtype(stacked.dtype, np.integer) else np.float64)

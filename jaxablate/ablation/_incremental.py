@@ -29,21 +29,22 @@ from jaxablate.models._network import (
 )
 from jaxablate.models._sites import ablated_values, apply_masks
 
-# Shapes: h [example, unit] are a site's outputs, W [unit, output] is the kernel of the linear map after the site, and
-# z = h W + b [example, output] is that map's output.
+# Shapes: h [example, unit] are a site's outputs. W [unit, output] is the kernel of the linear map after the site. Its
+# output is z = h W + b [example, output].
 # Rank-one update: step k ablates neuron j, whose output changes from h_j to a_j. Then z changes by (a_j - h_j) w_j,
 # with w_j row j of W. Only the layers after z are evaluated again; the prefix and h are not.
-# Levels: each ablated site is a level. An order over several sites visits them in any sequence, and a change of z at
-# level d changes all inputs of level d + 1. So levels nest: level d holds its z while consecutive steps ablate neurons
-# at level d or deeper, and starts level d + 1 over after each of its own changes. A step costs only its own level.
-# Invariant: when step k is measured, z of every level equals the linear map of the site's outputs in which exactly the
-# first k neurons are ablated, up to rounding.
-# Exactness: one update adds an error of about one float32 rounding of z, so that after n steps the error is that of a
-# sum of n terms, as in the matrix product itself. Counts can differ from a full forward pass only for near ties. A
-# difference of LARGE_OUTPUT or more would cancel digits of z; then z is computed again from h.
+# Levels: each ablated site is a level, numbered in network order. An order over several sites may visit them in any
+# sequence. A change of z at level d changes the input of every deeper level, so the loops over levels nest. Level d
+# keeps its input and updates its z while consecutive steps ablate neurons at level d or deeper. After each update of z,
+# level d + 1 starts again with a new input. A step updates z of its own level and evaluates the layers after it.
+# Invariant: at step k, exactly the first k neurons of the order are ablated. When the step is measured, z of every
+# level equals the linear map of that site's outputs, up to rounding.
+# Exactness: each update adds about one float32 rounding error to z. After n steps the error is that of a sum of n
+# terms, as in the matrix product itself. Counts can differ from a full forward pass only for near ties. If h_j or a_j
+# is large, the update would lose digits of z. So z is computed again from h if the difference reaches LARGE_OUTPUT.
 
 CHUNK = 500  # examples whose state fits a CPU core's cache
-CHUNK_ELSEWHERE = 10_000
+CHUNK_ELSEWHERE = 10_000  # on a GPU, or if only the last site is ablated: its z is small
 LARGE_OUTPUT = 100.0  # subtracting larger outputs would leave rounding errors near 1e-5, the margin of a tie
 
 
@@ -53,7 +54,10 @@ def ablated_sites(network: ModelSpec, orders: np.ndarray) -> tuple[int, ...]:
 
 
 def incremental_obstacle(network: ModelSpec, state: nnx.State, sites: tuple[int, ...]) -> str:
-    """Return what the engine lacks to follow orders over these sites; an empty text if it applies."""
+    """Return what the engine needs but this model lacks, for example "a model that is a chain"; "" if nothing.
+
+    `sites` are the indices of the sites whose neurons are ablated.
+    """
     segments = split_at_sites(nnx.merge(network.graphdef, state))
     if segments is None:
         return "a model that is a chain"
@@ -111,11 +115,12 @@ class _Level(NamedTuple):
 
     Attributes:
         start, stop: first id of the site's neurons and one past the last.
-        fill, scale: of the site's neurons; scale is None for a fill without one.
-        has_moderate_fill: True if fill and scale are small.
+        fill: [unit], or [example, ..., unit] if it differs between examples.
+        scale: [unit], or None for a fill without a scale.
+        has_moderate_fill: as in `AblationProblem`.
         linear: the linear map after the site.
         layers_after: layers from the linear map's output to the next level's input, or to the logits.
-        activate: maps the level's input to the site's outputs elementwise.
+        activate: elementwise function from the level's input to the site's outputs.
     """
 
     start: int
@@ -129,19 +134,25 @@ class _Level(NamedTuple):
 
     @property
     def is_bounded(self) -> bool:
-        """Return True if the site's outputs, ablated or not, are known to be small."""
+        """Return True if the site's outputs, ablated or not, cannot differ by `LARGE_OUTPUT`."""
         return self.has_moderate_fill and ELEMENTWISE.get(self.activate, False)
 
     def linear_output(self, level_input: jax.Array, keep: jax.Array) -> jax.Array:
-        """Return the linear map's output from the level's input and the kept neurons."""
+        """Compute z [example, ..., output] from the level's input [example, ..., unit] and keep, bool [unit]."""
         outputs = apply_masks(self.activate(level_input), keep, self.fill, self.scale)
         kernel, bias = self.linear.kernel[...], self.linear.bias
         return outputs @ kernel if bias is None else outputs @ kernel + bias[...]
 
     def update(self, level_input: jax.Array, neurons: jax.Array, is_member: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return the changes of the ablated neurons' outputs and of the linear map's output.
+        """Compute how much the neurons' outputs and z change when the neurons are ablated.
 
-        `neurons` are ids within the site; `is_member` is False for neurons of another level, which do not count.
+        Args:
+            level_input: [example, ..., unit].
+            neurons: ids within the site [neuron], ablated at one step.
+            is_member: bool [neuron]; False for a neuron of another level, whose change is 0 here.
+
+        Returns:
+            The changes of the outputs [example, ..., neuron] and of z [example, ..., output].
         """
         scale = None if self.scale is None else self.scale[neurons]
         outputs = self.activate(level_input[..., neurons])
@@ -155,8 +166,8 @@ def _split_into_levels(
 ) -> tuple[list[Layer], list[_Level]]:
     """Return the layers before the first level, and the levels.
 
-    A level's input is taken before the activation function, if that is the last layer before the site. The outputs of
-    single neurons are then computed from it when they are needed, instead of being stored.
+    If an activation function is the last layer before a site, the level's input is taken before that function. The
+    outputs of single neurons are then computed from the input when they are needed, instead of being stored.
     """
     segments = split_at_sites(model)
     assert segments is not None
@@ -164,9 +175,9 @@ def _split_into_levels(
     fills, scales = split_by_site(fill, rows, splits), split_by_site(scale, None, splits)
     cuts = [0, *(site + 1 for site in sites), len(segments)]
     parts = [[layer for segment in segments[a:b] for layer in segment] for a, b in itertools.pairwise(cuts)]
-    prefix, *following = parts
+    prefix, *parts_after_sites = parts
     levels = []
-    for site, layers_after, layers_before in zip(sites, following, parts[:-1], strict=True):
+    for site, layers_after, layers_before in zip(sites, parts_after_sites, parts[:-1], strict=True):
         activate = layers_before.pop() if layers_before and layers_before[-1] in ELEMENTWISE else _identity
         linear = layers_after.pop(0)
         assert isinstance(linear, nnx.Linear)
@@ -211,7 +222,17 @@ def _engine(static: tuple[ModelSpec, tuple[int, ...], tuple[str, ...], str, bool
 def _add_chunk(
     levels: list[_Level], outcomes: tuple[str, ...], orders, number, totals: Sums, first_input, labels
 ) -> Sums:
-    """Add one chunk of examples to the totals [order, step + 1, ...]; `first_input` is the first level's input."""
+    """Add the outcomes of one chunk of examples to the totals.
+
+    Args:
+        levels: the ablated sites.
+        outcomes: names of outcomes.
+        orders: [order, step, neuron].
+        number: number of orders to follow.
+        totals: sums so far [order, step + 1, ...].
+        first_input: input of the first level [example, ..., unit].
+        labels: [example].
+    """
     start = _Progress(
         step=jnp.int32(0),
         sums={name: jnp.zeros(values.shape[1:], values.dtype) for name, values in totals.items()},
@@ -227,7 +248,7 @@ def _add_chunk(
 
     def add_curve(i, totals):
         order = orders[i]
-        # A step starts at the first level that loses a neuron; -1 marks the end of the order.
+        # depths[step]: the first level that loses a neuron at this step; the last entry, -1, ends every loop.
         stops = jnp.array([level.stop for level in levels])
         depths = jnp.searchsorted(stops, order.min(axis=1), side="right")
         progress = curve.run_level(order, jnp.append(depths, -1), 0, first_input, start)
@@ -242,8 +263,8 @@ class _Progress(NamedTuple):
 
     Attributes:
         step: the next step to measure.
-        sums: outcomes so far [step + 1, ...].
-        keep: kept neurons of each level, bool [unit].
+        sums: outcomes of the steps measured so far [step + 1, ...].
+        keep: for each level bool [unit], True = kept.
     """
 
     step: jax.Array
@@ -260,7 +281,7 @@ class _Curve(NamedTuple):
     intact: jax.Array | None
 
     def run_level(self, order, depths, depth: int, level_input, progress: _Progress) -> _Progress:
-        """Follow the order for as long as its steps start at level `depth` or deeper.
+        """Measure the next step, then follow the order as long as its steps start at level `depth` or deeper.
 
         Args:
             order: network-wide ids [step, neuron].
@@ -283,8 +304,8 @@ class _Curve(NamedTuple):
             linear_output, progress = state
             neurons = order[progress.step - 1]  # step 0 is the intact network
             keep = [
-                flags & (jnp.arange(each.start, each.stop)[:, None] != neurons).all(axis=1)
-                for flags, each in zip(progress.keep, self.levels, strict=True)
+                site_keep & (jnp.arange(site.start, site.stop)[:, None] != neurons).all(axis=1)
+                for site_keep, site in zip(progress.keep, self.levels, strict=True)
             ]
             is_member = (neurons >= level.start) & (neurons < level.stop)
             difference, change = level.update(level_input, jnp.where(is_member, neurons - level.start, 0), is_member)

@@ -1,8 +1,8 @@
-"""Outcomes: what is measured of a network, as sums over examples.
+"""Compute outcomes of a network (correct predictions, loss, ...) as sums over examples.
 
 Input: logits [..., example, class] and labels [example].
 Output: sums over the examples, which add over chunks and shards; `average` turns them into results.
-Exactness: "correct", "class_correct" and "confusion" are integer sums and do not depend on how examples are cut.
+Exactness: "correct", "class_correct" and "confusion" are integer sums, the same for every size of chunks and shards.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +38,7 @@ class _Predictions(NamedTuple):
 
 
 def _correct(batch: _Predictions) -> jax.Array:
-    # A label of -1 is never predicted, so that padding does not count.
+    # No network predicts the label -1, so padding does not count.
     return (batch.predicted == batch.labels).sum(axis=-1, dtype=jnp.int32)
 
 
@@ -50,7 +50,7 @@ def _class_correct(batch: _Predictions) -> jax.Array:
 
 
 def _confusion(batch: _Predictions) -> jax.Array:
-    # A product of one-hot vectors of 0 and 1 is exact in float32 up to 2^24 examples of a chunk.
+    # The products of one-hot vectors are sums of 0 and 1, which are exact in float32 up to 2^24 examples in a chunk.
     true, predicted = (jax.nn.one_hot(classes, batch.logits.shape[-1]) for classes in (batch.labels, batch.predicted))
     return jnp.einsum("ec,...ed->...cd", true, predicted).astype(jnp.int32)
 
@@ -101,9 +101,10 @@ def measure(names: Sequence[str], logits: jax.Array, labels: jax.Array, intact: 
 
 
 def _predict(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the class of the largest logit (the first, if tied), and True for a logit that is not finite.
+    """Return the predicted class of each example, and True for an example with a NaN or infinite logit.
 
-    Both are [..., example]. One reduction computes both in a fifth of the time of `argmax` followed by `isfinite`.
+    The predicted class has the largest logit; the first class wins a tie. Both results are [..., example].
+    One reduction computes both in a fifth of the time of `argmax` followed by `isfinite`.
     """
 
     def larger(first, second):
@@ -119,7 +120,7 @@ def _predict(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def zero_sums(names: Sequence[str], num_classes: int, shape: tuple[int, ...]) -> Sums:
-    """Return sums of 0 for `shape` results."""
+    """Return sums of 0 with the leading axes `shape`, for example (network, mask)."""
     # The outcomes themselves give the shapes and dtypes, so a new outcome needs no second table. Nothing is computed.
     logits, labels = jax.ShapeDtypeStruct((1, num_classes), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
     sums = jax.eval_shape(lambda logits, labels: measure(names, logits, labels, logits), logits, labels)

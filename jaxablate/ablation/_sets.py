@@ -1,4 +1,4 @@
-"""The engine for small sets of neurons of one site, each ablated from the same network.
+"""Evaluate small sets of neurons of one site, each set ablated in the same network.
 
 Input: sets of neuron ids [set, member] of one site that a linear map follows.
 Output: sums of the outcomes [set, ...].
@@ -29,7 +29,7 @@ def measure_sets(problem: AblationProblem, sets: np.ndarray, number: int, keep: 
 
     Args:
         problem: the problem of one network to which the incremental engine applies.
-        sets: network-wide ids [set, member] of neurons of one site that `keep` keeps.
+        sets: network-wide ids [set, member]; all members belong to one site and are kept by `keep`.
         number: number of sets to evaluate; the remaining ones are padding.
         keep: bool [neuron].
 
@@ -49,10 +49,11 @@ def measure_sets(problem: AblationProblem, sets: np.ndarray, number: int, keep: 
     return ChunkRunner(problem, per_example, preferred).run(_engine, static, replicated)
 
 
-# The linear map after the site is linear in each neuron's output: with kernel rows w_j, ablating a set S changes its
-# output by the sum over S of (a_j - h_j) w_j, a rank-|S| update of the base output, which is computed once per chunk.
-# Sets start from the same base, so rounding errors do not accumulate. Only a large difference (an unbounded activation)
-# would cancel digits of the base; the linear map is then evaluated again for that set.
+# If neuron j is ablated, its output changes from h_j to a_j, and the output of the linear map after the site changes by
+# (a_j - h_j) w_j, where w_j is row j of the kernel. For a set of neurons these changes add up. The base, the map's
+# output with no set ablated, is computed once per chunk. Every set starts from the same base, so rounding errors do not
+# accumulate. Only a large difference (an unbounded activation) would lose digits of the base. The linear map is then
+# evaluated again for that set.
 @Engine
 def _engine(static: tuple[ModelSpec, int, tuple[str, ...], str, bool], replicated, shard: Shard):
     """Evaluate sets on one shard of examples; return sums [set, ...].
@@ -76,15 +77,15 @@ def _engine(static: tuple[ModelSpec, int, tuple[str, ...], str, bool], replicate
             split_by_site(fill, rows, splits),
             split_by_site(scale, None, splits),
         )
-        changes = dict(enumerate(zip(*values, strict=True)))
-        site_keep, site_fill, site_scale = changes[site]
+        masks = dict(enumerate(zip(*values, strict=True)))
+        site_keep, site_fill, site_scale = masks[site]
 
         def logits_after(linear_output: jax.Array) -> jax.Array:
             outputs = apply_layers(segments[site + 1][1:], linear_output)
-            return run_segments(segments, outputs, site + 1, changes)
+            return run_segments(segments, outputs, site + 1, masks)
 
         intact = run_segments(segments, images, -1, {}) if "divergence" in outcomes else None
-        outputs = run_segments(segments[: site + 1], images, -1, changes)
+        outputs = run_segments(segments[: site + 1], images, -1, masks)
         base = linear(apply_masks(outputs, site_keep, site_fill, site_scale))
         # [neuron, example, ...]: the loop reads single neurons, and reading a column of the outputs is slow.
         differences = jnp.moveaxis(ablated_values(outputs, site_fill, site_scale) - outputs, -1, 0)

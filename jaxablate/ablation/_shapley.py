@@ -53,16 +53,17 @@ def shapley_values(
 ) -> ShapleyValues:
     """Estimate each neuron's Shapley value, its mean contribution over all orders, from sampled permutations.
 
-    Neurons are removed along random permutations. A neuron's value is the mean of what its removal loses. The values of
-    a site (or of the whole network) sum to what all of its neurons contribute together.
+    Neurons are ablated one after another along random permutations. A neuron's value is the mean rise of the loss when
+    it is ablated (with "correct", the mean fall of the accuracy). The values of a site sum to the rise of the loss when
+    the whole site is ablated; without `site`, the values of all neurons sum to that of the whole network.
 
     Args:
         model: an `MLP` or any module with sites, evaluated in evaluation mode.
         images, labels, fill, memory_limit, mesh: as in `evaluate_masks`.
-        site: name of the site whose neurons are removed, while all others stay; None for the whole network.
-        outcome: "correct", "loss" or "divergence". Values are positive for neurons that help: they raise the accuracy
-            or lower the loss or divergence.
-        num_permutations: number of permutations, at least 2; the standard error falls with its square root.
+        site: name of the site whose neurons are ablated, while all other neurons are kept; None for all sites.
+        outcome: "correct", "loss" or "divergence". Values are positive for neurons that help: neurons that raise the
+            accuracy or lower the loss or divergence.
+        num_permutations: number of permutations n, at least 2; standard errors fall as 1 / sqrt(n).
         key: random key, `jax.random.key(seed)`.
 
     Returns:
@@ -86,16 +87,17 @@ def shapley_values(
     network, _, _ = trace_model(model, first_example(images))
     num_examples = require_examples(labels, len(images), network.num_classes)
     first, last = site_range(network, site)
-    # Each permutation is a cumulative curve v_0, ..., v_n of the worth of the neurons that remain. The neuron
-    # removed at step k contributes v_(k-1) - v_k, so that the contributions of one permutation sum to v_0 - v_n.
+    # Each permutation gives a curve v_0, ..., v_n: v_k is the accuracy, or minus the loss or divergence, with k neurons
+    # ablated. The neuron ablated at step k contributes v_(k-1) - v_k. The contributions of a permutation sum to
+    # v_0 - v_n.
     permutations = np.asarray(random_orders(last - first, num_permutations, key=key))
     curves = cumulative_ablation(
         model, permutations + first, images, labels, fill, steps=last - first, outcomes=outcome,
         memory_limit=memory_limit, mesh=mesh,
     )  # fmt: skip
-    # Correct predictions are worth something, losses cost: HARM has the sign. Counts become fractions, means stay.
-    worth = -HARM[outcome] * np.asarray(curves, np.float64) / (num_examples if outcome == CORRECT else 1)
+    # Values are higher for better networks: HARM has the sign. Counts become fractions; means stay as they are.
+    values = -HARM[outcome] * np.asarray(curves, np.float64) / (num_examples if outcome == CORRECT else 1)
     contributions = np.empty(permutations.shape)
-    np.put_along_axis(contributions, permutations, worth[:, :-1] - worth[:, 1:], axis=1)
+    np.put_along_axis(contributions, permutations, values[:, :-1] - values[:, 1:], axis=1)
     errors = contributions.std(axis=0, ddof=1) / num_permutations**0.5
     return ShapleyValues(contributions.mean(axis=0), errors)

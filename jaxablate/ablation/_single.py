@@ -1,4 +1,4 @@
-"""Ablate single neurons, pairs of neurons, and greedily the neuron that does least harm.
+"""Ablate single neurons and pairs of neurons, and remove neurons greedily, the least harmful one at each step.
 
 Input: a model, images, labels, a fill.
 Output: correct predictions or other outcomes for each neuron, pair or step.
@@ -24,8 +24,8 @@ from jaxablate.ablation._outcomes import CORRECT
 from jaxablate.fills import AnyFill
 from jaxablate.models import Model
 
-MASKS_MULTIPLE = 32  # the number of masks is padded to a multiple of this, so that few programs are compiled
-HARM = {CORRECT: -1, "loss": 1, "divergence": 1}  # sign that turns an outcome into harm
+MASKS_MULTIPLE = 32  # a program is compiled for each number of masks, so this number is padded to a multiple of 32
+HARM = {CORRECT: -1, "loss": 1, "divergence": 1}  # sign of an outcome that is larger for more harm
 
 
 def single_ablation(
@@ -115,10 +115,10 @@ class GreedyOrder:
     """Result of `greedy_order`.
 
     Attributes:
-        order: int32 [rank], neuron ids in the order of their removal; within the site if one was given, else over the
-            whole network.
-        outcome: the outcome [rank + 1] along the order, from the intact network on; int32 for "correct", float32 in
-            nats for "loss" and "divergence".
+        order: int32 [rank], neuron ids in the order of their removal. Ids count within the site if one was given, else
+            over the whole network.
+        outcome: [rank + 1], the outcome with 0, 1, 2, ... neurons removed; int32 for "correct", float32 in nats for
+            "loss" and "divergence".
     """
 
     order: Order
@@ -137,15 +137,15 @@ def greedy_order(
     memory_limit: int | None = None,
     mesh: Mesh | None = None,
 ) -> GreedyOrder:
-    """Remove at each step the neuron that does least harm, given all neurons removed before.
+    """Remove at each step the neuron whose removal does least harm, in addition to the neurons removed before.
 
     Args:
         model: an `MLP` or any module with sites, evaluated in evaluation mode.
         images, labels, fill, memory_limit, mesh: as in `evaluate_masks`. The order is fitted to these examples; judge
-            it on others.
+            it on other examples.
         site: name of the site whose neurons are removed; None for the whole network.
-        outcome: measure of harm: "correct" (fewer correct predictions), "loss" or "divergence" (a larger value). The
-            lower id wins a tie.
+        outcome: the outcome that measures harm: "correct" (fewer correct predictions), "loss" or "divergence" (a larger
+            value). If two neurons do equal harm, the one with the lower id is removed.
         steps: number of neurons to remove; None for all.
 
     Returns:
@@ -171,23 +171,23 @@ def greedy_order(
     )
     keep = np.ones(problem.network.num_neurons, bool)
     intact = _vmap.measure_masks(problem, keep[None, None])
-    order, along = [], [{name: values[0, 0] for name, values in intact.items()}]
+    order, sums_by_step = [], [{name: values[0, 0] for name, values in intact.items()}]
     for _ in range(steps):
         sums = _measure_sets(problem, np.array(remaining)[:, None], keep)
         # argmin takes the first of equal values, and `remaining` is in ascending order: the lower id wins a tie.
-        least = int(np.argmin(HARM[outcome] * sums[outcome]))
-        along.append({name: values[least] for name, values in sums.items()})
-        order.append(remaining.pop(least))
+        least_harmful = int(np.argmin(HARM[outcome] * sums[outcome]))
+        sums_by_step.append({name: values[least_harmful] for name, values in sums.items()})
+        order.append(remaining.pop(least_harmful))
         keep[order[-1]] = False
-    sums = {name: np.stack([step_sums[name] for step_sums in along]) for name in along[0]}
+    sums = {name: np.stack([step_sums[name] for step_sums in sums_by_step]) for name in sums_by_step[0]}
     result: Any = format_result(sums, problem, outcome, ("step",))
     return GreedyOrder(jnp.array(order, jnp.int32) - int(neurons[0]), result)
 
 
-# Single neurons and pairs are sets of one site. If a linear map follows the site, each set is a low-rank update of
-# that map's output (`_sets`), and the forward pass up to the site is shared. Otherwise each set is a full mask
-# (`_vmap`). The number of sets is padded, because a program is compiled for each number and greedy removal needs
-# every number once.
+# Single neurons and pairs are sets of one site. If a linear map follows the site, each set is a low-rank update of that
+# map's output (`_sets`), and all sets share the forward pass up to the site. Otherwise each set is a full mask
+# (`_vmap`). A program is compiled for each number of sets. Greedy removal needs n, n - 1, ..., 1 sets, so the number is
+# padded.
 def _measure_sets(problem: AblationProblem, sets: np.ndarray, keep: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Evaluate each set of neurons, ablated in addition to the neurons that `keep` already removes.
 

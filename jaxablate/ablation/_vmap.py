@@ -1,4 +1,4 @@
-"""The engine for any masks: masked forward passes, batched by `vmap` over the masks.
+"""Evaluate any masks of any network by masked forward passes, batched by `vmap` over the masks.
 
 Input: masks bool [network, mask, neuron] and an `AblationProblem`.
 Output: sums of the outcomes [network, mask, ...].
@@ -15,12 +15,12 @@ from jaxablate.models._network import ModelSpec, peak_activation_bytes, run_from
 
 # Loops, from the outside: slabs of masks (one jitted call each), networks (`lax.map`), chunks of examples (`lax.scan`),
 # batches of masks (`lax.map`), masks (`vmap`). A chunk's prefix, the part of the forward pass before the first ablated
-# site, is computed once for all masks. A batch is small enough that one activation under all of its masks stays in a
-# core's cache, and masks are spread evenly over the batches so that little padding is evaluated.
-# Counts are exact: every mask is a full forward pass at full precision, and integer sums do not depend on the cuts.
-SLAB = 8192  # most masks of one call; bounds the memory of masks and counts on the device
+# site, is computed once for all masks. Chunks are so small that one activation of a chunk under a whole batch of masks
+# stays in a core's cache. All batches have nearly the same number of masks, so that little padding is evaluated.
+# Counts are exact: every mask gets a forward pass at full precision, and integer sums do not depend on the cuts.
+SLAB = 8192  # largest number of masks in one call; it bounds the memory of masks and counts on the device
 MASKS_PER_BATCH = 81
-CACHED_BYTES = {"cpu": 6_480_000}  # bytes of one activation under a batch of masks that a core's cache holds
+CACHED_BYTES = {"cpu": 6_480_000}  # largest size of one activation of a chunk under a batch of masks
 CACHED_BYTES_ELSEWHERE = 32_000_000
 
 
@@ -39,7 +39,7 @@ def measure_masks(problem: AblationProblem, keep: np.ndarray) -> dict[str, np.nd
     padded[:, :num_masks] = keep
     cached_bytes = CACHED_BYTES.get(jax.default_backend(), CACHED_BYTES_ELSEWHERE)
     largest = peak_activation_bytes(network, first)
-    # One example takes an activation and its successor for each mask of the batch, and for the prefix.
+    # Two successive activations are held at a time, for each mask of the batch and for the prefix.
     chunks = ChunkRunner(problem, 2 * largest * (batch + 1), max(1, cached_bytes // (batch * largest)))
     parts = []
     for slab in padded.reshape(num_networks, num_slabs, batches, batch, -1).swapaxes(0, 1):
@@ -70,8 +70,8 @@ def _engine(static: tuple[ModelSpec, int, tuple[int, ...], tuple[str, ...], str]
             fills, scales = split_by_site(fill, rows, splits), split_by_site(scale, None, splits)
 
             def logits_under(masks):
-                changes = {site: (masks[site], fills[site], scales[site]) for site in sites}
-                return run_from_site(network, state, prefix, first, changes)
+                site_masks = {site: (masks[site], fills[site], scales[site]) for site in sites}
+                return run_from_site(network, state, prefix, first, site_masks)
 
             intact = run_from_site(network, state, prefix, first, {}) if "divergence" in outcomes else None
 
