@@ -144,7 +144,7 @@ def test_pairs_of_a_large_layer_keep_to_the_memory_limit(monkeypatch):
 
     pairs = np.stack(np.triu_indices(200, k=1), axis=1)
     monkeypatch.setattr(_sets._engine, "single_device", record)
-    problem = ja.ablation._single.make_single_problem(model, images, labels, None, "correct", 10**7, None)
+    problem, _ = ja.ablation._single.make_site_problem(model, "layer1", images, labels, None, "correct", 10**7, None)
     with pytest.raises(StopIteration):
         ja.ablation._single._measure_sets(problem, pairs)
     assert sizes[0][0] == 19_900

@@ -66,8 +66,10 @@ def make_problem(
     examples = traced_images, int_labels, rows
     if mesh is not None:
         examples = pad_and_shard(mesh, _convert(images, traced_images.dtype), int_labels, rows)
-    networks, settings = (network, states, values, scale), (names, memory_limit, matmul_precision())
-    return AblationProblem(*networks, *examples, num_examples, mesh, *settings), leading
+    problem = AblationProblem(
+        network, states, values, scale, *examples, num_examples, mesh, names, memory_limit, matmul_precision()
+    )
+    return problem, leading
 
 
 def _convert(images: Images, dtype: np.dtype) -> Images:
@@ -76,7 +78,7 @@ def _convert(images: Images, dtype: np.dtype) -> Images:
 
 
 def make_site_problem(model: Model, site: str | None, *arguments) -> tuple[AblationProblem, np.ndarray]:
-    """Check the arguments of `make_problem` for one network; return its problem and the ids of the site's neurons.
+    """Check the arguments of `make_problem` for one network; return the problem and the ids of the site's neurons.
 
     Raises:
         InputError: for several networks, an unknown site, or as in `evaluate_masks`.

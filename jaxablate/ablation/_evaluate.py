@@ -48,8 +48,8 @@ def evaluate_masks(
     Args:
         model: an `MLP` or any module with sites, evaluated in evaluation mode. A sequence of models of one architecture
             (for example one for each seed) gives `keep`, `fill` and the result a leading axis [network].
-        keep: bool [mask, neuron], True = kept. The neurons are those of all sites, in the order in which the model
-            applies its sites (network order), or of `site` alone.
+        keep: bool [mask, neuron], True = kept; over all sites, in the order in which the model applies them (network
+            order), or over `site` alone.
         images: [example, ...], as the model takes them.
         labels: integers [example] in 0..classes-1.
         fill: the outputs of ablated neurons: None for zeros, float [neuron], `ja.AffineFill` or `ja.PerExampleFill`,
