@@ -40,7 +40,7 @@ def make_problem(
     names = check_names(outcomes)
     mesh = mesh_for(mesh, images, labels)
     # On a mesh, one example is enough to trace the models; the images themselves stay where they are.
-    network, states, traced_images, leading = _trace_networks(model, images if mesh is None else first_example(images))
+    network, states, problem_images, leading = _trace_networks(model, images if mesh is None else first_example(images))
     num_examples = require_examples(labels, len(images), network.num_classes)
     int_labels = jnp.asarray(labels).astype(jnp.int32)  # -1 marks an example that does not count
 
@@ -63,13 +63,12 @@ def make_problem(
         values, scale = check_values("fill offset", fill.offset), check_values("fill scale", fill.scale)
     else:
         values = check_values("fill", np.zeros((*leading, network.num_neurons)) if fill is None else fill)
-    examples = traced_images, int_labels, rows
     if mesh is not None:
-        examples = pad_and_shard(mesh, _convert(images, traced_images.dtype), int_labels, rows)
-    problem = AblationProblem(
-        network, states, values, scale, *examples, num_examples, mesh, names, memory_limit, matmul_precision()
-    )
-    return problem, leading
+        images = _convert(images, problem_images.dtype)
+        problem_images, int_labels, rows = pad_and_shard(mesh, images, int_labels, rows)
+    examples = problem_images, int_labels, rows, num_examples, mesh
+    precision = matmul_precision()
+    return AblationProblem(network, states, values, scale, *examples, names, memory_limit, precision), leading
 
 
 def _convert(images: Images, dtype: np.dtype) -> Images:
