@@ -16,7 +16,7 @@ Memory: one int32 code for each activation.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -123,45 +123,50 @@ class _Edges:
 
 
 @dataclass(frozen=True)
-class _Quantile:
-    """Codes of equal frequency before `fit`, see `quantile`."""
+class _Unfitted:
+    """A quantizer that takes its edges from data, before `fit`.
 
+    Attributes:
+        name: name of the quantizer, for messages.
+        num_codes: number of codes.
+        place_edges: maps the number of codes and finite float32 activations [example, neuron] to a fitted quantizer.
+    """
+
+    name: str
     num_codes: int
-
-    def fit(self, activations: Activations) -> _Edges:
-        """Place the edges of every neuron at the quantiles of its activations, see `quantile`."""
-        values = _fit_values(activations)
-        if len(values) < self.num_codes:
-            raise InputError(
-                f"activations: expected at least {self.num_codes} examples for {self.num_codes} quantile codes, "
-                f"got {len(values)}; take fewer codes"
-            )
-        # [neuron, example]: the activations of a neuron lie together, since sorting jumps through them.
-        columns = np.ascontiguousarray(values.T)
-        edges = [_quantile_edges(column, self.num_codes) for column in columns]
-        return _Edges(np.stack(edges, axis=1) if edges else np.zeros((self.num_codes - 1, 0), np.float32))
-
-    def __call__(self, activations: Activations) -> Codes:
-        """Raise `InputError`: there are no edges before `fit`."""
-        raise InputError("quantile: the quantizer has no edges yet; call .fit(activations) first")
-
-
-@dataclass(frozen=True)
-class _Mean:
-    """One bit with the threshold at each neuron's mean before `fit`, see `mean`."""
-
-    num_codes: int = 2
+    place_edges: Callable[[int, np.ndarray], Quantizer]
 
     def fit(self, activations: Activations) -> Quantizer:
-        """Place each neuron's threshold at the mean of its activations, see `mean`."""
-        values = _fit_values(activations)
-        require(len(values) > 0, f"activations: expected at least one example, got shape {values.shape}")
-        # A float32 sum over many examples drifts: the edge of a constant neuron could land above its activations.
-        return threshold(values.mean(axis=0, dtype=np.float64))
+        """Return the quantizer with edges from these activations."""
+        values = np.asarray(activations, np.float32)
+        require(values.ndim == 2, f"activations: expected shape [example, neuron], got {values.shape}")
+        # NaN and infinity have no rank: an edge at one of them would leave codes without meaning.
+        require_finite("activations", values)
+        return self.place_edges(self.num_codes, values)
 
     def __call__(self, activations: Activations) -> Codes:
         """Raise `InputError`: there are no edges before `fit`."""
-        raise InputError("mean: the quantizer has no edges yet; call .fit(activations) first")
+        raise InputError(f"{self.name}: the quantizer has no edges yet; call .fit(activations) first")
+
+
+def _place_at_quantiles(num_codes: int, values: np.ndarray) -> Quantizer:
+    """Place the edges of every neuron at the quantiles of its activations, see `quantile`."""
+    if len(values) < num_codes:
+        raise InputError(
+            f"activations: expected at least {num_codes} examples for {num_codes} quantile codes, got {len(values)}; "
+            "take fewer codes"
+        )
+    # [neuron, example]: the activations of a neuron lie together, since sorting jumps through them.
+    columns = np.ascontiguousarray(values.T)
+    edges = [_quantile_edges(column, num_codes) for column in columns]
+    return _Edges(np.stack(edges, axis=1) if edges else np.zeros((num_codes - 1, 0), np.float32))
+
+
+def _place_at_mean(num_codes: int, values: np.ndarray) -> Quantizer:
+    """Place each neuron's threshold at the mean of its activations, see `mean`."""
+    require(len(values) > 0, f"activations: expected at least one example, got shape {values.shape}")
+    # A float32 sum over many examples drifts: the edge of a constant neuron could land above its activations.
+    return threshold(values.mean(axis=0, dtype=np.float64))
 
 
 def threshold(value: float | Float[AnyArray, "neuron"], *, strict: bool = False) -> Quantizer:
@@ -206,7 +211,7 @@ def mean() -> Quantizer:
         >>> ja.quantizers.mean().fit(activations)(activations).tolist()
         [[0, 0], [0, 0], [1, 1]]
     """
-    return _Mean()
+    return _Unfitted("mean", 2, _place_at_mean)
 
 
 def positive() -> Quantizer:
@@ -312,7 +317,7 @@ def quantile(bins: int) -> Quantizer:
         >>> quantizer(np.array([[-1.0], [0.0], [6.0], [7.0], [8.0]], np.float32)).ravel().tolist()
         [0, 0, 0, 1, 1]
     """
-    return _Quantile(require_count("bins", bins, 2))
+    return _Unfitted("quantile", require_count("bins", bins, 2), _place_at_quantiles)
 
 
 # A sigmoid or tanh neuron fires at the middle of its range or above. ReLU and GELU are at rest at 0, so 0 itself does
@@ -386,15 +391,6 @@ def get_quantizer(setting: str | float) -> Quantizer:
         f"quantizer: unknown {setting!r}; choose mean, positive, quantile:BINS, uniform:BINS:LOW:HIGH, "
         "levels:EDGE:EDGE:... or a threshold (also activation, for networks that know their activation function)"
     )
-
-
-def _fit_values(activations: Activations) -> np.ndarray:
-    """Return activations [example, neuron] as a finite float32 NumPy array."""
-    # NaN and infinity have no rank: an edge at one of them would leave codes without meaning.
-    values = np.asarray(activations, np.float32)
-    require(values.ndim == 2, f"activations: expected shape [example, neuron], got {values.shape}")
-    require_finite("activations", values)
-    return values
 
 
 @partial(jax.jit, static_argnames="strict")

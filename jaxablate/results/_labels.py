@@ -11,6 +11,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -138,23 +139,19 @@ def network_results(
     }
     return xr.Dataset(
         {
-            name: (dims, variables[name], {"long_name": long_name, "units": units})
+            name: _labelled(dims, variables[name], long_name, units)
             for name, (dims, long_name, units) in VARIABLES.items()
             if name in variables
         },
         coords={
-            **{name: (name, values, {"long_name": COORDINATES[name]}) for name, values in coordinates.items()},
+            **{name: _labelled(name, values, COORDINATES[name]) for name, values in coordinates.items()},
             **_neuron_coordinates(sites),
             **_ablated_coordinates(variables["ablated"], sites),
-            "ranking": (
+            "ranking": _labelled("ordering", [o.ranking for o in orderings], "score that ranks the neurons, or random"),
+            "direction": _labelled(
                 "ordering",
-                [ordering.ranking for ordering in orderings],
-                {"long_name": "score that ranks the neurons, or random"},
-            ),
-            "direction": (
-                "ordering",
-                [ordering.direction for ordering in orderings],
-                {"long_name": "low or high values first, or number of the random repetition"},
+                [o.direction for o in orderings],
+                "low or high values first, or number of the random repetition",
             ),
         },
         attrs={
@@ -168,15 +165,20 @@ def network_results(
     )
 
 
+def _labelled(dims: str | tuple[str, ...], values: Any, long_name: str, units: str | None = None) -> tuple:
+    """Return values as xarray takes them, with their long name and unit as attributes."""
+    return dims, values, {"long_name": long_name} if units is None else {"long_name": long_name, "units": units}
+
+
 def _neuron_coordinates(sites: Mapping[str, int]) -> dict[str, tuple]:
     """Return the coordinates of the dimension `neuron`: both ids, site and layer."""
     widths = list(sites.values())
     within = np.concatenate([np.arange(width) for width in widths])
     return {
-        "neuron": ("neuron", np.arange(sum(widths)), {"long_name": COORDINATES["neuron"]}),
-        "neuron_in_site": ("neuron", within, {"long_name": "hidden neuron, by its id within the site"}),
-        "site": ("neuron", np.repeat(list(sites), widths), {"long_name": "layer or site of the neuron"}),
-        "layer": ("neuron", layer_of_neuron(widths), {"long_name": "number of the hidden layer, from 1"}),
+        "neuron": _labelled("neuron", np.arange(sum(widths)), COORDINATES["neuron"]),
+        "neuron_in_site": _labelled("neuron", within, "hidden neuron, by its id within the site"),
+        "site": _labelled("neuron", np.repeat(list(sites), widths), "layer or site of the neuron"),
+        "layer": _labelled("neuron", layer_of_neuron(widths), "number of the hidden layer, from 1"),
     }
 
 
@@ -189,8 +191,8 @@ def _ablated_coordinates(ablated: np.ndarray, sites: Mapping[str, int]) -> dict[
     layer = np.append(neurons["layer"][1], 0).astype(np.int32)
     dims = VARIABLES["ablated"][0]
     return {
-        "ablated_in_site": (dims, within[ablated], {"long_name": "neuron ablated, by its id within the layer or site"}),
-        "ablated_layer": (dims, layer[ablated], {"long_name": "layer of the neuron ablated, from 1"}),
+        "ablated_in_site": _labelled(dims, within[ablated], "neuron ablated, by its id within the layer or site"),
+        "ablated_layer": _labelled(dims, layer[ablated], "layer of the neuron ablated, from 1"),
     }
 
 
@@ -210,14 +212,12 @@ def neuron_scores(
         `scores` (score, neuron) and `mean_activation` (neuron). A neuron has the coordinates `neuron` (id in the whole
         network), `neuron_in_site` (id within its site), `site` and `layer`.
     """
-    _, scores_name, scores_unit = VARIABLES["scores"]
-    _, mean_name, mean_unit = VARIABLES["mean_activation"]
     return xr.Dataset(
         {
-            "scores": (("score", "neuron"), values, {"long_name": scores_name, "units": scores_unit}),
-            "mean_activation": ("neuron", mean, {"long_name": mean_name, "units": mean_unit}),
+            "scores": _labelled(("score", "neuron"), values, *VARIABLES["scores"][1:]),
+            "mean_activation": _labelled("neuron", mean, *VARIABLES["mean_activation"][1:]),
         },
-        coords={"score": ("score", list(scores), {"long_name": COORDINATES["score"]}), **_neuron_coordinates(sites)},
+        coords={"score": _labelled("score", list(scores), COORDINATES["score"]), **_neuron_coordinates(sites)},
         attrs=_provenance(source),
     )
 
@@ -250,16 +250,16 @@ def sensitivity_results(
     correlation = f"Spearman correlation with the scores under {next(iter(quantizers))}"
     return xr.Dataset(
         {
-            "rank_correlation": (dims, rank_correlation, {"long_name": correlation, "units": "1"}),
-            "auc": ((*dims, "direction"), areas, {"long_name": "mean accuracy over the steps", "units": "%"}),
+            "rank_correlation": _labelled(dims, rank_correlation, correlation, "1"),
+            "auc": _labelled((*dims, "direction"), areas, "mean accuracy over the steps", "%"),
         },
         coords={
-            "network": ("network", np.arange(len(areas)), {"long_name": "network"}),
-            "scope": ("scope", list(scopes), {"long_name": COORDINATES["scope"]}),
-            "score": ("score", list(scores), {"long_name": COORDINATES["score"]}),
-            "quantizer": ("quantizer", list(quantizers), {"long_name": "quantizer of the activations"}),
-            "num_codes": ("quantizer", list(quantizers.values()), {"long_name": "number of codes"}),
-            "direction": ("direction", list(DIRECTIONS), {"long_name": "low or high values first"}),
+            "network": _labelled("network", np.arange(len(areas)), "network"),
+            "scope": _labelled("scope", list(scopes), COORDINATES["scope"]),
+            "score": _labelled("score", list(scores), COORDINATES["score"]),
+            "quantizer": _labelled("quantizer", list(quantizers), "quantizer of the activations"),
+            "num_codes": _labelled("quantizer", list(quantizers.values()), "number of codes"),
+            "direction": _labelled("direction", list(DIRECTIONS), "low or high values first"),
         },
         attrs={**attrs, **_provenance(source)},
     )
@@ -289,17 +289,13 @@ def redundancy_results(
     name = "Spearman correlation with the super-additivity of pair damage"
     return xr.Dataset(
         {
-            "correlation": (dims, tests[..., 0], {"long_name": name, "units": "1"}),
-            "p_value": (dims, tests[..., 1], {"long_name": "p-value of the Mantel test", "units": "1"}),
+            "correlation": _labelled(dims, tests[..., 0], name, "1"),
+            "p_value": _labelled(dims, tests[..., 1], "p-value of the Mantel test", "1"),
         },
         coords={
-            "network": ("network", np.arange(len(tests)), {"long_name": "network"}),
-            "scope": ("scope", list(scopes), {"long_name": "layer"}),
-            "quantity": (
-                "quantity",
-                list(quantities),
-                {"long_name": "information of a pair of neurons about the class"},
-            ),
+            "network": _labelled("network", np.arange(len(tests)), "network"),
+            "scope": _labelled("scope", list(scopes), "layer"),
+            "quantity": _labelled("quantity", list(quantities), "information of a pair of neurons about the class"),
         },
         attrs={**attrs, **_provenance(source)},
     )

@@ -26,6 +26,10 @@ OnProgress = Callable[[str, int, int, str], None]
 """Called with (what, done, total, note): the stage, its finished and total units of work, and a note."""
 
 
+def no_progress(what: str, done: int, total: int, note: str) -> None:
+    """Report nothing; the default of `on_progress`."""
+
+
 def trained_networks(
     config: StudyConfig,
     hidden: Sequence[int],

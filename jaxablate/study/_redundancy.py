@@ -10,18 +10,16 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 import xarray as xr
-from flax import nnx
 
-from jaxablate._checks import require, require_count, require_known
+from jaxablate._checks import require_count, require_known
 from jaxablate.ablation import evaluate_masks, pair_ablation
 from jaxablate.activations import compute_fill, record_activations
 from jaxablate.datasets import Dataset
 from jaxablate.interactions import mantel_test, pair_information, super_additivity
 from jaxablate.models import Model
-from jaxablate.models._network import trace_model
 from jaxablate.results import redundancy_results
-from jaxablate.study._networks import OnProgress
-from jaxablate.study._scores import PLAIN_FILLS, quantizer_of
+from jaxablate.study._networks import OnProgress, no_progress
+from jaxablate.study._scores import PLAIN_FILLS, networks_of_one_architecture, quantizer_of
 
 QUANTITIES = ("redundancy", "synergy", "co_information")
 
@@ -68,16 +66,10 @@ def redundancy_test(
         >>> ja.study.redundancy_test(model, data, num_permutations=9)["correlation"].sizes["quantity"]
         3
     """
-    models = [models] if isinstance(models, nnx.Module) else list(models)
-    require(len(models) > 0, "models: the sequence is empty; pass at least one network")
     require_known("fill", fill, PLAIN_FILLS)
     num_permutations = require_count("num_permutations", num_permutations)
-    specs = [trace_model(model, data.test.images[:1])[0] for model in models]
-    network = specs[0]
-    require(
-        all(spec == network for spec in specs), "models: the architectures differ; pass networks of one architecture"
-    )
-    report, total = on_progress or (lambda what, done, total, note: None), len(models) * len(network.sites)
+    models, network = networks_of_one_architecture(models, data)
+    report, total = on_progress or no_progress, len(models) * len(network.sites)
     # For a pair (a, b) with losses L: damage(a) = L(a) - L(intact), and super-additivity is damage(a, b) - damage(a) -
     # damage(b). `pair_ablation` holds the single losses on its diagonal, so one call gives all of them. The losses are
     # subtracted in float64: super-additivity is a small difference of large sums. Pairs share neurons and are not

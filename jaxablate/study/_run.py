@@ -30,7 +30,7 @@ from jaxablate.models._network import record_sites, trace_model
 from jaxablate.results import study_results
 from jaxablate.study._ablate import ablate_networks, state_digest
 from jaxablate.study._config import StudyConfig, network_name
-from jaxablate.study._networks import OnProgress, trained_networks
+from jaxablate.study._networks import OnProgress, no_progress, trained_networks
 from jaxablate.training import History
 
 Networks = Sequence[tuple[Model, History | None]]
@@ -87,7 +87,7 @@ def run_study(
         {'seed': 1, 'scope': 2, 'ordering': 8, 'fill': 2, 'step': 5}
     """
     start = time.monotonic()
-    report = on_progress or (lambda what, done, total, note: None)
+    report = on_progress or no_progress
     with contextlib.ExitStack() as locks:
         # Process 0 alone locks and writes folders. `broadcast_text` runs the function there and raises its error in all
         # processes, so that no process waits for one that has stopped.

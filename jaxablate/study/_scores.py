@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 import xarray as xr
+from flax import nnx
 
 from jaxablate._checks import InputError, JaxablateWarning, require, require_different
 from jaxablate.activations import mean_activations
 from jaxablate.datasets import Dataset
 from jaxablate.metrics import METRICS
 from jaxablate.models import Model
-from jaxablate.models._network import is_mlp, trace_model
+from jaxablate.models._network import ModelSpec, is_mlp, trace_model
 from jaxablate.quantizers import Quantizer, default_quantizer, get_quantizer
 from jaxablate.results import neuron_scores
 from jaxablate.scores import Evidence, compute_score
@@ -96,6 +97,19 @@ def quantizer_of(
             "choose 'mean', 'positive' or a threshold"
         )
     return by_activation(model.activation)
+
+
+def networks_of_one_architecture(models: Model | Sequence[Model], data: Dataset) -> tuple[list[Model], ModelSpec]:
+    """Return one or several models as a list, and the specification that all share.
+
+    Raises:
+        InputError: for no model, several architectures, or models that cannot be ablated.
+    """
+    models = [models] if isinstance(models, nnx.Module) else list(models)
+    require(len(models) > 0, "models: the sequence is empty; pass at least one network")
+    first, *rest = (trace_model(model, data.test.images[:1])[0] for model in models)
+    require(all(spec == first for spec in rest), "models: the architectures differ; pass networks of one architecture")
+    return models, first
 
 
 def evidence_of(model: Model, data: Dataset, quantizer: Quantizer, key: jax.Array | None = None) -> Evidence:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from flax import nnx
 
 from jaxablate._checks import require, require_different, require_known
 from jaxablate.ablation import cumulative_ablation
@@ -17,13 +16,12 @@ from jaxablate.activations import compute_fill
 from jaxablate.datasets import Dataset
 from jaxablate.metrics import METRICS
 from jaxablate.models import Model
-from jaxablate.models._network import trace_model
 from jaxablate.orders import DIRECTIONS, ablation_order
 from jaxablate.results import NETWORK_SCOPE, sensitivity_results
 from jaxablate.scores import compute_score, get_score
 from jaxablate.study._config import require_steps
-from jaxablate.study._networks import OnProgress
-from jaxablate.study._scores import PLAIN_FILLS, evidence_of, quantizer_of
+from jaxablate.study._networks import OnProgress, no_progress
+from jaxablate.study._scores import PLAIN_FILLS, evidence_of, networks_of_one_architecture, quantizer_of
 
 QUANTIZERS = ("activation", *(f"quantile:{bins}" for bins in (2, 4, 8, 16, 32)))
 
@@ -71,8 +69,6 @@ def quantizer_sensitivity(
         >>> results["auc"].sizes["quantizer"], results["num_codes"].values.tolist()
         (2, [2, 4])
     """
-    models = [models] if isinstance(models, nnx.Module) else list(models)
-    require(len(models) > 0, "models: the sequence is empty; pass at least one network")
     quantizers = (quantizers,) if isinstance(quantizers, str | float) else tuple(quantizers)
     labels = [str(quantizer) for quantizer in quantizers]
     require(
@@ -84,17 +80,13 @@ def quantizer_sensitivity(
     for name in names:
         get_score(name)
     require_known("fill", fill, PLAIN_FILLS)
-    specs = [trace_model(model, data.test.images[:1])[0] for model in models]
-    network = specs[0]
-    require(
-        all(spec == network for spec in specs), "models: the architectures differ; pass networks of one architecture"
-    )
+    models, network = networks_of_one_architecture(models, data)
     steps = min(80, *network.sizes) if steps is None else steps
     require_steps(steps, network.sizes)
     bounds = network.offsets.tolist()
     scopes = dict(zip([*network.sites, NETWORK_SCOPE], [*itertools.pairwise(bounds), (0, bounds[-1])], strict=True))
     num_codes = [quantizer_of(quantizer, models[0]).num_codes for quantizer in quantizers]
-    report, total = on_progress or (lambda what, done, total, note: None), len(models) * len(scopes)
+    report, total = on_progress or no_progress, len(models) * len(scopes)
     correlations, areas = [], []
     for i, model in enumerate(models):
         evidence = evidence_of(model, data, quantizer_of(quantizers[0], model))
