@@ -1,4 +1,4 @@
-"""Devices: meshes, arrays shared by processes, and jobs on the cores of a CPU.
+"""Arrange devices in meshes, share arrays among processes, and run jobs on the cores of a CPU.
 
 `evaluate_masks`, `cumulative_ablation` and most functions built on them take a mesh from `make_mesh`, or images that
 are sharded over one. The counts are the same as on one device.
@@ -65,7 +65,7 @@ def make_mesh(num_devices: int | None = None, *, devices: Sequence[Any] | None =
         A mesh [data].
 
     Raises:
-        InputError: if there are fewer devices than that, or a device is repeated.
+        InputError: if there are fewer devices than `num_devices`, or a device is repeated.
 
     Example:
         >>> dict(ja.devices.make_mesh(1).shape)
@@ -182,8 +182,8 @@ def shard_examples(mesh: Mesh, images: Any, labels: Any) -> tuple[jax.Array, jax
         them.
 
     Raises:
-        InputError: if a process has no example, labels are negative or of another number than the images, or the
-            images of two processes differ in shape or dtype.
+        InputError: if a process has no example, if labels are negative or not as many as the images, or if the images
+            of two processes differ in shape or dtype.
 
     Example:
         >>> images, labels = ja.devices.shard_examples(ja.devices.make_mesh(1), np.zeros((5, 2, 2)), np.zeros(5, int))

@@ -1,7 +1,8 @@
-"""Interactions say what pairs of neurons know about the class together, beyond what each knows by itself.
+"""Compute how much information pairs of neurons have about the class, and how much of it each neuron has alone.
 
-All pairs come from matrix products. With the codes of the examples of one class as one-hot columns X_c, the product
-X_c^T X_c holds the joint counts N[c, (i, t), (j, s)] of every pair of neurons i, j and codes t, s: exact integers.
+The joint counts of all pairs come from matrix products. X_c holds the codes of the examples of class c as one-hot
+columns [example, (neuron, code)]. Then X_c^T X_c holds the exact joint counts N[c, (i, t), (j, s)] of every pair of
+neurons i, j and codes t, s.
 
 Input: codes [example, neuron] of a layer and labels [example]; or damages [neuron, neuron].
 Output: one number for each pair of neurons [neuron, neuron], in nats for information.

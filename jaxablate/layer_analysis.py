@@ -1,4 +1,4 @@
-"""Explain whole-network rankings by layers and by the damage of single neurons.
+"""Explain whole-network rankings by the layers of their neurons and by the damage of single neurons.
 
 Input: the results of one architecture.
 Output: arrays for figures: the layers that a ranking takes its neurons from, and the correlation of every score with

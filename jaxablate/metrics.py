@@ -77,7 +77,7 @@ def mutual_information(counts: Counts, *, estimator: Estimator = "plugin") -> Sc
 
     Returns:
         float32 [neuron] in nats. Plug-in estimates lie in [0, min(H(T), H(Y))] up to rounding, and never outside
-        [0, log num_codes]. Miller-Madow estimates are negative for about half of the neurons without information.
+        [0, log num_codes]. Miller-Madow estimates are often negative for neurons without information.
 
     Raises:
         InputError: if counts have another shape or dtype, if a neuron has no example, or if the estimator is unknown.
@@ -143,8 +143,9 @@ def specific_information(counts: Counts) -> Float[AnyArray, "neuron class"]:
 def predicted_bias(counts: Counts) -> Scores:
     """Return the expected excess of plug-in mutual information over the truth, to first order in 1 / N.
 
-    (K_TY - K_T - K_Y + 1) / (2 N), where K_TY, K_T and K_Y are the numbers of pairs, codes and classes that occur. For
-    a neuron without information about the class this is (K_T - 1)(K_Y - 1) / (2 N), its whole score.
+    The excess is (K_TY - K_T - K_Y + 1) / (2 N). K_TY, K_T and K_Y are the numbers of (code, class) pairs, codes and
+    classes that occur. If all pairs occur, it is (K_T - 1)(K_Y - 1) / (2 N). A neuron without information about the
+    class scores this much on average.
 
     Args:
         counts: integers [neuron, class, code], from `joint_histogram`.

@@ -51,8 +51,8 @@ class Evidence:
         key: a JAX random key for the scores that draw at random; None uses `jax.random.key(0)`.
 
     Raises:
-        InputError: if the labels do not fit the examples and classes, if the quantizer is not one, or, when activations
-            are first used, if they are not all finite.
+        InputError: if the labels do not fit the examples and classes, or if `quantizer` is not a quantizer. The first
+            use of activations raises it if they are not all finite.
 
     Example:
         >>> data = ja.load_dataset("mnist5k").validation
@@ -152,7 +152,8 @@ class Evidence:
     def shapley(self) -> ShapleyValues:
         """Shapley values of the loss in nats, with their standard errors.
 
-        The players are all neurons of the network; ablated neurons output their means. 20 permutations.
+        The players are all neurons of the network, and ablated neurons output their means. The estimate uses 20
+        permutations.
         """
         key = jax.random.key(0) if self.key is None else self.key
         fill = mean_activations(self.model, self.images)
@@ -218,7 +219,7 @@ def conditional_entropy(evidence: Evidence) -> np.ndarray:
     """Return H(T|Y) = H(T) - I(T;Y), float32 [neuron] in nats: the entropy of the code that the class leaves.
 
     Args:
-        evidence: of a network.
+        evidence: measurements of a network.
 
     Returns:
         float32 [neuron] in nats.
@@ -325,7 +326,7 @@ def compute_score(name: str, evidence: Evidence) -> np.ndarray:
 
     Args:
         name: name of the score, as in `get_score`.
-        evidence: of a network.
+        evidence: measurements of a network.
 
     Returns:
         float [neuron], over all sites in network order.

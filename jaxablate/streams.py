@@ -35,23 +35,24 @@ def combine(
 
     Integer results are counts: they are summed exactly, in int64. Floating-point results are means over examples: they
     are averaged, weighted by the number of examples in a batch. This fits `evaluate_masks`, `cumulative_ablation` and
-    `single_ablation` with any outcomes, `joint_histogram` and `mean_activations`. It does not fit functions that choose
-    by all examples, such as `greedy_order` or a quantile. The fill "resample" draws new rows for each batch.
+    `single_ablation` with any outcomes, `joint_histogram` and `mean_activations`. It does not fit functions whose
+    result is neither a sum nor a mean over examples, such as `greedy_order` or a quantile. The fill "resample" draws
+    new rows for each batch.
 
     Args:
         batches: pairs of images [example, ...] and labels [example]. Each is copied, so an iterator may reuse its
             arrays. JAX compiles a program for each size of batch.
         function: takes the images and labels of a batch, and returns arrays, or a tuple or mapping of arrays.
         prefetch: number of batches that a thread reads ahead and puts on the device.
-        mesh: devices that share each batch. If there are several processes, each has its own batches, which its own
-            devices share; every process gets the result for all.
+        mesh: devices that share each batch. If there are several processes, each passes different batches, which its
+            local devices share. Every process returns the result for the batches of all processes.
 
     Returns:
         The function's result for all examples, as NumPy arrays: int64 for counts and float64 for means.
 
     Raises:
         InputError: if there is no batch, a batch is empty or is not a pair of arrays of equal length, or the function's
-            results change shape or are not numbers. An error of the iterator is raised where its batch would come.
+            results change shape or are not numbers. An error that the iterator raises is passed on.
 
     Example:
         >>> batches = ((np.full((3, 1), h), np.array([0, 1, 1])) for h in (0, 1))

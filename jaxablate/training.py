@@ -54,7 +54,7 @@ class History:
     """Loss and accuracy of each epoch of training.
 
     Attributes:
-        loss: float32 [epoch], cross-entropy in nats, mean over the batches of the epoch, each before its update.
+        loss: float32 [epoch], mean cross-entropy in nats of the epoch's batches, each evaluated before its update.
         accuracy: float32 [epoch], fraction of correct predictions in the same batches.
         validation_loss: float32 [epoch], cross-entropy in nats on the validation split after the epoch.
         validation_accuracy: float32 [epoch], fraction of correct predictions on the validation split after the epoch.
@@ -72,8 +72,8 @@ class DivergedError(InputError):
     Attributes:
         seed: seed of the network.
         epoch: number of the first epoch with a loss that is not finite, from 1.
-        model: the network before that epoch.
-        history: history of the epochs before.
+        model: the network as it was before that epoch.
+        history: history of the earlier epochs.
     """
 
     def __init__(self, seed: int, epoch: int, model: MLP, history: History):
@@ -181,8 +181,8 @@ def train_many(
         data, hidden, activation, epochs, batch_size, learning_rate, l2: as in `train`.
         seeds: integers, one for each network.
         starts: one network for each seed to continue from, all of one architecture; None for new weights.
-        on_epoch: called after every epoch of a network, from any thread. The counts of epochs are totals over all
-            networks. If one program trains several networks, it reports their mean loss and accuracy.
+        on_epoch: called after every epoch as in `train`, from any thread. Both numbers of epochs are totals over all
+            networks. If one program trains several networks, the loss and accuracy are means over these networks.
         on_trained: called with (seed, network, history) when a network is complete, from any thread.
         parallel: "vmap" trains all seeds in one batched program, "threads" trains one seed on each core, "auto" takes
             threads on CPU and vmap on other devices.

@@ -30,7 +30,7 @@ class Verdict:
         network: name of the architecture in the results.
         claim: number of the claim, such as "C3".
         text: the claim in words.
-        verdict: "holds" if every effect holds, "does not hold" if an effect does not, otherwise "undecided".
+        verdict: "holds" if every effect holds, "does not hold" if one effect does not hold, otherwise "undecided".
         num_networks: number of independently trained networks.
         effects: the effects that decide the claim.
     """
@@ -57,7 +57,7 @@ def judge_claims(results: xr.DataTree) -> list[Verdict]:
             "undecided".
 
     Returns:
-        One `Verdict` for each protocol, network and claim that the network has comparisons for.
+        One `Verdict` for each protocol, network and claim that has comparisons in this network.
 
     Source: paper, sections 5 and 6.
 
@@ -191,7 +191,7 @@ class VerdictChange:
 
 
 def explain_changes(verdicts: Sequence[Verdict]) -> list[VerdictChange]:
-    """Find the effects behind every claim that the two protocols judge differently, and their cause.
+    """Find the effects that the two protocols judge differently, and the departure that causes each change.
 
     Args:
         verdicts: from `judge_claims`, on results under the protocols "paper" and "published". To find causes, the

@@ -95,7 +95,8 @@ def estimate(family: Sequence[Comparison]) -> list[Effect]:
 def paired_difference(first: Effect, second: Effect) -> tuple[float, float, float]:
     """Return the mean of first minus second, paired within networks, and the ends of its 95% t-interval.
 
-    Networks where one of the effects is undefined are left out; numbers that the rest does not define are NaN.
+    Networks where one of the effects is undefined are left out. Without any network the mean is NaN, and with fewer
+    than two the ends are NaN.
     """
     difference = np.array(first.values) - np.array(second.values)
     difference = difference[np.isfinite(difference)]

@@ -45,7 +45,7 @@ def read_idx(path: str | Path, magic: int) -> np.ndarray:
         that its header declares, and by 4 GiB.
 
     Raises:
-        InputError: for another magic number, an absurd header, or a damaged, short or overlong file.
+        InputError: for another magic number, a header with impossible sizes, or a damaged, short or overlong file.
     """
     path = Path(path)
     require_file("IDX file", path)

@@ -76,7 +76,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Shapes and dtypes of what a program takes: the state of a model and one image.
+    """Hold the shapes and dtypes of a program's inputs: the state of a model and one image.
 
     Attributes:
         structure: tree structure of the state.
@@ -420,7 +420,14 @@ def run_from_site(
 def run_segments(
     segments: list[list[Layer]], outputs: jax.Array, first: int, masks: Mapping[int, SiteMask]
 ) -> jax.Array:
-    """Return the result of the last segment, from the outputs of site `first` (-1: from images), under masks."""
+    """Run the segments after site `first` under masks, and return the outputs of the last segment.
+
+    Args:
+        segments: layers between the sites, from `split_at_sites`.
+        outputs: outputs of site `first` [example, ..., neuron]; the images if `first` is -1.
+        first: index of the site at which to start.
+        masks: by the index of the site; a site without a mask passes its outputs on.
+    """
     for index, segment in enumerate(segments[first + 1 :], start=first):
         if index in masks:
             outputs = apply_masks(outputs, *masks[index])

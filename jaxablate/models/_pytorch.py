@@ -48,7 +48,7 @@ def load_pytorch(
     Args:
         path: `.safetensors`, or `.pt` or `.pth` as `torch.save(model.state_dict(), path)` writes it since PyTorch 1.6.
             Reading `.pt` needs PyTorch. The order is that of the file; safetensors have no order, so their names are
-            sorted, with numbers by value. The file may take 4 GiB, unpacked too.
+            sorted, with numbers by value. The file may take at most 4 GiB, also unpacked.
         model: an `nnx.Sequential` or `Chain` of the same architecture, with `nnx.Linear`, `nnx.Conv` (2-D) and
             `nnx.BatchNorm`; None for an `MLP` of the file's linear maps.
         activation: activation function of the hidden layers of that `MLP`; a state dict does not contain it.
@@ -60,8 +60,8 @@ def load_pytorch(
         scale of a batch norm that it lacks becomes 1.
 
     Raises:
-        InputError: for a file that is not a state dict (a pickled module is refused, because reading it runs code),
-            weights that do not fit the model's layers in number, type or shape, or missing images.
+        InputError: for a file that is not a state dict, for weights that do not fit the model's layers in number, type
+            or shape, or for missing images. A pickled module is refused too, because reading it runs code.
 
     Example:
         >>> from safetensors.numpy import save_file

@@ -22,7 +22,8 @@ def merge_results(results: Mapping[str, xr.DataTree]) -> xr.DataTree:
     """Merge the results of runs with equal settings and different seeds into one.
 
     Args:
-        results: results by a name for the run, such as its folder; from `run_study` or `load_results`.
+        results: the results of each run, from `run_study` or `load_results`, by the name of the run, for example its
+            folder.
 
     Returns:
         The results of one run of all seeds, in ascending order of the seeds. The attribute `merged_from` lists

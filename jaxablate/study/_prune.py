@@ -29,10 +29,10 @@ class PrunedRow:
     """Describe one network of a comparison.
 
     Attributes:
-        name: "before" or "pruned"; with fine-tuning also the tuned network and the new one.
-        hidden: neurons of each hidden layer.
-        parameters: trainable numbers.
-        flops: floating point operations for one example.
+        name: "before" or "pruned"; with fine-tuning also the fine-tuned network and the new network.
+        hidden: number of neurons of each hidden layer.
+        parameters: number of trainable numbers.
+        flops: number of floating-point operations for one example.
         accuracy: test accuracy, a fraction.
     """
 
@@ -70,7 +70,7 @@ def prune_by_score(
     quantizer: str | float = "activation",
     seed: int = 0,
 ) -> PruningComparison:
-    """Remove the neurons that a score ranks first, and compare accuracies.
+    """Remove the neurons with the lowest or highest scores, and compare the accuracies before and after.
 
     Args:
         model: the network.

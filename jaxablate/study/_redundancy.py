@@ -34,11 +34,11 @@ def redundancy_test(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> xr.Dataset:
-    """Test within each layer whether it is worse to lose a pair of neurons that shares information about the class.
+    """Test within each layer whether pairs of neurons that share information about the class can replace each other.
 
     The validation split gives the information of each pair about the class. The damage is the rise of the loss on the
-    test split when a pair is ablated. The damage is super-additive if a pair costs more than the sum of its two neurons
-    ablated one by one. Neurons that replace each other show this.
+    test split when a pair is ablated. The damage is super-additive if it is larger than the sum of the damages of the
+    two neurons, each ablated alone. This is expected if either neuron can replace the other.
 
     Args:
         models: one or more networks of one architecture; they are evaluated in evaluation mode.
@@ -53,7 +53,7 @@ def redundancy_test(
     Returns:
         A dataset over network, scope (every layer or site) and quantity ("redundancy", "synergy", "co_information", as
         in `ja.interactions.PairInformation`). `correlation` is Spearman's correlation over the pairs between the
-        quantity and the super-additivity of the damage; `p_value` belongs to it. Both are as in
+        quantity and the super-additivity of the damage. `p_value` tests it. Both are as in
         `ja.interactions.mantel_test`.
 
     Raises:

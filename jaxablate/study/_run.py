@@ -60,7 +60,8 @@ def run_study(
             there with the same settings and data are reused.
         network_dir: folder of the trained networks; networks that were trained there with the same settings and data
             are reused. None uses `networks` in `run_dir`, if there is a `run_dir`.
-        on_progress: called with (what, done, total, note) as the work progresses.
+        on_progress: called as the work progresses with (what, done, total, note): the name of the stage, its finished
+            and total units of work, and a note.
         mesh: devices that share the curves, from `ja.devices.make_mesh`, or their number. The counts are the same as on
             one device.
 
@@ -77,9 +78,9 @@ def run_study(
         Coordinates give the site, the layer and both ids of each neuron; the provenance is in `attrs`.
 
     Raises:
-        InputError: for a dataset that cannot be loaded, a folder that cannot be written, a folder where another run is
-            working or was started with another config, data, version or backend, models that cannot be ablated, or
-            another number of models than seeds.
+        InputError: for a dataset that cannot be loaded, models that cannot be ablated, another number of models than
+            seeds, or a folder that cannot be written. Also for a folder where another run is working, or where a run
+            was started with another config, data, version or backend.
 
     Example:
         >>> config = ja.StudyConfig(dataset="mnist5k", networks=((8,),), epochs=1, num_random_orders=2, steps=4)
