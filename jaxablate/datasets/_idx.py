@@ -11,16 +11,7 @@ import numpy as np
 
 from jaxablate._checks import require
 from jaxablate._files import MAX_BYTES, require_file
-from jaxablate.datasets._types import (
-    Dataset,
-    InputError,
-    Source,
-    count_classes,
-    make_dataset,
-    make_split,
-    sha256_of,
-    split_off_validation,
-)
+from jaxablate.datasets._types import Dataset, InputError, Source, dataset_of_arrays, sha256_of
 
 IMAGES_MAGIC = 0x00000803  # unsigned bytes, three dimensions
 LABELS_MAGIC = 0x00000801  # unsigned bytes, one dimension
@@ -98,15 +89,8 @@ def dataset_from_idx(paths: dict[str, Path], name: str, origin: str, seed: int, 
     arrays = {
         key: read_idx(path, IMAGES_MAGIC if key.endswith("images") else LABELS_MAGIC) for key, path in paths.items()
     }
-    if num_classes is None:
-        num_classes = count_classes(f"{name} train", arrays["train_labels"])
-    full_train, test = (
-        make_split(f"{name} {split}", arrays[f"{split}_images"], arrays[f"{split}_labels"], num_classes)
-        for split in ("train", "test")
-    )
-    train, validation = split_off_validation(full_train, seed)
     sha256 = {path.name: sha256_of(path) for path in paths.values()}
-    return make_dataset(train, validation, test, num_classes, Source(name, origin, sha256))
+    return dataset_of_arrays(name, arrays, Source(name, origin, sha256), seed, num_classes)
 
 
 def load_idx_folder(folder: Path, seed: int) -> Dataset:

@@ -9,16 +9,7 @@ import numpy as np
 
 from jaxablate._checks import require
 from jaxablate._files import MAX_BYTES, require_file
-from jaxablate.datasets._types import (
-    Dataset,
-    InputError,
-    Source,
-    count_classes,
-    make_dataset,
-    make_split,
-    sha256_of,
-    split_off_validation,
-)
+from jaxablate.datasets._types import Dataset, InputError, Source, dataset_of_arrays, sha256_of
 
 REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
 OPTIONAL = ("validation_images", "validation_labels")
@@ -44,19 +35,8 @@ def load_npz(path: Path, seed: int) -> Dataset:
         raise
     except Exception as error:  # a hostile file makes zipfile and NumPy raise anything
         raise InputError(f"{path}: expected an .npz archive of plain arrays, got an unreadable one ({error})") from None
-    names = tuple(arrays)
-    num_classes = count_classes(f"{path.name} train", arrays["train_labels"])
-
-    def split(which: str):
-        images, labels = arrays[f"{which}_images"], arrays[f"{which}_labels"]
-        return make_split(f"{path.name} {which}", images, labels, num_classes)
-
-    if names == REQUIRED:
-        train, validation = split_off_validation(split("train"), seed)
-    else:
-        train, validation = split("train"), split("validation")
     source = Source(path.stem, f"NumPy archive {path}", {path.name: sha256_of(path)})
-    return make_dataset(train, validation, split("test"), num_classes, source)
+    return dataset_of_arrays(path.name, arrays, source, seed)
 
 
 def _read_arrays(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """The types of a dataset, and the checks that raw arrays pass on their way into it."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,11 +118,34 @@ def count_classes(what: str, labels: np.ndarray) -> int:
     return largest + 1
 
 
-def make_dataset(train: Split, validation: Split, test: Split, num_classes: int, source: Source) -> Dataset:
-    """Join the splits; raise `InputError` unless their images have one size."""
-    sizes = {split.images.shape[1:] for split in (train, validation, test)}
+def dataset_of_arrays(
+    what: str, arrays: Mapping[str, np.ndarray], source: Source, seed: int, num_classes: int | None = None
+) -> Dataset:
+    """Check raw arrays and join them to a dataset.
+
+    Args:
+        what: names the source in messages.
+        arrays: `train_images`, `train_labels`, `test_images`, `test_labels`; also `validation_images` and
+            `validation_labels`, otherwise one sixth of the training examples is split off for validation.
+        source: where the arrays come from.
+        seed: seed of the permutation that splits off the validation split.
+        num_classes: number of classes; None uses the largest training label + 1.
+
+    Raises:
+        InputError: for arrays of another shape, dtype or range than expected, or images of several sizes.
+    """
+    if num_classes is None:
+        num_classes = count_classes(f"{what} train", arrays["train_labels"])
+    splits = {
+        name: make_split(f"{what} {name}", arrays[f"{name}_images"], arrays[f"{name}_labels"], num_classes)
+        for name in ("train", "validation", "test")
+        if f"{name}_images" in arrays
+    }
+    if "validation" not in splits:
+        splits["train"], splits["validation"] = split_off_validation(splits["train"], seed)
+    sizes = {split.images.shape[1:] for split in splits.values()}
     require(len(sizes) == 1, f"{source.name}: expected images of one size, got {sorted(sizes)}")
-    return Dataset(train, validation, test, num_classes, source)
+    return Dataset(**splits, num_classes=num_classes, source=source)
 
 
 def split_off_validation(split: Split, seed: int) -> tuple[Split, Split]:
