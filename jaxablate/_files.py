@@ -5,11 +5,13 @@ Output: files; mistakes in a path become an `InputError`.
 """
 
 import contextlib
+import math
 import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +45,17 @@ def require_file(what: str, path: str | Path, remedy: str = "") -> None:
     except OSError as error:
         raise InputError(f"{what} {path}: cannot be read ({error.strerror}); check its permissions") from None
     require(size <= MAX_BYTES, f"{what} {path}: expected at most {MAX_BYTES} bytes, got {size}")
+
+
+def for_json(value: Any) -> Any:
+    """Return the value with texts for paths and names, and None for NaN and infinity, which JSON lacks."""
+    if isinstance(value, dict):
+        return {str(name): for_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [for_json(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 PRIVATE = ".jaxablate-"

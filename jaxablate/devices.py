@@ -13,7 +13,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -362,16 +362,13 @@ def run_all(function: Callable[[Job, Stop], Result], jobs: Sequence[Job], *, thr
     with ThreadPoolExecutor(threads) as pool:
         futures = [pool.submit(function, job, stop) for job in jobs]
         try:
-            # `wait` returns at the first error, so that other jobs are stopped at once and not awaited.
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            errors = [error for future in done if (error := future.exception()) is not None]
-            if errors:
-                raise errors[0]
+            # in the order in which they end, so that the first error stops the other jobs at once
+            for future in as_completed(futures):
+                future.result()
             return [future.result() for future in futures]
         except BaseException:
             stop.set()
-            for future in futures:
-                future.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 

@@ -10,11 +10,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import xarray as xr
 
-from jaxablate._files import atomic_path, require_writable
+from jaxablate._files import atomic_path, for_json, require_writable
 from jaxablate.claims._definitions import CLAIMS, comparisons_of
 from jaxablate.claims._statistics import FAILS, HOLDS, UNDECIDED, Effect, estimate, paired_difference
 from jaxablate.protocols import SETS
@@ -116,9 +115,7 @@ def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str |
         **{name: results.attrs[name] for name in ("dataset", "device")},
         **{name: json.loads(results.attrs[name]) for name in ("dataset_sha256", "config", "versions")},
         "confidence": CONFIDENCE,
-        "verdicts": [
-            {**asdict(verdict), "effects": [_row(effect) for effect in verdict.effects]} for verdict in verdicts
-        ],
+        "verdicts": for_json([asdict(verdict) for verdict in verdicts]),
     }
     files = [Path(folder) / "claims.json", Path(folder) / "claims.csv"]
     with atomic_path(files[0]) as temporary:
@@ -130,7 +127,7 @@ def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str |
             "claim": verdict.claim,
             "text": verdict.text,
             "claim_verdict": verdict.verdict,
-            **_row(effect),
+            **for_json(asdict(effect)),
         }
         for verdict in verdicts
         for effect in verdict.effects
@@ -142,17 +139,6 @@ def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str |
         writer.writeheader()
         writer.writerows(rows)
     return files
-
-
-def _row(effect: Effect) -> dict[str, Any]:
-    """Return an effect as a dictionary, with None instead of NaN, which JSON lacks."""
-
-    def without_nan(value):
-        return None if value != value else value
-
-    # NaN is the only value that differs from itself, so `value != value` finds it among numbers and texts.
-    row = {name: without_nan(value) for name, value in asdict(effect).items()}
-    return {**row, "values": [without_nan(value) for value in effect.values]}
 
 
 @dataclass(frozen=True)

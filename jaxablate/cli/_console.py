@@ -4,7 +4,6 @@ import contextlib
 import functools
 import inspect
 import json
-import math
 import os
 import re
 import time
@@ -67,13 +66,14 @@ def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     def with_common_options(*, quiet: bool, as_json: bool, debug: bool, **options: Any) -> None:
         _quiet_compiler()
         _require_address_space()
+        from jaxablate._files import for_json
         from jaxablate.devices import is_primary  # imports JAX, whose start the two lines above prepare
 
         console.quiet = quiet or as_json
         with one_sentence_errors(debug):
             results = run(**options)
             if as_json and is_primary():
-                print(json.dumps(_for_json(results), indent=1, allow_nan=False), flush=True)
+                print(json.dumps(for_json(results), indent=1, allow_nan=False), flush=True)
 
     common = {"quiet": Quiet, "as_json": AsJson, "debug": Debug}
     signature, keyword = inspect.signature(run, eval_str=True), inspect.Parameter.KEYWORD_ONLY
@@ -117,17 +117,6 @@ def _require_address_space() -> None:
 def print_error(text: str) -> None:
     """Print one sentence on the error stream."""
     Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(text)}", highlight=False)
-
-
-def _for_json(value: Any) -> Any:
-    """Return the value with texts for paths and null for NaN, which JSON lacks."""
-    if isinstance(value, dict):
-        return {str(name): _for_json(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_for_json(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

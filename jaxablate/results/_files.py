@@ -8,7 +8,7 @@ Memory: a file may declare at most 4 GiB of arrays.
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -101,7 +101,8 @@ def _require_declared(path: Path, file: "h5py.File") -> None:
         isinstance(file_format, str) and file_format == FORMAT,
         f"results file {path}: expected format {FORMAT!r}, got {file_format!r}; another program or version wrote it",
     )
-    bad = [name for name in ATTRIBUTES if not _is_text(file.attrs.get(name), name in JSON)]
+    bad = [name for name in ATTRIBUTES if not isinstance(file.attrs.get(name), str)]
+    bad += [name for name in JSON if not isinstance(_from_json(file.attrs.get(name)), dict) and name not in bad]
     seconds = np.asarray(file.attrs.get("seconds", 0.0))  # older files lack it
     if seconds.size != 1 or seconds.dtype.kind not in "iuf":
         bad.append("seconds")
@@ -133,14 +134,12 @@ def _require_declared(path: Path, file: "h5py.File") -> None:
             )
 
 
-def _is_text(value: object, is_json: bool) -> bool:
-    """Return True if an attribute is text; with `is_json`, only if the text is a JSON object."""
-    if not isinstance(value, str):
-        return False
+def _from_json(text: object) -> Any:
+    """Return the value of a JSON text; None if it is none."""
     try:
-        return not is_json or isinstance(json.loads(value), dict)
-    except (ValueError, RecursionError):
-        return False
+        return json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):  # a hostile text may nest without end
+        return None
 
 
 def _require_whole(path: Path, name: str, network: xr.Dataset) -> None:
@@ -167,19 +166,11 @@ def _require_whole(path: Path, name: str, network: xr.Dataset) -> None:
         and all(network[label].dtype.kind in "iu" for label in NEURON_IDS)
         and all(network[f"ablated_{label}"].dims == network["ablated"].dims for label in ("in_site", "layer"))
         and all(isinstance(network.attrs.get(name), str) for name in ("protocol", "activation"))
-        and _widths(network.attrs.get("hidden")) == [int((network["layer"] == i + 1).sum()) for i in range(num_layers)]
+        and _from_json(network.attrs.get("hidden"))
+        == [int((network["layer"] == i + 1).sum()) for i in range(num_layers)]
         and all(isinstance(network.attrs.get(name), int | np.integer) for name in ("first_step", "num_test_examples")),
         f"results file {path}: {name} lacks labels that jaxablate writes; the file is damaged",
     )
-
-
-def _widths(hidden: object) -> list | None:
-    """Return the neurons of each layer from an attribute; None if it does not hold them."""
-    try:
-        widths = json.loads(hidden) if isinstance(hidden, str) else None
-    except (ValueError, RecursionError):
-        return None
-    return widths if isinstance(widths, list) else None
 
 
 def save_table(data: xr.Dataset, path: str | Path) -> None:
