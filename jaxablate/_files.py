@@ -109,6 +109,21 @@ def save_tensors(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: M
             raise OSError(error) from None
 
 
+def load_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Read a safetensors file and return its metadata and its arrays by name.
+
+    Raises:
+        OSError: if the file cannot be read, is damaged, or has a dtype that NumPy lacks.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, TypeError, AttributeError) as error:  # the last two: a dtype that NumPy lacks
+        raise OSError(error) from None
+
+
 def require_writable(folder: str | Path) -> None:
     """Raise unless the folder can be written, or made if it does not exist; creates nothing that remains.
 

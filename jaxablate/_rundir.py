@@ -21,7 +21,7 @@ from urllib.parse import quote
 import numpy as np
 
 from jaxablate._checks import InputError
-from jaxablate._files import LEFTOVER, PRIVATE, atomic_path, save_tensors
+from jaxablate._files import LEFTOVER, PRIVATE, atomic_path, load_tensors, save_tensors
 from jaxablate.devices import Arrays, broadcast_from_primary
 
 FORMAT = "jaxablate run 1"
@@ -137,16 +137,13 @@ class CheckpointStore:
 
     def _load(self, path: Path, metadata: dict[str, str]) -> Arrays | None:
         """Return the arrays of a file if its metadata and checksum match; otherwise None."""
-        from safetensors import SafetensorError, safe_open
-
         if not path.is_file():
             return None
         try:
-            with safe_open(path, framework="numpy") as file:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-                if file.metadata() == {**metadata, "sha256": digest(arrays)}:
-                    return arrays
-        except (SafetensorError, OSError, TypeError, AttributeError):  # the last two: a dtype that NumPy lacks
+            saved, arrays = load_tensors(path)
+            if saved == {**metadata, "sha256": digest(arrays)}:
+                return arrays
+        except OSError:
             pass
         self.on_note(f"{path.name} is damaged, or belongs to another run or network; it is computed again")
         return None

@@ -86,6 +86,7 @@ def warn_of_bias(counts: Counts) -> Bool[np.ndarray, "neuron"]:
         >>> ja.uncertainty.warn_of_bias(np.array([[[9, 1], [1, 9]]], np.int32)).tolist()
         [False]
     """
+    # The bias of a neuron without information is its whole expected score, so a lower score is not evidence of any.
     biased = np.asarray(predicted_bias(counts)) > np.asarray(mutual_information(counts))
     if biased.any():
         warnings.warn(
@@ -236,6 +237,7 @@ def _resampled_scores(
     """Return the scores of `num_resamples` samples of the examples, drawn with replacement."""
 
     def score(resample_key: jax.Array) -> Scores:
+        # Codes and labels are drawn together, which keeps their dependence; a shuffle would break it.
         drawn = jax.random.randint(resample_key, labels.shape, 0, len(labels))
         return metric(joint_histogram(codes[drawn], labels[drawn], num_codes=num_codes, num_classes=num_classes))
 

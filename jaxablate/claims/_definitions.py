@@ -15,6 +15,7 @@ import xarray as xr
 
 from jaxablate.claims._statistics import Comparison
 from jaxablate.results import NETWORK_SCOPE, RANDOM, auc, balanced_fill
+from jaxablate.results._summaries import ordering_places
 
 POINTS, NATS = "accuracy points", "nat"
 STRONG, LITTLE, FLAT = 3.0, 2.0, 1.0
@@ -45,11 +46,8 @@ class _NetworkResults:
 
     def area(self, scope: str, ranking: str, direction: str = "low", fill: str | None = None) -> np.ndarray:
         """Return the AUC [seed] of a scope and an order; for random orders their mean."""
-        chosen = self.network["ranking"].values == ranking
-        if ranking != RANDOM:
-            chosen &= self.network["direction"].values == direction
         areas = self.areas.sel(scope=scope, fill=fill or self.balanced)
-        return areas.isel(ordering=np.flatnonzero(chosen)).mean("ordering").values
+        return areas.isel(ordering=ordering_places(self.network, ranking, direction)).mean("ordering").values
 
     def summary_areas(self, scope: str) -> dict[str, np.ndarray]:
         """Return the AUC [seed] of random orders, and the mean AUC of all rankings."""

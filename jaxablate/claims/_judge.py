@@ -198,6 +198,7 @@ def explain_changes(verdicts: Sequence[Verdict]) -> list[VerdictChange]:
     for verdict in verdicts:
         claim_verdicts.setdefault((verdict.network, verdict.claim), {})[verdict.protocol] = verdict.verdict
         for effect in verdict.effects:
+            # A label is unique within its claim and network, so it joins the same comparison under all protocols.
             key = (verdict.network, verdict.claim, effect.label)
             effects.setdefault(key, {})[verdict.protocol] = effect
     changes = []

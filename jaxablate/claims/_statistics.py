@@ -98,6 +98,8 @@ def paired_difference(first: Effect, second: Effect) -> tuple[float, float, floa
     Networks where one of the effects is undefined are left out. Without any network the mean is NaN, and with fewer
     than two the ends are NaN.
     """
+    # Both protocols start from the same trained networks, so a difference per network removes the variation between
+    # networks.
     difference = np.array(first.values) - np.array(second.values)
     difference = difference[np.isfinite(difference)]
     if len(difference) < 2:

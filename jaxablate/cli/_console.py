@@ -176,6 +176,7 @@ class Bars:
     EVERY = 60
 
     def __init__(self):
+        # Bars only on a terminal: elsewhere `__call__` prints lines.
         self.progress = Progress(
             TextColumn("{task.description}", table_column=Column(min_width=14, no_wrap=True)),
             BarColumn(bar_width=12),

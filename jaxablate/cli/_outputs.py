@@ -44,6 +44,7 @@ def write_outputs(results: "xr.DataTree", out: Path, bars: Bars) -> "list[Verdic
     save_results(results, out / "results.nc")
     for name, folder in folders.items():
         save_figures(select_protocol(results, name), folder, on_progress=bars)
+    # A test over networks needs two of them.
     verdicts = judge_claims(results) if num_seeds > 1 else []
     if verdicts:
         save_claims(verdicts, results, out)

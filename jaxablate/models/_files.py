@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxablate._checks import InputError, require
-from jaxablate._files import require_file, save_tensors
+from jaxablate._files import load_tensors, require_file, save_tensors
 from jaxablate._rundir import digest
 from jaxablate.models._mlp import MLP, from_arrays
 
@@ -85,15 +85,11 @@ def load_model(path: str | Path) -> SavedModel:
         >>> saved.model.hidden, saved.metadata
         ((3,), {'seed': '0'})
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     require_file("network file", path)
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: a dtype that NumPy lacks
+        metadata, tensors = load_tensors(path)
+    except OSError as error:
         raise InputError(
             f"network file {path}: expected safetensors, got an unreadable file ({error}); write it again or remove it"
         ) from None

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxablate._checks import InputError, require
-from jaxablate._files import MAX_BYTES, require_file
+from jaxablate._files import MAX_BYTES, load_tensors, require_file
 
 Tensors = dict[str, np.ndarray]
 MAX_PICKLE_BYTES = 2**16
@@ -38,13 +38,10 @@ def read_tensors(path: Path) -> Tensors:
 
 
 def _read_safetensors(path: Path) -> Tensors:
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="numpy") as file:
-            names = sorted(file.keys(), key=_natural)
-            return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: a dtype that NumPy lacks
+        _, tensors = load_tensors(path)
+        return {name: tensors[name] for name in sorted(tensors, key=_natural)}
+    except OSError as error:
         raise InputError(
             f"PyTorch file {path}: expected safetensors, got an unreadable file ({error}); save it again"
         ) from None

@@ -121,6 +121,7 @@ def network_results(
         have `ablated_in_site` and `ablated_layer`.
     """
     variables = {**variables, "accuracy": variables["correct"] / num_test_examples}
+    # Networks that were trained elsewhere have no history, so the dimension `epoch` may be missing.
     sizes = {}
     for name, array in variables.items():
         # The arrays give the sizes of the dimensions. xarray raises if two arrays disagree about one.
@@ -333,6 +334,7 @@ def study_results(
 
 def _provenance(source: Source) -> dict[str, str]:
     """Return the attributes that say where results come from: data, versions, device, time."""
+    # The packages that compute and hold the results; all others only draw or print.
     packages = ("jaxablate", "jax", "jaxlib", "flax", "optax", "numpy", "xarray")
     # Recorded, but not compared when runs are merged: the same counts come from every device, except for near ties.
     device = jax.devices()[0]

@@ -41,6 +41,8 @@ def merge_results(results: Mapping[str, xr.DataTree]) -> xr.DataTree:
     """
     require(len(results) > 1, f"runs: {len(results)} is not enough to merge; name at least two")
     names = list(results)
+    # All differences are found before anything is joined. Each run is compared with the first, since equality is
+    # transitive.
     settings = {name: _settings(tree) for name, tree in results.items()}
     for name in names[1:]:
         differences = format_differences(settings[names[0]], settings[name], (f"in {names[0]}", f"in {name}"))
@@ -78,6 +80,8 @@ def _settings(results: xr.DataTree) -> dict[str, Any]:
     networks = {
         node.path: {
             **node.attrs,
+            # Equal settings can still meet other networks, if users passed their own: sites, sizes and variables must
+            # agree as well.
             "sizes": {dim: size for dim, size in node.sizes.items() if dim != "seed"},
             "variables": sorted(map(str, node.data_vars)),
         }

@@ -34,6 +34,7 @@ def confidence_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     from scipy import stats
 
+    # mean +- t * s / sqrt(n), with the quantile t of Student's distribution for n - 1 degrees of freedom.
     half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values, axis=0)
     return np.asarray(values.mean(axis=0) - half), np.asarray(values.mean(axis=0) + half)
 
@@ -122,17 +123,25 @@ def curve(network: xr.Dataset, *, scope: str, ranking: str, direction: str, fill
         ("direction", "low" if ranking == RANDOM else direction, ("low", "high")),
     ):
         require_known(kind, value, map(str, known))
-    chosen = network["ranking"] == ranking
-    if ranking != RANDOM:
-        chosen &= network["direction"] == direction
     # [seed, ordering, step]: the chosen orderings are one ranking, or all random repetitions.
-    accuracy = network["accuracy"].sel(scope=scope, fill=fill).isel(ordering=np.flatnonzero(chosen))
+    accuracy = (
+        network["accuracy"].sel(scope=scope, fill=fill).isel(ordering=ordering_places(network, ranking, direction))
+    )
     return _summary(network["step"].values, accuracy.transpose("seed", "ordering", "step").values)
+
+
+def ordering_places(network: xr.Dataset, ranking: str, direction: str) -> np.ndarray:
+    """Return the places of an ordering along `ordering`; random repetitions count together, whatever the direction."""
+    chosen = network["ranking"].values == ranking
+    if ranking != RANDOM:
+        chosen &= network["direction"].values == direction
+    return np.flatnonzero(chosen)
 
 
 def _summary(step: np.ndarray, values: np.ndarray) -> Curve:
     """Return the summary of accuracies [network, order, step]."""
     num_networks, num_orders, _ = values.shape
+    # Networks are the independent samples. Random orders of one network share its weights, so they are averaged first.
     network_means = values.mean(axis=1)
     undefined = np.full(len(step), np.nan)
     order_variance = values.var(axis=1, ddof=1).mean(axis=0) if num_orders > 1 else undefined

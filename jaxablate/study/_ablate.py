@@ -124,10 +124,10 @@ def ablate_networks(
     )
     config.check_steps(network.sizes)
     protocols = [get_protocol(name) for name in config.protocols]
-    if mesh is None:
-        test = EvaluationData(to_device(data.test.images), to_device(data.test.labels), None)
-    else:
-        test = EvaluationData(data.test.images, data.test.labels, mesh)
+    images, labels = data.test.images, data.test.labels
+    if mesh is None:  # once for all curves; on a mesh the engines shard the examples
+        images, labels = to_device(images), to_device(labels)
+    test = EvaluationData(images, labels, mesh)
     what = f"ablate {name}"
     total, done = len(networks) * (len(network.sites) + 1), itertools.count(1)
     report(what, 0, total, "")

@@ -82,6 +82,7 @@ class StudyConfig:
         for name, value in vars(self).copy().items():
             if isinstance(value, np.generic):  # JSON, which the results use, has no NumPy numbers
                 object.__setattr__(self, name, value.item())
+        # A text is iterable too: ("entropy") without a comma would become seven scores of one letter.
         for name in ("seeds", "scores", "networks", "protocols", "extra_fills"):
             value = getattr(self, name)
             require(

@@ -112,6 +112,7 @@ def run_study(
         # The user's models are checked before `_identity` evaluates them.
         networks = None if models is None else _checked_models(models, config)
         store = CheckpointStore()
+        # Without a folder and with one process nobody compares the identity, and computing it runs the user's models.
         identity = {}
         if run_dir is not None or jax.process_count() > 1:
             # Through JSON and back, so that tuples equal the lists that a run file holds.
