@@ -48,6 +48,11 @@ bootstrap intervals and the value of every network. The paper gives no numbers f
 staying flat and costing little. Here these mean more than 3, less than 1 and less than 2 points on
 average over the steps.
 
+The names of comparisons use these words. "A over B" is A minus B, and a positive number supports the claim. LVF
+ablates neurons with low values of a score first, and HVF neurons with high values first. The better direction is
+the one of LVF and HVF with the larger mean AUC. "Balanced" means bias balancing, and "zeros" that ablated neurons
+output 0.
+
 The published protocol computes what the code behind the published figures computes, in the six points below. A
 seventh point is left out: that code averages accuracy over batches, and the last batch is smaller. Under the
 published protocol, means of scores omit neurons whose score is NaN, and "mutual information" is H(T) + H(T|Y)."""
@@ -266,22 +271,20 @@ def layer_analysis(results: xr.DataTree) -> str:
                 unused = 100 * np.take_along_axis(silent.values, chosen, axis=1).mean()
                 parts.append(f"{metric.replace('_', ' ')} {share:.0f}% and {unused:.0f}%")
             lines.append(
-                f"- **{name}, {protocol}.** Among the first {int(last['rank'])} neurons, the share in "
-                "layer 1 and the share "
-                f"whose code never changes: {'; '.join(parts)}."
+                f"- **{name}, {protocol}.** Fraction of the first {int(last['rank'])} neurons that are in layer 1, and "
+                f"fraction whose code never changes: {'; '.join(parts)}."
             )
         lines += ["", f"  ![Share of each layer among the ablated neurons](findings/layer_shares_{name}.png)", ""]
     lines += [
-        "Ablating a single neuron, bias balanced, changes few predictions. The noise of the test set "
-        "then weakens every "
-        "correlation of a score with this damage: a value near 0 says little if the damage is a few images.",
+        "If one neuron is replaced by its mean, few predictions change. The noise of the test set then weakens every "
+        "correlation of a score with this damage. If the damage is a few images, a correlation near 0 proves little.",
         "",
     ]
     for name, node in ja.results.select_protocol(results, "paper").children.items():
         network = node.to_dataset()
         damage = np.abs(lost_predictions(network))
         layers = network["layer"].values
-        typical = [f"layer {layer} {np.median(damage[:, layers == layer]):.0f}" for layer in np.unique(layers)]
+        typical = [f"{np.median(damage[:, layers == layer]):.0f} in layer {layer}" for layer in np.unique(layers)]
         correlations = ja.layer_analysis.damage_correlations(network).sel(scope="network")
         correlation, low, high = ja.layer_analysis.mean_and_interval(correlations)
         across = [
@@ -290,9 +293,9 @@ def layer_analysis(results: xr.DataTree) -> str:
             for metric in network["score"].values
         ]
         lines.append(
-            f"- **{name}.** Median absolute change of the number of correct predictions, of "
-            f"{network.attrs['num_test_examples']}: "
-            f"{', '.join(typical)}. Spearman correlation of score and damage across layers: {', '.join(across)}."
+            f"- **{name}.** Median absolute change of the number of correct predictions: {', '.join(typical)}, out of "
+            f"{network.attrs['num_test_examples']} predictions. Spearman correlation of score and damage across "
+            f"layers: {', '.join(across)}."
         )
     lines += [
         "",

@@ -2,7 +2,7 @@
 # # Your own network
 #
 # You have a convolutional network in Flax NNX, trained by a loop that does not use jaxablate. Which of its channels
-# tell something about the class? What does the network lose without each channel? How many channels can you prune?
+# have information about the class? What does the network lose without each channel? How many channels can you prune?
 #
 # This takes about half a minute on two CPU cores, and a few seconds with `JAXABLATE_NOTEBOOKS=small`.
 
