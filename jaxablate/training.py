@@ -5,6 +5,7 @@ Output: the networks and their training histories.
 Memory: the training and validation images once on each device, and three times the weights for each network.
 """
 
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -226,13 +227,13 @@ def train_many(
         (to_device(split.images.reshape(len(split), -1)), to_device(split.labels))
         for split in (data.train, data.validation)
     ]
-    shared = (graphdef, _Recipe(batch_size, learning_rate, l2), epochs, splits)
+    recipe = _Recipe(batch_size, learning_rate, l2)
     if (mesh := mesh_for(mesh)) is not None:
         # every device trains equally many networks, so some seeds are repeated; their results are dropped below
         repeated = np.arange(-(-len(seeds) // mesh.size) * mesh.size) % len(seeds)
         by_network = NamedSharding(mesh, P(DATA))
         params, keys = put_global(by_network, jax.tree.map(lambda leaf: leaf[repeated], (params, keys)))
-        shared = (*shared[:3], put_global(NamedSharding(mesh, P()), splits))
+        splits = put_global(NamedSharding(mesh, P()), splits)
         parallel = "vmap"
     done, total, lock = 0, epochs * len(seeds), threading.Lock()
 
@@ -251,8 +252,8 @@ def train_many(
         groups = [slice(None)]
 
     def train_group(group: slice, stop: Stop) -> list[tuple[MLP, History]]:
-        group_params = jax.tree.map(lambda leaf: leaf[group], params)
-        trained, records = _train_together(*shared, group_params, keys[group], len(seeds[group]), report, stop)
+        states = jax.tree.map(lambda leaf: leaf[group], params), keys[group]
+        trained, records = _train_together(graphdef, recipe, epochs, splits, *states, len(seeds[group]), report, stop)
         trained = to_host(trained)
         # [network], from records [epoch, network, 4]. Only the last epoch can hold a value that is not finite, since
         # training stops there.
@@ -270,8 +271,7 @@ def train_many(
                 on_trained(seed, model, history)
         return results
 
-    results_of_groups = run_all(train_group, groups, threads=num_cores())
-    return [model_and_history for results in results_of_groups for model_and_history in results]
+    return list(itertools.chain.from_iterable(run_all(train_group, groups, threads=num_cores())))
 
 
 def _require_starts(starts: Sequence[MLP], num_seeds: int, in_features: int, num_classes: int) -> None:

@@ -53,6 +53,12 @@ def ablated_sites(network: ModelSpec, orders: np.ndarray) -> tuple[int, ...]:
     return tuple(np.unique(network.site_of(orders)).tolist())
 
 
+def preferred_chunk(network: ModelSpec, sites: tuple[int, ...]) -> int:
+    """Return the number of examples of a chunk: few on a CPU, unless only the last site is ablated."""
+    last_only = sites == (len(network.sites) - 1,)
+    return CHUNK if jax.default_backend() == "cpu" and not last_only else CHUNK_ELSEWHERE
+
+
 def incremental_obstacle(network: ModelSpec, state: nnx.State, sites: tuple[int, ...]) -> str:
     """Return what the engine needs but this model lacks, for example "a model that is a chain"; "" if nothing.
 
@@ -100,14 +106,12 @@ def measure_steps(
     """
     network = problem.network
     sites = ablated_sites(network, orders)
-    last_only = sites == (len(network.sites) - 1,)
-    preferred = CHUNK if jax.default_backend() == "cpu" and not last_only else CHUNK_ELSEWHERE
     # One example takes the state of each level, one update, and the activations before and after the levels.
     per_example = (len(sites) + 4) * peak_activation_bytes(network, sites[0])
     steps = orders.reshape(*orders.shape[:2], -1, neurons_per_step)
     static = network, sites, problem.outcomes, problem.precision, problem.has_moderate_fill
     replicated = steps, num_distinct.astype(np.int32), problem.states, problem.fill, problem.scale
-    return ChunkRunner(problem, per_example, preferred).run(_engine, static, replicated)
+    return ChunkRunner(problem, per_example, preferred_chunk(network, sites)).run(_engine, static, replicated)
 
 
 class _Level(NamedTuple):

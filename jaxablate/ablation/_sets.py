@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, split_by_site
-from jaxablate.ablation._incremental import CHUNK, CHUNK_ELSEWHERE, LARGE_OUTPUT
+from jaxablate.ablation._incremental import LARGE_OUTPUT, preferred_chunk
 from jaxablate.ablation._outcomes import measure, zero_sums
 from jaxablate.models._network import (
     ModelSpec,
@@ -38,15 +38,13 @@ def measure_sets(problem: AblationProblem, sets: np.ndarray, number: int, keep: 
     """
     network = problem.network
     site = int(network.site_of(sets[:1, 0])[0])
-    last_only = site == len(network.sites) - 1
-    preferred = CHUNK if jax.default_backend() == "cpu" and not last_only else CHUNK_ELSEWHERE
     # One example takes the outputs before and after the site, one update, and the activations up to the logits.
     per_example = 5 * peak_activation_bytes(network, 0)
     fill = jax.tree.map(lambda values: values[0], problem.fill)
     scale = None if problem.scale is None else problem.scale[0]
     static = network, site, problem.outcomes, problem.precision, problem.has_moderate_fill
     replicated = sets, np.int32(number), problem.states[0], keep, fill, scale
-    return ChunkRunner(problem, per_example, preferred).run(_engine, static, replicated)
+    return ChunkRunner(problem, per_example, preferred_chunk(network, (site,))).run(_engine, static, replicated)
 
 
 # If neuron j is ablated, its output changes from h_j to a_j, and the output of the linear map after the site changes by

@@ -79,9 +79,9 @@ def redundancy_test(
     for i, model in enumerate(models):
         quantize = quantizer_of(quantizer, model)
         fit_fill = compute_fill(model, fill, data.validation.images, data.validation.labels)
-        test = data.test.images, data.test.labels
+        examples = data.test.images, data.test.labels
         whole = np.ones((1, network.num_neurons), bool)
-        intact = float(evaluate_masks(model, whole, *test, fit_fill, outcomes="loss")[0])
+        intact = float(evaluate_masks(model, whole, *examples, fit_fill, outcomes="loss")[0])
         layers = record_activations(model, data.validation.images)
         for site, activations in zip(network.sites, layers, strict=True):
             report("pairs", len(tests), total, f"network {i + 1} of {len(models)}, {site}")
@@ -91,7 +91,7 @@ def redundancy_test(
             pairs = pair_information(
                 fitted(activations), data.validation.labels, num_codes=fitted.num_codes, num_classes=data.num_classes
             )
-            loss = pair_ablation(model, *test, fit_fill, site=site, outcomes="loss")
+            loss = pair_ablation(model, *examples, fit_fill, site=site, outcomes="loss")
             together = super_additivity(np.asarray(loss, np.float64) - intact)
             pair_tests = [
                 mantel_test(getattr(pairs, name), together, num_permutations=num_permutations, key=key)
