@@ -1,4 +1,4 @@
-"""Information-ordered cumulative ablation of neural networks, in JAX.
+"""Rank the neurons of a network by scores, ablate them one after another, and count correct predictions.
 
 The names below cover most studies. The rest is in the submodules, for example `ja.metrics` or `ja.ablation`;
 `jaxablate.figures` and `jaxablate.report` need an import statement, since they load plotting libraries.

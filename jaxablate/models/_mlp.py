@@ -1,9 +1,10 @@
-"""A multilayer perceptron as a Flax NNX module.
+"""Define a multilayer perceptron as a Flax NNX module.
 
 Input: images [example, ...], flattened to [example, pixel].
 Output: logits [example, class].
-A stage is a linear map and its activation function. The outputs of every stage except the last are a site, named
-`layer1`, `layer2`, ...; their neurons are numbered through in this order. The last stage returns the logits.
+A stage is a linear map and its activation function. The outputs of every stage except the last are a site; the sites
+are named "layer1", "layer2", ... The ids of neurons count over all sites in this order. The last stage returns the
+logits.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Describe any network by its sites, and run it from any site on.
+"""Describe any network by its sites, and run it from any of its sites to the logits.
 
 Input: a Flax NNX module with sites, its state, and images [example, ...].
 Output: a `ModelSpec` (the architecture, hashable), recorded outputs of sites, and logits under masks.

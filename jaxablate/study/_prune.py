@@ -80,7 +80,8 @@ def prune_by_score(
         keep_fraction: fraction of the neurons to keep, in (0, 1], rounded to whole neurons; at least one neuron stays.
         scope: "layer" keeps that fraction of every layer, "network" ranks the neurons of all layers together.
         fill: "zero", "mean" or "median": the output of a removed neuron, which is added to the next layer's biases.
-        fine_tune_epochs: epochs of training after pruning; a new network of the same size is trained equally long.
+        fine_tune_epochs: epochs of training after pruning. A new network of the same size is then trained for as many
+            epochs, for comparison.
         quantizer: as in `StudyConfig`.
         seed: seed of the fine-tuning and of the new network.
 
