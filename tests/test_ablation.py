@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import assert_counts, logits64, raises_input_error, random_masks, weights64
+from helpers import assert_counts, logits64, pairwise, raises_input_error, random_masks, weights64
 
 import jaxablate as ja
 from jaxablate.ablation import _execute, _incremental, _vmap
@@ -46,10 +46,7 @@ SCOPES = {"layer 1": (0, 10), "layer 2": (10, 18), "layer 3": (18, 27), "network
 ENGINES = ("vmap", "incremental")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("neurons_per_step", [1, 3])
-@pytest.mark.parametrize("balanced", [False, True])
-@pytest.mark.parametrize("scope", SCOPES)
+@pairwise(scope=SCOPES, balanced=(False, True), neurons_per_step=(1, 3), engine=ENGINES)
 def test_curves_equal_numpy(small_model, examples, fill, scope, balanced, neurons_per_step, engine):
     start, stop = SCOPES[scope]
     value = fill if balanced else None
@@ -212,9 +209,7 @@ def test_bad_input_for_several_networks(networks, examples):
             ja.cumulative_ablation([networks[0], broken], orders[:2], *examples, steps=5, engine=engine)
 
 
-@pytest.mark.parametrize("cores", [1, 2, 3])
-@pytest.mark.parametrize("memory_limit", [2_000, 20_000, 10**9])
-@pytest.mark.parametrize("masks_per_batch", [1, 4, 100])
+@pairwise(cores=(1, 2, 3), memory_limit=(2_000, 20_000, 10**9), masks_per_batch=(1, 4, 100))
 def test_chunks_and_threads_do_not_matter(
     small_model, examples, fill, monkeypatch, cores, memory_limit, masks_per_batch
 ):

@@ -1,6 +1,5 @@
 """Numbers do not depend on accidents: engine, chunks, cores, order of curves, company of other networks, threads."""
 
-import itertools
 import os
 import subprocess
 import sys
@@ -8,7 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers import TIE, logits64
+from helpers import TIE, first_outputs64, logits64, pairwise
 
 import jaxablate as ja
 from jaxablate.ablation import _execute
@@ -29,7 +28,11 @@ def curves(models, mnist5k):
     images, labels = mnist5k.test.images, np.asarray(mnist5k.test.labels)
     masks = np.asarray(ja.orders.masks_of_orders(orders, 27, STEPS))
     logits = np.stack(
-        [[logits64(model, images, keep, fill) for keep in masks] for model, fill in zip(models, fills, strict=True)]
+        [
+            [logits64(model, images, keep, fill, first_outputs=first) for keep in masks]
+            for model, fill in zip(models, fills, strict=True)
+            for first in [first_outputs64(model, images)]
+        ]
     )
     best = np.sort(logits, axis=-1)
     clear = (best[..., -1] - best[..., -2] > TIE).all(axis=(0, 1))
@@ -37,10 +40,7 @@ def curves(models, mnist5k):
     return orders, fills, images[clear], labels[clear], counts.reshape(2, 4, STEPS + 1)
 
 
-ACCIDENTS = list(itertools.product(["vmap", "incremental"], [None, 60_000], [1, 3], ["as given", "reversed"]))
-
-
-@pytest.mark.parametrize(("engine", "memory_limit", "cores", "way"), ACCIDENTS)
+@pairwise(engine=("vmap", "incremental"), memory_limit=(None, 60_000), cores=(1, 3), way=("as given", "reversed"))
 def test_counts(engine, memory_limit, cores, way, models, curves, monkeypatch):
     monkeypatch.setattr(_execute, "num_cores", lambda: cores)
     orders, fills, images, labels, counts = curves

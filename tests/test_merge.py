@@ -1,7 +1,9 @@
 """Merged runs equal one run of all seeds, and what cannot be merged is refused in one sentence."""
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from typer.testing import CliRunner
 import jaxablate as ja
 from jaxablate import cli, figures, report
 
-COMMAND = ["reproduce", "--dataset", "mnist5k", "--epochs", "1", "--steps", "3", "--random-orders", "1", "--no-cache"]
+COMMAND = ["reproduce", "--dataset", "mnist5k", "--epochs", "1", "--steps", "4", "--random-orders", "2", "--no-cache"]
 
 
 def nothing(*_, **__) -> None:
@@ -32,21 +34,28 @@ def refusal(*arguments) -> str:
     return result.stderr
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    """Three runs, without their pictures: seed 0, seed 1, and both."""
-    folder = tmp_path_factory.mktemp("runs")
+@contextlib.contextmanager
+def without_pictures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module, name in ((figures, "save_figures"), (figures, "save_finding_figures"), (report, "write_report")):
             patch.setattr(module, name, nothing)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Two runs of one seed each, without their pictures."""
+    folder = tmp_path_factory.mktemp("runs")
+    with without_pictures():
         call(*COMMAND, "--first-seed", 0, "--out", folder / "a")
         call(*COMMAND, "--first-seed", 1, "--out", folder / "b")
-        call(*COMMAND, "--seeds", 2, "--out", folder / "both")
     return folder
 
 
 @pytest.mark.slow
 def test_merged_runs_equal_one_run_of_all_seeds(runs, tmp_path):
+    with without_pictures():
+        call(*COMMAND, "--seeds", 2, "--out", runs / "both")
     out = tmp_path / "new" / "merged"
     values = json.loads(call("merge", runs / "b", runs / "a", "--out", out, "--json"))
     assert values["report"] == str(out / "report.html")

@@ -319,6 +319,10 @@ def test_ids_within_a_site_equal_network_wide_ids(small_model, examples, fill):
     np.testing.assert_array_equal(
         ja.evaluate_masks(small_model, site_keep, *call, site="layer2"), ja.evaluate_masks(small_model, keep, *call)
     )
+    singles = ja.single_ablation(small_model, *call, outcomes="loss")
+    np.testing.assert_array_equal(
+        ja.single_ablation(small_model, *call, site="layer2", outcomes="loss"), singles[first : first + width]
+    )
     greedy = ja.ablation.greedy_order(small_model, *call, site="layer2")
     assert sorted(greedy.order.tolist()) == list(range(width))
     again = ja.cumulative_ablation(small_model, greedy.order[None], *call, site="layer2", steps=width)

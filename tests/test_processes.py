@@ -79,7 +79,7 @@ def alone(dataset, tmp_path_factory) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "devices"), [(2, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize(("number", "devices"), [(2, 2), (4, 1)])
 def test_processes_find_together_what_one_finds(number, devices, alone, dataset, tmp_path):
     address = f"localhost:{free_port()}"
     outs = [tmp_path / f"{process}.npz" for process in range(number)]

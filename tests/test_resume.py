@@ -28,11 +28,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def config():
-    return ja.StudyConfig(
-        dataset="mnist5k", networks=((9, 7), (8,)), epochs=1, seeds=(0, 3), num_random_orders=2, steps=3,
-        protocols=("paper", "published"), extra_fills=("resample",),
-    )  # fmt: skip
+def config(small_config):
+    """The settings of other tests, so that their compiled programs are used."""
+    return dataclasses.replace(small_config, epochs=1, extra_fills=("resample",))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +89,7 @@ def test_a_run_goes_on_after_every_unit(config, undisturbed, tmp_path, monkeypat
         except Interrupted:
             interruptions += 1
     # for each network its scores, the curves of each scope, and neurons alone
-    assert interruptions == 2 * (1 + 3 + 1) + 2 * (1 + 2 + 1)
+    assert interruptions == 2 * (1 + 3 + 1) + 2 * (1 + 4 + 1)
     assert same(results, undisturbed)
     assert sorted(evaluated) == expected
     assert len(list((tmp_path / "networks").iterdir())) == 4
@@ -103,7 +101,7 @@ def test_networks_are_kept_as_soon_as_they_are_trained(config, undisturbed, tmp_
         if what.startswith("train") and done == total:
             raise Interrupted
 
-    small = dataclasses.replace(config, networks=((8,),), seeds=tuple(range(6)))
+    small = dataclasses.replace(config, networks=((12, 10),), seeds=tuple(range(6)))
     with pytest.raises(Interrupted):
         ja.run_study(small, run_dir=tmp_path, on_progress=stop_late)
     kept = headers(tmp_path)
@@ -114,15 +112,15 @@ def test_networks_are_kept_as_soon_as_they_are_trained(config, undisturbed, tmp_
     assert everything == {**everything, **kept}
     again = ja.run_study(small, run_dir=tmp_path / "again")
     assert everything == headers(tmp_path / "again")
-    first = again["1-layer-8"].to_dataset().sel(seed=[0, 3])
-    alone = undisturbed["1-layer-8"].to_dataset()
+    first = again["2-layer-12-10"].to_dataset().sel(seed=[0, 3])
+    alone = undisturbed["2-layer-12-10"].to_dataset()
     xr.testing.assert_identical(first["correct"], alone["correct"])
 
 
 def test_a_damaged_unit_is_computed_anew(config, undisturbed, tmp_path):
     ja.run_study(config, run_dir=tmp_path)
     units = sorted((tmp_path / "units").iterdir())
-    assert len(units) == 18
+    assert len(units) == 22
     for unit, damage in zip(units[:3], ("flip", "cut", "other"), strict=True):
         content = bytearray(unit.read_bytes())
         if damage == "flip":
@@ -145,12 +143,12 @@ def test_another_config_is_refused_or_begins_afresh(config, undisturbed, tmp_pat
     changed_config = dataclasses.replace(config, steps=2, scores=("entropy",))
     with raises_input_error(
         r"another run was started there \(scores: \['entropy', 'mutual_information', 'kl_selectivity'\] in the folder, "
-        r"\['entropy'\] in this run; steps: 3 in the folder, 2 in this run\); choose another folder, or start over"
+        r"\['entropy'\] in this run; steps: 6 in the folder, 2 in this run\); choose another folder, or start over"
     ):
         ja.run_study(changed_config, run_dir=tmp_path)
     assert same(ja.run_study(config, run_dir=tmp_path), undisturbed)
     assert same(ja.run_study(changed_config, run_dir=tmp_path, force=True), ja.run_study(changed_config))
-    with raises_input_error("steps: 2 in the folder, 3 in this run"):
+    with raises_input_error("steps: 2 in the folder, 6 in this run"):
         ja.run_study(config, run_dir=tmp_path)
     (tmp_path / "run.json").write_text("[")
     with raises_input_error(r"another run was started there \(its run.json cannot be read\); choose"):
@@ -176,9 +174,9 @@ def test_other_models_of_the_same_weights_are_another_run(tmp_path):
 
 
 def test_what_is_computed_from_another_network_is_not_used(config, tmp_path):
-    small = dataclasses.replace(config, networks=((8,),), seeds=(0,))
+    small = dataclasses.replace(config, networks=((12, 10),), seeds=(0,))
     ja.run_study(small, run_dir=tmp_path)
-    path = tmp_path / "networks" / "1-layer-8_seed0.safetensors"
+    path = tmp_path / "networks" / "2-layer-12-10_seed0.safetensors"
     saved = ja.load_model(path)
     saved.model.stages[0].linear.kernel[...] *= 2  # as a device that rounds otherwise might have trained it
     ja.save_model(saved.model, path, saved.metadata, **saved.arrays)
@@ -189,7 +187,7 @@ def test_what_is_computed_from_another_network_is_not_used(config, tmp_path):
 def test_a_score_of_ones_own_may_change(config, tmp_path, monkeypatch):
     for sign in (1, -1):
         monkeypatch.setitem(ja.scores.SCORES, "mine", lambda evidence, sign=sign: sign * evidence.class_means[0])
-        small = dataclasses.replace(config, networks=((8,),), seeds=(0,), scores=("mine",), protocols=("paper",))
+        small = dataclasses.replace(config, networks=((12, 10),), seeds=(0,), scores=("mine",), protocols=("paper",))
         results = ja.run_study(small, run_dir=tmp_path / "run")
         assert same(results, ja.run_study(small, network_dir=tmp_path / "run" / "networks"))
 
@@ -226,7 +224,7 @@ def test_a_folder_has_one_run_at_a_time(config, tmp_path):
         (folder / ("mine.txt" if "notes" in folder.name else "results.nc")).write_text("x")
     (tmp_path / ".backup-20240101").mkdir()
     notes = []
-    small = dataclasses.replace(config, networks=((8,),), seeds=(0,))
+    small = dataclasses.replace(config, networks=((12, 10),), seeds=(0,))
     ja.run_study(small, run_dir=tmp_path, on_progress=lambda *progress: notes.append(progress[-1]))
     assert notes[0].startswith(f"process {holder.pid} on ")
     assert notes[0].endswith("ended before it was done; its finished work is reused")
@@ -247,7 +245,7 @@ main()
 @pytest.mark.slow
 def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on(tmp_path):
     """A file that cannot grow stands for a disk that is full."""
-    options = ["--epochs", "1", "--steps", "2", "--random-orders", "1", "--no-cache"]
+    options = ["--epochs", "1", "--steps", "4", "--random-orders", "2", "--no-cache"]
     arguments = ["reproduce", "--dataset", "mnist5k", *options]
     full = [sys.executable, "-c", LIMITED, "200000", *arguments, "--out", tmp_path]
     process = subprocess.run(full, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, timeout=300)
@@ -256,7 +254,7 @@ def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on(tmp_path):
     assert process.stderr.count("\n") == 1
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 200_000]
     assert not [path for path in tmp_path.rglob(".*")]
-    config = ja.StudyConfig(dataset="mnist5k", epochs=1, steps=2, num_random_orders=1)  # what the command runs
+    config = ja.StudyConfig(dataset="mnist5k", epochs=1, steps=4, num_random_orders=2)  # what the command runs
     assert same(ja.run_study(config, run_dir=tmp_path), ja.run_study(config))
 
 
