@@ -195,7 +195,7 @@ def _taylor_sum(network: ModelSpec, state: nnx.State, images: jax.Array, labels:
     """Return the sum over examples of |sum over positions of a dL/da| [neuron]."""
 
     # The gradient with respect to the outputs of all sites comes from one backward pass: every neuron is ablated with
-    # scale 1 and the fill `delta`, so it outputs its own value plus delta, and dL/d delta at delta = 0 is dL/da.
+    # scale 1 and the fill `delta`. It then outputs its own value plus delta, and dL/d delta at delta = 0 is dL/da.
     def loss_of_deltas(deltas: list[jax.Array]) -> jax.Array:
         changes = {
             i: (jnp.zeros(size, bool), delta, jnp.ones(size))

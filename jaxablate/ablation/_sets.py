@@ -47,8 +47,8 @@ def measure_sets(problem: AblationProblem, sets: np.ndarray, number: int, keep: 
     return ChunkRunner(problem, per_example, preferred_chunk(network, (site,))).run(_engine, static, replicated)
 
 
-# If neuron j is ablated, its output changes from h_j to a_j, and the output of the linear map after the site changes by
-# (a_j - h_j) w_j, where w_j is row j of the kernel. For a set of neurons these changes add up. The base, the map's
+# If neuron j is ablated, its output changes from h_j to a_j. The output of the linear map after the site then changes
+# by (a_j - h_j) w_j, where w_j is row j of the kernel. For a set of neurons these changes add up. The base, the map's
 # output with no set ablated, is computed once per chunk. Every set starts from the same base, so rounding errors do not
 # accumulate. Only a large difference (an unbounded activation) would lose digits of the base. The linear map is then
 # evaluated again for that set.

@@ -185,7 +185,7 @@ def greedy_order(
 
 
 # Single neurons and pairs are sets of one site. If a linear map follows the site, each set is a low-rank update of that
-# map's output (`_sets`), and all sets share the forward pass up to the site. Otherwise each set is a full mask
+# map's output (`_sets`). All sets then share the forward pass up to the site. Otherwise each set is a full mask
 # (`_vmap`). A program is compiled for each number of sets. Greedy removal needs n, n - 1, ..., 1 sets, so the number is
 # padded.
 def _measure_sets(problem: AblationProblem, sets: np.ndarray, keep: np.ndarray | None = None) -> dict[str, np.ndarray]:

@@ -349,9 +349,9 @@ def apply_layers(layers: Iterable[Layer], outputs: Any) -> Any:
     return outputs
 
 
-# A chain with sites 0, 1, ..., n - 1 has n + 1 segments: segment 0 maps the images to the outputs of site 0, segment i
-# maps the outputs of site i - 1 to the outputs of site i, and segment n maps the outputs of the last site to the
-# logits. So a forward pass can start at any site, and a mask is applied between two segments.
+# A chain with sites 0, 1, ..., n - 1 has n + 1 segments: segment 0 maps the images to the outputs of site 0. Segment i
+# maps the outputs of site i - 1 to the outputs of site i. Segment n maps the outputs of the last site to the logits. So
+# a forward pass can start at any site, and a mask is applied between two segments.
 def split_at_sites(model: Model) -> list[list[Layer]] | None:
     """Return the layers of a chain, split at its sites: one list before each site and one after the last.
 

@@ -23,9 +23,9 @@ class SiteVariable(nnx.Variable):
 
 
 # A site's mask, fill and scale are `SiteVariable`s, not attributes: `nnx.split(model, SiteVariable, ...)` separates
-# them from the weights, so that `jax.vmap` maps over many masks while the weights are shared, and no optimizer
-# updates them. A site starts without a mask (a scalar `True`) and then returns its input itself, so that an unmasked
-# model computes exactly what it would compute without sites.
+# them from the weights, so that `jax.vmap` maps over many masks while the weights are shared, and no optimizer updates
+# them. A site starts without a mask (a scalar `True`). It then returns its input itself, so that an unmasked model
+# computes exactly what it would compute without sites.
 class Site(nnx.Module):
     """A place where neurons can be ablated: put it after an activation whose last axis is the neuron or channel.
 

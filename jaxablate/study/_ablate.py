@@ -94,9 +94,9 @@ class _View:
 # 2. `_curves` ablates along these orders and counts correct test predictions, scope by scope. Protocols often agree on
 #    an order or a fill: views with equal fills are evaluated in one call, and equal orders are followed only once.
 # 3. `_ablate_singly` ablates each neuron alone with the fill of bias balancing.
-# Each of these results is a unit of the `CheckpointStore`. The digest of its inputs (the network's state, and for
-# curves the scores and orders too) decides whether a saved unit is reused, so that a resumed run equals an
-# undisturbed one.
+# Each of these results is a unit of the `CheckpointStore`. The digest of its inputs decides whether a saved unit is
+# reused, so that a resumed run equals an undisturbed one. Inputs are the network's state, and for curves the scores
+# and orders too.
 # Random orders and fresh subsets have keys that depend on seed, kind of network and scope only. They are therefore
 # the same in a study with more networks, scopes or protocols.
 def ablate_networks(
