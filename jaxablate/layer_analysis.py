@@ -70,10 +70,8 @@ def damage_correlations(network: xr.Dataset) -> xr.DataArray:
         >>> ja.layer_analysis.damage_correlations(results["3-layer-10-8-9"].to_dataset()).dims
         ('seed', 'score', 'scope')
     """
-    from scipy import stats
-
     scopes, damage = network["scope"].values, lost_predictions(network)
-    correlations = np.full((network.sizes["seed"], network.sizes["score"], len(scopes)), np.nan)
+    correlations = np.empty((network.sizes["seed"], network.sizes["score"], len(scopes)))
     # Rank correlation, since a score need not be proportional to the damage. Within a layer it compares like with like;
     # over the whole network it also shows whether scores of different layers are comparable.
     for seed, score, scope in np.ndindex(correlations.shape):
@@ -81,11 +79,18 @@ def damage_correlations(network: xr.Dataset) -> xr.DataArray:
         chosen = np.isfinite(scores)
         if scopes[scope] != NETWORK_SCOPE:
             chosen &= network["layer"].values == scope + 1
-        x, y = scores[chosen], damage[seed, chosen]
-        if len(x) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0:
-            correlations[seed, score, scope] = stats.spearmanr(x, y).statistic  # pyright: ignore[reportAttributeAccessIssue]
+        correlations[seed, score, scope] = spearman(scores[chosen], damage[seed, chosen])
     coords = {name: network[name].values for name in ("seed", "score", "scope")}
     return xr.DataArray(correlations, coords, list(coords))
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """Return Spearman's correlation; NaN for fewer than two values, or if all values of one argument are equal."""
+    from scipy import stats
+
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    return float(stats.spearmanr(first, second).statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def mean_and_interval(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray, xr.DataArray]:

@@ -81,10 +81,9 @@ class _View:
     @classmethod
     def from_arrays(cls, protocol: Protocol, measured: Arrays, num_scopes: int) -> "_View":
         """Make the view of a protocol from the arrays of `_score_and_rank`."""
-        mean, counts, scores = (
-            measured[name] for name in ("mean", f"{protocol.name} counts", f"{protocol.name} scores")
-        )
-        orders = [measured[f"{protocol.name} orders {scope}"] for scope in range(num_scopes)]
+        mean, name = measured["mean"], protocol.name
+        counts, scores = measured[f"{name} counts"], measured[f"{name} scores"]
+        orders = [measured[f"{name} orders {scope}"] for scope in range(num_scopes)]
         return cls(protocol, mean, counts, scores, protocol.balance(counts, mean), orders)
 
 

@@ -14,6 +14,7 @@ from jaxablate._checks import require, require_different, require_known
 from jaxablate.ablation import cumulative_ablation
 from jaxablate.activations import compute_fill
 from jaxablate.datasets import Dataset
+from jaxablate.layer_analysis import spearman
 from jaxablate.metrics import METRICS
 from jaxablate.models import Model
 from jaxablate.orders import DIRECTIONS, ablation_order
@@ -98,7 +99,7 @@ def quantizer_sensitivity(
             in_scope = values_by_score[:, :, start:stop]  # [score, quantizer, neuron]
             # [score, quantizer] for this network and scope; the first quantizer correlates with itself, which gives 1.
             correlations.append(
-                [[_spearman(by_quantizer[0], values) for values in by_quantizer] for by_quantizer in in_scope]
+                [[spearman(by_quantizer[0], values) for values in by_quantizer] for by_quantizer in in_scope]
             )
             # One call evaluates the orders of all scores, quantizers and directions, so that engines share the prefix.
             flat = in_scope.reshape(-1, stop - start)
@@ -123,12 +124,3 @@ def quantizer_sensitivity(
         attrs={"fill": fill, "steps": steps, "num_test_examples": len(data.test)},
         source=data.source,
     )
-
-
-def _spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Return Spearman's correlation; NaN if all values of one argument are equal."""
-    from scipy import stats
-
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return float("nan")
-    return float(stats.spearmanr(first, second).statistic)  # pyright: ignore[reportAttributeAccessIssue]
