@@ -86,8 +86,8 @@ def test_names_are_at_the_curves_if_they_fit(small_results, ends, at_curves):
 def test_balancing_figures_draw_both_fills(results):
     lines = lines_of(draw_figure(results, 9))
     accuracy = results["3-layer"]["accuracy"].sel(scope="layer2", ordering="mutual_information_low").isel(seed=0)
-    np.testing.assert_allclose(lines["MI, low values first; bias balanced"], accuracy.sel(fill="mean"))
-    np.testing.assert_allclose(lines["MI, low values first; zeros"], accuracy.sel(fill="zero"))
+    np.testing.assert_allclose(lines["MI, low first; bias balanced"], accuracy.sel(fill="mean"))
+    np.testing.assert_allclose(lines["MI, low first; zeros"], accuracy.sel(fill="zero"))
     assert len(lines) == 4
 
 
@@ -272,3 +272,18 @@ def test_finding_figures_are_saved(small_results, tmp_path):
     )
     for file in files:
         assert file.stat().st_size > 5000
+
+
+def test_findings_are_drawn_for_any_score(small_results):
+    network = small_results["3-layer-10-8-9"].to_dataset()
+    names = {name: name.replace("entropy", "incoming_norm") for name in network["ordering"].values.tolist()}
+    network = network.assign_coords(
+        score=["incoming_norm", *network["score"].values[1:]],
+        ordering=[names[name] for name in network["ordering"].values],
+    )
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=small_results.attrs), "net": network})
+    titles = [axes.get_title(loc="left") for axes in _findings.shares(tree, "net", ["paper"], "").axes]
+    assert titles[0] == "incoming norm, low first; paper"
+    legend = _findings.correlations(tree, ["net"], ["paper"], "").axes[0].get_legend()
+    assert legend is not None
+    assert legend.get_texts()[0].get_text() == "incoming norm; paper"

@@ -15,9 +15,10 @@ from flax import nnx
 from PIL import Image
 
 import jaxablate as ja
+from jaxablate.charts import Line, LineChart
 from jaxablate.layer_analysis import damage_correlations
 from jaxablate.report import networks_beside, write_report
-from jaxablate.report._charts import Series, line_chart
+from jaxablate.report._charts import svg_chart
 from jaxablate.report._pictures import picture, weights_of
 from jaxablate.report._sections import cards_of, meaning_of
 
@@ -104,12 +105,13 @@ def test_it_needs_nothing_beside_it(page, path):
 
 def test_curves_hold_the_numbers_of_the_results(path, small_results):
     network = small_results[NAME].to_dataset()
-    layer_charts = [c for c in charts(path) if c[0] == f"{NAME} network, layer 2"]
-    _, (_, names, data), *_ = layer_charts  # the first is that of bias balancing
-    assert names == ["random", *(f"{m}, {way} first" for way in ("low", "high") for m in ("entropy", "MI", "KL"))]
+    title = f"{NAME} network, layer 2: low and high values first, bias balanced"
+    _, names, data = next(c for c in charts(path) if c[0] == title)
+    random = "random (mean of 6)"
+    assert names == [random, *(f"{m}, {way} first" for way in ("low", "high") for m in ("entropy", "MI", "KL"))]
     accuracy = 100 * network["accuracy"].sel(scope="layer2", fill="mean")
     expected = {
-        "random": accuracy[:, (network["ranking"] == "random").values].mean(("seed", "ordering")),
+        random: accuracy[:, (network["ranking"] == "random").values].mean(("seed", "ordering")),
         "MI, high first": accuracy.sel(ordering="mutual_information_high").mean("seed"),
         "KL, low first": accuracy.sel(ordering="kl_selectivity_low").mean("seed"),
     }
@@ -122,26 +124,28 @@ def test_curves_hold_the_numbers_of_the_results(path, small_results):
 
 def test_shares_end_at_0_and_100_percent():
     half = np.full(2, 0.5)
-    wide = Series("wide", "color1", half, half - 0.6, half + 0.6)
-    narrow = Series("narrow", "color2", half, half - 0.1, half + 0.1)
-    chart = line_chart("title", "About.", np.array([1, 2]), [wide, narrow], x_label="x", y_label="y", percent=True)
+    wide = Line("wide", 1, "", half, half - 0.6, half + 0.6, "interval")
+    narrow = Line("narrow", 2, "", half, half - 0.1, half + 0.1, "interval")
+    shares = LineChart("title", "subtitle", "x", "y", "About.", np.array([1, 2]), [wide, narrow], percent=True)
+    chart = svg_chart(shares)
     assert chart["about"] == "About. Bands are cut at 0 and 100%."
     assert [(series["low"][0], series["high"][0]) for series in chart["data"]["series"]] == [(0, 100), (40, 60)]
     assert chart["y_axis"].first > -0.1
     assert [label for _, label in chart["x_axis"].ticks] == ["1", "2"], "there is no epoch 1.5"
-    chart = line_chart("title", "About.", np.array([1, 2]), [wide], x_label="x", y_label="y")
+    chart = svg_chart(replace(shares, lines=[wide], percent=False))
     assert chart["about"] == "About.", "of what is no share"
 
 
 def test_bands_lie_under_all_curves(path):
-    figure = path.read_text().split(f"<h3>{NAME} network, layer 2</h3>")[2].split("</figure>")[0]
+    figure = path.read_text().split(f"<h3>{NAME} network, layer 2: low and high")[1].split("</figure>")[0]
     assert figure.rindex('class="band ') < figure.index('<g class="series ')
     assert figure.count('class="band ') == figure.count('<g class="series ') == 7
 
 
 def test_balancing_shows_both_fills(path, small_results):
-    _, names, data = next(c for c in charts(path) if c[0] == f"{NAME} network, layer 1")
-    assert names == ["random; mean", "random; zeros", "MI, low first; mean", "MI, low first; zeros"]
+    _, names, data = next(c for c in charts(path) if c[0].startswith(f"{NAME} network, layer 1: with"))
+    orders, fills = ("random (mean of 6)", "MI, low first"), ("bias balanced", "zeros")
+    assert names == [f"{order}; {fill}" for order in orders for fill in fills]
     network = small_results[NAME].to_dataset()
     selection = {"scope": "layer1", "ordering": "mutual_information_low", "fill": "zero"}
     expected = 100 * network["accuracy"].sel(selection).mean("seed")
@@ -167,8 +171,8 @@ def test_tables_hold_the_numbers_of_the_results(page, small_results):
 
 def test_training_is_told_from_validation(path, small_results):
     network = small_results[NAME].to_dataset()
-    _, names, data = next(c for c in charts(path) if c[0] == f"{NAME} network: accuracy")
-    assert names == ["training", "validation"]
+    _, names, data = next(c for c in charts(path) if c[0] == f"{NAME} network: training accuracy")
+    assert names == ["training accuracy", "validation accuracy"]
     for split, series in zip(("train", "validation"), data["series"], strict=True):
         np.testing.assert_allclose(series["y"], 100 * network[f"{split}_accuracy"].mean("seed"), atol=0.00501)
 
@@ -360,7 +364,7 @@ def test_in_a_browser(browser, path, width, scheme, small_results):
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 26)"}[scheme]
 
-    figure = page.locator("figure.chart", has=page.locator(f"h3:text-is('{NAME} network, layer 2')")).nth(1)
+    figure = page.locator("figure.chart", has=page.locator(f"h3:has-text('{NAME} network, layer 2: low')")).first
     figure.scroll_into_view_if_needed()
     button, curve = figure.locator(".legend button").nth(2), figure.locator("g.series").nth(2)
     assert button.inner_text() == "MI, low first"
@@ -401,7 +405,7 @@ def test_values_stay_when_a_finger_is_lifted(browser, path):
     context = browser.new_context(viewport={"width": 390, "height": 800}, has_touch=True)
     page = context.new_page()
     page.goto(path.as_uri())
-    figure = page.locator("figure.chart", has=page.locator(f"h3:text-is('{NAME} network, layer 2')")).nth(1)
+    figure = page.locator("figure.chart", has=page.locator(f"h3:has-text('{NAME} network, layer 2: low')")).first
     figure.locator(":scope > svg").tap()
     assert "MI, low first" in figure.locator(".readout").inner_text()
     figure.locator(".legend button").nth(2).tap()

@@ -1,27 +1,26 @@
-"""Figures: results come in, the 22 figures of the paper and five extras, and figures of the findings, go out.
+"""Draw results with matplotlib: the 22 figures of the paper, five extra ones, and figures of the findings.
 
-They draw only; summaries come from `results`. Memory: one figure at a time.
+Input: results of a study, verdicts, or the information of pairs.
+Output: figures, or their PNG and PDF files.
+Memory: one figure at a time.
 """
 
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib.style
 import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jaxablate._checks import require, require_known
+from jaxablate._checks import require
 from jaxablate._files import atomic_path, require_writable
+from jaxablate.charts import EXTRAS, FIGURES, INTERVAL, METRIC_NAMES, FigureSpec, names_of, origin
 from jaxablate.claims import Verdict, explain_changes
 from jaxablate.figures import _findings
-from jaxablate.figures._catalogue import EXTRAS, FIGURES, METRIC_NAMES, FigureSpec
-from jaxablate.figures._draw import STYLE, draw
-from jaxablate.figures._interactions import ARRANGED, pair_maps
-from jaxablate.figures._sensitivity import sensitivity_figure
-from jaxablate.interactions import PairInformation
+from jaxablate.figures._draw import draw, styled
+from jaxablate.figures._interactions import draw_pair_information
+from jaxablate.figures._sensitivity import draw_sensitivity
 from jaxablate.results import protocols_of, select_protocol
 
 __all__ = [
@@ -53,9 +52,7 @@ def draw_figure(results: xr.DataTree, number: int) -> Figure:
     Raises:
         InputError: for an unknown number, or results without the network that the figure shows.
     """
-    spec = _spec(results, number)
-    with matplotlib.style.context(STYLE):
-        return draw(results, spec)
+    return draw(results, _spec(results, number))
 
 
 def save_figure(results: xr.DataTree, number: int, folder: str | Path) -> list[Path]:
@@ -68,7 +65,7 @@ def save_figure(results: xr.DataTree, number: int, folder: str | Path) -> list[P
         InputError: as `draw_figure`, or for a folder that cannot be written.
     """
     require_writable(folder)
-    return _save(results, _spec(results, number), Path(folder))
+    return _write(draw_figure(results, number), Path(folder), FIGURES[number].stem)
 
 
 def save_figures(
@@ -96,7 +93,7 @@ def save_figures(
     require(len(specs) > 0, f"figures: expected a 2-layer or 3-layer network, got {list(results.children)}")
     files = []
     for i, spec in enumerate(specs):
-        files += _save(results, spec, folder)
+        files += _write(draw(results, spec), folder, spec.stem)
         if on_progress is not None:
             on_progress("draw", i + 1, len(specs), spec.stem)
     return [*files, _contact_sheet([file for file in files if file.suffix == ".png"], folder)]
@@ -120,60 +117,17 @@ def save_finding_figures(results: xr.DataTree, verdicts: Sequence[Verdict], fold
     require_writable(folder)
     protocols = [name for name in protocols_of(results) if name in _findings.COMPARED]
     require(len(protocols) > 0, f"figures: expected the protocol paper or published, got {protocols_of(results)}")
-    networks = {name: node.to_dataset() for name, node in select_protocol(results, protocols[0]).children.items()}
-    seeds = max(network.sizes["seed"] for network in networks.values())
-    caption = (
-        f"{seeds} network{'s' if seeds > 1 else ''} of each kind trained on {results.attrs['dataset']}; "
-        f"bars and bands: 95 % t-interval of the mean; jaxablate {json.loads(results.attrs['versions'])['jaxablate']}"
-    )
-    flips = explain_changes(verdicts)
+    networks = select_protocol(results, protocols[0]).children
+    caption = origin(results, next(iter(networks.values())).to_dataset(), f"bars and bands: {INTERVAL}")
+    changes = explain_changes(verdicts)
+    # a function for each file, so that only one figure is in memory
     figures = {"claims": lambda: _findings.forest(verdicts, caption)}
-    if any(flip.cause for flip in flips):
-        figures["departures"] = lambda: _findings.departures(flips, caption)
+    if any(change.cause for change in changes):
+        figures["departures"] = lambda: _findings.departures(changes, caption)
     figures["correlations"] = lambda: _findings.correlations(results, list(networks), protocols, caption)
     for name in networks:
         figures[f"layer_shares_{name}"] = lambda name=name: _findings.shares(results, name, protocols, caption)
-    files = []
-    for stem, draw_it in figures.items():
-        with matplotlib.style.context(STYLE):
-            files += _write(draw_it(), Path(folder), stem)
-    return files
-
-
-def draw_pair_information(pairs: PairInformation, *, arranged: str = "information", title: str = "") -> Figure:
-    """Draw heat maps of the information of a layer's pairs about the class: redundancy, synergy, co-information.
-
-    Args:
-        pairs: from `ja.interactions.pair_information`.
-        arranged: order of the neurons: "information" puts the most informative first; "clusters" puts neurons next to
-            each other that share information (average linkage on co-information).
-        title: title above the maps.
-
-    Returns:
-        A matplotlib figure; colours show nats, and the diagonal (a neuron with itself) is blank.
-
-    Raises:
-        InputError: for an unknown order.
-    """
-    require_known("order", arranged, ARRANGED)
-    with matplotlib.style.context(STYLE):
-        return pair_maps(pairs, arranged, title)
-
-
-def draw_sensitivity(sensitivity: xr.Dataset, *, title: str = "Does the result depend on the quantizer?") -> Figure:
-    """Draw how ranks and curves change with the quantizer and its number of codes.
-
-    Args:
-        sensitivity: from `ja.study.quantizer_sensitivity`.
-        title: above the panels.
-
-    Returns:
-        A matplotlib figure with a column for each scope: above, Spearman's correlation with the scores under the first
-        quantizer; below, by how much the AUC is higher with low values first than with high ones, in accuracy points.
-        Both are means over the networks, with 95% t-intervals.
-    """
-    with matplotlib.style.context(STYLE):
-        return sensitivity_figure(sensitivity, title)
+    return [file for stem, draw_it in figures.items() for file in _write(draw_it(), Path(folder), stem)]
 
 
 def _missing(results: xr.DataTree, spec: FigureSpec) -> str | None:
@@ -181,7 +135,7 @@ def _missing(results: xr.DataTree, spec: FigureSpec) -> str | None:
     if spec.network not in results.children:
         return f"a {spec.network} network"
     metrics = {"scores": {spec.subject}, "balancing": {"mutual_information"}, "orders": set(METRIC_NAMES)}
-    absent = metrics.get(spec.kind, set()) - set(results[spec.network].to_dataset()["score"].values)
+    absent = metrics.get(spec.kind, set()) - {*names_of(results[spec.network].to_dataset(), "score")}
     return f"the scores {sorted(absent)}" if absent else None
 
 
@@ -193,11 +147,7 @@ def _spec(results: xr.DataTree, number: int) -> FigureSpec:
     return spec
 
 
-def _save(results: xr.DataTree, spec: FigureSpec, folder: Path) -> list[Path]:
-    with matplotlib.style.context(STYLE):
-        return _write(draw(results, spec), folder, spec.stem)
-
-
+@styled
 def _write(figure: Figure, folder: Path, stem: str) -> list[Path]:
     files = [folder / f"{stem}.{suffix}" for suffix in ("png", "pdf")]
     for file in files:

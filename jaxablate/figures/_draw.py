@@ -1,120 +1,101 @@
-"""Drawing: a node of the results and a `FigureSpec` come in, a matplotlib figure goes out. No statistics here."""
+"""Draw the charts of the paper's figures; the choice of curves, names and colours is in `charts`."""
 
-import json
 from pathlib import Path
 
+import matplotlib.style
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from jaxablate.figures._catalogue import METRIC_NAMES, FigureSpec
-from jaxablate.results import RANDOM, Curve, balanced_fill, curve
+from jaxablate.charts import FigureSpec, LineChart, ViolinChart, figure_chart, origin
 
-STYLE = Path(__file__).with_name("jaxablate.mplstyle")
+styled = matplotlib.style.context(Path(__file__).with_name("jaxablate.mplstyle"))
+"""Decorator of functions that draw or save a figure in the package's style."""
 
-# Okabe and Ito's palette, told apart by colour-blind readers; line styles tell the curves apart in grey
-LOOKS = {
-    RANDOM: {"color": "#000000", "linestyle": "-"},
-    "mutual_information": {"color": "#0072B2", "linestyle": (0, (5, 1.5))},
-    "kl_selectivity": {"color": "#D55E00", "linestyle": (0, (3, 1, 1, 1))},
-    "entropy": {"color": "#009E73", "linestyle": (0, (1, 1))},
+# by the numbers and names of `charts`
+COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = {
+    "": "-",
+    "dashed": (0, (5, 1.5)),
+    "dotted": (0, (1, 1)),
+    "dashdot": (0, (3, 1, 1, 1)),
+    "sparse": (0, (1, 3)),
 }
+INK, SOFT = "#333333", "#555555"
 LINE_HEIGHT = 0.05  # height of a line of text, as a fraction of the axes
-LINE_STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)))
-LAYER_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
 
 
-def score_color(metric: str, number: int) -> str:
-    """Return the colour of a score, which is the same in every figure; scores that the paper lacks take turns."""
-    return LOOKS[metric]["color"] if metric in LOOKS else LAYER_COLORS[number % len(LAYER_COLORS)]
-
-
+@styled
 def draw(results: xr.DataTree, spec: FigureSpec) -> Figure:
-    """Draw one figure; the caller sets the style."""
-    network = results[spec.network].to_dataset()
-    figure = Figure()
+    """Draw one figure of the paper."""
+    network, chart = results[spec.network].to_dataset(), figure_chart(results, spec)
+    figure, notes = Figure(), []
     axes = figure.add_subplot()
-    {"training": _training, "scores": _scores, "balancing": _balancing, "orders": _orders}[spec.kind](
-        axes, network, spec
-    )
-    axes.set_title(f"{spec.title}\n{spec.subtitle}; data: {results.attrs['dataset']}")
-    figure.text(0.01, 0.012, _provenance(results, network, spec), fontsize="x-small", color="#555555")
+    if isinstance(chart, ViolinChart):
+        _draw_violins(axes, chart)
+    else:
+        draw_lines(axes, chart)
+        if spec.kind != "training":
+            axes.set_xlim(0, chart.x[-1])
+            notes = [f"{network.attrs['num_test_examples']:,} test images"]
+            notes += [f"band: {line.band}" for line in chart.lines[:1] if line.band]
+        _name_curves(axes)
+    number = "" if spec.number is None else f"Figure {spec.number}. "
+    axes.set_title(f"{number}{chart.title}\n{chart.subtitle}; data: {results.attrs['dataset']}")
+    add_caption(figure, origin(results, network, *notes))
     return figure
 
 
-def _provenance(results: xr.DataTree, network: xr.Dataset, spec: FigureSpec) -> str:
-    seeds = network.sizes["seed"]
-    version = json.loads(results.attrs["versions"])["jaxablate"]
-    parts = [f"{seeds} network{'s' if seeds > 1 else ''} on {results.attrs['dataset']}"]
-    if spec.kind in ("balancing", "orders"):
-        parts.append(f"{network.attrs['num_test_examples']:,} test images")
-        random = curve(network, scope=spec.scope, ranking=RANDOM, direction="low", fill="zero")
-        parts += [f"band: {random.band}"] * bool(random.band)
-    protocol = network.attrs["protocol"]
-    return ", ".join([*parts, *[f"protocol: {protocol}"] * (protocol != "paper"), f"jaxablate {version}"])
+def add_caption(figure: Figure, text: str, y: float = 0.012) -> None:
+    """Write a line of small text at the bottom of a figure."""
+    figure.text(0.01, y, text, fontsize="x-small", color=SOFT)
 
 
-def _training(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
-    quantity = "accuracy" if spec.subject == "accuracy" else "loss"
-    for split, style in (("train", "-"), ("validation", (0, (4, 2)))):
-        values = network[f"{split}_{quantity}"]
-        color, width = "#0072B2" if split == "train" else "#D55E00", 1.5 if len(values) < 4 else 0.8
-        for row in values.values:
-            axes.plot(network["epoch"], row, color=color, linestyle=style, linewidth=width)
-        axes.lines[-1].set_label(values.attrs["long_name"])
-    axes.set_xlabel(network["epoch"].attrs["long_name"].capitalize())
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
-    if quantity == "accuracy":
-        _percent_axis(axes, "Accuracy")
-    else:
-        axes.set_ylabel("Cross-entropy (nats)")
-    _name_curves(axes)
+def draw_lines(axes: Axes, chart: LineChart) -> None:
+    """Draw curves with their bands, or the curve of every network where the chart has them."""
+    for line in chart.lines:
+        look = {"color": COLORS[line.color], "linestyle": DASHES[line.dash]}
+        if line.networks is not None:
+            # many curves of one colour are thin, and only the last one has a label, which names them all
+            look["linewidth"] = 1.5 if len(line.networks) < 4 else 0.8
+            axes.plot(chart.x, line.networks.T, **look)[-1].set_label(line.name)
+            continue
+        if line.marker:  # which distinguishes the curves in grey
+            look |= {"marker": line.marker, "markersize": 3, "markevery": 0.1}
+        axes.plot(chart.x, line.values, label=line.name, **look)
+        if line.band:
+            axes.fill_between(chart.x, line.low, line.high, color=look["color"], alpha=0.15, linewidth=0)
+    axes.set_xlabel(chart.x_label)
+    axes.set_ylabel(f"{chart.y_label} (%)" if chart.percent else chart.y_label)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
+    if chart.percent:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}"))
 
 
-def _scores(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
-    values = network["scores"].sel(score=spec.subject)
-    axes.set_xlabel("Hidden layer (lines: quartiles)")
-    axes.set_ylabel(f"{METRIC_NAMES[spec.subject]} ({values.attrs['units']}s)")
-    axes.set_xticks(np.unique(network["layer"]))
-    layer_of = network["layer"].values
-    scores = {layer: values.values[:, layer_of == layer].ravel() for layer in np.unique(layer_of)}
-    # a protocol may leave scores undefined
-    scores = {layer: group[np.isfinite(group)] for layer, group in scores.items() if np.isfinite(group).any()}
-    if not scores:
+def _draw_violins(axes: Axes, chart: ViolinChart) -> None:
+    axes.set_xlabel(chart.x_label)
+    axes.set_ylabel(chart.y_label)
+    axes.set_xticks(range(1, len(chart.violins) + 1), [violin.name for violin in chart.violins])
+    # a protocol may leave scores undefined, and matplotlib draws no violin without values
+    defined = [(x, violin) for x, violin in enumerate(chart.violins, start=1) if len(violin.values)]
+    if not defined:
         axes.text(0.5, 0.5, "undefined for every neuron", transform=axes.transAxes, ha="center")
         return
-    layers, groups = list(scores), list(scores.values())
-    parts = axes.violinplot(groups, positions=layers, showextrema=False, quantiles=[[0.25, 0.5, 0.75]] * len(layers))
-    for body, color in zip(parts["bodies"], np.resize(LAYER_COLORS, len(layers)), strict=True):  # pyright: ignore[reportArgumentType]
-        body.set(facecolor=color, edgecolor="#333333", alpha=0.6)
-    parts["cquantiles"].set(color="#333333", linewidth=1)
+    parts = axes.violinplot(
+        [violin.values for _, violin in defined],
+        positions=[x for x, _ in defined],
+        showextrema=False,
+        quantiles=[[0.25, 0.5, 0.75]] * len(defined),
+    )
+    parts["cquantiles"].set(color=INK, linewidth=1)
+    # every neuron is a dot at a random distance from the middle, which is the same in every run
     random = np.random.default_rng(0)
-    for layer, group in zip(layers, groups, strict=True):
-        near = layer + random.uniform(-0.04, 0.04, len(group))
-        axes.scatter(near, group, s=2, color="#333333", alpha=min(0.4, 100 / len(group)), linewidth=0)
-
-
-def _plot_curve(axes: Axes, network: xr.Dataset, summary: Curve, label: str, **look) -> None:
-    part = slice(int(network.attrs["first_step"]), None)
-    (line,) = axes.plot(summary.step[part], summary.mean[part], label=label, **look)
-    if summary.band:
-        axes.fill_between(
-            summary.step[part], summary.low[part], summary.high[part], color=line.get_color(), alpha=0.15, linewidth=0
-        )
-
-
-def _curve_axes(axes: Axes, network: xr.Dataset) -> None:
-    axes.set_xlabel(network["step"].attrs["long_name"].capitalize())
-    _percent_axis(axes, network["accuracy"].attrs["long_name"].capitalize())
-    axes.set_xlim(0, int(network["step"][-1]))
-    _name_curves(axes)
-
-
-def _percent_axis(axes: Axes, name: str) -> None:
-    axes.set_ylabel(f"{name} (%)")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}"))
+    for body, (x, violin) in zip(parts["bodies"], defined, strict=True):  # pyright: ignore[reportArgumentType]
+        body.set(facecolor=COLORS[violin.color], edgecolor=INK, alpha=0.6)
+        near, size = x + random.uniform(-0.04, 0.04, len(violin.values)), len(violin.values)
+        axes.scatter(near, violin.values, s=2, color=INK, alpha=min(0.4, 100 / size), linewidth=0)
 
 
 def _name_curves(axes: Axes) -> None:
@@ -130,6 +111,7 @@ def _name_curves(axes: Axes) -> None:
     below = np.concatenate([[0], np.cumsum((room[1:] + room[:-1]) / 2)])
     heights = np.maximum.accumulate(ends - below) + below
     heights -= (heights - ends).max() / 2
+    # ends that are closer than a third of a line are too close to tell which name belongs to which curve
     fits = np.diff(ends).min() >= LINE_HEIGHT / 3 and np.abs(heights - ends).max() <= LINE_HEIGHT  # False for NaN
     if not fits:
         axes.legend()
@@ -142,30 +124,3 @@ def _name_curves(axes: Axes) -> None:
             name, (1, height), xycoords="axes fraction", xytext=(4, 0), textcoords="offset points",
             color=line.get_color(), fontsize="small", va="center", annotation_clip=False,
         )  # fmt: skip
-
-
-def _random_name(network: xr.Dataset) -> str:
-    return f"random (mean of {int((network['ranking'] == RANDOM).sum()) * network.sizes['seed']})"
-
-
-def _balancing(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
-    names = {RANDOM: _random_name(network), "mutual_information": "MI, low values first"}
-    for ranking, name in names.items():
-        balanced = balanced_fill(network)
-        for fill, suffix, linestyle in ((balanced, "bias balanced", "-"), ("zero", "zeros", (0, (4, 2)))):
-            summary = curve(network, scope=spec.scope, ranking=ranking, direction=spec.direction, fill=fill)
-            marks = (
-                {} if ranking == RANDOM else {"marker": "o", "markersize": 3, "markevery": 0.1}
-            )  # markers distinguish the curves in greyscale
-            look = {"color": LOOKS[ranking]["color"], "linestyle": linestyle, **marks}
-            _plot_curve(axes, network, summary, f"{name}; {suffix}", **look)
-    _curve_axes(axes, network)
-
-
-def _orders(axes: Axes, network: xr.Dataset, spec: FigureSpec) -> None:
-    for ranking, look in LOOKS.items():
-        fill = balanced_fill(network)
-        summary = curve(network, scope=spec.scope, ranking=ranking, direction=spec.direction, fill=fill)
-        name = _random_name(network) if ranking == RANDOM else METRIC_NAMES[ranking]
-        _plot_curve(axes, network, summary, name, **look)
-    _curve_axes(axes, network)

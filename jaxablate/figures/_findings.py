@@ -1,4 +1,4 @@
-"""Draw the figures of the findings from verdicts, verdict changes and summaries; no statistics."""
+"""Draw the figures of the findings from verdicts, verdict changes and summaries."""
 
 import textwrap
 from collections.abc import Sequence
@@ -10,29 +10,30 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from jaxablate.claims import CLAIMS, FAILS, HOLDS, POINTS, UNDECIDED, Verdict, VerdictChange
-from jaxablate.figures._catalogue import METRIC_NAMES
-from jaxablate.figures._draw import LAYER_COLORS, LINE_STYLES, score_color
-from jaxablate.layer_analysis import damage_correlations, layer_shares, mean_and_interval
+from jaxablate.charts import claim_table, correlation_chart, share_charts
+from jaxablate.claims import FAILS, HOLDS, POINTS, UNDECIDED, Verdict, VerdictChange
+from jaxablate.figures._draw import COLORS, INK, add_caption, draw_lines, styled
 from jaxablate.protocols import SETS
-from jaxablate.results import NETWORK_SCOPE, select_protocol
+from jaxablate.results import select_protocol
 
 COMPARED = SETS["both"]
-VERDICT_LOOKS = {HOLDS: ("#0072B2", "o"), FAILS: ("#D55E00", "x"), UNDECIDED: ("#888888", ".")}
+VERDICT_LOOKS = {HOLDS: (COLORS[1], "o"), FAILS: (COLORS[2], "x"), UNDECIDED: ("#888888", ".")}
 LINE = 0.075  # inches of height for one effect
 
 
+@styled
 def forest(verdicts: Sequence[Verdict], caption: str) -> Figure:
     """Draw every effect with its interval, grouped by claim and network, with a column for each protocol."""
     protocols = [name for name in COMPARED if any(verdict.protocol == name for verdict in verdicts)]
-    by_place: dict[tuple[str, str], list[Verdict]] = {}  # the protocols' verdicts, by claim and network
-    for verdict in sorted(verdicts, key=lambda verdict: list(CLAIMS).index(verdict.claim)):
-        if verdict.protocol in protocols:
-            by_place.setdefault((verdict.claim, verdict.network), []).append(verdict)
-    panels: dict[str, list[list[Verdict]]] = {}
-    for row in by_place.values():
-        panels.setdefault(row[0].effects[0].unit, []).append(row)
-    heights = [sum(_height(row) for row in rows) for rows in panels.values()]
+    # effects of different units need different axes: a panel of rows (claim, network's verdicts by protocol) for each
+    panels: dict[str, list[tuple[str, list[Verdict]]]] = {}
+    for claim, networks in claim_table(verdict for verdict in verdicts if verdict.protocol in protocols).items():
+        for by_protocol in networks.values():
+            row = list(by_protocol.values())
+            panels.setdefault(row[0].effects[0].unit, []).append((claim, row))
+    # All lengths are inches from the top, since the height depends on the number of effects. Boxes of axes are (left,
+    # bottom, width, height) as fractions of the figure, from the bottom.
+    heights = [sum(_height(row) for _, row in rows) for rows in panels.values()]
     total, top, margin, width = sum(heights) + 2.0, 0.8, 0.31, 0.26
     figure = Figure(figsize=(10.5, total))
     for (unit, rows), height in zip(panels.items(), heights, strict=True):
@@ -40,7 +41,7 @@ def forest(verdicts: Sequence[Verdict], caption: str) -> Figure:
             box = (margin + column * (width + 0.085), 1 - (top + height) / total, width, height / total)
             axes = figure.add_axes(box)
             _forest_panel(axes, rows, column, unit)
-            if top < 1:
+            if top < 1:  # the uppermost panel
                 axes.set_title(f"protocol: {protocol}")
         top += height + 0.55
     handles = [
@@ -48,24 +49,26 @@ def forest(verdicts: Sequence[Verdict], caption: str) -> Figure:
         for name, (color, marker) in VERDICT_LOOKS.items()
     ]
     figure.legend(handles=handles, loc="upper left", ncols=3, bbox_to_anchor=(0.0, 1 - 0.05 / total))
-    figure.text(0.01, 0.06 / total, caption, fontsize="x-small", color="#555555")
+    add_caption(figure, caption, 0.06 / total)
     return figure
 
 
 def _height(row: list[Verdict]) -> float:
+    """Return the height of a row in inches; a claim's text needs the room of three effects."""
     return LINE * max(len(row[0].effects), 3) + 0.1
 
 
-def _forest_panel(axes: Axes, rows: list[list[Verdict]], column: int, unit: str) -> None:
+def _forest_panel(axes: Axes, rows: list[tuple[str, list[Verdict]]], column: int, unit: str) -> None:
     """Draw the effects of one protocol and unit; the first column names claims and networks."""
-    y, ticks, claim = 0.0, [], ""
-    row_transform = axes.get_yaxis_transform()  # x in axes, y in data coordinates
-    for row in rows:
+    y, ticks, last_claim = 0.0, [], ""
+    # Data coordinates of y are inches from the panel's top. Texts at the sides have x in axes coordinates: below 0 is
+    # left of the axes, above 1 is right.
+    row_transform = axes.get_yaxis_transform()
+    for claim, row in rows:
         verdict, height = row[column], _height(row)
-        new = verdict.claim != claim
-        axes.axhline(y, color="#999999" if new else "#dddddd", linewidth=0.6)
-        if new and column == 0:
-            text = textwrap.fill(f"{verdict.claim}. {verdict.text}", 33)
+        axes.axhline(y, color="#999999" if claim != last_claim else "#dddddd", linewidth=0.6)
+        if claim != last_claim and column == 0:
+            text = textwrap.fill(claim, 33)
             axes.text(-1.17, y + 0.03, text, transform=row_transform, fontsize="small", va="top")
         for i, effect in enumerate(verdict.effects):
             level, (color, marker) = y + (i + 0.5) * height / len(verdict.effects), VERDICT_LOOKS[effect.verdict]
@@ -76,11 +79,13 @@ def _forest_panel(axes: Axes, rows: list[list[Verdict]], column: int, unit: str)
             1.02, y + height / 2, verdict.verdict, color=color, transform=row_transform, fontsize="small", va="center"
         )
         ticks.append(y + height / 2)
-        y, claim = y + height, verdict.claim
-    axes.axvline(0, color="#333333", linewidth=0.8)
+        y, last_claim = y + height, claim
+    axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_ylim(y, 0)
     axes.grid(visible=False)
-    effects = [effect for row in rows for verdict in row for effect in verdict.effects]
+    # The axis is symmetric, and the same for all protocols, so that the columns can be compared by eye. Points have a
+    # logarithmic scale outside of -1..1: most effects are near 0, and a few are ten times larger.
+    effects = [effect for _, row in rows for verdict in row for effect in verdict.effects]
     bounds = np.abs([(effect.mean, effect.low, effect.high) for effect in effects])
     limit = 1.3 * np.max(bounds, initial=0.1, where=np.isfinite(bounds))
     if unit == POINTS:
@@ -89,10 +94,12 @@ def _forest_panel(axes: Axes, rows: list[list[Verdict]], column: int, unit: str)
         limit = max(limit, 13)
     axes.set_xlim(-limit, limit)
     axes.set_xlabel(f"effect, {unit} (right of 0: as claimed)")
-    axes.set_yticks(ticks, [row[0].network for row in rows] if column == 0 else [""] * len(rows), fontsize="small")
+    names = [row[0].network if column == 0 else "" for _, row in rows]
+    axes.set_yticks(ticks, names, fontsize="small")
     axes.tick_params(axis="y", length=0)
 
 
+@styled
 def departures(changes: Sequence[VerdictChange], caption: str) -> Figure:
     """Draw the effects on which the two protocols disagree, under each departure alone."""
     columns = [name for name in changes[0].means if name not in COMPARED]
@@ -105,84 +112,70 @@ def departures(changes: Sequence[VerdictChange], caption: str) -> Figure:
     axes.imshow(
         values, aspect="auto", cmap="PuOr", norm=SymLogNorm(1, vmin=-limit, vmax=limit, base=10), interpolation="none"
     )  # fmt: skip
-    for row, change in enumerate(changes):
-        for column, name in enumerate(columns):
-            value = values[row, column]
-            dark = abs(value) > limit / 4
-            weight = "bold" if name == change.cause else "normal"
-            text = f"{value:+.2f}" if abs(value) < 1 else f"{value:+.1f}"
-            text = f"[{text}]" if name == change.cause else text
-            axes.text(
-                column, row, text, ha="center", va="center", fontsize=6.5, fontweight=weight,
-                color="white" if dark else "black",
-            )  # fmt: skip
+    for (row, column), value in np.ndenumerate(values):
+        text = f"{value:+.2f}" if abs(value) < 1 else f"{value:+.1f}"
+        is_cause = columns[column] == changes[row].cause  # which is bold and in brackets
+        axes.text(
+            column, row, f"[{text}]" if is_cause else text, ha="center", va="center", fontsize=6.5,
+            fontweight="bold" if is_cause else "normal", color="white" if abs(value) > limit / 4 else "black",
+        )  # fmt: skip
     names = [f"{change.claim}, {change.network}: {change.label}" for change in changes]
     axes.set_yticks(range(len(changes)), names, fontsize="small")
     axes.set_xticks(range(len(columns)), [name.replace("+", " +\n") for name in columns], rotation=35, ha="left")
     axes.tick_params(length=0, labeltop=True, labelbottom=False, top=False)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    figure.text(0.01, 0.06 / total, caption, fontsize="x-small", color="#555555")
+    add_caption(figure, caption, 0.06 / total)
     return figure
 
 
+@styled
 def shares(results: xr.DataTree, name: str, protocols: Sequence[str], caption: str) -> Figure:
     """Draw the share of each layer among the neurons that a whole-network ranking ablates, low values first."""
-    metrics = select_protocol(results, protocols[0])[name].to_dataset()["score"].values.tolist()
-    figure = Figure(figsize=(3 * len(metrics), 2.6 * len(protocols) + 0.5))
-    grid = figure.subplots(len(protocols), len(metrics), sharex=True, sharey=True, squeeze=False)
-    for row, protocol in zip(grid, protocols, strict=True):
-        network = select_protocol(results, protocol)[name].to_dataset()
-        mean, low, high = mean_and_interval(layer_shares(network))
-        for axes, metric in zip(row, metrics, strict=True):
-            for i, (layer, color) in enumerate(zip(mean["layer"].values, LAYER_COLORS, strict=False)):
-                chosen, style = {"ordering": f"{metric}_low", "layer": layer}, LINE_STYLES[i % len(LINE_STYLES)]
-                axes.plot(mean["rank"], mean.sel(chosen), color=color, linestyle=style, label=f"layer {layer}")
-                axes.fill_between(mean["rank"], low.sel(chosen), high.sel(chosen), color=color, alpha=0.25, linewidth=0)
-            axes.set_title(f"{METRIC_NAMES[metric]}; {protocol}")
+    rows = [share_charts(name, select_protocol(results, protocol)[name].to_dataset()) for protocol in protocols]
+    height = 2.6 * len(rows) + 0.5
+    figure = Figure(figsize=(3 * len(rows[0]), height))
+    grid = figure.subplots(len(rows), len(rows[0]), sharex=True, sharey=True, squeeze=False)
+    for axes_of_row, charts, protocol in zip(grid, rows, protocols, strict=True):
+        for axes, chart in zip(axes_of_row, charts, strict=True):
+            draw_lines(axes, chart)
+            axes.set_title(f"{chart.subtitle}; {protocol}")
             axes.set_ylim(-0.02, 1.02)
-    for axes in grid[-1]:
-        axes.set_xlabel("Ablated neurons")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("Share of the layer")
+            axes.label_outer()
     grid[0, 0].legend(loc="upper right", frameon=True, framealpha=0.85, edgecolor="none")
-    bottom = 0.55 / (2.6 * len(protocols) + 0.5)
+    bottom = 0.55 / height  # the labels need the same room in inches for one row and for two
     figure.subplots_adjust(0.07, bottom, 0.99, 1 - 0.6 * bottom, hspace=0.22, wspace=0.06)
-    figure.text(0.01, 0.008, f"{name} network, low values first; {caption}", fontsize="x-small", color="#555555")
+    add_caption(figure, f"{name} network; {caption}", 0.008)
     return figure
 
 
+@styled
 def correlations(results: xr.DataTree, names: Sequence[str], protocols: Sequence[str], caption: str) -> Figure:
     """Draw the correlation of each score with the damage of ablating a single neuron."""
     figure = Figure(figsize=(9, 3.6))
     grid = figure.subplots(1, len(names), sharex=True, squeeze=False)[0]
     for axes, name in zip(grid, names, strict=True):
-        scopes = list(map(str, select_protocol(results, protocols[0])[name].to_dataset()["scope"].values))
-        for protocol, filled in zip(protocols, (True, False), strict=False):
-            network = select_protocol(results, protocol)[name].to_dataset()
-            mean, low, high = mean_and_interval(damage_correlations(network))
-            low, high = low.clip(min=-1), high.clip(max=1)  # the range of a correlation
-            for i, scope in enumerate(scopes):
-                for j, metric in enumerate(map(str, mean["score"].values)):
-                    color = score_color(metric, j)
-                    y, marker = 4 * i + j + (0 if filled else 0.35), "os^"[j % 3]
-                    cell = {"scope": scope, "score": metric}
-                    axes.plot([low.sel(cell), high.sel(cell)], [y, y], color=color, linewidth=1.2)
-                    face = color if filled else "white"
-                    label = f"{METRIC_NAMES[metric]}; {protocol}" if i == 0 else None
-                    axes.plot(
-                        mean.sel(cell), y, marker, color=color, markerfacecolor=face, markersize=4, label=label
-                    )  # fmt: skip
-        ticks = [4 * i + 1.2 for i in range(len(scopes))]
-        labels = ["across layers" if scope == NETWORK_SCOPE else scope.replace("layer", "layer ") for scope in scopes]
-        axes.set_yticks(ticks, labels)
+        nodes = [select_protocol(results, protocol)[name].to_dataset() for protocol in protocols]
+        charts = [correlation_chart(name, node) for node in nodes]
+        for i, (chart, protocol) in enumerate(zip(charts, protocols, strict=True)):
+            for place, score in np.ndindex(len(chart.places), len(chart.scores)):
+                # a block of rows for each place, with room below it; the second protocol is slightly lower and hollow
+                y, color = (len(chart.scores) + 1) * place + score + 0.35 * i, COLORS[chart.colors[score]]
+                axes.plot([chart.low[score, place], chart.high[score, place]], [y, y], color=color, linewidth=1.2)
+                axes.plot(
+                    chart.mean[score, place], y, "os^"[score % 3], color=color, markersize=4,
+                    markerfacecolor=color if i == 0 else "white",
+                    label=f"{chart.scores[score]}; {protocol}" if place == 0 else None,
+                )  # fmt: skip
+        places, rows = charts[0].places, len(charts[0].scores) + 1
+        axes.set_yticks([rows * place + 0.4 * (rows - 1) for place in range(len(places))], places)
         axes.invert_yaxis()
-        axes.axvline(0, color="#333333", linewidth=0.8)
-        axes.set_title(f"{name} network")
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_title(charts[0].title)
         axes.set_xlabel("Spearman correlation of score and damage")
         axes.grid(visible=True, axis="x")
         axes.grid(visible=False, axis="y")
     figure.subplots_adjust(0.115, 0.2, 0.78, 0.92, wspace=0.4)
     grid[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize="x-small")
-    figure.text(0.01, 0.012, caption, fontsize="x-small", color="#555555")
+    add_caption(figure, caption)
     return figure

@@ -1,8 +1,10 @@
-"""Draw heat maps of a `PairInformation`; no statistics."""
+"""Draw heat maps of a `PairInformation`."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from jaxablate._checks import require_known
+from jaxablate.figures._draw import add_caption, styled
 from jaxablate.interactions import PairInformation
 
 ARRANGED = {
@@ -11,9 +13,25 @@ ARRANGED = {
 }
 
 
-def pair_maps(pairs: PairInformation, arranged: str, title: str) -> Figure:
-    """Draw redundancy, synergy and co-information with separate scales, because they differ in magnitude."""
-    order = _by_information(pairs) if arranged == "information" else _by_clusters(pairs)
+@styled
+def draw_pair_information(pairs: PairInformation, *, arranged: str = "information", title: str = "") -> Figure:
+    """Draw heat maps of the information of a layer's pairs about the class: redundancy, synergy, co-information.
+
+    Args:
+        pairs: from `ja.interactions.pair_information`.
+        arranged: order of the neurons: "information" puts the most informative first; "clusters" puts neurons next to
+            each other that share information (average linkage on co-information).
+        title: title above the maps.
+
+    Returns:
+        A matplotlib figure; colours show nats, and the diagonal (a neuron with itself) is blank.
+
+    Raises:
+        InputError: for an unknown order.
+    """
+    require_known("order", arranged, ARRANGED)
+    clusters = arranged == "clusters"
+    order = _by_clusters(pairs) if clusters else np.argsort(-np.asarray(pairs.single), kind="stable")
     panels = {
         "Redundancy, min(I(T$_i$;Y), I(T$_j$;Y))": pairs.redundancy,
         "Synergy, I(T$_i$,T$_j$;Y) \N{MINUS SIGN} max": pairs.synergy,
@@ -23,11 +41,14 @@ def pair_maps(pairs: PairInformation, arranged: str, title: str) -> Figure:
     for i, (name, values) in enumerate(panels.items()):
         matrix = np.asarray(values)[np.ix_(order, order)].copy()
         np.fill_diagonal(matrix, np.nan)  # the diagonal would set the scale
-        axes = figure.add_axes((0.05 + 0.32 * i, 0.15, 0.235, 0.235 * 11.5 / 3.9))
+        # Boxes are (left, bottom, width, height) as fractions of the figure; a square map has the figure's aspect ratio
+        # as a factor in its height. Each map has its own scale, because the three differ in magnitude.
+        left, height = 0.05 + 0.32 * i, 0.235 * 11.5 / 3.9
+        axes = figure.add_axes((left, 0.15, 0.235, height))
         limit = float(np.nanmax(np.abs(matrix), initial=0)) or 1.0
-        low, colours = (-limit, "PuOr") if i == 2 else (0.0, "cividis")
+        low, colours = (-limit, "PuOr") if i == 2 else (0.0, "cividis")  # only co-information has a sign
         image = axes.imshow(matrix, cmap=colours, vmin=low, vmax=limit, interpolation="none")
-        bar = figure.colorbar(image, cax=figure.add_axes((0.292 + 0.32 * i, 0.15, 0.008, 0.235 * 11.5 / 3.9)))
+        bar = figure.colorbar(image, cax=figure.add_axes((left + 0.242, 0.15, 0.008, height)))
         bar.ax.set_title("nats", fontsize="small")
         bar.ax.grid(visible=False)
         axes.set_title(name)
@@ -35,12 +56,8 @@ def pair_maps(pairs: PairInformation, arranged: str, title: str) -> Figure:
         axes.set_ylabel("Rank of neuron i" if i == 0 else "")
         axes.grid(visible=False)
     figure.text(0.05, 0.955, title, fontsize="large")
-    figure.text(0.01, 0.012, f"neurons {ARRANGED[arranged]}; diagonal left out", fontsize="x-small", color="#555555")
+    add_caption(figure, f"neurons {ARRANGED[arranged]}; diagonal left out")
     return figure
-
-
-def _by_information(pairs: PairInformation) -> np.ndarray:
-    return np.argsort(-np.asarray(pairs.single), kind="stable")
 
 
 def _by_clusters(pairs: PairInformation) -> np.ndarray:

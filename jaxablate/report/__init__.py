@@ -16,11 +16,13 @@ from markupsafe import Markup
 
 from jaxablate._checks import require
 from jaxablate._files import atomic_path, require_writable
+from jaxablate.charts import claim_table
 from jaxablate.claims import Verdict, judge_claims
 from jaxablate.models import MLP
 from jaxablate.protocols import shown_protocols
+from jaxablate.report._charts import svg_chart
 from jaxablate.report._pictures import networks_beside
-from jaxablate.report._sections import cards_of, claims_of, meaning_of, provenance_of, sections_of
+from jaxablate.report._sections import cards_of, meaning_of, provenance_of, sections_of
 from jaxablate.results import protocols_of, select_protocol
 
 __all__ = ["check_report_path", "networks_beside", "write_report"]
@@ -82,9 +84,10 @@ def write_report(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["svg"] = svg_chart
     page = environment.get_template("report.html").render(
         cards=cards_of(results),
-        claims=claims_of([verdict for verdict in verdicts if verdict.protocol in protocols]),
+        claims=claim_table(verdict for verdict in verdicts if verdict.protocol in protocols),
         protocols={name: sections_of(results, name, networks, first=name == protocols[0]) for name in protocols},
         meanings={name: meaning_of(name) for name in protocols},
         provenance=provenance_of(results),

@@ -1,38 +1,21 @@
-"""Convert series into the numbers and paths of SVG charts, which the template lays out.
+"""Convert charts into the numbers and paths of SVG pictures, which the template lays out.
 
-Input: series of values.
+Input: charts.
 Output: dictionaries in the units of an SVG picture of 440 by 280.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
+from jaxablate.charts import LineChart, ViolinChart
+
 LEFT, RIGHT, TOP, BOTTOM = 72, 432, 12, 236
 """Edges of the axes in a picture of 440 by 280; ticks and labels surround them."""
 QUARTILES = (0.25, 0.5, 0.75)
-
-
-@dataclass(frozen=True)
-class Series:
-    """A line of a chart.
-
-    Attributes:
-        name: label in the legend and next to values.
-        look: CSS classes, for example `color1 dashed`.
-        values: one value for each x.
-        low, high: edges of the band, or None.
-    """
-
-    name: str
-    look: str
-    values: np.ndarray
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -62,107 +45,97 @@ class Axis:
         return [(round(float(self.position(v / scale)), 1), f"{v:.6g}{'%' if self.percent else ''}") for v in inside]
 
 
+def svg_chart(chart: LineChart | ViolinChart) -> dict:
+    """Return the values that the template reads to draw a chart."""
+    return violin_chart(chart) if isinstance(chart, ViolinChart) else line_chart(chart)
+
+
 # The template draws SVG pictures of 440 by 280 units. All positions are computed here, once: `Axis.position` maps data
 # to units of the picture, and `_path` joins positions to an SVG path. NaN leaves a gap in a path and an empty value in
 # the data that the page reads for its tooltips.
-def line_chart(
-    title: str,
-    about: str,
-    x: np.ndarray,
-    series: Sequence[Series],
-    *,
-    x_label: str,
-    y_label: str,
-    percent: bool = False,
-) -> dict:
+def line_chart(chart: LineChart) -> dict:
     """Return a chart of lines with bands; the page shows their values on demand.
 
-    Args:
-        title, about: texts above and below the chart.
-        x: whole numbers that all series share.
-        series: at least one.
-        x_label, y_label: labels of the axes.
-        percent: True for values in [0, 1] that are shown in percent; their bands are cut at 0 and 100%.
-
-    Returns:
-        The values that the template reads.
+    Bands of values in percent are cut at 0 and 100%.
     """
-    x_axis = Axis(x_label, float(x[0]), float(max(x[-1], x[0] + 1)), LEFT, RIGHT, whole=True)
-    edges = [edge for line in series for edge in (line.low, line.high) if edge is not None]
-    if percent and not all(_are_fractions(edge) for edge in edges):
-        about = f"{about} Bands are cut at 0 and 100%."
-        series = [replace(line, low=_cut(line.low), high=_cut(line.high)) for line in series]
-        edges = [edge for line in series for edge in (line.low, line.high) if edge is not None]
-    known = np.concatenate([*(line.values for line in series), *edges])
-    y_axis = _y_axis(known, y_label, percent)
-    scale, digits = (100, 2) if percent else (1, 4)
+    # edges of the bands [line, edge, x]; lines without a band have no edges
+    bands = [np.stack([line.low, line.high]) if line.band else np.empty((0, len(chart.x))) for line in chart.lines]
+    is_cut = chart.percent and any(((band < 0) | (band > 1)).any() for band in bands)
+    if is_cut:
+        bands = [band.clip(0, 1) for band in bands]
+    x_axis = Axis(chart.x_label, float(chart.x[0]), float(max(chart.x[-1], chart.x[0] + 1)), LEFT, RIGHT, whole=True)
+    known = np.concatenate([*(line.values for line in chart.lines), *(band.ravel() for band in bands)])
+    y_axis, x = _y_axis(known, chart.y_label, chart.percent), x_axis.position(chart.x)
+    scale, digits = (100, 2) if chart.percent else (1, 4)
 
-    def numbers(values: np.ndarray | None) -> list[float | None] | None:
+    def numbers(values: np.ndarray) -> list[float | None]:
         """Round values for display; NaN, which JSON lacks, becomes None."""
-        return None if values is None else [round(v, digits) if v == v else None for v in (scale * values).tolist()]
+        return [round(v, digits) if v == v else None for v in (scale * values).tolist()]
 
     return {
         "kind": "lines",
-        "title": title,
-        "about": about,
-        "banded": any(line.low is not None for line in series),
+        "title": f"{chart.title}: {chart.subtitle}",
+        "about": chart.caption + is_cut * " Bands are cut at 0 and 100%.",
+        "banded": any(len(band) for band in bands),
         "x_axis": x_axis,
         "y_axis": y_axis,
         "series": [
             {
                 "name": line.name,
-                "look": line.look,
-                "line": _path(x_axis.position(x), y_axis.position(line.values)),
-                "band": _band(x_axis.position(x), y_axis, line),
+                "look": f"color{line.color} {line.dash}".strip(),
+                "line": _path(x, y_axis.position(line.values)),
+                "band": _band(x, y_axis.position(band)),
             }
-            for line in series
+            for line, band in zip(chart.lines, bands, strict=True)
         ],
         "data": {
-            "x": x.tolist(),
-            "at": [round(float(position), 1) for position in x_axis.position(x)],
-            "unit": "%" if percent else "",
+            "x": chart.x.tolist(),
+            "at": [round(float(position), 1) for position in x],
+            "unit": "%" if chart.percent else "",
             "digits": digits,
             "series": [
-                {"y": numbers(line.values), "low": numbers(line.low), "high": numbers(line.high)} for line in series
+                {"y": numbers(line.values), "low": None, "high": None}
+                | dict(zip(("low", "high"), map(numbers, band), strict=False))
+                for line, band in zip(chart.lines, bands, strict=True)
             ],
         },
     }
 
 
-def _are_fractions(values: np.ndarray) -> bool:
-    return not ((values < 0) | (values > 1)).any()
-
-
-def _cut(values: np.ndarray | None) -> np.ndarray | None:
-    return None if values is None else np.clip(values, 0, 1)
-
-
-def violin_chart(title: str, about: str, groups: dict[str, np.ndarray], *, y_label: str) -> dict:
+def violin_chart(chart: ViolinChart) -> dict:
     """Return a chart of the values of each group: mirrored densities with lines at the quartiles."""
-    x_axis = Axis("", 0.5, len(groups) + 0.5, LEFT, RIGHT)
-    y_axis = _y_axis(np.concatenate(list(groups.values())), y_label, percent=False)
-    half = min(0.42 * (RIGHT - LEFT) / len(groups), 70)
+    size = len(chart.violins)
+    x_axis = Axis(chart.x_label, 0.5, size + 0.5, LEFT, RIGHT)
+    y_axis = _y_axis(np.concatenate([violin.values for violin in chart.violins]), chart.y_label, percent=False)
+    half = min(0.42 * (RIGHT - LEFT) / size, 70)  # of the widest place of a violin, so that neighbours do not touch
     violins = []
-    for i, (name, values) in enumerate(groups.items()):
-        center, known = float(x_axis.position(i + 1)), values[np.isfinite(values)]
-        heights, widths = _density(known)
+    for i, violin in enumerate(chart.violins):
+        center, heights, widths = float(x_axis.position(i + 1)), *_density(violin.values)
+        # up along the right side, and down along the left
         outline = np.concatenate([center + half * widths, (center - half * widths)[::-1]])
         mirrored = y_axis.position(np.concatenate([heights, heights[::-1]]))
-        quartiles = np.quantile(known, QUARTILES) if len(known) else np.empty(0)
-        words = f"quartiles {', '.join(f'{q:.4f}' for q in quartiles)}" if len(known) else "undefined for every neuron"
+        quartiles = np.quantile(violin.values, QUARTILES) if len(violin.values) else np.empty(0)
+        words = (
+            f"quartiles {', '.join(f'{q:.4f}' for q in quartiles)}" if len(quartiles) else "undefined for every neuron"
+        )
         violins.append(
             {
-                "name": name,
-                "look": f"color{i % 6 + 1}",
+                "name": violin.name,
+                "look": f"color{violin.color}",
                 "center": round(center, 1),
-                "outline": _path(outline, mirrored) if len(known) else "",
+                "outline": _path(outline, mirrored),
                 "quartiles": [round(float(y_axis.position(q)), 1) for q in quartiles],
-                "words": f"{name}: {words}",
+                "words": f"{violin.name}: {words}",
             }
-        )  # fmt: skip
+        )
     return {
-        "kind": "violins", "title": title, "about": about, "x_axis": x_axis, "y_axis": y_axis, "violins": violins,
-    }  # fmt: skip
+        "kind": "violins",
+        "title": f"{chart.title}: {chart.subtitle}",
+        "about": chart.caption,
+        "x_axis": x_axis,
+        "y_axis": y_axis,
+        "violins": violins,
+    }
 
 
 def _density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -189,9 +162,10 @@ def _path(x: np.ndarray, y: np.ndarray) -> str:
     return f"M{'L'.join(points)}{dash}" if points else ""
 
 
-def _band(x: np.ndarray, y_axis: Axis, series: Series) -> str:
-    if series.low is None or series.high is None:
+def _band(x: np.ndarray, edges: np.ndarray) -> str:
+    """Return a path along the high edge and back along the low one, from the positions of the edges [edge, x]."""
+    if not len(edges):
         return ""
-    y = np.concatenate([y_axis.position(series.high), y_axis.position(series.low)[::-1]])
-    path = _path(np.concatenate([x, x[::-1]]), y)
+    low, high = edges
+    path = _path(np.concatenate([x, x[::-1]]), np.concatenate([high, low[::-1]]))
     return f"{path}Z" if path else ""

@@ -5,28 +5,36 @@ Output: dictionaries and dataclasses that the template reads.
 """
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import xarray as xr
 from flax import nnx
 
-from jaxablate.claims import CLAIMS, SHORT, Verdict
-from jaxablate.figures import FIGURES, METRIC_NAMES
-from jaxablate.layer_analysis import damage_correlations, layer_shares, lost_predictions, mean_and_interval
-from jaxablate.metrics import METRICS
-from jaxablate.orders import DIRECTIONS
+from jaxablate.charts import (
+    INTERVAL,
+    LineChart,
+    ViolinChart,
+    balancing_chart,
+    correlation_chart,
+    layers_of,
+    names_of,
+    order_chart,
+    place_name,
+    score_chart,
+    score_name,
+    share_charts,
+    short_name,
+    training_chart,
+)
+from jaxablate.layer_analysis import lost_predictions
 from jaxablate.protocols import DEPARTURES, PAPER, PUBLISHED
-from jaxablate.report._charts import Series, line_chart, violin_chart
 from jaxablate.report._pictures import picture, weights_of
-from jaxablate.results import NETWORK_SCOPE, RANDOM, balanced_fill, curve, protocols_of, select_protocol, summarize
+from jaxablate.results import NETWORK_SCOPE, balanced_fill, protocols_of, select_protocol, summarize
 
 EXTREMES = 3
 """Number of neurons at each end of a layer's ranking in the table."""
-COLORS = {RANDOM: "color0", "mutual_information": "color1", "kl_selectivity": "color2", "entropy": "color3"}
-DASHES = {"low": "", "high": "dashed"}
 
 
 @dataclass
@@ -35,7 +43,7 @@ class Section:
 
     question: str
     see: str
-    charts: list[list[dict]] = field(default_factory=list)
+    charts: Sequence[Sequence[LineChart | ViolinChart]] = field(default_factory=list)
     tables: list[dict] = field(default_factory=list)
     neurons: list[dict] = field(default_factory=list)
 
@@ -82,16 +90,6 @@ def meaning_of(protocol: str) -> str:
     return f"{whose}: {'; '.join(departures)}."
 
 
-def claims_of(verdicts: Sequence[Verdict]) -> dict:
-    """Return the protocols, and the verdicts by claim, network and protocol."""
-    protocols = list(dict.fromkeys(verdict.protocol for verdict in verdicts))
-    claims: dict[str, dict[str, dict]] = {}
-    for verdict in sorted(verdicts, key=lambda verdict: list(CLAIMS).index(verdict.claim)):
-        by_network = claims.setdefault(f"{verdict.claim}. {verdict.text}", {})
-        by_network.setdefault(verdict.network, {})[verdict.protocol] = verdict
-    return {"protocols": protocols, "claims": claims}
-
-
 def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Module], *, first: bool) -> list[Section]:
     """Return the questions of a study under one protocol with their answers; training is shown only for the first."""
     tree = select_protocol(results, protocol)
@@ -101,7 +99,11 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
             "Did the networks learn?",
             "Training values are means over an epoch; validation follows the epoch. If training ends better than "
             "validation, the network memorises its examples.",
-            [list(_training(name, network)) for name, network in networks.items() if first],
+            [
+                [training_chart(name, network, subject) for subject in ("accuracy", "cost")]
+                for name, network in networks.items()
+                if first and "epoch" in network.coords
+            ],
         ),
         Section(
             "Where does the information sit?",
@@ -109,29 +111,36 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
             "neuron's code, mutual information of code and class, KL selectivity the largest divergence of the code "
             "within a class from its overall distribution. A wide foot near 0 means neurons that carry next to no "
             "information about the class.",
-            [list(_violins(name, network)) for name, network in networks.items()],
+            [
+                [score_chart(name, network, score) for score in names_of(network, "score")]
+                for name, network in networks.items()
+            ],
         ),
         Section(
             "Does bias balancing soften the damage?",
             f"An ablated neuron outputs zero or, bias balanced, {_balanced_output(next(iter(networks.values())))}. The "
             "further a solid line lies above the dashed line of its colour, the more of the lost accuracy was due to "
             "the shift of the next layer's inputs, not to lost information. MI: mutual information.",
-            [[_balancing(name, network, scope) for scope in _layers(network)] for name, network in networks.items()],
+            [
+                [balancing_chart(name, network, scope) for scope in layers_of(network)]
+                for name, network in networks.items()
+            ],
         ),
         Section(
             "Does the ranking matter within a layer?",
             "If a solid line (low values first) stays above random and the dashed line of its colour (high values "
             "first) falls below, the score separates neurons that matter from neurons that do not. MI: mutual "
             "information, KL: KL selectivity.",
-            [[_orders(name, network, scope) for scope in _layers(network)] for name, network in networks.items()],
+            [[order_chart(name, network, scope) for scope in layers_of(network)] for name, network in networks.items()],
         ),
         Section(
             "And over the whole network?",
             "Compare the accuracy with the layers that the neurons come from: an order that empties one layer first "
             "says more about layers than about neurons.",
             [
-                [_orders(name, network, NETWORK_SCOPE) for name, network in networks.items()],
-                *(list(_shares(name, network)) for name, network in networks.items()),
+                [order_chart(name, network, NETWORK_SCOPE) for name, network in networks.items()],
+                # one layer always has the whole share
+                *(share_charts(name, network) for name, network in networks.items() if len(layers_of(network)) > 1),
             ],
         ),
         Section(
@@ -195,181 +204,25 @@ def _tuple(value):
     return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
-def _layers(network: xr.Dataset) -> list[str]:
-    return [str(scope) for scope in network["scope"].values if scope != NETWORK_SCOPE]
+def _correlations(name: str, network: xr.Dataset) -> dict:
+    """Return a table of the correlations, with intervals in brackets."""
+    chart = correlation_chart(name, network)
 
+    def text(mean: float, low: float, high: float) -> str:
+        interval = f" [{low:+.2f}, {high:+.2f}]" if low < high else ""
+        return f"{mean:+.2f}{interval}" if mean == mean else "undefined"
 
-def _place(scope: str) -> str:
-    return "whole network" if scope == NETWORK_SCOPE else re.sub(r"^layer(\d+)$", r"layer \1", scope)
-
-
-def metric_name(metric: str) -> str:
-    """Return a score in words."""
-    return METRIC_NAMES.get(metric, metric.replace("_", " "))
-
-
-def _paper(**attributes: str) -> str:
-    """Name the paper's figures whose specification has these attributes."""
-    numbers = [
-        str(number)
-        for number, spec in FIGURES.items()
-        if all(getattr(spec, name) == value for name, value in attributes.items())
-    ]
-    return f"The paper's figure{'s' if len(numbers) > 1 else ''} {' and '.join(numbers)}." if numbers else ""
-
-
-def _training(name: str, network: xr.Dataset) -> Iterator[dict]:
-    if "epoch" not in network.coords:
-        return
-    for quantity, y_label, subject in (("accuracy", "Accuracy", "accuracy"), ("loss", "Cross-entropy (nats)", "cost")):
-        series = []
-        for split, look in (("train", "color1"), ("validation", "color2 dashed")):
-            mean, low, high = mean_and_interval(network[f"{split}_{quantity}"])
-            bands = (low.values, high.values) if network.sizes["seed"] > 1 else (None, None)
-            series.append(Series({"train": "training"}.get(split, split), look, mean.values, *bands))
-        yield line_chart(
-            f"{name} network: {quantity}",
-            f"{_paper(network=name, kind='training', subject=subject)} {_bands(network)}",
-            network["epoch"].values,
-            series,
-            x_label="Epoch",
-            y_label=y_label,
-            percent=quantity == "accuracy",
-        )
-
-
-def _bands(network: xr.Dataset) -> str:
-    seeds = network.sizes["seed"]
-    return f"Mean of {seeds} networks; band: 95% t-interval of the mean." if seeds > 1 else "One network."
-
-
-def _violins(name: str, network: xr.Dataset) -> Iterator[dict]:
-    sites = _layers(network)
-    for metric in map(str, network["score"].values):
-        values = network["scores"].sel(score=metric).values
-        groups = {_place(site): values[:, network["layer"].values == i + 1].ravel() for i, site in enumerate(sites)}
-        unit = (
-            f" ({network['scores'].attrs['units']}s)" if metric in METRICS else ""
-        )  # other scores have different units
-        yield violin_chart(
-            f"{name} network: {metric_name(metric)}",
-            f"{_paper(network=name, kind='scores', subject=metric)} Lines: quartiles.",
-            groups,
-            y_label=f"{metric_name(metric)}{unit}",
-        )
-
-
-def _series(
-    network: xr.Dataset,
-    scope: str,
-    ranking: str,
-    direction: str,
-    fill: str,
-    *,
-    name: str,
-    look: str,
-) -> Series:
-    summary = curve(network, scope=scope, ranking=ranking, direction=direction, fill=fill)
-    part = slice(int(network.attrs["first_step"]), None)
-    bands = (summary.low[part], summary.high[part]) if summary.band else (None, None)
-    return Series(name, look, summary.mean[part], *bands)
-
-
-def _sweep(title: str, about: str, network: xr.Dataset, scope: str, series: list[Series]) -> dict:
-    band = curve(network, scope=scope, ranking=RANDOM, direction="low", fill="zero").band
-    return line_chart(
-        title,
-        f"{about} {f'Band: {band}.' if band else ''}",
-        network["step"].values[int(network.attrs["first_step"]) :],
-        series,
-        x_label="Ablated neurons",
-        y_label="Test accuracy",
-        percent=True,
-    )
-
-
-def _metrics(network: xr.Dataset) -> dict[str, str]:
-    """Return the colour of each score."""
-    names = [str(metric) for metric in network["score"].values]
-    free = (f"color{i % 6 + 1}" for i in range(len(names)) if f"color{i % 6 + 1}" not in COLORS.values() or i >= 6)
-    return {name: COLORS.get(name) or next(free, "color6") for name in names}
+    note = f"; in brackets: {INTERVAL}" if chart.num_networks > 1 else ""
+    note += ", cut at -1 and +1" if chart.is_cut else ""
+    cells = np.stack([chart.mean, chart.low, chart.high], axis=-1)  # [score, place, value]
+    rows = [[score, *(text(*cell) for cell in row)] for score, row in zip(chart.scores, cells.tolist(), strict=True)]
+    return {"title": f"{chart.title}{note}", "head": ["score", *chart.places], "rows": rows, "text_columns": 1}
 
 
 def _balanced_output(network: xr.Dataset) -> str:
     """Describe the output of an ablated neuron under bias balancing."""
     scaled = balanced_fill(network) == "scaled"
     return "its activation times its firing rate" if scaled else "its mean on the validation images"
-
-
-def _balancing(name: str, network: xr.Dataset, scope: str) -> dict:
-    metrics = _metrics(network)
-    ranking = "mutual_information" if "mutual_information" in metrics else next(iter(metrics))
-    series = []
-    fills = [balanced_fill(network), *(str(f) for f in network["fill"].values if f != balanced_fill(network))]
-    for order, words in ((RANDOM, "random"), (ranking, f"{SHORT.get(ranking, metric_name(ranking))}, low first")):
-        for i, fill in enumerate(fills):
-            dash = "dashed" if fill == "zero" else ("", "", "dotted", "dashdot", "sparse")[i % 5]
-            series.append(
-                _series(
-                    network, scope, order, "low", fill,
-                    name=f"{words}; {'zeros' if fill == 'zero' else fill.replace('_', ' ')}",
-                    look=f"{COLORS[RANDOM] if order == RANDOM else metrics[order]} {dash}".strip(),
-                )
-            )  # fmt: skip
-    about = f"{_paper(network=name, kind='balancing', scope=scope)} {fills[0].capitalize()}: bias balanced."
-    return _sweep(f"{name} network, {_place(scope)}", about, network, scope, series)
-
-
-def _orders(name: str, network: xr.Dataset, scope: str) -> dict:
-    fill = balanced_fill(network)
-    series = [_series(network, scope, RANDOM, "low", fill, name="random", look=COLORS[RANDOM])]
-    for direction in DIRECTIONS:
-        for metric, color in _metrics(network).items():
-            words = f"{SHORT.get(metric, metric_name(metric))}, {direction} first"
-            look = f"{color} {DASHES[direction]}".strip()
-            series.append(_series(network, scope, metric, direction, fill, name=words, look=look))
-    about = f"{_paper(network=name, kind='orders', scope=scope)} Bias balanced."
-    return _sweep(f"{name} network, {_place(scope)}", about, network, scope, series)
-
-
-def _shares(name: str, network: xr.Dataset) -> Iterator[dict]:
-    if len(_layers(network)) < 2:
-        return
-    mean, low, high = mean_and_interval(layer_shares(network))
-    for metric in map(str, network["score"].values):
-        series = []
-        for i, (layer, site) in enumerate(zip(mean["layer"].values, _layers(network), strict=True)):
-            chosen = {"ordering": f"{metric}_low", "layer": layer}
-            bands = (low.sel(chosen).values, high.sel(chosen).values) if network.sizes["seed"] > 1 else (None, None)
-            dash = ("", "dashed", "dotted", "dashdot")[i % 4]
-            series.append(Series(_place(site), f"color{i % 6 + 1} {dash}".strip(), mean.sel(chosen).values, *bands))
-        yield line_chart(
-            f"{name} network: {metric_name(metric)}, low first",
-            f"Share of each layer among the neurons ablated so far. {_bands(network)}",
-            mean["rank"].values,
-            series,
-            x_label="Ablated neurons",
-            y_label="Share of the layer",
-            percent=True,
-        )
-
-
-def _correlations(name: str, network: xr.Dataset) -> dict:
-    mean, low, high = mean_and_interval(damage_correlations(network))
-    rows, cut = [], False
-    for metric in map(str, network["score"].values):
-        cells = []
-        for scope in map(str, network["scope"].values):
-            cell = {"score": metric, "scope": scope}
-            value, ends = float(mean.sel(cell)), (float(low.sel(cell)), float(high.sel(cell)))
-            cut = cut or max(abs(end) for end in ends) > 1
-            between = f" [{max(ends[0], -1):+.2f}, {min(ends[1], 1):+.2f}]" if ends[0] < ends[1] else ""
-            cells.append(f"{value:+.2f}{between}" if value == value else "undefined")
-        rows.append([metric_name(metric), *cells])
-    places = ["across layers" if s == NETWORK_SCOPE else _place(str(s)) for s in network["scope"].values]
-    note = "; in brackets: 95% t-interval of the mean" if network.sizes["seed"] > 1 else ""
-    note += ", cut at -1 and +1" if cut else ""
-    return {"title": f"{name} network{note}", "head": ["score", *places], "rows": rows, "text_columns": 1}
 
 
 def _describe_bars(network: xr.Dataset) -> str:
@@ -396,7 +249,7 @@ def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
     points = 100 * lost_predictions(network)[0] / network.attrs["num_test_examples"]
     weights = None if model is None else weights_of(model)
     layers, ranking, rows = first["layer"].values, scores[metrics.index(by)], []
-    for i, site in enumerate(_layers(network)):
+    for i, site in enumerate(layers_of(network)):
         members = np.flatnonzero(layers == i + 1)
         is_ranked = np.isfinite(ranking[members])
         ranked = members[is_ranked] if is_ranked.any() else members
@@ -407,7 +260,7 @@ def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
             neuron = ordered[rank]
             rows.append(
                 {
-                    "layer": _place(site),
+                    "layer": place_name(site),
                     "rows": len(chosen) if rank == 0 else 0,  # the layer's cell spans its rows
                     "rank": f"{rank + 1} of {len(ranked)}",
                     "neuron": f"{site}/{neuron - members[0]}, id {neuron}",
@@ -420,7 +273,7 @@ def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
     undefined = int((~np.isfinite(ranking)).sum())
     return {
         "by": by.replace("_", " ") + (f" ({undefined} neurons without it are not ranked)" if undefined else ""),
-        "metrics": [metric_name(m) for m in metrics],
+        "metrics": [score_name(m) for m in metrics],
         "bars": _describe_bars(network),
         "rows": rows,
     }
@@ -431,8 +284,8 @@ def _numbers(tree: xr.DataTree) -> list[dict]:
     cells: dict[str, dict[tuple[str, str], list[str]]] = {}
     heads: dict[str, dict[str, None]] = {}
     for row in summarize(tree):
-        order = f"{SHORT.get(row.ranking, metric_name(row.ranking))} {row.direction}".strip()
-        order_cells = cells.setdefault(row.network, {}).setdefault((_place(row.scope), order), [])
+        order = f"{short_name(row.ranking)} {row.direction}".strip()
+        order_cells = cells.setdefault(row.network, {}).setdefault((place_name(row.scope), order), [])
         order_cells += [f"{100 * value:.2f}" for value in row.accuracy.values()]
         columns = {f"{row.fill.replace('_', ' ')}, k = {step}": None for step in row.accuracy}
         heads.setdefault(row.network, {}).update(columns)
