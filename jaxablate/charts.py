@@ -36,6 +36,8 @@ SCORE_LOOKS = {"mutual_information": (1, "dashed"), "kl_selectivity": (2, "dashd
 FREE_COLORS = (4, 5, 6)
 LAYER_COLORS = (6, 5, 3, 4, 1, 2)
 DASHES = ("", "dashed", "dotted", "dashdot", "sparse")
+Look = tuple[str, int, str]  # the first three fields of a line: name, colour, dash
+Labels = tuple[str, str, str, str]  # the first four fields of a chart: title, subtitle, labels of x and y
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def _descriptions(network: str, first: int | None) -> list[FigureSpec]:
 
 def _sweeps(network: str, depth: int, balancing: int, high: int, low: int, whole: int) -> list[FigureSpec]:
     """Specify the ablation figures of one network, from the first number of each group."""
+    # the paper counts through the layers of one kind before it goes on to the next kind
     groups = (("balancing", "low", balancing), ("orders", "high", high), ("orders", "low", low))
     return [
         *(
@@ -249,8 +252,8 @@ def training_chart(name: str, network: xr.Dataset, subject: str) -> LineChart:
     lines = []
     for split, color, dash in (("train", 1, ""), ("validation", 2, "dashed")):
         values = network[f"{split}_{quantity}"]
-        summary = mean_and_interval(values)
-        lines.append(_mean_line(network, values.attrs["long_name"], color, dash, summary, networks=values.values))
+        look = (values.attrs["long_name"], color, dash)
+        lines.append(_mean_line(network, look, mean_and_interval(values), values.values))
     paper = _paper(kind="training", network=name, subject=subject)
     labels, x = (f"{name} network", f"training {subject}", "Epoch", y_label), network["epoch"].values
     return _line_chart(network, labels, paper, x, lines, percent=subject == "accuracy")
@@ -258,20 +261,14 @@ def training_chart(name: str, network: xr.Dataset, subject: str) -> LineChart:
 
 def score_chart(name: str, network: xr.Dataset, score: str) -> ViolinChart:
     """Return the chart of a score's values in each layer, of all networks; undefined values are left out."""
-    values = network["scores"].sel(score=score).values
+    values = network["scores"].sel(score=score).values  # [seed, neuron]
     violins = []
     for i, scope in enumerate(layers_of(network)):
         group = values[:, network["layer"].values == i + 1].ravel()
         violins.append(Violin(place_name(scope), _layer_color(i), group[np.isfinite(group)]))
     unit = f" ({network['scores'].attrs['units']}s)" if score in METRICS else ""  # other scores have different units
-    return ViolinChart(
-        f"{name} network",
-        score_name(score),
-        "Hidden layer (lines: quartiles)",
-        f"{score_name(score)}{unit}",
-        _paper(kind="scores", network=name, subject=score),
-        violins,
-    )
+    labels = (f"{name} network", score_name(score), "Hidden layer (lines: quartiles)", f"{score_name(score)}{unit}")
+    return ViolinChart(*labels, _paper(kind="scores", network=name, subject=score), violins)
 
 
 def balancing_chart(name: str, network: xr.Dataset, scope: str, fills: Sequence[str] = ()) -> LineChart:
@@ -283,49 +280,48 @@ def balancing_chart(name: str, network: xr.Dataset, scope: str, fills: Sequence[
     score = "mutual_information" if "mutual_information" in scores else scores[0]
     # bias balancing comes first and has the solid line
     fills = fills or [balanced, *(fill for fill in names_of(network, "fill") if fill != balanced)]
-    lines = []
-    for ranking, words, color, marker in (
+    orders = (
         (RANDOM, _random_name(network), 0, ""),
         (score, f"{short_name(score)}, low first", score_colors(scores)[score], "o"),
-    ):
-        for i, fill in enumerate(fills):
-            fill_name = {"zero": "zeros", balanced: "bias balanced"}.get(fill, fill.replace("_", " "))
-            look = (f"{words}; {fill_name}", color, DASHES[i % len(DASHES)])
-            lines.append(_curve_line(network, scope, (ranking, "low"), fill, look, marker))
+    )
+    lines = []
+    # the colour says the order and the dash says the fill, so that pairs of one colour show the effect of balancing
+    for (ranking, words, color, marker), (i, fill) in itertools.product(orders, enumerate(fills)):
+        fill_name = {"zero": "zeros", balanced: "bias balanced"}.get(fill, fill.replace("_", " "))
+        look = (f"{words}; {fill_name}", color, DASHES[i % len(DASHES)])
+        lines.append(_curve_line(network, scope, (ranking, "low"), fill, look, marker))
     return _curve_chart(name, network, scope, "with and without bias balancing", lines, "balancing")
 
 
 def order_chart(
-    name: str,
-    network: xr.Dataset,
-    scope: str,
-    *,
-    directions: Sequence[str] = DIRECTIONS,
-    scores: Sequence[str] | None = None,
+    name: str, network: xr.Dataset, scope: str, *, directions: Sequence[str] = DIRECTIONS, scores: Sequence[str] = ()
 ) -> LineChart:
-    """Return the chart of random orders and of orders by scores, bias balanced, in one direction or both."""
+    """Return the chart of random orders and of orders by some scores or all, in one direction or both.
+
+    Neurons are bias balanced.
+    """
     colors, fill = score_colors(names_of(network, "score")), balanced_fill(network)
     lines = [_curve_line(network, scope, (RANDOM, ""), fill, (_random_name(network), 0, ""))]
-    for i, direction in enumerate(directions):
-        for score in scores or colors:
-            # In one direction the dash tells the scores apart. In two it tells the directions apart, since a name and a
-            # colour already say the score.
-            label, dash = f"{short_name(score)}, {direction} first", DASHES[i]
-            if len(directions) == 1:
-                label, dash = score_name(score), SCORE_LOOKS[score][1]
-            lines.append(_curve_line(network, scope, (score, direction), fill, (label, colors[score], dash)))
+    for (i, direction), score in itertools.product(enumerate(directions), scores or colors):
+        # In one direction the dash tells the scores apart. In two it tells the directions apart, since the colour
+        # already says the score.
+        label, dash = f"{short_name(score)}, {direction} first", DASHES[i]
+        if len(directions) == 1:
+            label, dash = score_name(score), SCORE_LOOKS[score][1]
+        lines.append(_curve_line(network, scope, (score, direction), fill, (label, colors[score], dash)))
     subtitle = f"{' and '.join(directions)} values first, bias balanced"
     return _curve_chart(name, network, scope, subtitle, lines, "orders")
 
 
 def share_charts(name: str, network: xr.Dataset) -> list[LineChart]:
     """Return a chart for each score: shares of the layers in a whole-network order, low values first."""
+    # mean, low and high by ordering, rank and layer: the share of a layer among the first neurons of an order
     summary, charts = mean_and_interval(layer_shares(network)), []
     for score in names_of(network, "score"):
         lines = []
         for i, scope in enumerate(layers_of(network)):
             parts = [part.sel(ordering=f"{score}_low", layer=i + 1) for part in summary]
-            lines.append(_mean_line(network, place_name(scope), _layer_color(i), DASHES[i % len(DASHES)], parts))
+            lines.append(_mean_line(network, (place_name(scope), _layer_color(i), DASHES[i % len(DASHES)]), parts))
         labels = (f"{name} network", f"{score_name(score)}, low first", "Ablated neurons", "Share of the layer")
         caption = "Share of each layer among the neurons ablated so far."
         charts.append(_line_chart(network, labels, caption, summary[0]["rank"].values, lines))
@@ -334,9 +330,8 @@ def share_charts(name: str, network: xr.Dataset) -> list[LineChart]:
 
 def correlation_chart(name: str, network: xr.Dataset) -> CorrelationChart:
     """Return the correlations of each score with the damage of single neurons, in each layer and across layers."""
-    mean, low, high = (
-        part.transpose("score", "scope").values for part in mean_and_interval(damage_correlations(network))
-    )
+    summary = mean_and_interval(damage_correlations(network).transpose(..., "score", "scope"))
+    mean, low, high = (part.values for part in summary)
     scores = names_of(network, "score")
     return CorrelationChart(
         f"{name} network",
@@ -369,24 +364,20 @@ def _random_name(network: xr.Dataset) -> str:
 
 
 def _mean_line(
-    network: xr.Dataset,
-    name: str,
-    color: int,
-    dash: str,
-    summary: Sequence[xr.DataArray],
-    networks: np.ndarray | None = None,
+    network: xr.Dataset, look: Look, summary: Iterable[xr.DataArray], networks: np.ndarray | None = None
 ) -> Line:
     """Return the line of a mean over networks and its interval, which one network does not have."""
     mean, low, high = (part.values for part in summary)
     band = INTERVAL if network.sizes["seed"] > 1 else ""
-    return Line(name, color, dash, mean, low, high, band, networks=networks)
+    return Line(*look, mean, low, high, band, networks=networks)
 
 
 def _curve_line(
-    network: xr.Dataset, scope: str, order: tuple[str, str], fill: str, look: tuple[str, int, str], marker: str = ""
+    network: xr.Dataset, scope: str, order: tuple[str, str], fill: str, look: Look, marker: str = ""
 ) -> Line:
     """Return the line of the accuracy curve of an order (ranking, direction) from the protocol's first step on."""
     summary = curve(network, scope=scope, ranking=order[0], direction=order[1], fill=fill)
+    # a protocol with a fresh random subset for each step has no curve at step 0
     mean, low, high = (part[int(network.attrs["first_step"]) :] for part in (summary.mean, summary.low, summary.high))
     return Line(*look, mean, low, high, summary.band, marker)
 
@@ -400,12 +391,7 @@ def _curve_chart(
 
 
 def _line_chart(
-    network: xr.Dataset,
-    labels: tuple[str, str, str, str],
-    words: str,
-    x: np.ndarray,
-    lines: Sequence[Line],
-    percent: bool = True,
+    network: xr.Dataset, labels: Labels, words: str, x: np.ndarray, lines: Sequence[Line], percent: bool = True
 ) -> LineChart:
     """Return a chart with a caption that adds the number of networks and the meaning of the bands."""
     seeds, band = network.sizes["seed"], lines[0].band  # random orders come first, and have a band if any curve has

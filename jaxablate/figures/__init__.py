@@ -134,6 +134,7 @@ def _missing(results: xr.DataTree, spec: FigureSpec) -> str | None:
     """Return what the results lack for this figure, or None."""
     if spec.network not in results.children:
         return f"a {spec.network} network"
+    # the paper's figures show only the paper's scores
     metrics = {"scores": {spec.subject}, "balancing": {"mutual_information"}, "orders": set(METRIC_NAMES)}
     absent = metrics.get(spec.kind, set()) - {*names_of(results[spec.network].to_dataset(), "score")}
     return f"the scores {sorted(absent)}" if absent else None
@@ -147,6 +148,7 @@ def _spec(results: xr.DataTree, number: int) -> FigureSpec:
     return spec
 
 
+# The resolution and the fonts of files belong to the style too.
 @styled
 def _write(figure: Figure, folder: Path, stem: str) -> list[Path]:
     files = [folder / f"{stem}.{suffix}" for suffix in ("png", "pdf")]
@@ -162,6 +164,7 @@ def _contact_sheet(pictures: list[Path], folder: Path) -> Path:
     """Paste all pictures on one page at half their size."""
     images = [Image.open(picture).convert("RGB") for picture in pictures]
     width, height = (size // 2 for size in images[0].size)
+    # rows of five; a negative floor division rounds up
     columns = min(5, len(images))
     sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
     for i, image in enumerate(images):

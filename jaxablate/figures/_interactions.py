@@ -43,12 +43,12 @@ def draw_pair_information(pairs: PairInformation, *, arranged: str = "informatio
         np.fill_diagonal(matrix, np.nan)  # the diagonal would set the scale
         # Boxes are (left, bottom, width, height) as fractions of the figure; a square map has the figure's aspect ratio
         # as a factor in its height. Each map has its own scale, because the three differ in magnitude.
-        left, height = 0.05 + 0.32 * i, 0.235 * 11.5 / 3.9
-        axes = figure.add_axes((left, 0.15, 0.235, height))
+        start, height = 0.05 + 0.32 * i, 0.235 * 11.5 / 3.9
+        axes = figure.add_axes((start, 0.15, 0.235, height))
         limit = float(np.nanmax(np.abs(matrix), initial=0)) or 1.0
         low, colours = (-limit, "PuOr") if i == 2 else (0.0, "cividis")  # only co-information has a sign
         image = axes.imshow(matrix, cmap=colours, vmin=low, vmax=limit, interpolation="none")
-        bar = figure.colorbar(image, cax=figure.add_axes((left + 0.242, 0.15, 0.008, height)))
+        bar = figure.colorbar(image, cax=figure.add_axes((start + 0.242, 0.15, 0.008, height)))
         bar.ax.set_title("nats", fontsize="small")
         bar.ax.grid(visible=False)
         axes.set_title(name)

@@ -74,9 +74,11 @@ def write_report(
         require(
             fits, f"networks: expected {name} with hidden layers of {hidden} neurons, as in the results, got {widths}"
         )
+    # one seed says nothing about other networks, so the claims are not judged then
     if verdicts is None:
         verdicts = judge_claims(results) if any(network.sizes["seed"] > 1 for network in nodes.values()) else []
     protocols = shown_protocols(protocols_of(results))
+    # autoescape: names of data sets and networks come from users
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,

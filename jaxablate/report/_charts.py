@@ -41,6 +41,7 @@ class Axis:
         values = MaxNLocator(
             5, steps=[1, 2, 2.5, 5, 10], integer=self.whole, min_n_ticks=1 if self.whole else 2
         ).tick_values(scale * self.first, scale * self.last)
+        # ticks outside of the axis are dropped; the tolerance keeps 0.3 if the edge is 0.1 + 0.2
         inside = [v for v in values if scale * self.first - 1e-9 <= v <= scale * self.last + 1e-9]
         return [(round(float(self.position(v / scale)), 1), f"{v:.6g}{'%' if self.percent else ''}") for v in inside]
 
@@ -142,6 +143,7 @@ def _density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return heights, and the density at each height relative to the largest."""
     if len(values) < 2 or np.ptp(values) < 1e-9:
         return np.repeat(values[:1], 2), np.array([0.0, 1.0][: 2 * len(values[:1])])
+    # a kernel density needs at least two different values; otherwise the violin is a line from the middle outwards
     heights = np.linspace(values.min(), values.max(), 80)
     density = stats.gaussian_kde(values)(heights)
     return heights, density / density.max()
@@ -152,6 +154,7 @@ def _y_axis(values: np.ndarray, label: str, percent: bool) -> Axis:
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     pad = 0.04 * (high - low) or 0.01
+    # the picture's y grows downwards, so the axis starts at the bottom
     return Axis(label, low - pad, high + pad, BOTTOM, TOP, percent)
 
 

@@ -46,6 +46,7 @@ def networks_beside(results: xr.DataTree, folder: str | Path) -> tuple[dict[str,
             notes.append(f"{path.name}: {error}")
             continue
         hidden = json.loads(node.attrs["hidden"])
+        # a folder may hold networks of an earlier run: data, seed and widths must be the results'
         if (training.get("data"), training.get("seed"), list(saved.model.hidden)) == (data, seed, hidden):
             networks[name] = saved.model
         else:
@@ -61,6 +62,7 @@ def weights_of(model: nnx.Module) -> list[np.ndarray] | None:
     """
     if not isinstance(model, MLP):
         return None
+    # after the first layer a neuron's weights on the image are a product of matrices, which leaves out activations
     total, layers = None, []
     for stage in model.stages[:-1]:
         kernel = np.array(stage.weights[0], np.float64)
@@ -74,6 +76,7 @@ def weights_of(model: nnx.Module) -> list[np.ndarray] | None:
 
 def picture(weights: np.ndarray) -> str:
     """Return a PNG of weights [row, column] as a data URI: white at 0, orange below, violet above."""
+    # the palette's middle is white, so each picture is scaled to be symmetric around 0
     limit = np.abs(weights).max() or 1.0
     colors = matplotlib.colormaps["PuOr"](0.5 + weights / (2 * limit), bytes=True)[..., :3]
     file = io.BytesIO()

@@ -93,7 +93,7 @@ def meaning_of(protocol: str) -> str:
 def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Module], *, first: bool) -> list[Section]:
     """Return the questions of a study under one protocol with their answers; training is shown only for the first."""
     tree = select_protocol(results, protocol)
-    networks = {name: node.to_dataset() for name, node in tree.children.items()}
+    networks = [(name, node.to_dataset()) for name, node in tree.children.items()]
     sections = [
         Section(
             "Did the networks learn?",
@@ -101,7 +101,7 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
             "validation, the network memorises its examples.",
             [
                 [training_chart(name, network, subject) for subject in ("accuracy", "cost")]
-                for name, network in networks.items()
+                for name, network in networks
                 if first and "epoch" in network.coords
             ],
         ),
@@ -111,36 +111,30 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
             "neuron's code, mutual information of code and class, KL selectivity the largest divergence of the code "
             "within a class from its overall distribution. A wide foot near 0 means neurons that carry next to no "
             "information about the class.",
-            [
-                [score_chart(name, network, score) for score in names_of(network, "score")]
-                for name, network in networks.items()
-            ],
+            [[score_chart(name, network, score) for score in names_of(network, "score")] for name, network in networks],
         ),
         Section(
             "Does bias balancing soften the damage?",
-            f"An ablated neuron outputs zero or, bias balanced, {_balanced_output(next(iter(networks.values())))}. The "
+            f"An ablated neuron outputs zero or, bias balanced, {_balanced_output(networks[0][1])}. The "
             "further a solid line lies above the dashed line of its colour, the more of the lost accuracy was due to "
             "the shift of the next layer's inputs, not to lost information. MI: mutual information.",
-            [
-                [balancing_chart(name, network, scope) for scope in layers_of(network)]
-                for name, network in networks.items()
-            ],
+            [[balancing_chart(name, network, scope) for scope in layers_of(network)] for name, network in networks],
         ),
         Section(
             "Does the ranking matter within a layer?",
             "If a solid line (low values first) stays above random and the dashed line of its colour (high values "
             "first) falls below, the score separates neurons that matter from neurons that do not. MI: mutual "
             "information, KL: KL selectivity.",
-            [[order_chart(name, network, scope) for scope in layers_of(network)] for name, network in networks.items()],
+            [[order_chart(name, network, scope) for scope in layers_of(network)] for name, network in networks],
         ),
         Section(
             "And over the whole network?",
             "Compare the accuracy with the layers that the neurons come from: an order that empties one layer first "
             "says more about layers than about neurons.",
             [
-                [order_chart(name, network, NETWORK_SCOPE) for name, network in networks.items()],
+                [order_chart(name, network, NETWORK_SCOPE) for name, network in networks],
                 # one layer always has the whole share
-                *(share_charts(name, network) for name, network in networks.items() if len(layers_of(network)) > 1),
+                *(share_charts(name, network) for name, network in networks if len(layers_of(network)) > 1),
             ],
         ),
         Section(
@@ -148,19 +142,19 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
             "Spearman's correlation of the score and the test predictions lost if that neuron alone is ablated, bias "
             "balanced. A value near 0 means that the score does not predict this loss. Ablating a redundant neuron "
             "alone costs nothing, so that a small loss does not prove a neuron unimportant.",
-            tables=[_correlations(name, network) for name, network in networks.items()],
+            tables=[_correlations(name, network) for name, network in networks],
         ),
         Section(
             "Which neurons are the most and the least informative?",
             f"Neurons are named by layer and number within the layer, and by their id in the whole network. In the "
             "library, orders and masks use these ids, or the number within the layer together with site=. Bars: "
-            f"{_describe_bars(next(iter(networks.values())))}. Pictures: incoming weights, scaled for each neuron, "
+            f"{_describe_bars(networks[0][1])}. Pictures: incoming weights, scaled for each neuron, "
             "violet above 0 and orange below; after the first layer they are products of the layers' weights, as if "
             "the layers between were linear. Points lost alone: test accuracy lost if only that neuron is ablated, "
             "bias balanced.",
             neurons=[
                 {"title": f"{name} network, seed {int(network['seed'][0])}", **_neurons(network, models.get(name))}
-                for name, network in networks.items()
+                for name, network in networks
             ],
         ),
         Section(
@@ -238,11 +232,12 @@ def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
     The ranking is by mutual information, or by the first score. Neurons without a score are left out if others have
     one.
     """
-    metrics = [str(metric) for metric in network["score"].values]
+    metrics = names_of(network, "score")
     by = "mutual_information" if "mutual_information" in metrics else metrics[0]
     first = network.isel(seed=0)
     scores = first["scores"].transpose("score", "neuron").values
     counts = first["joint_counts"].transpose("neuron", "class", "code").values.astype(np.float64)
+    # a neuron's profile is its mean code within each class, as a fraction of the highest code; NaN without images
     codes = np.arange(counts.shape[2]) / max(counts.shape[2] - 1, 1)
     totals = counts.sum(axis=2)
     profiles = np.where(totals > 0, counts @ codes / np.maximum(totals, 1), np.nan)
@@ -254,6 +249,7 @@ def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
         is_ranked = np.isfinite(ranking[members])
         ranked = members[is_ranked] if is_ranked.any() else members
         ordered = ranked[np.argsort(-ranking[ranked], kind="stable")]
+        # at most EXTREMES neurons from each end, and none twice in a small layer
         count = min(EXTREMES, -(-len(ranked) // 2))
         chosen = [*range(count), *range(max(len(ranked) - count, count), len(ranked))]
         for rank in chosen:
@@ -287,6 +283,7 @@ def _numbers(tree: xr.DataTree) -> list[dict]:
         order = f"{short_name(row.ranking)} {row.direction}".strip()
         order_cells = cells.setdefault(row.network, {}).setdefault((place_name(row.scope), order), [])
         order_cells += [f"{100 * value:.2f}" for value in row.accuracy.values()]
+        # a row of the table joins the rows of all fills, which `summarize` returns one after another
         columns = {f"{row.fill.replace('_', ' ')}, k = {step}": None for step in row.accuracy}
         heads.setdefault(row.network, {}).update(columns)
     return [
