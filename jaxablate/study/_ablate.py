@@ -34,7 +34,7 @@ from jaxablate.orders import DIRECTIONS, normalize_per_layer, random_orders
 from jaxablate.protocols import FreshSubsets, Protocol, get_protocol
 from jaxablate.quantizers import Quantizer
 from jaxablate.results import NETWORK_SCOPE, network_results
-from jaxablate.results._labels import HISTORY, NO_NEURON
+from jaxablate.results._labels import NO_NEURON
 from jaxablate.scores import compute_score, is_user_defined
 from jaxablate.study._config import StudyConfig
 from jaxablate.study._networks import OnProgress
@@ -181,8 +181,18 @@ def _collect_arrays(
     for scope, orders in enumerate(view.orders):
         # Random curves with fresh subsets follow no order. Their rows, which come last, keep NO_NEURON.
         ablated[scope, : len(orders)] = orders[:, : config.steps]
+    training = (
+        {}
+        if history is None
+        else {
+            "train_loss": history.loss,
+            "train_accuracy": history.accuracy,
+            "validation_loss": history.validation_loss,
+            "validation_accuracy": history.validation_accuracy,
+        }
+    )
     return {
-        **({} if history is None else dict(zip(HISTORY, vars(history).values(), strict=True))),
+        **training,
         "joint_counts": np.asarray(view.counts),
         "mean_activation": view.mean,
         "scores": view.scores,

@@ -21,7 +21,7 @@ from jaxablate.study._config import StudyConfig, network_name
 from jaxablate.training import DivergedError, History, default_epochs, train_many
 
 TrainedNetwork = tuple[MLP, History]
-HISTORY = [field.name for field in dataclasses.fields(History)]
+HISTORY_FIELDS = [field.name for field in dataclasses.fields(History)]
 
 OnProgress = Callable[[str, int, int, str], None]
 """Called with (what, done, total, note): the stage, its finished and total units of work, and a note."""
@@ -126,9 +126,9 @@ def _to_arrays(model: MLP, history: History) -> Arrays:
 
 def _from_arrays(arrays: Arrays, activation: str) -> TrainedNetwork:
     """Invert `_to_arrays`."""
-    weights = [arrays[str(i)] for i in range(len(arrays) - len(HISTORY))]
+    weights = [arrays[str(i)] for i in range(len(arrays) - len(HISTORY_FIELDS))]
     model = from_arrays(weights[::2], weights[1::2], activation=activation)
-    return model, History(**{name: arrays[name] for name in HISTORY})
+    return model, History(**{name: arrays[name] for name in HISTORY_FIELDS})
 
 
 def _load_matching(path: Path, training: str) -> TrainedNetwork:
@@ -139,5 +139,5 @@ def _load_matching(path: Path, training: str) -> TrainedNetwork:
     """
     saved = load_model(path)
     require(saved.metadata.get("training") == training, f"{path.name} comes from other settings or data")
-    require(set(saved.arrays) == set(HISTORY), f"{path.name} lacks a whole history")
+    require(set(saved.arrays) == set(HISTORY_FIELDS), f"{path.name} lacks a whole history")
     return saved.model, History(**saved.arrays)
