@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import os
 from dataclasses import replace
 
 import jaxtyping
@@ -12,6 +13,8 @@ from fuzz import bounded
 
 import jaxablate as ja
 
+OPTIMIZED = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+"""Environment of child processes that compute much or whose memory is measured: the compiler uses all its passes."""
 TIE = 1e-5  # examples whose two largest float64 logits are closer may be counted either way
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import assert_counts, logits64, pairwise, raises_input_error, random_masks, weights64
+from helpers import OPTIMIZED, assert_counts, logits64, pairwise, raises_input_error, random_masks, weights64
 
 import jaxablate as ja
 from jaxablate.ablation import _execute, _incremental, _vmap
@@ -286,7 +286,8 @@ keep = np.random.default_rng(0).random((10_000, 48)) < 0.5
 counts = ja.evaluate_masks(model, keep, test.images, test.labels)
 print(counts.shape[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
-    run = subprocess.run([sys.executable, "-c", code, mnist_dir], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, mnist_dir]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=OPTIMIZED)
     masks, megabytes = map(int, run.stdout.split())
     assert masks == 10_000
     assert megabytes < 2000

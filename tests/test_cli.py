@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from helpers import OPTIMIZED
 from rich.console import Console
 from test_datasets import arrays, idx, write_folder
 from typer.testing import CliRunner
@@ -120,7 +121,7 @@ def test_the_findings_are_written_from_results(judged, reproduced, tmp_path):
     again = tmp_path / "again" / "out"
     command = [*REPRODUCE, "--seeds", 3, "--first-seed", 50, "--protocol", "both", "--out", again]
     assert run(*command, program=WITHOUT_PICTURES).returncode == 0
-    process = run(out, "--seeds", 1, "--images", 50, program=[ROOT / "scripts" / "scores.py"])
+    process = run(out, "--seeds", 1, "--images", 50, program=[ROOT / "scripts" / "scores.py"], **OPTIMIZED)
     assert process.returncode == 0, process.stderr
     process = run(
         nc, "--again", again / "results.nc", "--scores", out, "--out", tmp_path / "docs", program=[script]
