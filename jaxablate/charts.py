@@ -21,6 +21,34 @@ from jaxablate.metrics import METRICS
 from jaxablate.orders import DIRECTIONS
 from jaxablate.results import NETWORK_SCOPE, RANDOM, balanced_fill, curve
 
+__all__ = [
+    "EXTRAS",
+    "FIGURES",
+    "INTERVAL",
+    "METRIC_NAMES",
+    "CorrelationChart",
+    "FigureSpec",
+    "Line",
+    "LineChart",
+    "Violin",
+    "ViolinChart",
+    "balancing_chart",
+    "claim_table",
+    "correlation_chart",
+    "figure_chart",
+    "layers_of",
+    "names_of",
+    "order_chart",
+    "origin",
+    "place_name",
+    "score_chart",
+    "score_colors",
+    "score_name",
+    "share_charts",
+    "short_name",
+    "training_chart",
+]
+
 METRIC_NAMES = {
     "entropy": "Entropy",
     "mutual_information": "Mutual information",
@@ -28,10 +56,11 @@ METRIC_NAMES = {
 }
 INTERVAL = "95% t-interval of the mean"
 
-# Colour 0 is the ink; 1 to 6 are Okabe and Ito's, which colour-blind readers tell apart. Dashes tell curves apart in
-# grey. A score of the paper has the same colour in every chart, and random orders have the ink. The other scores take
-# turns with the colours that no score has. The first layers avoid the colours of mutual information and KL selectivity,
-# so that the reader does not take a layer for a score.
+# Colour 0 is the ink. Colours 1 to 6 have Okabe and Ito's hues, which colour-blind readers tell apart; the report has
+# shades of them for a light and a dark page. Dashes tell curves apart in grey. A score of the paper has the same colour
+# in every chart, and random orders have the ink. The other scores take turns with the colours that no score has. The
+# first layers avoid the colours of mutual information and KL selectivity, so that the reader does not take a layer for
+# a score.
 SCORE_LOOKS = {"mutual_information": (1, "dashed"), "kl_selectivity": (2, "dashdot"), "entropy": (3, "dotted")}
 FREE_COLORS = (4, 5, 6)
 LAYER_COLORS = (6, 5, 3, 4, 1, 2)
@@ -307,7 +336,7 @@ def order_chart(
         # already says the score.
         label, dash = f"{short_name(score)}, {direction} first", DASHES[i]
         if len(directions) == 1:
-            label, dash = score_name(score), SCORE_LOOKS[score][1]
+            label, dash = score_name(score), SCORE_LOOKS.get(score, (0, ""))[1]
         lines.append(_curve_line(network, scope, (score, direction), fill, (label, colors[score], dash)))
     subtitle = f"{' and '.join(directions)} values first, bias balanced"
     return _curve_chart(name, network, scope, subtitle, lines, "orders")

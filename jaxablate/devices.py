@@ -106,8 +106,8 @@ def mesh_for(mesh: Mesh | None, *arrays: Any) -> Mesh | None:
             f"{getattr(mesh, 'axis_names', mesh)}; make it with ja.devices.make_mesh"
         )
     processes = {device.process_index for device in mesh.devices.flat}
-    # A collective operation waits for all processes of its mesh. A mesh of some of them would make a process wait
-    # forever that does not take part.
+    # Results are gathered either in this process alone or from all processes. With a mesh of some of them, the others
+    # would not take part, and the gathering would wait forever.
     require(
         processes in ({jax.process_index()}, set(range(jax.process_count()))),
         f"mesh: its devices belong to the processes {sorted(processes)}; take the devices of every process, or of "

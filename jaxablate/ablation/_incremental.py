@@ -37,7 +37,7 @@ from jaxablate.models._sites import ablated_values, apply_masks
 # sequence. A change of z at level d changes the input of every deeper level, so the loops over levels nest. Level d
 # keeps its input and updates its z while consecutive steps ablate neurons at level d or deeper. After each update of z,
 # level d + 1 starts again with a new input. A step updates z of its own level and evaluates the layers after it.
-# Invariant: at step k, exactly the first k neurons of the order are ablated. When the step is measured, z of every
+# Invariant: at step k, exactly the neurons of the first k steps are ablated. When the step is measured, z of every
 # level equals the linear map of that site's outputs, up to rounding.
 # Exactness: each update adds about one float32 rounding error to z. After n steps the error is that of a sum of n
 # terms, as in the matrix product itself. Counts can differ from a full forward pass only for near ties. If h_j or a_j

@@ -141,9 +141,9 @@ def violin_chart(chart: ViolinChart) -> dict:
 
 def _density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return heights, and the density at each height relative to the largest."""
+    # a kernel density needs at least two different values; otherwise the violin is a horizontal line, or empty
     if len(values) < 2 or np.ptp(values) < 1e-9:
         return np.repeat(values[:1], 2), np.array([0.0, 1.0][: 2 * len(values[:1])])
-    # a kernel density needs at least two different values; otherwise the violin is a line from the middle outwards
     heights = np.linspace(values.min(), values.max(), 80)
     density = stats.gaussian_kde(values)(heights)
     return heights, density / density.max()

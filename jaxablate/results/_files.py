@@ -135,7 +135,7 @@ def _require_declared(path: Path, file: "h5py.File") -> None:
 
 
 def _from_json(text: object) -> Any:
-    """Return the value of a JSON text; None if it is none."""
+    """Return the value of a JSON text, or None if the argument is not such a text."""
     try:
         return json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):  # a hostile text may nest without end

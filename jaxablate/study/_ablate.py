@@ -134,9 +134,9 @@ def ablate_networks(
     for seed, (model, history), state in zip(config.seeds, networks, states, strict=True):
         scopes, unit = _Scopes.from_network(network, name, seed), f"{name}_seed{seed}"
 
-        @functools.cache
         # Cached: computed once for all scopes, and not at all if the folder has all curves. The arguments bind this
         # iteration's model and seed.
+        @functools.cache
         def extra_fills(model=model, seed=seed) -> list[AnyFill]:
             split, key = data.validation, jax.random.key(seed)
             return [compute_fill(model, fill, split.images, split.labels, key=key) for fill in config.extra_fills]

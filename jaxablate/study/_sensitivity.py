@@ -97,7 +97,8 @@ def quantizer_sensitivity(
         for j, (start, stop) in enumerate(scopes.values()):
             report("quantizers", i * len(scopes) + j, total, f"network {i + 1} of {len(models)}")
             in_scope = values_by_score[:, :, start:stop]  # [score, quantizer, neuron]
-            # [score, quantizer] for this network and scope; the first quantizer correlates with itself, which gives 1.
+            # [score, quantizer] for this network and scope. The first quantizer correlates with itself, which gives 1,
+            # or NaN if all scores are equal.
             correlations.append(
                 [[spearman(by_quantizer[0], values) for values in by_quantizer] for by_quantizer in in_scope]
             )
