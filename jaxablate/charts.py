@@ -284,7 +284,7 @@ def training_chart(name: str, network: xr.Dataset, subject: str) -> LineChart:
         look = (values.attrs["long_name"], color, dash)
         lines.append(_mean_line(network, look, mean_and_interval(values), values.values))
     paper = _paper(kind="training", network=name, subject=subject)
-    labels, x = (f"{name} network", f"training {subject}", "Epoch", y_label), network["epoch"].values
+    labels, x = (f"{name} network", f"training {quantity}", "Epoch", y_label), network["epoch"].values
     return _line_chart(network, labels, paper, x, lines, percent=subject == "accuracy")
 
 

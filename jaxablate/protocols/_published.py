@@ -33,8 +33,8 @@ DEPARTURES = {
 
 def with_departures(departures: Collection[str], name: str) -> Protocol:
     """Return the paper's protocol with some departures turned on."""
-    # Each departure replaces functions of the paper's protocol that do not depend on the other departures, so any subset
-    # works.
+    # Each departure replaces functions of the paper's protocol that do not depend on the other departures. So any
+    # subset works.
     protocol = replace(PAPER, name=name)
     scoring = frozenset(departures) & {"mi_sign", "nan_logs"}
     if scoring:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from jaxablate._checks import InputError, require
 from jaxablate.datasets import Dataset
-from jaxablate.devices import Arrays, broadcast_from_primary, is_primary
+from jaxablate.devices import Arrays, broadcast_from_primary
 from jaxablate.models import MLP, from_arrays, load_model, save_model
 from jaxablate.study._config import StudyConfig, network_name
 from jaxablate.training import DivergedError, History, default_epochs, train_many
@@ -92,7 +92,7 @@ def trained_networks(
     def save(seed: int, model: MLP, history: History) -> None:
         if seed in missing:
             networks[seed] = model, history
-            if folder and is_primary():
+            if folder and jax.process_index() == 0:
                 save_model(model, paths[seed], {"training": texts[seed]}, **vars(history))
 
     def on_epoch(done: int, total: int, loss: float, accuracy: float) -> None:
@@ -105,7 +105,7 @@ def trained_networks(
     try:
         train_many(data, hidden, seeds, on_epoch=on_epoch, on_trained=save, mesh=mesh, **settings)
     except DivergedError as error:
-        if not folder or not is_primary():  # only process 0 writes
+        if not folder or jax.process_index() > 0:  # only process 0 writes
             raise
         path = folder / f"{name}_seed{error.seed}_epoch{error.epoch - 1}.safetensors"
         save_model(error.model, path, {"training": texts[error.seed]}, **vars(error.history))
