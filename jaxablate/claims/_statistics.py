@@ -85,10 +85,22 @@ def estimate(family: Sequence[Comparison]) -> list[Effect]:
         if len(values) < 2:
             effects.append(Effect(*common, float(values[0]) if len(values) else math.nan))
             continue
-        intervals = *confidence_interval(values), *_bootstrap_interval(values)
+        low, high = map(float, confidence_interval(values))
+        bootstrap_low, bootstrap_high = map(float, _bootstrap_interval(values))
         direction = HOLDS if values.mean() > 0 else FAILS
-        verdict = direction if p_holm < 1 - CONFIDENCE else UNDECIDED
-        effects.append(Effect(*common, *map(float, (values.mean(), *intervals, p, p_holm)), verdict=verdict))
+        effects.append(
+            Effect(
+                *common,
+                mean=float(values.mean()),
+                low=low,
+                high=high,
+                bootstrap_low=bootstrap_low,
+                bootstrap_high=bootstrap_high,
+                p=float(p),
+                p_holm=float(p_holm),
+                verdict=direction if p_holm < 1 - CONFIDENCE else UNDECIDED,
+            )
+        )
     return effects
 
 
