@@ -20,6 +20,7 @@ from jaxablate.layer_analysis import damage_correlations, layer_shares, mean_and
 from jaxablate.metrics import METRICS
 from jaxablate.orders import DIRECTIONS
 from jaxablate.results import NETWORK_SCOPE, RANDOM, balanced_fill, curve
+from jaxablate.results._summaries import INTERVAL
 
 __all__ = [
     "EXTRAS",
@@ -54,7 +55,6 @@ METRIC_NAMES = {
     "mutual_information": "Mutual information",
     "kl_selectivity": "KL selectivity",
 }
-INTERVAL = "95% t-interval of the mean"
 
 # Colour 0 is the ink. Colours 1 to 6 have Okabe and Ito's hues, which colour-blind readers tell apart; the report has
 # shades of them for a light and a dark page. Dashes tell curves apart in grey. A score of the paper has the same colour

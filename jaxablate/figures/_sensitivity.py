@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from jaxablate.charts import names_of, place_name, score_colors, score_name
+from jaxablate.charts import INTERVAL, names_of, place_name, score_colors, score_name
 from jaxablate.figures._draw import COLORS, DASHES, INK, SOFT, add_caption, styled
 from jaxablate.layer_analysis import mean_and_interval
 
@@ -55,7 +55,7 @@ def draw_sensitivity(sensitivity: xr.Dataset, *, title: str = "Does the result d
         figure,
         f"first quantizer (stars): {first}; {attrs['steps']} neurons ablated, fill: {attrs['fill']}; "
         f"{networks} network{'s' if networks > 1 else ''} on {attrs['dataset']}"
-        + ("; bars: 95% t-interval of the mean" if networks > 1 else ""),
+        + (f"; bars: {INTERVAL}" if networks > 1 else ""),
     )
     # the labels of the first column need the same room in inches, however wide the figure is
     figure.subplots_adjust(0.95 / width, 0.11, 0.99, 0.8, wspace=0.06, hspace=0.08)

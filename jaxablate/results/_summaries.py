@@ -15,6 +15,7 @@ from jaxablate._checks import require, require_known
 from jaxablate.results._labels import RANDOM, protocols_of, select_protocol
 
 CONFIDENCE = 0.95
+INTERVAL = "95% t-interval of the mean"  # the words for `confidence_interval`
 ORDERS_BAND = (0.1, 0.9)  # quantiles over random orders, where there is one network only
 
 
@@ -152,7 +153,7 @@ def _summary(step: np.ndarray, values: np.ndarray) -> Curve:
         from_orders = order_variance / num_orders if num_orders > 1 else 0
         network_variance = np.maximum(network_means.var(axis=0, ddof=1) - from_orders, 0)
         low, high = confidence_interval(network_means)
-        band = "95% t-interval of the mean"
+        band = INTERVAL
     else:
         low, high = np.quantile(values[0], ORDERS_BAND, axis=0)
         band = f"{ORDERS_BAND[0]:.0%} to {ORDERS_BAND[1]:.0%} of {num_orders} random curves" if num_orders > 1 else ""
