@@ -378,7 +378,8 @@ def correlation_chart(name: str, network: xr.Dataset) -> CorrelationChart:
 def claim_table(verdicts: Iterable[Verdict]) -> dict[str, dict[str, dict[str, Verdict]]]:
     """Return the verdicts by claim (number and text), network and protocol, in the paper's order of claims."""
     table: dict[str, dict[str, dict[str, Verdict]]] = {}
-    for verdict in sorted(verdicts, key=lambda verdict: list(CLAIMS).index(verdict.claim)):
+    numbers = list(CLAIMS)  # your own claims follow
+    for verdict in sorted(verdicts, key=lambda verdict: (*numbers, verdict.claim).index(verdict.claim)):
         by_network = table.setdefault(f"{verdict.claim}. {verdict.text}", {})
         by_network.setdefault(verdict.network, {})[verdict.protocol] = verdict
     return table
@@ -415,7 +416,8 @@ def _curve_chart(
     name: str, network: xr.Dataset, scope: str, subtitle: str, lines: Sequence[Line], kind: str
 ) -> LineChart:
     labels = (f"{name} network, {place_name(scope)}", subtitle, "Ablated neurons", "Test accuracy")
-    steps = network["step"].values[int(network.attrs["first_step"]) :]
+    first = int(network.attrs["first_step"])
+    steps = network["step"].values[first : first + len(lines[0].values)]
     return _line_chart(network, labels, _paper(kind=kind, network=name, scope=scope), steps, lines)
 
 

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Bool
 
 from jaxablate._checks import require, require_count, require_integers, require_range, traced
 from jaxablate._typing import AnyArray, Codes, Counts, Labels
 from jaxablate.devices import DATA, is_sharded, mesh_for, pad_and_shard, range_of, require_examples
 
-__all__ = ["joint_histogram"]
+__all__ = ["constant_codes", "joint_histogram"]
 
 MAX_EXAMPLES = 2**31 - 1
 """Largest number of examples: no int32 count, and no sum of counts in a metric, can then overflow."""
@@ -81,6 +82,22 @@ def _check_codes(codes: AnyArray, labels: Labels, num_codes: int, num_classes: i
     )
     require_range("codes", values, 0, num_codes - 1)
     require_examples(labels, len(codes), num_classes)
+
+
+def constant_codes(counts: Counts) -> Bool[np.ndarray, "neuron"]:
+    """Return which neurons show the same code for every counted example.
+
+    Args:
+        counts: integers [neuron, class, code], from `joint_histogram`.
+
+    Returns:
+        bool [neuron].
+
+    Example:
+        >>> ja.histograms.constant_codes(np.array([[[3, 0], [4, 0]], [[3, 0], [3, 1]]])).tolist()
+        [True, False]
+    """
+    return (np.asarray(counts).sum(axis=1) > 0).sum(axis=1) <= 1
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))

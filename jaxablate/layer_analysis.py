@@ -8,7 +8,8 @@ the damage of ablating only that neuron.
 import numpy as np
 import xarray as xr
 
-from jaxablate.results import NETWORK_SCOPE, confidence_interval
+from jaxablate.results import NETWORK_SCOPE
+from jaxablate.statistics import estimate
 
 __all__ = ["damage_correlations", "layer_shares", "lost_predictions", "mean_and_interval"]
 
@@ -57,7 +58,8 @@ def lost_predictions(network: xr.Dataset) -> np.ndarray:
 def damage_correlations(network: xr.Dataset) -> xr.DataArray:
     """Return Spearman's correlation of every score with the damage of ablating only that neuron.
 
-    The damage is the number of correct predictions lost, with bias balancing.
+    The damage is the rise of the test loss in nats, with bias balancing. Lost predictions would be a poor damage: one
+    neuron changes few predictions, and most of their change is noise.
 
     Args:
         network: a node of the results, `results["3-layer"].to_dataset()`.
@@ -70,7 +72,7 @@ def damage_correlations(network: xr.Dataset) -> xr.DataArray:
         >>> ja.layer_analysis.damage_correlations(results["3-layer-10-8-9"].to_dataset()).dims
         ('seed', 'score', 'scope')
     """
-    scopes, damage = network["scope"].values, lost_predictions(network)
+    scopes, damage = network["scope"].values, network["single_damage"].values
     correlations = np.empty((network.sizes["seed"], network.sizes["score"], len(scopes)))
     # Rank correlation, since a score need not be proportional to the damage. Within a layer it compares like with like;
     # over the whole network it also shows whether scores of different layers are comparable.
@@ -109,17 +111,8 @@ def mean_and_interval(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray,
         (True, ('scope', 'ordering', 'fill'))
     """
     values = values.transpose("seed", ...)
-    stacked = values.values.reshape(values.sizes["seed"], -1)
-    rows = np.full((3, stacked.shape[1]), np.nan)  # mean, low, high
-    # Columns that the same networks define are computed together, so that the number of networks is one number.
-    defined = np.isfinite(stacked)
-    for networks in np.unique(defined, axis=1).T:
-        columns = np.flatnonzero((defined == networks[:, None]).all(axis=0))
-        chosen = stacked[np.ix_(networks, columns)]
-        if networks.any():
-            rows[:, columns] = chosen.mean(axis=0)
-        if networks.sum() > 1:
-            rows[1:, columns] = confidence_interval(chosen)
+    estimated = estimate(values.values)
+    ends = [np.where(estimated.num_networks > 1, end, estimated.mean) for end in estimated.interval()]
     template = values.isel(seed=0, drop=True)
-    mean, low, high = (template.copy(data=row.reshape(template.shape)) for row in rows)
+    mean, low, high = (template.copy(data=part) for part in (estimated.mean, *ends))
     return mean, low, high

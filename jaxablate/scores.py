@@ -263,6 +263,7 @@ SCORES: dict[str, Score] = {
         name: attrgetter(name)
         for name in ("zero_fraction", "incoming_norm", "outgoing_norm", "taylor", "single_damage")
     },
+    "contribution_sd": lambda evidence: evidence.activations.std(axis=0, dtype=np.float64) * evidence.outgoing_norm,
     "shapley": attrgetter("shapley.values"),
 }
 """Scores by name.
@@ -274,6 +275,7 @@ SCORES: dict[str, Score] = {
 - `zero_fraction`: fraction of examples, and of a channel's positions in them, with an output <= 0 (APoZ, Hu et al.,
   2016).
 - `incoming_norm`, `outgoing_norm`: of the weights; only for chains.
+- `contribution_sd`: standard deviation of the activation times the norm of the outgoing weights; only for chains.
 - `taylor`: mean |a dL/da| (Molchanov et al., 2017).
 - `single_damage`: rise of the loss in nats if the neuron alone is ablated to its mean.
 - `shapley`: Shapley value of the loss in nats, from 20 permutations of the whole network.

@@ -1,21 +1,53 @@
-"""Judge the paper's claims.
+"""Judge claims about networks: the paper's, and your own.
 
 Input: results of many networks.
 Output: effects with intervals, and verdicts.
 """
 
-from jaxablate.claims._definitions import CLAIMS, POINTS, SHORT
-from jaxablate.claims._judge import Verdict, VerdictChange, explain_changes, judge_claims, save_claims
-from jaxablate.claims._statistics import FAILS, HOLDS, UNDECIDED, Effect
+from jaxablate.claims._definitions import CLAIMS, SHORT, Claim, NetworkSummary
+from jaxablate.claims._judge import (
+    HOLDS_IN_PART,
+    NOT_JUDGED,
+    REVERSED_IN_PART,
+    ThresholdRange,
+    Verdict,
+    VerdictChange,
+    explain_changes,
+    judge_claims,
+    save_claims,
+)
+from jaxablate.claims._statistics import (
+    FAILS,
+    HOLDS,
+    MARGINS,
+    NATS,
+    NO_DIFFERENCE,
+    POINTS,
+    REVERSED,
+    UNDECIDED,
+    Comparison,
+    Effect,
+)
 
 __all__ = [
     "CLAIMS",
     "FAILS",
     "HOLDS",
+    "HOLDS_IN_PART",
+    "MARGINS",
+    "NATS",
+    "NOT_JUDGED",
+    "NO_DIFFERENCE",
     "POINTS",
+    "REVERSED",
+    "REVERSED_IN_PART",
     "SHORT",
     "UNDECIDED",
+    "Claim",
+    "Comparison",
     "Effect",
+    "NetworkSummary",
+    "ThresholdRange",
     "Verdict",
     "VerdictChange",
     "explain_changes",

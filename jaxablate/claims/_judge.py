@@ -7,17 +7,46 @@ Output: `Verdict`s, `VerdictChange`s, claims.json and claims.csv.
 import csv
 import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
 from jaxablate._files import atomic_path, for_json, require_writable
-from jaxablate.claims._definitions import CLAIMS, comparisons_of
-from jaxablate.claims._statistics import FAILS, HOLDS, UNDECIDED, Effect, estimate, paired_difference
-from jaxablate.protocols import SETS
-from jaxablate.results import CONFIDENCE, protocols_of, select_protocol
+from jaxablate.claims._definitions import CLAIMS, Claim, Comparison, NetworkSummary
+from jaxablate.claims._statistics import (
+    CORRELATION,
+    FAILS,
+    FEWEST_NETWORKS,
+    HOLDS,
+    NO_DIFFERENCE,
+    REVERSED,
+    UNDECIDED,
+    Effect,
+    judge_family,
+)
+from jaxablate.protocols import DEPARTURES, PAPER, PUBLISHED
+from jaxablate.results import protocols_of, select_protocol
+from jaxablate.statistics import CONFIDENCE, paired_difference
+
+HOLDS_IN_PART, REVERSED_IN_PART, NOT_JUDGED = "holds in part", "reversed in part", "not judged"
+
+
+@dataclass(frozen=True)
+class ThresholdRange:
+    """The values of a threshold for which a verdict stays the same, if all other thresholds keep their values.
+
+    Attributes:
+        threshold: the value that was judged, in the unit of the comparison.
+        low, high: the ends of the range; None where it goes on beyond the values tried.
+    """
+
+    threshold: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -29,9 +58,13 @@ class Verdict:
         network: name of the architecture in the results.
         claim: number of the claim, such as "C3".
         text: the claim in words.
-        verdict: "holds" if every effect holds, "does not hold" if one effect does not hold, otherwise "undecided".
+        verdict: the first that applies: "not judged"; "does not hold" if one effect does not hold; "reversed" or
+            "reversed in part" if all effects or some are reversed; "holds" if all hold; "no difference" if all show
+            none; "holds in part" if each holds or shows no difference; otherwise "undecided".
         num_networks: number of independently trained networks.
-        effects: the effects that decide the claim.
+        effects: the effects that decide the claim; empty if a score is missing.
+        reason: why the claim is not judged; "" if it is.
+        thresholds: for each threshold of the claim, the range over which the verdict stands.
     """
 
     protocol: str
@@ -41,51 +74,104 @@ class Verdict:
     verdict: str
     num_networks: int
     effects: tuple[Effect, ...]
+    reason: str = ""
+    thresholds: tuple[ThresholdRange, ...] = ()
 
 
-def judge_claims(results: xr.DataTree) -> list[Verdict]:
-    """Judge the paper's claims for every network and protocol of the results.
+def judge_claims(results: xr.DataTree, claims: Iterable[Claim] | None = None) -> list[Verdict]:
+    """Judge claims for every network and protocol of the results.
 
-    Each claim is a set of comparisons of AUC or of mean scores, paired within each network. AUC is the mean accuracy
-    over all steps but the first, where nothing is ablated. Intervals are 95% t-intervals and bootstrap intervals of the
-    mean over networks. Verdicts follow from two-sided t-tests at 5%, corrected by Holm's method over all comparisons of
-    a protocol.
+    Each claim is a set of comparisons of AUC, of mean scores or of correlations, paired within each network. Intervals
+    are 95% t-intervals of the mean over networks. Verdicts follow from two-sided t-tests at 5% and from a margin below
+    which a difference does not count. A comparison fails by its p-value after Holm's correction over the comparisons of
+    the claim, in one architecture under one protocol. Nothing is corrected across claims, and nothing else in the
+    results changes a verdict.
 
     Args:
-        results: from `run_study` or `load_results`, best with ten or more seeds; with one seed every verdict is
-            "undecided".
+        results: from `run_study` or `load_results`. Five networks or more are needed, and about ten decide small
+            effects; with fewer the verdict is "not judged".
+        claims: your own claims; None takes the paper's.
 
     Returns:
-        One `Verdict` for each protocol, network and claim that has comparisons in this network.
+        One `Verdict` for each protocol, network and claim that is about this network.
 
     Source: paper, sections 5 and 6.
 
     Example:
         >>> verdicts = ja.judge_claims(results)
-        >>> verdicts[0].claim, verdicts[0].num_networks
-        ('C1', 2)
+        >>> verdicts[0].claim, verdicts[0].num_networks, verdicts[0].verdict
+        ('C1', 2, 'not judged')
     """
+    claims = list(CLAIMS.values()) if claims is None else list(claims)
+    return [
+        verdict
+        for protocol in protocols_of(results)
+        for name, node in select_protocol(results, protocol).children.items()
+        for verdict in _judge_network(protocol, name, node.to_dataset(), claims)
+    ]
+
+
+def _judge_network(protocol: str, name: str, network: xr.Dataset, claims: Sequence[Claim]) -> list[Verdict]:
+    """Judge the claims that are about this kind of network."""
+    summary, present = NetworkSummary(network), set(map(str, network["score"].values))
     verdicts = []
-    for protocol in protocols_of(results):
-        claims = [
-            (name, node.sizes["seed"], claim, comparisons)
-            for name, node in select_protocol(results, protocol).children.items()
-            for claim, comparisons in comparisons_of(node.to_dataset()).items()
-        ]
-        # one family of tests for the whole protocol: estimate all, then deal the effects out to the claims
-        effects_of_protocol = iter(estimate([comparison for *_, comparisons in claims for comparison in comparisons]))
-        for name, num_networks, claim, comparisons in claims:
-            effects = tuple(itertools.islice(effects_of_protocol, len(comparisons)))
-            verdict = _combine([effect.verdict for effect in effects])
-            verdicts.append(Verdict(protocol, name, claim, CLAIMS[claim][0], verdict, num_networks, effects))
+    for claim in claims:
+        blank = Verdict(protocol, name, claim.number, claim.text, NOT_JUDGED, network.sizes["seed"], ())
+        if missing := [score for score in claim.scores if score not in present]:
+            reason = f"{', '.join(missing).replace('_', ' ')} missing"
+            verdicts.append(replace(blank, reason=reason))
+            continue
+        family = list(claim.compare(summary))
+        if not family:
+            continue
+        effects = judge_family(family)
+        fewest = min(effect.num_networks for effect in effects)
+        blank = replace(blank, effects=tuple(effects))
+        if fewest < FEWEST_NETWORKS:
+            reason = f"{fewest} networks; {FEWEST_NETWORKS} or more are needed, about ten to decide small effects"
+            undecided = tuple(replace(effect, verdict=UNDECIDED) for effect in effects)
+            verdicts.append(replace(blank, reason=reason, effects=undecided))
+            continue
+        verdict = combine(effect.verdict for effect in effects)
+        verdicts.append(replace(blank, verdict=verdict, thresholds=tuple(_threshold_ranges(family, verdict))))
     return verdicts
 
 
-def _combine(verdicts: Sequence[str]) -> str:
+def combine(verdicts: Iterable[str]) -> str:
     """Return the verdict on a claim from the verdicts on its effects."""
-    if FAILS in verdicts:
+    distinct = set(verdicts)
+    if FAILS in distinct:
         return FAILS
-    return HOLDS if set(verdicts) == {HOLDS} else UNDECIDED
+    if REVERSED in distinct:
+        return REVERSED if distinct == {REVERSED} else REVERSED_IN_PART
+    if len(distinct) == 1:
+        return distinct.pop()
+    return HOLDS_IN_PART if distinct == {HOLDS, NO_DIFFERENCE} else UNDECIDED
+
+
+def _threshold_ranges(family: Sequence[Comparison], verdict: str) -> list[ThresholdRange]:
+    """Return for each threshold of a claim the range of values over which the verdict stands."""
+    ranges = []
+    for threshold in dict.fromkeys(comparison.threshold for comparison in family if comparison.threshold is not None):
+        unit = next(comparison.unit for comparison in family if comparison.threshold == threshold)
+        step, last = (0.01, 1.0) if unit == CORRELATION else (0.1, 20.0)
+
+        def stands(value: float, threshold: float = threshold) -> bool:
+            moved = [
+                replace(comparison, values=comparison.values + comparison.slope * (value - threshold))
+                if comparison.threshold == threshold
+                else comparison
+                for comparison in family
+            ]
+            return combine(effect.verdict for effect in judge_family(moved)) == verdict
+
+        ends: list[float | None] = []
+        for values in (np.arange(threshold, -step / 2, -step), np.arange(threshold, last + step / 2, step)):
+            standing = list(itertools.takewhile(stands, values))
+            # None: the verdict stands for every value tried
+            ends.append(None if len(standing) == len(values) else round(float(standing[-1]), 6))
+        ranges.append(ThresholdRange(threshold, *ends))
+    return ranges
 
 
 def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str | Path) -> list[Path]:
@@ -111,7 +197,7 @@ def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str |
     require_writable(folder)
     # No date and no path: the document depends on the results alone.
     document = {
-        "format": "jaxablate claims 1",
+        "format": "jaxablate claims 2",
         **{name: results.attrs[name] for name in ("dataset", "device")},
         **{name: json.loads(results.attrs[name]) for name in ("dataset_sha256", "config", "versions")},
         "confidence": CONFIDENCE,
@@ -150,41 +236,47 @@ class VerdictChange:
         claim: number of the claim.
         label: the comparison in words.
         unit: unit of the effect.
-        means: mean effect by protocol.
-        verdicts: verdict on the effect by protocol.
+        paper, published: the effect under the two protocols.
         difference: published minus paper, paired within networks: the mean and the ends of its 95% t-interval.
-        cause: the departure of the published code that explains the change. Turned on alone, its effect is the nearest
-            to the published one and covers at least half of the difference. None if no departure does, if none was
-            turned on alone, or if the interval of the difference contains 0.
-        explained: part of the difference that the cause explains; 1 is all of it. None without a cause.
+        alone: for each departure, the change of the mean effect if it alone is turned on. Empty if the results lack a
+            combination of departures.
+        shapley: for each departure, its Shapley value: the change that it makes, averaged over the orders in which the
+            departures can be turned on. The values sum to the difference. Empty like `alone`.
     """
 
     network: str
     claim: str
     label: str
     unit: str
-    means: dict[str, float]
-    verdicts: dict[str, str]
+    paper: Effect
+    published: Effect
     difference: tuple[float, float, float]
-    cause: str | None = None
-    explained: float | None = None
+    alone: dict[str, float] = field(default_factory=dict)
+    shapley: dict[str, float] = field(default_factory=dict)
 
     @property
     def differs(self) -> bool:
-        """Return True if the two effects differ; otherwise only the evidence for them does."""
+        """Return True if the interval of the difference excludes 0."""
         _, low, high = self.difference
         return low > 0 or high < 0
 
+    @property
+    def interaction(self) -> float:
+        """The part of the difference that the departures make only together; NaN without `alone`."""
+        return self.difference[0] - sum(self.alone.values()) if self.alone else math.nan
+
 
 def explain_changes(verdicts: Sequence[Verdict]) -> list[VerdictChange]:
-    """Find the effects that the two protocols judge differently, and the departure that causes each change.
+    """Find the effects that the two protocols judge differently, and attribute each change to departures.
 
     Args:
-        verdicts: from `judge_claims`, on results under the protocols "paper" and "published". To find causes, the
-            results also need the single departures of `jaxablate reproduce --protocol each`.
+        verdicts: from `judge_claims`, on results under the protocols "paper" and "published". To attribute changes, the
+            results also need the combinations of departures of `jaxablate reproduce --protocol departures`.
 
     Returns:
         One `VerdictChange` for each effect whose verdict differs, in claims whose verdict differs.
+
+    Source: Shapley (1953), A value for n-person games.
 
     Example:
         >>> changes = ja.claims.explain_changes(verdicts)
@@ -204,27 +296,61 @@ def explain_changes(verdicts: Sequence[Verdict]) -> list[VerdictChange]:
     changes = []
     for (network, claim, label), by_protocol in effects.items():
         by_claim = claim_verdicts[network, claim]
-        if not {"paper", "published"} <= set(by_protocol) or by_claim["paper"] == by_claim["published"]:
+        if not {PAPER.name, PUBLISHED} <= set(by_protocol) or by_claim[PAPER.name] == by_claim[PUBLISHED]:
             continue
-        paper, published = by_protocol["paper"], by_protocol["published"]
+        paper, published = by_protocol[PAPER.name], by_protocol[PUBLISHED]
         if paper.verdict != published.verdict:
-            means = {name: effect.mean for name, effect in by_protocol.items()}
-            named = {name: effect.verdict for name, effect in by_protocol.items()}
-            difference = paired_difference(published, paper)
-            changes.append(_with_cause(VerdictChange(network, claim, label, paper.unit, means, named, difference)))
+            # Both protocols start from the same trained networks, so the difference is paired.
+            difference = paired_difference(np.array(published.values), np.array(paper.values))
+            ends = difference.interval()
+            alone, shapley = _attribute({name: effect.mean for name, effect in by_protocol.items()})
+            changes.append(
+                VerdictChange(
+                    network,
+                    claim,
+                    label,
+                    paper.unit,
+                    paper,
+                    published,
+                    (float(difference.mean), *map(float, ends)),
+                    alone,
+                    shapley,
+                )
+            )
     return changes
 
 
-def _with_cause(change: VerdictChange) -> VerdictChange:
-    """Return the change with its cause, if a departure explains at least half of the difference."""
-    # A departure explains the part (departure - paper) / (published - paper) of the difference. Parts need not add up
-    # to 1, since departures interact.
-    explained = {
-        name: (change.means[name] - change.means["paper"]) / change.difference[0]
-        for name in SETS["each"][1:-1]  # without the two whole protocols at the ends
-        if change.differs and name in change.means
-    }
-    nearest = min(explained, key=lambda name: abs(1 - explained[name]), default=None)
-    if nearest is None or explained[nearest] < 0.5:
-        return change
-    return replace(change, cause=nearest, explained=explained[nearest])
+def _attribute(means: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the change of a mean by each departure alone, and the departures' Shapley values.
+
+    Args:
+        means: mean effect by protocol, with "paper", "published" and every combination of departures that can differ.
+
+    Returns:
+        Two mappings from departures to changes; both are empty if a combination is missing.
+    """
+    # The players are all departures but "strict_threshold", whose combinations are not computed: its share is what
+    # `published` adds to all other departures. "nan_largest" without "nan_logs" changes nothing.
+    strict = "strict_threshold"
+    players = [name for name in DEPARTURES if name != strict]
+
+    def value(chosen: Iterable[str]) -> float:
+        names = set(chosen)
+        if "nan_logs" not in names:
+            names.discard("nan_largest")
+        return means["+".join(name for name in players if name in names) or PAPER.name]
+
+    try:
+        alone = {name: value([name]) - value([]) for name in players} | {strict: means[strict] - value([])}
+        shapley = dict.fromkeys(DEPARTURES, 0.0)
+        shapley[strict] = means[PUBLISHED] - value(players)
+        for player in players:
+            rest = [name for name in players if name != player]
+            for size in range(len(players)):
+                # the fraction of orders in which exactly these players come before this one
+                weight = 1 / (len(players) * math.comb(len(rest), size))
+                for before in itertools.combinations(rest, size):
+                    shapley[player] += weight * (value([*before, player]) - value(before))
+    except KeyError:  # a combination is missing
+        return {}, {}
+    return alone, shapley

@@ -1,54 +1,68 @@
-"""Estimate effects over networks: means, intervals, corrected p-values and verdicts.
+"""Judge the comparisons of one claim over the networks.
 
 Input: comparisons, each with one value for each network.
-Output: `Effect`s.
+Output: `Effect`s with verdicts.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
-from jaxablate.results import CONFIDENCE, confidence_interval
+from jaxablate.statistics import CONFIDENCE, estimate, holm
 
-HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
-NUM_RESAMPLES = 9999
+HOLDS, FAILS, REVERSED, NO_DIFFERENCE, UNDECIDED = "holds", "does not hold", "reversed", "no difference", "undecided"
+LEVEL = 1 - CONFIDENCE
+FEWEST_NETWORKS = 5
+POINTS, NATS, CORRELATION, LOG_RATIO = "accuracy points", "nat", "correlation", "log ratio"
+MARGINS = {POINTS: 0.25, NATS: 0.02, CORRELATION: 0.05, LOG_RATIO: 0.1}
+"""Effects inside of -margin..margin count as no difference, by unit."""
 
 
-class Comparison(NamedTuple):
+@dataclass(frozen=True)
+class Comparison:
     """Hold one comparison of a claim.
 
     Attributes:
-        label: the comparison in words.
+        label: the comparison in words; it names the direction, and is unique within its claim.
         unit: unit of the values.
         values: float64 [network], positive where a network supports the claim; NaN if it is undefined.
+        group: comparisons of one group are "reversed" if all of them are significantly opposed to the claim. ""
+            belongs to no group: the comparison then does not hold.
+        threshold: a bound that the paper does not give and that is part of `values`; None without one.
+        slope: change of `values` per unit of the threshold: -1 if the claim says "more than", 1 for "less than".
+        margin: effects inside of -margin..margin count as no difference; None takes the margin of the unit in
+            `MARGINS`, or 0 for another unit.
     """
 
     label: str
     unit: str
     values: np.ndarray
+    group: str = ""
+    threshold: float | None = None
+    slope: int = 0
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
 class Effect:
     """Hold the estimate of one comparison over the networks.
 
-    All numbers but the mean are NaN if fewer than two networks define the comparison.
+    Intervals and p-values are NaN if fewer than two networks define the comparison.
 
     Attributes:
         label: the comparison in words; a positive mean supports the claim.
-        unit: "accuracy points" or "nat".
+        unit: "accuracy points", "nat", "correlation" or "log ratio", or the unit of your own claim.
         values: value of each network, in the order of the seeds; NaN if it is undefined.
         num_networks: number of networks where the comparison is defined.
         mean: mean over these networks; NaN if there is none.
         low, high: 95% t-interval of the mean.
-        bootstrap_low, bootstrap_high: 95% bootstrap interval of the mean (percentiles of 9,999 resamples).
         p: p-value of a two-sided one-sample t-test against 0; of a sign test if all values are equal.
-        p_holm: p-value corrected by Holm's method over the family of tests.
-        verdict: "undecided" if p_holm is 0.05 or more; otherwise "holds" for a positive mean, "does not hold" for a
-            negative one.
+        p_holm: p-value corrected by Holm's method over the comparisons of the claim.
+        verdict: "no difference" if the 90% interval lies inside of the margin. Otherwise "holds" for a positive mean
+            with p < 0.05; "does not hold" for a negative mean with p_holm < 0.05, or "reversed" if its whole group is
+            opposed; "undecided" in all other cases.
     """
 
     label: str
@@ -58,110 +72,55 @@ class Effect:
     mean: float
     low: float = math.nan
     high: float = math.nan
-    bootstrap_low: float = math.nan
-    bootstrap_high: float = math.nan
     p: float = math.nan
     p_holm: float = math.nan
     verdict: str = UNDECIDED
 
 
-def estimate(family: Sequence[Comparison]) -> list[Effect]:
-    """Estimate the effect of every comparison; the p-values are corrected over this family.
+def judge_family(family: Sequence[Comparison]) -> list[Effect]:
+    """Judge the comparisons of one claim, in one kind of network under one protocol.
 
     Args:
-        family: comparisons that are tested together.
+        family: all comparisons of the claim; the p-values are corrected over them.
 
     Returns:
         One `Effect` for each comparison.
     """
     # A comparison can be undefined in a network, for example the mean score of a layer without a defined score. Such a
     # network is left out of this comparison only.
-    defined = [values[np.isfinite(values)] for _, _, values in family]
-    p_values = np.array([_p_value(values) if len(values) > 1 else np.nan for values in defined])
+    estimates = [estimate(comparison.values) for comparison in family]
+    p_values = np.array([float(estimated.p_value) for estimated in estimates])
+    corrected = holm(p_values)
+    verdicts = []
+    for comparison, estimated, p, p_holm in zip(family, estimates, p_values, corrected, strict=True):
+        margin = MARGINS.get(comparison.unit, 0.0) if comparison.margin is None else comparison.margin
+        if margin > 0 and estimated.equivalence_p_value(margin) < LEVEL:
+            verdicts.append(NO_DIFFERENCE)
+        # A claim holds only if all its comparisons hold, so a raw p-value suffices there. It does not hold if any
+        # comparison fails, and any of many may fail by chance.
+        elif estimated.mean > 0 and p < LEVEL:
+            verdicts.append(HOLDS)
+        else:
+            verdicts.append(FAILS if estimated.mean < 0 and p_holm < LEVEL else UNDECIDED)
+    groups: dict[str, set[str]] = {}
+    for comparison, verdict in zip(family, verdicts, strict=True):
+        groups.setdefault(comparison.group, set()).add(verdict)
     effects = []
-    for comparison, values, p, p_holm in zip(family, defined, p_values, holm(p_values), strict=True):
-        label, unit, all_values = comparison
-        common = (label, unit, tuple(map(float, all_values)), len(values))
-        if len(values) < 2:
-            effects.append(Effect(*common, float(values[0]) if len(values) else math.nan))
-            continue
-        low, high = map(float, confidence_interval(values))
-        bootstrap_low, bootstrap_high = map(float, _bootstrap_interval(values))
-        direction = HOLDS if values.mean() > 0 else FAILS
+    for i, (comparison, estimated) in enumerate(zip(family, estimates, strict=True)):
+        low, high = map(float, estimated.interval())
+        opposed = comparison.group != "" and groups[comparison.group] == {FAILS}
         effects.append(
             Effect(
-                *common,
-                mean=float(values.mean()),
+                label=comparison.label,
+                unit=comparison.unit,
+                values=tuple(map(float, comparison.values)),
+                num_networks=int(estimated.num_networks),
+                mean=float(estimated.mean),
                 low=low,
                 high=high,
-                bootstrap_low=bootstrap_low,
-                bootstrap_high=bootstrap_high,
-                p=float(p),
-                p_holm=float(p_holm),
-                verdict=direction if p_holm < 1 - CONFIDENCE else UNDECIDED,
+                p=float(p_values[i]),
+                p_holm=float(corrected[i]),
+                verdict=REVERSED if opposed else verdicts[i],
             )
         )
     return effects
-
-
-def paired_difference(first: Effect, second: Effect) -> tuple[float, float, float]:
-    """Return the mean of first minus second, paired within networks, and the ends of its 95% t-interval.
-
-    Networks where one of the effects is undefined are left out. Without any network the mean is NaN, and with fewer
-    than two the ends are NaN.
-    """
-    # Both protocols start from the same trained networks, so a difference per network removes the variation between
-    # networks.
-    difference = np.array(first.values) - np.array(second.values)
-    difference = difference[np.isfinite(difference)]
-    if len(difference) < 2:
-        return (float(difference[0]) if len(difference) else math.nan, math.nan, math.nan)
-    low, high = confidence_interval(difference)
-    return float(difference.mean()), float(low), float(high)
-
-
-def holm(p_values: np.ndarray) -> np.ndarray:
-    """Return p-values [test] after Holm's step-down correction; NaN marks a test that was not made and does not count.
-
-    Source: S. Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979).
-    """
-    # The i-th smallest of m p-values is multiplied by m - i; the running maximum keeps the order of the p-values.
-    made = np.flatnonzero(~np.isnan(p_values))
-    order = made[np.argsort(p_values[made], kind="stable")]
-    corrected = np.full(len(p_values), np.nan)
-    factors = np.arange(len(order), 0, -1)
-    corrected[order] = np.minimum(np.maximum.accumulate(factors * p_values[order]), 1)
-    return corrected
-
-
-def _p_value(values: np.ndarray) -> float:
-    """Return the two-sided p-value of the mean against 0."""
-    from scipy import stats
-
-    # n differences of one sign have probability 2 * 0.5^n if each sign is equally likely.
-    if _all_equal(values):  # a t-test needs a variance, so the sign test is used instead
-        return 2 * 0.5 ** len(values) if values[0] != 0 else 1.0
-    return float(stats.ttest_1samp(values, 0).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _all_equal(values: np.ndarray) -> bool:
-    """Return True if the values are equal up to the rounding of a mean of accuracies."""
-    return bool(np.ptp(values) < 1e-9)
-
-
-def _bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the percentile interval of the mean."""
-    from scipy import stats
-
-    if _all_equal(values):
-        return float(values[0]), float(values[0])
-    # A fixed seed: the same results must give the same files, byte for byte.
-    result = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=NUM_RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    return result.confidence_interval

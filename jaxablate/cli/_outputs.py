@@ -44,7 +44,7 @@ def write_outputs(results: "xr.DataTree", out: Path, bars: Bars) -> "list[Verdic
     save_results(results, out / "results.nc")
     for name, folder in folders.items():
         save_figures(select_protocol(results, name), folder, on_progress=bars)
-    # A test over networks needs two of them.
+    # One network has no interval. From two on claims.json has the effects, from five on their verdicts.
     verdicts = judge_claims(results) if num_seeds > 1 else []
     if verdicts:
         save_claims(verdicts, results, out)

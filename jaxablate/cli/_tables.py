@@ -54,7 +54,8 @@ def _print_protocol(protocol: str, rows) -> None:
     """Print the table of one protocol."""
     from jaxablate.claims import SHORT
 
-    steps = [step for step in rows[0].accuracy if step > 0]
+    # a scope with fewer neurons lacks the later steps
+    steps = sorted({step for row in rows for step in row.accuracy if step > 0})
     zero, *more_fills = dict.fromkeys(row.fill for row in rows)
     fills = [*more_fills, zero]
     digits, padding = 2, 1
@@ -83,21 +84,30 @@ def _print_protocol(protocol: str, rows) -> None:
         head = (f"{network} ({100 * intact[network]:.2f})", scope)
         if head != previous:
             table.add_section()
-        values = (f"{100 * by_fill[fill][step]:.{digits}f}" for fill, step in columns)
+        values = (f"{100 * by_fill[fill][step]:.{digits}f}" if step in by_fill[fill] else "" for fill, step in columns)
         table.add_row(*(head if head != previous else ("", "")), order, *values)
         previous = head
     console.print(table)
 
 
-_VERDICT_STYLES = {"holds": "green", "does not hold": "red", "undecided": "dim"}
+_VERDICT_STYLES = {
+    "holds": "green",
+    "holds in part": "green",
+    "does not hold": "red",
+    "reversed": "red",
+    "reversed in part": "red",
+}
 
 
 def print_verdicts(verdicts) -> None:
     """Print the claims, with a verdict for each network and protocol."""
-    from jaxablate.claims import CLAIMS
+    from jaxablate.claims import CLAIMS, NOT_JUDGED
     from jaxablate.protocols import shown_protocols
 
     protocols = shown_protocols(verdict.protocol for verdict in verdicts)
+    if all(verdict.verdict == NOT_JUDGED for verdict in verdicts):
+        console.print(f"The paper's claims are not judged: {verdicts[0].reason} (--seeds 10).", highlight=False)
+        return
     table = Table(
         Column("claim", no_wrap=True), "of the paper", Column("network", no_wrap=True), *protocols,
         title=f"The paper's claims, on {verdicts[0].num_networks} networks of each kind", title_justify="left",
@@ -105,7 +115,9 @@ def print_verdicts(verdicts) -> None:
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for verdict in sorted(verdicts, key=lambda verdict: list(CLAIMS).index(verdict.claim)):
         holding = sum(effect.verdict == "holds" for effect in verdict.effects)
-        cell = f"[{_VERDICT_STYLES[verdict.verdict]}]{verdict.verdict}[/] ({holding}/{len(verdict.effects)})"
+        style = _VERDICT_STYLES.get(verdict.verdict, "dim")
+        why = f": {verdict.reason}" if verdict.reason else f" ({holding}/{len(verdict.effects)})"
+        cell = f"[{style}]{verdict.verdict}[/]{why}"
         rows.setdefault((verdict.claim, verdict.text, verdict.network), {})[verdict.protocol] = cell
     previous = ""
     for (claim, text, network), cells in rows.items():

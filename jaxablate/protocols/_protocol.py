@@ -51,6 +51,8 @@ class Protocol:
         fill_name: name of that fill in results and tables.
         fresh_subsets: draws the masks of random curves, a new subset at every step; None if random curves follow a
             random permutation.
+        constant_last: True if neurons whose code never changes on the validation split are ablated after all others,
+            in random orders too. Random curves with fresh subsets then draw from the other neurons only.
 
     Example:
         >>> ja.protocols.get_protocol("published").fresh_subsets(5, 2, 3, key=jax.random.key(0)).shape
@@ -64,6 +66,7 @@ class Protocol:
     balance: Callable[[Counts, Fill], AnyFill] = mean_balance
     fill_name: str = "mean"
     fresh_subsets: FreshSubsets | None = None
+    constant_last: bool = False
 
 
 PAPER = Protocol("paper")

@@ -6,7 +6,7 @@ Source: the published code. Two departures are visible in the published figures,
 entropy of a one-bit code.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 
@@ -30,9 +30,15 @@ DEPARTURES = {
 }
 """The six departures by name, each explained in one sentence."""
 
+CONTROLS = {
+    "constant_last": "neurons whose code never changes on the validation split are ablated after all others",
+    "reversed_ties": "neurons with equal scores are ranked by descending index",
+}
+"""Changes of the orders that control a comparison; neither the paper nor its code makes them."""
+
 
 def with_departures(departures: Collection[str], name: str) -> Protocol:
-    """Return the paper's protocol with some departures turned on."""
+    """Return the paper's protocol with some departures and controls turned on."""
     # Each departure replaces functions of the paper's protocol that do not depend on the other departures. So any
     # subset works.
     protocol = replace(PAPER, name=name)
@@ -47,7 +53,9 @@ def with_departures(departures: Collection[str], name: str) -> Protocol:
         protocol = replace(protocol, quantizer=strict_quantizer)
     if "fresh_subsets" in departures:
         protocol = replace(protocol, fresh_subsets=fresh_subsets)
-    return protocol
+    if "reversed_ties" in departures:
+        protocol = replace(protocol, rank=partial(rank_reversed, protocol.rank))
+    return replace(protocol, constant_last="constant_last" in departures)
 
 
 def published_score(departures: Collection[str], metric: str, counts: Counts) -> Scores:
@@ -79,6 +87,12 @@ def rank_with_nan(largest: bool, scores: Scores, direction: str) -> Order:
     else:
         scores = np.zeros_like(scores)
     return ablation_order(scores, direction=direction)
+
+
+def rank_reversed(rank: Callable[[Scores, str], Order], scores: Scores, direction: str) -> Order:
+    """Return the order of another ranking, with neurons of equal scores by descending index."""
+    # ranked in reverse, the neuron with the highest index comes first among equals
+    return len(scores) - 1 - np.asarray(rank(np.asarray(scores)[::-1], direction))
 
 
 def firing_rate_balance(counts: Counts, mean: Fill) -> AffineFill:

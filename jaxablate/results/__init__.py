@@ -20,18 +20,15 @@ from jaxablate.results._labels import (
 )
 from jaxablate.results._merge import merge_results
 from jaxablate.results._summaries import (
-    CONFIDENCE,
     Curve,
     SummaryRow,
     auc,
     balanced_fill,
-    confidence_interval,
     curve,
     summarize,
 )
 
 __all__ = [
-    "CONFIDENCE",
     "NETWORK_SCOPE",
     "RANDOM",
     "Curve",
@@ -40,7 +37,6 @@ __all__ = [
     "auc",
     "balanced_fill",
     "check_table_path",
-    "confidence_interval",
     "curve",
     "load_results",
     "merge_results",

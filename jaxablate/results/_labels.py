@@ -24,12 +24,15 @@ from jaxablate.models import layer_of_neuron
 from jaxablate.orders import DIRECTIONS
 from jaxablate.protocols import PAPER
 
-FORMAT = "jaxablate results 3"
+FORMAT = "jaxablate results 4"
 RANDOM = "random"
 NETWORK_SCOPE = "network"
 
 NO_NEURON = -1
-"""Entry of `ablated` for a random curve that draws a fresh subset at every step."""
+"""Entry of `ablated` for a random curve that draws a fresh subset at every step, and after a scope's last neuron."""
+
+NOT_EVALUATED = -1
+"""Entry of `correct` after the last step of a scope with fewer neurons than the largest; its accuracy is NaN."""
 
 # name: (dimensions, long name, unit); the unit "1" marks counts and fractions. Results are one dataset for each network
 # and protocol. `neuron` is the id in the whole network, `neuron_in_site` the id within the site. `scope` is the ablated
@@ -45,11 +48,16 @@ VARIABLES = {
     "scores": (("seed", "score", "neuron"), "score", "nat"),
     "ablated": (
         ("seed", "scope", "ordering", "rank"),
-        "neuron ablated at this rank, by its id in the whole network (-1: a fresh random subset at every step)",
+        "neuron ablated at this rank, by its id in the whole network (-1: a fresh random subset, or after the last)",
         "1",
     ),
     "single_correct": (("seed", "neuron"), "correct test predictions with only this neuron ablated, balanced", "1"),
-    "correct": (("seed", "scope", "ordering", "fill", "step"), "correct test predictions", "1"),
+    "single_damage": (("seed", "neuron"), "rise of the test loss with only this neuron ablated, balanced", "nat"),
+    "correct": (
+        ("seed", "scope", "ordering", "fill", "step"),
+        "correct test predictions (-1: after the last neuron)",
+        "1",
+    ),
     "accuracy": (("seed", "scope", "ordering", "fill", "step"), "test accuracy", "1"),
 }
 HISTORY = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
@@ -120,7 +128,9 @@ def network_results(
         (id in the whole network), `neuron_in_site` (id within its site), `site` and `layer`; the entries of `ablated`
         have `ablated_in_site` and `ablated_layer`.
     """
-    variables = {**variables, "accuracy": variables["correct"] / num_test_examples}
+    correct = variables["correct"]
+    accuracy = np.where(correct == NOT_EVALUATED, np.nan, correct / num_test_examples)
+    variables = {**variables, "accuracy": accuracy}
     # Networks that were trained elsewhere have no history, so the dimension `epoch` may be missing.
     sizes = {}
     for name, array in variables.items():

@@ -13,31 +13,10 @@ import xarray as xr
 
 from jaxablate._checks import require, require_known
 from jaxablate.results._labels import RANDOM, protocols_of, select_protocol
+from jaxablate.statistics import estimate
 
-CONFIDENCE = 0.95
-INTERVAL = "95% t-interval of the mean"  # the words for `confidence_interval`
+INTERVAL = "95% t-interval of the mean"  # the words for `Estimate.interval`
 ORDERS_BAND = (0.1, 0.9)  # quantiles over random orders, where there is one network only
-
-
-def confidence_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ends of the 95% t-interval of a mean.
-
-    Args:
-        values: floating array [sample, ...] with at least two samples.
-
-    Returns:
-        The low and the high end, each [...].
-
-    Example:
-        >>> low, high = ja.results.confidence_interval(np.array([1.0, 2.0, 3.0]))
-        >>> round(float(low), 2), round(float(high), 2)
-        (-0.48, 4.48)
-    """
-    from scipy import stats
-
-    # mean +- t * s / sqrt(n), with the quantile t of Student's distribution for n - 1 degrees of freedom.
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values, axis=0)
-    return np.asarray(values.mean(axis=0) - half), np.asarray(values.mean(axis=0) + half)
 
 
 def balanced_fill(network: xr.Dataset) -> str:
@@ -53,7 +32,7 @@ def balanced_fill(network: xr.Dataset) -> str:
 def auc(network: xr.Dataset) -> xr.DataArray:
     """Return the area under each curve: the mean accuracy over all steps but the first, in percent.
 
-    At the first step nothing is ablated.
+    At the first step nothing is ablated. A scope with fewer neurons than steps ends with its last neuron.
 
     Args:
         network: a node of the results, `results["3-layer"].to_dataset()`.
@@ -128,7 +107,9 @@ def curve(network: xr.Dataset, *, scope: str, ranking: str, direction: str, fill
     accuracy = (
         network["accuracy"].sel(scope=scope, fill=fill).isel(ordering=ordering_places(network, ranking, direction))
     )
-    return _summary(network["step"].values, accuracy.transpose("seed", "ordering", "step").values)
+    # a scope with fewer neurons than steps ends with its last neuron
+    accuracy = accuracy.dropna("step", how="all").transpose("seed", "ordering", "step")
+    return _summary(accuracy["step"].values, accuracy.values)
 
 
 def ordering_places(network: xr.Dataset, ranking: str, direction: str) -> np.ndarray:
@@ -152,7 +133,7 @@ def _summary(step: np.ndarray, values: np.ndarray) -> Curve:
         # networks and the variance between orders divided by their number. The second part is subtracted.
         from_orders = order_variance / num_orders if num_orders > 1 else 0
         network_variance = np.maximum(network_means.var(axis=0, ddof=1) - from_orders, 0)
-        low, high = confidence_interval(network_means)
+        low, high = estimate(network_means).interval()
         band = INTERVAL
     else:
         low, high = np.quantile(values[0], ORDERS_BAND, axis=0)
@@ -178,7 +159,7 @@ class SummaryRow:
         protocol, network, scope, fill: names as in the results.
         ranking: name of a score, or "random".
         direction: "low" or "high"; "" for random orders.
-        accuracy: mean accuracy (a fraction) by number of ablated neurons.
+        accuracy: mean accuracy (a fraction) by number of ablated neurons, up to the number of neurons of the scope.
     """
 
     protocol: str
@@ -223,6 +204,6 @@ def summarize(results: xr.DataTree, steps: Sequence[int] = (0, 40, 80)) -> list[
                 map(str, network["scope"].values), orderings, map(str, network["fill"].values)
             ):
                 mean = curve(network, scope=scope, ranking=ranking, direction=direction, fill=fill).mean
-                accuracy = {step: float(mean[step]) for step in row_steps}
+                accuracy = {step: float(mean[step]) for step in row_steps if step < len(mean)}
                 rows.append(SummaryRow(protocol, name, scope, ranking, direction, fill, accuracy))
     return rows

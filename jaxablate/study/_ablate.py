@@ -27,6 +27,7 @@ from jaxablate.activations import compute_fill, mean_activations
 from jaxablate.datasets import Dataset
 from jaxablate.devices import make_room_for_programs, to_device
 from jaxablate.fills import AffineFill, AnyFill, PerExampleFill
+from jaxablate.histograms import constant_codes
 from jaxablate.metrics import METRICS
 from jaxablate.models import Model
 from jaxablate.models._network import ModelSpec, is_mlp, trace_model
@@ -34,7 +35,7 @@ from jaxablate.orders import DIRECTIONS, normalize_per_layer, random_orders
 from jaxablate.protocols import FreshSubsets, Protocol, get_protocol
 from jaxablate.quantizers import Quantizer
 from jaxablate.results import NETWORK_SCOPE, network_results
-from jaxablate.results._labels import NO_NEURON
+from jaxablate.results._labels import NO_NEURON, NOT_EVALUATED
 from jaxablate.scores import compute_score, is_user_defined
 from jaxablate.study._config import StudyConfig
 from jaxablate.study._networks import OnProgress
@@ -165,7 +166,7 @@ def ablate_networks(
             seeds=config.seeds,
             scores=config.scores,
             orderings=config.orderings(view.protocol),
-            fills=("zero", view.protocol.fill_name, *config.extra_fills),
+            fills=config.fill_names(view.protocol),
             num_test_examples=len(data.test),
         )
         for i, view in enumerate(views)
@@ -177,10 +178,16 @@ def _collect_arrays(
 ) -> Arrays:
     """Collect the results of one network under one protocol."""
     num_orderings = len(config.orderings(view.protocol))
-    ablated = np.full((len(view.orders), num_orderings, config.steps), NO_NEURON, np.int32)
+    # The last scope is the whole network, which has the most steps. Shorter scopes are padded at their end.
+    steps = [config.num_steps(orders.shape[1]) for orders in view.orders]
+    ablated = np.full((len(view.orders), num_orderings, steps[-1]), NO_NEURON, np.int32)
+    correct = np.full(
+        (len(view.orders), num_orderings, len(config.fill_names(view.protocol)), steps[-1] + 1), NOT_EVALUATED, np.int32
+    )
     for scope, orders in enumerate(view.orders):
         # Random curves with fresh subsets follow no order. Their rows, which come last, keep NO_NEURON.
-        ablated[scope, : len(orders)] = orders[:, : config.steps]
+        ablated[scope, : len(orders), : steps[scope]] = orders[:, : steps[scope]]
+        correct[scope, :, :, : steps[scope] + 1] = curves[scope][view.protocol.name]
     training = (
         {}
         if history is None
@@ -197,8 +204,9 @@ def _collect_arrays(
         "mean_activation": view.mean,
         "scores": view.scores,
         "ablated": ablated,
-        "correct": np.stack([scope_curves[view.protocol.name] for scope_curves in curves]),
-        "single_correct": singles[view.protocol.name],
+        "correct": correct,
+        "single_correct": singles[f"{view.protocol.name} correct"],
+        "single_damage": singles[f"{view.protocol.name} damage"],
     }
 
 
@@ -234,14 +242,22 @@ def _score_and_rank(
         counts = count(protocol.quantizer)
         scores = np.stack([protocol.score(m, counts) if m in METRICS else score(m) for m in config.scores])
         arrays[f"{protocol.name} counts"], arrays[f"{protocol.name} scores"] = np.asarray(counts), scores
+        last = _ablated_last(protocol, counts)
         for scope, ((start, stop), shuffled) in enumerate(zip(scopes.places, random, strict=True)):
             # No normalization changes the order within a site, so only the last scope, the whole network, needs one.
             ranked = scores if stop - start < scopes.num_neurons else [normalized(values) for values in scores]
             orders = [np.asarray(protocol.rank(values[start:stop], way)) for values in ranked for way in DIRECTIONS]
             if not protocol.fresh_subsets:
                 orders += list(shuffled)
+            # a stable partition: constant-code neurons move to the end, and both parts keep their order
+            orders = [order[np.argsort(last[start:stop][order], kind="stable")] for order in orders]
             arrays[f"{protocol.name} orders {scope}"] = np.stack(orders).astype(np.int32) + np.int32(start)
     return arrays
+
+
+def _ablated_last(protocol: Protocol, counts: Counts) -> np.ndarray:
+    """Return the neurons that a protocol ablates after all others, bool [neuron]."""
+    return constant_codes(counts) if protocol.constant_last else np.zeros(len(counts), bool)
 
 
 class _Scopes(NamedTuple):
@@ -303,22 +319,29 @@ def _curves(
             fill = fills[members[0]]
             orders = [views[i].orders[scope] for i in members]
             counts = cumulative_ablation(
-                model, np.concatenate(orders), test.images, test.labels, fill, steps=config.steps,
+                model,
+                np.concatenate(orders),
+                test.images,
+                test.labels,
+                fill,
+                steps=config.num_steps(orders[0].shape[1]),
                 mesh=test.mesh,
-            )  # fmt: skip
+            )
             parts = np.split(np.asarray(counts), np.cumsum([len(part) for part in orders])[:-1])
-            subsets: dict[FreshSubsets, np.ndarray] = {}
+            subsets: dict[tuple[FreshSubsets, bytes], np.ndarray] = {}
             for i, part in zip(members, parts, strict=True):
-                draw = views[i].protocol.fresh_subsets
-                if draw and draw not in subsets:
-                    subsets[draw] = _subset_curves(config, draw, scopes, scope, model, fill, test)
-                curves[i].append(np.concatenate([part, subsets[draw]]) if draw else part)
+                if draw := views[i].protocol.fresh_subsets:
+                    key = draw, _ablated_last(views[i].protocol, views[i].counts).tobytes()
+                    if key not in subsets:
+                        subsets[key] = _subset_curves(config, views[i], scopes, scope, model, fill, test)
+                    part = np.concatenate([part, subsets[key]])
+                curves[i].append(part)
     return {view.protocol.name: np.stack(parts, axis=1) for view, parts in zip(views, curves, strict=True)}
 
 
 def _subset_curves(
     config: StudyConfig,
-    draw: FreshSubsets,
+    view: _View,
     scopes: _Scopes,
     scope: int,
     model: Model,
@@ -327,25 +350,36 @@ def _subset_curves(
 ) -> np.ndarray:
     """Return the correct predictions [repetition, step] with a fresh subset of a scope ablated at every step."""
     start, stop = scopes.places[scope]
+    neurons = start + np.flatnonzero(~_ablated_last(view.protocol, view.counts)[start:stop])
+    draw = view.protocol.fresh_subsets
+    assert draw is not None
     # the scope's key itself draws the random orders
     key = jax.random.fold_in(scopes.keys[scope], 1)
-    # [repetition, step + 1, neuron of the scope], embedded below in masks of the whole network that keep all other
-    # neurons.
-    masks = draw(stop - start, config.num_random_subsets, config.steps, key=key)
+    # [repetition, step + 1, neuron], embedded below in masks of the whole network that keep all other neurons. After
+    # the last neuron the subsets stay the same.
+    masks = draw(len(neurons), config.num_random_subsets, config.num_steps(stop - start), key=key)
     keep = np.ones((*masks.shape[:2], scopes.num_neurons), bool)
-    keep[:, :, start:stop] = masks
+    keep[:, :, neurons] = masks
     masks = keep.reshape(-1, keep.shape[-1])
     counts = evaluate_masks(model, masks, test.images, test.labels, fill, mesh=test.mesh)
     return np.asarray(counts).reshape(keep.shape[:2])
 
 
 def _ablate_singly(model: Model, views: Sequence[_View], test: EvaluationData) -> Arrays:
-    """Return the correct predictions [neuron] of each protocol with that neuron alone ablated, bias balanced."""
+    """Return the effect of each neuron alone [neuron], bias balanced, under each protocol.
+
+    The arrays are "PROTOCOL correct", correct predictions, and "PROTOCOL damage", the rise of the loss in nats.
+    """
     fills = [view.fill for view in views]
-    correct = {}
+    examples = test.images, test.labels
+    keep_all = np.ones((1, len(views[0].mean)), bool)
+    intact = float(evaluate_masks(model, keep_all, *examples, outcomes="loss", mesh=test.mesh)[0])
+    arrays = {}
     for members in _group_by_fill(fills):
-        fill = fills[members[0]]
-        counts = np.asarray(single_ablation(model, test.images, test.labels, fill, mesh=test.mesh))
+        outcomes = single_ablation(model, *examples, fills[members[0]], outcomes=("correct", "loss"), mesh=test.mesh)
+        # The damage is a small difference of two losses, so it is taken in float64.
+        damage = np.asarray(outcomes["loss"], np.float64) - intact
         for i in members:
-            correct[views[i].protocol.name] = counts
-    return correct
+            name = views[i].protocol.name
+            arrays |= {f"{name} correct": np.asarray(outcomes["correct"]), f"{name} damage": damage}
+    return arrays

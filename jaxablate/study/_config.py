@@ -45,7 +45,8 @@ class StudyConfig:
             protocol alone.
         num_random_orders: number of random orders for each network, seed and scope.
         num_random_subsets: number of random curves under a protocol that draws a fresh subset at every step.
-        steps: number of neurons to ablate, one after another.
+        steps: number of neurons to ablate, one after another; "all" ablates every neuron of each layer, and of the
+            network.
         extra_fills: fills in addition to zero and the protocol's bias balancing: "median", "class_mean" or "resample",
             as in `compute_fill`, from the validation split.
 
@@ -74,7 +75,7 @@ class StudyConfig:
     normalization: str = "none"
     num_random_orders: int = 10
     num_random_subsets: int = 2
-    steps: int = 80
+    steps: int | str = 80
     extra_fills: Sequence[str] = ()
 
     def __post_init__(self):
@@ -146,12 +147,25 @@ class StudyConfig:
             require(value is None or value >= 1, f"{name}: expected at least 1, got {value}")
         require(self.learning_rate > 0, f"learning_rate: {self.learning_rate} is not positive; choose above 0")
         require(self.l2 >= 0, f"l2: {self.l2} is negative; choose 0 or more")
+        require(
+            self.steps == "all" or isinstance(self.steps, int),
+            f"steps: expected a number or 'all', got {self.steps!r}",
+        )
         # The widths of models that the user passes are not known yet; `ablate_networks` checks them.
-        self.check_steps([width for hidden in self.networks for width in hidden] or [self.steps])
+        self.check_steps([width for hidden in self.networks for width in hidden])
 
     def check_steps(self, widths: Sequence[int]) -> None:
         """Raise unless every layer of these widths has at least as many neurons as there are steps."""
-        require_steps(self.steps, widths)
+        if isinstance(self.steps, int):
+            require_steps(self.steps, widths or [max(self.steps, 1)])
+
+    def num_steps(self, num_neurons: int) -> int:
+        """Return the number of steps in a scope of this many neurons."""
+        return self.steps if isinstance(self.steps, int) else num_neurons
+
+    def fill_names(self, protocol: Protocol) -> tuple[str, ...]:
+        """Return the names of the fills under a protocol, in the order of the results."""
+        return ("zero", protocol.fill_name, *self.extra_fills)
 
     def orderings(self, protocol: Protocol) -> tuple[Ordering, ...]:
         """Return the orderings of a protocol: each score with low and with high values first, then the random ones."""

@@ -73,7 +73,8 @@ def run_study(
         - `scores` (seed, score, neuron),
         - `ablated` (seed, scope, ordering, rank),
         - `correct` and `accuracy` (seed, scope, ordering, fill, step),
-        - `single_correct` (seed, neuron), where only that neuron is ablated.
+        - `single_correct` and `single_damage` (seed, neuron): correct predictions and rise of the loss in nats if only
+          that neuron is ablated.
 
         Coordinates give the site, the layer and both ids of each neuron; the provenance is in `attrs`.
 
