@@ -60,7 +60,7 @@ class Estimate:
         from scipy import stats
 
         half = stats.t.ppf((1 + confidence) / 2, self.degrees_of_freedom) * self.standard_error
-        return self.mean - half, self.mean + half
+        return np.asarray(self.mean - half), np.asarray(self.mean + half)
 
     @property
     def p_value(self) -> Numbers:
@@ -82,14 +82,14 @@ class Estimate:
         inside = np.where(abs(self.mean) < margin, 0.0, 1.0)
         return np.where(self.standard_error > 0, self._tail(abs(self.mean) - margin), self._defined(inside))
 
-    def _tail(self, distance: Numbers) -> Numbers:
+    def _tail(self, distance: Any) -> Numbers:
         """Return the probability that a t-distributed mean lies below a distance from the tested value."""
         from scipy import stats
 
         scale = np.where(self.standard_error > 0, self.standard_error, np.nan)
-        return stats.t.cdf(distance / scale, self.degrees_of_freedom)
+        return np.asarray(stats.t.cdf(distance / scale, self.degrees_of_freedom))
 
-    def _defined(self, values: Numbers) -> Numbers:
+    def _defined(self, values: np.ndarray) -> Numbers:
         """Return values that are NaN where the standard error is."""
         return np.where(np.isnan(self.standard_error), np.nan, values)
 
@@ -112,7 +112,7 @@ def estimate(values: Values) -> Estimate:
         (-0.48, 4.48)
     """
     mean, variance, number = _moments("values", values)
-    return Estimate(mean, np.sqrt(variance / np.maximum(number, 1)), np.maximum(number - 1.0, 1), number)
+    return _estimate(mean, variance / np.maximum(number, 1), np.maximum(number - 1.0, 1), number)
 
 
 def paired_difference(first: Values, second: Values) -> Estimate:
@@ -144,7 +144,7 @@ def paired_difference(first: Values, second: Values) -> Estimate:
     return estimate(first - second)
 
 
-def unpaired_difference(first: Values, second: Values) -> Estimate:
+def unpaired_difference(first: Values, second: Float[np.ndarray, "network2 ..."]) -> Estimate:
     """Estimate the mean of first minus the mean of second, for two groups of unrelated networks (Welch).
 
     Args:
@@ -171,10 +171,16 @@ def unpaired_difference(first: Values, second: Values) -> Estimate:
     # the degrees of freedom of Welch and Satterthwaite; without any variance they do not matter
     parts = squares**2 / np.maximum(number - 1, 1) + squares2**2 / np.maximum(number2 - 1, 1)
     degrees = np.where(parts > 0, total**2 / np.where(parts > 0, parts, 1), 1.0)
-    return Estimate(mean - mean2, np.sqrt(total), degrees, np.minimum(number, number2))
+    return _estimate(mean - mean2, total, degrees, np.minimum(number, number2))
 
 
-def _moments(name: str, values: Values) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _estimate(mean: Any, squared_error: Any, degrees_of_freedom: Any, num_networks: Any) -> Estimate:
+    """Return an estimate of arrays: NumPy makes numbers of arrays without an axis."""
+    arrays = map(np.asarray, (mean, np.sqrt(squared_error), degrees_of_freedom, num_networks))
+    return Estimate(*arrays)
+
+
+def _moments(name: str, values: Any) -> tuple[Any, Any, Any]:
     """Return mean, sample variance (NaN for fewer than two values) and number of the values that are not NaN."""
     values = np.asarray(values, np.float64)
     require(values.ndim > 0, f"{name}: expected an array [network, ...], got a number")
@@ -296,7 +302,7 @@ def auc(accuracy: Float[np.ndarray, "*curve step"]) -> Numbers:
         75.0
     """
     mean, _, _ = _moments("accuracy", np.moveaxis(_curves(accuracy)[..., 1:], -1, 0))
-    return 100 * mean
+    return np.asarray(100 * mean)
 
 
 def normalized_auc(
@@ -326,7 +332,7 @@ def normalized_auc(
         all_ablated = np.take_along_axis(curves, np.expand_dims(np.maximum(last, 0), -1), -1)[..., 0]
     lowest = 100 * np.asarray(all_ablated, np.float64)
     fall = 100 * curves[..., 0] - lowest
-    return (auc(curves) - lowest) / np.where(fall >= SMALLEST_FALL - 1e-9, fall, np.nan)
+    return np.asarray((auc(curves) - lowest) / np.where(fall >= SMALLEST_FALL - 1e-9, fall, np.nan))
 
 
 def first_step_below(accuracy: Float[np.ndarray, "*curve step"], points: float) -> Numbers:
@@ -340,7 +346,7 @@ def first_step_below(accuracy: Float[np.ndarray, "*curve step"], points: float) 
         float64 [...]: the first step, or infinity if no step lies that low ("> K" for K steps).
 
     Example:
-        >>> ja.statistics.first_step_below(np.array([[0.9, 0.88, 0.7], [0.9, 0.9, 0.89]]), 5).tolist()
+        >>> ja.statistics.first_step_below(np.array([[0.9, 0.88, 0.7], [0.9, 0.9, 0.89]]), 5.0).tolist()
         [2.0, inf]
     """
     curves = _curves(accuracy)

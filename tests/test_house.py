@@ -19,12 +19,13 @@ import jaxablate as ja
 
 PACKAGE = Path(ja.__file__).parent
 LAYERS = (
-    {"_typing", "_checks", "_files", "_precision", "devices", "_rundir"},
+    {"_typing", "_checks", "_files", "_precision", "devices", "statistics", "_rundir"},
     {"datasets", "fills", "quantizers", "histograms", "metrics", "orders", "streams"},
     {"models", "protocols", "interactions", "uncertainty"},
     {"training", "activations", "ablation", "pruning"},
     {"results", "scores"},
-    {"claims", "layer_analysis"},
+    {"layer_analysis"},
+    {"claims"},
     {"charts"},
     {"figures", "report"},
     {"study"},
