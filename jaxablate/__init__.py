@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from jaxablate.models import MLP, Chain, Site, load_model, save_model, with_sites
     from jaxablate.orders import ablation_order, random_orders
     from jaxablate.pruning import prune
+    from jaxablate.results import compare
     from jaxablate.study import StudyConfig, run_study
     from jaxablate.training import train
 
@@ -61,6 +62,7 @@ _NAMES = {
     "models": ("Chain", "MLP", "Site", "load_model", "save_model", "with_sites"),
     "orders": ("ablation_order", "random_orders"),
     "pruning": ("prune",),
+    "results": ("compare",),
     "study": ("StudyConfig", "run_study"),
     "training": ("train",),
 }
@@ -79,6 +81,7 @@ __all__ = [
     "ablation_order",
     "activations",
     "claims",
+    "compare",
     "compute_fill",
     "cumulative_ablation",
     "datasets",

@@ -1,10 +1,11 @@
-"""Label, save, load, merge and summarize the results of studies.
+"""Label, save, load, merge, summarize and compare the results of studies.
 
 Input: the arrays of a study, or files.
 Output: an `xarray.DataTree` with one node for each network, at the root for the paper's protocol and under the name of
 the protocol otherwise; and the summaries that figures and tables show. No other package builds datasets.
 """
 
+from jaxablate.results._compare import compare
 from jaxablate.results._files import check_table_path, load_results, save_results, save_table
 from jaxablate.results._labels import (
     NETWORK_SCOPE,
@@ -37,6 +38,7 @@ __all__ = [
     "auc",
     "balanced_fill",
     "check_table_path",
+    "compare",
     "curve",
     "load_results",
     "merge_results",

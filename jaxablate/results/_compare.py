@@ -1,0 +1,230 @@
+"""Compare the networks of two runs, or two kinds of networks.
+
+Input: results, or nodes of them.
+Output: differences with intervals and p-values, as an `xarray.DataTree`.
+"""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import xarray as xr
+
+from jaxablate._checks import InputError, require
+from jaxablate.results._labels import RANDOM
+from jaxablate.results._summaries import balanced_fill
+from jaxablate.statistics import auc, first_step_below, holm, normalized_auc, paired_difference, unpaired_difference
+
+Measure = Callable[[xr.Dataset], xr.DataArray]
+
+
+def compare(first: xr.DataTree, second: xr.DataTree, *, by: str | Measure = "auc") -> xr.DataTree:
+    """Compare independently trained networks of two results: first minus second.
+
+    The networks are paired by seed if both results come from the same data, the same split and the same seeds, since a
+    seed sets the initial weights and the order of the examples. Otherwise two groups of unrelated networks are
+    compared (Welch). The attribute `comparison` of the result says which, and why. For models of your own, the seeds
+    are only labels: give related models the same seed.
+
+    Args:
+        first, second: results from `run_study` or `load_results`, to compare each network that both have under the same
+            name and protocol. Or two nodes, such as `results["2-layer"]` and `results["3-layer"]`.
+        by: what is compared; measured for each network, and for random orders averaged over the orders.
+
+            - "auc": area under the curve in percent, over the steps that both have.
+            - "normalized_auc": as in `ja.statistics.normalized_auc`, over all steps of each scope; needs
+              `steps="all"`. A_all is the accuracy with the whole scope bias balanced, also for the fill "zero".
+            - "first_step_below:5": number of ablated neurons at which accuracy first lies 5 points below the intact
+              network, or another number of points. A curve that never lies so low within the K steps that both have
+              counts as K + 1, so the true difference can be larger.
+            - a function from the dataset of a network to an `xarray.DataArray` with the dimension `seed`, for your own
+              question. NaN and infinite values are left out.
+
+    Returns:
+        A tree with the networks that were compared, at the places that they have in the arguments; for two nodes, the
+        root. Each dataset has, over the scopes, orderings and fills that both networks have:
+
+        - `difference`: mean of first minus mean of second.
+        - `low`, `high`: ends of its 95% t-interval; NaN for fewer than two networks.
+        - `p_value`: of the two-sided t-test that the difference is 0.
+        - `p_holm`: corrected by Holm's method over all comparisons of the dataset. To ask one question, pass a function
+          that measures nothing else.
+        - `num_networks`: number of pairs, or of networks in the smaller of two unpaired groups.
+
+    Raises:
+        InputError: for arguments that are not results, have no network in common or nothing in common to compare, for
+            an unknown `by`, or for curves that end before the last neuron where "normalized_auc" needs them all.
+
+    Example:
+        >>> comparison = ja.compare(results["2-layer-12-10"], results["3-layer-10-8-9"])
+        >>> comparison.attrs["comparison"], comparison["difference"].dims
+        ('paired by seed', ('scope', 'ordering', 'fill'))
+        >>> both = results["2-layer-12-10"], results["published/2-layer-12-10"]
+        >>> ja.compare(*both, by=lambda network: network["single_damage"].mean("neuron"))["num_networks"].item()
+        2
+    """
+    points = _points(by)
+    runs = [_provenance(name, tree) for name, tree in (("first", first), ("second", second))]
+    networks, networks2 = (
+        {node.relative_to(tree): node.to_dataset() for node in tree.subtree if "accuracy" in node.data_vars}
+        for tree in (first, second)
+    )
+    common = [path for path in networks if path in networks2]
+    require(
+        len(common) > 0,
+        f"second: no network ({', '.join(networks2)}) has the name and protocol of one in the first "
+        f"({', '.join(networks)}); pass two nodes, such as results['2-layer'] and results['3-layer']",
+    )
+    differing = [name for name in runs[0] if runs[0][name] != runs[1][name]]
+    return xr.DataTree.from_dict(
+        {path: _compare(networks[path], networks2[path], differing, by, points) for path in common}
+    )
+
+
+def _points(by: object) -> float:
+    """Return the points of "first_step_below:POINTS", and NaN for every other valid `by`.
+
+    Raises:
+        InputError: for an unknown `by`.
+    """
+    if callable(by) or by in ("auc", "normalized_auc"):
+        return float("nan")
+    name, _, text = str(by).partition(":")
+    try:
+        points = float(text)
+    except ValueError:
+        points = 0.0
+    require(
+        name == "first_step_below" and 0 < points < 100,
+        f"by: unknown {by!r}; choose auc, normalized_auc, first_step_below:POINTS (above 0) or a function",
+    )
+    return points
+
+
+def _provenance(argument: str, tree: xr.DataTree) -> dict[str, object]:
+    """Return what two runs must share, in addition to the seeds, for their networks to be paired.
+
+    Raises:
+        InputError: unless the tree belongs to the results of a study.
+    """
+    # A node has no attributes of the run, and its root does.
+    attrs = tree.root.attrs if isinstance(tree, xr.DataTree) else {}
+    require(
+        {"dataset_sha256", "config"} <= set(attrs),
+        f"{argument}: expected results of a study or a node of them, such as results['3-layer'], got "
+        f"{type(tree).__name__} without checksums and settings",
+    )
+    return {"data": json.loads(attrs["dataset_sha256"]), "split seeds": json.loads(attrs["config"]).get("split_seed")}
+
+
+def _compare(
+    first: xr.Dataset, second: xr.Dataset, differing: list[str], by: str | Measure, points: float
+) -> xr.Dataset:
+    """Return the comparison of two networks; `differing` names what differs between their runs."""
+    if set(first["seed"].values) != set(second["seed"].values):
+        differing = [*differing, "seeds"]
+    # (scope, step): the steps that both networks have; an operation on two arrays keeps their common coordinates
+    shared = _steps(first) & _steps(second)
+    measured = [_values(network, by, points, shared) for network in (first, second)]
+    try:
+        values, values2 = xr.align(*measured, join="inner", exclude="seed")
+        values2 = values2.transpose(*values.dims)
+    except ValueError as error:
+        raise InputError(f"by: the values of the two networks have different dimensions ({error})") from None
+    require(values.size > 0, "second: it has no scope, ordering and fill of the first; compare other networks")
+    if differing:
+        estimated = unpaired_difference(values.values, values2.values)
+    else:
+        estimated = paired_difference(values.values, values2.sel(seed=values["seed"]).values)
+    low, high = estimated.interval()
+    p_value = np.asarray(estimated.p_value)
+    units = values.attrs.get("units", "1")
+    variables = {
+        "difference": (estimated.mean, "mean of the first minus mean of the second", units),
+        "low": (low, "lower end of the 95% t-interval of the difference", units),
+        "high": (high, "upper end of the 95% t-interval of the difference", units),
+        "p_value": (p_value, "p-value of the two-sided t-test that the difference is 0", "1"),
+        "p_holm": (holm(p_value.ravel()).reshape(p_value.shape), "p-value corrected by Holm's method", "1"),
+        "num_networks": (estimated.num_networks, "number of pairs, or of networks in the smaller group", "1"),
+    }
+    dims = values.dims[1:]
+    return xr.Dataset(
+        {
+            name: (dims, array, {"long_name": long_name, "units": units})
+            for name, (array, long_name, units) in variables.items()
+        },
+        coords={name: values[name] for name in dims if name in values.coords},
+        attrs={
+            "by": by if isinstance(by, str) else getattr(by, "__name__", repr(by)),
+            "comparison": f"unpaired (Welch): the {' and the '.join(differing)} differ"
+            if differing
+            else "paired by seed",
+        },
+    )
+
+
+def _steps(network: xr.Dataset) -> xr.DataArray:
+    """Return True for the steps of each scope, bool (scope, step); False after its last step."""
+    return network["accuracy"].notnull().all(("seed", "ordering", "fill"))
+
+
+def _values(network: xr.Dataset, by: str | Measure, points: float, shared: xr.DataArray) -> xr.DataArray:
+    """Return the values (seed, ...) that are compared, with random orders averaged and NaN for infinite values.
+
+    Raises:
+        InputError: if a function returns something else than an array with the dimension `seed`, or if curves are
+            incomplete.
+    """
+    curves = network["accuracy"].transpose(..., "step")
+    values = curves.isel(step=0, drop=True)
+    if callable(by):
+        values = by(network)
+        require(
+            isinstance(values, xr.DataArray) and values.sizes.get("seed") == network.sizes["seed"],
+            f"by: expected a DataArray with the dimension seed ({network.sizes['seed']}) from the function, got "
+            f"{type(values).__name__} {dict(getattr(values, 'sizes', {}))}",
+        )
+        values = values.astype(np.float64).assign_coords(seed=network["seed"])
+    elif by == "normalized_auc":
+        values = values.copy(data=normalized_auc(curves.values, _all_ablated(network, curves)))
+    else:
+        # `where` keeps the scopes and steps of `shared`
+        curves = curves.where(shared).transpose(..., "step")
+        values = curves.isel(step=0, drop=True)
+        if by == "auc":
+            values = values.copy(data=auc(curves.values)).assign_attrs(units="%")
+        else:
+            steps = first_step_below(curves.values, points)
+            after_last = np.isfinite(curves.values).sum(axis=-1)
+            values = values.copy(data=np.where(np.isfinite(steps), steps, after_last))
+    return _average_random(network, values.where(np.isfinite(values))).transpose("seed", ...)
+
+
+def _all_ablated(network: xr.Dataset, curves: xr.DataArray) -> np.ndarray:
+    """Return the accuracy with a whole scope ablated and bias balanced, as fractions that broadcast to the curves.
+
+    Raises:
+        InputError: unless the curves go on to the last neuron of every scope.
+    """
+    steps, layers = _steps(network).sum("step").values - 1, network["layer"].values
+    widths = [*(int((layers == layer).sum()) for layer in np.unique(layers)), len(layers)]
+    require(
+        steps.tolist() == widths,
+        f"by: normalized_auc needs curves to the last neuron of every scope, {widths} steps, got {steps.tolist()}; run "
+        "the study with steps='all'",
+    )
+    balanced = curves.sel(fill=[balanced_fill(network)])
+    # a scope's last step ablates all its neurons, so that it does not depend on the ordering
+    last = xr.DataArray(steps, dims="scope")
+    return balanced.isel(step=last).transpose(*curves.dims[:-1]).values
+
+
+def _average_random(network: xr.Dataset, values: xr.DataArray) -> xr.DataArray:
+    """Return the values with the mean over all random orderings as one ordering, "random"."""
+    if "ordering" not in values.dims:
+        return values
+    random = network["ordering"].values[network["ranking"].values == RANDOM]
+    values = values.drop_vars(("ranking", "direction"), errors="ignore")
+    names = [RANDOM if name in random else str(name) for name in values["ordering"].values]
+    # groups are sorted by name, so the order of the results is restored
+    return values.assign_coords(ordering=names).groupby("ordering").mean().sel(ordering=list(dict.fromkeys(names)))
