@@ -29,6 +29,7 @@ __all__ = [
     "exit_on_signal",
     "keep_compiled_programs",
     "one_sentence_errors",
+    "parse_steps",
     "print_error",
     "signals",
 ]
@@ -49,6 +50,16 @@ Cache = Annotated[bool, typer.Option(help="Reuse of compiled programs from ~/.ca
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No output except notes and errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Output as JSON, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Traceback in addition to the error's sentence.")]
+
+
+def parse_steps(text: str | int) -> int | str:
+    """Return the value of `--steps`: a number of at least 1, or "all"."""
+    # Typer passes the default value through here as well, hence the integer.
+    if text == "all":
+        return "all"
+    if not str(text).isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"expected a number of at least 1, or all, got {text}")
+    return int(text)
 
 
 def exit_on_signal() -> None:

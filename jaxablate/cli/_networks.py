@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from jaxablate.cli._console import Bars, Cache, DataDir, Devices, command, console, keep_compiled_programs
+from jaxablate.cli._console import (
+    Bars,
+    Cache,
+    DataDir,
+    Devices,
+    command,
+    console,
+    keep_compiled_programs,
+    parse_steps,
+)
 from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, initialize_distributed
 from jaxablate.cli._tables import accuracy_of, dataset_of, print_dataset, print_summary
 
@@ -41,8 +50,8 @@ Scores = Annotated[
         metavar="NAME",
         help="Score of a neuron: entropy, mutual_information, kl_selectivity (default: these), entropy_miller_madow, "
         "mutual_information_miller_madow, conditional_entropy, specific_information_CLASS, class_selectivity, "
-        "mean_activation, activation_variance, zero_fraction, incoming_norm, outgoing_norm, taylor, single_damage, "
-        "shapley; repeatable.",
+        "mean_activation, activation_variance, zero_fraction, incoming_norm, outgoing_norm, contribution_sd, taylor, "
+        "single_damage, shapley; repeatable.",
     ),
 ]
 ScoresInShort = Annotated[
@@ -125,10 +134,14 @@ def ablate(
             help="Output of ablated neurons in addition to zero and mean: median, class_mean, resample; repeatable.",
         ),
     ] = None,
+    # Any: Typer takes no union of types, and `parse_steps` returns a number or "all"
     steps: Annotated[
-        int | None,
+        Any,
         typer.Option(
-            min=1, metavar="N", help="Number of neurons to ablate; default: 80, or all of the smallest layer."
+            parser=parse_steps,
+            metavar="N|all",
+            help="Number of neurons to ablate, or all of every layer and of the network; default: 80, or the number of "
+            "the smallest layer.",
         ),
     ] = None,
     normalization: Annotated[

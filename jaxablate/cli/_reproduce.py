@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxablate.cli._console import Bars, Cache, DataDir, Devices, command, console, keep_compiled_programs
+from jaxablate.cli._console import (
+    Bars,
+    Cache,
+    DataDir,
+    Devices,
+    command,
+    console,
+    keep_compiled_programs,
+    parse_steps,
+)
 from jaxablate.cli._outputs import figure_folders, print_outputs, write_outputs
 from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, initialize_distributed
 
@@ -32,8 +41,9 @@ def reproduce(
         str,
         typer.Option(
             metavar="NAMES",
-            help="Protocols: paper (formulas), published (code), both, each (also every departure of the code), or "
-            "names joined by commas.",
+            help="Protocols: paper (formulas), published (code), both, departures (both, and every combination of the "
+            "code's departures), controls (both, with other orders of ties and of constant neurons), or names joined "
+            "by commas.",
         ),
     ] = "paper",
     random_orders: Annotated[
@@ -45,7 +55,15 @@ def reproduce(
             min=1, metavar="N", help="Random curves of the published protocol, with a new subset at each step."
         ),
     ] = 2,
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Number of neurons to ablate.")] = 80,
+    # Any: Typer takes no union of types, and `parse_steps` returns a number or "all"
+    steps: Annotated[
+        Any,
+        typer.Option(
+            parser=parse_steps,
+            metavar="N|all",
+            help="Number of neurons to ablate; all: every neuron of each layer, and of the network.",
+        ),
+    ] = 80,
     activation: Annotated[
         str, typer.Option(metavar="NAME", help="Activation function: sigmoid, relu, tanh or gelu.")
     ] = "sigmoid",
