@@ -248,7 +248,7 @@ def test_files_that_are_no_results(tmp_path, whole):
             ja.results.load_results(path)
     with h5py.File(path, "w") as file:
         file["images"] = np.ones(3)
-    with refused("expected format 'jaxablate results 3', got None"):
+    with refused("expected format 'jaxablate results 4', got None"):
         ja.results.load_results(path)
 
 

@@ -310,7 +310,7 @@ def test_bad_input(tmp_path, small_results):
     with raises_input_error("expected netCDF as jaxablate writes it, got an unreadable file"):
         ja.results.load_results(tmp_path / "text.nc")
     xr.Dataset({"a": 1}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
-    with raises_input_error("expected format 'jaxablate results 3', got None"):
+    with raises_input_error("expected format 'jaxablate results 4', got None"):
         ja.results.load_results(tmp_path / "other.nc")
     for change in ("variable", "attribute", "fill"):
         damaged = small_results.copy()
