@@ -1,10 +1,10 @@
-"""Compute how much information pairs of neurons have about the class, and how much of it each neuron has alone.
+"""Compute how much information pairs of neurons have about the class, and compare it with the damage of pairs.
 
 The joint counts of all pairs come from matrix products. X_c holds the codes of the examples of class c as one-hot
 columns [example, (neuron, code)]. Then X_c^T X_c holds the exact joint counts N[c, (i, t), (j, s)] of every pair of
 neurons i, j and codes t, s.
 
-Input: codes [example, neuron] of a layer and labels [example]; or damages [neuron, neuron].
+Input: codes [example, neuron] of a layer and labels [example]; damages [neuron, neuron]; or changes of logits.
 Output: one number for each pair of neurons [neuron, neuron], in nats for information.
 Memory: the one-hot columns of `BLOCK` examples and about five arrays of `CELLS` joint counts, for any number of neurons
     and examples. If one neuron has more than `CELLS` joint counts with all neurons, arrays of that size instead.
@@ -29,7 +29,7 @@ from jaxablate._checks import (
 )
 from jaxablate._typing import AnyArray, Codes, Labels, Scores
 
-__all__ = ["MantelTest", "PairInformation", "mantel_test", "pair_information", "super_additivity"]
+__all__ = ["MantelTest", "PairInformation", "loss_curvature", "mantel_test", "pair_information", "super_additivity"]
 
 Pairs = Float[AnyArray, "neuron neuron"]
 
@@ -63,8 +63,8 @@ class PairInformation:
     def redundancy(self) -> Pairs:
         """min(I(T_i;Y), I(T_j;Y)), float32 [neuron, neuron] in nats.
 
-        It depends only on the information of each neuron. It bounds what the two neurons share from above;
-        co-information shows whether they share it.
+        It depends only on the information of each neuron. It bounds from above what the two neurons share, and does
+        not show that they share any; a positive co-information shows it.
         """
         return jnp.minimum(self.single[:, None], self.single)
 
@@ -82,7 +82,8 @@ class PairInformation:
     def co_information(self) -> Pairs:
         """I(T_i;Y) + I(T_j;Y) - I(T_i,T_j;Y), float32 [neuron, neuron] in nats.
 
-        Positive if the neurons repeat each other. Negative if together they know more than the sum of their parts.
+        Positive only if the neurons share information. 0 or less does not exclude that they share some: synergy of
+        the same pair is subtracted. Negative if together they know more than the sum of their parts.
         """
         return self.redundancy - self.synergy
 
@@ -204,7 +205,7 @@ def _information(counts: Int32[AnyArray, "class row t neuron s"], sizes: Int32[A
     return jnp.maximum((n / total * jnp.log(ratio)).sum(axis=(0, 2, 4)), 0)
 
 
-def super_additivity(damage: Pairs) -> Pairs:
+def super_additivity(damage: Pairs) -> Float[np.ndarray, "neuron neuron"]:
     """Return how much worse it is to ablate two neurons together than each alone: D(i,j) - D(i) - D(j).
 
     Args:
@@ -213,8 +214,9 @@ def super_additivity(damage: Pairs) -> Pairs:
             For correct predictions: the intact number minus `pair_ablation`.
 
     Returns:
-        float64 [neuron, neuron] in the unit of the damage, 0 on the diagonal. Positive if one neuron compensates for
-        the loss of the other.
+        float64 [neuron, neuron] in the unit of the damage, 0 on the diagonal. It is positive if one neuron compensates
+        for the loss of the other. For a loss it is also positive if two ablations merely push the logits in similar
+        directions, because the cross-entropy is convex: see `loss_curvature`.
 
     Raises:
         InputError: if the matrix is not square, symmetric and finite.
@@ -230,12 +232,58 @@ def super_additivity(damage: Pairs) -> Pairs:
     return excess
 
 
+def loss_curvature(
+    logit_changes: Float[AnyArray, "neuron example class"], probabilities: Float[AnyArray, "example class"]
+) -> Float[np.ndarray, "neuron neuron"]:
+    """Return the super-additive damage of pairs that the curvature of the cross-entropy alone causes.
+
+    It is E[d_i^T (diag p - p p^T) d_j] over the examples. d_i is the change of the logits if neuron i alone is ablated,
+    and p is the intact prediction. diag p - p p^T is the second derivative of the cross-entropy with respect to the
+    logits, whatever the label. If the changes of two neurons add up, as in the last hidden layer, this is the
+    super-additivity of the loss to second order: neither neuron then compensates for the other.
+
+    Args:
+        logit_changes: [neuron, example, class], ablated minus intact logits.
+        probabilities: [example, class], the intact prediction, for example `jax.nn.softmax(logits)`.
+
+    Returns:
+        float64 [neuron, neuron] in nats, symmetric, with no negative eigenvalue. For batches of examples, average the
+        matrices with the numbers of examples as weights. Memory: two float64 arrays of the size of `logit_changes`.
+
+    Raises:
+        InputError: if the shapes do not fit, there is no example, numbers are not finite, or rows of probabilities do
+            not sum to 1.
+
+    Source: second-order Taylor expansion of the loss, as in LeCun, Denker and Solla 1989 (Optimal brain damage).
+
+    Example:
+        >>> changes = np.array([[[1.0, -1.0]], [[0.5, 0.5]]])  # the second neuron moves both logits alike
+        >>> ja.interactions.loss_curvature(changes, np.array([[0.5, 0.5]])).round(6).tolist()
+        [[1.0, 0.0], [0.0, 0.0]]
+    """
+    changes, p = np.asarray(logit_changes, np.float64), np.asarray(probabilities, np.float64)
+    require_shape("logit_changes", changes, (None, None, None), "neuron, example, class")
+    require_shape("probabilities", p, changes.shape[1:], "example, class")
+    require(p.size > 0, f"probabilities: expected at least one example and class, got shape {p.shape}")
+    require_finite("logit_changes", changes)
+    sums = p.sum(axis=1)
+    require(
+        bool((p >= 0).all() and (np.abs(sums - 1) < 1e-3).all()),
+        "probabilities: the rows are not distributions; apply a softmax to the logits",
+    )
+    # d_i^T (diag p - p p^T) d_j is the covariance of d_i and d_j under p. Centred changes need a single matrix product.
+    centred = changes - (changes * p).sum(axis=2, keepdims=True)
+    weighted = (centred * np.sqrt(p)).reshape(len(changes), -1)
+    return weighted @ weighted.T / len(p)
+
+
 @dataclass(frozen=True)
 class MantelTest:
     """A correlation between two matrices over pairs of neurons, with its permutation p-value.
 
     Attributes:
-        correlation: Spearman's correlation, in -1..1; NaN if one of the matrices is the same for all pairs.
+        correlation: Spearman's correlation, or partial correlation given a control, in -1..1. NaN if one of the
+            matrices is the same for all pairs, or ranks the pairs exactly as the control does.
         p_value: fraction of permutations with a correlation at least as strong, of either sign; the unpermuted
             matrices count as one of them. NaN if the correlation is NaN.
         num_permutations: number of permutations drawn.
@@ -246,17 +294,24 @@ class MantelTest:
     num_permutations: int
 
 
-def mantel_test(first: Pairs, second: Pairs, *, num_permutations: int = 9999, key: jax.Array) -> MantelTest:
-    """Test whether two properties of pairs of neurons are correlated (Spearman).
+def mantel_test(
+    first: Pairs, second: Pairs, *, control: Pairs | None = None, num_permutations: int = 9999, key: jax.Array
+) -> MantelTest:
+    """Test whether two properties of pairs of neurons are correlated (Spearman), also given a third property.
 
     Each neuron is in many pairs, so the pairs are not independent, and the usual p-value is far too small. The Mantel
     test permutes the neurons of one matrix (rows and columns together):
     p = (1 + #{|r_permuted| >= |r|}) / (1 + num_permutations).
 
+    With a control, the correlation is the partial one, (r_12 - r_1c r_2c) / sqrt((1 - r_1c^2)(1 - r_2c^2)). The test
+    then permutes the neurons of the residual that the ranks of `first` have after a linear regression on the ranks of
+    the control.
+
     Args:
         first: [neuron, neuron], symmetric, in any unit; the diagonal is ignored. For example
             `pair_information(...).co_information`.
         second: [neuron, neuron], symmetric, of the same neurons. For example `super_additivity(damage)`.
+        control: [neuron, neuron], symmetric, of the same neurons. For example `loss_curvature(...)`.
         num_permutations: number of permutations; the smallest possible p-value is 1 / (num_permutations + 1).
         key: a JAX random key; the same key draws the same permutations.
 
@@ -267,7 +322,8 @@ def mantel_test(first: Pairs, second: Pairs, *, num_permutations: int = 9999, ke
         InputError: if a matrix is not square, symmetric and finite, if the sizes differ, or if there are fewer than 3
             neurons or no permutations.
 
-    Source: Mantel 1967, Cancer Research 27, 209-220.
+    Source: Mantel 1967, Cancer Research 27, 209-220; Smouse, Long and Sokal 1986, Systematic Zoology 35, 627-632 (the
+        partial test); Legendre 2000, J. Statist. Comput. Simul. 67, 37-73 (its residuals).
 
     Example:
         >>> distance = abs(np.arange(8.0)[:, None] - np.arange(8))
@@ -275,18 +331,26 @@ def mantel_test(first: Pairs, second: Pairs, *, num_permutations: int = 9999, ke
         >>> round(test.correlation, 6), test.p_value < 0.01
         (1.0, True)
     """
-    matrices = [_symmetric_matrix("first", first), _symmetric_matrix("second", second)]
-    neurons = len(matrices[0])
-    require(len(matrices[1]) == neurons, f"second: expected {neurons} neurons as in the first, got {len(matrices[1])}")
+    named = {"first": first, "second": second} | ({} if control is None else {"control": control})
+    matrices = {name: _symmetric_matrix(name, matrix) for name, matrix in named.items()}
+    neurons = len(matrices["first"])
+    for name, matrix in matrices.items():
+        require(len(matrix) == neurons, f"{name}: expected {neurons} neurons as in the first, got {len(matrix)}")
     require(neurons >= 3, f"first: expected 3 neurons or more, got {neurons}")
     num_permutations = require_count("num_permutations", num_permutations)
-    a, b = (_standard_ranks(matrix) for matrix in matrices)
+    a, b, *controls = (_standard_ranks(matrix) for matrix in matrices.values())
+    for c in controls:
+        a, b = _residual(a, c), _residual(b, c)
     correlation = float((a * b).sum())
     if not np.isfinite(correlation):
         return MantelTest(float("nan"), float("nan"), num_permutations)
-    permuted = _permuted_correlations(
-        *(jnp.asarray(m, jnp.float32) for m in (a, b)), jax.random.split(key, num_permutations)
-    )
+    keys = jax.random.split(key, num_permutations)
+    permuted = np.asarray(_permuted_correlations(*_float32(a, b), keys))
+    for c in controls:
+        # A permuted residual correlates with the control again; b does not. Taking that part out of `a` leaves the
+        # product with b as it is and makes `a` shorter.
+        with_control = np.asarray(_permuted_correlations(*_float32(a, c), keys))
+        permuted = permuted / np.sqrt(np.maximum(1 - with_control**2, 1e-12))
     # The sums are float32: without the tolerance, a permutation that changes nothing might not count.
     as_strong = np.abs(permuted) >= abs(correlation) - 1e-5
     return MantelTest(correlation, float((1 + as_strong.sum()) / (1 + num_permutations)), num_permutations)
@@ -304,6 +368,17 @@ def _standard_ranks(matrix: np.ndarray) -> np.ndarray:
     standard[upper] = ranks / norm if norm > 0 else np.nan
     # Every pair is in both triangles, so the full sum of products would count it twice.
     return (standard + standard.T) / np.sqrt(2)
+
+
+def _residual(ranks: np.ndarray, control: np.ndarray) -> np.ndarray:
+    """Return standardized ranks without their part along the control's, standardized again; NaN if nothing remains."""
+    residual = ranks - (ranks * control).sum() * control
+    norm = np.sqrt((residual**2).sum())
+    return residual / (norm if norm > 1e-6 else np.nan)
+
+
+def _float32(*matrices: np.ndarray) -> list[jax.Array]:
+    return [jnp.asarray(matrix, jnp.float32) for matrix in matrices]
 
 
 @jax.jit

@@ -17,7 +17,7 @@ import jaxablate as ja
 from jaxablate import interactions
 from jaxablate.figures import draw_pair_information
 from jaxablate.figures._interactions import _by_clusters
-from jaxablate.interactions import mantel_test, pair_information, super_additivity
+from jaxablate.interactions import loss_curvature, mantel_test, pair_information, super_additivity
 
 LAYERS = [(2, 10, 700), (3, 4, 500), (8, 10, 1500)]  # codes, classes, examples
 
@@ -170,6 +170,45 @@ def test_super_additivity_of_a_network(small_model, mnist5k):
     np.testing.assert_array_equal(super_additive, super_additive.T)
 
 
+def test_curvature_by_hand():
+    random = np.random.default_rng(8)
+    changes, p = random.normal(size=(4, 7, 3)), random.dirichlet(np.ones(3), size=7)
+    expected = np.zeros((4, 4))
+    for i, j, e in np.ndindex(4, 4, 7):
+        hessian = np.diag(p[e]) - np.outer(p[e], p[e])
+        expected[i, j] += changes[i, e] @ hessian @ changes[j, e] / 7
+    np.testing.assert_allclose(loss_curvature(changes, p), expected, rtol=0, atol=1e-14)
+    parts = 3 * loss_curvature(changes[:, :3], p[:3]) + 4 * loss_curvature(changes[:, 3:], p[3:])
+    np.testing.assert_allclose(parts / 7, expected, rtol=0, atol=1e-14)
+    shifted = loss_curvature(changes + random.normal(size=(4, 7, 1)), p)  # a softmax does not see such a shift
+    np.testing.assert_allclose(shifted, expected, rtol=0, atol=1e-14)
+
+
+def test_small_changes_of_the_last_layer_are_super_additive_by_the_curvature(small_model, mnist5k):
+    """Where logits are linear in the activations, no neuron replaces another, and pairs are still super-additive."""
+    images, labels = mnist5k.test.images[:100], mnist5k.test.labels[:100]
+
+    def logits(*neurons: int, part: float) -> np.ndarray:
+        """The logits after these neurons of the last layer lost a part of their outputs."""
+        return logits64(small_model, images, ~np.isin(np.arange(27), neurons), scale=np.full(27, 1 - part))
+
+    def loss(*neurons: int, part: float) -> float:
+        return -special.log_softmax(logits(*neurons, part=part), axis=1)[np.arange(100), labels].mean()
+
+    p = special.softmax(logits(part=0), axis=1)
+    errors = []
+    for part in (0.02, 0.002):
+        changes = np.stack([logits(neuron, part=part) - logits(part=part) for neuron in range(18, 27)])
+        curvature = loss_curvature(changes, p)
+        damage = np.zeros((9, 9))
+        for i, j in itertools.combinations_with_replacement(range(9), 2):
+            damage[i, j] = damage[j, i] = loss(18 + i, 18 + j, part=part) - loss(part=part)
+        off = ~np.eye(9, dtype=bool)
+        errors.append(np.abs(super_additivity(damage) - curvature)[off].max() / np.abs(curvature[off]).max())
+    assert errors[0] < 0.05
+    assert errors[1] < 0.15 * errors[0]  # the expansion's next term is of third order
+
+
 def matrices(random: np.random.Generator, neurons: int) -> np.ndarray:
     """Return a symmetric matrix in which neurons, not pairs, explain half, as for damage and information."""
     per_neuron, noise = random.normal(size=neurons), random.normal(size=(neurons, neurons))
@@ -232,6 +271,55 @@ def test_mantel_keeps_its_level_where_the_plain_test_does_not():
         plainly += stats.spearmanr(first[upper], second[upper]).pvalue <= 0.05
     assert 1 <= rejected <= 22  # 10 expected; four standard deviations
     assert plainly > 30  # as many as that by believing the pairs independent
+
+
+def test_partial_mantel_correlation_and_p_value_equal_a_loop():
+    random = np.random.default_rng(6)
+    first, second, control = (np.round(matrices(random, 7), 1) for _ in range(3))
+    first, second = first + control, second + control
+    upper = np.triu_indices(7, k=1)
+
+    def partial(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> float:
+        ab, ac, bc = (np.corrcoef(x, y)[0, 1] for x, y in ((a, b), (a, c), (b, c)))
+        return (ab - ac * bc) / math.sqrt((1 - ac**2) * (1 - bc**2))
+
+    ranks = [stats.rankdata(matrix[upper]) for matrix in (first, second, control)]
+    slope, intercept = np.polyfit(ranks[2], ranks[0], 1)
+    residual = np.zeros((7, 7))
+    residual[upper] = ranks[0] - slope * ranks[2] - intercept
+    residual += residual.T
+    drawn = [np.asarray(jax.random.permutation(key, 7)) for key in jax.random.split(jax.random.key(6), 99)]
+    correlations = np.array([partial(residual[np.ix_(order, order)][upper], *ranks[1:]) for order in drawn])
+    test = mantel_test(first, second, control=control, num_permutations=99, key=jax.random.key(6))
+    assert test.correlation == pytest.approx(partial(*ranks), abs=1e-12)
+    expected = (1 + (np.abs(correlations) >= abs(test.correlation)).sum()) / 100
+    assert test.p_value == pytest.approx(expected, abs=1e-12)
+    assert 0.05 < expected < 0.95
+
+
+def test_partial_mantel_keeps_its_level_under_a_common_cause():
+    random = np.random.default_rng(7)
+    rejected, without_control = 0, 0
+    for key in jax.random.split(jax.random.key(7), 200):
+        control = matrices(random, 20)
+        first, second = matrices(random, 20) + control, matrices(random, 20) + control
+        rejected += mantel_test(first, second, control=control, num_permutations=199, key=key).p_value <= 0.05
+        without_control += mantel_test(first, second, num_permutations=199, key=key).p_value <= 0.05
+    assert 1 <= rejected <= 22  # 10 expected; four standard deviations
+    assert without_control > 150
+
+
+def test_partial_mantel_finds_what_the_control_does_not_explain():
+    random = np.random.default_rng(9)
+    first, control = matrices(random, 25), matrices(random, 25)
+    second = first + control + matrices(random, 25)
+    test = mantel_test(first, second, control=control, num_permutations=199, key=jax.random.key(9))
+    assert test.correlation > 0.5
+    assert test.p_value == pytest.approx(0.005)
+    for same in (first**3, np.ones((25, 25))):
+        test = mantel_test(first, second, control=same, num_permutations=9, key=jax.random.key(0))
+        assert math.isnan(test.correlation)
+        assert math.isnan(test.p_value)
 
 
 def test_mantel_finds_a_planted_correlation():
@@ -298,6 +386,18 @@ def test_bad_input():
         ("damage: expected a symmetric matrix, got differences of 3.0", lambda: super_additivity(bad)),
         ("second: expected finite numbers", lambda: mantel_test(good, np.full((3, 3), np.nan), key=key)),
         ("second: expected 3 neurons as in the first, got 4", lambda: mantel_test(good, np.zeros((4, 4)), key=key)),
+        (
+            "control: expected 3 neurons as in the first, got 2",
+            lambda: mantel_test(good, good, control=good[:2, :2], key=key),
+        ),
+        (r"logit_changes: expected shape \(any, any, any\)", lambda: loss_curvature(good, good)),
+        (r"probabilities: expected shape \(2, 3\)", lambda: loss_curvature(np.zeros((4, 2, 3)), good)),
+        ("logit_changes: expected finite", lambda: loss_curvature(np.full((4, 3, 3), np.nan), np.full((3, 3), 1 / 3))),
+        ("probabilities: expected at least one example", lambda: loss_curvature(np.zeros((4, 0, 3)), good[:0])),
+        (
+            "probabilities: the rows are not distributions; apply a softmax to the logits",
+            lambda: loss_curvature(np.zeros((4, 3, 3)), good),
+        ),
         ("first: expected 3 neurons or more, got 2", lambda: mantel_test(good[:2, :2], good[:2, :2], key=key)),
         ("num_permutations: expected at least 1, got 0", lambda: mantel_test(good, good, num_permutations=0, key=key)),
     ]

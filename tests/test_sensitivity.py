@@ -13,12 +13,13 @@ import pytest
 from helpers import logits64, raises_input_error, scores_of
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from networks import cnn_chain, in_evaluation
-from scipy import stats
+from scipy import special, stats
 from typer.testing import CliRunner
 
 import jaxablate as ja
 import jaxablate.cli
 from jaxablate.figures import draw_sensitivity
+from jaxablate.study import _redundancy
 from jaxablate.uncertainty import BiasWarning
 
 EDGES = {  # from one neuron's activations to the edges between its codes
@@ -326,21 +327,51 @@ def test_redundancy_equals_its_parts(models, mnist5k):
     codes = np.asarray(ja.quantizers.quantile(4).fit(layers[1])(layers[1]))
     pairs = ja.interactions.pair_information(codes, mnist5k.validation.labels, num_codes=4, num_classes=10)
 
-    def loss(*neurons) -> float:
+    def logits_without(*neurons) -> np.ndarray:
         keep = np.ones(27)
         keep[[10 + neuron for neuron in neurons]] = 0
-        logits = logits64(model, images, keep, np.zeros(27))
+        return logits64(model, images, keep, np.zeros(27))
+
+    def loss(*neurons) -> float:
+        logits = logits_without(*neurons)
         return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]))
 
     first, second = np.triu_indices(8, k=1)
     alone, intact = [loss(i) for i in range(8)], loss()
     together = [loss(i, j) - alone[i] - alone[j] + intact for i, j in zip(first, second, strict=True)]
+    p = special.softmax(logits_without(), axis=1)
+    changes = [logits_without(i) - logits_without() for i in range(8)]
+    curvature = [
+        np.mean([d @ (np.diag(q) - np.outer(q, q)) @ e for d, e, q in zip(changes[i], changes[j], p, strict=True)])
+        for i, j in zip(first, second, strict=True)
+    ]
+    here = tests.sel(network=1, scope="layer2")
+    of_curvature = stats.spearmanr(curvature, together).statistic
+    assert float(here["curvature_correlation"]) == pytest.approx(of_curvature, abs=1e-3)
     for name in ("redundancy", "synergy", "co_information"):
-        expected = stats.spearmanr(np.asarray(getattr(pairs, name))[first, second], together).statistic
-        assert float(tests["correlation"].sel(network=1, scope="layer2", quantity=name)) == pytest.approx(
-            expected, abs=1e-3
-        )
-    assert ((tests["p_value"] >= 0.01) & (tests["p_value"] <= 1)).all()
+        quantity = np.asarray(getattr(pairs, name))[first, second]
+        expected, shared = (stats.spearmanr(quantity, values).statistic for values in (together, curvature))
+        partial = (expected - shared * of_curvature) / np.sqrt((1 - shared**2) * (1 - of_curvature**2))
+        assert float(here["correlation"].sel(quantity=name)) == pytest.approx(expected, abs=1e-3)
+        assert float(here["partial_correlation"].sel(quantity=name)) == pytest.approx(partial, abs=5e-3)
+    for name in ("p_value", "partial_p_value"):
+        assert ((tests[name] >= 0.01) & (tests[name] <= 1)).all()
+
+
+@pytest.mark.parametrize("kind", ["mean", "class_mean"])
+def test_curvature_of_the_last_layer_by_hand(kind, small_model, mnist5k, monkeypatch):
+    """Its logits are linear in the activations: ablating neuron i adds (fill - h_i) times its weights."""
+    monkeypatch.setattr(_redundancy, "BATCH_SIZE", 300)  # the last of four batches is smaller
+    examples, validation = mnist5k.test, mnist5k.validation
+    fill = ja.compute_fill(small_model, kind, validation.images, validation.labels)
+    values = np.asarray(fill.tables[2])[examples.labels] if kind == "class_mean" else np.asarray(fill)[18:]
+    outputs = np.asarray(ja.record_activations(small_model, examples.images)[2], np.float64)
+    weights = np.asarray(small_model.stages[-1].weights[0], np.float64)
+    changes = (values - outputs).T[:, :, None] * weights[:, None]
+    p = special.softmax(logits64(small_model, examples.images), axis=1)
+    expected = np.einsum("iec,ec,jec->ij", changes, p, changes) - np.einsum("iec,ec,jed,ed->ij", changes, p, changes, p)
+    curvature = _redundancy._site_curvature(small_model, examples, fill, 2)
+    np.testing.assert_allclose(curvature, expected / len(examples), rtol=1e-4, atol=1e-8)
 
 
 def test_redundancy_says_what_is_wrong(models, mnist5k):

@@ -278,6 +278,7 @@ def sensitivity_results(
 
 def redundancy_results(
     tests: np.ndarray,
+    curvature_correlations: np.ndarray,
     *,
     scopes: Sequence[str],
     quantities: Sequence[str],
@@ -287,21 +288,27 @@ def redundancy_results(
     """Label the results of `redundancy_test`.
 
     Args:
-        tests: numbers [network, scope, quantity, 2]: correlation and p-value.
+        tests: numbers [network, scope, quantity, 2, 2]: correlation and p-value, first without, then with the control.
+        curvature_correlations: correlations [network, scope] of curvature and super-additivity.
         scopes: names of the layers or sites.
         quantities: names of the quantities of pairs.
         attrs: further attributes.
         source: where the data came from.
 
     Returns:
-        A dataset with the variables `correlation` and `p_value`.
+        A dataset with the variables `correlation`, `p_value`, `partial_correlation`, `partial_p_value` and
+        `curvature_correlation`.
     """
     dims = ("network", "scope", "quantity")
-    name = "Spearman correlation with the super-additivity of pair damage"
+    name, given = "Spearman correlation with the super-additivity of pair damage", "given the curvature of the loss"
+    test = "p-value of the Mantel test"
     return xr.Dataset(
         {
-            "correlation": _labelled(dims, tests[..., 0], name, "1"),
-            "p_value": _labelled(dims, tests[..., 1], "p-value of the Mantel test", "1"),
+            "correlation": _labelled(dims, tests[..., 0, 0], name, "1"),
+            "p_value": _labelled(dims, tests[..., 0, 1], test, "1"),
+            "partial_correlation": _labelled(dims, tests[..., 1, 0], f"{name}, {given}", "1"),
+            "partial_p_value": _labelled(dims, tests[..., 1, 1], f"{test}, {given}", "1"),
+            "curvature_correlation": _labelled(dims[:2], curvature_correlations, f"{name}: curvature of the loss", "1"),
         },
         coords={
             "network": _labelled("network", np.arange(len(tests)), "network"),
