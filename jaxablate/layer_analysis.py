@@ -11,7 +11,7 @@ import xarray as xr
 from jaxablate.results import NETWORK_SCOPE
 from jaxablate.statistics import estimate
 
-__all__ = ["damage_correlations", "layer_shares", "lost_predictions", "mean_and_interval"]
+__all__ = ["damage_correlations", "layer_shares", "mean_and_interval"]
 
 
 def layer_shares(network: xr.Dataset) -> xr.DataArray:
@@ -35,24 +35,6 @@ def layer_shares(network: xr.Dataset) -> xr.DataArray:
     in_layer = network["layer"].values[ablated.values][..., None] == layers  # [seed, ordering, rank, layer]
     shares = in_layer.cumsum(axis=2) / ablated["rank"].values[:, None]
     return xr.DataArray(shares, {**ablated.coords, "layer": layers}, (*ablated.dims, "layer"))
-
-
-def lost_predictions(network: xr.Dataset) -> np.ndarray:
-    """Return the number of correct predictions lost when only one neuron is ablated, with bias balancing.
-
-    Args:
-        network: a node of the results, `results["3-layer"].to_dataset()`.
-
-    Returns:
-        Integers [seed, neuron]; negative if the ablation corrects more predictions than it breaks.
-
-    Example:
-        >>> ja.layer_analysis.lost_predictions(results["3-layer-10-8-9"].to_dataset()).shape
-        (2, 27)
-    """
-    # step 0 ablates nothing, so every scope, ordering and fill has the same count there
-    intact = network["correct"].isel(step=0, ordering=0, fill=0, scope=0).values
-    return intact[:, None] - network["single_correct"].values
 
 
 def damage_correlations(network: xr.Dataset) -> xr.DataArray:

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from helpers import logits64
+from scipy import special, stats
 
 import jaxablate as ja
 
@@ -31,10 +32,23 @@ def test_fresh_subsets_have_no_order_to_share_out(small_results):
     }
 
 
+def test_single_damage_is_the_rise_of_the_loss(node, small_model, mnist5k):
+    images, labels = mnist5k.test.images, mnist5k.test.labels
+    fill = np.concatenate(
+        [layer.mean(axis=0) for layer in ja.record_activations(small_model, mnist5k.validation.images)]
+    )
+
+    def loss(keep: np.ndarray) -> float:
+        log_p = special.log_softmax(logits64(small_model, images, keep, fill), axis=1)
+        return -log_p[np.arange(len(labels)), labels].mean()
+
+    expected = [loss(np.arange(27) != neuron) - loss(np.ones(27)) for neuron in range(27)]
+    np.testing.assert_allclose(node["single_damage"].values[0], expected, rtol=0, atol=2e-6)
+
+
 def test_correlations_equal_ranked_pearson(node):
     correlations = ja.layer_analysis.damage_correlations(node)
-    intact = node["correct"].values[:, 0, 0, 0, 0]
-    damage = intact[:, None] - node["single_correct"].values
+    damage = node["single_damage"].values
     for i, (start, stop) in enumerate(((0, 10), (10, 18), (18, 27), (0, 27))):
         for j, metric in enumerate(ja.metrics.METRICS):
             ranks = [stats.rankdata(a[1, start:stop]) for a in (node["scores"].sel(score=metric).values, damage)]
@@ -45,9 +59,9 @@ def test_undefined_scores_and_ties(node):
     changed = node.copy(deep=True)
     changed["scores"].values[0, 0, :3] = np.nan
     changed["scores"].values[0, 1, :10] = 0.25
-    changed["single_correct"].values[1, 10:18] = 7
+    changed["single_damage"].values[1, 10:18] = 7
     correlations = ja.layer_analysis.damage_correlations(changed)
-    damage = (node["correct"].values[0, 0, 0, 0, 0] - node["single_correct"].values[0])[3:10]
+    damage = node["single_damage"].values[0, 3:10]
     ranks = stats.rankdata(node["scores"].values[0, 0, 3:10]), stats.rankdata(damage)
     assert correlations.values[0, 0, 0] == pytest.approx(np.corrcoef(*ranks)[0, 1])
     assert np.isnan(correlations.values[0, 1, 0]), "all scores equal"

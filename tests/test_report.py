@@ -30,7 +30,7 @@ QUESTIONS = [
     "Does bias balancing soften the damage?",
     "Does the ranking matter within a layer?",
     "And over the whole network?",
-    "Does a score predict the loss of one neuron?",
+    "Does a score predict the damage of one neuron?",
     "Which neurons are the most and the least informative?",
     "The numbers",
     "Origin of these results, and how to compute them again",
@@ -200,10 +200,10 @@ def test_neurons_are_the_extremes_of_each_layer(page, small_results):
     assert f"{scores.max():.4f}" in next(row for row in layer_rows if "1 of 8" in row)
     assert f"{scores.min():.4f}" in next(row for row in layer_rows if "8 of 8" in row)
     neuron = 10 + int(scores.argmax())
-    lost = (int(network["correct"][0, 0, 0, 0]) - int(network["single_correct"][neuron])) / 10  # of 1,000, in percent
+    damage = 1000 * float(network["single_damage"][neuron])
     first = next(row for row in layer_rows if "1 of 8" in row)
     assert f"layer2/{scores.argmax()}, id {neuron} " in first.replace("class", " ")
-    assert first.endswith(f"{lost:+.2f}")
+    assert first.endswith(f"{damage:+.2f}")
     counts = network["joint_counts"].values[neuron]
     share = 100 * counts[4, 1] / counts[4].sum()
     assert f"class 4: {share:.1f}%" in page.texts["title"]

@@ -28,7 +28,6 @@ from jaxablate.charts import (
     short_name,
     training_chart,
 )
-from jaxablate.layer_analysis import lost_predictions
 from jaxablate.protocols import DEPARTURES, PAPER, PUBLISHED
 from jaxablate.report._pictures import picture, weights_of
 from jaxablate.results import NETWORK_SCOPE, balanced_fill, protocols_of, select_protocol, summarize
@@ -138,10 +137,10 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
             ],
         ),
         Section(
-            "Does a score predict the loss of one neuron?",
-            "Spearman's correlation of the score and the test predictions lost if that neuron alone is ablated, bias "
-            "balanced. A value near 0 means that the score does not predict this loss. Ablating a redundant neuron "
-            "alone costs nothing, so that a small loss does not prove a neuron unimportant.",
+            "Does a score predict the damage of one neuron?",
+            "Spearman's correlation of the score and the rise of the test loss if that neuron alone is ablated, bias "
+            "balanced. A value near 0 means that the score does not predict this damage. Ablating a redundant neuron "
+            "alone costs nothing, so that little damage does not prove a neuron unimportant.",
             tables=[_correlations(name, network) for name, network in networks],
         ),
         Section(
@@ -150,8 +149,8 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
             "library, orders and masks use these ids, or the number within the layer together with site=. Bars: "
             f"{_describe_bars(networks[0][1])}. Pictures: incoming weights, scaled for each neuron, "
             "violet above 0 and orange below; after the first layer they are products of the layers' weights, as if "
-            "the layers between were linear. Points lost alone: test accuracy lost if only that neuron is ablated, "
-            "bias balanced.",
+            "the layers between were linear. Damage alone: rise of the test loss if only that neuron is ablated, bias "
+            "balanced, in thousandths of a nat (mnat).",
             neurons=[
                 {"title": f"{name} network, seed {int(network['seed'][0])}", **_neurons(network, models.get(name))}
                 for name, network in networks
@@ -241,7 +240,7 @@ def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
     codes = np.arange(counts.shape[2]) / max(counts.shape[2] - 1, 1)
     totals = counts.sum(axis=2)
     profiles = np.where(totals > 0, counts @ codes / np.maximum(totals, 1), np.nan)
-    points = 100 * lost_predictions(network)[0] / network.attrs["num_test_examples"]
+    damage = 1000 * first["single_damage"].values
     weights = None if model is None else weights_of(model)
     layers, ranking, rows = first["layer"].values, scores[metrics.index(by)], []
     for i, site in enumerate(layers_of(network)):
@@ -261,7 +260,7 @@ def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
                     "rank": f"{rank + 1} of {len(ranked)}",
                     "neuron": f"{site}/{neuron - members[0]}, id {neuron}",
                     "scores": [f"{score:.4f}" if score == score else "undefined" for score in scores[:, neuron]],
-                    "damage": f"{points[neuron]:+.2f}",
+                    "damage": f"{damage[neuron]:+.2f}",
                     "profile": [(c, round(float(share), 3)) for c, share in enumerate(profiles[neuron])],
                     "picture": None if weights is None else picture(weights[i][neuron - members[0]]),
                 }
