@@ -165,7 +165,8 @@ def unpaired_difference(first: Values, second: Float[np.ndarray, "network2 ..."]
         (1.5, 2)
     """
     (mean, variance, number), (mean2, variance2, number2) = _moments("first", first), _moments("second", second)
-    require(mean.shape == mean2.shape, f"second: expected shape [network, {mean.shape}], got {np.shape(second)}")
+    expected = ", ".join(["network", *map(str, mean.shape)])
+    require(mean.shape == mean2.shape, f"second: expected shape [{expected}], got {np.shape(second)}")
     squares, squares2 = variance / np.maximum(number, 1), variance2 / np.maximum(number2, 1)
     total = squares + squares2
     # the degrees of freedom of Welch and Satterthwaite; without any variance they do not matter
@@ -306,7 +307,7 @@ def auc(accuracy: Float[np.ndarray, "*curve step"]) -> Numbers:
 
 
 def normalized_auc(
-    accuracy: Float[np.ndarray, "*curve step"], all_ablated: Float[np.ndarray, "*curve"] | float | None = None
+    accuracy: Float[np.ndarray, "*curve step"], all_ablated: Numbers | float | None = None
 ) -> Numbers:
     """Return the area under curves of different scopes on one scale: 1 for no loss, 0 for the loss of the whole scope.
 
@@ -316,8 +317,8 @@ def normalized_auc(
     Args:
         accuracy: fractions [..., step] over all steps of each scope, the intact network first; NaN marks steps after
             the last neuron.
-        all_ablated: A_all as fractions [...]; None takes the last step of each curve. To compare fills, pass the same
-            A_all for all of them, for example that of bias balancing.
+        all_ablated: A_all as fractions that broadcast to [...]; None takes the last step of each curve. To compare
+            fills, pass the same A_all for all of them, for example that of bias balancing.
 
     Returns:
         float64 [...]; NaN if A_0 - A_all is less than 1 accuracy point.
