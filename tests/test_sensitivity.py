@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+import xarray as xr
 from helpers import logits64, raises_input_error, scores_of
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from networks import cnn_chain, in_evaluation
@@ -264,6 +265,56 @@ def test_the_figure_draws_the_numbers(sensitivity):
     texts = [text.get_text() for text in figure.texts]
     assert "a title" in texts
     assert any("first quantizer (stars): activation; 5 neurons ablated, fill: mean; 2 networks" in t for t in texts)
+
+
+def judged(
+    noise: np.ndarray, *means: float, score: str = "mutual_information", names: tuple[str, ...] = ()
+) -> ja.study.QuantizerComparison:
+    """Judge differences of AUC: the noise [network, 1 or quantizer] plus a mean for each quantizer."""
+    differences = noise + np.array(means)
+    auc = np.stack([80 + differences, np.full(differences.shape, 80.0)], axis=-1)[:, None, None]
+    dims = ("network", "scope", "score", "quantizer", "direction")
+    names = names or ("activation", *(f"uniform:{j}:0:1" for j in range(1, len(means))))
+    coords = {"scope": ["layer1"], "score": [score], "quantizer": list(names), "direction": ["low", "high"]}
+    (comparison,) = ja.study.compare_quantizers(xr.Dataset({"auc": (dims, auc)}, coords=coords))
+    return comparison
+
+
+def test_quantizers_are_compared_by_corrected_tests():
+    noise = np.array([-1.0, -0.5, 0.0, 0.5, 1.0, 0.2, -0.2])[:, None]
+    comparison = judged(noise, 3, 2, -4)
+    assert (comparison.scope, comparison.score, comparison.verdict) == ("layer1", "mutual_information", "reversed")
+    assert comparison.reversed_by == ("uniform:2:0:1",)
+    np.testing.assert_allclose(comparison.difference.mean, [3, 2, -4])
+    p = [stats.ttest_1samp(noise[:, 0] + mean, 0).pvalue for mean in (3, 2, -4)]
+    np.testing.assert_allclose(comparison.p_holm, [p[0], p[1], 2 * p[2]])
+    assert judged(noise, -3, -2, -4).verdict == "kept"
+    assert judged(noise, 3, 0.1, 4).verdict == "undecided"
+    assert judged(noise, 0.1, 2, -4).verdict == "no direction"
+    assert judged(noise[:4], 3, 2, -4).verdict == "not judged"
+    weak = -2.8 * noise.std(ddof=1) / 7**0.5  # p = 0.03: significant alone, but not as one of three
+    assert judged(noise, 3, weak).verdict == "reversed"
+    assert judged(noise, 3, weak, 0, 0).verdict == "undecided"
+
+
+def test_equally_frequent_codes_have_no_entropy_to_compare():
+    noise, names = np.linspace(-1, 1, 6)[:, None], ("activation", "quantile:4", "uniform:4:0:1")
+    assert judged(noise, 3, -3, 3, score="entropy", names=names).verdict == "kept"
+    assert judged(noise, 3, -3, 3, names=names).verdict == "reversed"
+    assert judged(noise, 3, -3, score="entropy", names=names[:2]).verdict == "not judged"
+
+
+def test_false_reversals_are_rare():
+    """Nine quantizers without any direction: one is reversed by chance in 2.5% of the sweeps, uncorrected in 20%."""
+    random = np.random.default_rng(0)
+    verdicts, uncorrected = [], 0
+    for _ in range(1000):
+        noise = random.normal(size=(10, 10))
+        verdicts.append(judged(noise, 10, *[0] * 9).verdict)
+        others = noise[:, 1:]
+        uncorrected += (stats.ttest_1samp(others, 0).pvalue[others.mean(axis=0) < 0] < 0.05).any()
+    assert verdicts.count("reversed") <= 45  # 25 expected; four standard deviations
+    assert uncorrected > 150
 
 
 def test_sensitivity_says_what_is_wrong(models, mnist5k):

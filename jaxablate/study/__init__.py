@@ -10,13 +10,15 @@ from jaxablate.study._prune import PrunedRow, PruningComparison, prune_by_score
 from jaxablate.study._redundancy import redundancy_test
 from jaxablate.study._run import run_study
 from jaxablate.study._scores import score_neurons
-from jaxablate.study._sensitivity import quantizer_sensitivity
+from jaxablate.study._sensitivity import QuantizerComparison, compare_quantizers, quantizer_sensitivity
 
 __all__ = [
     "OnProgress",
     "PrunedRow",
     "PruningComparison",
+    "QuantizerComparison",
     "StudyConfig",
+    "compare_quantizers",
     "network_name",
     "prune_by_score",
     "quantizer_sensitivity",

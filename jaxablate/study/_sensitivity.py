@@ -1,11 +1,12 @@
 """Test whether a result depends on the quantizer.
 
 Input: networks, a dataset and quantizers.
-Output: correlations of scores, and areas under the curves, under each quantizer.
+Output: correlations of scores, and areas under the curves, under each quantizer; verdicts on their direction.
 """
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
@@ -13,6 +14,8 @@ import xarray as xr
 from jaxablate._checks import require, require_different, require_known
 from jaxablate.ablation import cumulative_ablation
 from jaxablate.activations import compute_fill
+from jaxablate.claims import NOT_JUDGED, UNDECIDED
+from jaxablate.claims._statistics import FEWEST_NETWORKS, LEVEL
 from jaxablate.datasets import Dataset
 from jaxablate.layer_analysis import spearman
 from jaxablate.metrics import METRICS
@@ -20,11 +23,13 @@ from jaxablate.models import Model
 from jaxablate.orders import DIRECTIONS, ablation_order
 from jaxablate.results import NETWORK_SCOPE, sensitivity_results
 from jaxablate.scores import compute_score, get_score
+from jaxablate.statistics import Estimate, holm, paired_difference
 from jaxablate.study._config import require_steps
 from jaxablate.study._networks import OnProgress, no_progress
 from jaxablate.study._scores import PLAIN_FILLS, evidence_of, networks_of_one_architecture, quantizer_of
 
 QUANTIZERS = ("activation", *(f"quantile:{bins}" for bins in (2, 4, 8, 16, 32)))
+KEPT, REVERSED, NO_DIRECTION = "kept", "reversed", "no direction"
 
 
 def quantizer_sensitivity(
@@ -125,3 +130,75 @@ def quantizer_sensitivity(
         attrs={"fill": fill, "steps": steps, "num_test_examples": len(data.test)},
         source=data.source,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizerComparison:
+    """Hold the direction of ablation that costs less, under each quantizer, for one scope and score.
+
+    Attributes:
+        scope, score: names as in `quantizer_sensitivity`.
+        quantizers: names of the quantizers; the first one is the reference.
+        difference: AUC with low values first minus AUC with high values first, in accuracy points, paired within
+            networks: an `Estimate` [quantizer]. NaN where all neurons score the same.
+        p_holm: float64 [quantizer], p-values of two-sided t-tests against 0, corrected by Holm's method over all
+            quantizers but the first. The first one's is not corrected. NaN for fewer than five networks.
+        verdict: "no direction" if the first quantizer shows none (p < 0.05). "reversed" if another quantizer shows the
+            opposite direction (p_holm < 0.05). "kept" if all others show the same direction (raw p < 0.05 suffices,
+            because all must). Otherwise "undecided"; "not judged" for fewer than five networks.
+        reversed_by: names of the quantizers that show the opposite direction.
+    """
+
+    scope: str
+    score: str
+    quantizers: tuple[str, ...]
+    difference: Estimate
+    p_holm: np.ndarray
+    verdict: str
+    reversed_by: tuple[str, ...]
+
+
+def compare_quantizers(sensitivity: xr.Dataset) -> list[QuantizerComparison]:
+    """Judge for each scope and score whether the direction of ablation that costs less depends on the quantizer.
+
+    With many quantizers, one of them may show the opposite direction by chance. "reversed" is therefore corrected for
+    the number of quantizers compared with the first one. Nothing is corrected across scopes and scores.
+
+    Args:
+        sensitivity: from `quantizer_sensitivity`, on five or more networks.
+
+    Returns:
+        One `QuantizerComparison` for each scope and score. Entropy under a "quantile" quantizer is left out (NaN):
+        equally frequent codes have the same entropy in every neuron, up to rounding.
+
+    Source: Holm (1979) for "reversed"; Berger (1982), intersection-union tests, for "kept".
+
+    Example:
+        >>> data, model = ja.load_dataset("mnist5k"), ja.MLP(784, (5,), 10, rngs=nnx.Rngs(0))
+        >>> results = ja.study.quantizer_sensitivity(model, data, ("activation", "quantile:4"), scores=("entropy",))
+        >>> [comparison.verdict for comparison in ja.study.compare_quantizers(results)]
+        ['not judged', 'not judged']
+    """
+    quantizers = tuple(map(str, sensitivity["quantizer"].values))
+    comparisons = []
+    for scope, score in itertools.product(map(str, sensitivity["scope"].values), map(str, sensitivity["score"].values)):
+        areas = sensitivity["auc"].sel(scope=scope, score=score).transpose("direction", "network", "quantizer")
+        low, high = (areas.sel(direction=direction).values for direction in DIRECTIONS)
+        ranks_nothing = [score.startswith("entropy") and name.startswith("quantile") for name in quantizers]
+        difference = paired_difference(np.where(ranks_nothing, np.nan, low), high)
+        p_values = np.where(difference.num_networks >= FEWEST_NETWORKS, difference.p_value, np.nan)
+        p_holm = np.concatenate([p_values[:1], holm(p_values[1:])])
+        compared = np.isfinite(p_values[1:])
+        same = np.sign(difference.mean[1:]) == np.sign(difference.mean[0])
+        reversals = compared & ~same & (p_holm[1:] < LEVEL)
+        if np.isnan(p_values[0]) or not compared.any():
+            verdict = NOT_JUDGED
+        elif p_values[0] >= LEVEL:
+            verdict = NO_DIRECTION
+        elif reversals.any():
+            verdict = REVERSED
+        else:
+            verdict = KEPT if (same & (p_values[1:] < LEVEL))[compared].all() else UNDECIDED
+        reversed_by = tuple(itertools.compress(quantizers[1:], reversals)) if verdict == REVERSED else ()
+        comparisons.append(QuantizerComparison(scope, score, quantizers, difference, p_holm, verdict, reversed_by))
+    return comparisons
