@@ -94,8 +94,9 @@ def pair_information(codes: Codes, labels: Labels, *, num_codes: int, num_classe
     I(T_i,T_j;Y) = sum_{c,t,s} P(c,t,s) log(P(c,t,s) / (P(c) P(t,s))), a plug-in estimate from exact counts. All other
     quantities follow from it, because I(T_i,T_i;Y) = I(T_i;Y). If you need only a few neurons, pass their columns.
 
-    The plug-in estimate is too high by about (K-1)(C-1)/2N nats, where K is the number of code pairs that occur and C
-    the number of classes. Pairs have more codes than single neurons, so synergy contains the difference of the biases.
+    With many examples for each code pair and class, the plug-in estimate is too high by about (K-1)(C-1)/2N nats, where
+    K is the number of code pairs that occur and C the number of classes. Pairs have more codes than single neurons, so
+    synergy contains the difference of the biases.
 
     Args:
         codes: integers [example, neuron] in 0..num_codes-1, of one layer or several.

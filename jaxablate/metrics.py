@@ -4,7 +4,8 @@ All metrics are plug-in estimates: they use the joint frequencies P(c, t) = N[c,
 0 log 0 = 0. A neuron that never changes its code scores 0. A class without examples is left out.
 
 From few examples a plug-in entropy is too low and a plug-in mutual information too high. The estimator "miller_madow"
-removes the first-order bias. Metrics also work inside `jax.jit`, where counts are not checked.
+removes the first-order bias, which is not all of it if many (code, class) pairs have few examples. Metrics also work
+inside `jax.jit`, where counts are not checked.
 
 Input: counts, integers [neuron, class, code].
 Output: scores, float32 [neuron] in nats.
@@ -97,7 +98,10 @@ def mutual_information(counts: Counts, *, estimator: Estimator = "plugin") -> Sc
 def kl_selectivity(counts: Counts) -> Scores:
     """Return the KL selectivity, max_c D_KL(P(T | Y=c) || P(T)) over the classes that have examples.
 
-    It is the largest `specific_information` of the neuron.
+    It is the largest `specific_information` of the neuron, the specific surprise of one class. It is not the
+    information that the code has about one class. It lies in 0..-log P(c) for the class c that attains the maximum, so
+    it can exceed the entropy of the code. As a maximum it has a larger bias than mutual information: 3.7 times as much
+    for one bit, ten equally frequent classes, 10,000 examples and a neuron without information.
 
     Args:
         counts: integers [neuron, class, code], from `joint_histogram`.
@@ -118,9 +122,10 @@ def kl_selectivity(counts: Counts) -> Scores:
 
 
 def specific_information(counts: Counts) -> Float[AnyArray, "neuron class"]:
-    """Return the information of the code about each class, D_KL(P(T | Y=c) || P(T)).
+    """Return the specific surprise of each class, D_KL(P(T | Y=c) || P(T)).
 
-    The maximum over the classes is `kl_selectivity`; the mean weighted by P(c) is `mutual_information`.
+    It is how far the codes of a class differ from all codes, in 0..-log P(c). The maximum over the classes is
+    `kl_selectivity`; the mean weighted by P(c) is `mutual_information`.
 
     Args:
         counts: integers [neuron, class, code], from `joint_histogram`.
@@ -144,8 +149,9 @@ def predicted_bias(counts: Counts) -> Scores:
     """Return the expected excess of plug-in mutual information over the truth, to first order in 1 / N.
 
     The excess is (K_TY - K_T - K_Y + 1) / (2 N). K_TY, K_T and K_Y are the numbers of (code, class) pairs, codes and
-    classes that occur. If all pairs occur, it is (K_T - 1)(K_Y - 1) / (2 N). A neuron without information about the
-    class scores this much on average.
+    classes that occur. If all pairs occur, it is (K_T - 1)(K_Y - 1) / (2 N). With many examples for each pair, a neuron
+    without information about the class scores this much on average. With few examples it scores more: 0.33 nats for 500
+    examples, 32 codes and 10 classes, where this formula gives 0.21 nats for the pairs that occur.
 
     Args:
         counts: integers [neuron, class, code], from `joint_histogram`.

@@ -277,7 +277,7 @@ SCORES: dict[str, Score] = {
 - `incoming_norm`, `outgoing_norm`: of the weights; only for chains.
 - `contribution_sd`: standard deviation of the activation times the norm of the outgoing weights; only for chains.
 - `taylor`: mean |a dL/da| (Molchanov et al., 2017).
-- `single_damage`: rise of the loss in nats if the neuron alone is ablated to its mean.
+- `single_damage`: rise of the loss in nats if the neuron alone is ablated to its mean; no bound on its importance.
 - `shapley`: Shapley value of the loss in nats, from 20 permutations of the whole network.
 """
 
@@ -291,7 +291,7 @@ def get_score(name: str) -> Score:
     """Return the score with this name.
 
     Args:
-        name: one of `SCORES`, or `specific_information_C`: the information about class C in nats, as in
+        name: one of `SCORES`, or `specific_information_C`: the specific surprise of class C in nats, as in
             `ja.metrics.specific_information`.
 
     Returns:

@@ -20,7 +20,7 @@ def draw_pair_information(pairs: PairInformation, *, arranged: str = "informatio
     Args:
         pairs: from `ja.interactions.pair_information`.
         arranged: order of the neurons: "information" puts the most informative first; "clusters" puts neurons next to
-            each other that share information (average linkage on co-information).
+            each other whose co-information is large (average linkage).
         title: title above the maps.
 
     Returns:

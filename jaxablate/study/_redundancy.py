@@ -48,11 +48,10 @@ def redundancy_test(
     test split when a pair is ablated. The damage is super-additive if it is larger than the sum of the damages of the
     two neurons, each ablated alone. This is expected if either neuron can replace the other.
 
-    It is also expected without any replacement. In the last hidden layer the changes of the logits add up, and the
-    damage is super-additive because the loss is convex (`ja.interactions.loss_curvature`). The partial correlations
-    take this curvature out; a correlation without this control is no evidence of replacement. If curvature and
-    super-additivity rank the pairs almost alike, nearly nothing is left to explain: the partial correlations then
-    describe a remainder of third order.
+    It is also expected without any replacement, because the loss is convex (`ja.interactions.loss_curvature`). The
+    partial correlations take this curvature out; a correlation without this control is no evidence of replacement. In
+    the last hidden layer the changes of the logits always add up, if a linear map follows. What the curvature leaves
+    there is the third and higher order of the loss, so that no correlation in this layer shows replacement.
 
     Args:
         models: one or more networks of one architecture; they are evaluated in evaluation mode.
