@@ -430,3 +430,31 @@ def test_uncertainty_says_what_is_wrong():
         interval(codes, labels[:3], num_codes=2, num_classes=2)
     with raises_input_error("level: expected a number between 0 and 1, got 0"):
         null(codes, labels, num_codes=2, num_classes=2, num_shuffles=9).fraction_not_significant(0)
+
+
+def counts_without_information(examples: int, num_codes: int, sets: int) -> np.ndarray:
+    """Counts [set, class, code] of uniform codes that do not depend on ten classes of equal size."""
+    random = np.random.default_rng(0)
+    return random.multinomial(examples // 10, np.full(num_codes, 1 / num_codes), size=(sets, 10)).astype(np.int32)
+
+
+def test_kl_selectivity_has_several_times_the_bias_of_information():
+    counts = counts_without_information(10_000, 2, 4000)
+    metrics = ja.mutual_information, ja.kl_selectivity
+    information, selectivity = (np.mean(np.asarray(metric(counts))) for metric in metrics)
+    assert information == pytest.approx(0.00045, rel=0.05)
+    assert selectivity / information == pytest.approx(3.7, abs=0.2)
+
+
+def test_the_first_order_bias_fails_for_few_examples():
+    counts = counts_without_information(500, 32, 500)
+    assert np.mean(np.asarray(ja.mutual_information(counts))) == pytest.approx(0.329, abs=0.005)
+    assert np.mean(np.asarray(ja.metrics.predicted_bias(counts))) == pytest.approx(0.214, abs=0.005)
+    assert (counts > 0).sum(axis=(1, 2)).mean() == pytest.approx(255, abs=2)
+
+
+def test_specific_surprise_reaches_the_surprise_of_its_class():
+    """One bit that fires for the rarest class only: more than the entropy of the bit, and than any code's log 2."""
+    counts = np.array([[[0, 10], [30, 0], [60, 0]]], np.int32)
+    assert float(ja.kl_selectivity(counts)[0]) == pytest.approx(math.log(10), abs=1e-6)
+    assert float(ja.entropy(counts)[0]) < math.log(2)
