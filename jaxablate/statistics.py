@@ -98,7 +98,8 @@ def estimate(values: Values) -> Estimate:
     """Estimate the mean over networks.
 
     Args:
-        values: float [network, ...], in any unit; NaN marks a network that does not define the value and is left out.
+        values: float [network, ...], in any unit. NaN marks a network that does not define the value; NaN and infinity
+            are left out.
 
     Returns:
         An `Estimate` [...].
@@ -122,7 +123,7 @@ def paired_difference(first: Values, second: Values) -> Estimate:
     split. It removes the variation between networks.
 
     Args:
-        first, second: float [network, ...], of the same shape and unit. A pair with a NaN is left out.
+        first, second: float [network, ...], of the same shape and unit. A pair with NaN or infinity is left out.
 
     Returns:
         An `Estimate` [...].
@@ -141,14 +142,16 @@ def paired_difference(first: Values, second: Values) -> Estimate:
         f"second: expected shape {first.shape} as in the first, got {second.shape}; for other networks take "
         "unpaired_difference",
     )
-    return estimate(first - second)
+    with np.errstate(invalid="ignore"):  # the difference of two infinities is NaN
+        return estimate(first - second)
 
 
 def unpaired_difference(first: Values, second: Float[np.ndarray, "network2 ..."]) -> Estimate:
     """Estimate the mean of first minus the mean of second, for two groups of unrelated networks (Welch).
 
     Args:
-        first, second: float [network, ...], of the same unit; the numbers of networks may differ. NaN is left out.
+        first, second: float [network, ...], of the same unit; the numbers of networks may differ. NaN and infinity
+            are left out.
 
     Returns:
         An `Estimate` [...].
@@ -306,9 +309,7 @@ def auc(accuracy: Float[np.ndarray, "*curve step"]) -> Numbers:
     return np.asarray(100 * mean)
 
 
-def normalized_auc(
-    accuracy: Float[np.ndarray, "*curve step"], all_ablated: Numbers | float | None = None
-) -> Numbers:
+def normalized_auc(accuracy: Float[np.ndarray, "*curve step"], all_ablated: Numbers | float | None = None) -> Numbers:
     """Return the area under curves of different scopes on one scale: 1 for no loss, 0 for the loss of the whole scope.
 
     It is (AUC - A_all) / (A_0 - A_all), where A_0 is the accuracy of the intact network and A_all that with the whole
@@ -346,14 +347,17 @@ def first_step_below(accuracy: Float[np.ndarray, "*curve step"], points: float) 
     Returns:
         float64 [...]: the first step, or infinity if no step lies that low ("> K" for K steps).
 
+    Raises:
+        InputError: for points that are not positive, or curves of fewer than two steps.
+
     Example:
         >>> ja.statistics.first_step_below(np.array([[0.9, 0.88, 0.7], [0.9, 0.9, 0.89]]), 5.0).tolist()
         [2.0, inf]
     """
+    require(points > 0, f"points: {points} is not positive; choose above 0")
     curves = _curves(accuracy)
     # the tolerance absorbs the rounding of a difference of fractions
     below = 100 * (curves[..., :1] - curves) >= points - 1e-9
-    below[..., 0] = False
     return np.where(below.any(axis=-1), below.argmax(axis=-1), np.inf)
 
 

@@ -11,7 +11,7 @@ from helpers import assert_counts, raises_input_error
 
 import jaxablate as ja
 import jaxablate.study._ablate
-from jaxablate.protocols import DEPARTURES, PAPER, _published, protocol_names
+from jaxablate.protocols import CONTROLS, DEPARTURES, PAPER, SETS, _published, protocol_names
 from jaxablate.protocols._published import with_departures
 
 ALL = "+".join(DEPARTURES)
@@ -114,7 +114,7 @@ def test_fresh_subsets_are_uniform_independent_and_not_nested():
     assert nested[:, 0].all()
 
 
-@pytest.mark.parametrize("name", ["", "Paper", "published+mi_sign", "mi_sign+", "nan"])
+@pytest.mark.parametrize("name", ["", "Paper", "published+paper", "mi_sign+", "nan", "departures"])
 def test_unknown_protocols_are_named(name):
     with raises_input_error("protocol: unknown .*choose one of paper, published, mi_sign"):
         ja.protocols.get_protocol(name)
@@ -123,10 +123,10 @@ def test_unknown_protocols_are_named(name):
 
 
 def test_every_departure_changes_one_piece():
-    pieces = ("quantizer", "score", "rank", "balance", "fill_name", "fresh_subsets")
+    pieces = ("quantizer", "score", "rank", "balance", "fill_name", "fresh_subsets", "constant_last")
     changed = {
         name: [piece for piece in pieces if getattr(ja.protocols.get_protocol(name), piece) != getattr(PAPER, piece)]
-        for name in DEPARTURES
+        for name in (*DEPARTURES, *CONTROLS)
     }
     assert changed == {
         "mi_sign": ["score"],
@@ -135,6 +135,8 @@ def test_every_departure_changes_one_piece():
         "firing_rate_scaling": ["balance", "fill_name"],
         "strict_threshold": ["quantizer"],
         "fresh_subsets": ["fresh_subsets"],
+        "constant_last": ["constant_last"],
+        "reversed_ties": ["rank"],
     }
 
 
@@ -185,7 +187,20 @@ def test_a_study_uses_the_protocols_own_quantizer(monkeypatch):
 def test_sets_of_protocols():
     assert protocol_names("both") == ("paper", "published")
     assert protocol_names("mi_sign, both,paper") == ("mi_sign", "paper", "published")
-    assert protocol_names("each") == ("paper", *DEPARTURES, "nan_logs+nan_largest", "published")
+    assert protocol_names("controls") == (
+        *("paper", "constant_last", "reversed_ties"),
+        *("published", "published+constant_last", "published+reversed_ties"),
+    )
+    departures = protocol_names("departures")
+    assert len(departures) == len(set(departures)) == 2 * 3 * 2 * 2 + 2
+    assert departures[0] == "paper"
+    assert departures[-2:] == ("strict_threshold", "published")
+    # every combination of the other departures, but for NaN as the largest value without a NaN
+    others = [name for name in DEPARTURES if name != "strict_threshold"]
+    combinations = [set(c) for size in range(6) for c in itertools.combinations(others, size)]
+    expected = [c for c in combinations if "nan_largest" not in c or "nan_logs" in c]
+    assert sorted(map(sorted, expected)) == sorted(sorted(set(name.split("+")) - {"paper"}) for name in departures[:-2])
+    assert protocol_names("departures,controls")[: len(departures)] == departures
     with raises_input_error("protocol: expected a name, got 1"):
         ja.protocols.get_protocol(1)
     with raises_input_error("protocol: expected a name, got None"):
@@ -252,3 +267,106 @@ def test_the_published_random_curves_by_hand(off_and_on, mnist5k, monkeypatch):
     published = off_and_on["published/2-layer-12-10"].to_dataset()
     zeros = published["correct"].sel(fill="zero").isel(ordering=published["ranking"].values == "random", seed=0)
     np.testing.assert_array_equal(random["correct"].sel(fill="zero"), zeros)
+
+
+CONSTANT = (2, 7, 12, 16, 21)  # neurons of the 12-10 network below
+
+
+@pytest.fixture(scope="module")
+def with_constant(mnist5k):
+    """A trained 12-10 network of which five neurons never change their code: two always fire, three never do."""
+    model, _ = ja.train(mnist5k, (12, 10), 1, epochs=6)
+    biases = [np.array(weights[1]) for weights in (stage.weights for stage in model.stages[:2])]
+    biases[0][[2, 7]], biases[1][[0, 4, 9]] = 40, -40
+    for stage, bias in zip(model.stages, biases, strict=False):
+        stage.linear.bias[...] = bias
+    return model
+
+
+@pytest.fixture(scope="module")
+def controls(with_constant):
+    """The results of all controls to the end of each scope, and the subsets that were drawn: [step, neuron] sizes."""
+    config = dataclasses.replace(CONFIG, networks=(), steps="all", protocols=SETS["controls"])
+    original, drawn = _published.fresh_subsets, {}
+
+    def draw(*arguments, key):
+        masks = original(*arguments, key=key)
+        np.testing.assert_array_equal(drawn.setdefault(masks.shape[1:], masks), masks)
+        return masks
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_published, "fresh_subsets", draw)
+        return ja.run_study(config, {"net": with_constant}), drawn
+
+
+BOUNDS = {"layer1": (0, 12), "layer2": (12, 22), "network": (0, 22)}
+
+
+@pytest.mark.parametrize("name", SETS["controls"])
+def test_the_orders_of_the_controls_by_hand(controls, name):
+    node = ja.results.select_protocol(controls[0], name)["net"].to_dataset().isel(seed=0)
+    paper = ja.results.select_protocol(controls[0], "paper")["net"].to_dataset().isel(seed=0)
+    counts = node["joint_counts"].values
+    assert [j for j in range(22) if (counts[j].sum(axis=0) == 0).any()] == list(CONSTANT)
+    tie = -1 if "reversed_ties" in name else 1
+    last = set(CONSTANT) if "constant_last" in name else set()
+    for scope, (start, stop) in BOUNDS.items():
+        neurons, ablated = range(start, stop), node["ablated"].sel(scope=scope)
+        assert (ablated[:, stop - start :] == -1).all()
+        for metric, (direction, sign) in itertools.product(
+            ("entropy", "mutual_information", "kl_selectivity"), (("low", 1), ("high", -1))
+        ):
+            scores = [math.inf if math.isnan(x) else x for x in node["scores"].sel(score=metric).values.tolist()]
+            order = sorted(neurons, key=lambda j, s=scores, sign=sign: (j in last, sign * s[j], tie * j))
+            assert ablated.sel(ordering=f"{metric}_{direction}").values[: stop - start].tolist() == order, metric
+        for ordering in ("random_0", "random_1"):
+            found = ablated.sel(ordering=ordering).values[: stop - start].tolist()
+            if "published" in name:
+                assert set(found) == {-1}
+                continue
+            shuffled = paper["ablated"].sel(scope=scope, ordering=ordering).values[: stop - start].tolist()
+            assert sorted(shuffled) == list(neurons)
+            assert found == sorted(shuffled, key=lambda j: j in last)
+
+
+def test_the_tied_neurons_of_a_layer_are_the_first_in_published_high_first(controls):
+    """Under the published protocol the order of ties decides which neurons go first."""
+    first = {}
+    for name in ("published", "published+reversed_ties"):
+        node = ja.results.select_protocol(controls[0], name)["net"].to_dataset().isel(seed=0)
+        scores = node["scores"].sel(score="mutual_information").values[:12]
+        undefined = np.flatnonzero(np.isnan(scores)).tolist()
+        first[name] = node["ablated"].sel(scope="layer1", ordering="mutual_information_high").values[: len(undefined)]
+        assert sorted(first[name]) == undefined
+    assert first["published"].tolist() == first["published+reversed_ties"].tolist()[::-1]
+
+
+@pytest.mark.parametrize("name", SETS["controls"])
+def test_curves_run_to_the_end_of_each_scope(controls, name, with_constant, mnist5k):
+    results, drawn = controls
+    node = ja.results.select_protocol(results, name)["net"].to_dataset().isel(seed=0)
+    test, counts, mean = mnist5k.test, node["joint_counts"].values, node["mean_activation"].values
+    assert node["step"].values.tolist() == list(range(23))
+    rate = counts[:, :, 1].sum(axis=1) / counts.sum(axis=(1, 2))
+    balance = {"scale": rate} if "published" in name else {"fill": mean}
+    last = list(CONSTANT) if "constant_last" in name else []
+    for scope, (start, stop) in BOUNDS.items():
+        correct = node["correct"].sel(scope=scope)
+        num = stop - start
+        assert (correct[..., num + 1 :] == -1).all()
+        assert np.isnan(node["accuracy"].sel(scope=scope).values[..., num + 1 :]).all()
+        np.testing.assert_array_equal(node["accuracy"].sel(scope=scope)[..., : num + 1], correct[..., : num + 1] / 1000)
+        for o, ordering in enumerate(node["ordering"].values):
+            order = node["ablated"].sel(scope=scope, ordering=ordering).values[:num]
+            if "published" in name and ordering.startswith("random"):
+                free = [j for j in range(start, stop) if j not in last]
+                keep = np.ones((num + 1, 22), bool)
+                keep[:, free] = drawn[num + 1, len(free)][int(ordering[-1])]
+                # after the last neuron that may be drawn, the subset stays the same
+                ablated = [min(k, len(free)) for k in range(num + 1)]
+            else:
+                keep = np.array([[j not in order[:k] for j in range(22)] for k in range(num + 1)])
+                ablated = list(range(num + 1))
+            assert (~keep).sum(axis=1).tolist() == ablated
+            for fill, options in enumerate(({}, balance)):
+                assert_counts(correct[o, fill, : num + 1], with_constant, keep, test.images, test.labels, **options)

@@ -190,6 +190,8 @@ def test_arguments_that_do_not_fit():
         ja.statistics.holm(VALUES)
     with raises_input_error("num_resamples: expected at least 1, got 0"):
         ja.statistics.sign_flip_test(VALUES[:, 0], num_resamples=0)
+    with raises_input_error("points: 0.0 is not positive; choose above 0"):
+        ja.statistics.first_step_below(CURVES, 0.0)
     with raises_input_error(r"accuracy: expected curves .* with at least two steps, got shape \(4, 1\)"):
         ja.statistics.auc(CURVES[:, :1])
 
@@ -201,7 +203,7 @@ ORDERINGS = (Ordering("entropy", "low"), Ordering("entropy", "high"), *(Ordering
 def network(seed, seeds=range(6), protocol="paper", steps="all", fills=("zero", "mean")) -> xr.Dataset:
     """Networks of 4 and 3 neurons, with accuracies that fall at random."""
     random = np.random.default_rng(seed)
-    last = [*WIDTHS.values(), 7] if steps == "all" else [steps] * 3
+    last = [*WIDTHS.values(), 7] if steps == "all" else steps
     shape = (len(seeds), 3, len(ORDERINGS), len(fills), max(last) + 1)
     correct = 900 + 3 * np.reshape(seeds, (-1, 1, 1, 1, 1)) - random.integers(0, 90, shape).cumsum(axis=-1)
     correct[..., 0] = 900 + 3 * np.reshape(seeds, (-1, 1, 1, 1))
@@ -348,10 +350,15 @@ def test_the_first_step_below_counts_one_more_where_none_is():
 
 
 def test_only_steps_that_both_have_are_compared():
-    first, second = network(1), network(2, steps=3)
-    comparison = ja.compare(run({"net": first}), run({"net": second}))["net"]
-    areas, areas2 = (averaged(net, lambda curve: sum(curve[1:4]) / 3) for net in (first, second))
-    assert_comparison(comparison, areas, areas2, stats.ttest_rel)
+    for steps in ([3, 3, 3], [2, 3, 8]):
+        first, second = network(1), network(2, steps=steps)
+        comparison = ja.compare(run({"net": first}), run({"net": second}))["net"]
+        common = dict(zip(first["scope"].values, np.minimum([4, 3, 7], steps), strict=True))
+        areas, areas2 = (
+            {key: [mean_after_first(c[: common[key[0]] + 1]) for c in curves] for key, curves in lists.items()}
+            for lists in (averaged(net, np.array) for net in (first, second))
+        )
+        assert_comparison(comparison, areas, areas2, stats.ttest_rel)
     steps = ja.compare(run({"net": first}), run({"net": second}), by="first_step_below:99")["net"]
     assert (steps["difference"] == 0).all()
 
@@ -374,12 +381,14 @@ def test_normalized_areas_share_the_accuracy_of_the_balanced_scope():
         )
     assert_comparison(comparison, *normalized, stats.ttest_rel)
     with raises_input_error(r"by: normalized_auc needs .* \[4, 3, 7\] steps, got \[3, 3, 3\]; run the study with"):
-        ja.compare(run({"net": first}), run({"net": network(2, steps=3)}), by="normalized_auc")
+        ja.compare(run({"net": first}), run({"net": network(2, steps=[3] * 3)}), by="normalized_auc")
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_question_of_your_own():
     first, second = network(1), network(2)
-    first["single_damage"][0, 0], second["single_damage"][2, 0] = np.nan, np.inf
+    first["single_damage"][0, 0] = np.nan
+    first["single_damage"][2, 0], second["single_damage"][2, 0] = np.inf, np.inf
 
     def damage(dataset):
         return dataset["single_damage"]

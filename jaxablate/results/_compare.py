@@ -169,7 +169,7 @@ def _steps(network: xr.Dataset) -> xr.DataArray:
 
 
 def _values(network: xr.Dataset, by: str | Measure, points: float, shared: xr.DataArray) -> xr.DataArray:
-    """Return the values (seed, ...) that are compared, with random orders averaged and NaN for infinite values.
+    """Return the values (seed, ...) that are compared, with random orders averaged.
 
     Raises:
         InputError: if a function returns something else than an array with the dimension `seed`, or if curves are
@@ -197,7 +197,7 @@ def _values(network: xr.Dataset, by: str | Measure, points: float, shared: xr.Da
             steps = first_step_below(curves.values, points)
             after_last = np.isfinite(curves.values).sum(axis=-1)
             values = values.copy(data=np.where(np.isfinite(steps), steps, after_last))
-    return _average_random(network, values.where(np.isfinite(values))).transpose("seed", ...)
+    return _average_random(network, values).transpose("seed", ...)
 
 
 def _all_ablated(network: xr.Dataset, curves: xr.DataArray) -> np.ndarray:
