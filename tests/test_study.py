@@ -6,9 +6,11 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
-from helpers import assert_counts, raises_input_error, scores_of
+from helpers import assert_counts, logits64, raises_input_error, scores_of, weights64
 
 import jaxablate as ja
+from jaxablate.cli._console import Bars
+from jaxablate.cli._outputs import print_outputs, write_outputs
 from jaxablate.results import _summaries
 
 
@@ -338,3 +340,114 @@ def test_bad_input(tmp_path, small_results):
     (tmp_path / "link").symlink_to("nothing")
     with raises_input_error("output folder .*link: is a link to nothing"):
         ja.run_study(ja.StudyConfig(dataset="mnist5k"), run_dir=tmp_path / "link")
+
+
+@pytest.fixture(scope="module")
+def complete():
+    """Two networks to the end of every scope, under both protocols and with a score of the weights."""
+    return ja.run_study(
+        ja.StudyConfig(
+            dataset="mnist5k",
+            networks=((12, 10),),
+            epochs=2,
+            seeds=(0, 3),
+            num_random_orders=2,
+            steps="all",
+            scores=("entropy", "mutual_information", "kl_selectivity", "contribution_sd"),
+            protocols=("paper", "constant_last", "published"),
+        )
+    )
+
+
+def test_steps_all_ablates_every_neuron_of_every_scope(complete, mnist5k):
+    node = complete["2-layer-12-10"].to_dataset()
+    assert node["step"].values.tolist() == list(range(23))
+    assert node["rank"].values.tolist() == list(range(1, 23))
+    model, _ = ja.train(mnist5k, (12, 10), 3, epochs=2)
+    test, fill = mnist5k.test, node["mean_activation"].sel(seed=3).values
+    for scope, start, stop in (("layer1", 0, 12), ("layer2", 12, 22), ("network", 0, 22)):
+        num = stop - start
+        chosen = node.sel(seed=3, scope=scope)
+        orders = chosen["ablated"].values
+        assert (np.sort(orders[:, :num]) == range(start, stop)).all()
+        assert (orders[:, num:] == -1).all()
+        assert (chosen["correct"].values[..., num + 1 :] == -1).all()
+        np.testing.assert_array_equal(np.isnan(chosen["accuracy"]), chosen["correct"] == -1)
+        for order, correct in zip(orders, chosen["correct"].values, strict=True):
+            keep = np.array([[j not in order[:k] for j in range(22)] for k in range(num + 1)])
+            assert_counts(correct[0, : num + 1], model, keep, test.images, test.labels)
+            assert_counts(correct[1, : num + 1], model, keep, test.images, test.labels, fill)
+        # the area is the mean over the scope's own steps
+        np.testing.assert_allclose(
+            ja.results.auc(node).sel(seed=3, scope=scope), chosen["correct"].values[..., 1 : num + 1].mean(axis=-1) / 10
+        )
+
+
+def test_contribution_sd_and_single_damage_by_hand(complete, mnist5k):
+    model, _ = ja.train(mnist5k, (12, 10), 3, epochs=2)
+    activations = np.concatenate(ja.record_activations(model, mnist5k.validation.images), axis=1).astype(np.float64)
+    outgoing = np.concatenate([np.linalg.norm(kernel, axis=1) for kernel, _ in weights64(model)[1:]])
+    node = complete["2-layer-12-10"].to_dataset().sel(seed=3)
+    expected = activations.std(axis=0) * outgoing
+    np.testing.assert_allclose(node["scores"].sel(score="contribution_sd"), expected, rtol=1e-5)
+    order = node["ablated"].sel(scope="network", ordering="contribution_sd_high").values
+    assert order.tolist() == np.argsort(-expected, kind="stable").tolist()
+
+    def loss(keep, **ablated):
+        logits = logits64(model, mnist5k.test.images, keep, **ablated)
+        chosen = logits[np.arange(len(logits)), mnist5k.test.labels]
+        return (np.log(np.exp(logits).sum(axis=1)) - chosen).mean()
+
+    rate = (activations > 0.5).mean(axis=0)
+    for path, ablated in (
+        ("2-layer-12-10", {"fill": activations.mean(axis=0)}),
+        ("published/2-layer-12-10", {"scale": rate}),
+    ):
+        damage = complete[path]["single_damage"].sel(seed=3)
+        expected = [loss(np.arange(22) != j, **ablated) - loss(None) for j in range(22)]
+        np.testing.assert_allclose(damage, expected, atol=2e-6)
+        assert damage.attrs["units"] == "nat"
+        assert np.ptp(damage.values) > 1e-4
+
+
+def test_curves_of_different_lengths_are_summarized(complete):
+    rows = ja.results.summarize(complete, steps=(0, 11, 80))
+    steps = {(row.protocol, row.scope): list(row.accuracy) for row in rows}
+    assert set(steps) == {
+        (protocol, scope)
+        for protocol in ("paper", "constant_last", "published")
+        for scope in ("layer1", "layer2", "network")
+    }
+    assert steps["paper", "layer1"] == [0, 11]
+    assert steps["published", "layer2"] == [0]
+    assert steps["constant_last", "network"] == [0, 11, 22]
+    node = complete["2-layer-12-10"].to_dataset()
+    for scope, num in (("layer1", 12), ("layer2", 10), ("network", 22)):
+        curve = ja.results.curve(node, scope=scope, ranking="random", direction="", fill="mean")
+        assert curve.step.tolist() == list(range(num + 1))
+        assert np.isfinite([curve.mean, curve.low, curve.high, curve.sd_orders]).all()
+
+
+def test_complete_curves_are_saved_drawn_and_printed(complete, tmp_path, capsys):
+    ja.results.save_results(complete, tmp_path / "results.nc")
+    results = ja.results.load_results(tmp_path / "results.nc")
+    xr.testing.assert_identical(results, complete)
+    normalized = ja.compare(results["2-layer-12-10"], results["constant_last/2-layer-12-10"], by="normalized_auc")
+    assert normalized["difference"].shape == (3, 9, 2)
+    # figures are of networks with the names of the paper's, and claims of more than one seed
+    nodes = {"/": xr.Dataset(attrs=results.attrs)}
+    for node in results.subtree:
+        if node.data_vars:
+            nodes[node.path.replace("2-layer-12-10", "2-layer")] = node.to_dataset().isel(seed=[1])
+    results = xr.DataTree.from_dict(nodes)
+    assert write_outputs(results, tmp_path, Bars()) == []
+    print_outputs(results, tmp_path, [], dataset="mnist5k", seconds=1.0)
+    assert "k = 22" in capsys.readouterr().out
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_steps_that_are_no_number(small_config):
+    for steps in ("each", 2.5, None):
+        with raises_input_error(f"steps: expected a number or 'all', got {steps!r}"):
+            dataclasses.replace(small_config, steps=steps)
+    assert dataclasses.replace(small_config, networks=((2, 90),), steps="all").num_steps(92) == 92
