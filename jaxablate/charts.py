@@ -8,19 +8,32 @@ Memory: one chart at a time.
 
 import itertools
 import json
+import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
 
-from jaxablate.claims import CLAIMS, SHORT, Verdict
+from jaxablate._checks import require, require_known
+from jaxablate.claims import (
+    CLAIMS,
+    HOLDS_IN_PART,
+    NO_DIFFERENCE,
+    REVERSED,
+    REVERSED_IN_PART,
+    SHORT,
+    Effect,
+    Verdict,
+)
 from jaxablate.layer_analysis import damage_correlations, layer_shares, mean_and_interval
 from jaxablate.metrics import METRICS
 from jaxablate.orders import DIRECTIONS
+from jaxablate.protocols import PUBLISHED
 from jaxablate.results import NETWORK_SCOPE, RANDOM, balanced_fill, curve
-from jaxablate.results._summaries import INTERVAL
+from jaxablate.results._summaries import INTERVAL, ordering_places
+from jaxablate.statistics import auc, estimate
 
 __all__ = [
     "EXTRAS",
@@ -31,17 +44,22 @@ __all__ = [
     "FigureSpec",
     "Line",
     "LineChart",
+    "Prediction",
+    "PublishedCurve",
     "Violin",
     "ViolinChart",
     "balancing_chart",
     "claim_table",
+    "compare_published",
     "correlation_chart",
+    "deciding_effect",
     "figure_chart",
     "layers_of",
     "names_of",
     "order_chart",
     "origin",
     "place_name",
+    "published_chart",
     "score_chart",
     "score_colors",
     "score_name",
@@ -143,7 +161,7 @@ class Line:
     """A curve of a chart.
 
     Attributes:
-        name: label of the curve.
+        name: label of the curve; empty for a curve that is not named.
         color: number of the colour.
         dash: "" for a solid line, or a name in `DASHES`.
         values: one value for each x.
@@ -180,16 +198,24 @@ class LineChart:
 
 @dataclass(frozen=True)
 class Violin:
-    """The distribution of the values of a group; `values` holds the defined ones, perhaps none."""
+    """The distribution of the values of a group.
+
+    Attributes:
+        name: name of the group.
+        color: number of the colour.
+        values: the defined values, perhaps none.
+        note: number of neurons of a network without a value, a mean over networks; empty if there is none.
+    """
 
     name: str
     color: int
     values: np.ndarray
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class ViolinChart:
-    """A chart of distributions."""
+    """A chart of distributions; `bound` is a value with a name, drawn as a horizontal line."""
 
     title: str
     subtitle: str
@@ -197,6 +223,7 @@ class ViolinChart:
     y_label: str
     caption: str
     violins: Sequence[Violin]
+    bound: tuple[float, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -289,15 +316,24 @@ def training_chart(name: str, network: xr.Dataset, subject: str) -> LineChart:
 
 
 def score_chart(name: str, network: xr.Dataset, score: str) -> ViolinChart:
-    """Return the chart of a score's values in each layer, of all networks; undefined values are left out."""
+    """Return the chart of a score's values in each layer, of all networks; it counts undefined values."""
     values = network["scores"].sel(score=score).values  # [seed, neuron]
     violins = []
     for i, scope in enumerate(layers_of(network)):
-        group = values[:, network["layer"].values == i + 1].ravel()
-        violins.append(Violin(place_name(scope), _layer_color(i), group[np.isfinite(group)]))
+        group = values[:, network["layer"].values == i + 1]
+        defined = np.isfinite(group)
+        undefined = float((~defined).sum(axis=1).mean())
+        note = f"{round(undefined, 1):g} of {group.shape[1]} undefined" if undefined else ""
+        violins.append(Violin(place_name(scope), _layer_color(i), group[defined], note))
+    subtitle = quantity = score_name(score)
+    bound = None
+    protocol = network.attrs["protocol"]
+    if score == "mutual_information" and (protocol == PUBLISHED or "mi_sign" in protocol.split("+")):
+        quantity, bound = "H(T) + H(T|Y)", (math.log(2), "ln 2: largest entropy of one bit")
+        subtitle = f"{quantity}, published as mutual information"
     unit = f" ({network['scores'].attrs['units']}s)" if score in METRICS else ""  # other scores have different units
-    labels = (f"{name} network", score_name(score), "Hidden layer (lines: quartiles)", f"{score_name(score)}{unit}")
-    return ViolinChart(*labels, _paper(kind="scores", network=name, subject=score), violins)
+    labels = (f"{name} network", subtitle, "Hidden layer (lines: quartiles)", f"{quantity}{unit}")
+    return ViolinChart(*labels, _paper(kind="scores", network=name, subject=score), violins, bound)
 
 
 def balancing_chart(name: str, network: xr.Dataset, scope: str, fills: Sequence[str] = ()) -> LineChart:
@@ -385,6 +421,168 @@ def claim_table(verdicts: Iterable[Verdict]) -> dict[str, dict[str, dict[str, Ve
     return table
 
 
+def deciding_effect(verdict: Verdict) -> Effect | None:
+    """Return the effect that decides a claim: the smallest one with the verdict of the claim; None if not judged.
+
+    Effects are positive as claimed, so the smallest one is the furthest from what the claim needs. A verdict "in part"
+    is decided by the part that does not hold.
+    """
+    # an effect itself has no verdict "in part"
+    kind = {HOLDS_IN_PART: NO_DIFFERENCE, REVERSED_IN_PART: REVERSED}.get(verdict.verdict, verdict.verdict)
+    effects = [effect for effect in verdict.effects if effect.verdict == kind]
+    return min(effects, key=lambda effect: effect.mean, default=None)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A published number and the 95% prediction interval of one new network, in percent.
+
+    Attributes:
+        published: the number in the paper.
+        mean: mean of our networks.
+        low, high: ends of the prediction interval.
+    """
+
+    published: float
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def is_inside(self) -> bool:
+        """Return True if the published number lies in the interval."""
+        return self.low <= self.published <= self.high
+
+
+@dataclass(frozen=True)
+class PublishedCurve:
+    """A curve of the paper and the same curve of our networks, at 1, 2, ... ablated neurons; every array is [step].
+
+    Attributes:
+        name: name of the curve.
+        values: accuracies in the paper, as fractions.
+        mean: mean accuracies of our networks, as fractions.
+        low, high: 95% prediction interval of one new network at each step.
+        area: AUC, the mean accuracy over the steps.
+        end: accuracy at the last step.
+    """
+
+    name: str
+    values: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    area: Prediction
+    end: Prediction
+
+
+PREDICTION = "95% prediction interval of one new network"
+# order (ranking, values that go first), fill (None: bias balancing) and colour of each published curve; a ranking of
+# figures 11 to 22 has the direction of its figure
+_PUBLISHED_BALANCING = {
+    "random, zeros": (RANDOM, "zero", 0),
+    "random, balanced": (RANDOM, None, 1),
+    "MI low first, zeros": ("mutual_information", "zero", 2),
+    "MI low first, balanced": ("mutual_information", None, 3),
+}
+_PUBLISHED_ORDERS = {
+    "random": (RANDOM, None, 0),
+    "mutual information": ("mutual_information", None, 1),
+    "KL selectivity": ("kl_selectivity", None, 2),
+    "entropy": ("entropy", None, 3),
+}
+
+
+def _published_looks(number: int) -> Mapping[str, tuple[str, str | None, int]]:
+    """Return the ranking, the fill and the colour of each curve of a published figure."""
+    numbers = [number for number, spec in FIGURES.items() if spec.kind in ("balancing", "orders")]
+    require(number in numbers, f"figure: expected a number in {numbers[0]}..{numbers[-1]}, got {number}")
+    return _PUBLISHED_BALANCING if FIGURES[number].kind == "balancing" else _PUBLISHED_ORDERS
+
+
+def compare_published(
+    results: xr.DataTree, number: int, published: Mapping[str, Sequence[float]]
+) -> list[PublishedCurve]:
+    """Compare the curves of a published figure with the prediction intervals of one new network.
+
+    The interval is mean +- t * s * sqrt(1 + 1/n) for n networks with standard deviation s, where t is the 97.5%
+    quantile of the t-distribution with n - 1 degrees of freedom. It covers the randomness of training and of random
+    orders; it does not cover another split.
+
+    Args:
+        results: results of one protocol, for example `select_protocol(results, "published")`, of two networks or more.
+        number: 6 to 22, as in the paper.
+        published: accuracies in percent at 1, 2, ... ablated neurons, by the name of the curve. The names are "random",
+            "mutual information", "KL selectivity" and "entropy". In figures 6 to 10 they are "random, zeros", "random,
+            balanced", "MI low first, zeros" and "MI low first, balanced".
+
+    Returns:
+        One `PublishedCurve` for each published curve.
+
+    Raises:
+        InputError: for an unknown number or name, a single network, or more values than the results have steps.
+
+    Source: Hahn and Meeker, Statistical Intervals (1991), section 4.
+    """
+    looks, spec = _published_looks(number), FIGURES[number]
+    require(
+        spec.network in results.children,
+        f"figure {number}: expected results with a {spec.network} network, got {list(results.children)}",
+    )
+    network = results[spec.network].to_dataset()
+    require(network.sizes["seed"] > 1, "results: one network has no prediction interval; train two or more")
+    lengths = {len(values) for values in published.values()}
+    require(len(lengths) == 1, f"published: expected curves of one length, got {sorted(lengths) or 'no curve'}")
+    curves = []
+    for name, percents in published.items():
+        require_known("published", name, looks)
+        ranking, fill, _ = looks[name]
+        values = np.asarray(percents, np.float64) / 100
+        accuracy = network["accuracy"].sel(scope=spec.scope, fill=fill or balanced_fill(network))
+        places = ordering_places(network, ranking, spec.direction)
+        accuracy = accuracy.isel(ordering=places).mean("ordering").dropna("step").transpose("seed", "step")
+        num_steps = accuracy.sizes["step"] - 1
+        require(
+            1 <= len(values) <= num_steps,
+            f"published: expected 1 to {num_steps} values of {name!r}, as the results have steps, got {len(values)}",
+        )
+        ours = accuracy.values[:, : len(values) + 1]
+        mean, low, high = _predict(ours[:, 1:])
+        area = Prediction(float(100 * values.mean()), *map(float, _predict(auc(ours))))
+        end = Prediction(float(100 * values[-1]), *(float(100 * part[-1]) for part in (mean, low, high)))
+        curves.append(PublishedCurve(name, values, mean, low, high, area, end))
+    return curves
+
+
+def _predict(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the mean [...] of values [network, ...], and the ends of the prediction interval of one new network."""
+    estimated = estimate(values)
+    low, _ = estimated.interval()
+    # the interval of the mean has t * s / sqrt(n), the prediction interval t * s * sqrt(1 + 1/n)
+    half = (estimated.mean - low) * np.sqrt(estimated.num_networks + 1)
+    return np.asarray(estimated.mean), np.asarray(estimated.mean - half), np.asarray(estimated.mean + half)
+
+
+def published_chart(results: xr.DataTree, number: int, published: Mapping[str, Sequence[float]]) -> LineChart:
+    """Return the chart of a published figure: its curves are solid, and our means are dashed, with their bands.
+
+    Arguments and errors are those of `compare_published`.
+    """
+    curves, colors = compare_published(results, number, published), _published_looks(number)
+    lines = []
+    # the published curves come last, so that they are drawn over ours
+    for pair in curves:
+        lines.append(Line("", colors[pair.name][2], "dashed", pair.mean, pair.low, pair.high, PREDICTION))
+    for pair in curves:
+        lines.append(Line(pair.name, colors[pair.name][2], "", pair.values, pair.values, pair.values, ""))
+    spec = FIGURES[number]
+    order = f"{spec.direction} values first" if spec.kind == "orders" else "with, without balancing"
+    subtitle = f"{order}; solid: published, dashed: our mean"
+    labels = (f"{spec.network} network, {place_name(spec.scope)}", subtitle, "Ablated neurons", "Test accuracy")
+    steps = np.arange(1, len(lines[0].values) + 1)
+    return _line_chart(results[spec.network].to_dataset(), labels, _paper(number=number), steps, lines)
+
+
 def _layer_color(i: int) -> int:
     return LAYER_COLORS[i % len(LAYER_COLORS)]
 
@@ -424,14 +622,24 @@ def _curve_chart(
 def _line_chart(
     network: xr.Dataset, labels: Labels, words: str, x: np.ndarray, lines: Sequence[Line], percent: bool = True
 ) -> LineChart:
-    """Return a chart with a caption that adds the number of networks and the meaning of the bands."""
+    """Return a chart with a caption that adds the number of networks and the meaning of the bands.
+
+    Bands of values in percent are cut at 0 and 100%, and their meaning then says so.
+    """
+    if percent and any(line.band and (np.nanmin(line.low) < 0 or np.nanmax(line.high) > 1) for line in lines):
+        lines = [
+            replace(line, low=line.low.clip(0), high=line.high.clip(max=1), band=line.band + ", cut at 0 and 100%")
+            if line.band
+            else line
+            for line in lines
+        ]
     seeds, band = network.sizes["seed"], lines[0].band  # random orders come first, and have a band if any curve has
     mean = f"Mean of {seeds} networks" if seeds > 1 else "One network"
     caption = f"{words} {mean}{f'; band: {band}' if band else ''}.".strip()
     return LineChart(*labels, caption, x, lines, percent)
 
 
-def _paper(**attributes: str) -> str:
+def _paper(**attributes: str | int) -> str:
     """Name the paper's figures whose specification has these attributes."""
     numbers = [
         str(number)

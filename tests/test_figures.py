@@ -10,8 +10,18 @@ from helpers import raises_input_error
 from matplotlib.image import imread
 
 import jaxablate as ja
-from jaxablate.claims import CLAIMS, VerdictChange
-from jaxablate.figures import EXTRAS, FIGURES, _findings, draw_figure, save_figure, save_figures, save_finding_figures
+from jaxablate.charts import compare_published, deciding_effect, order_chart, share_charts, training_chart
+from jaxablate.claims import CLAIMS, Effect, Verdict, VerdictChange
+from jaxablate.figures import (
+    EXTRAS,
+    FIGURES,
+    _findings,
+    draw_figure,
+    draw_published,
+    save_figure,
+    save_figures,
+    save_finding_figures,
+)
 
 
 @pytest.fixture(scope="module")
@@ -188,40 +198,116 @@ def texts_of(figure) -> list[str]:
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
-def test_the_forest_shows_every_effect_and_verdict(small_results):
-    verdicts = ja.judge_claims(small_results)
-    # verdicts that differ between protocols and networks, as these small ones hardly do
-    words = itertools.cycle(("holds", "undecided", "does not hold", "holds", "does not hold"))
-    verdicts = [dataclasses.replace(verdict, verdict=next(words)) for verdict in verdicts]
-    figure = _findings.forest(verdicts, "caption")
-    for axes, protocol, unit in zip(
-        figure.axes, ("paper", "published") * 2, ("accuracy points",) * 2 + ("nat",) * 2, strict=True
-    ):
-        effects = [e for v in verdicts if v.protocol == protocol for e in v.effects if e.unit == unit]
+WORDS = (
+    "holds", "holds in part", "no difference", "reversed", "reversed in part", "does not hold", "undecided",
+    "not judged",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def verdicts(small_results):
+    """Verdicts of every kind, which these small results do not have; effects have verdicts that agree with them."""
+    words = itertools.cycle(WORDS)
+    verdicts = []
+    for verdict in ja.judge_claims(small_results):
+        word = next(words)
+        effect = {"holds in part": "no difference", "reversed in part": "reversed", "not judged": "undecided"}
+        effects = tuple(dataclasses.replace(e, verdict=effect.get(word, word)) for e in verdict.effects)
+        reason = "2 networks; five or more are needed" if word == "not judged" else ""
+        verdicts.append(dataclasses.replace(verdict, verdict=word, effects=effects, reason=reason))
+    return verdicts
+
+
+def test_the_table_of_claims_shows_every_verdict_and_what_decides_it(verdicts):
+    texts = texts_of(_findings.claims(verdicts, "caption"))
+    joined = " ".join(texts)
+    assert all(f"{number}. {claim.text.split()[0]}" in joined for number, claim in CLAIMS.items())
+    # "reversed in part" takes two lines
+    words = [word for word in texts if word in WORDS]
+    shown = ["reversed in" if v.verdict == "reversed in part" else v.verdict for v in verdicts]
+    assert sorted([*words, *(text for text in texts if text == "reversed in")]) == sorted(shown)
+    assert texts.count("2 networks") == shown.count("not judged")
+    for verdict in verdicts:
+        effect = deciding_effect(verdict)
+        if effect is None:
+            assert verdict.verdict == "not judged"
+        elif effect.unit == "accuracy points" and abs(effect.mean) < 10:
+            assert f"{effect.mean:+.2f} \u00b1 {effect.high - effect.mean:.2f}" in texts
+    assert texts.count("paper") == texts.count("published") == 2
+    assert texts.count("2-layer-12-10 network") == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "effects", "decisive"),
+    [
+        ("holds", {"holds": (3.0, 1.0)}, 1.0),
+        ("holds in part", {"holds": (0.1, 1.0), "no difference": (0.2, 0.3)}, 0.2),
+        ("does not hold", {"does not hold": (-1.0, -2.0), "undecided": (-9.0,)}, -2.0),
+        ("reversed in part", {"reversed": (-1.0, -2.0), "undecided": (-9.0,)}, -2.0),
+        ("undecided", {"undecided": (0.5,), "holds": (0.4,)}, 0.5),
+    ],
+)
+def test_the_smallest_effect_with_the_verdict_decides(word, effects, decisive):
+    effects = [Effect("label", "accuracy points", (), 9, mean, verdict=v) for v in effects for mean in effects[v]]
+    verdict = Verdict("paper", "net", "C1", "text", word, 9, tuple(effects))
+    assert deciding_effect(verdict).mean == decisive
+    assert deciding_effect(dataclasses.replace(verdict, verdict="not judged", effects=())) is None
+
+
+@pytest.mark.parametrize("protocols", [("paper", "published"), ("published",)])
+def test_the_comparisons_of_a_claim_are_drawn_and_named(verdicts, protocols):
+    chosen = [v for v in verdicts if v.claim == "C2" and v.protocol in protocols]
+    figure = _findings.comparisons(chosen, "caption")
+    for axes, network in zip(figure.axes, ("2-layer-12-10", "3-layer-10-8-9"), strict=True):
+        of_network = [verdict for verdict in chosen if verdict.network == network]
+        effects = [effect for verdict in of_network for effect in verdict.effects]
         bars = {tuple(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2}
         dots = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1]
-        known = [effect for effect in effects if effect.num_networks > 1]
-        assert {(effect.low, effect.high) for effect in known} <= bars
-        assert set(dots) >= {effect.mean for effect in known}
-        assert len(dots) == len(effects)
-        assert known
-        words = [text.get_text() for text in axes.texts if text.get_text() in ("holds", "does not hold", "undecided")]
-        of_panel = [v for v in verdicts if v.protocol == protocol and v.effects[0].unit == unit]
-        assert words == [v.verdict for v in sorted(of_panel, key=lambda v: list(CLAIMS).index(v.claim))]
-    networks = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert networks[:4] == ["2-layer-12-10", "3-layer-10-8-9"] * 2
-    assert any(text.startswith("C10. random pruning") for text in texts_of(figure))
-    assert "caption" in [text.get_text() for text in figure.texts]
+        assert {(effect.low, effect.high) for effect in effects} <= bars
+        assert {effect.mean for effect in effects} <= set(dots)
+        assert [label.get_text() for label in axes.get_yticklabels()] == [e.label for e in of_network[0].effects]
+        words = [text.get_text() for text in axes.texts if "[" not in text.get_text()]
+        judged = [[e.verdict if v.verdict != "not judged" else "" for e in v.effects] for v in of_network]
+        assert words == [word for row in zip(*judged, strict=True) for word in row]
+        assert all(f"{v.protocol}: {v.verdict}" in axes.get_title(loc="left") for v in of_network)
+        assert axes.get_xscale() == "linear"
+        assert axes.get_xlabel() == "points; right of 0: as claimed"
+        margin = axes.patches[0].get_x(), axes.patches[0].get_x() + axes.patches[0].get_width()
+        assert margin == (-0.25, 0.25)
 
 
-def test_the_departures_show_every_mean():
-    means = {"paper": 1.25, "mi_sign": -2.0, "fresh_subsets": 1.0, "published": -3.0}
-    verdicts = dict.fromkeys(means, "holds")
-    flip = VerdictChange("net", "C3", "label", "accuracy points", means, verdicts, (-4.0, -5.0, -3.0), "mi_sign", 0.8)
-    figure = _findings.departures([flip], "caption")
-    assert texts_of(figure) == ["+1.2", "[-2.0]", "+1.0", "-3.0"]
-    names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert names == ["paper", "mi_sign", "fresh_subsets", "published"]
+def test_an_interval_that_reaches_far_does_not_squash_the_others():
+    ends = {"near": (0.5, 0.2, 0.8), "nearer": (0.4, 0.2, 0.6), "far": (3.0, -94.0, 100.0)}
+    effects = [Effect(label, "accuracy points", (), 9, *end, verdict="holds") for label, end in ends.items()]
+    figure = _findings.comparisons([Verdict("paper", "net", "C1", "text", "undecided", 9, tuple(effects))], "")
+    low, high = figure.axes[0].get_xlim()
+    assert -10 < low < -0.25
+    assert 0.8 < high < 10
+    assert "+3 [-94, 100]" in texts_of(figure)
+
+
+def test_undefined_effects_are_named():
+    effect = Effect("label", "nat", (), 0, float("nan"))
+    figure = _findings.comparisons([Verdict("paper", "net", "C8", "text", "undecided", 9, (effect,))], "")
+    assert texts_of(figure) == ["undefined"]
+
+
+def test_the_departures_sum_to_the_published_effect():
+    def effect(mean):
+        return Effect("layer1: balanced over zeros", "accuracy points", (), 9, mean)
+
+    alone = {"mi_sign": -2.0, "fresh_subsets": 1.0, "nan_logs": 0.0}
+    shapley = {"mi_sign": -3.5, "fresh_subsets": 0.004, "nan_logs": 13.25}
+    change = VerdictChange(
+        "net", "C3", "layer1: balanced over zeros", "accuracy points", effect(1.25), effect(11.004), (9.754, 9.0, 10.0),
+        alone, shapley,
+    )  # fmt: skip
+    texts = texts_of(_findings.departures([change], "caption"))
+    row = texts.index("C3, net, layer1: balanced over zeros (points)")
+    assert texts[row + 1 : row + 7] == ["+1.25", "-3.50", "0", "+13.2", "+11.0", "+10.8"]
+    assert texts[1:7] == ["paper", "mi\nsign", "fresh\nsubsets", "nan\nlogs", "published", "only\ntogether"]
+    additive = dataclasses.replace(change, alone={"mi_sign": 9.6, "fresh_subsets": 0.0, "nan_logs": 0.0})
+    assert "+0.15" not in texts_of(_findings.departures([additive], "")), "smaller than the margin"
 
 
 def test_the_mechanism_is_drawn_from_the_results(small_results):
@@ -252,12 +338,126 @@ def test_random_curves_of_fresh_subsets_begin_at_one_neuron(small_results, resul
     assert line.get_xdata()[0] == 0
 
 
+def test_bands_end_at_0_and_100_percent(small_results):
+    network = small_results["3-layer-10-8-9"].to_dataset()
+    accuracy = network["accuracy"].copy(deep=True)
+    accuracy[0], accuracy[1] = 0.25, 0.75
+    chart = order_chart("net", network.assign(accuracy=accuracy), "layer1")
+    for line in chart.lines:
+        assert (set(line.low), set(line.high)) == ({0.0}, {1.0})
+        assert set(line.values) == {0.5}
+    assert "band: 95% t-interval of the mean, cut at 0 and 100%." in chart.caption
+    assert all(line.low.min() >= 0 and line.high.max() <= 1 for line in share_charts("net", network)[0].lines)
+    loss = training_chart("net", network, "cost")
+    assert min(line.low.min() for line in loss.lines) < 0, "a loss is no fraction"
+    assert "cut" not in loss.caption
+
+
+def test_the_published_figure_4_says_what_it_shows(small_results):
+    node = small_results["published/3-layer-10-8-9"].to_dataset()
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=small_results.attrs), "3-layer": node})
+    axes = draw_figure(tree, 4).axes[0]
+    assert axes.get_ylabel() == "H(T) + H(T|Y) (nats)"
+    assert "ln 2: largest entropy of one bit" in [text.get_text() for text in axes.texts]
+    assert [line.get_ydata()[0] for line in axes.lines] == [pytest.approx(0.6931471806)]
+    assert draw_figure(tree, 3).axes[0].get_ylabel() == "Entropy (nats)"
+    tree["3-layer"] = small_results["3-layer-10-8-9"]
+    axes = draw_figure(tree, 4).axes[0]
+    assert axes.get_ylabel() == "Mutual information (nats)"
+    assert not axes.lines
+
+
+def test_curves_of_small_scopes_are_drawn_to_their_end():
+    config = ja.StudyConfig(dataset="mnist5k", networks=((9, 4),), epochs=1, num_random_orders=2, steps="all")
+    results = ja.run_study(config)
+    results["2-layer"] = results["2-layer-9-4"]
+    for number, steps in ((13, 9), (14, 4), (21, 13)):
+        axes = draw_figure(results, number).axes[0]
+        assert axes.get_xlim() == (0, steps)
+        for line in axes.lines:
+            assert line.get_xdata().tolist() == list(range(steps + 1))
+            assert np.isfinite(line.get_ydata()).all()
+
+
+@pytest.fixture
+def as_published(small_results):
+    """The published protocol's small results under the name of the paper's network."""
+    node = small_results["published/2-layer-12-10"].to_dataset()
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=small_results.attrs), "2-layer": node})
+
+
+def test_published_curves_lie_over_the_prediction_of_a_new_network(as_published):
+    """Two networks: t(0.975, 1) = 12.7062, the standard deviation is |a - b| / sqrt(2), and sqrt(1 + 1/2)."""
+    network = as_published["2-layer"].to_dataset()
+    published = {"random, zeros": [94.0, 93.0, 50.0], "MI low first, balanced": [94.0, 92.0, 30.0]}
+    random, ranked = compare_published(as_published, 7, published)
+    accuracy = network["accuracy"].sel(scope="layer2").isel(step=slice(1, 4))
+    ours = accuracy.sel(ordering="mutual_information_low", fill="scaled").transpose("seed", "step").values
+    np.testing.assert_allclose(ranked.mean, ours.mean(axis=0))
+    half = 12.7062047 * abs(ours[0] - ours[1]) / np.sqrt(2) * np.sqrt(1.5)
+    np.testing.assert_allclose(ranked.high - ranked.mean, half, rtol=1e-6)
+    np.testing.assert_allclose(ranked.mean - ranked.low, half, rtol=1e-6)
+    assert ranked.area.published == pytest.approx(72)
+    assert ranked.area.mean == pytest.approx(100 * ours.mean())
+    areas = 100 * ours.mean(axis=1)
+    assert ranked.area.high - ranked.area.mean == pytest.approx(
+        12.7062047 * abs(areas[0] - areas[1]) / np.sqrt(2) * np.sqrt(1.5)
+    )
+    assert (ranked.end.published, ranked.end.mean) == (pytest.approx(30), pytest.approx(100 * ranked.mean[2]))
+    inside = dataclasses.replace(ranked.end, published=ranked.end.low)
+    assert inside.is_inside
+    assert not dataclasses.replace(inside, published=inside.low - 0.1).is_inside
+    repetitions = accuracy.sel(fill="zero").isel(ordering=np.flatnonzero(network["ranking"] == "random"))
+    np.testing.assert_allclose(random.mean, repetitions.mean(("seed", "ordering")))
+    axes = draw_published(as_published, 7, published).axes[0]
+    named = {line.get_label(): line for line in axes.lines if line.get_label() in published}
+    for name, values in published.items():
+        np.testing.assert_allclose(named[name].get_ydata(), np.array(values) / 100)
+        assert named[name].get_xdata().tolist() == [1, 2, 3]
+    assert len(axes.lines) == 4
+    assert len(axes.collections) == 2, "a band for each curve of ours, none for the published ones"
+
+
+def test_published_curves_of_orders_have_the_direction_of_their_figure(as_published):
+    names = ("random", "mutual information", "KL selectivity", "entropy")
+    published = {name: [90.0, 80.0] for name in names}
+    high, low = ({c.name: c.mean for c in compare_published(as_published, n, published)} for n in (11, 13))
+    accuracy = as_published["2-layer"]["accuracy"].sel(scope="layer1", fill="scaled").isel(step=slice(1, 3))
+    for score, name in zip(("mutual_information", "kl_selectivity", "entropy"), names[1:], strict=True):
+        for means, direction in ((high, "high"), (low, "low")):
+            expected = accuracy.sel(ordering=f"{score}_{direction}").mean("seed")
+            np.testing.assert_allclose(means[name], expected)
+
+
+@pytest.mark.parametrize(
+    ("number", "published", "message"),
+    [
+        (5, {"random": [90.0]}, "figure: expected a number in 6..22, got 5"),
+        (11, {"median": [90.0]}, "published: unknown 'median'|published: expected one of"),
+        (11, {}, "published: expected curves of one length, got no curve"),
+        (11, {"random": [90.0], "entropy": [90.0, 80.0]}, r"published: expected curves of one length, got \[1, 2\]"),
+        (11, {"random": [90.0] * 7}, "published: expected 1 to 6 values of 'random'"),
+        (15, {"random": [90.0]}, "figure 15: expected results with a 3-layer network"),
+    ],
+)
+def test_bad_published_curves_are_refused(as_published, number, published, message):
+    with raises_input_error(message):
+        compare_published(as_published, number, published)
+
+
+def test_one_network_predicts_nothing(results):
+    with raises_input_error("results: one network has no prediction interval; train two or more"):
+        compare_published(results, 11, {"random": [90.0]})
+
+
 def test_scores_that_are_undefined_are_left_out(results):
     node = results["3-layer"].to_dataset().copy(deep=True)
     node["scores"].values[:, 1, node["layer"].values == 2] = np.nan
     tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), "3-layer": node})
-    dots = draw_figure(tree, 4).axes[0].collections
-    assert len(dots) == 2 + 1 + 2, "two violins, their quartiles, two clouds of neurons"
+    axes = draw_figure(tree, 4).axes[0]
+    assert len(axes.collections) == 2 + 1 + 2, "two violins, their quartiles, two clouds of neurons"
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert names == ["layer 1", "layer 2\n200 of 200 undefined", "layer 3"]
     node["scores"].values[:, 1] = np.nan
     tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), "3-layer": node})
     assert texts_of(draw_figure(tree, 4)) == ["undefined for every neuron"]
@@ -267,6 +467,7 @@ def test_scores_that_are_undefined_are_left_out(results):
 def test_finding_figures_are_saved(small_results, tmp_path):
     files = save_finding_figures(small_results, ja.judge_claims(small_results), tmp_path)
     names = ["claims", "correlations", "layer_shares_2-layer-12-10", "layer_shares_3-layer-10-8-9"]
+    names += [f"claim_{number}" for number in CLAIMS]
     assert sorted(file.name for file in files) == sorted(
         f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")
     )

@@ -15,7 +15,7 @@ from flax import nnx
 from PIL import Image
 
 import jaxablate as ja
-from jaxablate.charts import Line, LineChart
+from jaxablate.charts import Line, LineChart, score_chart
 from jaxablate.layer_analysis import damage_correlations
 from jaxablate.report import networks_beside, write_report
 from jaxablate.report._charts import svg_chart
@@ -122,18 +122,28 @@ def test_curves_hold_the_numbers_of_the_results(path, small_results):
     assert all(low <= y <= high for low, y, high in zip(first["low"], first["y"], first["high"], strict=True))
 
 
-def test_shares_end_at_0_and_100_percent():
+def test_axes_of_whole_numbers_and_percent():
     half = np.full(2, 0.5)
-    wide = Line("wide", 1, "", half, half - 0.6, half + 0.6, "interval")
-    narrow = Line("narrow", 2, "", half, half - 0.1, half + 0.1, "interval")
-    shares = LineChart("title", "subtitle", "x", "y", "About.", np.array([1, 2]), [wide, narrow], percent=True)
+    line = Line("line", 1, "", half, half - 0.5, half + 0.5, "interval")
+    shares = LineChart("title", "subtitle", "x", "y", "About.", np.array([1, 2]), [line], percent=True)
     chart = svg_chart(shares)
-    assert chart["about"] == "About. Bands are cut at 0 and 100%."
-    assert [(series["low"][0], series["high"][0]) for series in chart["data"]["series"]] == [(0, 100), (40, 60)]
+    assert chart["about"] == "About."
+    assert (chart["data"]["series"][0]["low"][0], chart["data"]["series"][0]["high"][0]) == (0, 100)
     assert chart["y_axis"].first > -0.1
     assert [label for _, label in chart["x_axis"].ticks] == ["1", "2"], "there is no epoch 1.5"
-    chart = svg_chart(replace(shares, lines=[wide], percent=False))
-    assert chart["about"] == "About.", "of what is no share"
+
+
+def test_violins_count_neurons_without_a_score_and_name_their_bound(small_results):
+    network = small_results[f"published/{NAME}"].to_dataset().copy(deep=True)
+    network["scores"].values[:] = 0.9
+    network["scores"].values[0, 1, :3] = np.nan
+    chart = svg_chart(score_chart("net", network, "mutual_information"))
+    assert [violin["note"] for violin in chart["violins"]] == ["1.5 of 10 undefined", "", ""]
+    position, name = chart["bound"]
+    assert name == "ln 2: largest entropy of one bit"
+    assert position == pytest.approx(chart["y_axis"].position(np.log(2)), abs=0.06)
+    assert chart["y_axis"].first < np.log(2)
+    assert chart["y_axis"].label == "H(T) + H(T|Y) (nats)"
 
 
 def test_bands_lie_under_all_curves(path):

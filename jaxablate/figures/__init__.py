@@ -1,4 +1,4 @@
-"""Draw results with matplotlib: the 22 figures of the paper, five extra ones, and figures of the findings.
+"""Draw results with matplotlib: the 22 figures of the paper, alone and over ours, five extra ones, and the findings.
 
 Input: results of a study, verdicts, or the information of pairs.
 Output: figures, or their PNG and PDF files.
@@ -6,6 +6,7 @@ Memory: one figure at a time.
 """
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from jaxablate._files import atomic_path, require_writable
 from jaxablate.charts import EXTRAS, FIGURES, INTERVAL, METRIC_NAMES, FigureSpec, names_of, origin
 from jaxablate.claims import Verdict, explain_changes
 from jaxablate.figures import _findings
-from jaxablate.figures._draw import draw, styled
+from jaxablate.figures._draw import draw, draw_published, styled
 from jaxablate.figures._interactions import draw_pair_information
 from jaxablate.figures._sensitivity import draw_sensitivity
 from jaxablate.results import protocols_of, select_protocol
@@ -30,6 +31,7 @@ __all__ = [
     "FigureSpec",
     "draw_figure",
     "draw_pair_information",
+    "draw_published",
     "draw_sensitivity",
     "save_figure",
     "save_figures",
@@ -108,8 +110,9 @@ def save_finding_figures(results: xr.DataTree, verdicts: Sequence[Verdict], fold
         folder: where PNG and PDF files go.
 
     Returns:
-        The files: `claims` (every effect and verdict); `departures` (where the results hold single departures and a
-        claim is judged differently by the two protocols); `correlations`; `layer_shares` for each network.
+        The files: `claims`, a table of all verdicts; `claim_C1` and so on, the comparisons of each claim; `departures`,
+        if the results hold the combinations of departures and the two protocols judge a claim differently;
+        `correlations`; `layer_shares` for each network.
 
     Raises:
         InputError: for a folder that cannot be written.
@@ -118,12 +121,18 @@ def save_finding_figures(results: xr.DataTree, verdicts: Sequence[Verdict], fold
     protocols = [name for name in protocols_of(results) if name in _findings.COMPARED]
     require(len(protocols) > 0, f"figures: expected the protocol paper or published, got {protocols_of(results)}")
     networks = select_protocol(results, protocols[0]).children
-    caption = origin(results, next(iter(networks.values())).to_dataset(), f"bars and bands: {INTERVAL}")
-    changes = explain_changes(verdicts)
+    network = next(iter(networks.values())).to_dataset()
+    source, caption = origin(results, network), origin(results, network, f"bars and bands: {INTERVAL}")
+    changes = [change for change in explain_changes(verdicts) if change.shapley]
     # a function for each file, so that only one figure is in memory
-    figures = {"claims": lambda: _findings.forest(verdicts, caption)}
-    if any(change.cause for change in changes):
-        figures["departures"] = lambda: _findings.departures(changes, caption)
+    figures = {"claims": lambda: _findings.claims(verdicts, source)}
+    for claim in dict.fromkeys(verdict.claim for verdict in verdicts):
+        judged = [v for v in verdicts if v.claim == claim and v.protocol in protocols and v.effects]
+        if judged:
+            name = re.sub(r"\W+", "_", claim)
+            figures[f"claim_{name}"] = lambda judged=judged: _findings.comparisons(judged, caption)
+    if changes:
+        figures["departures"] = lambda: _findings.departures(changes, source)
     figures["correlations"] = lambda: _findings.correlations(results, list(networks), protocols, caption)
     for name in networks:
         figures[f"layer_shares_{name}"] = lambda name=name: _findings.shares(results, name, protocols, caption)

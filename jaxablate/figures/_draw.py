@@ -1,5 +1,6 @@
 """Draw the charts of the paper's figures; the choice of curves, names and colours is in `charts`."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.style
@@ -9,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from jaxablate.charts import FigureSpec, LineChart, ViolinChart, figure_chart, origin
+from jaxablate.charts import FIGURES, FigureSpec, LineChart, ViolinChart, figure_chart, origin, published_chart
 
 styled = matplotlib.style.context(Path(__file__).with_name("jaxablate.mplstyle"))
 """Decorator of functions that draw or save a figure in the package's style."""
@@ -35,6 +36,8 @@ def draw(results: xr.DataTree, spec: FigureSpec) -> Figure:
     axes = figure.add_subplot()
     if isinstance(chart, ViolinChart):
         _draw_violins(axes, chart)
+        if any(violin.note for violin in chart.violins):
+            figure.subplots_adjust(bottom=0.19)  # the names of the violins have a second line
     else:
         draw_lines(axes, chart)
         if spec.kind != "training":
@@ -45,6 +48,35 @@ def draw(results: xr.DataTree, spec: FigureSpec) -> Figure:
     number = "" if spec.number is None else f"Figure {spec.number}. "
     axes.set_title(f"{number}{chart.title}\n{chart.subtitle}; data: {results.attrs['dataset']}")
     add_caption(figure, origin(results, network, *notes))
+    return figure
+
+
+@styled
+def draw_published(results: xr.DataTree, number: int, published: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw the curves of a published figure over ours.
+
+    Args:
+        results: results of one protocol, for example `select_protocol(results, "published")`, of two networks or more.
+        number: 6 to 22, as in the paper.
+        published: accuracies in percent at 1, 2, ... ablated neurons by the name of the curve, as in
+            `charts.compare_published`.
+
+    Returns:
+        A matplotlib figure: the published curves are solid, the means of our networks dashed, and the bands are 95%
+        prediction intervals of one new network at each step.
+
+    Raises:
+        InputError: for an unknown number or name, a single network, or more values than the results have steps.
+    """
+    chart = published_chart(results, number, published)
+    network = results[FIGURES[number].network].to_dataset()
+    figure = Figure()
+    axes = figure.add_subplot()
+    draw_lines(axes, chart)
+    axes.set_xlim(0, chart.x[-1])
+    _name_curves(axes)
+    axes.set_title(f"Figure {number}. {chart.title}\n{chart.subtitle}")
+    add_caption(figure, origin(results, network, f"band: {chart.lines[0].band}"))
     return figure
 
 
@@ -64,7 +96,7 @@ def draw_lines(axes: Axes, chart: LineChart) -> None:
             continue
         if line.marker:  # which distinguishes the curves in grey
             look |= {"marker": line.marker, "markersize": 3, "markevery": 0.1}
-        axes.plot(chart.x, line.values, label=line.name, **look)
+        axes.plot(chart.x, line.values, label=line.name or None, **look)
         if line.band:
             axes.fill_between(chart.x, line.low, line.high, color=look["color"], alpha=0.15, linewidth=0)
     axes.set_xlabel(chart.x_label)
@@ -77,7 +109,16 @@ def draw_lines(axes: Axes, chart: LineChart) -> None:
 def _draw_violins(axes: Axes, chart: ViolinChart) -> None:
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
-    axes.set_xticks(range(1, len(chart.violins) + 1), [violin.name for violin in chart.violins])
+    names = [f"{violin.name}\n{violin.note}".rstrip() for violin in chart.violins]
+    axes.set_xticks(range(1, len(chart.violins) + 1), names)
+    axes.set_xlim(0.5, len(chart.violins) + 0.5)
+    if chart.bound is not None:
+        value, name = chart.bound
+        axes.axhline(value, color=INK, linewidth=0.8, linestyle=DASHES["dashed"])
+        axes.annotate(
+            name, (0.995, value), xycoords=axes.get_yaxis_transform(), xytext=(0, 2), textcoords="offset points",
+            ha="right", va="bottom", fontsize="small",
+        )  # fmt: skip
     # a protocol may leave scores undefined, and matplotlib draws no violin without values
     defined = [(x, violin) for x, violin in enumerate(chart.violins, start=1) if len(violin.values)]
     if not defined:

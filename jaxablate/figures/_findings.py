@@ -1,131 +1,299 @@
 """Draw the figures of the findings from verdicts, verdict changes and summaries."""
 
+import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
+import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
-from jaxablate.charts import claim_table, correlation_chart, share_charts
-from jaxablate.claims import FAILS, HOLDS, POINTS, UNDECIDED, Verdict, VerdictChange
-from jaxablate.figures._draw import COLORS, INK, add_caption, draw_lines, styled
+from jaxablate.charts import claim_table, correlation_chart, deciding_effect, share_charts
+from jaxablate.claims import (
+    FAILS,
+    HOLDS,
+    HOLDS_IN_PART,
+    MARGINS,
+    NATS,
+    NO_DIFFERENCE,
+    NOT_JUDGED,
+    POINTS,
+    REVERSED,
+    REVERSED_IN_PART,
+    UNDECIDED,
+    Effect,
+    Verdict,
+    VerdictChange,
+)
+from jaxablate.figures._draw import COLORS, INK, SOFT, add_caption, draw_lines, styled
 from jaxablate.protocols import SETS
 from jaxablate.results import select_protocol
 
 COMPARED = SETS["both"]
-VERDICT_LOOKS = {HOLDS: (COLORS[1], "o"), FAILS: (COLORS[2], "x"), UNDECIDED: ("#888888", ".")}
-LINE = 0.075  # inches of height for one effect
+GREY = "#777777"
+VERDICT_LOOKS = {
+    HOLDS: (COLORS[1], "o", "full"),
+    HOLDS_IN_PART: (COLORS[1], "o", "left"),
+    NO_DIFFERENCE: (GREY, "s", "none"),
+    FAILS: (COLORS[2], "X", "full"),
+    REVERSED: (COLORS[2], "<", "full"),
+    REVERSED_IN_PART: (COLORS[2], "<", "none"),
+    UNDECIDED: (GREY, "$?$", "full"),
+    NOT_JUDGED: (GREY, "_", "full"),
+}
+"""Colour, marker and fill of each verdict: blue for the claim, orange against it; shapes say the same in grey."""
+PROTOCOL_LOOKS = ((COLORS[1], "o"), (COLORS[2], "D"))
+PAGE = 7.33
+"""Width of a table in inches, 1,100 pixels. On a telephone of 390 points, 12-point text is 9 points high there."""
+LINE = 0.23  # inches of height for a line of such text
+FAR = 8  # an interval that reaches this many times further than the median one is cut
+
+
+def unit_name(unit: str) -> str:
+    """Return a unit of effects in a short word."""
+    return {POINTS: "points", NATS: "nats"}.get(unit, unit)
+
+
+def _page(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure with axes over all of it, whose coordinates are inches from the upper left corner."""
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axes.axis("off")
+    return figure, axes
+
+
+def _write(axes: Axes, x: Any, y: float, text: str, **look: Any) -> None:
+    """Write text at a place of a page, by default in the size of the tables."""
+    axes.text(x, y, text, **{"fontsize": 12.5, "color": INK, "va": "center"} | look)
 
 
 @styled
-def forest(verdicts: Sequence[Verdict], caption: str) -> Figure:
-    """Draw every effect with its interval, grouped by claim and network, with a column for each protocol."""
-    protocols = [name for name in COMPARED if any(verdict.protocol == name for verdict in verdicts)]
-    # effects of different units need different axes: a panel of rows (claim, network's verdicts by protocol) for each
-    panels: dict[str, list[tuple[str, list[Verdict]]]] = {}
-    for claim, networks in claim_table(verdict for verdict in verdicts if verdict.protocol in protocols).items():
-        for by_protocol in networks.values():
-            row = list(by_protocol.values())
-            panels.setdefault(row[0].effects[0].unit, []).append((claim, row))
-    # All lengths are inches from the top, since the height depends on the number of effects. Boxes of axes are (left,
-    # bottom, width, height) as fractions of the figure, from the bottom.
-    heights = [sum(_height(row) for _, row in rows) for rows in panels.values()]
-    total, top, margin, width = sum(heights) + 2.0, 0.8, 0.31, 0.26
-    figure = Figure(figsize=(10.5, total))
-    for (unit, rows), height in zip(panels.items(), heights, strict=True):
-        for column, protocol in enumerate(protocols):
-            box = (margin + column * (width + 0.085), 1 - (top + height) / total, width, height / total)
-            axes = figure.add_axes(box)
-            _forest_panel(axes, rows, column, unit)
-            if top < 1:  # the uppermost panel
-                axes.set_title(f"protocol: {protocol}")
-        top += height + 0.55
-    handles = [
-        Line2D([], [], color=color, marker=marker, markersize=4, label=name)
-        for name, (color, marker) in VERDICT_LOOKS.items()
-    ]
-    figure.legend(handles=handles, loc="upper left", ncols=3, bbox_to_anchor=(0.0, 1 - 0.05 / total))
-    add_caption(figure, caption, 0.06 / total)
+def claims(verdicts: Sequence[Verdict], caption: str) -> Figure:
+    """Draw a table of claims by network and protocol; each cell has the verdict and the effect that decides it."""
+    table = claim_table(verdict for verdict in verdicts if verdict.protocol in COMPARED)
+    columns = sorted(
+        {(verdict.network, verdict.protocol) for verdict in verdicts if verdict.protocol in COMPARED},
+        key=lambda column: (column[0], COMPARED.index(column[1])),
+    )
+    width = max(PAGE, 1.8 * len(columns))
+    column_width = width / len(columns)
+    note = (
+        "The number is the comparison that decides: of those with this verdict the smallest, positive as claimed, as "
+        "mean \u00b1 half of the 95% t-interval over networks. paper: the formulas of the paper; published: the code "
+        f"behind its figures. {caption}"
+    )
+    note_lines = textwrap.wrap(note, int(13 * width))
+    # positions are inches from the upper left corner; the height depends on the number of lines
+    rows, y = [], 1.15
+    for claim, networks in table.items():
+        title = textwrap.wrap(claim, int(8.5 * width))
+        cells = [networks.get(network, {}).get(protocol) for network, protocol in columns]
+        texts = [_cell_lines(verdict) for verdict in cells]
+        height = LINE * (len(title) + max(map(len, texts))) + 0.17
+        rows.append((y, title, list(zip(cells, texts, strict=True)), height))
+        y += height
+    total = y + 0.2 * len(note_lines) + 0.2
+    figure, axes = _page(width, total)
+    _write(axes, 0.1, 0.25, "Do the claims of the paper hold?", fontsize=15, fontweight="bold")
+    for i, (network, protocol) in enumerate(columns):
+        if i == 0 or columns[i - 1][0] != network:
+            _write(axes, i * column_width + 0.1, 0.65, f"{network} network", fontweight="bold")
+        _write(axes, i * column_width + 0.1, 0.93, protocol, color=SOFT)
+    for y, title, cells, height in rows:
+        axes.axhline(y, color="#bbbbbb", linewidth=0.8)
+        for i, line in enumerate(title):
+            _write(axes, 0.1, y + (i + 0.65) * LINE, line, fontweight="bold")
+        unit = next((verdict.effects[0].unit for verdict, _ in cells if verdict and verdict.effects), "")
+        _write(axes, width - 0.1, y + 0.65 * LINE, unit_name(unit), fontsize=11, color=SOFT, ha="right")
+        top, bottom = y + LINE * len(title) + 0.06, y + height - 0.05
+        for i, (verdict, lines) in enumerate(cells):
+            x = i * column_width
+            if verdict is None:
+                continue
+            color, marker, fill = VERDICT_LOOKS[verdict.verdict]
+            box = (x + 0.05, top), column_width - 0.1, bottom - top
+            axes.add_patch(Rectangle(*box, facecolor=color, alpha=0.13, linewidth=0))
+            axes.plot(
+                x + 0.19, top + 0.55 * LINE, marker=marker, color=color, fillstyle=fill, markersize=9,
+                markerfacecoloralt="white",
+            )  # fmt: skip
+            for j, line in enumerate(lines):
+                _write(axes, x + 0.34, top + (j + 0.55) * LINE, line)
+    bottom = total - 0.2 * len(note_lines) - 0.2
+    for i, line in enumerate(note_lines):
+        _write(axes, 0.1, bottom + 0.15 + 0.2 * i, line, fontsize=10, color=SOFT)
     return figure
 
 
-def _height(row: list[Verdict]) -> float:
-    """Return the height of a row in inches; a claim's text needs the room of three effects."""
-    return LINE * max(len(row[0].effects), 3) + 0.1
+def _cell_lines(verdict: Verdict | None) -> list[str]:
+    """Return the lines of a cell: the verdict, and the effect that decides it or the reason why it is not judged."""
+    if verdict is None:
+        return []
+    lines, effect = textwrap.wrap(verdict.verdict, 14), deciding_effect(verdict)
+    if effect is None:
+        return lines + textwrap.wrap(verdict.reason.split(";")[0], 16)
+    digits = _digits(effect.mean, effect.unit)
+    return [*lines, f"{effect.mean:+.{digits}f} \u00b1 {effect.high - effect.mean:.{digits}f}"]
 
 
-def _forest_panel(axes: Axes, rows: list[tuple[str, list[Verdict]]], column: int, unit: str) -> None:
-    """Draw the effects of one protocol and unit; the first column names claims and networks."""
-    y, ticks, last_claim = 0.0, [], ""
-    # Data coordinates of y are inches from the panel's top. Texts at the sides have x in axes coordinates: below 0 is
-    # left of the axes, above 1 is right.
-    row_transform = axes.get_yaxis_transform()
-    for claim, row in rows:
-        verdict, height = row[column], _height(row)
-        axes.axhline(y, color="#999999" if claim != last_claim else "#dddddd", linewidth=0.6)
-        if claim != last_claim and column == 0:
-            text = textwrap.fill(claim, 33)
-            axes.text(-1.17, y + 0.03, text, transform=row_transform, fontsize="small", va="top")
-        for i, effect in enumerate(verdict.effects):
-            level, (color, marker) = y + (i + 0.5) * height / len(verdict.effects), VERDICT_LOOKS[effect.verdict]
-            axes.plot([effect.low, effect.high], [level, level], color=color, linewidth=1)
-            axes.plot([effect.mean], [level], marker, color=color, markersize=3)
-        color, _ = VERDICT_LOOKS[verdict.verdict]
-        axes.text(
-            1.02, y + height / 2, verdict.verdict, color=color, transform=row_transform, fontsize="small", va="center"
-        )
-        ticks.append(y + height / 2)
-        y, last_claim = y + height, claim
+def _digits(value: float, unit: str) -> int:
+    """Return the number of digits after the decimal point, so that an effect of the size of the margin is seen."""
+    return (3 if unit == NATS else 2) - (abs(value) >= 10)
+
+
+@styled
+def comparisons(verdicts: Sequence[Verdict], caption: str) -> Figure:
+    """Draw the comparisons of one claim: a panel for each network and unit, a row for each comparison.
+
+    Args:
+        verdicts: the verdicts on the claim, with effects.
+        caption: last line of the figure.
+
+    Returns:
+        A matplotlib figure. Intervals that reach far beyond all others are cut; an arrow marks the cut.
+    """
+    protocols = [name for name in COMPARED if any(verdict.protocol == name for verdict in verdicts)]
+    panels: dict[tuple[str, str], dict[str, dict[str, Effect]]] = {}
+    for verdict in verdicts:
+        for effect in verdict.effects:
+            if verdict.verdict == NOT_JUDGED:
+                effect = replace(effect, verdict="")
+            rows = panels.setdefault((verdict.network, effect.unit), {})
+            rows.setdefault(effect.label, {})[verdict.protocol] = effect
+    limits = {unit: _limits(verdicts, unit) for _, unit in panels}
+    # inches; the longest label sets the width
+    left = 0.065 * max(len(label) for rows in panels.values() for label in rows) + 0.25
+    width = left + 4.1
+    title = textwrap.wrap(f"{verdicts[0].claim}. {verdicts[0].text}", int(9.5 * width))
+    heights = [(0.165 * len(protocols) + 0.05) * len(rows) for rows in panels.values()]
+    top, gap = 0.2 * len(title) + 0.65, 0.85
+    total = top + sum(heights) + gap * len(panels) - 0.1
+    figure = Figure(figsize=(width, total))
+    figure.text(0.1 / width, 1 - 0.1 / total, "\n".join(title), fontsize=10.5, fontweight="bold", va="top")
+    looks = dict(zip(protocols, PROTOCOL_LOOKS, strict=False))
+    for ((network, unit), rows), height in zip(panels.items(), heights, strict=True):
+        axes = figure.add_axes((left / width, 1 - (top + height) / total, 2.9 / width, height / total))
+        _draw_comparisons(axes, rows, looks, limits[unit])
+        words = [f"{v.protocol}: {v.verdict}" for v in verdicts if v.network == network]
+        axes.set_title(f"{network} network; {', '.join(words)}", x=-left / 2.9 + 0.03)
+        axes.set_xlabel(f"{unit_name(unit)}; right of 0: as claimed")
+        top += height + gap
+    first = figure.axes[0]
+    for protocol, (color, marker) in looks.items():
+        first.plot([], [], marker, linestyle="-", color=color, markersize=5, label=protocol)
+    if any(MARGINS.get(unit) for unit in limits):
+        first.fill_between([], [], color="#dddddd", label="counts as no difference")
+    figure.legend(
+        *first.get_legend_handles_labels(), loc="upper left", ncols=3, fontsize="small",
+        bbox_to_anchor=(0.02 / width, 1 - (0.2 * len(title) + 0.08) / total),
+    )  # fmt: skip
+    add_caption(figure, caption, 0.05 / total)
+    return figure
+
+
+def _limits(verdicts: Sequence[Verdict], unit: str) -> tuple[float, float]:
+    """Return the ends of the axis of a unit: around 0, the margin and all intervals but those that reach too far."""
+    effects = [effect for verdict in verdicts for effect in verdict.effects if effect.unit == unit]
+    ends = np.array([(effect.mean, effect.low, effect.high) for effect in effects])
+    ends = np.where(np.isfinite(ends), ends, np.nan_to_num(ends[:, :1]))  # without an interval, the mean
+    reach = np.abs(ends).max(axis=1)
+    margin = MARGINS.get(unit, 0.0)
+    near = ends.clip(-FAR * np.median(reach), FAR * np.median(reach)).ravel()
+    low, high = min(-margin, *near), max(margin, *near)
+    pad = 0.04 * (high - low) or 0.1
+    return low - pad, high + pad
+
+
+def _draw_comparisons(
+    axes: Axes, rows: dict[str, dict[str, Effect]], looks: dict[str, tuple[str, str]], limits: tuple[float, float]
+) -> None:
+    """Draw the effects of each row by protocol, with the verdicts at the right edge."""
+    low, high = limits
+    unit = next(iter(next(iter(rows.values())).values())).unit
+    margin = MARGINS.get(unit, 0.0)
+    axes.axvspan(-margin, margin, color="#dddddd", linewidth=0)
     axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_ylim(y, 0)
-    axes.grid(visible=False)
-    # The axis is symmetric, and the same for all protocols, so that the columns can be compared by eye. Points have a
-    # logarithmic scale outside of -1..1: most effects are near 0, and a few are ten times larger.
-    effects = [effect for _, row in rows for verdict in row for effect in verdict.effects]
-    bounds = np.abs([(effect.mean, effect.low, effect.high) for effect in effects])
-    limit = 1.3 * np.max(bounds, initial=0.1, where=np.isfinite(bounds))
-    if unit == POINTS:
-        axes.set_xscale("symlog", linthresh=1)
-        axes.set_xticks([-10, -1, 0, 1, 10], ["-10", "-1", "0", "1", "10"])
-        limit = max(limit, 13)
-    axes.set_xlim(-limit, limit)
-    axes.set_xlabel(f"effect, {unit} (right of 0: as claimed)")
-    names = [row[0].network if column == 0 else "" for _, row in rows]
-    axes.set_yticks(ticks, names, fontsize="small")
+    for y, by_protocol in enumerate(rows.values()):
+        if y > 0:
+            axes.axhline(y - 0.5, color="#e5e5e5", linewidth=0.6)
+        for i, (protocol, (color, marker)) in enumerate(looks.items()):
+            if protocol not in by_protocol:
+                continue
+            effect, level = by_protocol[protocol], y + 0.4 * (i - (len(looks) - 1) / 2)
+            axes.text(
+                1.02, level, effect.verdict if effect.mean == effect.mean else "undefined", color=color,
+                transform=axes.get_yaxis_transform(), fontsize="small", va="center",
+            )  # fmt: skip
+            axes.plot([effect.low, effect.high], [level, level], color=color, linewidth=1.4)
+            axes.plot([effect.mean], [level], marker, color=color, markersize=4.5)
+            # arrows at the edges, where a part of the interval is not seen
+            for edge, arrow, is_cut in ((low, "<", effect.low < low), (high, ">", effect.high > high)):
+                if is_cut:
+                    axes.plot([edge], [level], arrow, color=color, markersize=5, clip_on=False)
+                    text = f"{effect.mean:+.3g} [{effect.low:.3g}, {effect.high:.3g}]"
+                    inside = (edge + 0.03 * (high - low) * (1 if edge == low else -1), level - 0.02)
+                    side = "left" if edge == low else "right"
+                    axes.text(*inside, text, fontsize="x-small", color=color, ha=side, va="bottom")
+    axes.set_xlim(limits)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), list(rows))
     axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False)
 
 
 @styled
 def departures(changes: Sequence[VerdictChange], caption: str) -> Figure:
-    """Draw the effects on which the two protocols disagree, under each departure alone."""
-    columns = [name for name in changes[0].means if name not in COMPARED]
-    columns = [COMPARED[0], *columns, COMPARED[1]]
-    values = np.array([[change.means.get(name, np.nan) for name in columns] for change in changes])
-    total = 0.2 * len(changes) + 1.5
-    figure = Figure(figsize=(10.5, total))
-    axes = figure.add_axes((0.37, 0.3 / total, 0.56, 0.2 * len(changes) / total))
-    limit = np.nanmax(np.abs(values))
-    axes.imshow(
-        values, aspect="auto", cmap="PuOr", norm=SymLogNorm(1, vmin=-limit, vmax=limit, base=10), interpolation="none"
-    )  # fmt: skip
-    for (row, column), value in np.ndenumerate(values):
-        text = f"{value:+.2f}" if abs(value) < 1 else f"{value:+.1f}"
-        is_cause = columns[column] == changes[row].cause  # which is bold and in brackets
-        axes.text(
-            column, row, f"[{text}]" if is_cause else text, ha="center", va="center", fontsize=6.5,
-            fontweight="bold" if is_cause else "normal", color="white" if abs(value) > limit / 4 else "black",
-        )  # fmt: skip
-    names = [f"{change.claim}, {change.network}: {change.label}" for change in changes]
-    axes.set_yticks(range(len(changes)), names, fontsize="small")
-    axes.set_xticks(range(len(columns)), [name.replace("+", " +\n") for name in columns], rotation=35, ha="left")
-    axes.tick_params(length=0, labeltop=True, labelbottom=False, top=False)
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    add_caption(figure, caption, 0.06 / total)
+    """Draw a table of changed effects: under `paper`, the contribution of each departure, and under `published`."""
+    names = list(changes[0].shapley)
+    title = "Which departure of the published code changes a verdict?"
+    heads = [COMPARED[0], *(name.replace("_", "\n") for name in names), COMPARED[1], "only\ntogether"]
+    note = (
+        "Mean effects under the paper's formulas and under the published code. Between them: the contribution of each "
+        "departure, averaged over all orders of turning the departures on (Shapley value); they sum to the "
+        "difference. Only together: the part of the difference that no departure makes alone, where it is larger than "
+        f"the smallest difference that counts. {caption}"
+    )
+    note_lines = textwrap.wrap(note, int(13 * PAGE))
+    labels = [
+        textwrap.wrap(f"{change.claim}, {change.network}, {change.label} ({unit_name(change.unit)})", int(10.5 * PAGE))
+        for change in changes
+    ]
+    heights = [LINE * (len(label) + 1) + 0.16 for label in labels]
+    y = 1.3
+    total = y + sum(heights) + 0.2 * len(note_lines) + 0.25
+    figure, axes = _page(PAGE, total)
+    column_width = (PAGE - 0.1) / len(heads)
+    middles = 0.05 + column_width * (np.arange(len(heads)) + 0.5)
+    _write(axes, 0.1, 0.25, title, fontsize=13, fontweight="bold")
+    for middle, head in zip(middles, heads, strict=True):
+        _write(axes, middle, y - 0.1, head, fontsize=10, ha="center", va="bottom", linespacing=1.0)
+    colors = matplotlib.colormaps["PuOr"]
+    for change, label, height in zip(changes, labels, heights, strict=True):
+        axes.axhline(y, color="#bbbbbb", linewidth=0.8)
+        _write(axes, 0.1, y + 0.07, "\n".join(label), fontsize=11, va="top")
+        parts = list(change.shapley.values())
+        limit = max(map(abs, parts)) or 1.0  # colours compare the departures of one row, whatever its unit
+        is_large = abs(change.interaction) > MARGINS.get(change.unit, 0.0)
+        values = [change.paper.mean, *parts, change.published.mean, change.interaction if is_large else math.nan]
+        for j, (middle, value) in enumerate(zip(middles, values, strict=True)):
+            level = y + height - 0.07 - 0.55 * LINE
+            is_part = 0 < j <= len(parts)
+            if is_part:
+                box = (middle - column_width / 2 + 0.02, level - 0.55 * LINE), column_width - 0.04, 1.1 * LINE
+                axes.add_patch(Rectangle(*box, facecolor=colors(0.5 + 0.25 * value / limit), linewidth=0))
+            text = "" if math.isnan(value) else f"{value:+.{_digits(value, change.unit)}f}"
+            if float(text or "nan") == 0:
+                text = "0"
+            weight = "normal" if is_part else "bold"
+            _write(axes, middle, level, text, fontsize=11.5, ha="center", color="black", fontweight=weight)
+        y += height
+    for i, line in enumerate(note_lines):
+        _write(axes, 0.1, y + 0.15 + 0.2 * i, line, fontsize=10, color=SOFT)
     return figure
 
 

@@ -55,15 +55,9 @@ def svg_chart(chart: LineChart | ViolinChart) -> dict:
 # to units of the picture, and `_path` joins positions to an SVG path. NaN leaves a gap in a path and an empty value in
 # the data that the page reads for its tooltips.
 def line_chart(chart: LineChart) -> dict:
-    """Return a chart of lines with bands; the page shows their values on demand.
-
-    Bands of values in percent are cut at 0 and 100%.
-    """
+    """Return a chart of lines with bands; the page shows their values on demand."""
     # edges of the bands [line, edge, x]; lines without a band have no edges
     bands = [np.stack([line.low, line.high]) if line.band else np.empty((0, len(chart.x))) for line in chart.lines]
-    is_cut = chart.percent and any(((band < 0) | (band > 1)).any() for band in bands)
-    if is_cut:
-        bands = [band.clip(0, 1) for band in bands]
     x_axis = Axis(chart.x_label, float(chart.x[0]), float(max(chart.x[-1], chart.x[0] + 1)), LEFT, RIGHT, whole=True)
     known = np.concatenate([*(line.values for line in chart.lines), *(band.ravel() for band in bands)])
     y_axis, x = _y_axis(known, chart.y_label, chart.percent), x_axis.position(chart.x)
@@ -76,7 +70,7 @@ def line_chart(chart: LineChart) -> dict:
     return {
         "kind": "lines",
         "title": f"{chart.title}: {chart.subtitle}",
-        "about": chart.caption + is_cut * " Bands are cut at 0 and 100%.",
+        "about": chart.caption,
         "banded": any(len(band) for band in bands),
         "x_axis": x_axis,
         "y_axis": y_axis,
@@ -107,7 +101,10 @@ def violin_chart(chart: ViolinChart) -> dict:
     """Return a chart of the values of each group: mirrored densities with lines at the quartiles."""
     size = len(chart.violins)
     x_axis = Axis(chart.x_label, 0.5, size + 0.5, LEFT, RIGHT)
-    y_axis = _y_axis(np.concatenate([violin.values for violin in chart.violins]), chart.y_label, percent=False)
+    bound = [] if chart.bound is None else [chart.bound[0]]
+    y_axis = _y_axis(
+        np.concatenate([*(violin.values for violin in chart.violins), bound]), chart.y_label, percent=False
+    )
     half = min(0.42 * (RIGHT - LEFT) / size, 70)  # of the widest place of a violin, so that neighbours do not touch
     violins = []
     for i, violin in enumerate(chart.violins):
@@ -127,6 +124,7 @@ def violin_chart(chart: ViolinChart) -> dict:
                 "outline": _path(outline, mirrored),
                 "quartiles": [round(float(y_axis.position(q)), 1) for q in quartiles],
                 "words": f"{violin.name}: {words}",
+                "note": violin.note,
             }
         )
     return {
@@ -135,6 +133,7 @@ def violin_chart(chart: ViolinChart) -> dict:
         "about": chart.caption,
         "x_axis": x_axis,
         "y_axis": y_axis,
+        "bound": None if chart.bound is None else (round(float(y_axis.position(bound[0])), 1), chart.bound[1]),
         "violins": violins,
     }
 
