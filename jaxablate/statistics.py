@@ -72,7 +72,7 @@ class Estimate:
         sign_test = np.where(self.mean == 0, 1.0, 2 * 0.5**self.num_networks)
         return np.where(self.standard_error > 0, 2 * self._tail(-abs(self.mean)), self._defined(sign_test))
 
-    def equivalence_p_value(self, margin: float) -> Numbers:
+    def equivalence_p_value(self, margin: float | Numbers) -> Numbers:
         """Return the p-value [...] of two one-sided t-tests that the mean lies outside of (-margin, margin).
 
         It is below 0.05 exactly if the 90% interval lies inside of the margin.

@@ -26,7 +26,10 @@ from jaxablate.claims._statistics import (
     REVERSED,
     UNDECIDED,
     Effect,
+    estimate_family,
+    family_verdicts,
     judge_family,
+    margins_of,
 )
 from jaxablate.protocols import DEPARTURES, PAPER, PUBLISHED
 from jaxablate.results import protocols_of, select_protocol
@@ -151,25 +154,20 @@ def combine(verdicts: Iterable[str]) -> str:
 
 def _threshold_ranges(family: Sequence[Comparison], verdict: str) -> list[ThresholdRange]:
     """Return for each threshold of a claim the range of values over which the verdict stands."""
+    estimated, margins, groups = estimate_family(family), margins_of(family), [member.group for member in family]
     ranges = []
-    for threshold in dict.fromkeys(comparison.threshold for comparison in family if comparison.threshold is not None):
-        unit = next(comparison.unit for comparison in family if comparison.threshold == threshold)
+    for threshold in dict.fromkeys(member.threshold for member in family if member.threshold is not None):
+        slopes = np.array([member.slope * (member.threshold == threshold) for member in family])
+        unit = next(member.unit for member in family if member.threshold == threshold)
         step, last = (0.01, 1.0) if unit == CORRELATION else (0.1, 20.0)
-
-        def stands(value: float, threshold: float = threshold) -> bool:
-            moved = [
-                replace(comparison, values=comparison.values + comparison.slope * (value - threshold))
-                if comparison.threshold == threshold
-                else comparison
-                for comparison in family
-            ]
-            return combine(effect.verdict for effect in judge_family(moved)) == verdict
-
         ends: list[float | None] = []
         for values in (np.arange(threshold, -step / 2, -step), np.arange(threshold, last + step / 2, step)):
-            standing = list(itertools.takewhile(stands, values))
+            # [value, comparison]: another threshold moves the means and nothing else
+            moved = replace(estimated, mean=estimated.mean + (values[:, None] - threshold) * slopes)
+            standing = [combine(row) == verdict for row in family_verdicts(moved, margins, groups)]
             # None: the verdict stands for every value tried
-            ends.append(None if len(standing) == len(values) else round(float(standing[-1]), 6))
+            stop = standing.index(False) if False in standing else None
+            ends.append(None if stop is None else round(float(values[stop - 1]), 6))
         ranges.append(ThresholdRange(threshold, *ends))
     return ranges
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxablate.statistics import CONFIDENCE, estimate, holm
+from jaxablate.statistics import CONFIDENCE, Estimate, estimate, holm
 
 HOLDS, FAILS, REVERSED, NO_DIFFERENCE, UNDECIDED = "holds", "does not hold", "reversed", "no difference", "undecided"
 LEVEL = 1 - CONFIDENCE
@@ -77,6 +77,41 @@ class Effect:
     verdict: str = UNDECIDED
 
 
+def family_verdicts(estimated: Estimate, margins: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """Return the verdicts on families of comparisons, text [..., test].
+
+    Args:
+        estimated: the effects, arrays [..., test]; the last axis is a family.
+        margins: for each comparison [test].
+        groups: name of the group of each comparison, "" for none.
+    """
+    mean, p_values = np.asarray(estimated.mean), np.asarray(estimated.p_value)
+    corrected = np.apply_along_axis(holm, -1, p_values)
+    # A claim holds only if all its comparisons hold, so a raw p-value suffices there. It does not hold if any
+    # comparison fails, and any of many may fail by chance.
+    failed = (mean < 0) & (corrected < LEVEL)
+    same = np.asarray(estimated.equivalence_p_value(margins)) < LEVEL
+    opposed = np.zeros(mean.shape, bool)
+    for group in {*groups} - {""}:
+        members = [i for i, name in enumerate(groups) if name == group]
+        opposed[..., members] = (failed & ~same)[..., members].all(axis=-1, keepdims=True)
+    return np.select(
+        [same, (mean > 0) & (p_values < LEVEL), opposed, failed], [NO_DIFFERENCE, HOLDS, REVERSED, FAILS], UNDECIDED
+    )
+
+
+def estimate_family(family: Sequence[Comparison]) -> Estimate:
+    """Estimate the effects of comparisons over the networks, arrays [test]."""
+    # A comparison can be undefined in a network, for example the mean score of a layer without a defined score. Such a
+    # network is left out of this comparison only.
+    return estimate(np.stack([comparison.values for comparison in family], axis=1))
+
+
+def margins_of(family: Sequence[Comparison]) -> np.ndarray:
+    """Return the margin of each comparison."""
+    return np.array([MARGINS.get(c.unit, 0.0) if c.margin is None else c.margin for c in family])
+
+
 def judge_family(family: Sequence[Comparison]) -> list[Effect]:
     """Judge the comparisons of one claim, in one kind of network under one protocol.
 
@@ -86,41 +121,19 @@ def judge_family(family: Sequence[Comparison]) -> list[Effect]:
     Returns:
         One `Effect` for each comparison.
     """
-    # A comparison can be undefined in a network, for example the mean score of a layer without a defined score. Such a
-    # network is left out of this comparison only.
-    estimates = [estimate(comparison.values) for comparison in family]
-    p_values = np.array([float(estimated.p_value) for estimated in estimates])
-    corrected = holm(p_values)
-    verdicts = []
-    for comparison, estimated, p, p_holm in zip(family, estimates, p_values, corrected, strict=True):
-        margin = MARGINS.get(comparison.unit, 0.0) if comparison.margin is None else comparison.margin
-        if margin > 0 and estimated.equivalence_p_value(margin) < LEVEL:
-            verdicts.append(NO_DIFFERENCE)
-        # A claim holds only if all its comparisons hold, so a raw p-value suffices there. It does not hold if any
-        # comparison fails, and any of many may fail by chance.
-        elif estimated.mean > 0 and p < LEVEL:
-            verdicts.append(HOLDS)
-        else:
-            verdicts.append(FAILS if estimated.mean < 0 and p_holm < LEVEL else UNDECIDED)
-    groups: dict[str, set[str]] = {}
-    for comparison, verdict in zip(family, verdicts, strict=True):
-        groups.setdefault(comparison.group, set()).add(verdict)
-    effects = []
-    for i, (comparison, estimated) in enumerate(zip(family, estimates, strict=True)):
-        low, high = map(float, estimated.interval())
-        opposed = comparison.group != "" and groups[comparison.group] == {FAILS}
-        effects.append(
-            Effect(
-                label=comparison.label,
-                unit=comparison.unit,
-                values=tuple(map(float, comparison.values)),
-                num_networks=int(estimated.num_networks),
-                mean=float(estimated.mean),
-                low=low,
-                high=high,
-                p=float(p_values[i]),
-                p_holm=float(corrected[i]),
-                verdict=REVERSED if opposed else verdicts[i],
-            )
+    estimated = estimate_family(family)
+    verdicts = family_verdicts(estimated, margins_of(family), [comparison.group for comparison in family])
+    low, high = estimated.interval()
+    p_values = np.asarray(estimated.p_value)
+    columns = np.asarray(estimated.num_networks), np.asarray(estimated.mean), low, high, p_values, holm(p_values)
+    return [
+        Effect(
+            comparison.label,
+            comparison.unit,
+            tuple(map(float, comparison.values)),
+            int(number),
+            *map(float, numbers),
+            verdict=str(verdict),
         )
-    return effects
+        for comparison, number, *numbers, verdict in zip(family, *columns, verdicts, strict=True)
+    ]
