@@ -10,6 +10,7 @@ high values first.
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import xarray as xr
@@ -71,8 +72,11 @@ class NetworkSummary:
 
     def damage_correlation(self, score: str, scope: str) -> np.ndarray:
         """Return Spearman's correlation of a score with the rise of the loss if only that neuron is ablated."""
-        correlations = damage_correlations(self.network[["scores", "single_damage", "layer", "scope"]])
-        return correlations.sel(score=score, scope=scope).values
+        return self._correlations.sel(score=score, scope=scope).values
+
+    @cached_property
+    def _correlations(self) -> xr.DataArray:
+        return damage_correlations(self.network)
 
     def order_variance(self, scope: str, fill: str) -> np.ndarray:
         """Return the variance of accuracy between random orders, in squared points, averaged over the steps."""
