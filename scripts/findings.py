@@ -1,302 +1,599 @@
-"""Write docs/findings.md and its pictures from saved results, never by hand.
+"""Write docs/findings.md, docs/published_figures.md, their pictures and claims.json from saved results, never by hand.
 
-`python scripts/findings.py RESULTS [--again REPLICATION] [--scores RUN] [--out docs]`: RESULTS come from
-`jaxablate reproduce --protocol each`. REPLICATION comes from a run with other seeds and shows how far the numbers
-replicate. RUN is the folder in which `scripts/scores.py` studied quantizers and pairs.
+`python scripts/findings.py [DATA] [--out docs]`: DATA is the folder that `scripts/measure.py` filled, by default
+docs/findings/data. The same data give the same text and claims, byte for byte.
 """
 
 import argparse
 import itertools
 import json
+import lzma
 import shutil
 import sys
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
 import jaxablate as ja
 from jaxablate._files import atomic_path
-from jaxablate.claims import CLAIMS, FAILS, HOLDS, POINTS, UNDECIDED, Effect, Verdict
-from jaxablate.figures import draw_sensitivity, save_finding_figures
-from jaxablate.layer_analysis import lost_predictions
+from jaxablate.charts import FIGURES, compare_published, deciding_effect
+from jaxablate.claims import (
+    CLAIMS,
+    FAILS,
+    HOLDS,
+    NO_DIFFERENCE,
+    NOT_JUDGED,
+    REVERSED,
+    SHORT,
+    UNDECIDED,
+    Effect,
+    NetworkSummary,
+    Verdict,
+)
+from jaxablate.figures import draw_published, draw_sensitivity, save_finding_figures
+from jaxablate.histograms import constant_codes
+from jaxablate.metrics import METRICS
 from jaxablate.protocols import DEPARTURES, SETS
+from jaxablate.results import protocols_of, select_protocol
+from jaxablate.statistics import Estimate, estimate, paired_difference
 
-COMPARED = SETS["both"]
-BELIEVE = {
-    "C1": "Putting the mean in place of an ablated neuron keeps more accuracy than putting zero.",
-    "C2": "Random ablation costs more than the better direction of every score, and less than the worse one.",
-    "C3": "In layers before the last, neurons with little information or selectivity can go first.",
-    "C4": "In the last hidden layer, neurons with much information or selectivity can go first.",
-    "C5": "In a network of three hidden layers, the second one suffers most from ablation.",
-    "C6": "The last hidden layer suffers least from ablation.",
-    "C7": "Over the whole network, removing low entropy or low mutual information first is ruinous, low KL is not.",
-    "C8": "Entropy and mutual information grow from layer to layer.",
-    "C9a": "KL selectivity falls from layer to layer.",
-    "C9b": "KL selectivity grows from layer to layer.",
-    "C10": "Removing random neurons of the whole network costs less than 2 points on average over the steps.",
-}
-"""Each claim in a reader's words; the verdicts decide whether to believe it."""
-METHOD = """A claim holds if every comparison behind it holds (in brackets: how many do). It does not hold if one
-comparison is refuted; otherwise it is undecided. A comparison is a difference of AUC (the mean accuracy
-over all steps except the intact network's, in accuracy points) or of mean scores (nats), paired within
-each network. A two-sided t-test at 5% decides it, corrected by Holm's method over all comparisons of a
-protocol. The intervals are 95% t-intervals of the mean over networks. They are not corrected: an
-interval that excludes 0 may belong to an undecided comparison. `jaxablate reproduce` also writes
-bootstrap intervals and the value of every network. The paper gives no numbers for falling strongly,
-staying flat and costing little. Here these mean more than 3, less than 1 and less than 2 points on
-average over the steps.
+PAPER, PUBLISHED = SETS["both"]
+BASELINE = "contribution_sd"
+PUBLISHED_CURVES = Path(__file__).parents[1] / "docs" / "findings" / "published_curves.json"
+UNITS = {"accuracy points": "points", "nat": "nats", "correlation": "", "log ratio": ""}
+METHOD = """**How to read this page.** A comparison is a difference within each network: of AUC (the mean accuracy over
+all steps except the intact network's, in accuracy points), of mean scores (nats), of a rank correlation and
+a threshold, or of log variances. A positive number supports the claim. Brackets hold 95% t-intervals of the
+mean over networks. They cover the randomness of training; they do not cover another split, another test set
+or another architecture. LVF ablates neurons with low values of a score first, HVF neurons with high values
+first; "A over B" is A minus B. "Balanced" means bias balancing, and "zeros" that ablated neurons output 0.
 
-The names of comparisons use these words. "A over B" is A minus B, and a positive number supports the claim. LVF
-ablates neurons with low values of a score first, and HVF neurons with high values first. The better direction is
-the one of LVF and HVF with the larger mean AUC. "Balanced" means bias balancing, and "zeros" that ablated neurons
-output 0.
+A comparison shows *no difference* if its 90% interval lies within a margin (0.25 points, 0.02 nats, 0.05 of
+a correlation, 0.1 of a log ratio). Otherwise it *holds* for a positive mean with p < 0.05, and *does not
+hold* for a negative mean with p < 0.05 after Holm's correction over the comparisons of its claim, in its
+kind of network, under its protocol. A claim holds if all its comparisons hold, and does not hold if one
+does not. It *holds in part* if each comparison holds or shows no difference, and is *reversed* if
+comparisons significantly say the opposite. Nothing is corrected across claims.
 
-The published protocol computes what the code behind the published figures computes, in the six points below. A
-seventh point is left out: that code averages accuracy over batches, and the last batch is smaller. Under the
-published protocol, means of scores omit neurons whose score is NaN, and "mutual information" is H(T) + H(T|Y)."""
-CLOSE = 0.25
-"""If the whole interval of an undecided effect lies within this many accuracy points, the page says so."""
+The paper gives no numbers for falling strongly, staying flat, costing little and correlating strongly. Here
+they mean more than 3, less than 1 and less than 2 points on average over the steps, and a rank correlation
+above 0.5. The page says over which range of the threshold a verdict stands. [The theory
+page](theory.md#statistics) has the rules in full."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write docs/findings.md from saved results.")
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--again", type=Path, help="results of a run with other seeds")
-    parser.add_argument("--scores", type=Path, help="folder written by scripts/scores.py")
+    parser.add_argument("data", type=Path, nargs="?", default=Path("docs/findings/data"), help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="output folder; default: %(default)s")
     arguments = parser.parse_args()
     try:
-        results = load_checked(arguments.results)
-        again = load_checked(arguments.again) if arguments.again else None
-        print(write_findings(results, again, arguments.scores, arguments.out))
+        print(write_findings(Measurements(arguments.data), arguments.out))
     except (ja.InputError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def load_checked(path: Path) -> xr.DataTree:
-    """Load results of both protocols with all scores and several networks; raise `InputError` for anything less."""
-    results = ja.results.load_results(path)
-    protocols, config = ja.results.protocols_of(results), json.loads(results.attrs["config"])
-    all_scores = set(config["scores"]) == set(ja.metrics.METRICS)
-    if not set(COMPARED) <= set(protocols) or len(config["seeds"]) < 2 or not all_scores:
-        raise ja.InputError(
-            f"results file {path}: expected the protocols paper and published, all scores and at least two seeds, got "
-            f"{', '.join(protocols)}, {', '.join(config['scores'])} and {len(config['seeds'])}; `jaxablate reproduce "
-            "--seeds 20 --protocol each` writes them"
-        )
-    return results
+class Measurements:
+    """The files that `scripts/measure.py` wrote."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        # `load_results` checks a file, so the compressed one is unpacked first
+        with tempfile.TemporaryDirectory() as unpacked:
+            path = Path(unpacked) / "results.nc"
+            path.write_bytes(lzma.decompress(self._read("results.nc.xz")))
+            self.results = ja.results.load_results(path)
+        if not set(SETS["departures"]) | set(SETS["controls"]) <= set(protocols_of(self.results)):
+            raise ja.InputError(f"{folder}: results lack protocols; `python scripts/measure.py RUN` writes all")
+        self.names = list(select_protocol(self.results, PAPER).children)
+
+    def network(self, name: str, protocol: str = PAPER) -> xr.Dataset:
+        """Return the results of one kind of network under a protocol."""
+        return select_protocol(self.results, protocol)[name].to_dataset()
+
+    def table(self, name: str) -> xr.Dataset:
+        """Return another dataset of the folder, in memory."""
+        with tempfile.TemporaryDirectory() as unpacked:
+            path = Path(unpacked) / name
+            path.write_bytes(lzma.decompress(self._read(f"{name}.xz")))
+            return xr.load_dataset(path, engine="h5netcdf")
+
+    def _read(self, name: str) -> bytes:
+        file = self.folder / name
+        if not file.is_file():
+            raise ja.InputError(f"{file}: no such file; `python scripts/measure.py RUN` writes it")
+        return file.read_bytes()
 
 
-def write_findings(results: xr.DataTree, again: xr.DataTree | None, scores: Path | None, folder: Path) -> Path:
-    """Write the page, and its pictures into the subfolder `findings`; return the path of the page."""
+def write_findings(measured: Measurements, folder: Path) -> Path:
+    """Write the pages, claims.json, and the pictures into the subfolder `findings`; return the path of the page."""
+    results, pictures = measured.results, folder / "findings"
     verdicts = ja.judge_claims(results)
-    for file in save_finding_figures(results, verdicts, folder / "findings"):
-        if file.suffix == ".pdf":
+    shown = [verdict for verdict in verdicts if verdict.protocol in SETS["controls"]]
+    for file in (*ja.claims.save_claims(shown, results, pictures), *save_finding_figures(results, verdicts, pictures)):
+        if file.suffix in (".pdf", ".csv"):
             file.unlink()
+    published = json.loads(PUBLISHED_CURVES.read_text())
+    write_published_page(measured, published, folder)
     parts = [
         "# Which of the paper's claims hold",
         "Written by `scripts/findings.py` from saved results; every number and verdict below is computed.",
-        provenance(results, verdicts),
-        "## Verdicts",
-        verdict_table(verdicts),
+        provenance(measured),
+        "![Verdict on every claim, for each kind of network and protocol](findings/claims.png)",
         METHOD,
-        "![Every comparison with its interval](findings/claims.png)",
-        "## What to believe",
-        beliefs(verdicts),
+        "## Verdicts, claim by claim",
+        claim_sections(measured, verdicts),
+        "## Controls",
+        constant_code_control(measured, verdicts),
+        baseline_control(measured),
+        tie_control(measured),
         "## Where the published protocol differs, and why",
         reasons(verdicts),
+        "## Does the published protocol reproduce the published figures?",
+        reproduction(measured, published),
+        "## Is overfitting the cause?",
+        overfitting(measured),
         "## Which neurons whole-network rankings ablate",
-        layer_analysis(results),
+        whole_network(measured),
+        "## Do scores track the damage of a single neuron?",
+        damage(measured),
+        "## Does the result depend on the quantizer?",
+        quantizers(measured, pictures),
+        "## Can neurons that share information replace each other?",
+        pairs(measured, pictures),
+        "## Every comparison",
+        effect_table(verdicts),
     ]
-    if scores is not None:
-        names = list(ja.results.select_protocol(results, "paper").children)
-        parts += ["## Does the result depend on the quantizer?", quantizers(scores, names, folder / "findings")]
-        parts += [
-            "## Can neurons that share information replace each other?",
-            pairs(scores, names, folder / "findings"),
-        ]
-    if again is not None:
-        parts += ["## Replication with other networks", replication(verdicts, ja.judge_claims(again), again)]
-    parts += ["## Every comparison", effect_table(verdicts)]
     path = folder / "findings.md"
     with atomic_path(path) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n")
     return path
 
 
-def seeds_of(results: xr.DataTree) -> str:
-    seeds = json.loads(results.attrs["config"])["seeds"]
-    return f"{seeds[0]} to {seeds[-1]}"
-
-
-def provenance(results: xr.DataTree, verdicts: list[Verdict]) -> str:
-    attrs = results.attrs
+def provenance(measured: Measurements) -> str:
+    attrs = measured.results.attrs
+    config = json.loads(attrs["config"])
     versions = ", ".join(f"{name} {version}" for name, version in json.loads(attrs["versions"]).items())
     files = "; ".join(f"`{name}` {digest[:16]}..." for name, digest in json.loads(attrs["dataset_sha256"]).items())
-    count, steps = verdicts[0].num_networks, json.loads(attrs["config"])["steps"]
+    seeds = config["seeds"]
     return (
-        f"**Data:** {attrs['dataset']} (SHA-256: {files}). **Networks:** {count} of each kind, seeds "
-        f"{seeds_of(results)}, {steps} neurons ablated one after another. **Run on** {attrs['device']}, "
+        f"**Data:** {attrs['dataset']} (SHA-256: {files}). **Networks:** {len(seeds)} of each kind, seeds {seeds[0]} "
+        "to "
+        f"{seeds[-1]}, {config['steps']} neurons ablated one after another. **Run on** {attrs['device']}, "
         f"{attrs['created'][:10]}; {versions}."
     )
 
 
-def find(verdicts: list[Verdict]) -> dict[tuple[str, str, str], Verdict]:
-    return {(v.claim, v.network, v.protocol): v for v in verdicts}
-
-
-def verdict_table(verdicts: list[Verdict]) -> str:
-    by_key = find(verdicts)
-    networks = list(dict.fromkeys(v.network for v in verdicts))
-    lines = [
-        "| claim | network | under the paper's formulas | under the published protocol |",
-        "| --- | --- | --- | --- |",
-    ]
-    for claim, (text, _) in CLAIMS.items():
-        for network in networks:
-            if (claim, network, COMPARED[0]) in by_key:
-                cells = []
-                for protocol in COMPARED:
-                    verdict = by_key[claim, network, protocol]
-                    holding = sum(effect.verdict == HOLDS for effect in verdict.effects)
-                    cells.append(f"{verdict.verdict} ({holding} of {len(verdict.effects)})")
-                name = f"**{claim}** {text}" if network == networks[0] or claim == "C5" else ""
-                lines.append(f"| {name} | {network} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def beliefs(verdicts: list[Verdict]) -> str:
-    """State for each claim whether to believe it under the paper's formulas, and its weakest comparison."""
-    words = {HOLDS: "Yes", FAILS: "No", UNDECIDED: "Open"}
-    lines = []
-    for claim, text in BELIEVE.items():
-        judged = [v for v in verdicts if v.claim == claim and v.protocol == "paper"]
-        if not judged:
-            continue
-        distinct = {v.verdict for v in judged}
-        head = (
-            words[distinct.pop()]
-            if len(distinct) == 1
-            else ", ".join(f"{v.network}: {words[v.verdict]}" for v in judged)
-        )
-        effects = [(v.network, effect) for v in judged for effect in v.effects]
-        counts = {verdict: sum(effect.verdict == verdict for _, effect in effects) for verdict in words}
-        small = sum(
-            effect.verdict == UNDECIDED and effect.unit == POINTS and max(-effect.low, effect.high) < CLOSE
-            for _, effect in effects
-        )
-        network, least = min(effects, key=lambda pair: pair[1].mean)
-        undecided = f"{counts[UNDECIDED]} undecided"
-        if small:
-            undecided += f" ({small} of them with the whole interval within {CLOSE} points of 0)"
-        lines.append(
-            f"- **{claim}. {text}** {head}. Of {len(effects)} comparisons {counts[HOLDS]} hold, {counts[FAILS]} are "
-            f"refuted, {undecided}; the weakest: {network}, {least.label}, {number(least)}."
-        )
-    return "\n".join(lines)
-
-
 def number(effect: Effect) -> str:
-    unit = {"accuracy points": "points", "nat": "nats"}[effect.unit]
-    return f"{effect.mean:+.2f} {unit} [{effect.low:+.2f}, {effect.high:+.2f}]"
+    unit = UNITS.get(effect.unit, effect.unit)
+    return f"{effect.mean:+.2f}{unit and ' '}{unit} [{effect.low:+.2f}, {effect.high:+.2f}]"
 
 
-def reasons(verdicts: list[Verdict]) -> str:
-    """Name the departure that explains each comparison on which the two protocols disagree."""
+def interval(estimated: Estimate, digits: int = 2) -> str:
+    """Return a mean with its 95% interval."""
+    low, high = estimated.interval()
+    return f"{float(estimated.mean):+.{digits}f} [{float(low):+.{digits}f}, {float(high):+.{digits}f}]"
+
+
+def words(score: str) -> str:
+    return score.replace("_", " ")
+
+
+def claim_sections(measured: Measurements, verdicts: Sequence[Verdict]) -> str:
+    """Return a section for each claim: verdicts, deciding comparisons, thresholds, and its picture."""
+    sections = []
+    for number_, claim in CLAIMS.items():
+        lines = [f"### {number_}. {claim.text}", ""]
+        for verdict in verdicts:
+            if verdict.claim == number_ and verdict.protocol in (PAPER, PUBLISHED):
+                lines.append(f"- **{verdict.network}, {verdict.protocol}: {verdict.verdict}.** {_why(verdict)}")
+        lines += ["", f"![Comparisons of {number_}](findings/claim_{number_}.png)"]
+        sections.append("\n".join(lines))
+    return "\n\n".join(sections)
+
+
+def _why(verdict: Verdict) -> str:
+    """Say which comparisons a verdict rests on."""
+    if verdict.verdict == NOT_JUDGED:
+        return f"Reason: {verdict.reason}."
+    groups = [(name, [e for e in verdict.effects if e.verdict == name]) for name in _ORDER]
+    counts = [f"{len(effects)} {_PLURAL[name]}" for name, effects in groups if effects]
+    decisive = deciding_effect(verdict)
+    text = f"Of {len(verdict.effects)} comparisons {_join(counts)}."
+    if decisive is not None:
+        text += f" The comparison that decides: {decisive.label}, {number(decisive)}, p = {p_text(decisive.p)}"
+        text += f" (corrected {p_text(decisive.p_holm)})." if decisive.mean < 0 else "."
+    for stands in verdict.thresholds:
+        low = "any smaller threshold" if stands.low is None else f"{stands.low:g}"
+        high = "any larger one" if stands.high is None else f"{stands.high:g}"
+        text += f" With another threshold than {stands.threshold:g} the verdict stands from {low} to {high}."
+    return text
+
+
+_ORDER = (HOLDS, NO_DIFFERENCE, UNDECIDED, REVERSED, FAILS)
+_PLURAL = {
+    HOLDS: "hold",
+    NO_DIFFERENCE: "show no difference",
+    UNDECIDED: "are undecided",
+    REVERSED: "are reversed",
+    FAILS: "do not hold",
+}
+
+
+def _join(parts: Sequence[str]) -> str:
+    return ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1]
+
+
+def p_text(p: float) -> str:
+    return "undefined" if np.isnan(p) else "below 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def constant_code_control(measured: Measurements, verdicts: Sequence[Verdict]) -> str:
+    """Give every comparison of layer 1 with and without the neurons whose code never changes."""
+    lines = [
+        "### Neurons whose code never changes",
+        "",
+        "Such a neuron scores 0 in entropy, mutual information and KL selectivity, and comes first in every LVF order. "
+        "Its mean is a good substitute, so LVF gets it nearly for free. The control ablates these neurons after all "
+        "others, in random orders too, so that every curve runs over the rest.",
+        "",
+    ]
+    for name in measured.names:
+        counts = measured.network(name)["joint_counts"].values
+        layer = measured.network(name)["layer"].values
+        constant = np.stack([constant_codes(network) for network in counts])
+        parts = [f"{constant[:, layer == i].sum(axis=1).min()} to {constant[:, layer == i].sum(axis=1).max()} of "
+                 f"{(layer == i).sum()} in layer {i}" for i in np.unique(layer)]  # fmt: skip
+        lines.append(f"- **{name}:** {', '.join(parts)}.")
+    lines += [
+        "",
+        "| claim | network | comparison of layer 1 | protocol | all neurons | without them |",
+        "| --- " * 6 + "|",
+    ]
+    by_key = {(v.protocol, v.network, v.claim): v for v in verdicts}
+    for protocol, control in ((PAPER, "constant_last"), (PUBLISHED, f"{PUBLISHED}+constant_last")):
+        for (name_protocol, network, claim), verdict in by_key.items():
+            if name_protocol != protocol or claim not in ("C1", "C2", "C3", "C5", "C6", "C11"):
+                continue
+            others = {e.label: e for e in by_key[control, network, claim].effects}
+            for effect in verdict.effects:
+                if "layer1" in effect.label:
+                    other = others[effect.label]
+                    lines.append(
+                        f"| {claim} | {network} | {effect.label} | {protocol} | {number(effect)}, {effect.verdict} | "
+                        f"{number(other)}, {other.verdict} |"
+                    )
+    changed = [
+        f"{claim} {network} under {protocol} ({verdict.verdict}; without them "
+        f"{by_key[control, network, claim].verdict})"
+        for protocol, control in ((PAPER, "constant_last"), (PUBLISHED, f"{PUBLISHED}+constant_last"))
+        for (name_protocol, network, claim), verdict in by_key.items()
+        if name_protocol == protocol and verdict.verdict != by_key[control, network, claim].verdict
+    ]
+    lines += ["", f"Verdicts on claims that differ without them: {'; '.join(changed) or 'none'}."]
+    return "\n".join(lines)
+
+
+def baseline_control(measured: Measurements) -> str:
+    """Compare the paper's scores with a score that needs no information theory."""
+    lines = [
+        "### A trivial baseline",
+        "",
+        f"`{BASELINE}` is the standard deviation of a neuron's activation times the norm of its outgoing weights. It "
+        "needs no labels and no codes. The table shows the AUC of the paper's score minus the AUC of the baseline, in "
+        "points, with bias balancing, under the paper's formulas. LVF: positive means that the paper's score finds "
+        "neurons that are safer to ablate. HVF: negative means that it finds neurons that are more damaging.",
+        "",
+        "| network | scope | score | LVF | HVF |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in measured.names:
+        summary = NetworkSummary(measured.network(name))
+        for scope, score in itertools.product((*summary.layers, "network"), METRICS):
+            cells = [
+                interval(paired_difference(summary.area(scope, score, way), summary.area(scope, BASELINE, way)))
+                for way in ("low", "high")
+            ]
+            lines.append(f"| {name} | {scope} | {words(score)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tie_control(measured: Measurements) -> str:
+    """Report how far the order of neurons with equal scores moves the curves."""
+    lines = [
+        "### The order of ties",
+        "",
+        "Neurons with equal scores are ranked by ascending index. The control ranks them by descending index. The "
+        "table "
+        "shows the ranking of each protocol whose AUC moves most (mean over networks, in points, and its interval), "
+        "and "
+        "how many neurons tie with another one at most.",
+        "",
+        "| network | protocol | ranking | change of AUC | largest tie |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, (protocol, control) in itertools.product(
+        measured.names, ((PAPER, "reversed_ties"), (PUBLISHED, f"{PUBLISHED}+reversed_ties"))
+    ):
+        first, second = (NetworkSummary(measured.network(name, p)) for p in (protocol, control))
+        changes = {
+            (scope, score, way): paired_difference(second.area(scope, score, way), first.area(scope, score, way))
+            for scope in (*first.layers, "network")
+            for score in METRICS
+            for way in ("low", "high")
+        }
+        (scope, score, way), change = max(changes.items(), key=lambda item: abs(float(item[1].mean)))
+        inside = np.full(first.network.sizes["neuron"], True)
+        if scope != "network":
+            inside = first.network["layer"].values == first.layers.index(scope) + 1
+        scores = first.network["scores"].sel(score=score).values[:, inside]
+        largest = max(int(np.unique(row, return_counts=True, equal_nan=True)[1].max()) for row in scores)
+        ranking = f"{scope}, {SHORT[score]}-{'LVF' if way == 'low' else 'HVF'}"
+        lines.append(f"| {name} | {protocol} | {ranking} | {interval(change)} | {largest} |")
+    return "\n".join(lines)
+
+
+def reasons(verdicts: Sequence[Verdict]) -> str:
+    """Attribute the comparisons on which the two protocols disagree to departures of the code."""
     changes = ja.claims.explain_changes(verdicts)
     if not changes:
         return "The two protocols agree on every claim."
     claims = [claim for claim in CLAIMS if any(change.claim == claim for change in changes)]
+    differing = [change for change in changes if change.differs]
     lines = [
-        f"The two protocols disagree on {len(claims)} claims for at least one kind of network "
-        f"({', '.join(claims)}), in {len(changes)} comparisons.",
+        f"The two protocols disagree on {len(claims)} claims for at least one kind of network ({', '.join(claims)}), "
+        "in "
+        f"{len(changes)} comparisons. In {len(differing)} of them the effects themselves differ (the interval of the "
+        "paired difference excludes 0); in the others only the evidence does. Every combination of the code's "
+        "departures that can differ was run on the same networks. *Alone* is the change of the effect if only this "
+        "departure is turned on. The *Shapley value* is its change averaged over all orders of turning them on; the "
+        "values sum to the difference. The interaction is the part that departures make only together.",
+        "",
+        "![Effect under the formulas, the Shapley value of each departure, and effect under the published protocol]"
+        "(findings/departures.png)",
+        "",
+        "| departure | what the published code does | comparisons where its Shapley value is the largest |",
+        "| --- | --- | --- |",
     ]
-    names = [name for name in SETS["each"][1:-1] if name in changes[0].means]
-    if names:
-        lines[0] += (
-            " Each departure of the published code was turned on alone, on the same networks. The departure whose "
-            "effect lies nearest to the published effect explains the comparison, if it covers at least half of the "
-            "difference. NaN scores act through their ranking, so these two departures were also turned on together."
+    largest = [max(change.shapley, key=lambda name: abs(change.shapley[name])) for change in differing]
+    for name, meaning in DEPARTURES.items():
+        lines.append(
+            f"| `{name}` | {meaning.replace('|', chr(92) + '|')} | {largest.count(name)} of {len(differing)} |"
         )
-        lines += [
-            "",
-            "| departure | what the published code does | comparisons that it explains |",
-            "| --- | --- | --- |",
-        ]
-        for name in names:
-            meaning = DEPARTURES.get(name, "both departures together").replace("|", "\\|")
-            lines.append(f"| `{name}` | {meaning} | {sum(change.cause == name for change in changes)} |")
-    if any(change.cause for change in changes):
-        lines += [
-            "",
-            "![Mean effect under each departure alone; in brackets the departure that explains the "
-            "comparison](findings/departures.png)",
-        ]
     lines += [
         "",
-        "| comparison | paper | published | paired difference | explained by | share of the difference |",
+        "| comparison | paper | published | paired difference | alone: Shapley value (largest two) | interaction |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for change in changes:
-        paper, published = (f"{change.means[name]:+.2f}, {change.verdicts[name]}" for name in COMPARED)
         difference, low, high = change.difference
-        cause = f"`{change.cause}`" if change.cause else "none alone" if change.differs else "no difference shown"
-        share = "" if change.explained is None else f"{change.explained:.0%}"
+        top = sorted(change.shapley, key=lambda name: -abs(change.shapley[name]))[:2]
+        parts = "; ".join(f"`{name}` {change.alone[name]:+.2f}: {change.shapley[name]:+.2f}" for name in top)
         lines.append(
-            f"| {change.claim}, {change.network}: {change.label} | {paper} | {published} | "
-            f"{difference:+.2f} [{low:+.2f}, {high:+.2f}] | {cause} | {share} |"
+            f"| {change.claim}, {change.network}: {change.label} | {change.paper.mean:+.2f}, {change.paper.verdict} | "
+            f"{change.published.mean:+.2f}, {change.published.verdict} | {difference:+.2f} [{low:+.2f}, {high:+.2f}] | "
+            f"{parts} | {change.interaction:+.2f} |"
         )
+    unchanged = all(abs(change.alone["strict_threshold"]) < 1e-12 for change in changes)
+    lines += ["", f"`strict_threshold` alone changes {'none' if unchanged else 'some'} of these effects."]
     return "\n".join(lines)
 
 
-def layer_analysis(results: xr.DataTree) -> str:
-    """Describe which neurons whole-network rankings ablate, and how scores correlate with single-neuron damage."""
+def published_curves(published: dict[str, dict[str, list[float]]], figure: int) -> dict[str, list[float]]:
+    return published[f"fig{figure:02}"]
+
+
+def reproduction(measured: Measurements, published: dict[str, dict[str, list[float]]]) -> str:
+    """Compare the published figures with the prediction interval of a new network under the published protocol."""
+    results = select_protocol(measured.results, PUBLISHED)
+    rows, totals = [], {"area": [0, 0], "end": [0, 0]}
+    for figure in range(6, 23):
+        curves = compare_published(results, figure, published_curves(published, figure))
+        cells = []
+        for curve in curves:
+            for kind, prediction in (("area", curve.area), ("end", curve.end)):
+                totals[kind][0] += prediction.inside
+                totals[kind][1] += 1
+            if not (curve.area.inside and curve.end.inside):
+                outside = [
+                    f"{kind} {prediction.published:.1f}, predicted {prediction.low:.1f} to {prediction.high:.1f}"
+                    for kind, prediction in (("AUC", curve.area), ("end", curve.end))
+                    if not prediction.inside
+                ]
+                cells.append(f"{curve.name} ({'; '.join(outside)})")
+        spec = FIGURES[figure]
+        inside = sum(curve.area.inside for curve in curves)
+        rows.append(f"| {figure} | {spec.network}, {spec.scope} | {inside} of {len(curves)} | {'; '.join(cells)} |")
+    effects = published_effects(measured, published)
+    in_range = sum(low <= theirs <= high for _, theirs, low, high in effects)
+    outside = [f"{label} ({theirs:+.1f}; predicted {low:+.1f} to {high:+.1f})" for label, theirs, low, high in effects
+               if not low <= theirs <= high]  # fmt: skip
+    c4 = [(label, theirs) for label, theirs, *_ in effects if "HVF minus LVF" in label and "last" in label]
+    support = sum(theirs > 0 for _, theirs in c4)
+    mi = measured.network(measured.names[-1], PUBLISHED)["scores"].sel(score="mutual_information").values
+    return "\n".join(
+        [
+            "The curves of figures 6 to 22 were read off the published pictures (to about 0.1 to 0.3 points) and "
+            "compared "
+            f"with the 95% prediction interval of one new network under the published protocol. {totals['area'][0]} of "
+            f"{totals['area'][1]} AUCs and {totals['end'][0]} of {totals['end'][1]} end points lie inside; 95% are "
+            "expected if the published networks were trained as these were. [The pictures](published_figures.md) show "
+            "all 17 figures.",
+            "",
+            f"Differences within a figure or between two figures say more, since a network's general level cancels: "
+            f"{in_range} of {len(effects)} lie inside the interval. Outside: {'; '.join(outside) or 'none'}.",
+            "",
+            "The paper's own figures support its claim C4 (last hidden layer: high values first is better) in "
+            f"{support} "
+            f"of {len(c4)} cases: {'; '.join(f'{label} {theirs:+.1f}' for label, theirs in c4)} points. One network "
+            "stands behind each figure, so these numbers have no interval.",
+            "",
+            "Figure 4 shows values of mutual information from 0.8 to 1.2 nats. A one-bit code cannot carry more than "
+            "ln 2 "
+            "= 0.69 nats. Under the published protocol, which shows H(T) + H(T|Y), the defined values of these "
+            "networks "
+            f"lie between {np.nanmin(mi):.2f} and {np.nanmax(mi):.2f}.",
+            "",
+            "| figure | shows | AUCs inside | outside |",
+            "| --- | --- | --- | --- |",
+            *rows,
+        ]
+    )
+
+
+def published_effects(
+    measured: Measurements, published: dict[str, dict[str, list[float]]]
+) -> list[tuple[str, float, float, float]]:
+    """Return label, published value and prediction interval of differences of AUC that the paper's text speaks of."""
+    results = select_protocol(measured.results, PUBLISHED)
+    names = {"mutual_information": "mutual information", "kl_selectivity": "KL selectivity", "entropy": "entropy"}
+    pairs_of_figures = {("2-layer", 1): (11, 13), ("2-layer", 2): (12, 14), ("3-layer", 1): (15, 18),
+                        ("3-layer", 2): (16, 19), ("3-layer", 3): (17, 20)}  # fmt: skip
+    effects = []
+
+    def add(label: str, theirs: float, ours: np.ndarray) -> None:
+        estimated = estimate(ours)
+        low, _ = estimated.interval()
+        half = (estimated.mean - low) * np.sqrt(estimated.num_networks + 1)
+        effects.append((label, theirs, float(estimated.mean - half), float(estimated.mean + half)))
+
+    def area(figure: int, curve: str) -> float:
+        return float(np.mean(published_curves(published, figure)[curve]))
+
+    for (name, layer), (high_first, low_first) in pairs_of_figures.items():
+        summary = NetworkSummary(results[name].to_dataset())
+        scope = f"layer{layer}"
+        last = " (last hidden layer)" if scope == summary.layers[-1] else ""
+        for score, curve in names.items():
+            gap = summary.area(scope, score, "high") - summary.area(scope, score, "low")
+            theirs = area(high_first, curve) - area(low_first, curve)
+            add(f"{name} {scope}{last}, {SHORT[score]}: HVF minus LVF", theirs, gap)
+    for figure, (name, scope) in {6: ("2-layer", "layer1"), 7: ("2-layer", "layer2"), 8: ("3-layer", "layer1"),
+                                  9: ("3-layer", "layer2"), 10: ("3-layer", "layer3")}.items():  # fmt: skip
+        summary = NetworkSummary(results[name].to_dataset())
+        for ranking, label in (("random", "random"), ("mutual_information", "MI low first")):
+            gap = summary.area(scope, ranking) - summary.area(scope, ranking, fill="zero")
+            theirs = area(figure, f"{label}, balanced") - area(figure, f"{label}, zeros")
+            add(f"{name} {scope}, {label}: balanced minus zeros", theirs, gap)
+    for figure, name in ((21, "2-layer"), (22, "3-layer")):
+        summary = NetworkSummary(results[name].to_dataset())
+        for score, curve in names.items():
+            gap = summary.area("network", score) - summary.area("network", "random")
+            add(f"{name} network, {SHORT[score]}-LVF minus random", area(figure, curve) - area(figure, "random"), gap)
+    return effects
+
+
+def write_published_page(measured: Measurements, published: dict[str, dict[str, list[float]]], folder: Path) -> None:
+    """Write the page with the 17 published figures over the curves of these networks."""
+    results = select_protocol(measured.results, PUBLISHED)
+    lines = [
+        "# The published figures and the published protocol",
+        "",
+        "Written by `scripts/findings.py`. Lines: the curves of the paper's figures 6 to 22, read off the published "
+        "pictures. Bands: 95% prediction interval of one new network under the published protocol, at each step. Where "
+        "curves cover each other, the published values were interpolated. [The findings](findings.md) count how many "
+        "lie inside.",
+        "",
+    ]
+    for figure in range(6, 23):
+        file = folder / "findings" / f"published_fig{figure:02}.png"
+        with atomic_path(file) as temporary:
+            draw_published(results, figure, published_curves(published, figure)).savefig(temporary, format="png")
+        lines += [f"![Figure {figure} over the prediction interval](findings/{file.name})", ""]
+    with atomic_path(folder / "published_figures.md") as temporary:
+        temporary.write_text("\n".join(lines))
+
+
+def overfitting(measured: Measurements) -> str:
+    """Compare the advantage of high values first on training and on test examples."""
+    lines = [
+        "The paper explains why high values first is better in the last hidden layer by overfitting: neurons with high "
+        "MI or KL would fit the training examples, and their removal would cost less on new examples. Then the "
+        "advantage of HVF over LVF would be larger on the test split than on training examples. The table shows both "
+        "advantages (difference of AUC in points, bias balanced, paper's formulas) and their difference; overfitting "
+        "as the cause needs it to be positive.",
+        "",
+        "| network | layer | score | training examples | test examples | test minus training |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    differences = []
+    for name in measured.names:
+        training = measured.table(f"training_{name}.nc")["accuracy"]
+        areas = xr.apply_ufunc(ja.statistics.auc, training, input_core_dims=[["step"]])
+        summary = NetworkSummary(measured.network(name))
+        for scope, score in itertools.product(summary.layers, ("mutual_information", "kl_selectivity")):
+            gaps = [areas.sel(scope=scope, ordering=f"{score}_{way}").values for way in ("high", "low")]
+            seen, new = gaps[0] - gaps[1], summary.area(scope, score, "high") - summary.area(scope, score, "low")
+            difference = paired_difference(new, seen)
+            if scope == summary.layers[-1]:
+                differences.append(difference)
+            cells = [interval(estimate(seen)), interval(estimate(new)), interval(difference)]
+            lines.append(f"| {name} | {scope} | {SHORT[score]} | {' | '.join(cells)} |")
+    positive = sum(float(d.mean) > 0 and float(d.p_value) < 0.05 for d in differences)
+    count = training_count(measured)
+    lines += [
+        "",
+        f"In the last hidden layer {positive} of {len(differences)} differences are positive with p < 0.05. Training "
+        f"curves use {count:,} training examples. This tests overfitting as stated; it does not say what else causes "
+        "the "
+        "order of the curves.",
+    ]
+    return "\n".join(lines)
+
+
+def training_count(measured: Measurements) -> int:
+    return int(measured.table(f"training_{measured.names[0]}.nc").attrs["num_examples"])
+
+
+def whole_network(measured: Measurements) -> str:
+    """Describe which neurons whole-network rankings ablate."""
     lines = [
         "A whole-network ranking, low values first, ablates the neurons with the lowest scores in any layer. Under the "
         "paper's formulas most of them are neurons whose code never changes. If NaN ranks as the largest value, these "
         "neurons come last, and active neurons are ablated instead.",
         "",
     ]
-    for name in ja.results.select_protocol(results, "paper").children:
-        for protocol in COMPARED:
-            network = ja.results.select_protocol(results, protocol)[name].to_dataset()
+    for name in measured.names:
+        for protocol in (PAPER, PUBLISHED):
+            network = measured.network(name, protocol)
             last = ja.layer_analysis.layer_shares(network).isel(rank=-1)
-            silent = (network["joint_counts"].sum("class") == 0).any("code")
+            constant = np.stack([constant_codes(counts) for counts in network["joint_counts"].values])
             parts = []
-            for metric in map(str, network["score"].values):
+            for metric in METRICS:
                 share = 100 * float(last.sel(ordering=f"{metric}_low", layer=1).mean())
                 chosen = network["ablated"].sel(scope="network", ordering=f"{metric}_low").values
-                unused = 100 * np.take_along_axis(silent.values, chosen, axis=1).mean()
-                parts.append(f"{metric.replace('_', ' ')} {share:.0f}% and {unused:.0f}%")
+                unused = 100 * np.take_along_axis(constant, chosen, axis=1).mean()
+                parts.append(f"{words(metric)} {share:.0f}% and {unused:.0f}%")
             lines.append(
                 f"- **{name}, {protocol}.** Fraction of the first {int(last['rank'])} neurons that are in layer 1, and "
                 f"fraction whose code never changes: {'; '.join(parts)}."
             )
         lines += ["", f"  ![Share of each layer among the ablated neurons](findings/layer_shares_{name}.png)", ""]
-    lines += [
-        "If one neuron is replaced by its mean, few predictions change. The noise of the test set then weakens every "
-        "correlation of a score with this damage. If the damage is a few images, a correlation near 0 proves little.",
+    return "\n".join(lines).rstrip()
+
+
+def damage(measured: Measurements) -> str:
+    """Report how scores correlate with the damage of ablating only that neuron."""
+    lines = [
+        "The damage of a neuron is the rise of the test loss if it alone is replaced by its mean. Spearman's "
+        "correlation "
+        "of score and damage, as mean and 95% interval over networks; the last column has the same correlation with "
+        "the "
+        "number of lost predictions, which is mostly noise: one neuron changes few of them.",
         "",
+        "| network | scope | score | rise of the loss | lost predictions |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    for name, node in ja.results.select_protocol(results, "paper").children.items():
-        network = node.to_dataset()
-        damage = np.abs(lost_predictions(network))
-        layers = network["layer"].values
-        typical = [f"{np.median(damage[:, layers == layer]):.0f} in layer {layer}" for layer in np.unique(layers)]
-        correlations = ja.layer_analysis.damage_correlations(network).sel(scope="network")
-        correlation, low, high = ja.layer_analysis.mean_and_interval(correlations)
-        across = [
-            f"{str(metric).replace('_', ' ')} {float(correlation.sel(score=metric)):+.2f} "
-            f"[{float(low.sel(score=metric)):+.2f}, {float(high.sel(score=metric)):+.2f}]"
-            for metric in network["score"].values
-        ]
-        lines.append(
-            f"- **{name}.** Median absolute change of the number of correct predictions: {', '.join(typical)}, out of "
-            f"{network.attrs['num_test_examples']} predictions. Spearman correlation of score and damage across "
-            f"layers: {', '.join(across)}."
-        )
+    for name in measured.names:
+        network = measured.network(name)
+        lost = network["correct"].isel(step=0, ordering=0, fill=0, scope=0) - network["single_correct"]
+        by_loss = ja.layer_analysis.damage_correlations(network)
+        by_count = ja.layer_analysis.damage_correlations(network.assign(single_damage=lost))
+        for scope, score in itertools.product(map(str, network["scope"].values), map(str, network["score"].values)):
+            cells = [interval(estimate(c.sel(scope=scope, score=score).values)) for c in (by_loss, by_count)]
+            lines.append(f"| {name} | {scope} | {words(score)} | {' | '.join(cells)} |")
     lines += [
         "",
         "![Correlation of every score with the damage of ablating a single neuron](findings/correlations.png)",
@@ -304,144 +601,99 @@ def layer_analysis(results: xr.DataTree) -> str:
     return "\n".join(lines)
 
 
-def open_dataset(path: Path) -> xr.Dataset:
-    if not path.is_file():
-        raise ja.InputError(f"{path}: expected the file that `python scripts/scores.py` writes, got none")
-    return xr.load_dataset(path, engine="h5netcdf")
-
-
-def quantizers(run: Path, names: list[str], pictures: Path) -> str:
+def quantizers(measured: Measurements, pictures: Path) -> str:
     """Compare the direction of ablation that costs less between quantizers."""
-    counts = dict.fromkeys(("kept", "open", "reversed"), 0)
-    rows, figures = [], []
-    sweeps = {name: open_dataset(run / f"sensitivity_{name}.nc") for name in names}
-    for name, sweep in sweeps.items():
+    counts: dict[str, int] = {}
+    rows, figures, sweep = [], [], None
+    for name in measured.names:
+        sweep = measured.table(f"sensitivity_{name}.nc")
         with atomic_path(pictures / f"quantizers_{name}.png") as temporary:
-            draw_sensitivity(sweep, title=f"Does the result depend on the quantizer? {name} network").savefig(temporary)
-        figures.append(f"![Ranks and curves under each quantizer, {name}](findings/quantizers_{name}.png)")
-        gap = (sweep["auc"].sel(direction="low") - sweep["auc"].sel(direction="high")).rename(network="seed")
-        ranks = sweep["rank_correlation"].rename(network="seed")
-        for scope, metric in itertools.product(sweep["scope"].values, sweep["score"].values):
-            place = {"scope": scope, "score": metric}
-            # equally frequent codes have the same entropy in every neuron, which ranks nothing
-            comparable = [
-                i for i, q in enumerate(sweep["quantizer"].values) if metric != "entropy" or "quantile" not in str(q)
-            ]
-            interval = ja.layer_analysis.mean_and_interval(gap.sel(place)[:, comparable])
-            mean, low, high = (part.values for part in interval)
-            sign = np.sign(mean) * ((low > 0) | (high < 0))
-            if sign[0] == 0:
-                direction = "none to keep"
-            else:
-                direction = "reversed" if (sign == -sign[0]).any() else "kept" if (sign == sign[0]).all() else "open"
-                counts[direction] += 1
-            rest = mean[1:]
-            lowest = float(ranks.sel(place)[:, comparable].mean("seed").min())
-            shown_by_first = f"{mean[0]:+.2f} [{low[0]:+.2f}, {high[0]:+.2f}]"
-            rows.append(
-                f"| {name} | {scope} | {str(metric).replace('_', ' ')} | {shown_by_first} | {rest.min():+.2f} to "
-                f"{rest.max():+.2f} | {direction} | {lowest:+.2f} |"
+            draw_sensitivity(sweep, title=f"Does the result depend on the quantizer? {name} network").savefig(
+                temporary, format="png"
             )
-    first = sweeps[names[0]]
-    labels = ", ".join(map(str, first["quantizer"].values[1:]))
+        figures.append(f"![Ranks and curves under each quantizer, {name}](findings/quantizers_{name}.png)")
+        for compared in ja.study.compare_quantizers(sweep):
+            counts[compared.verdict] = counts.get(compared.verdict, 0) + 1
+            mean = np.asarray(compared.difference.mean)
+            low, high = compared.difference.interval()
+            rest = mean[1:][np.isfinite(mean[1:])]
+            rows.append(
+                f"| {name} | {compared.scope} | {words(compared.score)} | {mean[0]:+.2f} [{low[0]:+.2f}, "
+                f"{high[0]:+.2f}] | "
+                f"{rest.min():+.2f} to {rest.max():+.2f} | {compared.verdict} | {', '.join(compared.reversed_by)} |"
+            )
+    assert sweep is not None
+    labels = ", ".join(map(str, sweep["quantizer"].values[1:]))
+    found = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     text = (
-        f"The neurons of {first.sizes['network']} networks of each kind were ranked and ablated (bias balanced) under "
-        f"{first.sizes['quantizer']} quantizers. The first asks if the neuron fires, and the claims "
-        "above rest on it; the "
+        f"The neurons of {sweep.sizes['network']} networks of each kind were ranked and ablated (bias balanced) under "
+        f"{sweep.sizes['quantizer']} quantizers. The first asks if the neuron fires, and the claims above rest on it; "
+        "the "
         f"others are {labels}. The table shows the AUC with low values first minus the AUC with high values first, in "
-        "accuracy points, as mean and 95% interval over the networks. The first quantizer shows "
-        f"{sum(counts.values())} "
-        f"differences (the interval excludes 0). Of these, {counts['kept']} keep their direction under every other "
-        f"quantizer, {counts['open']} are not shown by all, and {counts['reversed']} are reversed by at least one. "
-        "Entropy is left out if codes are equally frequent by construction. The last column is the lowest mean rank "
-        "correlation with the scores of the first quantizer."
+        "points. *Reversed*: another quantizer shows the opposite direction (p < 0.05 after Holm's correction over the "
+        "other quantizers). *Kept*: all others show the same direction. *No direction*: the first quantizer shows "
+        "none. "
+        f"Of {len(rows)} cases: {found}. Nothing is corrected across cases."
     )
     head = [
-        "| network | scope | score | does it fire? | other quantizers | direction | lowest rank correlation |",
+        "| network | scope | score | does it fire? | other quantizers | direction | reversed by |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     return "\n\n".join([text, *figures, "\n".join([*head, *rows])])
 
 
-def pairs(run: Path, names: list[str], pictures: Path) -> str:
-    """Report Spearman's correlation of the information that pairs share with the super-additivity of their damage."""
-    tests = {
-        (name, fill): open_dataset(run / f"pairs_{fill}_{name}.nc") for name in names for fill in ("mean", "zero")
-    }  # fmt: skip
-    rows, smallest, figures = [], [], []
-    for name in names:
+def pairs(measured: Measurements, pictures: Path) -> str:
+    """Report how the information that pairs share correlates with the super-additivity of their damage."""
+    rows, figures, test = [], [], None
+    for name, fill in itertools.product(measured.names, ("mean", "zero")):
+        test = measured.table(f"pairs_{fill}_{name}.nc")
+        for scope in test["scope"].values:
+            layer = test.sel(scope=scope)
+            cells = [interval(estimate(layer["curvature_correlation"].values))]
+            co = layer.sel(quantity="co_information")
+            cells += [interval(estimate(co[kind].values)) for kind in ("correlation", "partial_correlation")]
+            rows.append(f"| {name} | {scope} | {fill} | {' | '.join(cells)} |")
+    for name in measured.names:
         with atomic_path(pictures / f"pairs_{name}.png") as temporary:
-            shutil.copyfile(run / f"pairs_{name}.png", temporary)
+            shutil.copyfile(measured.folder / f"pairs_{name}.png", temporary)
         figures.append(f"![Information of pairs of the last layer about the class, {name}](findings/pairs_{name}.png)")
-        for fill in ("mean", "zero"):
-            test = tests[name, fill]
-            mean, low, high = ja.layer_analysis.mean_and_interval(test["correlation"].rename(network="seed"))
-            significant = (test["p_value"] < 0.05).sum("network")
-            for scope in test["scope"].values:
-                cells = [
-                    f"{float(mean.sel(cell)):+.2f} [{float(low.sel(cell)):+.2f}, {float(high.sel(cell)):+.2f}] "
-                    f"({int(significant.sel(cell))} of {test.sizes['network']})"
-                    for cell in ({"scope": scope, "quantity": quantity} for quantity in test["quantity"].values)
-                ]
-                rows.append(f"| {name} | {scope} | {fill} | {' | '.join(cells)} |")
-            smallest.append((fill, float(mean.sel(quantity="co_information").min())))
-    weakest = {fill: min(value for fill_name, value in smallest if fill_name == fill) for fill in ("mean", "zero")}
+    assert test is not None
     text = (
-        "The paper infers redundancy from curves. Here it is measured. The information that the two "
-        "codes of a pair carry "
-        "about the class is split into redundancy and synergy of the minimum-MI decomposition, and "
-        "co-information, their "
-        "difference. The damage of a pair is super-additive if the loss without both neurons rises "
-        "by more than the two "
-        "single rises together (loss on "
-        f"{tests[names[0], 'mean'].attrs['num_test_examples']} test images). The table shows Spearman's correlation of "
-        "shared information and super-additivity over the pairs of a layer, as mean and 95% interval over networks. In "
-        "brackets: in how many networks a Mantel test gives p < 0.05. The lowest mean correlation "
-        "with co-information is "
-        f"{weakest['mean']:+.2f} if ablated neurons output their mean and {weakest['zero']:+.2f} if they output zero."
+        "The paper infers redundancy from curves. Here it is measured for pairs. Co-information is the information "
+        "about "
+        "the class that the codes of a pair share, minus what only both together have. The damage of a pair is "
+        "super-additive by the rise of the loss without both, minus the two single rises "
+        f"({test.attrs['num_test_examples']:,} test images, {test.sizes['network']} networks of each kind). "
+        "Super-additive damage is no evidence of replacement: in the last hidden layer the changes of the logits add "
+        "up, "
+        "and the damage of a pair exceeds the sum because the loss is curved. The control is this curvature, "
+        "E[d_i^T (diag p - p p^T) d_j] with d the change of the logits and p the intact prediction. The table shows "
+        "Spearman's correlations with super-additivity over the pairs of a layer, as mean and 95% interval over "
+        "networks: "
+        "of the curvature, of co-information, and of co-information given the curvature. Where the curvature explains "
+        "nearly all of super-additivity, what is left is of third order in the change of the logits and shows no "
+        "replacement."
     )
     head = [
-        "| network | layer | fill | redundancy | synergy | co-information |",
+        "| network | layer | fill | curvature | co-information | co-information given curvature |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     return "\n\n".join([text, "\n".join([*head, *rows]), *figures])
 
 
-def replication(verdicts: list[Verdict], replicated: list[Verdict], again: xr.DataTree) -> str:
-    """Compare the verdicts with a second run's verdicts, and its means with this run's intervals."""
-    second = {(v.protocol, v.network, v.claim): v for v in replicated}
-    pairs = [(v, second[key]) for v in verdicts if (key := (v.protocol, v.network, v.claim)) in second]
-    effects = [pair for old, new in pairs for pair in zip(old.effects, new.effects, strict=True)]
-    inside = sum(old.low <= new.mean <= old.high for old, new in effects)
-    apart = sum(old.low > new.high or old.high < new.low for old, new in effects)
-    opposed = sum({old.verdict, new.verdict} == {HOLDS, FAILS} for old, new in effects)
-    changed = [
-        f"{old.claim} {old.network} under {old.protocol} ({old.verdict}, then {new.verdict})"
-        for old, new in pairs
-        if old.verdict != new.verdict
-    ]
-    # both means vary: their difference over its standard error follows Student's t (by the first run's spread)
-    n, m = verdicts[0].num_networks, replicated[0].num_networks
-    expected = 2 * stats.t.cdf(stats.t.ppf(0.975, n - 1) / (1 + n / m) ** 0.5, n - 1) - 1
-    return (
-        f"A second run on {replicated[0].num_networks} networks of each kind, seeds "
-        f"{seeds_of(again)}. Of {len(effects)} "
-        f"mean effects {inside} ({inside / len(effects):.0%}) lie inside the first run's 95% interval; because both "
-        f"means vary, {expected:.0%} are expected. {apart} pairs of intervals do not overlap; {opposed} "
-        f"comparisons are decided the other way. Of {len(pairs)} verdicts {len(pairs) - len(changed)} are the same"
-        + (f"; different: {'; '.join(changed)}." if changed else ".")
-    )
-
-
-def effect_table(verdicts: list[Verdict]) -> str:
-    by_key = find(verdicts)
+def effect_table(verdicts: Iterable[Verdict]) -> str:
+    """Return the effects of both protocols, a row for each comparison."""
+    by_key = {(v.protocol, v.network, v.claim): v for v in verdicts}
     lines = ["| claim | network | comparison | paper | published |", "| --- | --- | --- | --- | --- |"]
-    for (claim, network, protocol), verdict in by_key.items():
-        if protocol == COMPARED[0]:
-            for paper, published in zip(verdict.effects, by_key[claim, network, COMPARED[1]].effects, strict=True):
-                cells = " | ".join(f"{number(effect)}, {effect.verdict}" for effect in (paper, published))
-                lines.append(f"| {claim} | {network} | {paper.label} | {cells} |")
-    return "\n".join(lines)
+    for claim in CLAIMS:
+        for (protocol, network, number_), verdict in by_key.items():
+            if protocol == PAPER and number_ == claim:
+                other = {e.label: e for e in by_key[PUBLISHED, network, claim].effects}
+                for effect in verdict.effects:
+                    cells = [f"{number(e)}, {e.verdict}, p = {p_text(e.p)} ({p_text(e.p_holm)})"
+                             for e in (effect, other[effect.label])]  # fmt: skip
+                    lines.append(f"| {claim} | {network} | {effect.label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n\nIn brackets after p: p after Holm's correction over the comparisons of the claim."
 
 
 if __name__ == "__main__":
