@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from flax import nnx
 from helpers import OPTIMIZED
 from rich.console import Console
 from test_datasets import arrays, idx, write_folder
@@ -70,7 +71,7 @@ def test_reproduce_leaves_everything(reproduced):
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
     out = tmp_path_factory.mktemp("claims") / "out"
-    return out, run(*REPRODUCE, "--seeds", 2, "--first-seed", 5, "--protocol", "each", "--out", out)
+    return out, run(*REPRODUCE, "--seeds", 2, "--first-seed", 5, "--protocol", "departures", "--out", out)
 
 
 @pytest.mark.slow
@@ -78,7 +79,7 @@ def test_several_networks_are_judged(judged):
     out, process = judged
     assert process.returncode == 0, process.stderr
     results = ja.results.load_results(out / "results.nc")
-    assert len(ja.results.protocols_of(results)) == 9
+    assert len(ja.results.protocols_of(results)) == 26
     assert results["3-layer"]["seed"].values.tolist() == [5, 6]
     verdicts = ja.judge_claims(results)
     saved = json.loads((out / "claims.json").read_text())["verdicts"]
@@ -107,7 +108,7 @@ def test_the_same_command_gives_the_same_claims(judged):
     out, _ = judged
     before = (out / "claims.json").read_bytes()
     (out / "claims.json").unlink()
-    command = [*REPRODUCE, "--seeds", 2, "--first-seed", 5, "--protocol", "each", "--out", out]
+    command = [*REPRODUCE, "--seeds", 2, "--first-seed", 5, "--protocol", "departures", "--out", out]
     process = run(*command, program=WITHOUT_PICTURES)
     assert process.returncode == 0, process.stderr
     assert (out / "claims.json").read_bytes() == before
@@ -414,6 +415,27 @@ def test_a_wrong_checksum_is_one_sentence_and_leaves_nothing(tmp_path, mnist_dir
     result = CliRunner().invoke(jaxablate.cli.app, arguments)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: kmnist: expected files with the checksums that TFDS knows")
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_steps_from_the_command_line(tmp_path):
+    ja.save_model(ja.MLP(784, (6, 3), 10, rngs=nnx.Rngs(0)), tmp_path / "network.safetensors")
+    command = ["ablate", "network.safetensors", "--dataset", "mnist5k", "--random-orders", "2", "--quiet", "--no-cache"]
+    for steps, length in (([], 3), (["--steps", "2"], 2), (["--steps", "all"], 9)):
+        arguments = [command[0], str(tmp_path / command[1]), *command[2:], *steps, "--out", str(tmp_path / "curves.nc")]
+        result = CliRunner().invoke(jaxablate.cli.app, arguments)
+        assert result.exit_code == 0, result.output
+        accuracy = ja.results.load_results(tmp_path / "curves.nc")["network"]["accuracy"]
+        assert accuracy["step"].values.tolist() == list(range(length + 1))
+        reached = accuracy.notnull().all(("seed", "ordering", "fill")).sum("step").values - 1
+        assert reached.tolist() == [min(length, width) for width in (6, 3, 9)]
+
+
+@pytest.mark.parametrize("steps", ["0", "-1", "2.5", "each"])
+def test_steps_that_are_no_number(tmp_path, steps):
+    result = CliRunner().invoke(jaxablate.cli.app, ["reproduce", "--steps", steps, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert f"got {steps}" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
