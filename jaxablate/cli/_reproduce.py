@@ -42,8 +42,8 @@ def reproduce(
         typer.Option(
             metavar="NAMES",
             help="Protocols: paper (formulas), published (code), both, departures (both, and every combination of the "
-            "code's departures), controls (both, with other orders of ties and of constant-code neurons), or names joined "
-            "by commas.",
+            "code's departures), controls (both, with other orders of ties and of constant-code neurons), or names "
+            "joined by commas.",
         ),
     ] = "paper",
     random_orders: Annotated[
