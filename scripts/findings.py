@@ -43,6 +43,7 @@ from jaxablate.statistics import Estimate, estimate, paired_difference
 PAPER, PUBLISHED = SETS["both"]
 BASELINE = "contribution_sd"
 PUBLISHED_CURVES = Path(__file__).parents[1] / "docs" / "findings" / "published_curves.json"
+FEWEST_NETWORKS = 5
 UNITS = {"accuracy points": "points", "nat": "nats", "correlation": "", "log ratio": ""}
 METHOD = """**How to read this page.** A comparison is a difference within each network: of AUC (the mean accuracy over
 all steps except the intact network's, in accuracy points), of mean scores (nats), of a rank correlation and
@@ -88,6 +89,9 @@ class Measurements:
         if not set(SETS["departures"]) | set(SETS["controls"]) <= set(protocols_of(self.results)):
             raise ja.InputError(f"{folder}: results lack protocols; `python scripts/measure.py RUN` writes all")
         self.names = list(select_protocol(self.results, PAPER).children)
+        num_seeds = len(json.loads(self.results.attrs["config"])["seeds"])
+        if num_seeds < FEWEST_NETWORKS:
+            raise ja.InputError(f"{folder}: expected five networks or more of each kind, got {num_seeds}")
 
     def network(self, name: str, protocol: str = PAPER) -> xr.Dataset:
         """Return the results of one kind of network under a protocol."""
@@ -394,17 +398,17 @@ def reproduction(measured: Measurements, published: dict[str, dict[str, list[flo
         cells = []
         for curve in curves:
             for kind, prediction in (("area", curve.area), ("end", curve.end)):
-                totals[kind][0] += prediction.inside
+                totals[kind][0] += int(prediction.is_inside)
                 totals[kind][1] += 1
-            if not (curve.area.inside and curve.end.inside):
+            if not (curve.area.is_inside and curve.end.is_inside):
                 outside = [
                     f"{kind} {prediction.published:.1f}, predicted {prediction.low:.1f} to {prediction.high:.1f}"
                     for kind, prediction in (("AUC", curve.area), ("end", curve.end))
-                    if not prediction.inside
+                    if not prediction.is_inside
                 ]
                 cells.append(f"{curve.name} ({'; '.join(outside)})")
         spec = FIGURES[figure]
-        inside = sum(curve.area.inside for curve in curves)
+        inside = sum(curve.area.is_inside for curve in curves)
         rows.append(f"| {figure} | {spec.network}, {spec.scope} | {inside} of {len(curves)} | {'; '.join(cells)} |")
     effects = published_effects(measured, published)
     in_range = sum(low <= theirs <= high for _, theirs, low, high in effects)

@@ -300,7 +300,7 @@ def explain_changes(verdicts: Sequence[Verdict]) -> list[VerdictChange]:
         if paper.verdict != published.verdict:
             # Both protocols start from the same trained networks, so the difference is paired.
             difference = paired_difference(np.array(published.values), np.array(paper.values))
-            ends = difference.interval()
+            low, high = difference.interval()
             alone, shapley = _attribute({name: effect.mean for name, effect in by_protocol.items()})
             changes.append(
                 VerdictChange(
@@ -310,7 +310,7 @@ def explain_changes(verdicts: Sequence[Verdict]) -> list[VerdictChange]:
                     paper.unit,
                     paper,
                     published,
-                    (float(difference.mean), *map(float, ends)),
+                    (float(difference.mean), float(low), float(high)),
                     alone,
                     shapley,
                 )
