@@ -37,7 +37,9 @@ def draw(results: xr.DataTree, spec: FigureSpec) -> Figure:
     if isinstance(chart, ViolinChart):
         _draw_violins(axes, chart)
         if any(violin.note for violin in chart.violins):
-            figure.subplots_adjust(bottom=0.19)  # the names of the violins have a second line
+            # the names of the violins have a second line, which is long
+            figure.subplots_adjust(bottom=0.19)
+            axes.tick_params(axis="x", labelsize="small")
     else:
         draw_lines(axes, chart)
         if spec.kind != "training":
