@@ -19,7 +19,7 @@ import xarray as xr
 
 import jaxablate as ja
 from jaxablate._files import atomic_path
-from jaxablate.charts import FIGURES, compare_published, deciding_effect
+from jaxablate.charts import FIGURES, Prediction, compare_published, deciding_effect
 from jaxablate.claims import (
     CLAIMS,
     FAILS,
@@ -115,8 +115,11 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
     """Write the pages, claims.json, and the pictures into the subfolder `findings`; return the path of the page."""
     results, pictures = measured.results, folder / "findings"
     verdicts = ja.judge_claims(results)
-    shown = [verdict for verdict in verdicts if verdict.protocol in SETS["controls"]]
-    for file in (*ja.claims.save_claims(shown, results, pictures), *save_finding_figures(results, verdicts, pictures)):
+    committed = [verdict for verdict in verdicts if verdict.protocol in SETS["controls"]]
+    for file in (
+        *ja.claims.save_claims(committed, results, pictures),
+        *save_finding_figures(results, verdicts, pictures),
+    ):
         if file.suffix in (".pdf", ".csv"):
             file.unlink()
     published = json.loads(PUBLISHED_CURVES.read_text())
@@ -261,13 +264,13 @@ def constant_code_control(measured: Measurements, verdicts: Sequence[Verdict]) -
         for (name_protocol, network, claim), verdict in by_key.items():
             if name_protocol != protocol or claim not in ("C1", "C2", "C3", "C5", "C6", "C11"):
                 continue
-            others = {e.label: e for e in by_key[control, network, claim].effects}
+            controlled = {e.label: e for e in by_key[control, network, claim].effects}
             for effect in verdict.effects:
                 if "layer1" in effect.label:
-                    other = others[effect.label]
+                    matched = controlled[effect.label]
                     lines.append(
                         f"| {claim} | {network} | {effect.label} | {protocol} | {number(effect)}, {effect.verdict} | "
-                        f"{number(other)}, {other.verdict} |"
+                        f"{number(matched)}, {matched.verdict} |"
                     )
     changed = [
         f"{claim} {network} under {protocol} ({verdict.verdict}; without them "
@@ -411,11 +414,18 @@ def reproduction(measured: Measurements, published: dict[str, dict[str, list[flo
         inside = sum(curve.area.is_inside for curve in curves)
         rows.append(f"| {figure} | {spec.network}, {spec.scope} | {inside} of {len(curves)} | {'; '.join(cells)} |")
     effects = published_effects(measured, published)
-    in_range = sum(low <= theirs <= high for _, theirs, low, high in effects)
-    outside = [f"{label} ({theirs:+.1f}; predicted {low:+.1f} to {high:+.1f})" for label, theirs, low, high in effects
-               if not low <= theirs <= high]  # fmt: skip
-    c4 = [(label, theirs) for label, theirs, *_ in effects if "HVF minus LVF" in label and "last" in label]
-    support = sum(theirs > 0 for _, theirs in c4)
+    outside = [
+        f"{label} ({effect.published:+.1f}; predicted {effect.low:+.1f} to {effect.high:+.1f})"
+        for label, effect in effects.items()
+        if not effect.is_inside
+    ]
+    c4 = {
+        label: effect.published
+        for label, effect in effects.items()
+        if "last hidden layer" in label and "entropy" not in label
+    }
+    support = sum(gap > 0 for gap in c4.values())
+    cases = "; ".join(f"{label} {gap:+.1f}" for label, gap in c4.items())
     mi = measured.network(measured.names[-1], PUBLISHED)["scores"].sel(score="mutual_information").values
     return "\n".join(
         [
@@ -426,13 +436,15 @@ def reproduction(measured: Measurements, published: dict[str, dict[str, list[flo
             "expected if the published networks were trained as these were. [The pictures](published_figures.md) show "
             "all 17 figures.",
             "",
-            f"Differences within a figure or between two figures say more, since a network's general level cancels: "
-            f"{in_range} of {len(effects)} lie inside the interval. Outside: {'; '.join(outside) or 'none'}.",
+            "Differences of two curves say more, since a network's general level cancels: "
+            f"{len(effects) - len(outside)} of {len(effects)} lie inside the interval. Outside: "
+            f"{'; '.join(outside) or 'none'}. A difference of HVF and LVF takes its curves from two figures. If the "
+            "paper drew them from two networks, its true interval is wider. The numbers of a figure share a network, so they "
+            "are not independent.",
             "",
             "The paper's own figures support its claim C4 (last hidden layer: high values first is better) in "
-            f"{support} "
-            f"of {len(c4)} cases: {'; '.join(f'{label} {theirs:+.1f}' for label, theirs in c4)} points. One network "
-            "stands behind each figure, so these numbers have no interval.",
+            f"{support} of {len(c4)} cases: {cases} points. One network stands behind each figure, so these numbers "
+            "have no interval.",
             "",
             "Figure 4 shows values of mutual information from 0.8 to 1.2 nats. A one-bit code cannot carry more than "
             "ln 2 "
@@ -447,21 +459,21 @@ def reproduction(measured: Measurements, published: dict[str, dict[str, list[flo
     )
 
 
-def published_effects(
-    measured: Measurements, published: dict[str, dict[str, list[float]]]
-) -> list[tuple[str, float, float, float]]:
-    """Return label, published value and prediction interval of differences of AUC that the paper's text speaks of."""
+def published_effects(measured: Measurements, published: dict[str, dict[str, list[float]]]) -> dict[str, Prediction]:
+    """Return differences of AUC, in points, that the paper's text speaks of."""
     results = select_protocol(measured.results, PUBLISHED)
     names = {"mutual_information": "mutual information", "kl_selectivity": "KL selectivity", "entropy": "entropy"}
     pairs_of_figures = {("2-layer", 1): (11, 13), ("2-layer", 2): (12, 14), ("3-layer", 1): (15, 18),
                         ("3-layer", 2): (16, 19), ("3-layer", 3): (17, 20)}  # fmt: skip
-    effects = []
+    effects = {}
 
-    def add(label: str, theirs: float, ours: np.ndarray) -> None:
+    def add(label: str, in_paper: float, ours: np.ndarray) -> None:
         estimated = estimate(ours)
         low, _ = estimated.interval()
+        # the interval of the mean has t * s / sqrt(n), that of one new network t * s * sqrt(1 + 1/n)
         half = (estimated.mean - low) * np.sqrt(estimated.num_networks + 1)
-        effects.append((label, theirs, float(estimated.mean - half), float(estimated.mean + half)))
+        ends = float(estimated.mean - half), float(estimated.mean + half)
+        effects[label] = Prediction(in_paper, float(estimated.mean), *ends)
 
     def area(figure: int, curve: str) -> float:
         return float(np.mean(published_curves(published, figure)[curve]))
@@ -472,15 +484,15 @@ def published_effects(
         last = " (last hidden layer)" if scope == summary.layers[-1] else ""
         for score, curve in names.items():
             gap = summary.area(scope, score, "high") - summary.area(scope, score, "low")
-            theirs = area(high_first, curve) - area(low_first, curve)
-            add(f"{name} {scope}{last}, {SHORT[score]}: HVF minus LVF", theirs, gap)
+            in_paper = area(high_first, curve) - area(low_first, curve)
+            add(f"{name} {scope}{last}, {SHORT[score]}: HVF minus LVF", in_paper, gap)
     for figure, (name, scope) in {6: ("2-layer", "layer1"), 7: ("2-layer", "layer2"), 8: ("3-layer", "layer1"),
                                   9: ("3-layer", "layer2"), 10: ("3-layer", "layer3")}.items():  # fmt: skip
         summary = NetworkSummary(results[name].to_dataset())
         for ranking, label in (("random", "random"), ("mutual_information", "MI low first")):
             gap = summary.area(scope, ranking) - summary.area(scope, ranking, fill="zero")
-            theirs = area(figure, f"{label}, balanced") - area(figure, f"{label}, zeros")
-            add(f"{name} {scope}, {label}: balanced minus zeros", theirs, gap)
+            in_paper = area(figure, f"{label}, balanced") - area(figure, f"{label}, zeros")
+            add(f"{name} {scope}, {label}: balanced minus zeros", in_paper, gap)
     for figure, name in ((21, "2-layer"), (22, "3-layer")):
         summary = NetworkSummary(results[name].to_dataset())
         for score, curve in names.items():
@@ -628,7 +640,7 @@ def quantizers(measured: Measurements, pictures: Path) -> str:
             )
     assert sweep is not None
     labels = ", ".join(map(str, sweep["quantizer"].values[1:]))
-    found = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     text = (
         f"The neurons of {sweep.sizes['network']} networks of each kind were ranked and ablated (bias balanced) under "
         f"{sweep.sizes['quantizer']} quantizers. The first asks if the neuron fires, and the claims above rest on it; "
@@ -637,7 +649,7 @@ def quantizers(measured: Measurements, pictures: Path) -> str:
         "points. *Reversed*: another quantizer shows the opposite direction (p < 0.05 after Holm's correction over the "
         "other quantizers). *Kept*: all others show the same direction. *No direction*: the first quantizer shows "
         "none. "
-        f"Of {len(rows)} cases: {found}. Nothing is corrected across cases."
+        f"Of {len(rows)} cases: {summary}. Nothing is corrected across cases."
     )
     head = [
         "| network | scope | score | does it fire? | other quantizers | direction | reversed by |",
@@ -692,10 +704,10 @@ def effect_table(verdicts: Iterable[Verdict]) -> str:
     for claim in CLAIMS:
         for (protocol, network, number_), verdict in by_key.items():
             if protocol == PAPER and number_ == claim:
-                other = {e.label: e for e in by_key[PUBLISHED, network, claim].effects}
+                published = {e.label: e for e in by_key[PUBLISHED, network, claim].effects}
                 for effect in verdict.effects:
                     cells = [f"{number(e)}, {e.verdict}, p = {p_text(e.p)} ({p_text(e.p_holm)})"
-                             for e in (effect, other[effect.label])]  # fmt: skip
+                             for e in (effect, published[effect.label])]  # fmt: skip
                     lines.append(f"| {claim} | {network} | {effect.label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n\nIn brackets after p: p after Holm's correction over the comparisons of the claim."
 

@@ -1,4 +1,4 @@
-"""Measure everything that the findings need: train networks, run the study, and the studies beside it.
+"""Measure everything that the findings need: train networks, run the study, and study quantizers and pairs.
 
 `python scripts/measure.py RUN [--seeds 20] [--data docs/findings/data]` writes to the folder RUN, where an interrupted
 run resumes, and copies the results into the folder of `--data`, compressed. `scripts/findings.py` reads them there. The

@@ -362,8 +362,8 @@ def test_error_rates():
         rows = family_verdicts(estimate(np.array(effects) + sd * noise), margins, groups)
         verdicts = [combine(row) for row in rows]
         # families are judged one at a time as they are here together
-        one = judge_family(comparisons((effects + sd * noise[:, 0]).T))
-        assert [effect.verdict for effect in one] == rows[0].tolist()
+        first_family = judge_family(comparisons((effects + sd * noise[:, 0]).T))
+        assert [effect.verdict for effect in first_family] == rows[0].tolist()
         return {name: verdicts.count(name) / families for name in (HOLDS, FAILS, NO_DIFFERENCE, HOLDS_IN_PART)}
 
     def at_most(level):  # three standard errors above the level
@@ -422,7 +422,7 @@ def test_thresholds_say_over_which_range_a_verdict_stands():
 
 
 def test_variation_between_random_orders():
-    """Two random orders of which the balanced ones differ half as much: the variance is a quarter."""
+    """Two random orders; the balanced ones differ half as much: the variance is a quarter."""
     network = synthetic({}, 1, seeds=6)
     correct = network["correct"].copy()
     places = np.flatnonzero(network["ranking"].values == "random")

@@ -53,7 +53,7 @@ class Effect:
 
     Attributes:
         label: the comparison in words; a positive mean supports the claim.
-        unit: "accuracy points", "nat", "correlation" or "log ratio", or the unit of your own claim.
+        unit: "accuracy points", "nat", "correlation" or "log ratio", or the unit that your claim names.
         values: value of each network, in the order of the seeds; NaN if it is undefined.
         num_networks: number of networks where the comparison is defined.
         mean: mean over these networks; NaN if there is none.

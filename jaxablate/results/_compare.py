@@ -23,7 +23,7 @@ def compare(first: xr.DataTree, second: xr.DataTree, *, by: str | Measure = "auc
 
     The networks are paired by seed if both results come from the same data, the same split and the same seeds, since a
     seed sets the initial weights and the order of the examples. Otherwise two groups of unrelated networks are
-    compared (Welch). The attribute `comparison` of the result says which, and why. For models of your own, the seeds
+    compared (Welch). The attribute `comparison` of the result says which, and why. For your own models, the seeds
     are only labels: give related models the same seed.
 
     Args:
