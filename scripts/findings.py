@@ -85,6 +85,10 @@ class Measurements:
         with tempfile.TemporaryDirectory() as unpacked:
             path = Path(unpacked) / "results.nc"
             path.write_bytes(lzma.decompress(self._read("results.nc.xz")))
+            with xr.open_datatree(path, engine="h5netcdf") as tree:
+                whole = xr.map_over_datasets(add_accuracy, tree.load())
+            path.unlink()
+            ja.results.save_results(whole, path)
             self.results = ja.results.load_results(path)
         if not set(SETS["departures"]) | set(SETS["controls"]) <= set(protocols_of(self.results)):
             raise ja.InputError(f"{folder}: results lack protocols; `python scripts/measure.py RUN` writes all")
@@ -109,6 +113,14 @@ class Measurements:
         if not file.is_file():
             raise ja.InputError(f"{file}: no such file; `python scripts/measure.py RUN` writes it")
         return file.read_bytes()
+
+
+def add_accuracy(network: xr.Dataset) -> xr.Dataset:
+    """Return results with the accuracies that `scripts/measure.py` left out, since counts determine them."""
+    if "correct" not in network:
+        return network
+    correct = network["correct"]
+    return network.assign(accuracy=(correct / network.attrs["num_test_examples"]).where(correct >= 0))
 
 
 def write_findings(measured: Measurements, folder: Path) -> Path:
@@ -439,8 +451,8 @@ def reproduction(measured: Measurements, published: dict[str, dict[str, list[flo
             "Differences of two curves say more, since a network's general level cancels: "
             f"{len(effects) - len(outside)} of {len(effects)} lie inside the interval. Outside: "
             f"{'; '.join(outside) or 'none'}. A difference of HVF and LVF takes its curves from two figures. If the "
-            "paper drew them from two networks, its true interval is wider. The numbers of a figure share a network, so they "
-            "are not independent.",
+            "paper drew them from two networks, its true interval is wider. The numbers of a figure share a network, so "
+            "they are not independent.",
             "",
             "The paper's own figures support its claim C4 (last hidden layer: high values first is better) in "
             f"{support} of {len(c4)} cases: {cases} points. One network stands behind each figure, so these numbers "

@@ -7,6 +7,7 @@ data are full MNIST; about two hours on two idle cores.
 
 import argparse
 import lzma
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -104,11 +105,19 @@ def draw_pairs(model: ja.MLP, data: ja.Dataset, path: Path, title: str) -> None:
 def compress(run: Path, folder: Path) -> None:
     """Copy the results and pictures of a run; curves that protocols share make results compress to a few percent."""
     folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted([*run.glob("*.nc"), *run.glob("pairs_*.png")]):
-        target = folder / (file.name + (".xz" if file.suffix == ".nc" else ""))
-        with atomic_path(target) as temporary:
-            content = file.read_bytes()
-            temporary.write_bytes(lzma.compress(content, preset=6) if file.suffix == ".nc" else content)
+    for file in sorted(run.glob("pairs_*.png")):
+        with atomic_path(folder / file.name) as temporary:
+            shutil.copyfile(file, temporary)
+    smaller = run / "results_without_accuracy.nc"
+    with xr.open_datatree(run / "results.nc", engine="h5netcdf") as tree:  # the counts determine the accuracies
+        xr.map_over_datasets(lambda node: node.drop_vars("accuracy", errors="ignore"), tree.load()).to_netcdf(
+            smaller, engine="h5netcdf"
+        )
+    tables = [*run.glob("training_*.nc"), *run.glob("sensitivity_*.nc"), *run.glob("pairs_*.nc")]
+    for file, name in [(smaller, "results.nc"), *((table, table.name) for table in sorted(tables))]:
+        with atomic_path(folder / f"{name}.xz") as temporary:
+            temporary.write_bytes(lzma.compress(file.read_bytes()))
+    smaller.unlink()
 
 
 if __name__ == "__main__":
