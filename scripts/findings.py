@@ -451,8 +451,8 @@ def reproduction(measured: Measurements, published: dict[str, dict[str, list[flo
             "Differences of two curves say more, since a network's general level cancels: "
             f"{len(effects) - len(outside)} of {len(effects)} lie inside the interval. Outside: "
             f"{'; '.join(outside) or 'none'}. A difference of HVF and LVF takes its curves from two figures. If the "
-            "paper drew them from two networks, its true interval is wider. The numbers of a figure share a network, so "
-            "they are not independent.",
+            "paper drew them from two networks, its true interval is wider. The numbers of a figure share a network, "
+            "so they are not independent.",
             "",
             "The paper's own figures support its claim C4 (last hidden layer: high values first is better) in "
             f"{support} of {len(c4)} cases: {cases} points. One network stands behind each figure, so these numbers "
@@ -528,7 +528,8 @@ def write_published_page(measured: Measurements, published: dict[str, dict[str, 
     for figure in range(6, 23):
         file = folder / "findings" / f"published_fig{figure:02}.png"
         with atomic_path(file) as temporary:
-            draw_published(results, figure, published_curves(published, figure)).savefig(temporary, format="png")
+            drawn = draw_published(results, figure, published_curves(published, figure))
+            drawn.savefig(temporary, format="png", dpi=150)
         lines += [f"![Figure {figure} over the prediction interval](findings/{file.name})", ""]
     with atomic_path(folder / "published_figures.md") as temporary:
         temporary.write_text("\n".join(lines))

@@ -393,7 +393,7 @@ def test_fewer_than_five_networks_are_not_judged():
             verdict = judged(synthetic(areas, 1, seeds=seeds))[0]
         assert verdict.verdict == expected
         if expected == NOT_JUDGED:
-            assert verdict.reason.startswith(f"{seeds} networks; 5 or more are needed")
+            assert verdict.reason.startswith(f"{seeds} network{'s' * (seeds > 1)}; 5 or more are needed")
             assert {effect.verdict for effect in verdict.effects} == {UNDECIDED}
             assert verdict.effects[0].mean == pytest.approx(94 - 80, abs=0.01)
     # a score that is undefined in a network leaves too few

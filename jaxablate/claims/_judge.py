@@ -131,7 +131,8 @@ def _judge_network(protocol: str, name: str, network: xr.Dataset, claims: Sequen
         fewest = min(effect.num_networks for effect in effects)
         blank = replace(blank, effects=tuple(effects))
         if fewest < FEWEST_NETWORKS:
-            reason = f"{fewest} networks; {FEWEST_NETWORKS} or more are needed, about ten to decide small effects"
+            count = "1 network" if fewest == 1 else f"{fewest} networks"
+            reason = f"{count}; {FEWEST_NETWORKS} or more are needed, about ten to decide small effects"
             undecided = tuple(replace(effect, verdict=UNDECIDED) for effect in effects)
             verdicts.append(replace(blank, reason=reason, effects=undecided))
             continue
@@ -297,7 +298,7 @@ def explain_changes(verdicts: Sequence[Verdict]) -> list[VerdictChange]:
         if not {PAPER.name, PUBLISHED} <= set(by_protocol) or by_claim[PAPER.name] == by_claim[PUBLISHED]:
             continue
         paper, published = by_protocol[PAPER.name], by_protocol[PUBLISHED]
-        if paper.verdict != published.verdict:
+        if NOT_JUDGED not in by_claim.values() and paper.verdict != published.verdict:
             # Both protocols start from the same trained networks, so the difference is paired.
             difference = paired_difference(np.array(published.values), np.array(paper.values))
             low, high = difference.interval()
