@@ -116,7 +116,9 @@ def compress(run: Path, folder: Path) -> None:
     tables = [*run.glob("training_*.nc"), *run.glob("sensitivity_*.nc"), *run.glob("pairs_*.nc")]
     for file, name in [(smaller, "results.nc"), *((table, table.name) for table in sorted(tables))]:
         with atomic_path(folder / f"{name}.xz") as temporary:
-            temporary.write_bytes(lzma.compress(file.read_bytes()))
+            # The curves that protocols share lie far apart, hence the large dictionary.
+            filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 2**28}]
+            temporary.write_bytes(lzma.compress(file.read_bytes(), filters=filters))
     smaller.unlink()
 
 

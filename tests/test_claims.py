@@ -418,6 +418,8 @@ def test_thresholds_say_over_which_range_a_verdict_stands():
     assert 0.5 <= flat.low < 0.8
     (little,) = verdicts["C10"].thresholds
     assert (verdicts["C10"].verdict, little.threshold, little.high) == (HOLDS, 2, None)
+    assert verdicts["C10"].effects[0].measured == pytest.approx(94 - 92.6, abs=1e-3)
+    assert verdicts["C7"].effects[1].measured == pytest.approx(5, abs=1e-3)
     assert 1.6 <= little.low < 1.9
 
 
@@ -502,7 +504,9 @@ def test_changes_are_attributed_to_departures():
         verdict = HOLDS if protocol == "paper" else FAILS
         effects = (effect(value(names), verdict), effect(1.0, HOLDS, "same"))
         verdicts.append(Verdict(protocol, "net", "C4", "text", verdict, 20, effects))
-        verdicts.append(Verdict(protocol, "net", "C3", "text", HOLDS, 20, (effect(value(names), verdict),)))
+        # a claim that is not judged has no effects that could change
+        blank = effect(value(names), verdict)
+        verdicts.append(Verdict(protocol, "net", "C3", "text", NOT_JUDGED, 4, (blank,), "4 networks"))
     (change,) = ja.claims.explain_changes(verdicts)
     assert (change.claim, change.label) == ("C4", "x")
     assert (change.paper.mean, change.published.mean) == (0.0, pytest.approx(-0.3))

@@ -212,7 +212,7 @@ CLAIMS: dict[str, Claim] = {
     for number, definition in {
         "C1": ("bias balancing flattens the curves", _balancing_flattens, (MI,)),
         "C2": (
-            "random is a moderate choice: worse than low values first, better than high values first",
+            "random lies between low values first (better) and high values first (worse)",
             _random_lies_between,
             PAPER_SCORES,
         ),
@@ -231,7 +231,7 @@ CLAIMS: dict[str, Claim] = {
             _second_of_three_layers_is_most_sensitive,
             PAPER_SCORES,
         ),
-        "C6": ("the last layer is the most redundant", _last_layer_costs_least, PAPER_SCORES),
+        "C6": ("the last layer is the most redundant: its ablation costs least", _last_layer_costs_least, PAPER_SCORES),
         "C7": (
             "whole network: entropy and MI low first fall strongly, KL stays flat",
             _only_kl_stays_flat,
@@ -244,8 +244,12 @@ CLAIMS: dict[str, Claim] = {
             (KL,),
         ),
         "C10": ("random pruning of the whole network costs little", _random_costs_little, ()),
-        "C11": ("bias balancing reduces the variation between random orders", _balancing_reduces_chance, ()),
-        "C12": ("MI and KL correlate strongly with a neuron's importance", _scores_track_damage, (MI, KL)),
+        "C11": (
+            "bias balancing reduces the variation between random orders of a network",
+            _balancing_reduces_chance,
+            (),
+        ),
+        "C12": ("MI and KL correlate strongly with the damage of a single neuron", _scores_track_damage, (MI, KL)),
     }.items()
 }
 """The paper's claims by number."""

@@ -273,7 +273,7 @@ def explain_changes(verdicts: Sequence[Verdict]) -> list[VerdictChange]:
             results also need the combinations of departures of `jaxablate reproduce --protocol departures`.
 
     Returns:
-        One `VerdictChange` for each effect whose verdict differs, in claims whose verdict differs.
+        One `VerdictChange` for each effect whose verdict differs between the two protocols.
 
     Source: Shapley (1953), A value for n-person games.
 
@@ -282,23 +282,18 @@ def explain_changes(verdicts: Sequence[Verdict]) -> list[VerdictChange]:
         >>> {change.claim for change in changes} <= {verdict.claim for verdict in verdicts}
         True
     """
-    # Two tables by protocol: the effects of each comparison, and the verdict on each claim. A claim can change although
-    # only some of its comparisons do; only those explain it.
     effects: dict[tuple[str, str, str], dict[str, Effect]] = {}
-    claim_verdicts: dict[tuple[str, str], dict[str, str]] = {}
     for verdict in verdicts:
-        claim_verdicts.setdefault((verdict.network, verdict.claim), {})[verdict.protocol] = verdict.verdict
-        for effect in verdict.effects:
+        for effect in verdict.effects if verdict.verdict != NOT_JUDGED else ():
             # A label is unique within its claim and network, so it joins the same comparison under all protocols.
             key = (verdict.network, verdict.claim, effect.label)
             effects.setdefault(key, {})[verdict.protocol] = effect
     changes = []
     for (network, claim, label), by_protocol in effects.items():
-        by_claim = claim_verdicts[network, claim]
-        if not {PAPER.name, PUBLISHED} <= set(by_protocol) or by_claim[PAPER.name] == by_claim[PUBLISHED]:
+        if not {PAPER.name, PUBLISHED} <= set(by_protocol):
             continue
         paper, published = by_protocol[PAPER.name], by_protocol[PUBLISHED]
-        if NOT_JUDGED not in by_claim.values() and paper.verdict != published.verdict:
+        if paper.verdict != published.verdict:
             # Both protocols start from the same trained networks, so the difference is paired.
             difference = paired_difference(np.array(published.values), np.array(paper.values))
             low, high = difference.interval()

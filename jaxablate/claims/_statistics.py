@@ -63,6 +63,8 @@ class Effect:
         verdict: "no difference" if the 90% interval lies inside of the margin. Otherwise "holds" for a positive mean
             with p < 0.05; "does not hold" for a negative mean with p_holm < 0.05, or "reversed" if its whole group is
             opposed; "undecided" in all other cases.
+        threshold: a bound that the paper does not give; `measured` is compared with it. None without one.
+        slope: as in `Comparison`.
     """
 
     label: str
@@ -75,6 +77,13 @@ class Effect:
     p: float = math.nan
     p_holm: float = math.nan
     verdict: str = UNDECIDED
+    threshold: float | None = None
+    slope: int = 0
+
+    @property
+    def measured(self) -> float:
+        """The mean of the quantity that is compared with the threshold; the mean itself without a threshold."""
+        return self.mean if self.threshold is None else self.threshold - self.slope * self.mean
 
 
 def family_verdicts(estimated: Estimate, margins: np.ndarray, groups: Sequence[str]) -> np.ndarray:
@@ -134,6 +143,8 @@ def judge_family(family: Sequence[Comparison]) -> list[Effect]:
             int(number),
             *map(float, numbers),
             verdict=str(verdict),
+            threshold=comparison.threshold,
+            slope=comparison.slope,
         )
         for comparison, number, *numbers, verdict in zip(family, *columns, verdicts, strict=True)
     ]

@@ -83,9 +83,9 @@ def claims(verdicts: Sequence[Verdict], caption: str) -> Figure:
     width = max(PAGE, 1.8 * len(columns))
     column_width = width / len(columns)
     note = (
-        "The number is the comparison that decides: of those with this verdict the smallest, positive as claimed, as "
-        "mean \u00b1 half of the 95% t-interval over networks. paper: the formulas of the paper; published: the code "
-        f"behind its figures. {caption}"
+        "The number is the comparison that decides: of those with this verdict the least in favour of the claim, as "
+        "mean \u00b1 half of the 95% t-interval over networks. Above 0 is as claimed, unless a bound is given. paper: "
+        f"the formulas of the paper; published: the code behind its figures. {caption}"
     )
     note_lines = textwrap.wrap(note, int(13 * width))
     # positions are inches from the upper left corner; the height depends on the number of lines
@@ -137,8 +137,11 @@ def _cell_lines(verdict: Verdict | None) -> list[str]:
     lines, effect = textwrap.wrap(verdict.verdict, 14), deciding_effect(verdict)
     if effect is None:
         return lines + textwrap.wrap(verdict.reason.split(";")[0], 16)
-    digits = _digits(effect.mean, effect.unit)
-    return [*lines, f"{effect.mean:+.{digits}f} \u00b1 {effect.high - effect.mean:.{digits}f}"]
+    digits = _digits(effect.measured, effect.unit)
+    lines.append(f"{effect.measured:+.{digits}f} \u00b1 {effect.high - effect.mean:.{digits}f}")
+    if effect.threshold is not None:
+        lines.append(f"needs {'>' if effect.slope < 0 else '<'} {effect.threshold:g}")
+    return lines
 
 
 def _digits(value: float, unit: str) -> int:
