@@ -140,8 +140,7 @@ def ablate(
         typer.Option(
             parser=parse_steps,
             metavar="N|all",
-            help="Number of neurons to ablate, or all of every layer and of the network; default: 80, or the number of "
-            "the smallest layer.",
+            help="Number of neurons to ablate; all: of each layer; default: 80 or the smallest layer.",
         ),
     ] = None,
     normalization: Annotated[

@@ -41,9 +41,8 @@ def reproduce(
         str,
         typer.Option(
             metavar="NAMES",
-            help="Protocols: paper (formulas), published (code), both, departures (both, and every combination of the "
-            "code's departures), controls (both, with other orders of ties and of constant-code neurons), or names "
-            "joined by commas.",
+            help="Protocols: paper (formulas), published (code), both, departures (of the code, combined), controls "
+            "(other orders), or names joined by commas.",
         ),
     ] = "paper",
     random_orders: Annotated[
@@ -61,7 +60,7 @@ def reproduce(
         typer.Option(
             parser=parse_steps,
             metavar="N|all",
-            help="Number of neurons to ablate; all: every neuron of each layer, and of the network.",
+            help="Number of neurons to ablate; all: of each layer.",
         ),
     ] = 80,
     activation: Annotated[
