@@ -261,6 +261,8 @@ def _why(verdict: Verdict) -> str:
     if decisive is not None:
         text += f" The one that decides: {decisive.label}, {number(decisive)}, {p_text(decisive.p)}"
         text += f" (corrected: {p_text(decisive.p_holm)})." if decisive.mean < 0 else "."
+        if decisive.threshold is not None:
+            text += f" Measured: {decisive.measured:+.2f}."
     for stands in verdict.thresholds:
         ends = [f"from {stands.low}"] * (stands.low is not None) + [f"to {stands.high}"] * (stands.high is not None)
         text += f" Threshold {stands.threshold:g}: the verdict stands {' '.join(ends) or 'at every value tried'}."
@@ -747,7 +749,7 @@ def pairs(measured: Measurements, pictures: Path) -> str:
         test = measured.table(f"pairs_{fill}_{name}.nc")
         for scope in test["scope"].values:
             layer = test.sel(scope=scope)
-            cells = [interval(estimate(layer["curvature_correlation"].values))]
+            cells = [interval(estimate(layer["curvature_correlation"].values), digits=4)]
             co = layer.sel(quantity="co_information")
             cells += [interval(estimate(co[kind].values)) for kind in ("correlation", "partial_correlation")]
             rows.append(f"| {name} | {scope} | {fill} | {' | '.join(cells)} |")

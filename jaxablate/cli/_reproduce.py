@@ -41,8 +41,7 @@ def reproduce(
         str,
         typer.Option(
             metavar="NAMES",
-            help="Protocols: paper (formulas), published (code), both, departures (of the code, combined), controls "
-            "(other orders), or names joined by commas.",
+            help="Protocols, joined by commas: paper (formulas), published (code), both, departures, controls.",
         ),
     ] = "paper",
     random_orders: Annotated[
