@@ -231,8 +231,10 @@ def test_the_table_of_claims_shows_every_verdict_and_what_decides_it(verdicts):
         effect = deciding_effect(verdict)
         if effect is None:
             assert verdict.verdict == "not judged"
-        elif effect.unit == "accuracy points" and abs(effect.mean) < 10:
-            assert f"{effect.mean:+.2f} \u00b1 {effect.high - effect.mean:.2f}" in texts
+        elif effect.unit == "accuracy points" and abs(effect.measured) < 10:
+            assert f"{effect.measured:+.2f} \u00b1 {effect.high - effect.mean:.2f}" in texts
+            if effect.threshold is not None:
+                assert f"needs {'>' if effect.slope < 0 else '<'} {effect.threshold:g}" in texts
     assert texts.count("paper") == texts.count("published") == 2
     assert texts.count("2-layer-12-10 network") == 1
 

@@ -81,10 +81,10 @@ def reproduce(
     process_id: ProcessId = None,
     cache: Cache = True,
 ) -> dict[str, Any]:
-    """Train the paper's networks, score and ablate their neurons, draw 22 figures and write a report. With several
-    seeds, judge the paper's claims too.
+    """Train the paper's networks, score and ablate their neurons, draw 22 figures and write a report. With five seeds
+    or more, judge the paper's claims too.
 
-    Example: jaxablate reproduce --dataset mnist --seeds 10 --protocol both --out results
+    Example: jaxablate reproduce --dataset mnist --seeds 10 --protocol both
     """
     from jaxablate import StudyConfig, run_study
     from jaxablate._checks import require
