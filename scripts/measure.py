@@ -27,7 +27,7 @@ BINS = (2, 4, 8, 16, 32)
 QUANTIZERS = ("activation", *(f"quantile:{bins}" for bins in BINS), *(f"uniform:{bins}:0:1" for bins in BINS[1:]))
 """Uniform codes cover the range of a sigmoid; two uniform codes equal the first quantizer and are left out."""
 FILLS = ("mean", "zero")
-FEWER_SEEDS, PAIR_IMAGES, TRAINING_IMAGES = 10, 2000, 10_000
+FEWER_SEEDS, TRAINING_IMAGES = 10, 10_000
 
 
 def main() -> None:
@@ -36,16 +36,17 @@ def main() -> None:
     parser.add_argument("--dataset", default="mnist", help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=20, help="networks of each kind; default: %(default)s")
     parser.add_argument("--epochs", type=int, help="default: the paper's")
+    parser.add_argument("--images", type=int, default=2000, help="test images for pairs; default: %(default)s")
     parser.add_argument("--data", type=Path, default=Path("docs/findings/data"), help="default: %(default)s")
     arguments = parser.parse_args()
     try:
-        measure(arguments.run, arguments.dataset, arguments.seeds, arguments.epochs)
+        measure(arguments.run, arguments.dataset, arguments.seeds, arguments.epochs, arguments.images)
         compress(arguments.run, arguments.data)
     except (ja.InputError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def measure(run: Path, dataset: str, num_seeds: int, epochs: int | None) -> None:
+def measure(run: Path, dataset: str, num_seeds: int, epochs: int | None, images: int) -> None:
     config = ja.StudyConfig(
         dataset=dataset,
         seeds=range(num_seeds),
@@ -58,7 +59,7 @@ def measure(run: Path, dataset: str, num_seeds: int, epochs: int | None) -> None
         results = ja.run_study(config, run_dir=run, on_progress=bars)
     ja.results.save_results(results, run / "results.nc")
     data = ja.load_dataset(dataset, seed=config.split_seed)
-    fewer = replace(data, test=Split(data.test.images[:PAIR_IMAGES], data.test.labels[:PAIR_IMAGES]))
+    fewer = replace(data, test=Split(data.test.images[:images], data.test.labels[:images]))
     for hidden in config.networks:
         name = ja.study.network_name(hidden)
         models = [ja.load_model(run / "networks" / f"{name}_seed{seed}.safetensors").model for seed in config.seeds]

@@ -49,7 +49,8 @@ def test_the_committed_findings_follow_from_the_committed_results(tmp_path):
 def test_the_measurements_can_be_made_again(tmp_path):
     """One network of each kind and few examples: every file is written, and holds what the page reads."""
     data = tmp_path / "data"
-    process = run("measure.py", tmp_path / "run", "--dataset", "mnist5k", "--seeds", 1, "--epochs", 1, "--data", data)
+    small = ("--dataset", "mnist5k", "--seeds", 1, "--epochs", 1, "--images", 50)
+    process = run("measure.py", tmp_path / "run", *small, "--data", data)
     assert process.returncode == 0, process.stderr
     assert {path.name for path in data.iterdir()} == {path.name for path in DATA.iterdir()}
     (tmp_path / "results.nc").write_bytes(lzma.decompress((data / "results.nc.xz").read_bytes()))
