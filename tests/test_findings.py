@@ -1,8 +1,7 @@
-"""The findings: the committed page follows from the committed results, and the measurements can be made again."""
+"""The findings: the committed page follows from committed results, of supported versions."""
 
 import filecmp
 import json
-import lzma
 import os
 import re
 import subprocess
@@ -11,11 +10,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import xarray as xr
 from helpers import OPTIMIZED
 from packaging.requirements import Requirement
-
-import jaxablate as ja
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs" / "findings" / "data"
@@ -43,37 +39,6 @@ def test_the_committed_findings_follow_from_the_committed_results(tmp_path):
         assert (ROOT / "docs" / picture).is_file()
     files = [*DATA.iterdir(), ROOT / "docs" / "findings" / "claims.json"]
     assert sum(file.stat().st_size for file in files) < 10_000_000
-
-
-@pytest.mark.slow
-def test_the_measurements_can_be_made_again(tmp_path):
-    """One network of each kind and few examples: every file is written, and holds what the page reads."""
-    data = tmp_path / "data"
-    small = ("--dataset", "mnist5k", "--seeds", 1, "--epochs", 1, "--images", 50)
-    process = run("measure.py", tmp_path / "run", *small, "--data", data)
-    assert process.returncode == 0, process.stderr
-    assert {path.name for path in data.iterdir()} == {path.name for path in DATA.iterdir()}
-    (tmp_path / "results.nc").write_bytes(lzma.decompress((data / "results.nc.xz").read_bytes()))
-    results = ja.results.load_results(tmp_path / "results.nc")
-    assert {*ja.protocols.SETS["departures"], *ja.protocols.SETS["controls"]} == {*ja.results.protocols_of(results)}
-    (tmp_path / "training.nc").write_bytes(lzma.decompress((data / "training_2-layer.nc.xz").read_bytes()))
-    training = xr.load_dataset(tmp_path / "training.nc", engine="h5netcdf")["accuracy"]
-    network = results["2-layer"].to_dataset()
-    seen = ja.load_dataset("mnist5k").train
-    model = ja.load_model(tmp_path / "run" / "networks" / "2-layer_seed0.safetensors").model
-    order = network["ablated"].sel(scope="layer2", ordering="kl_selectivity_high").values[0]
-    fill = network["mean_activation"].values[0]
-    counts = ja.cumulative_ablation(model, order[None], seen.images[:10_000], seen.labels[:10_000], fill)
-    curve = training.sel(scope="layer2", ordering="kl_selectivity_high").values[0]
-    assert (curve * training_examples(seen)).round().astype(int).tolist() == counts[0].tolist()
-    process = run("findings.py", data, "--out", tmp_path / "no")
-    assert process.returncode == 1
-    assert re.match(r"error: .*five networks or more", process.stderr)
-    assert not (tmp_path / "no").exists()
-
-
-def training_examples(split) -> int:
-    return min(10_000, len(split))
 
 
 def test_findings_without_measurements_end_in_one_sentence(tmp_path):
