@@ -558,10 +558,7 @@ def compare_published(
 def _predict(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the mean [...] of values [network, ...], and the ends of the prediction interval of one new network."""
     estimated = estimate(values)
-    low, _ = estimated.interval()
-    # the interval of the mean has t * s / sqrt(n), the prediction interval t * s * sqrt(1 + 1/n)
-    half = (estimated.mean - low) * np.sqrt(estimated.num_networks + 1)
-    return np.asarray(estimated.mean), np.asarray(estimated.mean - half), np.asarray(estimated.mean + half)
+    return (estimated.mean, *estimated.prediction_interval())
 
 
 def published_chart(results: xr.DataTree, number: int, published: Mapping[str, Sequence[float]]) -> LineChart:

@@ -62,6 +62,16 @@ class Estimate:
         half = stats.t.ppf((1 + confidence) / 2, self.degrees_of_freedom) * self.standard_error
         return np.asarray(self.mean - half), np.asarray(self.mean + half)
 
+    def prediction_interval(self) -> tuple[Numbers, Numbers]:
+        """Return the ends of the 95% prediction interval of one new network, each [...]; not for unpaired groups.
+
+        Source: Hahn and Meeker (1991), Statistical Intervals, section 4.
+        """
+        # the interval of the mean has t * s / sqrt(n), that of one new network t * s * sqrt(1 + 1/n)
+        low, _ = self.interval()
+        half = (self.mean - low) * np.sqrt(self.num_networks + 1)
+        return np.asarray(self.mean - half), np.asarray(self.mean + half)
+
     @property
     def p_value(self) -> Numbers:
         """The p-value [...] of the two-sided t-test that the mean is 0; NaN for fewer than two networks.

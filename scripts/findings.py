@@ -23,6 +23,7 @@ from jaxablate.charts import FIGURES, Prediction, compare_published, deciding_ef
 from jaxablate.claims import (
     CLAIMS,
     FAILS,
+    FEWEST_NETWORKS,
     HOLDS,
     NO_DIFFERENCE,
     NOT_JUDGED,
@@ -43,7 +44,6 @@ from jaxablate.statistics import Estimate, estimate, paired_difference
 PAPER, PUBLISHED = SETS["both"]
 BASELINE = "contribution_sd"
 PUBLISHED_CURVES = Path(__file__).parents[1] / "docs" / "findings" / "published_curves.json"
-FEWEST_NETWORKS = 5
 READING_ERROR = 0.3
 """Largest error of a curve that was read off a picture, in points."""
 UNITS = {"accuracy points": "points", "nat": "nats", "correlation": "", "log ratio": ""}
@@ -92,15 +92,11 @@ class Measurements:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        # `load_results` checks a file, so the compressed one is unpacked first
         with tempfile.TemporaryDirectory() as unpacked:
             path = Path(unpacked) / "results.nc"
             path.write_bytes(lzma.decompress(self._read("results.nc.xz")))
             with xr.open_datatree(path, engine="h5netcdf") as tree:
-                whole = xr.map_over_datasets(add_accuracy, tree.load())
-            path.unlink()
-            ja.results.save_results(whole, path)
-            self.results = ja.results.load_results(path)
+                self.results = xr.map_over_datasets(add_accuracy, tree.load())
         if not set(SETS["departures"]) | set(SETS["controls"]) <= set(protocols_of(self.results)):
             raise ja.InputError(f"{folder}: results lack protocols; `python scripts/measure.py RUN` writes all")
         self.names = list(select_protocol(self.results, PAPER).children)
@@ -276,12 +272,23 @@ def p_text(p: float) -> str:
     return "p undefined" if np.isnan(p) else "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 
+def constant_neurons(network: xr.Dataset) -> np.ndarray:
+    """Return which neurons never change their code on the validation split, bool [seed, neuron]."""
+    return np.stack([constant_codes(counts) for counts in network["joint_counts"].values])
+
+
+def lost_predictions(network: xr.Dataset) -> xr.DataArray:
+    """Return the number of correct predictions lost if only one neuron is ablated (seed, neuron)."""
+    # step 0 ablates nothing, so every scope, ordering and fill has the same count there
+    return network["correct"].isel(step=0, ordering=0, fill=0, scope=0) - network["single_correct"]
+
+
 def without_constant_codes(measured: Measurements, protocol: str, control: str) -> dict[tuple[str, str], Verdict]:
     """Judge the claims without the neurons whose code never changes: they are ablated last, and have no score."""
     nodes = {}
     for name in measured.names:
         network = measured.network(name, control)
-        constant = np.stack([constant_codes(counts) for counts in network["joint_counts"].values])
+        constant = constant_neurons(network)
         kept = xr.DataArray(~constant, dims=("seed", "neuron"))
         nodes[name] = network.assign(scores=network["scores"].where(kept))
     tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=measured.results.attrs), **nodes})
@@ -302,7 +309,7 @@ def constant_code_control(measured: Measurements, verdicts: Sequence[Verdict]) -
     ]
     for name in measured.names:
         network = measured.network(name)
-        constant = np.stack([constant_codes(counts) for counts in network["joint_counts"].values])
+        constant = constant_neurons(network)
         layer = network["layer"].values
         totals = {i: constant[:, layer == i].sum(axis=1) for i in np.unique(layer)}
         parts = [f"{t.min()} to {t.max()} of {(layer == i).sum()} in layer {i}" for i, t in totals.items()]
@@ -540,11 +547,7 @@ def published_effects(measured: Measurements, published: dict[str, dict[str, lis
 
     def add(label: str, in_paper: float, ours: np.ndarray) -> None:
         estimated = estimate(ours)
-        low, _ = estimated.interval()
-        # the interval of the mean has t * s / sqrt(n), that of one new network t * s * sqrt(1 + 1/n)
-        half = (estimated.mean - low) * np.sqrt(estimated.num_networks + 1)
-        ends = float(estimated.mean - half), float(estimated.mean + half)
-        effects[label] = Prediction(in_paper, float(estimated.mean), *ends)
+        effects[label] = Prediction(in_paper, *map(float, (estimated.mean, *estimated.prediction_interval())))
 
     def area(figure: int, curve: str) -> float:
         return float(np.mean(published_curves(published, figure)[curve]))
@@ -649,7 +652,7 @@ def whole_network(measured: Measurements) -> str:
         for protocol in (PAPER, PUBLISHED):
             network = measured.network(name, protocol)
             last = ja.layer_analysis.layer_shares(network).isel(rank=-1)
-            constant = np.stack([constant_codes(counts) for counts in network["joint_counts"].values])
+            constant = constant_neurons(network)
             parts = []
             for metric in METRICS:
                 share = 100 * float(last.sel(ordering=f"{metric}_low", layer=1).mean())
@@ -669,7 +672,7 @@ def changed_predictions(measured: Measurements) -> str:
     parts = []
     for name in measured.names:
         network = measured.network(name)
-        lost = network["correct"].isel(step=0, ordering=0, fill=0, scope=0) - network["single_correct"]
+        lost = lost_predictions(network)
         layers = network["layer"].values
         medians = [f"{np.median(np.abs(lost.values[:, layers == layer])):g}" for layer in np.unique(layers)]
         parts.append(f"{', '.join(medians)} in the layers of the {name} network")
@@ -689,7 +692,7 @@ def damage(measured: Measurements) -> str:
     ]
     for name in measured.names:
         network = measured.network(name)
-        lost = network["correct"].isel(step=0, ordering=0, fill=0, scope=0) - network["single_correct"]
+        lost = lost_predictions(network)
         by_loss = ja.layer_analysis.damage_correlations(network)
         by_count = ja.layer_analysis.damage_correlations(network.assign(single_damage=lost))
         for scope, score in itertools.product(map(str, network["scope"].values), map(str, network["score"].values)):

@@ -18,6 +18,7 @@ from jaxablate.claims._judge import (
 )
 from jaxablate.claims._statistics import (
     FAILS,
+    FEWEST_NETWORKS,
     HOLDS,
     MARGINS,
     NATS,
@@ -32,6 +33,7 @@ from jaxablate.claims._statistics import (
 __all__ = [
     "CLAIMS",
     "FAILS",
+    "FEWEST_NETWORKS",
     "HOLDS",
     "HOLDS_IN_PART",
     "MARGINS",

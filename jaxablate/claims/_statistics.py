@@ -94,12 +94,12 @@ def family_verdicts(estimated: Estimate, margins: np.ndarray, groups: Sequence[s
         margins: for each comparison [test].
         groups: name of the group of each comparison, "" for none.
     """
-    mean, p_values = np.asarray(estimated.mean), np.asarray(estimated.p_value)
+    mean, p_values = estimated.mean, estimated.p_value
     corrected = np.apply_along_axis(holm, -1, p_values)
     # A claim holds only if all its comparisons hold, so a raw p-value suffices there. It does not hold if any
     # comparison fails, and any of many may fail by chance.
     failed = (mean < 0) & (corrected < LEVEL)
-    same = np.asarray(estimated.equivalence_p_value(margins)) < LEVEL
+    same = estimated.equivalence_p_value(margins) < LEVEL
     opposed = np.zeros(mean.shape, bool)
     for group in {*groups} - {""}:
         members = [i for i, name in enumerate(groups) if name == group]
@@ -133,8 +133,8 @@ def judge_family(family: Sequence[Comparison]) -> list[Effect]:
     estimated = estimate_family(family)
     verdicts = family_verdicts(estimated, margins_of(family), [comparison.group for comparison in family])
     low, high = estimated.interval()
-    p_values = np.asarray(estimated.p_value)
-    columns = np.asarray(estimated.num_networks), np.asarray(estimated.mean), low, high, p_values, holm(p_values)
+    p_values = estimated.p_value
+    columns = estimated.num_networks, estimated.mean, low, high, p_values, holm(p_values)
     return [
         Effect(
             comparison.label,
