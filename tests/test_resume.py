@@ -38,10 +38,20 @@ def undisturbed(config):
     return ja.run_study(config)
 
 
-def same(results: xr.DataTree, reference: xr.DataTree) -> bool:
-    """All arrays and labels; the root says when a run was made."""
-    pairs = zip(results.subtree_with_keys, reference.subtree, strict=True)
-    return all(first.to_dataset().identical(second.to_dataset()) for (path, first), second in pairs if path != ".")
+def same(results: xr.DataTree, reference: xr.DataTree, rounding: float = 0) -> bool:
+    """All arrays and labels; the root says when a run was made.
+
+    On another number of devices the sum of a loss has another order, so that the rises of the loss differ by `rounding`.
+    """
+    for (path, first), second in zip(results.subtree_with_keys, reference.subtree, strict=True):
+        first, second = first.to_dataset(), second.to_dataset()
+        if rounding and "single_damage" in first:
+            if not np.allclose(first.single_damage, second.single_damage, rtol=0, atol=rounding):
+                return False
+            first, second = (dataset.drop_vars("single_damage") for dataset in (first, second))
+        if path != "." and not first.identical(second):
+            return False
+    return True
 
 
 def headers(folder: Path) -> dict[str, dict[str, str]]:
