@@ -41,7 +41,7 @@ def undisturbed(config):
 def same(results: xr.DataTree, reference: xr.DataTree, rounding: float = 0) -> bool:
     """All arrays and labels; the root says when a run was made.
 
-    On another number of devices the sum of a loss has another order, so that the rises of the loss differ by `rounding`.
+    On another number of devices a loss is summed in another order, so that its rises differ by `rounding`.
     """
     for (path, first), second in zip(results.subtree_with_keys, reference.subtree, strict=True):
         first, second = first.to_dataset(), second.to_dataset()
