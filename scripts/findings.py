@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from scipy import stats
 
 import jaxablate as ja
 from jaxablate._files import atomic_path
-from jaxablate.charts import FIGURES, Prediction, compare_published, deciding_effect
+from jaxablate.charts import FIGURES, Prediction, PublishedCurve, compare_published, deciding_effect
 from jaxablate.claims import (
     CLAIMS,
     FAILS,
@@ -38,7 +39,7 @@ from jaxablate.figures import draw_published, draw_sensitivity, save_finding_fig
 from jaxablate.histograms import constant_codes
 from jaxablate.metrics import METRICS
 from jaxablate.protocols import DEPARTURES, SETS
-from jaxablate.results import protocols_of, select_protocol
+from jaxablate.results import RANDOM, auc, balanced_fill, protocols_of, select_protocol
 from jaxablate.statistics import Estimate, estimate, paired_difference
 
 PAPER, PUBLISHED = SETS["both"]
@@ -46,6 +47,9 @@ BASELINE = "contribution_sd"
 PUBLISHED_CURVES = Path(__file__).parents[1] / "docs" / "findings" / "published_curves.json"
 READING_ERROR = 0.3
 """Largest error of a curve that was read off a picture, in points."""
+SAME_CURVE = 0.05
+"""Two published curves with a smaller mean distance, in points, are the same curve; all other pairs are further apart
+than 0.1."""
 UNITS = {"accuracy points": "points", "nat": "nats", "correlation": "", "log ratio": ""}
 METHOD = """**How to read this page.** A comparison is a difference within each network: of AUC (the mean accuracy over
 all steps except the intact network's, in accuracy points), of mean scores (nats), of a rank correlation or a
@@ -213,8 +217,7 @@ NOTES = {
     "tested here. In the last hidden layer C4 states the opposite direction, so C2 and C4 cannot both hold there.",
     "C6": "This compares the cost of the first steps, not redundancy; the section on pairs looks for redundancy.",
     "C9": "Section 5 of the paper states the reverse. *Reversed* would support it.",
-    "C11": "The paper speaks of different training results. This claim compares random orders within each network; the "
-    "standard deviation between networks is a different number: ",
+    "C11": "The paper speaks of different training results. This claim compares random orders within each network. ",
     "C12": "A neuron's damage is the rise of the test loss if it alone is ablated. It is one meaning of importance; "
     "cumulative ablation is another. The paper also says that the correlation depends on the layer.",
 }
@@ -222,14 +225,40 @@ NOTES = {
 
 
 def between_networks(measured: Measurements) -> str:
-    """Give the standard deviation between networks of the AUC of random orders, with zeros and balanced."""
-    parts = []
+    """Compare the standard deviation between networks of the AUC of random orders, with zeros and balanced."""
+    parts, p_values, is_smaller, nums_orders = [], [], [], []
     for name, protocol in itertools.product(measured.names, (PAPER, PUBLISHED)):
-        summary = NetworkSummary(measured.network(name, protocol))
-        for layer in summary.layers:
-            zeros, balanced = (summary.area(layer, "random", fill=fill).std(ddof=1) for fill in ("zero", None))
-            parts.append(f"{name} {layer}, {protocol} {zeros:.2f} to {balanced:.2f}")
-    return f"from zeros to balanced, the AUC of random orders has {'; '.join(parts)} points."
+        network = measured.network(name, protocol)
+        areas = auc(network).isel(ordering=network["ranking"].values == RANDOM)
+        nums_orders.append(areas.sizes["ordering"])
+        for layer in NetworkSummary(network).layers:
+            deviations, means = [], []
+            for fill in ("zero", balanced_fill(network)):
+                chosen = areas.sel(scope=layer, fill=fill)
+                mean = chosen.mean("ordering")
+                # the mean of a few orders would vary by this much even if all networks were equal
+                by_chance = chosen.var("ordering", ddof=1).mean() / nums_orders[-1]
+                deviations.append(np.sqrt(max(float(mean.var(ddof=1) - by_chance), 0)))
+                means.append(mean.values)
+            parts.append(f"{name} {layer}, {protocol} {deviations[0]:.2f} to {deviations[1]:.2f}")
+            p_values.append(equal_variance_p_value(*means))
+            is_smaller.append(bool(means[1].var() < means[0].var()))
+    small = [smaller for smaller, p_value in zip(is_smaller, p_values, strict=True) if p_value < 0.05]
+    corrected = sum(ja.statistics.holm(np.array(p_values)) < 0.05)
+    return (
+        "Between networks it is another matter. The AUC of random orders has this standard deviation between networks, "
+        f"corrected for the {nums_orders[0]} orders of a network ({nums_orders[1]} random curves under the published "
+        f"protocol), from zeros to balanced: {'; '.join(parts)} points. Balancing does not detectably reduce it: "
+        f"without this correction, {sum(small)} of {len(p_values)} deviations are smaller and "
+        f"{len(small) - sum(small)} larger with p < 0.05 (Pitman and Morgan's test), and after Holm's correction "
+        f"{corrected} differ."
+    )
+
+
+def equal_variance_p_value(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the p-value of Pitman and Morgan's test that paired values have equal variances."""
+    # the variances are equal if and only if sum and difference are uncorrelated
+    return float(stats.pearsonr(first + second, first - second).pvalue)
 
 
 def claim_sections(measured: Measurements, verdicts: Sequence[Verdict]) -> str:
@@ -277,6 +306,12 @@ def constant_neurons(network: xr.Dataset) -> np.ndarray:
     return np.stack([constant_codes(counts) for counts in network["joint_counts"].values])
 
 
+def score_only_changing(network: xr.Dataset) -> xr.Dataset:
+    """Return results without the scores of neurons whose code never changes, which leaves them out of correlations."""
+    kept = xr.DataArray(~constant_neurons(network), dims=("seed", "neuron"))
+    return network.assign(scores=network["scores"].where(kept))
+
+
 def lost_predictions(network: xr.Dataset) -> xr.DataArray:
     """Return the number of correct predictions lost if only one neuron is ablated (seed, neuron)."""
     # step 0 ablates nothing, so every scope, ordering and fill has the same count there
@@ -285,12 +320,7 @@ def lost_predictions(network: xr.Dataset) -> xr.DataArray:
 
 def without_constant_codes(measured: Measurements, protocol: str, control: str) -> dict[tuple[str, str], Verdict]:
     """Judge the claims without the neurons whose code never changes: they are ablated last, and have no score."""
-    nodes = {}
-    for name in measured.names:
-        network = measured.network(name, control)
-        constant = constant_neurons(network)
-        kept = xr.DataArray(~constant, dims=("seed", "neuron"))
-        nodes[name] = network.assign(scores=network["scores"].where(kept))
+    nodes = {name: score_only_changing(measured.network(name, control)) for name in measured.names}
     tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=measured.results.attrs), **nodes})
     return {(v.network, v.claim): v for v in ja.judge_claims(tree)}
 
@@ -315,7 +345,7 @@ def constant_code_control(measured: Measurements, verdicts: Sequence[Verdict]) -
         parts = [f"{t.min()} to {t.max()} of {(layer == i).sum()} in layer {i}" for i, t in totals.items()]
         lines.append(f"- **{name}:** {', '.join(parts)}.")
     table = ["| claim | network | comparison | protocol | all neurons | without them |", "| --- " * 6 + "|"]
-    changed = []
+    changed, single, replaced = [], {}, []
     for protocol, control in ((PAPER, "constant_last"), (PUBLISHED, f"{PUBLISHED}+constant_last")):
         controlled = without_constant_codes(measured, protocol, control)
         for verdict in verdicts:
@@ -326,15 +356,34 @@ def constant_code_control(measured: Measurements, verdicts: Sequence[Verdict]) -
                 place = f"{verdict.claim} {verdict.network} under {protocol}"
                 changed.append(f"{place} ({verdict.verdict}; without them {match.verdict})")
             effects = {effect.label: effect for effect in match.effects}
-            for effect in verdict.effects:
-                other_layer = any(f"layer{i}" in effect.label for i in (2, 3)) and "layer1" not in effect.label
-                if not other_layer:
-                    without = effects[effect.label]
-                    table.append(
-                        f"| {verdict.claim} | {verdict.network} | {effect.label} | {protocol} | {number(effect)}, "
-                        f"{effect.verdict} | {number(without)}, {without.verdict} |"
-                    )
-    lines += ["", f"Verdicts that differ without them: {'; '.join(changed)}.", "", *table]
+            compared = [
+                (effect, effects[effect.label])
+                for effect in verdict.effects
+                if "layer1" in effect.label or not any(f"layer{i}" in effect.label for i in (2, 3))
+            ]
+            table += [
+                f"| {verdict.claim} | {verdict.network} | {effect.label} | {protocol} | {number(effect)}, "
+                f"{effect.verdict} | {number(without)}, {without.verdict} |"
+                for effect, without in compared
+            ]
+            differing = [(effect, without) for effect, without in compared if effect.verdict != without.verdict]
+            if differing and match.verdict == verdict.verdict:
+                single.setdefault(f"{verdict.claim} under {protocol}", []).append(
+                    f"{len(differing)} of {len(compared)} in the {verdict.network} network"
+                )
+                if len(differing) == len(verdict.effects):
+                    changes = ", ".join(f"{e.label}: {e.verdict} to {w.verdict}" for e, w in differing)
+                    replaced.append(f"{verdict.claim} under {protocol} ({changes})")
+    counts = "; ".join(f"{place} ({', '.join(parts)})" for place, parts in single.items())
+    lines += [
+        "",
+        f"Verdicts that differ without them: {'; '.join(changed)}.",
+        "",
+        f"Single comparisons of the table also change where the verdict stays: {counts}. All comparisons change, so "
+        f"that the same verdict has another reason, in {'; '.join(dict.fromkeys(replaced)) or 'no claim'}.",
+        "",
+        *table,
+    ]
     return "\n".join(lines)
 
 
@@ -348,18 +397,31 @@ def baseline_control(measured: Measurements) -> str:
         "points, with bias balancing, under the paper's formulas. LVF: positive means that the paper's score finds "
         "neurons that are safer to ablate. HVF: negative means that it finds neurons that are more damaging. "
         "The intervals are not corrected for their number.",
-        "",
-        "| network | scope | score | LVF | HVF |",
-        "| --- | --- | --- | --- | --- |",
     ]
+    rows, shares = [], []
     for name in measured.names:
-        summary = NetworkSummary(measured.network(name))
+        summary, control = (NetworkSummary(measured.network(name, p)) for p in (PAPER, "constant_last"))
+        constant = constant_neurons(summary.network)
+        for score in (*METRICS, BASELINE):
+            chosen = summary.network["ablated"].sel(scope="layer1", ordering=f"{score}_low").values
+            shares.append(100 * np.take_along_axis(constant, chosen, axis=1).mean())
         for scope, score in itertools.product((*summary.layers, "network"), METRICS):
             cells = [
-                interval(paired_difference(summary.area(scope, score, way), summary.area(scope, BASELINE, way)))
-                for way in ("low", "high")
+                interval(paired_difference(orders.area(scope, score, way), orders.area(scope, BASELINE, way)))
+                for orders, way in ((summary, "low"), (control, "low"), (summary, "high"))
             ]
-            lines.append(f"| {name} | {scope} | {words(score)} | {' | '.join(cells)} |")
+            rows.append(f"| {name} | {scope} | {words(score)} | {' | '.join(cells)} |")
+    num_first = measured.network(measured.names[0]).sizes["rank"]
+    lines += [
+        "",
+        "A difference near 0 for LVF in layer 1 or the network is no tie of the scores, since both orders begin with "
+        f"nearly the same neurons: in layer 1, {min(shares):.0f}% to {max(shares):.0f}% of the first {num_first} of "
+        "each order have a code that never changes. Without these neurons (see above) the baseline finds safer ones.",
+        "",
+        "| network | scope | score | LVF | LVF without constant codes | HVF |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *rows,
+    ]
     return "\n".join(lines)
 
 
@@ -470,27 +532,34 @@ def published_curves(published: dict[str, dict[str, list[float]]], figure: int) 
 
 def reproduction(measured: Measurements, published: dict[str, dict[str, list[float]]]) -> str:
     """Compare the published figures with the prediction interval of a new network under the published protocol."""
-    results = select_protocol(measured.results, PUBLISHED)
-    rows, inside_of = [], {"AUC": [], "end": []}
-    for figure in range(6, 23):
-        curves = compare_published(results, figure, published_curves(published, figure))
+    compared = {protocol: compared_figures(measured, published, protocol) for protocol in (PUBLISHED, PAPER)}
+    rows = []
+    for figure, curves in compared[PUBLISHED].items():
         cells, spec = [], FIGURES[figure]
         for curve in curves:
-            numbers = {"AUC": curve.area, "end": curve.end}
-            for kind, prediction in numbers.items():
-                # these curves of figures 6 to 10 are shown again in figures 13, 14 and 18 to 20
-                if curve.name != "MI low first, balanced":
-                    inside_of[kind].append(prediction.is_inside)
             outside = [
                 f"{kind} {prediction.published:.1f}, predicted {prediction.low:.1f} to {min(prediction.high, 100):.1f}"
-                for kind, prediction in numbers.items()
+                for kind, prediction in {"AUC": curve.area, "end": curve.end}.items()
                 if not prediction.is_inside
             ]
             if outside:
                 cells.append(f"{curve.name} ({'; '.join(outside)})")
         inside = sum(curve.area.is_inside for curve in curves)
         rows.append(f"| {figure} | {spec.network}, {spec.scope} | {inside} of {len(curves)} | {'; '.join(cells)} |")
-    effects = published_effects(measured, published)
+    counts = {}
+    for protocol, figures in compared.items():
+        curves = distinct_curves(figures)
+        effects = published_effects(measured, published, protocol)
+        areas, ends, gaps = (
+            sum(prediction.is_inside for prediction in predictions)
+            for predictions in ([c.area for c in curves], [c.end for c in curves], effects.values())
+        )
+        width = np.median([curve.area.high - curve.area.low for curve in curves])
+        counts[protocol] = (
+            f"{areas} of {len(curves)} AUCs, {ends} of {len(curves)} end points and {gaps} of {len(effects)} "
+            f"differences of two AUCs lie inside (median width for an AUC {width:.1f} points)"
+        )
+    effects = published_effects(measured, published, PUBLISHED)
     outside = [
         f"{label} ({effect.published:+.1f}; predicted {effect.low:+.1f} to {effect.high:+.1f})"
         for label, effect in effects.items()
@@ -509,17 +578,17 @@ def reproduction(measured: Measurements, published: dict[str, dict[str, list[flo
     return "\n".join(
         [
             "The curves of figures 6 to 22 were read off the published pictures (to about 0.1 to 0.3 points) and "
-            "compared with the 95% prediction interval of one new network, with one random order, under the "
-            f"published protocol. {sum(inside_of['AUC'])} of {len(inside_of['AUC'])} AUCs and {sum(inside_of['end'])} "
-            f"of {len(inside_of['end'])} end points lie inside; curves that two figures share count once. If the "
-            "published networks were trained as these were, 95% are expected, but the curves of a network are not "
-            "independent, and intervals of end points are wide. So the figures are compatible with the published "
-            "protocol, except where the table says outside. [The pictures](published_figures.md) show all 17 figures.",
+            f"compared with the 95% prediction interval of one new network, with one random order. Under the "
+            f"published protocol {counts[PUBLISHED]}; under the paper's formulas {counts[PAPER]}. Curves of a network "
+            f"that differ by less than {SAME_CURVE} points on average count once. If the published networks were "
+            "trained as these were, 95% are expected, but the curves of a network are not independent, and the "
+            "intervals are wide. So the figures fit the published protocol much better than the paper's formulas. "
+            "[The pictures](published_figures.md) show all 17 figures.",
             "",
-            "Differences of two curves say more, since a network's general level cancels: "
-            f"{len(effects) - len(outside)} of {len(effects)} lie inside the interval. Outside: "
-            f"{'; '.join(outside) or 'none'}. Of these {len(outside)}, {in_two_layers} are in the 2-layer network. A "
-            "difference of HVF and LVF takes its curves from two figures and assumes that they show one network.",
+            "Differences of two curves say more, since a network's general level cancels. Outside under the published "
+            f"protocol: {'; '.join(outside) or 'none'}. {'All' if in_two_layers == len(outside) else in_two_layers} "
+            "are in the 2-layer network; differences that share a curve are not independent. A difference of HVF and "
+            "LVF takes its curves from two figures and assumes that they show one network.",
             "",
             "The paper claims that high values first is better in the last hidden layer (C4). Its own figures have "
             f"the sign of the claim in {support[0]} of {len(c4)} cases ({cases} points). Only {len(clear)} differ "
@@ -537,9 +606,32 @@ def reproduction(measured: Measurements, published: dict[str, dict[str, list[flo
     )
 
 
-def published_effects(measured: Measurements, published: dict[str, dict[str, list[float]]]) -> dict[str, Prediction]:
+def compared_figures(
+    measured: Measurements, published: dict[str, dict[str, list[float]]], protocol: str
+) -> dict[int, list[PublishedCurve]]:
+    """Return the curves of each published figure with the predictions of a protocol."""
+    results = select_protocol(measured.results, protocol)
+    return {n: compare_published(results, n, published_curves(published, n)) for n in range(6, 23)}
+
+
+def distinct_curves(figures: dict[int, list[PublishedCurve]]) -> list[PublishedCurve]:
+    """Return each published curve once, also if several figures show it."""
+    seen: dict[str, list[PublishedCurve]] = {}
+    for figure, curves in figures.items():
+        earlier = seen.setdefault(FIGURES[figure].network, [])
+        earlier += [
+            curve
+            for curve in curves
+            if not any(100 * np.abs(curve.values - e.values).mean() < SAME_CURVE for e in earlier)
+        ]
+    return [curve for curves in seen.values() for curve in curves]
+
+
+def published_effects(
+    measured: Measurements, published: dict[str, dict[str, list[float]]], protocol: str
+) -> dict[str, Prediction]:
     """Return differences of AUC, in points, that the paper's text speaks of."""
-    results = select_protocol(measured.results, PUBLISHED)
+    results = select_protocol(measured.results, protocol)
     names = {"mutual_information": "mutual information", "kl_selectivity": "KL selectivity", "entropy": "entropy"}
     pairs_of_figures = {("2-layer", 1): (11, 13), ("2-layer", 2): (12, 14), ("3-layer", 1): (15, 18),
                         ("3-layer", 2): (16, 19), ("3-layer", 3): (17, 20)}  # fmt: skip
@@ -683,22 +775,31 @@ def damage(measured: Measurements) -> str:
     """Report how scores correlate with the damage of ablating only that neuron."""
     lines = [
         "The damage of a neuron is the rise of the test loss if it alone is replaced by its mean. Spearman's "
-        "correlation of score and damage, as mean and 95% interval over networks; the last column has the same "
-        "correlation with the number of lost predictions. One neuron changes few of them: the median absolute change "
-        f"is {changed_predictions(measured)}.",
-        "",
-        "| network | scope | score | rise of the loss | lost predictions |",
-        "| --- | --- | --- | --- | --- |",
+        "correlation of score and damage, as mean and 95% interval over networks: with the rise of the loss, with it "
+        "over the neurons whose code changes, and with the number of lost predictions. One neuron changes few "
+        f"predictions: the median absolute change is {changed_predictions(measured)}.",
     ]
+    rows, in_first_layer = [], []
     for name in measured.names:
         network = measured.network(name)
         lost = lost_predictions(network)
-        by_loss = ja.layer_analysis.damage_correlations(network)
-        by_count = ja.layer_analysis.damage_correlations(network.assign(single_damage=lost))
+        variants = (network, score_only_changing(network), network.assign(single_damage=lost))
+        correlations = [ja.layer_analysis.damage_correlations(variant) for variant in variants]
         for scope, score in itertools.product(map(str, network["scope"].values), map(str, network["score"].values)):
-            cells = [interval(estimate(c.sel(scope=scope, score=score).values)) for c in (by_loss, by_count)]
-            lines.append(f"| {name} | {scope} | {words(score)} | {' | '.join(cells)} |")
+            estimates = [estimate(variant.sel(scope=scope, score=score).values) for variant in correlations]
+            rows.append(f"| {name} | {scope} | {words(score)} | {' | '.join(map(interval, estimates))} |")
+            if scope == "layer1" and score in METRICS:
+                in_first_layer.append([float(estimated.mean) for estimated in estimates])
+    with_all, without, _ = zip(*in_first_layer, strict=True)
     lines += [
+        "",
+        "In layer 1 the correlation of the paper's scores comes almost only from neurons whose code never changes: it "
+        f"is {min(with_all):+.2f} to {max(with_all):+.2f} with these neurons and {min(without):+.2f} to "
+        f"{max(without):+.2f} without them.",
+        "",
+        "| network | scope | score | rise of the loss | without constant codes | lost predictions |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *rows,
         "",
         "![Correlation of every score with the damage of ablating a single neuron](findings/correlations.png)",
     ]
@@ -745,35 +846,61 @@ def quantizers(measured: Measurements, pictures: Path) -> str:
     return "\n\n".join([text, *figures, "\n".join([*head, *rows])])
 
 
+def constant_pairs(measured: Measurements, num_networks: int) -> str:
+    """Give the fraction of the pairs of layer 1 that contain a neuron whose code never changes, by kind of network."""
+    parts = []
+    for name in measured.names:
+        network = measured.network(name)
+        in_layer = network["layer"].values == 1
+        changing = (~constant_neurons(network)[:num_networks, in_layer]).sum(axis=1)
+        size = in_layer.sum()
+        fractions = 100 * (1 - changing * (changing - 1) / (size * (size - 1)))
+        parts.append(f"{fractions.min():.0f}% to {fractions.max():.0f}% ({name})")
+    return " and ".join(parts)
+
+
 def pairs(measured: Measurements, pictures: Path) -> str:
     """Report how the information that pairs share correlates with the super-additivity of their damage."""
     rows, figures, test = [], [], None
+    partial: dict[str, list[str]] = {}
     for name, fill in itertools.product(measured.names, ("mean", "zero")):
         test = measured.table(f"pairs_{fill}_{name}.nc")
         for scope in test["scope"].values:
             layer = test.sel(scope=scope)
             cells = [interval(estimate(layer["curvature_correlation"].values), digits=4)]
             co = layer.sel(quantity="co_information")
-            cells += [interval(estimate(co[kind].values)) for kind in ("correlation", "partial_correlation")]
+            estimates = [estimate(co[kind].values) for kind in ("correlation", "partial_correlation")]
+            cells += map(interval, estimates)
+            place = "last" if scope == test["scope"].values[-1] else str(scope)
+            partial.setdefault(place, []).append(f"{float(estimates[1].mean):+.2f} ({name}, {fill})")
             rows.append(f"| {name} | {scope} | {fill} | {' | '.join(cells)} |")
     for name in measured.names:
         with atomic_path(pictures / f"pairs_{name}.png") as temporary:
             shutil.copyfile(measured.folder / f"pairs_{name}.png", temporary)
         figures.append(f"![Information of pairs of the last layer about the class, {name}](findings/pairs_{name}.png)")
     assert test is not None
+    num_networks = test.sizes["network"]
+
+    def listed(place: str) -> str:
+        return ", ".join(partial[place])
+
     text = (
-        "The paper infers redundancy from curves. Here it is measured for pairs. Co-information is the information "
-        "about the class that the codes of a pair share, minus what only both together have. The damage of a pair is "
-        "super-additive by the rise of the loss without both, minus the two single rises "
-        f"({test.attrs['num_test_examples']:,} test images, {test.sizes['network']} networks of each kind). "
-        "Super-additive damage is no evidence of replacement: in the last hidden layer the changes of the logits add "
-        "up, and the damage of a pair exceeds the sum because the loss is curved. The control is this curvature, "
-        "E[d_i^T (diag p - p p^T) d_j] with d the change of the logits and p the intact prediction. The table shows "
-        "Spearman's correlations with super-additivity over the pairs of a layer, as mean and 95% interval over "
-        "networks: of the curvature, of co-information, and of co-information given the curvature. In the last hidden "
-        "layer what the curvature leaves is of third order in the change of the logits, and shows no replacement. In "
-        "earlier layers it also holds how the later layers combine the two changes; a positive partial correlation "
-        "there is compatible with replacement, and does not prove it."
+        "The paper infers redundancy from curves. Here shared information is measured for pairs. Co-information is "
+        "the information about the class that the codes of a pair share, minus what only both together have. The "
+        "damage of a pair is super-additive by the rise of the loss without both, minus the two single rises "
+        f"({test.attrs['num_test_examples']:,} test images, {num_networks} networks of each kind). Super-additive "
+        "damage is no evidence of replacement: in the last hidden layer the changes of the logits add up, and the "
+        "damage of a pair exceeds the sum because the loss is curved. The control is this curvature, E[d_i^T (diag p "
+        "- p p^T) d_j] with d the change of the logits and p the intact prediction. The table shows Spearman's "
+        "correlations with super-additivity over the pairs of a layer, as mean and 95% interval over networks: of the "
+        "curvature, of co-information, and of co-information given the curvature.\n\n"
+        "In the last hidden layer what the curvature leaves is of third order in the change of the logits, and cannot "
+        "show replacement, present or absent. So the last layer is a negative control; its correlations given the "
+        f"curvature are {listed('last')}. In earlier layers they also hold how the later layers combine the two "
+        f"changes. Layer 2 of the 3-layer network shows no more: {listed('layer2')}. Layer 1 has {listed('layer1')}. "
+        f"But {constant_pairs(measured, num_networks)} of its pairs contain a neuron whose code never changes. Such a "
+        "pair has co-information 0, so the correlation may come from these neurons. The measured pairs were not saved, "
+        "and the test was not repeated without these neurons."
     )
     head = [
         "| network | layer | fill | curvature | co-information | co-information given curvature |",
