@@ -26,6 +26,7 @@ from jaxablate.claims import (
     FAILS,
     FEWEST_NETWORKS,
     HOLDS,
+    NATS,
     NO_DIFFERENCE,
     NOT_JUDGED,
     REVERSED,
@@ -34,6 +35,7 @@ from jaxablate.claims import (
     Effect,
     NetworkSummary,
     Verdict,
+    VerdictChange,
 )
 from jaxablate.figures import draw_published, draw_sensitivity, save_finding_figures
 from jaxablate.histograms import constant_codes
@@ -195,10 +197,15 @@ def provenance(measured: Measurements) -> str:
     )
 
 
+def digits_of(unit: str) -> int:
+    """Return the number of digits after the decimal point that shows an effect of the size of the margin."""
+    return 3 if unit == NATS else 2
+
+
 def number(effect: Effect) -> str:
-    unit = UNITS.get(effect.unit, effect.unit)
+    unit, digits = UNITS.get(effect.unit, effect.unit), digits_of(effect.unit)
     ratio = f", {np.exp(effect.mean):.1f} times" if effect.unit == "log ratio" else ""
-    return f"{effect.mean:+.2f}{unit and ' '}{unit} [{effect.low:+.2f}, {effect.high:+.2f}]{ratio}"
+    return f"{effect.mean:+.{digits}f}{unit and ' '}{unit} [{effect.low:+.{digits}f}, {effect.high:+.{digits}f}]{ratio}"
 
 
 def interval(estimated: Estimate, digits: int = 2) -> str:
@@ -258,7 +265,7 @@ def between_networks(measured: Measurements) -> str:
 def equal_variance_p_value(first: np.ndarray, second: np.ndarray) -> float:
     """Return the p-value of Pitman and Morgan's test that paired values have equal variances."""
     # the variances are equal if and only if sum and difference are uncorrelated
-    return float(stats.pearsonr(first + second, first - second).pvalue)
+    return float(stats.pearsonr(first + second, first - second).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def claim_sections(measured: Measurements, verdicts: Sequence[Verdict]) -> str:
@@ -287,7 +294,7 @@ def _why(verdict: Verdict) -> str:
         text += f" The one that decides: {decisive.label}, {number(decisive)}, {p_text(decisive.p)}"
         text += f" (corrected: {p_text(decisive.p_holm)})." if decisive.mean < 0 else "."
         if decisive.threshold is not None:
-            text += f" Measured: {decisive.measured:+.2f}."
+            text += f" Measured: {decisive.measured:+.{digits_of(decisive.unit)}f}."
     for stands in verdict.thresholds:
         ends = [f"from {stands.low}"] * (stands.low is not None) + [f"to {stands.high}"] * (stands.high is not None)
         text += f" Threshold {stands.threshold:g}: the verdict stands {' '.join(ends) or 'at every value tried'}."
@@ -465,48 +472,62 @@ def reasons(verdicts: Sequence[Verdict]) -> str:
     if not changes:
         return "The two protocols agree on every claim."
     claims = [claim for claim in CLAIMS if any(change.claim == claim for change in changes)]
-    differing = [change for change in changes if change.differs]
+    total = sum(len(verdict.effects) for verdict in verdicts if verdict.protocol == PAPER)
+    # two claims can share a comparison
+    distinct = list({(change.network, change.label, change.difference): change for change in changes}.values())
+    differing = [change for change in distinct if change.differs]
+    p_values = [
+        float(paired_difference(*map(np.array, (c.published.values, c.paper.values))).p_value) for c in distinct
+    ]
+    corrected = sum(ja.statistics.holm(np.array(p_values)) < 0.05)
     lines = [
-        f"The two protocols judge {len(changes)} comparisons differently, in {len(claims)} claims "
-        f"({', '.join(claims)}). In {len(differing)} of them the effects themselves differ (the interval of the "
-        "paired difference excludes 0); in the others only the evidence does. Every combination of five departures "
-        "was run on the same networks; `strict_threshold` was run alone and on top of all others. *Alone* is the "
-        "change of the effect if only this departure is turned on. The *Shapley value* is its change averaged over "
-        "all orders of turning the five on; the values sum to the difference. The interaction is the part that "
-        "departures make only together. Shapley values are means over networks without an interval, so close values "
-        "do not show which departure matters more.",
+        f"The two protocols judge {len(changes)} of {total} comparisons differently ({len(distinct)} without those "
+        f"that two claims share), in {len(claims)} claims ({', '.join(claims)}). In {len(differing)} of the "
+        f"{len(distinct)} the effects themselves differ (the interval of the paired difference excludes 0; "
+        f"{corrected} after Holm's correction); in the others only the evidence does. Every combination of five "
+        "departures was run on the same networks; `strict_threshold` was run alone and on top of all others, so its "
+        "value is `published` minus the other five together. *Alone* is the change of the effect if only this "
+        "departure is turned on. The *Shapley value* is its change averaged over all orders of turning the five on; "
+        "the values sum to the difference. Their split between `nan_logs` and `nan_largest` is a convention, since "
+        "NaN must rank somewhere: without `nan_largest` it ranks as the smallest value. The interaction is the part "
+        "that departures make only together.",
         "",
         "![Effect under the formulas, the Shapley value of each departure, and effect under the published protocol]"
         "(findings/departures.png)",
         "",
-        "| departure | what the published code does | comparisons where its Shapley value is the largest, ties "
-        "included |",
+        "| departure | what the published code does | comparisons where its Shapley value is clearly the largest |",
         "| --- | --- | --- |",
     ]
-    # "nan_largest" acts only together with "nan_logs", so the two can have equal values
-    largest = [
-        name
-        for change in differing
-        for name, value in change.shapley.items()
-        if abs(value) > max(map(abs, change.shapley.values())) - 1e-9
-    ]
+    largest = [clearly_largest(change) for change in differing]
     for name, meaning in DEPARTURES.items():
-        lines.append(
-            f"| `{name}` | {meaning.replace('|', chr(92) + '|')} | {largest.count(name)} of {len(differing)} |"
-        )
+        count = sum(names == (name,) for names in largest)
+        lines.append(f"| `{name}` | {meaning.replace('|', chr(92) + '|')} | {count} of {len(differing)} |")
+    ties = "; ".join(
+        f"{' and '.join(f'`{name}`' for name in names)} have equal values in {largest.count(names)}"
+        for names in dict.fromkeys(largest)
+        if len(names) > 1
+    )
     lines += [
+        "",
+        "*Clearly*: the interval of the difference to the second largest value, paired within networks, excludes 0. "
+        "It does not account for the choice of the two from the same data. Of the other comparisons, "
+        f"{ties or 'none tie'}, and {largest.count(())} are unclear.",
         "",
         "| comparison | paper | published | paired difference | alone: Shapley value (largest two) | interaction |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for change in changes:
-        difference, low, high = change.difference
-        top = sorted(change.shapley, key=lambda name: -abs(change.shapley[name]))[:2]
-        parts = "; ".join(f"`{name}` {change.alone[name]:+.2f}: {change.shapley[name]:+.2f}" for name in top)
+        digits = digits_of(change.unit)
+        parts = "; ".join(
+            f"`{name}` {change.alone[name]:+.{digits}f}: "
+            f"{interval(estimate(np.array(change.shapley_by_network[name])), digits)}"
+            for name in by_size(change)[:2]
+        )
+        difference, low, high = (f"{part:+.{digits}f}" for part in change.difference)
         lines.append(
-            f"| {change.claim}, {change.network}: {change.label} | {change.paper.mean:+.2f}, {change.paper.verdict} | "
-            f"{change.published.mean:+.2f}, {change.published.verdict} | {difference:+.2f} [{low:+.2f}, {high:+.2f}] | "
-            f"{parts} | {change.interaction:+.2f} |"
+            f"| {change.claim}, {change.network}: {change.label} | {change.paper.mean:+.{digits}f}, "
+            f"{change.paper.verdict} | {change.published.mean:+.{digits}f}, {change.published.verdict} | "
+            f"{difference} [{low}, {high}] | {parts} | {change.interaction:+.{digits}f} |"
         )
     strict = max(abs(change.alone["strict_threshold"]) for change in changes)
     lines += ["", f"`strict_threshold` alone changes each of these effects by at most {strict:.4f}."]
@@ -524,6 +545,22 @@ def reasons(verdicts: Sequence[Verdict]) -> str:
         f"({label}): {', '.join(f'`{name}` {means[name]:+.2f}' for name in protocols)} points.",
     ]
     return "\n".join(lines)
+
+
+def by_size(change: VerdictChange) -> list[str]:
+    """Return the departures, those with the largest Shapley values of either sign first."""
+    return sorted(change.shapley, key=lambda name: -abs(change.shapley[name]))
+
+
+def clearly_largest(change: VerdictChange) -> tuple[str, ...]:
+    """Return the departure with clearly the largest Shapley value, two if their values are equal, or none."""
+    first, second = names = by_size(change)[:2]
+    sizes = [np.sign(change.shapley[name]) * np.array(change.shapley_by_network[name]) for name in names]
+    # "nan_largest" acts only together with "nan_logs", so the two can have equal values, up to rounding
+    if np.abs(sizes[0] - sizes[1]).max() < 1e-9:
+        return first, second
+    low, _ = paired_difference(*sizes).interval()
+    return (first,) if low > 0 else ()
 
 
 def published_curves(published: dict[str, dict[str, list[float]]], figure: int) -> dict[str, list[float]]:

@@ -517,11 +517,35 @@ def test_changes_are_attributed_to_departures():
     # each is first in half of the orders (+1.6) and second in the other half (-2.4)
     assert change.shapley == pytest.approx({**expected, "mi_sign": -0.4, "firing_rate_scaling": -0.4})
     assert sum(change.shapley.values()) == pytest.approx(change.difference[0])
+    # every protocol adds the same number in every network, so the networks' values are equal
+    assert change.shapley_by_network["mi_sign"] == pytest.approx((-0.4, -0.4, -0.4))
+    assert change.shapley_interval("mi_sign") == pytest.approx((-0.4, -0.4))
     fewer = [v for v in verdicts if v.protocol != "mi_sign+firing_rate_scaling"]
     (unexplained,) = ja.claims.explain_changes(fewer)
-    assert (unexplained.alone, unexplained.shapley) == ({}, {})
+    assert (unexplained.alone, unexplained.shapley, unexplained.shapley_by_network) == ({}, {}, {})
     assert np.isnan(unexplained.interaction)
     assert ja.claims.explain_changes([v for v in verdicts if v.protocol == "paper"]) == []
+
+
+def test_shapley_values_have_intervals_over_networks():
+    """The wrong sign acts with the scaling only, by 1, 2 and 6 in the three networks: each departure gets half."""
+
+    verdicts = []
+    for protocol in SETS["departures"]:
+        names = tuple(DEPARTURES) if protocol == "published" else () if protocol == "paper" else protocol.split("+")
+        together, verdict = (
+            {"mi_sign", "firing_rate_scaling"} <= set(names),
+            FAILS if protocol == "published" else HOLDS,
+        )
+        values = (1.0, 2.0, 6.0) if together else (0.0, 0.0, 0.0)
+        effects = (Effect("x", "accuracy points", values, 3, float(np.mean(values)), verdict=verdict),)
+        verdicts.append(Verdict(protocol, "net", "C4", "text", verdict, 3, effects))
+    (change,) = ja.claims.explain_changes(verdicts)
+    assert change.shapley_by_network["mi_sign"] == pytest.approx((0.5, 1.0, 3.0))
+    assert change.shapley["mi_sign"] == pytest.approx(1.5)
+    expected = ja.statistics.estimate(np.array([0.5, 1.0, 3.0])).interval()
+    assert change.shapley_interval("mi_sign") == pytest.approx(tuple(map(float, expected)))
+    assert change.shapley_interval("nan_logs") == pytest.approx((0, 0))
 
 
 def test_effects_may_be_judged_differently_without_a_difference():

@@ -309,6 +309,11 @@ def test_the_departures_sum_to_the_published_effect():
     row = texts.index("C3, net, layer1: balanced over zeros (points)")
     assert texts[row + 1 : row + 7] == ["+1.25", "-3.50", "0", "+13.2", "+11.0", "+10.8"]
     assert texts[1:7] == ["paper", "mi\nsign", "fresh\nsubsets", "nan\nlogs", "published", "only\ntogether"]
+    by_network = {"mi_sign": (-3.4, -3.6), "fresh_subsets": (1.0, -0.992), "nan_logs": (13.2, 13.3)}
+    figure = _findings.departures([dataclasses.replace(change, shapley_by_network=by_network)], "")
+    looks = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
+    assert (looks["-3.50"], looks["0"], looks["+13.2"]) == ("black", _findings.GREY, "black")
+    assert len(figure.axes[0].patches) == 2, "a value whose interval contains 0 has no colour"
     additive = dataclasses.replace(change, alone={"mi_sign": 9.6, "fresh_subsets": 0.0, "nan_logs": 0.0})
     assert "+0.15" not in texts_of(_findings.departures([additive], "")), "smaller than the margin"
 

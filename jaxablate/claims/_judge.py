@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -33,7 +34,7 @@ from jaxablate.claims._statistics import (
 )
 from jaxablate.protocols import DEPARTURES, PAPER, PUBLISHED
 from jaxablate.results import protocols_of, select_protocol
-from jaxablate.statistics import CONFIDENCE, paired_difference
+from jaxablate.statistics import CONFIDENCE, estimate, paired_difference
 
 HOLDS_IN_PART, REVERSED_IN_PART, NOT_JUDGED = "holds in part", "reversed in part", "not judged"
 
@@ -241,6 +242,8 @@ class VerdictChange:
             combination of departures.
         shapley: for each departure, its Shapley value: the change that it makes, averaged over the orders in which the
             departures can be turned on. The values sum to the difference. Empty like `alone`.
+        shapley_by_network: for each departure, its Shapley value in each network, in the order of the seeds. Empty like
+            `alone`.
     """
 
     network: str
@@ -252,6 +255,16 @@ class VerdictChange:
     difference: tuple[float, float, float]
     alone: dict[str, float] = field(default_factory=dict)
     shapley: dict[str, float] = field(default_factory=dict)
+    shapley_by_network: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def shapley_interval(self, departure: str) -> tuple[float, float]:
+        """Return the ends of the 95% t-interval of a departure's Shapley value, over networks.
+
+        Args:
+            departure: one of the names in `shapley_by_network`.
+        """
+        low, high = estimate(np.array(self.shapley_by_network[departure])).interval()
+        return float(low), float(high)
 
     @property
     def differs(self) -> bool:
@@ -298,6 +311,8 @@ def explain_changes(verdicts: Sequence[Verdict]) -> list[VerdictChange]:
             difference = paired_difference(np.array(published.values), np.array(paper.values))
             low, high = difference.interval()
             alone, shapley = _attribute({name: effect.mean for name, effect in by_protocol.items()})
+            # Shapley values are linear, so those of the networks have the mean's value as their mean.
+            _, by_network = _attribute({name: np.array(effect.values) for name, effect in by_protocol.items()})
             changes.append(
                 VerdictChange(
                     network,
@@ -309,16 +324,18 @@ def explain_changes(verdicts: Sequence[Verdict]) -> list[VerdictChange]:
                     (float(difference.mean), float(low), float(high)),
                     alone,
                     shapley,
+                    {name: tuple(map(float, values)) for name, values in by_network.items()},
                 )
             )
     return changes
 
 
-def _attribute(means: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the change of a mean by each departure alone, and the departures' Shapley values.
+def _attribute(effects: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the change of an effect by each departure alone, and the departures' Shapley values.
 
     Args:
-        means: mean effect by protocol, with "paper", "published" and every combination of departures that can differ.
+        effects: effect by protocol, with "paper", "published" and every combination of departures that can differ:
+            numbers, or arrays [network].
 
     Returns:
         Two mappings from departures to changes; both are empty if a combination is missing.
@@ -328,23 +345,23 @@ def _attribute(means: dict[str, float]) -> tuple[dict[str, float], dict[str, flo
     strict = "strict_threshold"
     players = [name for name in DEPARTURES if name != strict]
 
-    def value(chosen: Iterable[str]) -> float:
+    def value(chosen: Iterable[str]) -> Any:
         names = set(chosen)
         if "nan_logs" not in names:
             names.discard("nan_largest")
-        return means["+".join(name for name in players if name in names) or PAPER.name]
+        return effects["+".join(name for name in players if name in names) or PAPER.name]
 
     try:
-        alone = {name: value([name]) - value([]) for name in players} | {strict: means[strict] - value([])}
+        alone = {name: value([name]) - value([]) for name in players} | {strict: effects[strict] - value([])}
         shapley = dict.fromkeys(DEPARTURES, 0.0)
-        shapley[strict] = means[PUBLISHED] - value(players)
+        shapley[strict] = effects[PUBLISHED] - value(players)
         for player in players:
             rest = [name for name in players if name != player]
             for size in range(len(players)):
                 # the fraction of orders in which exactly these players come before this one
                 weight = 1 / (len(players) * math.comb(len(rest), size))
                 for before in itertools.combinations(rest, size):
-                    shapley[player] += weight * (value([*before, player]) - value(before))
+                    shapley[player] = shapley[player] + weight * (value([*before, player]) - value(before))
     except KeyError:  # a combination is missing
         return {}, {}
     return alone, shapley

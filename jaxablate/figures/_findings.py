@@ -258,8 +258,8 @@ def departures(changes: Sequence[VerdictChange], caption: str) -> Figure:
     note = (
         "Mean effects under the paper's formulas and under the published code. Between them: the contribution of each "
         "departure, averaged over all orders of turning the departures on (Shapley value); they sum to the "
-        "difference. Only together: the part of the difference that no departure makes alone, where it is larger than "
-        f"the smallest difference that counts. {caption}"
+        "difference. Grey: the 95% t-interval of the value contains 0. Only together: the part of the difference that "
+        f"no departure makes alone, where it is larger than the margin of the unit. {caption}"
     )
     note_lines = textwrap.wrap(note, int(13 * PAGE))
     labels = [
@@ -283,21 +283,31 @@ def departures(changes: Sequence[VerdictChange], caption: str) -> Figure:
         limit = max(map(abs, parts)) or 1.0  # colours compare the departures of one row, whatever its unit
         is_large = abs(change.interaction) > MARGINS.get(change.unit, 0.0)
         values = [change.paper.mean, *parts, change.published.mean, change.interaction if is_large else math.nan]
+        unclear = {i for i, name in enumerate(names, start=1) if _may_be_zero(change, name)}
         for j, (middle, value) in enumerate(zip(middles, values, strict=True)):
             level = y + height - 0.07 - 0.55 * LINE
             is_part = 0 < j <= len(parts)
-            if is_part:
+            if is_part and j not in unclear:
                 box = (middle - column_width / 2 + 0.02, level - 0.55 * LINE), column_width - 0.04, 1.1 * LINE
                 axes.add_patch(Rectangle(*box, facecolor=colors(0.5 + 0.25 * value / limit), linewidth=0))
             text = "" if math.isnan(value) else f"{value:+.{_digits(value, change.unit)}f}"
             if float(text or "nan") == 0:
                 text = "0"
             weight = "normal" if is_part else "bold"
-            _write(axes, middle, level, text, fontsize=11.5, ha="center", color="black", fontweight=weight)
+            color = GREY if j in unclear else "black"
+            _write(axes, middle, level, text, fontsize=11.5, ha="center", color=color, fontweight=weight)
         y += height
     for i, line in enumerate(note_lines):
         _write(axes, 0.1, y + 0.15 + 0.2 * i, line, fontsize=10, color=SOFT)
     return figure
+
+
+def _may_be_zero(change: VerdictChange, departure: str) -> bool:
+    """Return True if the interval of a departure's Shapley value contains 0; False without an interval."""
+    if departure not in change.shapley_by_network:
+        return False
+    low, high = change.shapley_interval(departure)
+    return low <= 0 <= high
 
 
 @styled
