@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from helpers import raises_input_error
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import jaxablate as ja
@@ -22,6 +23,7 @@ from jaxablate.figures import (
     save_figures,
     save_finding_figures,
 )
+from jaxablate.figures._draw import add_caption, styled
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +279,24 @@ def test_the_comparisons_of_a_claim_are_drawn_and_named(verdicts, protocols):
         assert axes.get_xlabel() == "points; right of 0: as claimed"
         margin = axes.patches[0].get_x(), axes.patches[0].get_x() + axes.patches[0].get_width()
         assert margin == (-0.25, 0.25)
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == [*protocols, "margin \u00b10.25 points: no difference if\nthe 90% interval lies inside"]
+
+
+def test_a_caption_that_is_too_wide_takes_a_second_line():
+    figure = Figure(figsize=(5.2, 4), dpi=150)
+    words = (
+        "20 networks on mnist, band: 95% prediction interval of one new network, cut at 0 and 100%, jaxablate 0.1.0 "
+        * 2
+    )
+    bottom = figure.subplotpars.bottom
+    styled(add_caption)(figure, "short")
+    assert figure.subplotpars.bottom == bottom
+    styled(add_caption)(figure, words)
+    text = figure.texts[-1]
+    assert text.get_text().split() == words.split()
+    assert text.get_window_extent().x1 < figure.bbox.x1
+    assert figure.subplotpars.bottom > bottom
 
 
 def test_an_interval_that_reaches_far_does_not_squash_the_others():

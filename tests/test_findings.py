@@ -9,9 +9,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import findings
 import pytest
 from helpers import OPTIMIZED
 from packaging.requirements import Requirement
+
+from jaxablate.claims import Effect, Verdict, VerdictChange
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs" / "findings" / "data"
@@ -63,3 +66,43 @@ def test_committed_results_come_from_supported_versions(name, versions):
         assert versions[package] in required[package].specifier, (
             f"{name}: {package} {versions[package]} is not supported"
         )
+
+
+def c2_effect(label: str, mean: float, verdict: str, p: float, p_holm: float) -> Effect:
+    return Effect(label, "accuracy points", (), 20, mean, p=p, p_holm=p_holm, verdict=verdict)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((1.0, "holds", 0.01, 0.02), (1.0, "holds", 0.01, 0.02), "holds"),
+        ((-1.0, "reversed", 0.01, 0.02), (-1.0, "reversed", 0.01, 0.02), "holds"),
+        ((-1.0, "does not hold", 0.01, 0.02), (-0.1, "no difference", 0.04, 0.08), "holds in part"),
+        ((-1.0, "does not hold", 0.01, 0.02), (-1.0, "undecided", 0.06, 0.12), "undecided"),
+        ((-1.0, "does not hold", 0.01, 0.02), (1.0, "holds", 0.01, 0.02), "does not hold"),
+    ],
+)
+def test_random_may_lie_between_in_either_direction(first, second, expected):
+    effects = c2_effect("layer1, MI: LVF over random", *first), c2_effect("layer1, MI: random over HVF", *second)
+    verdict = Verdict("paper", "net", "C2", "text", "undecided", 20, effects)
+    assert findings.in_either_direction(verdict) == expected
+
+
+@pytest.mark.parametrize(
+    ("by_network", "expected"),
+    [
+        ({"mi_sign": (-3.0, -3.1, -2.9), "nan_logs": (1.0, 1.1, 0.9)}, ("mi_sign",)),
+        ({"mi_sign": (-3.0, -1.0, -5.0), "nan_logs": (2.9, 3.0, 2.8)}, ()),
+        (
+            {"nan_logs": (2.0, 1.0, 3.0), "nan_largest": (2.0, 1.0, 3.0), "mi_sign": (0.1, 0.1, 0.1)},
+            ("nan_logs", "nan_largest"),
+        ),
+    ],
+)
+def test_the_largest_contribution_is_clear_only_by_its_interval(by_network, expected):
+    effect = c2_effect("x", 0.0, "holds", 1.0, 1.0)
+    shapley = {name: sum(values) / 3 for name, values in by_network.items()}
+    change = VerdictChange(
+        "net", "C2", "x", "accuracy points", effect, effect, (0.0, 0.0, 0.0), shapley, shapley, by_network
+    )
+    assert findings.clearly_largest(change) == expected

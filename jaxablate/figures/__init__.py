@@ -122,7 +122,8 @@ def save_finding_figures(results: xr.DataTree, verdicts: Sequence[Verdict], fold
     require(len(protocols) > 0, f"figures: expected the protocol paper or published, got {protocols_of(results)}")
     networks = select_protocol(results, protocols[0]).children
     network = next(iter(networks.values())).to_dataset()
-    source, caption = origin(results, network), origin(results, network, f"bars and bands: {INTERVAL}")
+    source = origin(results, network)
+    bars, bands = (origin(results, network, f"{mark}: {INTERVAL}") for mark in ("bars", "bands"))
     changes = [change for change in explain_changes(verdicts) if change.shapley]
     # a function for each file, so that only one figure is in memory
     figures = {"claims": lambda: _findings.claims(verdicts, source)}
@@ -130,12 +131,12 @@ def save_finding_figures(results: xr.DataTree, verdicts: Sequence[Verdict], fold
         judged = [v for v in verdicts if v.claim == claim and v.protocol in protocols and v.effects]
         if judged:
             name = re.sub(r"\W+", "_", claim)
-            figures[f"claim_{name}"] = lambda judged=judged: _findings.comparisons(judged, caption)
+            figures[f"claim_{name}"] = lambda judged=judged: _findings.comparisons(judged, bars)
     if changes:
         figures["departures"] = lambda: _findings.departures(changes, source)
-    figures["correlations"] = lambda: _findings.correlations(results, list(networks), protocols, caption)
+    figures["correlations"] = lambda: _findings.correlations(results, list(networks), protocols, bars)
     for name in networks:
-        figures[f"layer_shares_{name}"] = lambda name=name: _findings.shares(results, name, protocols, caption)
+        figures[f"layer_shares_{name}"] = lambda name=name: _findings.shares(results, name, protocols, bands)
     return [file for stem, draw_it in figures.items() for file in _write(draw_it(), Path(folder), stem)]
 
 

@@ -1,5 +1,6 @@
 """Draw the charts of the paper's figures; the choice of curves, names and colours is in `charts`."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ DASHES = {
     "sparse": (0, (1, 3)),
 }
 INK, SOFT = "#333333", "#555555"
+CAPTION_WIDTH = 21.5  # characters of a caption in an inch, with some room, in files of 150 dots per inch
 LINE_HEIGHT = 0.05  # height of a line of text, as a fraction of the axes
 
 
@@ -83,8 +85,12 @@ def draw_published(results: xr.DataTree, number: int, published: Mapping[str, Se
 
 
 def add_caption(figure: Figure, text: str, y: float = 0.012) -> None:
-    """Write a line of small text at the bottom of a figure."""
-    figure.text(0.01, y, text, fontsize="x-small", color=SOFT)
+    """Write small text at the bottom of a figure; a text that is too wide takes a second line below the charts."""
+    lines = textwrap.wrap(text, int(CAPTION_WIDTH * figure.get_figwidth()))
+    if len(lines) > 1:
+        room = 0.16 * (len(lines) - 1) / figure.get_figheight()
+        figure.subplots_adjust(bottom=figure.subplotpars.bottom + room)
+    figure.text(0.01, y, "\n".join(lines), fontsize="x-small", color=SOFT)
 
 
 def draw_lines(axes: Axes, chart: LineChart) -> None:

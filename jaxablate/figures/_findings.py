@@ -174,7 +174,7 @@ def comparisons(verdicts: Sequence[Verdict], caption: str) -> Figure:
     width = left + 4.1
     title = textwrap.wrap(f"{verdicts[0].claim}. {verdicts[0].text}", int(9.5 * width))
     heights = [(0.165 * len(protocols) + 0.05) * len(rows) for rows in panels.values()]
-    top, gap = 0.2 * len(title) + 0.65, 0.85
+    top, gap = 0.2 * len(title) + 0.85, 0.85  # inches; two lines of legend
     total = top + sum(heights) + gap * len(panels) - 0.1
     figure = Figure(figsize=(width, total))
     figure.text(0.1 / width, 1 - 0.1 / total, "\n".join(title), fontsize=10.5, fontweight="bold", va="top")
@@ -189,10 +189,12 @@ def comparisons(verdicts: Sequence[Verdict], caption: str) -> Figure:
     first = figure.axes[0]
     for protocol, (color, marker) in looks.items():
         first.plot([], [], marker, linestyle="-", color=color, markersize=5, label=protocol)
-    if any(MARGINS.get(unit) for unit in limits):
-        first.fill_between([], [], color="#dddddd", label="counts as no difference")
+    for unit in limits:
+        if margin := MARGINS.get(unit):
+            text = f"margin \u00b1{margin:g} {unit_name(unit)}: no difference if\nthe 90% interval lies inside"
+            first.fill_between([], [], color="#dddddd", label=text)
     figure.legend(
-        *first.get_legend_handles_labels(), loc="upper left", ncols=3, fontsize="small",
+        *first.get_legend_handles_labels(), loc="upper left", ncols=2, fontsize="small",
         bbox_to_anchor=(0.02 / width, 1 - (0.2 * len(title) + 0.08) / total),
     )  # fmt: skip
     add_caption(figure, caption, 0.05 / total)
