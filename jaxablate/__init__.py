@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from jaxablate.fills import AffineFill, PerExampleFill
     from jaxablate.histograms import joint_histogram
     from jaxablate.metrics import entropy, kl_selectivity, mutual_information
-    from jaxablate.models import MLP, Chain, Site, load_model, save_model, with_sites
+    from jaxablate.models import MLP, Site, from_function, from_module, load_model, save_model, tag
     from jaxablate.orders import ablation_order, random_orders
     from jaxablate.pruning import prune
     from jaxablate.results import compare
@@ -59,7 +59,7 @@ _NAMES = {
     "fills": ("AffineFill", "PerExampleFill"),
     "histograms": ("joint_histogram",),
     "metrics": ("entropy", "kl_selectivity", "mutual_information"),
-    "models": ("Chain", "MLP", "Site", "load_model", "save_model", "with_sites"),
+    "models": ("MLP", "Site", "from_function", "from_module", "load_model", "save_model", "tag"),
     "orders": ("ablation_order", "random_orders"),
     "pruning": ("prune",),
     "results": ("compare",),
@@ -71,7 +71,6 @@ _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 __all__ = [
     "MLP",
     "AffineFill",
-    "Chain",
     "Dataset",
     "InputError",
     "PerExampleFill",
@@ -89,6 +88,8 @@ __all__ = [
     "entropy",
     "evaluate_masks",
     "fills",
+    "from_function",
+    "from_module",
     "histograms",
     "interactions",
     "joint_histogram",
@@ -116,10 +117,10 @@ __all__ = [
     "statistics",
     "streams",
     "study",
+    "tag",
     "train",
     "training",
     "uncertainty",
-    "with_sites",
 ]
 
 

@@ -8,12 +8,13 @@ Axis names: `example`, `neuron` (all hidden neurons in network order, unless a l
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Int32, Num
+from jaxtyping import Bool, Float, Float32, Int, Int32, Num, Shaped
 
 AnyArray = jax.Array | np.ndarray
 
 Images = Num[AnyArray, "example ..."]
 Labels = Int[AnyArray, "example"]
+Targets = Shaped[AnyArray, "example ..."]  # labels of any kind, for outcomes of the user
 Activations = Float32[AnyArray, "example neuron"]
 Codes = Int[AnyArray, "example neuron"]
 Counts = Int[AnyArray, "neuron class code"]

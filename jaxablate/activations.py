@@ -12,22 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from jaxablate._checks import require, require_finite, require_known, require_labels, require_shape
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Activations, Fill, Images, Labels, Masks
 from jaxablate.fills import PerExampleFill
-from jaxablate.models import Model
-from jaxablate.models._network import (
+from jaxablate.models._model import (
+    AnyModel,
     ModelSpec,
+    State,
     peak_activation_bytes,
     record_sites,
-    run_from_site,
-    run_prefix,
-    site_reductions,
+    start_forward,
     trace_model,
 )
+from jaxablate.models._sites import REDUCTIONS
 
 __all__ = ["FILLS", "compute_fill", "mean_activations", "record_activations", "zero_fractions"]
 
@@ -36,11 +35,11 @@ MEMORY = 2**28  # bytes of one activation of a batch
 FILLS = ("zero", "constant", "mean", "median", "class_mean", "resample", "optimal")
 
 
-def record_activations(model: Model, images: Images) -> tuple[Activations, ...]:
+def record_activations(model: AnyModel, images: Images) -> tuple[Activations, ...]:
     """Record the outputs of every hidden layer or site for every image.
 
     Args:
-        model: an `MLP` or any module with sites, evaluated in evaluation mode.
+        model: a Flax NNX module such as an `MLP`, in evaluation mode, or a model from `ja.from_function`.
         images: [example, ...], as the model takes them.
 
     Returns:
@@ -58,16 +57,16 @@ def record_activations(model: Model, images: Images) -> tuple[Activations, ...]:
         [(5, 3), (5, 2)]
     """
     network, batches = _record_batches(model, images)
-    reductions = site_reductions(network, nnx.state(model))
+    reductions = [REDUCTIONS[site.reduce] for site in network.site_specs]
     reduced = [[_reduce_positions(*pair) for pair in zip(reductions, batch, strict=True)] for batch in batches]
     return tuple(jnp.concatenate(site).astype(jnp.float32) for site in zip(*reduced, strict=True))
 
 
-def mean_activations(model: Model, images: Images) -> Fill:
+def mean_activations(model: AnyModel, images: Images) -> Fill:
     """Compute the mean output of every hidden neuron, which is the fill of bias balancing.
 
     Args:
-        model: an `MLP` or any module with sites, evaluated in evaluation mode.
+        model: a Flax NNX module such as an `MLP`, in evaluation mode, or a model from `ja.from_function`.
         images: [example, ...], by convention the validation split.
 
     Returns:
@@ -91,11 +90,11 @@ def mean_activations(model: Model, images: Images) -> Fill:
     return jnp.asarray(total / count, jnp.float32)
 
 
-def zero_fractions(model: Model, images: Images) -> np.ndarray:
+def zero_fractions(model: AnyModel, images: Images) -> np.ndarray:
     """Compute the fraction of examples, and of a unit's positions in them, with an output of at most 0.
 
     Args:
-        model: an `MLP` or any module with sites, evaluated in evaluation mode.
+        model: a Flax NNX module such as an `MLP`, in evaluation mode, or a model from `ja.from_function`.
         images: [example, ...], as the model takes them.
 
     Returns:
@@ -114,7 +113,7 @@ def zero_fractions(model: Model, images: Images) -> np.ndarray:
 
 
 def compute_fill(
-    model: Model,
+    model: AnyModel,
     kind: str,
     images: Images,
     labels: Labels | None = None,
@@ -139,7 +138,7 @@ def compute_fill(
       descent (Adam) from the mean.
 
     Args:
-        model: an `MLP` or any module with sites, evaluated in evaluation mode.
+        model: a Flax NNX module such as an `MLP`, in evaluation mode, or a model from `ja.from_function`.
         kind: one of the names above.
         images: the examples, by convention the validation split.
         labels: integers [example], for "class_mean" and "optimal".
@@ -215,23 +214,30 @@ def _reduce_positions(reduction: Callable, outputs: jax.Array) -> jax.Array:
     return reduction(outputs, axis=tuple(range(1, outputs.ndim - 1))) if outputs.ndim > 2 else outputs
 
 
-def _record_outputs(model: Model, images: Images) -> list[jax.Array]:
+def _record_outputs(model: AnyModel, images: Images) -> list[jax.Array]:
     """Record the outputs of every site for every image, float32 [example, ..., neuron]."""
     _, batches = _record_batches(model, images)
     return [jnp.concatenate(site).astype(jnp.float32) for site in zip(*batches, strict=True)]
 
 
-def _record_batches(model: Model, images: Images) -> tuple[ModelSpec, Iterator[list[jax.Array]]]:
+def _record_batches(model: AnyModel, images: Images) -> tuple[ModelSpec, Iterator[list[jax.Array]]]:
     """Return the model's specification, and the outputs [example, ..., unit] of every site batch by batch."""
     network, state, images = trace_model(model, images)
     # Batches bound the memory; the last one is smaller, which compiles one more program.
-    size = max(1, min(BATCH_SIZE, MEMORY // peak_activation_bytes(network, 0)))
+    size = max(1, min(BATCH_SIZE, MEMORY // peak_activation_bytes(network, (0,))))
     batches = (images[i : i + size] for i in range(0, len(images), size))
-    return network, (_record(network, state, batch) for batch in batches)
+    return network, (_record_batch(network, state, batch) for batch in batches)
+
+
+def _record_batch(network: ModelSpec, state: State, images: jax.Array) -> list[jax.Array]:
+    """Return the outputs of every site; a single image is doubled, because a model of one could broadcast it."""
+    if len(images) > 1:
+        return _record(network, state, images)
+    return [outputs[:1] for outputs in _record(network, state, jnp.repeat(images, 2, axis=0))]
 
 
 @partial(jax.jit, static_argnums=0)
-def _record(network: ModelSpec, state: nnx.State, images: jax.Array) -> list[jax.Array]:
+def _record(network: ModelSpec, state: State, images: jax.Array) -> list[jax.Array]:
     with jax.default_matmul_precision(matmul_precision()):
         return record_sites(network, state, images)[1]
 
@@ -247,9 +253,7 @@ def _class_means(outputs: jax.Array, labels: np.ndarray, num_classes: int) -> ja
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _fit_optimal(
-    network: ModelSpec, settings: tuple[int, int, float], state: nnx.State, start, images, labels, keep, key
-):
+def _fit_optimal(network: ModelSpec, settings: tuple[int, int, float], state: State, start, images, labels, keep, key):
     """Return the fill [neuron] after Adam on random batches under random masks of `keep`.
 
     The expected loss over masks and batches is minimised by one random mask and one batch for each step. Only ablated
@@ -262,7 +266,7 @@ def _fit_optimal(
     def loss(fill, mask, images, labels):
         parts = zip(jnp.split(mask, splits), jnp.split(fill, splits), strict=True)
         changes = {site: (site_keep, site_fill, None) for site, (site_keep, site_fill) in enumerate(parts)}
-        logits = run_from_site(network, state, run_prefix(network, state, images, 0), 0, changes)
+        logits = start_forward(network, state, images, changes)(changes)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def step(carry, key):

@@ -1,6 +1,6 @@
 """Prune a network: remove neurons for good, with the same outputs as the masked network.
 
-Input: an `MLP` or a chain, a mask, a fill.
+Input: an `MLP` or a chain (an `nnx.Sequential` with `ja.Site` layers), a mask, a fill.
 Output: a smaller network of the same kind.
 """
 
@@ -16,9 +16,10 @@ from flax import nnx
 from jaxablate._checks import InputError, require, require_finite, require_shape
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Fill, Images, Mask
-from jaxablate.models import MLP, Chain, Model, Site, from_arrays
-from jaxablate.models._network import Layer, apply_layers, is_mlp, trace_model
-from jaxablate.models._sites import flatten_layers, is_plain_sequential
+from jaxablate.models import MLP, AnyModel, Site, from_arrays
+from jaxablate.models._layers import Layer, apply_layers, flatten_layers, is_plain_sequential
+from jaxablate.models._mlp import is_mlp
+from jaxablate.models._model import start_forward, trace_model
 
 LINEAR = (nnx.Linear, nnx.Conv)
 SAFE = nnx.BatchNorm | nnx.Dropout  # modules that do not mix units
@@ -30,15 +31,19 @@ LOW_PRECISION = 0.03
 @overload
 def prune(model: MLP, keep: Mask, fill: Fill | None = None, *, images: Images | None = None) -> MLP: ...
 @overload
-def prune(model: nnx.Sequential, keep: Mask, fill: Fill | None = None, *, images: Images | None = None) -> Chain: ...
-def prune(model: Model, keep: Mask, fill: Fill | None = None, *, images: Images | None = None) -> Model:
+def prune(
+    model: nnx.Sequential, keep: Mask, fill: Fill | None = None, *, images: Images | None = None
+) -> nnx.Sequential: ...
+def prune(
+    model: MLP | nnx.Sequential, keep: Mask, fill: Fill | None = None, *, images: Images | None = None
+) -> MLP | nnx.Sequential:
     """Remove neurons for good and return a smaller network with the outputs of the masked network.
 
     A removed unit takes its incoming and outgoing weights with it. The contribution of its fill to the next linear map
     is added to that map's bias.
 
     Args:
-        model: an `MLP` or a chain (`Chain`, `nnx.Sequential` with sites), in evaluation mode. Each site follows an
+        model: an `MLP`, or an `nnx.Sequential` with `ja.Site` layers, in evaluation mode. Each site follows an
             `nnx.Linear` or `nnx.Conv`, with activation functions, pooling, batch norm or dropout in between. Another
             `nnx.Linear` or `nnx.Conv` follows the site; flattening may also lie in between.
         keep: bool [neuron] over all sites in network order, True = kept; at least one at each site.
@@ -68,6 +73,10 @@ def prune(model: Model, keep: Mask, fill: Fill | None = None, *, images: Images 
     else:
         require(is_plain_sequential(model), f"model: expected an MLP or a chain, got {type(model).__name__}")
         require(images is not None, "images: expected an example of what the chain takes, got none")
+        require(
+            any(isinstance(module, Site) for _, module in nnx.iter_modules(model)),
+            "model: expected ja.Site layers, got none; put ja.Site(name) after each activation function to prune",
+        )
     assert images is not None
     network, state, images = trace_model(model, images)
     require_shape("keep", keep, (network.num_neurons,), "neuron")
@@ -85,13 +94,16 @@ def prune(model: Model, keep: Mask, fill: Fill | None = None, *, images: Images 
         if is_mlp(model):
             return _pruned_mlp(model, keeps, fills)
         assert is_plain_sequential(model)
-        masked = nnx.merge(network.graphdef, state, copy=True)
-        small = _pruned_chain(nnx.merge(network.graphdef, state, copy=True), keeps, fills, images)
-        sites = [layer for layer in flatten_layers(masked.layers) if isinstance(layer, Site)]
-        for site, kept, values in zip(sites, keeps, fills, strict=True):
-            site.set(jnp.asarray(kept), jnp.asarray(values))
-        masked_logits, logits = (np.asarray(network(images), np.float32) for network in (masked, small))
-        tolerance = TOLERANCES.get(masked(images[:1]).dtype, LOW_PRECISION)
+        small = nnx.clone(model)
+        small.eval()
+        small = _pruned_chain(small, keeps, fills, images)
+        masks = {
+            i: (jnp.asarray(kept), jnp.asarray(fill), None)
+            for i, (kept, fill) in enumerate(zip(keeps, fills, strict=True))
+        }
+        masked = start_forward(network, state, images, masks)(masks)
+        masked_logits, logits = (np.asarray(array, np.float32) for array in (masked, small(images)))
+        tolerance = TOLERANCES.get(masked.dtype, LOW_PRECISION)
     difference, size = float(np.abs(masked_logits - logits).max()), float(np.abs(masked_logits).max())
     require(
         difference <= tolerance * size,
@@ -101,23 +113,24 @@ def prune(model: Model, keep: Mask, fill: Fill | None = None, *, images: Images 
     return small
 
 
-def count_parameters(model: Model) -> int:
+def count_parameters(model: AnyModel) -> int:
     """Count the trainable numbers of a model.
 
     Args:
-        model: any module.
+        model: an NNX module, or a `ja.models.Model`.
 
     Returns:
-        The total size of all `nnx.Param`.
+        The total size of all `nnx.Param`; for a `ja.models.Model` of all its parameters.
 
     Example:
         >>> ja.pruning.count_parameters(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)))
         23
     """
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    leaves = jax.tree.leaves(nnx.state(model, nnx.Param)) if isinstance(model, nnx.Module) else model.state
+    return sum(leaf.size for leaf in leaves)
 
 
-def count_flops(model: Model, images: Images) -> int:
+def count_flops(model: AnyModel, images: Images) -> int:
     """Count the floating-point operations for one example, as XLA reports them.
 
     Args:
@@ -133,7 +146,7 @@ def count_flops(model: Model, images: Images) -> int:
     """
     network, state, images = trace_model(model, images)
     # Lowered, not compiled: the analysis counts the operations that the model asks for, before XLA fuses any.
-    program = jax.jit(lambda state, images: nnx.merge(network.graphdef, state)(images)).lower(state, images[:1])
+    program = jax.jit(lambda state, images: start_forward(network, state, images, ())({})).lower(state, images[:1])
     analysis = program.cost_analysis()
     assert analysis is not None
     return int(analysis["flops"])
@@ -170,7 +183,7 @@ class _Cut:
 # of both networks.
 def _pruned_chain(
     model: nnx.Sequential, keeps: Sequence[np.ndarray], fills: Sequence[np.ndarray], images: jax.Array
-) -> Chain:
+) -> nnx.Sequential:
     """Cut the layers of `model` in place and return them as the smaller chain."""
     layers = list(flatten_layers(model.layers))
     _require_prunable(layers)
@@ -203,7 +216,7 @@ def _pruned_chain(
         layer = layers[i]
         assert isinstance(layer, LINEAR)
         _cut_linear(layer, cut)
-    return Chain(*layers)
+    return nnx.Sequential(*layers)
 
 
 def _require_prunable(layers: Sequence[Layer]) -> None:

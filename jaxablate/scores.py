@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from jaxablate._checks import require, require_finite, require_known, require_labels
 from jaxablate._precision import matmul_precision
@@ -26,8 +25,8 @@ from jaxablate.ablation import ShapleyValues, evaluate_masks, shapley_values, si
 from jaxablate.activations import mean_activations, record_activations, zero_fractions
 from jaxablate.histograms import joint_histogram
 from jaxablate.metrics import METRICS, entropy, mutual_information, specific_information
-from jaxablate.models import Model
-from jaxablate.models._network import ModelSpec, record_sites, run_from_site, run_prefix, split_at_sites, trace_model
+from jaxablate.models._model import AnyModel, ModelSpec, State, record_sites, start_forward, trace_model
+from jaxablate.models._weights import weight_norms
 from jaxablate.quantizers import Quantizer, mean
 
 __all__ = ["SCORES", "Evidence", "Score", "class_selectivity", "compute_score", "conditional_entropy", "get_score"]
@@ -43,7 +42,7 @@ class Evidence:
     order.
 
     Attributes:
-        model: the network: an `MLP`, or any module with sites.
+        model: a Flax NNX module such as an `MLP`, in evaluation mode, or a model from `ja.from_function`.
         images, labels: the examples, by convention the validation split.
         num_classes: number of classes.
         quantizer: from activations [example, neuron] to codes. A quantizer that takes its edges from data is fitted to
@@ -61,7 +60,7 @@ class Evidence:
         ((500, 5), (5, 10, 2))
     """
 
-    model: Model
+    model: AnyModel
     images: Images
     labels: Labels
     num_classes: int
@@ -117,12 +116,12 @@ class Evidence:
 
     @cached_property
     def incoming_norm(self) -> np.ndarray:
-        """Euclidean norm of the weights into each neuron, float32 [neuron]; only for chains."""
+        """Euclidean norm of the weights into each neuron, float32 [neuron]."""
         return self._weight_norms(incoming=True)
 
     @cached_property
     def outgoing_norm(self) -> np.ndarray:
-        """Euclidean norm of the weights out of each neuron, float32 [neuron]; only for chains."""
+        """Euclidean norm of the weights out of each neuron, float32 [neuron]."""
         return self._weight_norms(incoming=False)
 
     @cached_property
@@ -159,31 +158,9 @@ class Evidence:
         fill = mean_activations(self.model, self.images)
         return shapley_values(self.model, self.images, self.labels, fill, key=key, num_permutations=20, outcome="loss")
 
-    def _weight_norms(self, incoming: bool) -> np.ndarray:
-        """Return the norm [neuron] of the linear map nearest to each site, before it (incoming) or after it."""
+    def _weight_norms(self, *, incoming: bool) -> np.ndarray:
         network, state, _ = trace_model(self.model, self.images[:1])
-        segments = split_at_sites(nnx.merge(network.graphdef, state))
-        require(segments is not None, f"weight norms: expected a chain, got {type(self.model).__name__}")
-        assert segments is not None
-        norms = []
-        for site, size in enumerate(network.sizes):
-            layers = reversed(segments[site]) if incoming else segments[site + 1]
-            kernel = next((layer.kernel[...] for layer in layers if isinstance(layer, nnx.Linear | nnx.Conv)), None)
-            place = "before" if incoming else "after"
-            name = network.sites[site]
-            require(kernel is not None, f"weight norms: expected a linear map {place} site {name!r}, got none")
-            assert kernel is not None
-            # The neuron's axis is the last of an incoming kernel and the last but one of an outgoing kernel. If a map
-            # was flattened in between, that axis runs over positions and channels, with the channels last. The
-            # reshape below therefore puts all weights of one channel into one column.
-            by_neuron = kernel if incoming else jnp.moveaxis(kernel, -2, -1)
-            require(
-                by_neuron.shape[-1] % size == 0,
-                f"weight norms: expected a linear map of the {size} neurons of site {name!r} {place} it, got one of "
-                f"{by_neuron.shape[-1]}",
-            )
-            norms.append(jnp.sqrt((by_neuron.reshape(-1, size) ** 2).sum(axis=0)))
-        return np.asarray(jnp.concatenate(norms))
+        return np.concatenate(weight_norms(network, state, incoming=incoming))
 
 
 # First-order Taylor score: |a dL/da| estimates the change of the loss if the unit's output a is set to 0. Summing over
@@ -191,7 +168,7 @@ class Evidence:
 # Examples are independent, so the gradient of the summed loss with respect to one example's outputs is the gradient of
 # that example's loss.
 @partial(jax.jit, static_argnums=0)
-def _taylor_sum(network: ModelSpec, state: nnx.State, images: jax.Array, labels: jax.Array) -> jax.Array:
+def _taylor_sum(network: ModelSpec, state: State, images: jax.Array, labels: jax.Array) -> jax.Array:
     """Return the sum over examples of |sum over positions of a dL/da| [neuron]."""
 
     # The gradient with respect to the outputs of all sites comes from one backward pass: every neuron is ablated with
@@ -201,7 +178,7 @@ def _taylor_sum(network: ModelSpec, state: nnx.State, images: jax.Array, labels:
             i: (jnp.zeros(size, bool), delta, jnp.ones(size))
             for i, (size, delta) in enumerate(zip(network.sizes, deltas, strict=True))
         }
-        logits = run_from_site(network, state, run_prefix(network, state, images, 0), 0, changes)
+        logits = start_forward(network, state, images, changes)(changes)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
 
     with jax.default_matmul_precision(matmul_precision()):

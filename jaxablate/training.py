@@ -36,7 +36,7 @@ from jaxablate.devices import (
     to_host,
 )
 from jaxablate.models import MLP
-from jaxablate.models._network import stack_states
+from jaxablate.models._model import stack_states
 
 __all__ = ["PARALLEL", "DivergedError", "History", "default_epochs", "train", "train_many"]
 

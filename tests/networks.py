@@ -19,10 +19,10 @@ def pool(maps):
     return nnx.max_pool(maps, (2, 2), (2, 2))
 
 
-def chain(seed: int = 0, activation=nnx.relu) -> ja.Chain:
+def chain(seed: int = 0, activation=nnx.relu) -> nnx.Sequential:
     """784-9-7-10 with a dropout and a layer norm in between."""
     rngs = nnx.Rngs(seed)
-    return ja.Chain(
+    return nnx.Sequential(
         flatten,
         nnx.Linear(784, 9, rngs=rngs),
         activation,
@@ -36,10 +36,10 @@ def chain(seed: int = 0, activation=nnx.relu) -> ja.Chain:
     )
 
 
-def cnn_chain(seed: int = 0, padding: str = "VALID") -> ja.Chain:
+def cnn_chain(seed: int = 0, padding: str = "VALID") -> nnx.Sequential:
     """Two convolutions (channels 5 and 4) and a hidden layer of 6, with batch norm and pooling."""
     rngs = nnx.Rngs(seed)
-    model = ja.Chain(
+    model = nnx.Sequential(
         every_other_pixel,
         nnx.Conv(1, 5, (3, 3), padding=padding, rngs=rngs),
         nnx.BatchNorm(5, rngs=rngs),
@@ -112,6 +112,22 @@ def in_evaluation(model):
     return model
 
 
+class MaskedSite(ja.Site):
+    """A site that applies a mask to what reaches it."""
+
+    def __call__(self, outputs):
+        fill = self.fill[...]
+        if 1 < fill.ndim < outputs.ndim:  # one fill for each example, at all positions
+            fill = fill.reshape(len(fill), *(1,) * (outputs.ndim - fill.ndim), fill.shape[-1])
+        return jnp.where(self.keep[...], outputs, fill).astype(outputs.dtype)
+
+
+def set_mask(site: ja.Site, keep, fill) -> None:
+    """Set a mask [unit] and a fill by hand."""
+    site.__class__ = MaskedSite
+    site.keep, site.fill = nnx.Variable(jnp.asarray(keep)), nnx.Variable(jnp.asarray(fill))
+
+
 def sites_in_order(model, kind: str) -> list[ja.Site]:
     sites = {module.name: module for _, module in nnx.iter_modules(model) if isinstance(module, ja.Site)}
     return [sites[name] for name in SITES[kind]]
@@ -123,5 +139,5 @@ def masked_logits(model, kind: str, keep, fill, images) -> np.ndarray:
     splits = np.cumsum(list(SITES[kind].values()))[:-1]
     fills = fill if isinstance(fill, list) else np.split(np.asarray(fill, np.float32), splits)
     for site, kept, filled in zip(sites_in_order(model, kind), np.split(keep, splits), fills, strict=True):
-        site.set(jnp.asarray(kept), jnp.asarray(filled))
+        set_mask(site, kept, filled)
     return np.asarray(model(jnp.asarray(images)))

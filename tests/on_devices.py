@@ -163,7 +163,7 @@ def the_limit_is_of_each_device(model: ja.MLP, images: np.ndarray, labels: np.nd
 
 def states_may_hold_keys(mesh: Mesh, images: np.ndarray, labels: np.ndarray) -> None:
     rngs = nnx.Rngs(0)
-    model = ja.Chain(
+    model = nnx.Sequential(
         lambda x: x.reshape(len(x), -1), nnx.Linear(784, 8, rngs=rngs), nnx.relu, ja.Site("hidden"),
         nnx.Dropout(0.5, rngs=rngs), nnx.Linear(8, 10, rngs=rngs),
     )  # fmt: skip

@@ -390,7 +390,7 @@ def test_what_comes_before_the_first_ablated_layer_is_computed_once(small_model,
     program = jax.make_jaxpr(count.__wrapped__, static_argnums=0)(*seen[0])
     counted = dict(products(program.jaxpr))
     assert counted[784, 10] == counted[10, 8] == counted[8, 9] == chunks
-    assert counted[9, 10] > chunks
+    assert counted[9, 10] > chunks if engine == "vmap" else counted[9, 10] == chunks  # the updates need no product
 
 
 def test_a_logit_that_is_not_finite_is_found_in_any_chunk(small_model, examples, monkeypatch):
@@ -400,7 +400,7 @@ def test_a_logit_that_is_not_finite_is_found_in_any_chunk(small_model, examples,
         broken = np.array(images)
         broken[place, 0, 0] = np.nan
         for engine in ENGINES:
-            with raises_input_error("logits: NaN or infinite numbers"):
+            with raises_input_error("outputs: NaN or infinite numbers"):
                 ja.cumulative_ablation(
                     small_model, np.arange(27)[None], broken, labels, steps=2, engine=engine, memory_limit=20_000
                 )
@@ -427,7 +427,7 @@ def test_bad_input(small_model, examples):
         ja.evaluate_masks(small_model, keep, images, labels[1:])
     broken = np.array(images)
     broken[7, 0, 0] = np.nan
-    with raises_input_error("logits: NaN or infinite numbers under 1 of 2 masks, the first at mask 1"):
+    with raises_input_error("outputs: NaN or infinite numbers under 1 of 2 masks, the first at mask 1"):
         everything = np.array([[False] * 10 + [True] * 17, [True] * 27])
         ja.evaluate_masks(small_model, everything, broken, labels)
     order = np.arange(27)[None]
@@ -456,7 +456,7 @@ def test_bad_input(small_model, examples):
     with raises_input_error("memory_limit: 10 bytes are less than the [0-9]+ that one example takes"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, memory_limit=10)
     for engine in ENGINES:
-        with raises_input_error("logits: NaN or infinite numbers under [0-9]+ of [0-9]+"):
+        with raises_input_error("outputs: NaN or infinite numbers under [0-9]+ of [0-9]+"):
             ja.cumulative_ablation(small_model, order, broken, labels, steps=3, engine=engine)
     with raises_input_error("orders: neuron 1 is twice in one order; name each neuron once"):
         ja.cumulative_ablation(small_model, np.array([[1, 1]]), images, labels, steps=1)

@@ -12,7 +12,7 @@ from helpers import TIE
 
 import jaxablate as ja
 from jaxablate.models import load_pytorch
-from jaxablate.models._network import run_from_site, run_prefix, trace_model
+from jaxablate.models._model import start_forward, trace_model
 
 torch = pytest.importorskip("torch")
 SIZES = (784, 20, 16, 12, 10)
@@ -66,7 +66,7 @@ def cnn(tmp_path_factory):
     ).eval()
     path = tmp_path_factory.mktemp("crosscheck") / "cnn.pt"
     torch.save(torch_net.state_dict(), path)
-    ours = ja.Chain(
+    ours = nnx.Sequential(
         nnx.Conv(1, 4, (5, 5), strides=3, padding="VALID", rngs=rngs),
         nnx.relu,
         ja.Site("first"),
@@ -180,7 +180,7 @@ def test_masks_equal_structural_pruning(model, smaller, keep, examples):
     masks = np.split(keep, network.offsets[1:-1])
     changes = {i: (jnp.asarray(mask), jnp.zeros(len(mask)), None) for i, mask in enumerate(masks)}
     with jax.default_matmul_precision("highest"):
-        masked = run_from_site(network, state, run_prefix(network, state, inputs, 0), 0, changes)
+        masked = start_forward(network, state, inputs, changes)(changes)
         intact = model(images)
     np.testing.assert_allclose(masked, expected, atol=1e-5)
     assert np.abs(intact - expected).max() > 0.1  # the removed ones counted

@@ -117,9 +117,9 @@ def test_weights_that_are_no_numbers(archive, value):
     data = ja.load_dataset(archive())
     broken, last = network((0, value, 0.0)), network((2, value, 0.0))
     for model in (broken, last):
-        with raises_input_error("activations: expected finite numbers|logits: NaN or infinite numbers under"):
+        with raises_input_error("activations: expected finite numbers|outputs: NaN or infinite numbers under"):
             study(archive(), {"broken": model})
-        with raises_input_error("logits: NaN or infinite numbers under .* check the weights and the images"):
+        with raises_input_error("outputs: NaN or infinite numbers under .* check the weights and the images"):
             ja.single_ablation(model, data.test.images, data.test.labels)
     with raises_input_error("activations: expected finite numbers, got .* check the weights and the images"):
         ja.study.score_neurons(broken, data)

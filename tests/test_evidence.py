@@ -101,8 +101,18 @@ def test_norms_of_weights(evidence, small_model, split):
     np.testing.assert_allclose(compute_score("incoming_norm", of_cnn), [np.linalg.norm(w) for w in expected], rtol=1e-6)
     expected = [second[:, :, c] for c in range(5)] + [flattened[:, :, c] for c in range(4)] + list(last)
     np.testing.assert_allclose(compute_score("outgoing_norm", of_cnn), [np.linalg.norm(w) for w in expected], rtol=1e-6)
-    with raises_input_error("weight norms: expected a chain, got Tokens"):
-        compute_score("incoming_norm", Evidence(KINDS["tokens"](), split.images, split.labels, 10))
+    tokens = KINDS["tokens"]()
+    of_tokens = Evidence(tokens, split.images, split.labels, 10)
+    for name, kernel, axis in (("incoming_norm", tokens.up.kernel, 0), ("outgoing_norm", tokens.down.kernel, 1)):
+        np.testing.assert_allclose(compute_score(name, of_tokens), np.linalg.norm(kernel[...], axis=axis), rtol=1e-6)
+    pixels = ja.from_function(
+        lambda w, x: jax.nn.relu(x.reshape(len(x), -1)) @ w,
+        np.ones((784, 10), np.float32),
+        split.images[:2],
+        sites="input",
+    )
+    with raises_input_error("weight norms: expected a linear map before site 'input' that keeps its units apart"):
+        compute_score("incoming_norm", Evidence(pixels, split.images, split.labels, 10))
 
 
 def test_taylor_by_hand(evidence, small_model, activations, split):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from networks import set_mask
 
 import jaxablate as ja
 
@@ -68,7 +69,7 @@ def naive_logits(model, split, sizes, keep, fill):
     else:
         fills = np.split(np.asarray(fill), ends)
     for name, kept, of_site in zip(sizes, np.split(keep, ends), fills, strict=True):
-        sites[name].set(jnp.asarray(kept), jnp.asarray(of_site))
+        set_mask(sites[name], kept, of_site)
     with jax.default_matmul_precision("highest"):
         return np.asarray(copy(split.images))
 

@@ -365,7 +365,7 @@ def test_weights_that_do_not_fit_the_model(tmp_path):
         load_pytorch(path, nnx.Sequential(plain.layers[0], nnx.LayerNorm(3, rngs=rngs), plain.layers[2]))
     with raises_input_error(r"layer 0 \(Conv\): expected no weights"):
         load_pytorch(path, nnx.Sequential(nnx.Conv(3, 6, (3,), rngs=rngs)))
-    with raises_input_error("model: expected an nnx.Sequential, a Chain or None, got MLP"):
+    with raises_input_error("model: expected an nnx.Sequential or None, got MLP"):
         load_pytorch(path, ja.MLP(4, (3,), 2, rngs=rngs))
 
 

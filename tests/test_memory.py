@@ -85,7 +85,7 @@ def test_a_device_short_of_memory_gives_the_same_counts(engine, short_of_memory,
 @pytest.mark.filterwarnings("ignore::jaxablate.ablation._execute.MemoryWarning")
 def test_what_is_needed_is_said(short_of_memory, small_model, mnist5k):
     short_of_memory.append(0)
-    with raises_input_error(r"memory: it ran out with one example at a time, which takes \d+ bytes"):
+    with raises_input_error(r"memory: it ran out with two examples at a time, and each takes \d+ bytes"):
         ja.single_ablation(small_model, mnist5k.test.images, mnist5k.test.labels)
 
 

@@ -10,7 +10,7 @@ from helpers import logits64, raises_input_error, random_masks
 from networks import KINDS, SITES, masked_logits
 
 import jaxablate as ja
-from jaxablate.ablation import _sets
+from jaxablate.ablation import _incremental
 
 ALL = ("correct", "class_correct", "confusion", "loss", "divergence")
 ENGINES = ("vmap", "incremental")
@@ -135,15 +135,15 @@ def test_pairs_of_a_large_layer_keep_to_the_memory_limit(monkeypatch):
     """XLA's memory for the 19,900 pairs of a layer of 200, without running them."""
     model = ja.MLP(784, (200, 200), 10, rngs=nnx.Rngs(0))
     images, labels = np.zeros((10_000, 784), np.float32), np.zeros(10_000, np.int32)
-    measure, sizes = _sets._engine.single_device, []
+    measure, sizes = _incremental._engine.single_device, []
 
     def record(*arguments):
-        _, (sets, *_), _ = arguments
-        sizes.append((len(sets), measure.lower(*arguments).compile().memory_analysis().temp_size_in_bytes))
+        _, (orders, *_), _ = arguments
+        sizes.append((orders.shape[1], measure.lower(*arguments).compile().memory_analysis().temp_size_in_bytes))
         raise StopIteration
 
     pairs = np.stack(np.triu_indices(200, k=1), axis=1)
-    monkeypatch.setattr(_sets._engine, "single_device", record)
+    monkeypatch.setattr(_incremental._engine, "single_device", record)
     problem, _ = ja.ablation._single.make_site_problem(model, "layer1", images, labels, None, "correct", 10**7, None)
     with pytest.raises(StopIteration):
         ja.ablation._single._measure_sets(problem, pairs)

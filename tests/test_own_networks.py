@@ -82,11 +82,11 @@ def test_bad_studies(study):
     with raises_input_error("models: expected a mapping from names to models, such as .'mine': model., got list"):
         ja.run_study(config, models)
     with raises_input_error(
-        "quantizer: 'activation' needs an MLP, which knows its activation function, not Chain; choose"
+        "quantizer: 'activation' needs an MLP, which knows its activation function, not Sequential; choose"
     ):
         ja.run_study(ja.StudyConfig(dataset="mnist5k", networks=(), steps=2), {"mine": models[0]})
     with raises_input_error(
-        "quantizer: 'activation' needs an MLP, which knows its activation function, not Chain; choose"
+        "quantizer: 'activation' needs an MLP, which knows its activation function, not Sequential; choose"
     ):
         ja.study.score_neurons(models[0], ja.load_dataset("mnist5k"))
     with raises_input_error("cnn: expected networks of one architecture, got several"):

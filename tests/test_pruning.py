@@ -10,7 +10,7 @@ from networks import KINDS, SITES, cnn_chain, flatten, masked_logits
 from test_sites import ResidualSequential
 
 import jaxablate as ja
-from jaxablate.models._network import trace_model
+from jaxablate.models._model import trace_model
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_what_cannot_be_pruned(small_model, images):
     keep = np.arange(6) < 3
 
     def chain_of(*between, behind=()):
-        return ja.Chain(flatten, nnx.Linear(784, 6, rngs=rngs), *between, ja.Site("s"), *behind,
+        return nnx.Sequential(flatten, nnx.Linear(784, 6, rngs=rngs), *between, ja.Site("s"), *behind,
                         nnx.Linear(6, 10, rngs=rngs))  # fmt: skip
 
     with raises_input_error("keep: expected at least one neuron of site 'layer2', got none"):
@@ -94,7 +94,15 @@ def test_what_cannot_be_pruned(small_model, images):
         ja.prune(chain_of(nnx.softmax), keep, images=images)
     tiny = nnx.Linear(6, 10, kernel_init=nnx.initializers.normal(1e-5), rngs=rngs)
     with raises_input_error("model: logits of the pruned chain differ by"):
-        ja.prune(ja.Chain(flatten, nnx.Linear(784, 6, rngs=rngs), nnx.softmax, ja.Site("s"), tiny), keep, images=images)
+        ja.prune(
+            nnx.Sequential(flatten, nnx.Linear(784, 6, rngs=rngs), nnx.softmax, ja.Site("s"), tiny), keep, images=images
+        )
+    with raises_input_error("model: expected ja.Site layers, got none; put ja.Site.name. after each activation"):
+        ja.prune(nnx.Sequential(flatten, nnx.Linear(784, 6, rngs=rngs), nnx.relu, tiny), keep, images=images)
+    function = ja.from_function(
+        lambda w, x: jnp.tanh(x @ w[0]) @ w[1], [np.ones((4, 3)), np.ones((3, 2))], images[:2, 0, :4]
+    )
+    assert ja.pruning.count_parameters(function) == 18
     with raises_input_error("site 's': some inputs of the next linear map depend on none of its units"):
         ja.prune(chain_of(nnx.relu, behind=[lambda h: h * (h > 2)]), keep, images=images)
     twice = nnx.Linear(6, 6, rngs=rngs)

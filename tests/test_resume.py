@@ -170,7 +170,7 @@ def test_other_models_of_the_same_weights_are_another_run(tmp_path):
     weights = nnx.Linear(784, 5, rngs=nnx.Rngs(0)), nnx.Linear(5, 10, rngs=nnx.Rngs(1))
 
     def network(activation):
-        return ja.Chain(lambda x: x.reshape(len(x), -1), weights[0], activation, ja.Site("hidden"), weights[1])
+        return nnx.Sequential(lambda x: x.reshape(len(x), -1), weights[0], activation, ja.Site("hidden"), weights[1])
 
     first = ja.run_study(config, {"mine": network(jax.nn.tanh)}, run_dir=tmp_path)
     assert same(ja.run_study(config, {"mine": network(jax.nn.tanh)}, run_dir=tmp_path), first)

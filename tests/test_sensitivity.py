@@ -342,7 +342,9 @@ def test_sensitivity_says_what_is_wrong(models, mnist5k):
     cnn = in_evaluation(cnn_chain())
     with raises_input_error("models: the architectures differ; pass networks of one architecture"):
         sweep([models[0], cnn], mnist5k)
-    with raises_input_error("quantizer: 'activation' needs an MLP, .* activation function, not Chain; choose 'mean'"):
+    with raises_input_error(
+        "quantizer: 'activation' needs an MLP, .* activation function, not Sequential; choose 'mean'"
+    ):
         sweep(cnn, mnist5k)
 
 

@@ -5,30 +5,29 @@ Output: an `AblationProblem`; later the array of each outcome.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from jaxablate._checks import InputError, require, require_finite, require_known, require_shape
 from jaxablate._precision import matmul_precision
-from jaxablate._typing import Fill, Images, Labels
+from jaxablate._typing import Fill, Images
 from jaxablate.ablation._execute import AblationProblem, Tables
-from jaxablate.ablation._outcomes import NOT_FINITE, average, check_names
+from jaxablate.ablation._outcomes import NOT_FINITE, Outcomes, average, check_outcomes, require_computable
 from jaxablate.devices import first_example, mesh_for, pad_and_shard, range_of, require_examples, to_device
 from jaxablate.fills import AffineFill, AnyFill, PerExampleFill
-from jaxablate.models import Model
-from jaxablate.models._network import ModelSpec, trace_model
+from jaxablate.models._model import AnyModel, ModelSpec, State, trace_model
 
 
 def make_problem(
-    model: Model | Sequence[Model],
+    model: AnyModel | Sequence[AnyModel],
     images: Images,
-    labels: Labels,
+    labels: Any,
     fill: AnyFill | None,
-    outcomes: str | Iterable[str],
+    outcomes: Outcomes,
     memory_limit: int | None,
     mesh: Mesh | None,
 ) -> tuple[AblationProblem, tuple[int, ...]]:
@@ -37,12 +36,22 @@ def make_problem(
     Raises:
         InputError: as in `evaluate_masks`.
     """
-    names = check_names(outcomes)
+    pairs = check_outcomes(outcomes)
     mesh = mesh_for(mesh, images, labels)
     # On a mesh, one example is enough to trace the models; the images themselves stay where they are.
     network, states, problem_images, leading = _trace_networks(model, images if mesh is None else first_example(images))
-    num_examples = require_examples(labels, len(images), network.num_classes)
-    int_labels = jnp.asarray(labels).astype(jnp.int32)  # -1 marks an example that does not count
+    targets = None
+    if any(callable(function) for _, function in pairs):
+        targets = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+    require_computable(pairs, network, targets)
+    if all(callable(function) for _, function in pairs):  # the labels mean something to the functions alone
+        num_examples = len(images)
+        assert targets is not None
+        require_shape("labels", targets, (num_examples, *targets.shape[1:]), "example, ...")
+        int_labels = jnp.zeros(num_examples, jnp.int32)
+    else:
+        num_examples = require_examples(labels, len(images), network.num_classes)
+        int_labels = jnp.asarray(labels).astype(jnp.int32)  # -1 marks an example that does not count
 
     def check_values(what: str, values: Fill) -> np.ndarray:
         try:
@@ -57,7 +66,15 @@ def make_problem(
 
     rows = scale = None
     if isinstance(fill, PerExampleFill):
-        rows = fill.rows(int_labels)
+        by_label = int_labels
+        if fill.key is None and targets is not None:
+            by_label = np.asarray(targets)
+            require(
+                by_label.ndim == 1 and np.issubdtype(by_label.dtype, np.integer),
+                f"fill: it takes each example's row by its label, but the labels are {by_label.dtype} of shape "
+                f"{by_label.shape}; pass integers [example], or a fill of another kind",
+            )
+        rows = fill.rows(by_label)
         values = _check_tables(network, fill, rows, leading)
     elif isinstance(fill, AffineFill):
         values, scale = check_values("fill offset", fill.offset), check_values("fill scale", fill.scale)
@@ -65,10 +82,12 @@ def make_problem(
         values = check_values("fill", np.zeros((*leading, network.num_neurons)) if fill is None else fill)
     if mesh is not None:
         images = _convert(images, problem_images.dtype)
-        problem_images, int_labels, rows = pad_and_shard(mesh, images, int_labels, rows)
-    examples = problem_images, int_labels, rows, num_examples, mesh
+        problem_images, int_labels, targets, rows = pad_and_shard(mesh, images, int_labels, targets, rows)
+    elif targets is not None:
+        targets = to_device(targets)
+    examples = problem_images, int_labels, targets, rows, num_examples, mesh
     precision = matmul_precision()
-    return AblationProblem(network, states, values, scale, *examples, names, memory_limit, precision), leading
+    return AblationProblem(network, states, values, scale, *examples, pairs, memory_limit, precision), leading
 
 
 def _convert(images: Images, dtype: np.dtype) -> Images:
@@ -76,13 +95,13 @@ def _convert(images: Images, dtype: np.dtype) -> Images:
     return images.astype(dtype) if isinstance(images, jax.Array) else np.asarray(images, dtype)
 
 
-def make_site_problem(model: Model, site: str | None, *arguments) -> tuple[AblationProblem, np.ndarray]:
+def make_site_problem(model: AnyModel, site: str | None, *arguments) -> tuple[AblationProblem, np.ndarray]:
     """Check the arguments of `make_problem` for one network; return the problem and the ids of the site's neurons.
 
     Raises:
         InputError: for several networks, an unknown site, or as in `evaluate_masks`.
     """
-    require(isinstance(model, nnx.Module), f"model: expected one network, got {type(model).__name__}; one at a time")
+    require(isinstance(model, AnyModel), f"model: expected one network, got {type(model).__name__}; one at a time")
     problem, _ = make_problem(model, *arguments)
     return problem, np.arange(*site_range(problem.network, site))
 
@@ -111,32 +130,29 @@ def _check_tables(network: ModelSpec, fill: PerExampleFill, rows: jax.Array, lea
 
 
 def _trace_networks(
-    model: Model | Sequence[Model], images: Images
-) -> tuple[ModelSpec, list[nnx.State], jax.Array, tuple[int, ...]]:
+    model: AnyModel | Sequence[AnyModel], images: Images
+) -> tuple[ModelSpec, list[State], jax.Array, tuple[int, ...]]:
     """Trace one model or several of one architecture.
 
     Returns:
         The specification that all models share, the state of each model, the images as an array, and the leading axes
         of the results: (network,), or () for one model.
     """
-    if isinstance(model, nnx.Module):
+    if isinstance(model, AnyModel):
         network, state, images = trace_model(model, images)
         return network, [state], images, ()
     require(isinstance(model, Iterable), f"model: expected a network or several, got {type(model).__name__}")
     models = list(model)
     require(len(models) > 0, "model: expected at least one network, got none")
     for index, module in enumerate(models):
-        require(
-            isinstance(module, nnx.Module), f"model: expected networks, got {type(module).__name__} at place {index}"
-        )
+        require(isinstance(module, AnyModel), f"model: expected networks, got {type(module).__name__} at place {index}")
     traced = [trace_model(module, images) for module in models]
     network = traced[0][0]
     for index, (spec, _, _) in enumerate(traced):
         require(
             spec == network,
             f"model: expected networks of one architecture, got sites {_site_sizes(network)} for network 0 and "
-            f"{_site_sizes(spec)} for network {index}, or different inputs, classes or functions (a function defined "
-            "again for each network counts as different)",
+            f"{_site_sizes(spec)} for network {index}, or different inputs, classes or operations",
         )
     return network, [state for _, state, _ in traced], traced[0][2], (len(models),)
 
@@ -168,25 +184,25 @@ def require_leading(
 
 
 def format_result(
-    sums: dict[str, np.ndarray], problem: AblationProblem, outcomes: str | Iterable[str], axes: tuple[str, ...]
+    sums: dict[str, np.ndarray], problem: AblationProblem, outcomes: Outcomes, axes: tuple[str, ...]
 ) -> jax.Array | dict[str, jax.Array]:
     """Return the outcomes by name, or one array if `outcomes` is one name.
 
     Args:
         sums: sums over the examples, by outcome and for `NOT_FINITE`.
         problem: the problem that was evaluated.
-        outcomes: one name or several, as the user gave them.
+        outcomes: as the user gave them.
         axes: names of the axes of the sums, for the error message.
 
     Raises:
-        InputError: if a logit is not finite.
+        InputError: if an output is not finite.
     """
     # argmax of NaN predicts some class, so counts alone would hide that the network has failed.
     finite = sums[NOT_FINITE] == 0
     if not finite.all():
         first_bad = zip(axes, np.unravel_index(finite.argmin(), finite.shape), strict=True)
         raise InputError(
-            f"logits: NaN or infinite numbers under {(~finite).sum()} of {finite.size} {axes[-1]}s, the first at "
+            f"outputs: NaN or infinite numbers under {(~finite).sum()} of {finite.size} {axes[-1]}s, the first at "
             f"{', '.join(f'{axis} {index}' for axis, index in first_bad)}; check the weights and the images"
         )
     # Padding is in no sum, so means divide by the number of real examples.

@@ -5,7 +5,7 @@ Output: for each mask or step, the exact number of correct predictions, or other
 Memory: activations within `memory_limit`, and one bool for each mask and neuron.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 from jaxtyping import Bool
 
 from jaxablate._checks import require, require_count, require_known
-from jaxablate._typing import AnyArray, Images, Labels, Orders
+from jaxablate._typing import AnyArray, Images, Orders, Targets
 from jaxablate.ablation import _incremental, _vmap
 from jaxablate.ablation._arguments import format_result, make_problem, require_leading, site_range
 from jaxablate.ablation._execute import AblationProblem
-from jaxablate.ablation._outcomes import CORRECT
+from jaxablate.ablation._outcomes import CORRECT, Outcomes
 from jaxablate.fills import AnyFill
-from jaxablate.models import Model
+from jaxablate.models._model import AnyModel
 from jaxablate.orders import check_orders, masks_of_orders
 
 ENGINES = ("auto", "vmap", "incremental")
@@ -29,14 +29,14 @@ ORDERS_MULTIPLE = 32
 
 
 def evaluate_masks(
-    model: Model | Sequence[Model],
+    model: AnyModel | Sequence[AnyModel],
     keep: Bool[AnyArray, "*network mask unit"],  # all neurons, or the units of one site
     images: Images,
-    labels: Labels,
+    labels: Targets,
     fill: AnyFill | None = None,
     *,
     site: str | None = None,
-    outcomes: str | Iterable[str] = CORRECT,
+    outcomes: Outcomes = CORRECT,
     memory_limit: int | None = None,
     mesh: Mesh | None = None,
 ) -> Any:
@@ -46,25 +46,27 @@ def evaluate_masks(
     it, m is 0 and the output is the fill f.
 
     Args:
-        model: an `MLP` or any module with sites, evaluated in evaluation mode. A sequence of models of one architecture
-            (for example one for each seed) gives `keep`, `fill` and the result a leading axis [network].
+        model: a model from `ja.from_function` or `ja.from_module`, or a Flax NNX module such as an `MLP`, which is
+            evaluated in evaluation mode. A sequence of models of one architecture (for example one for each seed) gives
+            `keep`, `fill` and the result a leading axis [network].
         keep: bool [mask, neuron], True = kept; over all sites, in the order in which the model applies them (network
             order), or over `site` alone.
         images: [example, ...], as the model takes them.
-        labels: integers [example] in 0..classes-1.
+        labels: integers [example] in 0..classes-1; any numbers [example, ...] if all outcomes are functions.
         fill: the outputs of ablated neurons: None for zeros, float [neuron], `ja.AffineFill` or `ja.PerExampleFill`,
             always over the whole network. `ja.mean_activations` gives means (bias balancing in the paper), and
             `ja.compute_fill` other fills.
         site: name of a site; masks then cover its neurons only, and all other neurons are kept. None stands for the
             whole network.
         outcomes: "correct", "class_correct", "confusion", "loss" or "divergence"; or several names, which are computed
-            in one pass.
+            in one pass. A mapping may also hold functions of (outputs, labels) by name. Each returns one number for
+            each example: integers and Booleans are summed, floating numbers averaged.
         memory_limit: largest number of bytes of activations at a time; None for 1 GiB.
         mesh: devices that share the examples, from `ja.devices.make_mesh`. With None, images that are already sharded
             stay on their mesh, and other images are evaluated on one device.
 
     Returns:
-        An array for the name of one outcome, a dictionary of arrays for several names.
+        An array for the name of one outcome, a dictionary of arrays for several names or a mapping.
         "correct": int32 [mask], the number of examples whose largest logit (the first, if tied) is that of the label.
         "class_correct": int32 [mask, class]. "confusion": int32 [mask, label, predicted].
         "loss": float32 [mask], the mean cross-entropy in nats.
@@ -100,14 +102,14 @@ def evaluate_masks(
 
 
 def cumulative_ablation(
-    model: Model | Sequence[Model],
+    model: AnyModel | Sequence[AnyModel],
     orders: Orders,
     images: Images,
-    labels: Labels,
+    labels: Targets,
     fill: AnyFill | None = None,
     *,
     site: str | None = None,
-    outcomes: str | Iterable[str] = CORRECT,
+    outcomes: Outcomes = CORRECT,
     steps: int = 80,
     neurons_per_step: int = 1,
     engine: str = "auto",
@@ -126,15 +128,16 @@ def cumulative_ablation(
         steps: number of steps.
         neurons_per_step: number of neurons that each step ablates; steps * neurons_per_step is at most the number of
             ranks.
-        engine: "vmap" evaluates any model. "incremental" applies to chains in which a linear map follows each ablated
-            site. "auto" chooses "incremental" on a CPU if it applies, and "vmap" otherwise. Both give the same counts.
+        engine: "vmap" evaluates every step in full, "incremental" updates the step before. "auto" chooses "incremental"
+            on a CPU if linear maps read the ablated sites, and "vmap" otherwise. Both evaluate any model and give the
+            same counts.
 
     Returns:
         int32 [order, steps + 1]: at step k the first k * neurons_per_step neurons of the order are ablated, at step 0
         none. Other outcomes as in `evaluate_masks`, with [order, steps + 1] in place of [mask].
 
     Raises:
-        InputError: for more steps than ranks, a repeated or unknown neuron, an engine that does not apply, or as in
+        InputError: for more steps than ranks, a repeated or unknown neuron, an unknown engine, or as in
             `evaluate_masks`.
 
     Source: paper, section 4.
@@ -187,12 +190,9 @@ def _choose_engine(engine: str, problem: AblationProblem, orders: np.ndarray) ->
     if engine == "vmap" or (engine == "auto" and jax.default_backend() != "cpu"):
         return "vmap"
     sites = _incremental.ablated_sites(problem.network, orders)
-    obstacle = _incremental.incremental_obstacle(problem.network, problem.states[0], sites)
-    require(
-        not (obstacle and engine == "incremental"),
-        f"engine 'incremental': it needs {obstacle}; choose 'auto' or 'vmap'",
-    )
-    return "vmap" if obstacle else "incremental"
+    if engine == "incremental":
+        return engine
+    return "incremental" if _incremental.has_updates(problem.network, sites) else "vmap"
 
 
 def _unique_orders(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxablate._checks import JaxablateWarning, require, require_integer
+from jaxablate.ablation._outcomes import Named
 from jaxablate.devices import COMPILER_OPTIONS, DATA, num_cores, put_global, run_all
-from jaxablate.models._network import ModelSpec
+from jaxablate.models._model import ModelSpec, State
 
 MEMORY_LIMIT = 2**30
 """Default number of bytes of activations that an engine holds at a time."""
@@ -40,26 +40,28 @@ class AblationProblem(NamedTuple):
         states: the state of each network.
         fill: [network, neuron], or `Tables`, from which each example takes a row.
         scale: [network, neuron] for an `AffineFill`, else None.
-        images, labels, rows: the examples; rows [example] are each example's rows in the tables, None without tables.
-            On a mesh the examples are sharded along "data". Padding, with the label -1, gives every device the same
-            number of examples.
+        images, labels, targets, rows: the examples. Labels are int [example]. Targets are the labels as the user gave
+            them, None if no outcome needs them. Rows [example] are each example's rows in the tables, None without
+            tables. On a mesh the examples are sharded along "data". Padding, with the label -1, gives every device the
+            same number of examples.
         num_examples: number of examples without padding.
         mesh: mesh of several devices, or None.
-        outcomes: names of outcomes.
+        outcomes: pairs of a name, and the name of a built-in outcome or a function.
         memory_limit: as in `evaluate_masks`.
         precision: precision of matrix products.
     """
 
     network: ModelSpec
-    states: list[nnx.State]
+    states: list[State]
     fill: np.ndarray | Tables
     scale: np.ndarray | None
     images: jax.Array
     labels: jax.Array
+    targets: Any
     rows: jax.Array | None
     num_examples: int
     mesh: Mesh | None
-    outcomes: tuple[str, ...]
+    outcomes: Named
     memory_limit: int | None
     precision: str
 
@@ -98,7 +100,8 @@ class AblationProblem(NamedTuple):
         # -(-a // b) rounds up. Chunks are made equally large, so that the last ones repeat few examples.
         per_shard = -(-num_examples // shards)
         chunks = -(-per_shard // min(preferred_chunk, limit // bytes_per_example))
-        return Layout(shards, chunks, -(-per_shard // chunks))
+        # A chunk has at least two examples if there are any: with one, a model may compute other operations.
+        return Layout(shards, chunks, max(min(2, per_shard if self.mesh else num_examples), -(-per_shard // chunks)))
 
 
 def split_by_site(values: jax.Array | Tables | None, rows: jax.Array | None, splits: np.ndarray) -> list:
@@ -131,7 +134,7 @@ class Layout:
 
     def split(self, problem: AblationProblem) -> list["Shard"]:
         """Return one `Shard` for each thread; all of them refer to the same arrays."""
-        examples = problem.images, problem.labels, problem.rows
+        examples = problem.images, problem.labels, problem.targets, problem.rows
         starts, valid = self.chunk_starts(len(problem.labels), self.shards)
         return [Shard(*examples, *chunks) for chunks in zip(starts, valid, strict=True)]
 
@@ -139,7 +142,7 @@ class Layout:
         """Return one `Shard` whose arrays are sharded over the devices; all devices cut their examples alike."""
         starts, valid = self.chunk_starts(len(problem.labels) // self.shards, 1)
         starts, valid = np.repeat(starts, self.shards, axis=0), np.repeat(valid, self.shards, axis=0)
-        return Shard(problem.images, problem.labels, problem.rows, starts, valid)
+        return Shard(problem.images, problem.labels, problem.targets, problem.rows, starts, valid)
 
     def chunk_starts(self, num_examples: int, shards: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the first example of each chunk [shard, chunk], and which examples count [shard, chunk, example]."""
@@ -158,6 +161,7 @@ class Shard(NamedTuple):
     Attributes:
         images: [example, ...].
         labels: [example].
+        targets: [example, ...], or None.
         rows: [example], or None without tables.
         starts: first example of each chunk [chunk].
         valid: True for the examples of a chunk that count [chunk, example].
@@ -165,12 +169,13 @@ class Shard(NamedTuple):
 
     images: jax.Array
     labels: jax.Array
+    targets: Any
     rows: jax.Array | None
     starts: Any
     valid: Any
 
     def add_chunks(self, add: Callable, start):
-        """Return the totals after `add(totals, images, labels, rows)` for every chunk.
+        """Return the totals after `add(totals, images, labels, targets, rows)` for every chunk.
 
         Examples that do not count get the label -1, which no network predicts.
         """
@@ -179,7 +184,8 @@ class Shard(NamedTuple):
             first, valid = chunk
             take = partial(jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=len(valid))
             labels = jnp.where(valid, take(self.labels), -1)
-            return add(totals, take(self.images), labels, None if self.rows is None else take(self.rows)), None
+            targets, rows = (None if array is None else take(array) for array in (self.targets, self.rows))
+            return add(totals, take(self.images), labels, targets, rows), None
 
         return jax.lax.scan(add_chunk, start, (self.starts, self.valid))[0]
 
@@ -242,9 +248,10 @@ class ChunkRunner:
                     "their chunks together; lower memory_limit",
                 )
                 require(
-                    layout.chunk > 1,
-                    f"memory: it ran out with one example at a time, which takes {self.bytes_per_example} bytes under "
-                    "a batch of masks, in addition to images, weights and results; use a larger machine",
+                    layout.chunk > 2,
+                    "memory: it ran out with two examples at a time, and each takes "
+                    f"{self.bytes_per_example} bytes under a batch of masks, in addition to images, weights and "
+                    "results; use a larger machine",
                 )
                 self.preferred = layout.chunk // 2
             warnings.warn(

@@ -1,42 +1,46 @@
 """The engine for cumulative orders: each step updates the result of the step before.
 
-Input: orders of neuron ids [network, order, step, neuron] in chains, and an `AblationProblem`.
+Input: orders of neuron ids [network, order, step, neuron], and an `AblationProblem`.
 Output: sums of the outcomes [network, order, step + 1, ...].
-Memory: for one chunk of examples, the output of the linear map after each ablated site.
+Memory: for one chunk of examples, the values that the nested levels below keep.
 """
 
 import functools
-import itertools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from jax.extend.core import JaxprEqn, Var
 
 from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, split_by_site
-from jaxablate.ablation._outcomes import Sums, measure, zero_sums
-from jaxablate.models import Model
-from jaxablate.models._mlp import ELEMENTWISE
-from jaxablate.models._network import (
-    Layer,
+from jaxablate.ablation._outcomes import Batch, Named, Sums, measure, zero_sums
+from jaxablate.models._analysis import SiteSpec, describe_values
+from jaxablate.models._graph import Graph, evaluate, needed, read, variables
+from jaxablate.models._model import (
+    TRACED,
     ModelSpec,
-    apply_layers,
+    bind_inputs,
     peak_activation_bytes,
-    split_at_sites,
+    read_outputs,
+    replacements,
     stack_states,
 )
-from jaxablate.models._sites import ablated_values, apply_masks
+from jaxablate.models._sites import ablated_values
+from jaxablate.models._weights import Reader, find_readers
 
-# Shapes: h [example, unit] are a site's outputs. W [unit, output] is the kernel of the linear map after the site. Its
-# output is z = h W + b [example, output].
-# Rank-one update: step k ablates neuron j, whose output changes from h_j to a_j. Then z changes by (a_j - h_j) w_j,
-# with w_j row j of W. Only the layers after z are evaluated again; the prefix and h are not.
-# Levels: each ablated site is a level, numbered in network order. An order over several sites may visit them in any
-# sequence. A change of z at level d changes the input of every deeper level, so the loops over levels nest. Level d
-# keeps its input and updates its z while consecutive steps ablate neurons at level d or deeper. After each update of z,
-# level d + 1 starts again with a new input. A step updates z of its own level and evaluates the layers after it.
+# Levels: each ablated site is a level, numbered in network order. The operations of the graph fall into stages:
+# stage d depends on the site of level d and on no deeper one. An order over several sites may visit them in any
+# sequence, so the loops over levels nest. Level d keeps the values of earlier stages while consecutive steps ablate
+# neurons at level d or deeper. Each step at level d evaluates stage d again, and level d + 1 starts with new values.
+# Updates: let h [example, unit] be the outputs of a site and z = h W the result of a linear map that reads them. If a
+# step ablates neuron j, its output changes from h_j to a_j, and z changes by (a_j - h_j) w_j, with w_j row j of W. So
+# level d carries z and updates it; only the operations after z are evaluated again. Between the site and the linear map
+# may lie operations P that keep units apart (scaling, pooling, flattening). Then z changes by the rows of W that belong
+# to j, times the columns of P(a) - P(h) that belong to j. Everything else in stage d, for example a sum with a residual
+# stream, is computed from the masked outputs.
 # Invariant: at step k, exactly the neurons of the first k steps are ablated. When the step is measured, z of every
 # level equals the linear map of that site's outputs, up to rounding.
 # Exactness: each update adds about one float32 rounding error to z. After n steps the error is that of a sum of n
@@ -46,6 +50,83 @@ from jaxablate.models._sites import ablated_values, apply_masks
 CHUNK = 500  # examples whose state fits a CPU core's cache
 CHUNK_ELSEWHERE = 10_000  # on a GPU, or if only the last site is ablated: its z is small
 LARGE_OUTPUT = 100.0  # subtracting larger outputs would leave rounding errors near 1e-5, the margin of a tie
+BOUNDED = {"logistic", "tanh", "erf", "sin", "cos"}  # operations with results in [-1, 1]
+
+
+class _Update(NamedTuple):
+    """A linear map that reads a site, whose result is updated.
+
+    Attributes:
+        reader: the linear map.
+        path: operations between the site and its operand, which keep units apart.
+    """
+
+    reader: Reader
+    path: list[JaxprEqn]
+
+    def is_direct(self, site: SiteSpec) -> bool:
+        """Return True if the linear map is a product with the site itself, along its one axis of units."""
+        first = min(axis for axis in range(len(site.shape)) if axis not in site.unit_axes)
+        plain = site.example_axis == first and site.shape[first] == TRACED[0]
+        return plain and not self.path and self.reader.is_product and self.reader.axes == site.unit_axes[-1:]
+
+
+def _take(array: jax.Array, places: jax.Array, axis: int) -> jax.Array:
+    """Return the places of an array along an axis; a slice for a single place, which is faster than a gather."""
+    if len(places) == 1:
+        return jax.lax.dynamic_slice_in_dim(array, places[0], 1, axis % array.ndim)
+    return jnp.take(array, places, axis, mode="clip")
+
+
+def _rows_first(array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Return an operand [row, ...] of a product with its contracted axes flattened in front."""
+    array = jnp.moveaxis(array, axes, range(len(axes)))
+    return array.reshape(-1, *array.shape[len(axes) :])
+
+
+def _change(reader: Reader, changes: jax.Array, weight: jax.Array, rows: jax.Array) -> jax.Array:
+    """Return the change of the result of a linear map.
+
+    Args:
+        reader: the linear map.
+        changes: changes of these rows of the operand, [row, ...] for a product, else along the axis of channels.
+        weight: the weight, [row, ...] for a product.
+        rows: int [row].
+    """
+    kernel = _take(weight, rows, 0 if reader.is_product else reader.weight_axes[0])
+    if not reader.is_product:
+        return reader.equation.primitive.bind(changes, kernel, **reader.equation.params)
+    if len(rows) > 1:
+        changes, kernel = jnp.moveaxis(changes, 0, -1), jnp.moveaxis(kernel, 0, -1)
+        left, right = (changes, kernel) if reader.side == 0 else (kernel, changes)
+        return jnp.tensordot(left, right, axes=(-1, -1))
+    left, right = (changes[0], kernel[0]) if reader.side == 0 else (kernel[0], changes[0])
+    return left.reshape(*left.shape, *(1,) * right.ndim) * right
+
+
+class _Level(NamedTuple):
+    """An ablated site: its place in the graph.
+
+    Attributes:
+        site: index of the site.
+        variable: the site's value.
+        updates: linear maps whose results are updated.
+        rest: the other operations of the stage that are needed, in order.
+        is_bounded: True if ablated and other outputs cannot differ by `LARGE_OUTPUT`.
+    """
+
+    site: int
+    variable: Var
+    updates: list[_Update]
+    rest: list[JaxprEqn]
+    is_bounded: bool
+
+
+class _Plan(NamedTuple):
+    """The stages of a graph: operations that no step changes, then the levels."""
+
+    first: list[JaxprEqn]
+    levels: list[_Level]
 
 
 def ablated_sites(network: ModelSpec, orders: np.ndarray) -> tuple[int, ...]:
@@ -59,268 +140,302 @@ def preferred_chunk(network: ModelSpec, sites: tuple[int, ...]) -> int:
     return CHUNK if jax.default_backend() == "cpu" and not last_only else CHUNK_ELSEWHERE
 
 
-def incremental_obstacle(network: ModelSpec, state: nnx.State, sites: tuple[int, ...]) -> str:
-    """Return what the engine needs but this model lacks, for example "a model that is a chain"; "" if nothing.
+@functools.lru_cache(maxsize=256)
+def has_updates(network: ModelSpec, sites: tuple[int, ...]) -> bool:
+    """Return True if the engine gains by updates at one of these sites, or by starting after the first site."""
+    plan = _make_plan(network, network.graph(TRACED[0]), sites, ())
+    return len(sites) > 1 or any(level.updates for level in plan.levels)
 
-    `sites` are the indices of the sites whose neurons are ablated.
+
+def _make_plan(network: ModelSpec, graph: Graph, sites: tuple[int, ...], removed: tuple[int, ...]) -> _Plan:
+    """Cut a graph into stages at these sites; neurons of the sites `removed` are ablated from the start."""
+    variables_of_sites = [graph.values[network.site_specs[site].ordinal] for site in sites]
+    stage = graph.stages(variables_of_sites)
+    depth = {eqn.outvars[0]: max((stage[var] for var in variables(eqn.invars)), default=0) for eqn in graph.equations}
+    masked = {graph.values[network.site_specs[site].ordinal] for site in removed}
+    updates = [_find_updates(network, graph, site, stage, depth, masked) for site in sites]
+    carried = {update.reader.result for of_site in updates for update in of_site}
+    without_carried = [eqn for eqn in graph.equations if not carried.intersection(eqn.outvars)]
+    live = {eqn.outvars[0] for eqn in needed(without_carried, [*graph.outputs, *variables_of_sites])}
+    levels = []
+    for index, (site, var) in enumerate(zip(sites, variables_of_sites, strict=True), start=1):
+        rest = [eqn for eqn in without_carried if eqn.outvars[0] in live and depth[eqn.outvars[0]] == index]
+        producer = graph.producers.get(var)
+        made_by = "" if producer is None else _first_operation(graph, producer)
+        plain = all(not update.path for update in updates[index - 1])
+        levels.append(_Level(site, var, updates[index - 1], rest, made_by in BOUNDED and plain))
+    return _Plan([eqn for eqn in graph.equations if depth[eqn.outvars[0]] == 0], levels)
+
+
+def _first_operation(graph: Graph, producer: int) -> str:
+    """Return the operation that makes a value, before any tag."""
+    eqn = graph.equations[producer]
+    while eqn.primitive.name == "name" and eqn.invars[0] in graph.producers:
+        eqn = graph.equations[graph.producers[eqn.invars[0]]]
+    return eqn.primitive.name
+
+
+@functools.lru_cache(maxsize=1024)
+def _readers(network: ModelSpec, site: int) -> list[tuple[int, Reader]]:
+    """Return the linear maps that read a site, with the indices of their equations in every graph of the network."""
+    graph = network.graph(TRACED[0])
+    readers = find_readers(graph, network.site_specs[site], describe_values(graph))
+    return [(graph.producers[reader.result], reader) for reader in readers]
+
+
+def _find_updates(network: ModelSpec, graph: Graph, site: int, stage: dict, depth: dict, masked: set) -> list[_Update]:
+    """Return the float32 linear maps that read a site through operations that depend on no deeper site.
+
+    A linear map whose own result is `masked` is left out: an update of masked units would show.
     """
-    segments = split_at_sites(nnx.merge(network.graphdef, state))
-    if segments is None:
-        return "a model that is a chain"
-    for site in sites:
-        is_float32 = network.outputs[site].dtype == jnp.float32
-        if not (is_float32 and segments[site + 1] and _is_linear(segments[site + 1][0])):
-            return f"an nnx.Linear in float32 right after site {network.sites[site]!r}"
-    return ""
-
-
-@functools.cache
-def _plain_linear() -> nnx.Linear:
-    """Return a linear map with Flax's default settings."""
-    return nnx.eval_shape(lambda: nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
-
-
-def _is_linear(layer: Layer) -> bool:
-    """Return True if a layer computes h @ kernel + bias in float32 and nothing else."""
-    if type(layer) is not nnx.Linear or any(
-        getattr(layer, name, None) is not getattr(_plain_linear(), name, None)
-        for name in ("dot_general", "promote_dtype", "preferred_element_type", "precision")
-    ):
-        return False
-    return isinstance(layer, nnx.Linear) and layer.kernel.dtype == jnp.float32 and layer.dtype in (None, jnp.float32)
+    level, updates = stage[graph.values[network.site_specs[site].ordinal]], []
+    for index, of_reference in _readers(network, site):
+        reader = of_reference._replace(equation=graph.equations[index])
+        if reader.result in masked:
+            continue
+        avals: list[Any] = [atom.aval for atom in (*reader.equation.invars, reader.result)]
+        dtypes = {aval.dtype for aval in avals}
+        if depth[reader.result] == level and dtypes == {np.dtype(np.float32)}:
+            path = [eqn for eqn in needed(graph.equations, [reader.operand]) if depth[eqn.outvars[0]] == level]
+            updates.append(_Update(reader, path))
+    return updates
 
 
 def measure_steps(
-    problem: AblationProblem, orders: np.ndarray, num_distinct: np.ndarray, *, neurons_per_step: int
+    problem: AblationProblem,
+    orders: np.ndarray,
+    num_distinct: np.ndarray,
+    *,
+    neurons_per_step: int,
+    keep: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Follow orders and sum the problem's outcomes at every step.
 
     Args:
-        problem: networks to which the engine applies.
+        problem: the networks.
         orders: network-wide ids [network, order, step * neurons_per_step].
         num_distinct: number of orders to follow [network]; the remaining ones are padding.
         neurons_per_step: number of neurons that each step ablates.
+        keep: bool [neuron], neurons that are there at the start; None keeps all and measures the start as well.
 
     Returns:
-        Sums [network, order, step + 1, ...].
+        Sums [network, order, step + 1, ...]; without the start, [network, order, step, ...], if `keep` is given.
     """
     network = problem.network
     sites = ablated_sites(network, orders)
-    # One example takes the state of each level, one update, and the activations before and after the levels.
-    per_example = (len(sites) + 4) * peak_activation_bytes(network, sites[0])
+    # One example takes the results and changes of each level, and the activations before and after the levels.
+    per_example = (2 * len(sites) + 4) * peak_activation_bytes(network, sites)
     steps = orders.reshape(*orders.shape[:2], -1, neurons_per_step)
-    static = network, sites, problem.outcomes, problem.precision, problem.has_moderate_fill
-    replicated = steps, num_distinct.astype(np.int32), problem.states, problem.fill, problem.scale
+    removed = () if keep is None else ablated_sites(network, np.flatnonzero(~keep))
+    static = network, sites, removed, keep is None, problem.outcomes, problem.precision, problem.has_moderate_fill
+    start = np.ones(network.num_neurons, bool) if keep is None else keep
+    replicated = steps, num_distinct.astype(np.int32), start, problem.states, problem.fill, problem.scale
     return ChunkRunner(problem, per_example, preferred_chunk(network, sites)).run(_engine, static, replicated)
 
 
-class _Level(NamedTuple):
-    """An ablated site, the linear map after it, and the layers up to the next level.
-
-    Attributes:
-        start, stop: first id of the site's neurons and one past the last.
-        fill: [unit], or [example, ..., unit] if it differs between examples.
-        scale: [unit], or None for a fill without a scale.
-        has_moderate_fill: as in `AblationProblem`.
-        linear: the linear map after the site.
-        layers_after: layers from the linear map's output to the next level's input, or to the logits.
-        activate: elementwise function from the level's input to the site's outputs.
-    """
-
-    start: int
-    stop: int
-    fill: jax.Array
-    scale: jax.Array | None
-    has_moderate_fill: bool
-    linear: nnx.Linear
-    layers_after: list[Layer]
-    activate: Callable[[jax.Array], jax.Array]
-
-    @property
-    def is_bounded(self) -> bool:
-        """Return True if the site's outputs, ablated or not, cannot differ by `LARGE_OUTPUT`."""
-        return self.has_moderate_fill and ELEMENTWISE.get(self.activate, False)
-
-    def linear_output(self, level_input: jax.Array, keep: jax.Array) -> jax.Array:
-        """Compute z [example, ..., output] from the level's input [example, ..., unit] and keep, bool [unit]."""
-        outputs = apply_masks(self.activate(level_input), keep, self.fill, self.scale)
-        kernel, bias = self.linear.kernel[...], self.linear.bias
-        return outputs @ kernel if bias is None else outputs @ kernel + bias[...]
-
-    def update(self, level_input: jax.Array, neurons: jax.Array, is_member: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Compute how much the neurons' outputs and z change when the neurons are ablated.
-
-        Args:
-            level_input: [example, ..., unit].
-            neurons: ids within the site [neuron], ablated at one step.
-            is_member: bool [neuron]; False for a neuron of another level, whose change is 0 here.
-
-        Returns:
-            The changes of the outputs [example, ..., neuron] and of z [example, ..., output].
-        """
-        scale = None if self.scale is None else self.scale[neurons]
-        outputs = self.activate(level_input[..., neurons])
-        difference = jnp.where(is_member, ablated_values(outputs, self.fill[..., neurons], scale) - outputs, 0)
-        kernel_rows = self.linear.kernel[...][neurons]
-        return difference, (difference * kernel_rows if len(neurons) == 1 else difference @ kernel_rows)
-
-
-def _split_into_levels(
-    model: Model, network: ModelSpec, sites: tuple[int, ...], has_moderate_fill: bool, fill, scale, rows
-) -> tuple[list[Layer], list[_Level]]:
-    """Return the layers before the first level, and the levels.
-
-    If an activation function is the last layer before a site, the level's input is taken before that function. The
-    outputs of single neurons are then computed from the input when they are needed, instead of being stored.
-    """
-    segments = split_at_sites(model)
-    assert segments is not None
-    splits = network.offsets[1:-1]
-    fills, scales = split_by_site(fill, rows, splits), split_by_site(scale, None, splits)
-    cuts = [0, *(site + 1 for site in sites), len(segments)]
-    parts = [[layer for segment in segments[a:b] for layer in segment] for a, b in itertools.pairwise(cuts)]
-    prefix, *parts_after_sites = parts
-    levels = []
-    for site, layers_after, layers_before in zip(sites, parts_after_sites, parts[:-1], strict=True):
-        activate = layers_before.pop() if layers_before and layers_before[-1] in ELEMENTWISE else _identity
-        linear = layers_after.pop(0)
-        assert isinstance(linear, nnx.Linear)
-        start, stop = network.offsets[site : site + 2].tolist()
-        site_fill = fills[site], scales[site], has_moderate_fill
-        levels.append(_Level(start, stop, *site_fill, linear, layers_after, activate))
-    return prefix, levels
-
-
-def _identity(outputs: jax.Array) -> jax.Array:
-    return outputs
-
-
 @Engine
-def _engine(static: tuple[ModelSpec, tuple[int, ...], tuple[str, ...], str, bool], replicated, shard: Shard):
-    """Follow orders on one shard of examples; return sums [network, order, step + 1, ...].
+def _engine(static, replicated, shard: Shard):
+    """Follow orders on one shard of examples; return sums [network, order, step, ...].
 
     Args:
-        static: the network, the ablated sites, outcomes, precision, and True if fill and scale are moderate.
-        replicated: orders [network, order, step, neuron], the number of orders to follow [network], the state of each
-            network, fill and scale.
+        static: the network, the ablated sites, the sites with neurons removed at the start, True to measure the start,
+            outcomes, precision, and True if fill and scale are moderate.
+        replicated: orders [network, order, step, neuron], the number of orders to follow [network], the neurons kept at
+            the start [neuron], the state of each network, fill and scale.
         shard: the examples.
     """
-    network, sites, outcomes, precision, has_moderate_fill = static
-    orders, num_distinct, states, fill, scale = replicated
+    network, sites, removed, with_start, outcomes, precision, has_moderate_fill = static
+    orders, num_distinct, keep, states, fill, scale = replicated
+    num_steps = orders.shape[2] + with_start
+    # the level at which each neuron is ablated
+    level_of_neuron = np.repeat(np.searchsorted(sites, np.arange(len(network.sites))), network.sizes)
 
     def measure_network(arguments):
         state, orders, number, fill, scale = arguments
-        model = nnx.merge(network.graphdef, state)
 
-        def add_chunk(totals, images, labels, rows):
-            prefix, levels = _split_into_levels(model, network, sites, has_moderate_fill, fill, scale, rows)
-            return _add_chunk(levels, outcomes, orders, number, totals, apply_layers(prefix, images), labels)
+        def add_chunk(totals, images, labels, targets, rows):
+            splits = network.offsets[1:-1]
+            fills, scales = split_by_site(fill, rows, splits), split_by_site(scale, None, splits)
+            graph, env = bind_inputs(network, state, images)
+            intact = None
+            if any(function == "divergence" for _, function in outcomes):
+                intact = read_outputs(network, graph, evaluate(graph.equations, dict(env)))
+            plan = _make_plan(network, graph, sites, removed)
+            constant = {i: (keep_of(keep, i), fills[i], scales[i]) for i in removed if i not in sites}
+            replace = replacements(network, graph, constant)
+            env = {var: replace[var](value) if var in replace else value for var, value in env.items()}
+            evaluate(plan.first, env, replace)
+            examples = Batch(labels, targets, intact)
+            settings = fills, scales, replace, has_moderate_fill, with_start
+            curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings)
+            first_level = curve.enter_level(0, env, keep)
+            start_sums = {name: jnp.zeros(values.shape[1:], values.dtype) for name, values in totals.items()}
 
-        start = zero_sums(outcomes, network.num_classes, (orders.shape[0], orders.shape[1] + 1))
-        return shard.add_chunks(add_chunk, start)
+            def add_curve(i, totals):
+                # depths[step]: the first level that loses a neuron at this step; the last entry, -1, ends every loop.
+                depths = jnp.append(jnp.asarray(level_of_neuron)[orders[i]].min(axis=1), -1)
+                progress = _Progress(jnp.int32(0), start_sums, keep)
+                progress = curve.run_level(orders[i], depths, 0, first_level, progress)
+                return jax.tree.map(lambda total, sums: total.at[i].add(sums), totals, progress.sums)
+
+            # The number of orders is an argument, not a constant of the program: networks differ in their distinct
+            # orders.
+            return jax.lax.fori_loop(0, number, add_curve, totals)
+
+        def keep_of(keep, site):
+            return keep[network.offsets[site] : network.offsets[site + 1]]
+
+        return shard.add_chunks(add_chunk, zero_sums(outcomes, network, shard.targets, (orders.shape[0], num_steps)))
 
     with jax.default_matmul_precision(precision):
         return jax.lax.map(measure_network, (stack_states(states), orders, num_distinct, fill, scale))
-
-
-def _add_chunk(
-    levels: list[_Level], outcomes: tuple[str, ...], orders, number, totals: Sums, first_input, labels
-) -> Sums:
-    """Add the outcomes of one chunk of examples to the totals.
-
-    Args:
-        levels: the ablated sites.
-        outcomes: names of outcomes.
-        orders: [order, step, neuron].
-        number: number of orders to follow.
-        totals: sums so far [order, step + 1, ...].
-        first_input: input of the first level [example, ..., unit].
-        labels: [example].
-    """
-    start = _Progress(
-        step=jnp.int32(0),
-        sums={name: jnp.zeros(values.shape[1:], values.dtype) for name, values in totals.items()},
-        keep=[jnp.ones(level.stop - level.start, bool) for level in levels],
-    )
-    intact = None
-    if "divergence" in outcomes:
-        intact = first_input
-        for level in levels:
-            all_kept = jnp.ones(level.stop - level.start, bool)
-            intact = apply_layers(level.layers_after, level.linear_output(intact, all_kept))
-    curve = _Curve(levels, outcomes, labels, intact)
-
-    def add_curve(i, totals):
-        order = orders[i]
-        # depths[step]: the first level that loses a neuron at this step; the last entry, -1, ends every loop.
-        stops = jnp.array([level.stop for level in levels])
-        depths = jnp.searchsorted(stops, order.min(axis=1), side="right")
-        progress = curve.run_level(order, jnp.append(depths, -1), 0, first_input, start)
-        return jax.tree.map(lambda total, sums: total.at[i].add(sums), totals, progress.sums)
-
-    # The number of orders is an argument, not a constant of the program: networks differ in their distinct orders.
-    return jax.lax.fori_loop(0, number, add_curve, totals)
 
 
 class _Progress(NamedTuple):
     """The state of a curve.
 
     Attributes:
-        step: the next step to measure.
-        sums: outcomes of the steps measured so far [step + 1, ...].
-        keep: for each level bool [unit], True = kept.
+        step: number of steps taken.
+        sums: outcomes of the steps measured so far [step, ...].
+        keep: bool [neuron], True = kept.
     """
 
     step: jax.Array
     sums: Sums
-    keep: list[jax.Array]
+    keep: jax.Array
+
+
+class _Entered(NamedTuple):
+    """The values of a level that no step at this level changes.
+
+    Attributes:
+        env: values of earlier stages, by variable.
+        changes: for each update, a function from (units, rows) to the changes of its operand if they are ablated.
+        weights: for each update, the weight.
+        results: for each update, the result of the linear map when the level is entered.
+    """
+
+    env: dict[Var, Any]
+    changes: list[Callable]
+    weights: list[jax.Array]
+    results: list[jax.Array]
 
 
 class _Curve(NamedTuple):
     """The constants of all curves of one chunk of examples."""
 
+    network: ModelSpec
+    graph: Graph
     levels: list[_Level]
-    outcomes: tuple[str, ...]
-    labels: jax.Array
-    intact: jax.Array | None
+    outcomes: Named
+    examples: Batch
+    fills: Sequence
+    scales: Sequence
+    replace: dict
+    has_moderate_fill: bool
+    with_start: bool
 
-    def run_level(self, order, depths, depth: int, level_input, progress: _Progress) -> _Progress:
+    def masked(self, level: _Level, env: dict[Var, Any], keep: jax.Array) -> jax.Array:
+        """Return the level's site with its ablated neurons filled."""
+        first, last = self.network.offsets[level.site : level.site + 2]
+        mask = keep[first:last], self.fills[level.site], self.scales[level.site]
+        return replacements(self.network, self.graph, {level.site: mask})[level.variable](env[level.variable])
+
+    def results(self, level: _Level, env: dict[Var, Any], keep: jax.Array) -> list[jax.Array]:
+        """Return the results of the level's readers, computed from the masked outputs."""
+        env = env | {level.variable: self.masked(level, env, keep)}
+        for update in level.updates:
+            evaluate([*update.path, update.reader.equation], env, self.replace)
+        return [env[update.reader.result] for update in level.updates]
+
+    def enter_level(self, depth: int, env: dict[Var, Any], keep: jax.Array) -> _Entered:
+        """Compute what no step at this level changes, from the values of earlier stages."""
+        level = self.levels[depth]
+        spec = self.network.site_specs[level.site]
+        outputs = spec.canonical(env[level.variable])
+        ablated = ablated_values(outputs, self.fills[level.site], self.scales[level.site])
+        ablated = spec.native(jnp.broadcast_to(ablated, outputs.shape).astype(outputs.dtype))
+        changes, weights = [], []
+        for update in level.updates:
+            reader, weight = update.reader, read(env, update.reader.weight)
+            weights.append(_rows_first(weight, reader.weight_axes) if reader.is_product else weight)
+            # Deeper levels are entered at every step of a shallower one: they compute only the changes that they need.
+            if depth > 0 and update.is_direct(spec):
+                changes.append(partial(self._changes_of_units, outputs, level.site))
+                continue
+            intact, changed = (
+                read(evaluate(update.path, env | {level.variable: value}, self.replace), reader.operand)
+                for value in (env[level.variable], ablated)
+            )
+            difference = changed - intact
+            if reader.is_product:
+                difference = _rows_first(difference, reader.axes)
+            axis = 0 if reader.is_product else reader.axes[0]
+            changes.append(lambda _, rows, array=difference, axis=axis: _take(array, rows, axis))
+        return _Entered(env, changes, weights, self.results(level, env, keep))
+
+    def _changes_of_units(self, outputs: jax.Array, site: int, units: jax.Array, _: jax.Array) -> jax.Array:
+        """Return the changes [unit, example, ...] of the outputs [example, ..., unit] of units that are ablated."""
+        outputs, fill = _take(outputs, units, -1), _take(self.fills[site], units, -1)
+        scale = None if self.scales[site] is None else _take(self.scales[site], units, -1)
+        return jnp.moveaxis(ablated_values(outputs, fill, scale) - outputs, -1, 0)
+
+    def run_level(self, order, depths, depth: int, entered: _Entered, progress: _Progress) -> _Progress:
         """Measure the next step, then follow the order as long as its steps start at level `depth` or deeper.
 
         Args:
             order: network-wide ids [step, neuron].
             depths: level at which each step starts [step + 1], with -1 at the end.
             depth: this level.
-            level_input: this level's input, constant during the call.
+            entered: the level's values, constant during the call.
             progress: the state of the curve.
         """
         level = self.levels[depth]
+        first, last = self.network.offsets[level.site : level.site + 2]
 
-        def run_deeper(linear_output, progress):
-            outputs = apply_layers(level.layers_after, linear_output)
+        def run_deeper(results, progress):
+            env = entered.env | {level.variable: self.masked(level, entered.env, progress.keep)}
+            env.update(zip((update.reader.result for update in level.updates), results, strict=True))
+            evaluate(level.rest, env, self.replace)
             if depth + 1 < len(self.levels):
-                return self.run_level(order, depths, depth + 1, outputs, progress)
-            step_sums = measure(self.outcomes, outputs, self.labels, self.intact)
-            sums = jax.tree.map(lambda sums, new: sums.at[progress.step].set(new), progress.sums, step_sums)
+                deeper = self.enter_level(depth + 1, env, progress.keep)
+                return self.run_level(order, depths, depth + 1, deeper, progress)
+            outputs = read_outputs(self.network, self.graph, env)
+            new = measure(self.outcomes, self.network.kind, outputs, self.examples)
+            place = progress.step - (not self.with_start)
+            sums = jax.tree.map(lambda sums, new: sums.at[place].set(new), progress.sums, new)
             return progress._replace(step=progress.step + 1, sums=sums)
 
-        def ablate(state):
-            linear_output, progress = state
-            neurons = order[progress.step - 1]  # step 0 is the intact network
-            keep = [
-                site_keep & (jnp.arange(site.start, site.stop)[:, None] != neurons).all(axis=1)
-                for site_keep, site in zip(progress.keep, self.levels, strict=True)
-            ]
-            is_member = (neurons >= level.start) & (neurons < level.stop)
-            difference, change = level.update(level_input, jnp.where(is_member, neurons - level.start, 0), is_member)
-            updated = linear_output + change
-            if not level.is_bounded:
-                is_small = jnp.abs(difference).max() < LARGE_OUTPUT
-                updated = jax.lax.cond(is_small, lambda: updated, lambda: level.linear_output(level_input, keep[depth]))
-            return updated, run_deeper(updated, progress._replace(keep=keep))
+        # One pass of the loop ablates the neurons of a step and measures. The first pass only measures the step at
+        # which the level was entered, so its neurons change nothing; a branch of its own would double the program.
+        def advance(state):
+            results, progress, is_entered = state
+            neurons = order[progress.step - 1]  # step 0 is the start
+            keep = progress.keep.at[neurons].set(progress.keep[neurons] & ~is_entered)
+            is_member = (neurons >= first) & (neurons < last) & is_entered
+            units = jnp.where(is_member, neurons - first, 0)
+            changes, sizes = [], []
+            for update, changes_of, weight in zip(level.updates, entered.changes, entered.weights, strict=True):
+                rows = jnp.asarray(update.reader.rows)[units]
+                change = changes_of(units, rows.ravel())
+                axis = 0 if update.reader.is_product else update.reader.axes[0]
+                shape = [-1 if a == axis else 1 for a in range(change.ndim)]
+                change = jnp.where(jnp.repeat(is_member, rows.shape[1]).reshape(shape), change, 0)
+                sizes.append(jnp.abs(change).max())
+                changes.append(_change(update.reader, change, weight, rows.ravel()))
+            updated = [result + change for result, change in zip(results, changes, strict=True)]
+            if level.updates and not (level.is_bounded and self.has_moderate_fill):
+                is_small = jnp.stack(sizes).max() < LARGE_OUTPUT
+                updated = jax.lax.cond(is_small, lambda: updated, lambda: self.results(level, entered.env, keep))
+            progress = run_deeper(updated, progress._replace(keep=keep))
+            return updated, progress, jnp.bool_(True)
 
-        linear_output = level.linear_output(level_input, progress.keep[depth])
-        progress = run_deeper(linear_output, progress)
-        return jax.lax.while_loop(lambda state: depths[state[1].step - 1] == depth, ablate, (linear_output, progress))[
-            1
-        ]
+        def goes_on(state):
+            _, progress, is_entered = state
+            return ~is_entered | (depths[progress.step - 1] == depth)
+
+        if depth == 0 and not self.with_start:
+            start = entered.results, progress._replace(step=progress.step + 1), jnp.bool_(True)
+            # a loop of one step would copy the results
+            return advance(start)[1] if len(order) == 1 else jax.lax.while_loop(goes_on, advance, start)[1]
+        return jax.lax.while_loop(goes_on, advance, (entered.results, progress, jnp.bool_(False)))[1]

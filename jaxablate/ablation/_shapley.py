@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from jaxablate._checks import require, require_count, require_known
@@ -20,8 +19,7 @@ from jaxablate.ablation._outcomes import CORRECT
 from jaxablate.ablation._single import HARM
 from jaxablate.devices import first_example, require_examples
 from jaxablate.fills import AnyFill
-from jaxablate.models import Model
-from jaxablate.models._network import trace_model
+from jaxablate.models._model import AnyModel, trace_model
 from jaxablate.orders import random_orders
 
 
@@ -39,7 +37,7 @@ class ShapleyValues:
 
 
 def shapley_values(
-    model: Model,
+    model: AnyModel,
     images: Images,
     labels: Labels,
     fill: AnyFill | None = None,
@@ -58,7 +56,7 @@ def shapley_values(
     the whole site is ablated; without `site`, the values of all neurons sum to that of the whole network.
 
     Args:
-        model: an `MLP` or any module with sites, evaluated in evaluation mode.
+        model: a Flax NNX module such as an `MLP`, in evaluation mode, or a model from `ja.from_function`.
         images, labels, fill, memory_limit, mesh: as in `evaluate_masks`.
         site: name of the site whose neurons are ablated, while all other neurons are kept; None for all sites.
         outcome: "correct", "loss" or "divergence". Values are positive for neurons that help: neurons that raise the
@@ -83,7 +81,7 @@ def shapley_values(
     """
     require_known("outcome", outcome, HARM)
     num_permutations = require_count("num_permutations", num_permutations, 2)
-    require(isinstance(model, nnx.Module), f"model: expected one network, got {type(model).__name__}")
+    require(isinstance(model, AnyModel), f"model: expected one network, got {type(model).__name__}")
     network, _, _ = trace_model(model, first_example(images))
     num_examples = require_examples(labels, len(images), network.num_classes)
     first, last = site_range(network, site)

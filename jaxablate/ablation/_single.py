@@ -6,7 +6,6 @@ Memory: activations within `memory_limit`.
 """
 
 import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,33 +15,33 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxablate._checks import require, require_integer, require_known
-from jaxablate._typing import Images, Labels, Order
-from jaxablate.ablation import _incremental, _sets, _vmap
+from jaxablate._typing import Images, Order, Targets
+from jaxablate.ablation import _incremental, _vmap
 from jaxablate.ablation._arguments import format_result, make_site_problem
 from jaxablate.ablation._execute import AblationProblem
-from jaxablate.ablation._outcomes import CORRECT
+from jaxablate.ablation._outcomes import CORRECT, Outcomes
 from jaxablate.fills import AnyFill
-from jaxablate.models import Model
+from jaxablate.models._model import AnyModel
 
 MASKS_MULTIPLE = 32  # a program is compiled for each number of masks, so this number is padded to a multiple of 32
 HARM = {CORRECT: -1, "loss": 1, "divergence": 1}  # sign of an outcome that is larger for more harm
 
 
 def single_ablation(
-    model: Model,
+    model: AnyModel,
     images: Images,
-    labels: Labels,
+    labels: Targets,
     fill: AnyFill | None = None,
     *,
     site: str | None = None,
-    outcomes: str | Iterable[str] = CORRECT,
+    outcomes: Outcomes = CORRECT,
     memory_limit: int | None = None,
     mesh: Mesh | None = None,
 ) -> Any:
     """Ablate each neuron alone and count the correct predictions without it.
 
     Args:
-        model: an `MLP` or any module with sites, evaluated in evaluation mode.
+        model: a Flax NNX module such as an `MLP`, in evaluation mode, or a model from `ja.from_function`.
         images, labels, fill, outcomes, memory_limit, mesh: as in `evaluate_masks`.
         site: name of the site whose neurons are ablated (the layers of an `MLP` are "layer1", "layer2", ...); None for
             the neurons of all sites.
@@ -65,20 +64,20 @@ def single_ablation(
 
 
 def pair_ablation(
-    model: Model,
+    model: AnyModel,
     images: Images,
-    labels: Labels,
+    labels: Targets,
     fill: AnyFill | None = None,
     *,
     site: str,
-    outcomes: str | Iterable[str] = CORRECT,
+    outcomes: Outcomes = CORRECT,
     memory_limit: int | None = None,
     mesh: Mesh | None = None,
 ) -> Any:
     """Ablate each pair of neurons of a site and count the correct predictions without both.
 
     Args:
-        model: an `MLP` or any module with sites, evaluated in evaluation mode.
+        model: a Flax NNX module such as an `MLP`, in evaluation mode, or a model from `ja.from_function`.
         images, labels, fill, outcomes, memory_limit, mesh: as in `evaluate_masks`.
         site: name of the site; the layers of an `MLP` are "layer1", "layer2", ...
 
@@ -126,9 +125,9 @@ class GreedyOrder:
 
 
 def greedy_order(
-    model: Model,
+    model: AnyModel,
     images: Images,
-    labels: Labels,
+    labels: Targets,
     fill: AnyFill | None = None,
     *,
     site: str | None = None,
@@ -140,7 +139,7 @@ def greedy_order(
     """Remove at each step the neuron whose removal does least harm, in addition to the neurons removed before.
 
     Args:
-        model: an `MLP` or any module with sites, evaluated in evaluation mode.
+        model: a Flax NNX module such as an `MLP`, in evaluation mode, or a model from `ja.from_function`.
         images, labels, fill, memory_limit, mesh: as in `evaluate_masks`. The order is fitted to these examples; judge
             it on other examples.
         site: name of the site whose neurons are removed; None for the whole network.
@@ -184,10 +183,9 @@ def greedy_order(
     return GreedyOrder(jnp.array(order, jnp.int32) - int(neurons[0]), result)
 
 
-# Single neurons and pairs are sets of one site. If a linear map follows the site, each set is a low-rank update of that
-# map's output (`_sets`). All sets then share the forward pass up to the site. Otherwise each set is a full mask
-# (`_vmap`). A program is compiled for each number of sets. Greedy removal needs n, n - 1, ..., 1 sets, so the number is
-# padded.
+# Single neurons and pairs are orders of one step. The sets of one site share the forward pass up to that site, and the
+# results of the linear maps after it. If no linear map is updated, each set is a full mask (`_vmap`). A program is
+# compiled for each number of sets. Greedy removal needs n, n - 1, ..., 1 sets, so the number is padded.
 def _measure_sets(problem: AblationProblem, sets: np.ndarray, keep: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Evaluate each set of neurons, ablated in addition to the neurons that `keep` already removes.
 
@@ -205,17 +203,16 @@ def _measure_sets(problem: AblationProblem, sets: np.ndarray, keep: np.ndarray |
     parts = []
     for site, members in itertools.groupby(range(len(sets)), key=lambda i: sites[i]):
         site_sets = sets[list(members)]
-        if _incremental.incremental_obstacle(network, problem.states[0], (int(site),)):
-            # Greedy removal asks for one set fewer at each step; padding keeps the program the same.
+        if _incremental.has_updates(network, (int(site),)):
+            # The engine compiles for the padded number of sets and evaluates only those that exist.
+            padded = np.resize(site_sets, (max(len(site_sets), network.sizes[site]), site_sets.shape[1]))
+            number, num_members = np.array([len(site_sets)]), sets.shape[1]
+            sums = _incremental.measure_steps(problem, padded[None], number, neurons_per_step=num_members, keep=keep)
+            parts.append({name: values[0, : len(site_sets), 0] for name, values in sums.items()})
+        else:
             num_masks = MASKS_MULTIPLE * -(-len(site_sets) // MASKS_MULTIPLE)
             masks = np.tile(keep, (1, num_masks, 1))
             np.put_along_axis(masks[0], np.resize(site_sets, (num_masks, site_sets.shape[1])), False, axis=1)
             sums = _vmap.measure_masks(problem, masks)
             parts.append({name: values[0, : len(site_sets)] for name, values in sums.items()})
-        else:
-            # The engine compiles for the padded number of sets and evaluates only those that exist.
-            num_sets = max(len(site_sets), network.sizes[site])
-            padded = np.resize(site_sets, (num_sets, site_sets.shape[1]))
-            sums = _sets.measure_sets(problem, padded, len(site_sets), keep)
-            parts.append({name: values[: len(site_sets)] for name, values in sums.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

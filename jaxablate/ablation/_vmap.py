@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, split_by_site
-from jaxablate.ablation._outcomes import measure, zero_sums
-from jaxablate.models._network import ModelSpec, peak_activation_bytes, run_from_site, run_prefix, stack_states
+from jaxablate.ablation._outcomes import Batch, measure, zero_sums
+from jaxablate.models._model import peak_activation_bytes, stack_states, start_forward
 
 # Loops, from the outside: slabs of masks (one jitted call each), networks (`lax.map`), chunks of examples (`lax.scan`),
-# batches of masks (`lax.map`), masks (`vmap`). A chunk's prefix, the part of the forward pass before the first ablated
-# site, is computed once for all masks. Chunks are so small that one activation of a chunk under a whole batch of masks
+# batches of masks (`lax.map`), masks (`vmap`). The part of the forward pass that no mask changes is computed once for
+# each chunk. Chunks are so small that one activation of a chunk under a whole batch of masks
 # stays in a core's cache. All batches have nearly the same number of masks, so that little padding is evaluated.
 # Counts are exact: every mask gets a forward pass at full precision, and integer sums do not depend on the cuts.
 SLAB = 8192  # largest number of masks in one call; it bounds the memory of masks and counts on the device
@@ -28,7 +28,6 @@ def measure_masks(problem: AblationProblem, keep: np.ndarray) -> dict[str, np.nd
     """Return sums of the problem's outcomes [network, mask, ...] under masks bool [network, mask, neuron]."""
     network = problem.network
     sites = tuple(np.unique(network.site_of(np.flatnonzero(~keep.all(axis=(0, 1))))).tolist())
-    first = sites[0] if sites else len(network.sites) - 1
     num_networks, num_masks, num_neurons = keep.shape
     # All numbers are rounded up so that slabs, batches and masks divide evenly; the masks that this adds keep all
     # neurons and are dropped at the end.
@@ -38,51 +37,50 @@ def measure_masks(problem: AblationProblem, keep: np.ndarray) -> dict[str, np.nd
     padded = np.ones((num_networks, num_slabs * batches * batch, num_neurons), bool)
     padded[:, :num_masks] = keep
     cached_bytes = CACHED_BYTES.get(jax.default_backend(), CACHED_BYTES_ELSEWHERE)
-    largest = peak_activation_bytes(network, first)
+    largest = peak_activation_bytes(network, sites or (len(network.sites) - 1,))
     # Two successive activations are held at a time, for each mask of the batch and for the prefix.
     chunks = ChunkRunner(problem, 2 * largest * (batch + 1), max(1, cached_bytes // (batch * largest)))
     parts = []
     for slab in padded.reshape(num_networks, num_slabs, batches, batch, -1).swapaxes(0, 1):
-        static = network, first, sites, problem.outcomes, problem.precision
+        static = network, sites, problem.outcomes, problem.precision
         sums = chunks.run(_engine, static, (slab, problem.states, problem.fill, problem.scale))
         parts.append({name: values.reshape(num_networks, -1, *values.shape[3:]) for name, values in sums.items()})
     return {name: np.concatenate([part[name] for part in parts], axis=1)[:, :num_masks] for name in parts[0]}
 
 
 @Engine
-def _engine(static: tuple[ModelSpec, int, tuple[int, ...], tuple[str, ...], str], replicated, shard: Shard):
+def _engine(static, replicated, shard: Shard):
     """Evaluate masks on one shard of examples; return sums [network, batch, mask, ...].
 
     Args:
-        static: the network, the site at which evaluation starts, the ablated sites, outcomes, precision.
+        static: the network, the ablated sites, outcomes, precision.
         replicated: keep [network, batch, mask, neuron], the state of each network, fill and scale.
         shard: the examples.
     """
-    network, first, sites, outcomes, precision = static
+    network, sites, outcomes, precision = static
     keep, states, fill, scale = replicated
     splits = network.offsets[1:-1]
 
     def measure_network(arguments):
         state, keep, fill, scale = arguments
 
-        def add_chunk(totals, images, labels, rows):
-            prefix = run_prefix(network, state, images, first)
+        def add_chunk(totals, images, labels, targets, rows):
+            finish = start_forward(network, state, images, sites)
             fills, scales = split_by_site(fill, rows, splits), split_by_site(scale, None, splits)
+            has_divergence = any(function == "divergence" for _, function in outcomes)
+            examples = Batch(labels, targets, finish({}) if has_divergence else None)
 
-            def logits_under(masks):
-                site_masks = {site: (masks[site], fills[site], scales[site]) for site in sites}
-                return run_from_site(network, state, prefix, first, site_masks)
-
-            intact = run_from_site(network, state, prefix, first, {}) if "divergence" in outcomes else None
+            def measure_mask(masks):
+                outputs = finish({site: (masks[site], fills[site], scales[site]) for site in sites})
+                return measure(outcomes, network.kind, outputs, examples)
 
             def measure_batch(arguments):
                 keep, totals = arguments
-                logits = jax.vmap(logits_under)(jnp.split(keep, splits, axis=1))
-                return jax.tree.map(jnp.add, totals, measure(outcomes, logits, labels, intact))
+                return jax.tree.map(jnp.add, totals, jax.vmap(measure_mask)(jnp.split(keep, splits, axis=1)))
 
             return jax.lax.map(measure_batch, (keep, totals))
 
-        return shard.add_chunks(add_chunk, zero_sums(outcomes, network.num_classes, keep.shape[:2]))
+        return shard.add_chunks(add_chunk, zero_sums(outcomes, network, shard.targets, keep.shape[:2]))
 
     with jax.default_matmul_precision(precision):
         return jax.lax.map(measure_network, (stack_states(states), keep, fill, scale))

@@ -1,28 +1,31 @@
 """Networks and their sites.
 
-Input: your own Flax NNX modules with sites, layer sizes, or files of weights.
+Input: any JAX function, Flax NNX modules, layer sizes, or files of weights.
 Output: models that the other modules record, score, ablate and prune; files of `MLP`s.
 """
 
+from jaxablate.models._analysis import SiteSpec
 from jaxablate.models._files import SavedModel, load_model, save_model
 from jaxablate.models._mlp import ACTIVATIONS, MLP, from_arrays, layer_of_neuron
-from jaxablate.models._network import Model, site_neurons
+from jaxablate.models._model import AnyModel, Model, from_function, from_module, site_neurons
 from jaxablate.models._pytorch import load_pytorch
-from jaxablate.models._sites import Chain, Site, SiteVariable, with_sites
+from jaxablate.models._sites import Site, tag
 
 __all__ = [
     "ACTIVATIONS",
     "MLP",
-    "Chain",
+    "AnyModel",
     "Model",
     "SavedModel",
     "Site",
-    "SiteVariable",
+    "SiteSpec",
     "from_arrays",
+    "from_function",
+    "from_module",
     "layer_of_neuron",
     "load_model",
     "load_pytorch",
     "save_model",
     "site_neurons",
-    "with_sites",
+    "tag",
 ]

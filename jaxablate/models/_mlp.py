@@ -10,6 +10,7 @@ logits.
 import functools
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +19,9 @@ from flax import nnx
 
 from jaxablate._checks import finite_float32, require, require_known
 from jaxablate._typing import Images
+from jaxablate.models._sites import tag
 
 ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": jax.nn.gelu}
-ELEMENTWISE = {
-    jax.nn.sigmoid: True,
-    jnp.tanh: True,
-    nnx.tanh: True,
-    jax.nn.relu: False,
-    jax.nn.gelu: False,
-    jax.nn.silu: False,
-    jax.nn.elu: False,
-    jax.nn.leaky_relu: False,
-    jax.nn.softplus: False,
-}
-"""Functions that act on each neuron separately; True if their outputs lie in [-1, 1]."""
 
 
 # nnx.Linear keeps its initializers, and functions compare by identity. So the cache returns one object for each fan-in:
@@ -104,9 +94,15 @@ class MLP(nnx.Module):
     def __call__(self, images: Images) -> jax.Array:
         """Return the logits [example, class] of images [example, ...]."""
         outputs = jnp.asarray(flatten_images(images))
-        for stage in self.stages:
-            outputs = stage(outputs)
-        return outputs
+        *hidden, last = self.stages
+        for i, stage in enumerate(hidden, start=1):
+            outputs = tag(stage(outputs), f"layer{i}")
+        return last(outputs)
+
+
+def is_mlp(model: object) -> TypeGuard[MLP]:
+    """Return True if a model is an `MLP` and no subclass has replaced its call."""
+    return isinstance(model, MLP) and type(model).__call__ is MLP.__call__
 
 
 def flatten_images(images: Images) -> Images:

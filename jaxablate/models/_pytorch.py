@@ -15,8 +15,9 @@ from flax import nnx
 
 from jaxablate._checks import InputError, finite_float32, require, require_known
 from jaxablate._typing import Images
-from jaxablate.models._mlp import ACTIVATIONS, ELEMENTWISE, MLP, flatten_images, from_arrays
-from jaxablate.models._sites import Site, flatten_layers
+from jaxablate.models._layers import ELEMENTWISE, flatten_layers
+from jaxablate.models._mlp import ACTIVATIONS, MLP, flatten_images, from_arrays
+from jaxablate.models._sites import Site
 from jaxablate.models._tensors import Tensors, read_tensors
 
 # PyTorch and Flax store the same numbers in another order:
@@ -49,7 +50,7 @@ def load_pytorch(
         path: `.safetensors`, or `.pt` or `.pth` as `torch.save(model.state_dict(), path)` writes it since PyTorch 1.6.
             Reading `.pt` needs PyTorch. The order is that of the file; safetensors have no order, so their names are
             sorted, with numbers by value. The file may take at most 4 GiB, also unpacked.
-        model: an `nnx.Sequential` or `Chain` of the same architecture, with `nnx.Linear`, `nnx.Conv` (2-D) and
+        model: an `nnx.Sequential` of the same architecture, with `nnx.Linear`, `nnx.Conv` (2-D) and
             `nnx.BatchNorm`; None for an `MLP` of the file's linear maps.
         activation: activation function of the hidden layers of that `MLP`; a state dict does not contain it.
         images: [example, height, width, channel]; only the shape matters. Needed if a feature map of several channels
@@ -75,7 +76,7 @@ def load_pytorch(
     path = Path(path)
     require(
         model is None or isinstance(model, nnx.Sequential),
-        f"model: expected an nnx.Sequential, a Chain or None, got {type(model).__name__}",
+        f"model: expected an nnx.Sequential or None, got {type(model).__name__}",
     )
     modules = _modules(path, read_tensors(path))
     if model is None:

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from flax import nnx
 from jax.sharding import Mesh
 
 from jaxablate._checks import require
@@ -29,8 +28,9 @@ from jaxablate.devices import make_room_for_programs, to_device
 from jaxablate.fills import AffineFill, AnyFill, PerExampleFill
 from jaxablate.histograms import constant_codes
 from jaxablate.metrics import METRICS
-from jaxablate.models import Model
-from jaxablate.models._network import ModelSpec, is_mlp, trace_model
+from jaxablate.models import AnyModel
+from jaxablate.models._mlp import is_mlp
+from jaxablate.models._model import ModelSpec, trace_model
 from jaxablate.orders import DIRECTIONS, normalize_per_layer, random_orders
 from jaxablate.protocols import FreshSubsets, Protocol, get_protocol
 from jaxablate.quantizers import Quantizer
@@ -52,7 +52,7 @@ class EvaluationData(NamedTuple):
     mesh: Mesh | None
 
 
-def state_digest(state: nnx.State) -> str:
+def state_digest(state: object) -> str:
     """Return a digest of the state of a network."""
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(state)]
     plain = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
@@ -103,7 +103,7 @@ def ablate_networks(
     config: StudyConfig,
     name: str,
     data: Dataset,
-    networks: Sequence[tuple[Model, History | None]],
+    networks: Sequence[tuple[AnyModel, History | None]],
     units: CheckpointStore,
     report: OnProgress,
     mesh: Mesh | None = None,
@@ -211,7 +211,7 @@ def _collect_arrays(
 
 
 def _score_and_rank(
-    config: StudyConfig, scopes: "_Scopes", model: Model, data: Dataset, protocols: Sequence[Protocol]
+    config: StudyConfig, scopes: "_Scopes", model: AnyModel, data: Dataset, protocols: Sequence[Protocol]
 ) -> Arrays:
     """Quantize, score and rank the neurons of a network under every protocol; return arrays for `_View.from_arrays`."""
     evidence = evidence_of(model, data, quantizer_of(config.quantizer, model), scopes.keys[-1])
@@ -304,7 +304,7 @@ def _curves(
     config: StudyConfig,
     scopes: _Scopes,
     scope: int,
-    model: Model,
+    model: AnyModel,
     views: Sequence[_View],
     extra_fills: Callable[[], Sequence[AnyFill]],
     test: EvaluationData,
@@ -344,7 +344,7 @@ def _subset_curves(
     view: _View,
     scopes: _Scopes,
     scope: int,
-    model: Model,
+    model: AnyModel,
     fill: AnyFill,
     test: EvaluationData,
 ) -> np.ndarray:
@@ -365,7 +365,7 @@ def _subset_curves(
     return np.asarray(counts).reshape(keep.shape[:2])
 
 
-def _ablate_singly(model: Model, views: Sequence[_View], test: EvaluationData) -> Arrays:
+def _ablate_singly(model: AnyModel, views: Sequence[_View], test: EvaluationData) -> Arrays:
     """Return the effect of each neuron alone [neuron], bias balanced, under each protocol.
 
     The arrays are "PROTOCOL correct", correct predictions, and "PROTOCOL damage", the rise of the loss in nats.

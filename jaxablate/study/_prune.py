@@ -14,7 +14,8 @@ from jaxablate.ablation import evaluate_masks
 from jaxablate.activations import compute_fill
 from jaxablate.datasets import Dataset
 from jaxablate.models import MLP
-from jaxablate.models._network import is_mlp, site_offsets
+from jaxablate.models._mlp import is_mlp
+from jaxablate.models._model import site_offsets
 from jaxablate.orders import DIRECTIONS, ablation_order
 from jaxablate.pruning import count_flops, count_parameters, prune
 from jaxablate.study._scores import score_neurons

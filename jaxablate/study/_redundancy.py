@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from flax import nnx
 
 from jaxablate._checks import require_count, require_known
 from jaxablate._precision import matmul_precision
@@ -22,8 +21,8 @@ from jaxablate.datasets import Dataset, Split
 from jaxablate.fills import AnyFill, PerExampleFill
 from jaxablate.interactions import loss_curvature, mantel_test, pair_information, super_additivity
 from jaxablate.layer_analysis import spearman
-from jaxablate.models import Model
-from jaxablate.models._network import ModelSpec, run_from_site, run_prefix, trace_model
+from jaxablate.models import AnyModel
+from jaxablate.models._model import ModelSpec, State, start_forward, trace_model
 from jaxablate.results import redundancy_results
 from jaxablate.study._networks import OnProgress, no_progress
 from jaxablate.study._scores import PLAIN_FILLS, networks_of_one_architecture, quantizer_of
@@ -33,7 +32,7 @@ BATCH_SIZE = 500
 
 
 def redundancy_test(
-    models: Model | Sequence[Model],
+    models: AnyModel | Sequence[AnyModel],
     data: Dataset,
     *,
     quantizer: str | float = "activation",
@@ -133,7 +132,7 @@ def redundancy_test(
     )
 
 
-def _site_curvature(model: Model, examples: Split, fill: AnyFill, site: int) -> np.ndarray:
+def _site_curvature(model: AnyModel, examples: Split, fill: AnyFill, site: int) -> np.ndarray:
     """Return the `loss_curvature` [neuron, neuron] of a site's neurons, each ablated alone to its fill."""
     network, state, images = trace_model(model, examples.images)
     size, start = network.sizes[site], network.offsets[site]
@@ -152,16 +151,16 @@ def _site_curvature(model: Model, examples: Split, fill: AnyFill, site: int) -> 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _logit_changes(
-    network: ModelSpec, site: int, state: nnx.State, images: jax.Array, fill: jax.Array
+    network: ModelSpec, site: int, state: State, images: jax.Array, fill: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Return the intact logits [example, class], and their changes [neuron, example, class] without each neuron."""
     with jax.default_matmul_precision(matmul_precision()):
-        prefix = run_prefix(network, state, images, site)
-        intact = run_from_site(network, state, prefix, site, {})
+        finish = start_forward(network, state, images, (site,))
+        intact = finish({})
         neurons = jnp.arange(network.sizes[site])
 
         # One neuron at a time: the memory does not grow with the width of a hidden layer, only with the logits.
         def change(neuron: jax.Array) -> jax.Array:
-            return run_from_site(network, state, prefix, site, {site: (neurons != neuron, fill, None)}) - intact
+            return finish({site: (neurons != neuron, fill, None)}) - intact
 
         return intact, jax.lax.map(change, neurons)

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 import xarray as xr
-from flax import nnx
 from jax.sharding import Mesh
 
 from jaxablate._checks import require, require_name
@@ -25,21 +24,21 @@ from jaxablate._rundir import CheckpointStore, digest, format_differences, lock_
 from jaxablate._typing import Images
 from jaxablate.datasets import Dataset, load_dataset
 from jaxablate.devices import Stop, allgather_text, broadcast_text, make_mesh, mesh_for, num_cores, run_all
-from jaxablate.models import Model
-from jaxablate.models._network import record_sites, trace_model
+from jaxablate.models import AnyModel
+from jaxablate.models._model import record_sites, trace_model
 from jaxablate.results import study_results
 from jaxablate.study._ablate import ablate_networks, state_digest
 from jaxablate.study._config import StudyConfig, network_name
 from jaxablate.study._networks import OnProgress, no_progress, trained_networks
 from jaxablate.training import History
 
-Networks = Sequence[tuple[Model, History | None]]
+Networks = Sequence[tuple[AnyModel, History | None]]
 """The networks of one architecture, one for each seed, each with its training history if that is known."""
 
 
 def run_study(
     config: StudyConfig,
-    models: Mapping[str, Model | Sequence[Model]] | None = None,
+    models: Mapping[str, AnyModel | Sequence[AnyModel]] | None = None,
     *,
     run_dir: str | Path | None = None,
     force: bool = False,
@@ -171,7 +170,7 @@ def _require_same(identity: dict[str, Any]) -> None:
         )
 
 
-def _model_digest(model: Model, images: Images) -> str:
+def _model_digest(model: AnyModel, images: Images) -> str:
     """Return a digest of a network's state and of its outputs, at the sites and at the end.
 
     The state alone would miss a change of the code; the outputs alone would miss weights that these images do not use.
@@ -203,7 +202,7 @@ def _train(
     return {network_name(hidden): networks for hidden, networks in zip(config.networks, trained, strict=True)}
 
 
-def _checked_models(models: Mapping[str, Model | Sequence[Model]], config: StudyConfig) -> dict[str, Networks]:
+def _checked_models(models: Mapping[str, AnyModel | Sequence[AnyModel]], config: StudyConfig) -> dict[str, Networks]:
     """Return the user's models as networks without a history, by name.
 
     Raises:
@@ -218,7 +217,7 @@ def _checked_models(models: Mapping[str, Model | Sequence[Model]], config: Study
     for name, of_name in models.items():
         require_name("models", name)
         require(name not in config.protocols, f"models: {name!r} is the name of a protocol; choose another name")
-        sequence = [of_name] if isinstance(of_name, nnx.Module) else list(of_name)
+        sequence = [of_name] if isinstance(of_name, AnyModel) else list(of_name)
         require(
             len(sequence) == len(config.seeds),
             f"models: expected {len(config.seeds)} models for {name!r}, one for each of the seeds {config.seeds}, got "

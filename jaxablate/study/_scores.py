@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 import xarray as xr
-from flax import nnx
 
 from jaxablate._checks import InputError, JaxablateWarning, require, require_different
 from jaxablate.activations import mean_activations
 from jaxablate.datasets import Dataset
 from jaxablate.metrics import METRICS
-from jaxablate.models import Model
-from jaxablate.models._network import ModelSpec, is_mlp, trace_model
+from jaxablate.models import AnyModel
+from jaxablate.models._mlp import is_mlp
+from jaxablate.models._model import ModelSpec, trace_model
 from jaxablate.quantizers import Quantizer, default_quantizer, get_quantizer
 from jaxablate.results import neuron_scores
 from jaxablate.scores import Evidence, compute_score
@@ -28,12 +28,16 @@ PLAIN_FILLS = ("zero", "mean", "median", "class_mean")
 
 
 def score_neurons(
-    model: Model, data: Dataset, *, scores: str | Sequence[str] = tuple(METRICS), quantizer: str | float = "activation"
+    model: AnyModel,
+    data: Dataset,
+    *,
+    scores: str | Sequence[str] = tuple(METRICS),
+    quantizer: str | float = "activation",
 ) -> xr.Dataset:
     """Score every neuron of a network on the validation split.
 
     Args:
-        model: an `MLP`, or any module with sites; it is evaluated in evaluation mode.
+        model: a Flax NNX module such as an `MLP`, in evaluation mode, or a model from `ja.from_function`.
         data: the dataset; only the validation split is used.
         scores: names of scores, as in `ja.scores.get_score`.
         quantizer: how activations become codes, as in `StudyConfig`; "activation" needs an `MLP`.
@@ -77,7 +81,7 @@ def score_neurons(
 
 
 def quantizer_of(
-    setting: str | float, model: Model, by_activation: Callable[[str], Quantizer] = default_quantizer
+    setting: str | float, model: AnyModel, by_activation: Callable[[str], Quantizer] = default_quantizer
 ) -> Quantizer:
     """Return the quantizer that a study's setting names.
 
@@ -99,20 +103,22 @@ def quantizer_of(
     return by_activation(model.activation)
 
 
-def networks_of_one_architecture(models: Model | Sequence[Model], data: Dataset) -> tuple[list[Model], ModelSpec]:
+def networks_of_one_architecture(
+    models: AnyModel | Sequence[AnyModel], data: Dataset
+) -> tuple[list[AnyModel], ModelSpec]:
     """Return one or several models as a list, and the specification that all share.
 
     Raises:
         InputError: for no model, several architectures, or models that cannot be ablated.
     """
-    models = [models] if isinstance(models, nnx.Module) else list(models)
+    models = [models] if isinstance(models, AnyModel) else list(models)
     require(len(models) > 0, "models: the sequence is empty; pass at least one network")
     first, *rest = (trace_model(model, data.test.images[:1])[0] for model in models)
     require(all(spec == first for spec in rest), "models: the architectures differ; pass networks of one architecture")
     return models, first
 
 
-def evidence_of(model: Model, data: Dataset, quantizer: Quantizer, key: jax.Array | None = None) -> Evidence:
+def evidence_of(model: AnyModel, data: Dataset, quantizer: Quantizer, key: jax.Array | None = None) -> Evidence:
     """Return the evidence of a network on the validation split.
 
     Warns:

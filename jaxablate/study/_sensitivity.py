@@ -19,7 +19,7 @@ from jaxablate.claims._statistics import FEWEST_NETWORKS, LEVEL
 from jaxablate.datasets import Dataset
 from jaxablate.layer_analysis import spearman
 from jaxablate.metrics import METRICS
-from jaxablate.models import Model
+from jaxablate.models import AnyModel
 from jaxablate.orders import DIRECTIONS, ablation_order
 from jaxablate.results import NETWORK_SCOPE, sensitivity_results
 from jaxablate.scores import compute_score, get_score
@@ -33,7 +33,7 @@ KEPT, REVERSED, NO_DIRECTION = "kept", "reversed", "no direction"
 
 
 def quantizer_sensitivity(
-    models: Model | Sequence[Model],
+    models: AnyModel | Sequence[AnyModel],
     data: Dataset,
     quantizers: Sequence[str | float] = QUANTIZERS,
     *,

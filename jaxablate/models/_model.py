@@ -1,0 +1,659 @@
+"""Turn a function or a Flax NNX module into a model with sites, and evaluate it with sites masked.
+
+Input: a function of (params, images) or a module, its parameters, and images [example, ...].
+Output: a `ModelSpec` (the graph and its sites, hashable), recorded outputs of sites, and outputs under masks.
+"""
+
+import fnmatch
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.extend.core import Literal
+
+from jaxablate._checks import InputError, require, require_known
+from jaxablate._precision import matmul_precision
+from jaxablate._typing import Images
+from jaxablate.devices import is_partly_remote, to_device
+from jaxablate.models._analysis import (
+    SiteFinder,
+    SiteSpec,
+    ends_in_probabilities,
+    location,
+    require_deterministic,
+    require_visible,
+)
+from jaxablate.models._graph import Graph, evaluate, fingerprint, operation_name, read, shape_of, trace
+from jaxablate.models._mlp import MLP, is_mlp, require_fitting
+from jaxablate.models._sites import apply_masks
+
+OUTPUTS = ("logits", "probabilities")
+TRACED = 2, 5  # numbers of examples; two, so that the axis of examples shows, and none is 1, which would broadcast
+Choice = str | Sequence[str] | Callable[[SiteSpec], bool] | None
+State = list[jax.Array]
+SiteMask = tuple[jax.Array, jax.Array, jax.Array | None]
+"""A mask at one site: keep bool [unit], fill and scale as in `apply_masks`."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ModelSpec:
+    """Describe a model without its parameters: the static argument for which programs are compiled.
+
+    Models with the same operations, shapes and sites have equal specs and share compiled programs.
+
+    Attributes:
+        sites: names of the sites, in the order in which the model computes them (network order).
+        outputs: for each site, shape and dtype of its outputs [..., unit] in one example.
+        site_specs: the sites themselves.
+        found: all sites that can be chosen.
+        result: tree of shapes of the model's outputs for 2 examples.
+        kind: what the outputs are, "logits" or "probabilities".
+        last_function: "a softmax" or "a sigmoid" if the outputs are its results, else "".
+        image: shape and dtype of one image, without the axis of examples.
+        constants: values of arrays that the function captures.
+        digest: digest of the operations, shapes and sites; specs with equal digests are equal.
+    """
+
+    sites: tuple[str, ...]
+    outputs: tuple[jax.ShapeDtypeStruct, ...]
+    site_specs: tuple[SiteSpec, ...]
+    found: tuple[SiteSpec, ...]
+    result: Any
+    kind: str
+    last_function: str
+    image: jax.ShapeDtypeStruct
+    constants: tuple[jax.Array, ...]
+    digest: str
+    _trace: Callable[[int], Graph]
+    _graphs: dict[tuple[int, Any], Graph]
+    _checks: set[str] = field(default_factory=set)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ModelSpec) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @property
+    def ending(self) -> str:
+        """Return what makes the outputs probabilities, "a softmax" or "a sigmoid"; "" if nothing does."""
+        return self.last_function or ("a softmax" if "probabilities" in self._checks else "")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Return the number of units of each site."""
+        return tuple(output.shape[-1] for output in self.outputs)
+
+    @property
+    def num_neurons(self) -> int:
+        """Return the number of units of all sites."""
+        return sum(self.sizes)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Return int [site + 1]: site i has the network-wide ids offsets[i] to offsets[i + 1] - 1."""
+        return site_offsets(self.sizes)
+
+    @property
+    def num_classes(self) -> int:
+        """Return the number of classes.
+
+        Raises:
+            InputError: if the outputs are not [example, class].
+        """
+        result = self.result
+        require(
+            isinstance(result, jax.ShapeDtypeStruct) and result.ndim == 2,
+            f"model: expected logits [example, class], got {_describe_result(result)}; pass "
+            "outcomes={'name': function}, a function of (outputs, labels)",
+        )
+        return result.shape[1]
+
+    def site_of(self, neurons: np.ndarray) -> np.ndarray:
+        """Return the index of the site of each neuron, given by its network-wide id."""
+        return np.searchsorted(self.offsets[1:], neurons, side="right")
+
+    def graph(self, num_examples: int) -> Graph:
+        """Return the graph for a number of examples.
+
+        Raises:
+            InputError: if the operations depend on the number of examples.
+        """
+        # Operations that were traced under one mesh of devices cannot be evaluated under another.
+        key = num_examples, jax.sharding.get_abstract_mesh()
+        if key not in self._graphs:
+            reference = next(iter(self._graphs.values()))
+            self._graphs[key] = _same_operations(self._trace(num_examples), reference)
+        return self._graphs[key]
+
+
+def site_offsets(sizes: Sequence[int]) -> np.ndarray:
+    """Return int [site + 1]: site i has the network-wide ids offsets[i] to offsets[i + 1] - 1."""
+    return np.cumsum((0, *sizes))
+
+
+def stack_states(states: Sequence[Any]) -> Any:
+    """Stack the states of networks of one architecture along a new leading axis."""
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)
+
+
+@dataclass(frozen=True)
+class _Module:
+    """The function of an NNX module: equal for modules of one architecture."""
+
+    graphdef: nnx.GraphDef
+    structure: Any
+
+    def __call__(self, leaves: State, images: Images) -> Any:
+        return nnx.merge(self.graphdef, jax.tree.unflatten(self.structure, leaves))(images)
+
+
+class SiteTable(tuple[SiteSpec, ...]):
+    """The sites of a model; printed as a table. A star marks sites whose units can be ablated: the chosen ones."""
+
+    chosen: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        rows = [("", "name", "kind", "shape", "made by", "read by", "where")]
+        for site in self:
+            star, shape = "*" if site.name in self.chosen else "", "x".join(map(str, site.output.shape))
+            readers = ", ".join(dict.fromkeys(site.read_by))
+            rows.append((star, site.name, site.kind, shape, site.made_by, readers, site.where.removeprefix(" at ")))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Model:
+    """A function with sites, made by `from_function` or `from_module`. Functions of this library take it as `model`.
+
+    Attributes:
+        function: function of (leaves, images).
+        state: the leaves of the parameters that are arrays.
+        names: the path of each leaf.
+        image: shape and dtype of one image, without the axis of examples.
+        choice: the argument `sites`.
+        kind: the argument `outputs`.
+    """
+
+    function: Callable
+    state: State
+    names: tuple[str, ...]
+    image: jax.ShapeDtypeStruct
+    choice: Choice
+    kind: str
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Return the graph and its sites."""
+        return _cached_spec(self)
+
+    @property
+    def sites(self) -> SiteTable:
+        """Return all sites that were found, also those that are not chosen."""
+        table = SiteTable(self.spec.found)
+        table.chosen = self.spec.sites
+        return table
+
+    def __call__(self, images: Images) -> Any:
+        """Return the outputs of the function."""
+        return self.function(self.state, images)
+
+
+AnyModel = Model | nnx.Module
+"""A model, or a Flax NNX module, which is wrapped as by `from_module`."""
+
+
+def from_function(
+    apply: Callable[[Any, Any], Any], params: Any, images: Images, *, sites: Choice = None, outputs: str = "logits"
+) -> Model:
+    """Make a model of any JAX function; nothing in the function has to be prepared.
+
+    The function is traced, and its sites are found in the operations: the values that linear maps read, for example
+    the results of activation functions. Values marked with `ja.tag` are sites too.
+
+    Args:
+        apply: pure function `apply(params, images)`; its outputs have the axis of examples first. It must treat
+            examples independently and draw no random numbers. Logits [example, class] are the usual outputs.
+        params: tree of parameters. Leaves that are not arrays stay constants.
+        images: [example, ...], one example or more as the function takes them.
+        sites: the sites whose units can be ablated: names or patterns ("block*"), one or several, or a function of a
+            `SiteSpec` that returns a bool. None chooses the tagged values, or all sites of kind "units" if there is no
+            tag.
+        outputs: "logits", also for log-probabilities, or "probabilities": the loss and the divergence then take the
+            logarithm. Any other outputs need `outcomes={"name": function}`.
+
+    Returns:
+        The model. `print(model.sites)` shows all sites that were found.
+
+    Raises:
+        InputError: if the function cannot be ablated; the message says why, with file and line.
+
+    Example:
+        >>> params = {"hidden": np.ones((4, 3), np.float32), "head": np.ones((3, 2), np.float32)}
+        >>> apply = lambda params, x: jax.nn.relu(x @ params["hidden"]) @ params["head"]
+        >>> model = ja.from_function(apply, params, np.zeros((2, 4), np.float32))
+        >>> [(site.name, site.kind, site.made_by) for site in model.sites if site.name in model.spec.sites]
+        [('hidden', 'units', 'relu')]
+    """
+    require(callable(apply), f"apply: expected a function of (params, images), got {type(apply).__name__}")
+    require_known("outputs", outputs, OUTPUTS)
+    paths, structure = jax.tree_util.tree_flatten_with_path(params)
+    is_array = [isinstance(leaf, jax.Array | np.ndarray) for _, leaf in paths]
+    static = [None if array else leaf for array, (_, leaf) in zip(is_array, paths, strict=True)]
+
+    def function(leaves: State, images: Images) -> Any:
+        arrays = iter(leaves)
+        full = [next(arrays) if array else leaf for array, leaf in zip(is_array, static, strict=True)]
+        return apply(jax.tree.unflatten(structure, full), images)
+
+    arrays = [(path, leaf) for array, (path, leaf) in zip(is_array, paths, strict=True) if array]
+    names = tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in arrays)
+    return _checked(function, [to_device(leaf) for _, leaf in arrays], names, images, sites, outputs)
+
+
+def from_module(model: nnx.Module, images: Images, *, sites: Choice = None, outputs: str = "logits") -> Model:
+    """Make a model of a Flax NNX module in evaluation mode; the module itself does not change.
+
+    Functions that take a model wrap a module by themselves, as this function does without options.
+
+    Args:
+        model: a module that maps images to outputs.
+        images, sites, outputs: as in `from_function`.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: as in `from_function`.
+
+    Example:
+        >>> module = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(3, 2, rngs=nnx.Rngs(1)))
+        >>> ja.from_module(module, np.zeros((1, 4), np.float32)).spec.sites
+        ('layers/0',)
+    """
+    require_known("outputs", outputs, OUTPUTS)
+    return _checked(*_split_module(model), images, sites, outputs)
+
+
+def _split_module(model: nnx.Module) -> tuple[_Module, State, tuple[str, ...]]:
+    """Return the function, the leaves and their paths of a module in evaluation mode."""
+    require(isinstance(model, nnx.Module), f"model: expected a Flax NNX module, got {type(model).__name__}")
+    if not is_mlp(model):  # an MLP has no modes
+        model = nnx.clone(model)
+        model.eval()
+    graphdef, state = nnx.split(model)
+    paths, structure = jax.tree_util.tree_flatten_with_path(state)
+    names = tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths)
+    return _Module(graphdef, structure), [leaf for _, leaf in paths], names
+
+
+def _checked(
+    function: Callable, state: State, names: tuple[str, ...], images: Images, sites: Choice, outputs: str
+) -> Model:
+    choice: Choice = sites
+    if sites is not None and not callable(sites) and not isinstance(sites, str):
+        require(
+            isinstance(sites, Sequence) and all(isinstance(name, str) for name in sites),
+            f"sites: expected names, a function or None, got {sites!r}",
+        )
+        choice = tuple(sites)
+    images = _as_images(images)
+    image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
+    model = Model(function, state, names, image, choice, outputs)
+    _require_independent(model, images)
+    return model
+
+
+def trace_model(model: AnyModel, images: Images) -> tuple[ModelSpec, State, jax.Array]:
+    """Return the spec of a model or module, its state, and the images as an array.
+
+    Args:
+        model: a `Model`, or a module, which is traced in evaluation mode and does not change.
+        images: [example, ...], floating; signed integers if the model takes them.
+
+    Raises:
+        InputError: for images that the model does not take, or a model that cannot be ablated; the message says why.
+    """
+    require(
+        isinstance(model, Model | nnx.Module),
+        f"model: expected a Flax NNX module or a model, got {type(model).__name__}; ja.from_function makes a model of "
+        "any function",
+    )
+    images = _as_images(images)
+    if isinstance(model, Model):
+        require(
+            images.shape[1:] == model.image.shape and images.dtype == model.image.dtype,
+            f"images: expected {model.image.dtype} images of shape {model.image.shape} as the model was made for, got "
+            f"{images.dtype} {images.shape[1:]}; make a model for these images",
+        )
+    else:
+        # uint8 pixels would be taken as 0..255 and saturate the network. Signed integers can be tokens of a model's
+        # own embedding.
+        if isinstance(model, MLP):
+            require_fitting(model, images)
+        kinds = (jnp.floating,) if isinstance(model, MLP) else (jnp.floating, jnp.signedinteger)
+        require(
+            any(jnp.issubdtype(images.dtype, kind) for kind in kinds),
+            f"images: expected floating pixels in [0, 1], got dtype {images.dtype}; divide uint8 pixels by 255",
+        )
+        image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
+        wrapped = Model(*_split_module(model), image, None, "logits")
+        if not is_mlp(model):
+            _require_independent(wrapped, images)
+        model = wrapped
+    return model.spec, [*model.state, *model.spec.constants], images
+
+
+def _as_images(images: Images) -> jax.Array:
+    require(
+        not is_partly_remote(images),
+        "images: other processes hold a part of the examples; pass the mesh to a function that takes one, or only the "
+        "images of this process",
+    )
+    try:
+        images = to_device(images)
+    except (TypeError, ValueError):
+        raise InputError(f"images: expected an array [example, ...], got {type(images).__name__}") from None
+    require(images.ndim >= 2 and len(images) > 0, f"images: expected [example, ...], got shape {images.shape}")
+    return images
+
+
+# Tracing runs the user's Python code, which is slow and may be called for every batch, so its results are cached. The
+# cache is bounded because a function keeps its captured arrays alive.
+def _cached_spec(model: Model) -> ModelSpec:
+    leaves = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in model.state)
+    key = model.function, leaves, model.names, model.image, model.choice, model.kind, matmul_precision()
+    try:
+        hash(key)
+    except TypeError:  # a module with attributes that cannot be hashed
+        return _make_spec.__wrapped__(*key)
+    return _make_spec(*key)
+
+
+@functools.lru_cache(maxsize=64)
+def _make_spec(
+    function: Callable,
+    leaves: tuple[jax.ShapeDtypeStruct, ...],
+    names: tuple[str, ...],
+    image: jax.ShapeDtypeStruct,
+    choice: Choice,
+    kind: str,
+    precision: str,
+) -> ModelSpec:
+    """Trace a function and find its sites."""
+
+    def traced(num_examples: int) -> tuple[Graph, list, Any]:
+        try:
+            # the precision of products becomes part of the graph
+            with jax.default_matmul_precision(precision):
+                return trace(function, list(leaves), image, num_examples)
+        except InputError:
+            raise
+        except Exception as error:  # the user's own code may raise anything
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(
+                f"model: for {num_examples} images of shape {image.shape} it raises {type(error).__name__}: {reason}; "
+                "pass a model and images that go together, for any number of images"
+            ) from error
+
+    (graph, constants, result), (other, others, other_result) = map(traced, TRACED)
+    _require_examples_first(result, other_result)
+    _same_operations(other, graph)
+    require(
+        all(map(np.array_equal, map(np.asarray, constants), map(np.asarray, others))),
+        "model: it captures an array whose values depend on the number of examples; compute it from the images",
+    )
+    require_deterministic(graph)
+    finder = SiteFinder(graph, other, [*names, *(f"constant{i}" for i in range(len(constants))), "input"])
+    all_sites = finder.find()
+    if choice is None and not any(site.kind == "tag" for site in all_sites):
+        require_visible(graph, finder.flows)
+    sites = _chosen(all_sites, choice)
+    _require_distinct_values(graph, sites)
+    places = [replace(site, where="") for site in sites]
+    digest = f"{fingerprint(graph)} {places} {kind} {jax.tree.structure(result)} {image}"
+    return ModelSpec(
+        tuple(site.name for site in sites),
+        tuple(site.output for site in sites),
+        tuple(sites),
+        tuple(all_sites),
+        result,
+        kind,
+        ends_in_probabilities(graph),
+        image,
+        tuple(map(jnp.asarray, constants)),
+        digest,
+        lambda num_examples: traced(num_examples)[0],
+        {(g.num_examples, jax.sharding.get_abstract_mesh()): g for g in (graph, other)},
+    )
+
+
+def _require_examples_first(result: Any, other: Any) -> None:
+    leaves, others = jax.tree.leaves(result), jax.tree.leaves(other)
+    require(len(leaves) > 0, "model: it returns no array; return logits [example, class]")
+    for leaf, again in zip(leaves, others, strict=True):
+        require(
+            leaf.ndim > 0 and (len(leaf), len(again)) == tuple(TRACED) and leaf.shape[1:] == again.shape[1:],
+            f"model: expected outputs [example, ...], got shape {leaf.shape} for {TRACED[0]} examples and "
+            f"{again.shape} for {TRACED[1]}; keep examples apart along the first axis (a fixed size in a reshape?)",
+        )
+        require(
+            jnp.issubdtype(leaf.dtype, jnp.floating),
+            f"model: expected floating outputs, got {leaf.dtype}; return logits, not classes",
+        )
+
+
+def _describe_result(result: Any) -> str:
+    leaves = jax.tree.leaves(result)
+    shapes = ", ".join(f"[{', '.join(['example', *map(str, leaf.shape[1:])])}]" for leaf in leaves)
+    return shapes if len(leaves) == 1 else f"{len(leaves)} outputs {shapes}"
+
+
+def _same_operations(graph: Graph, reference: Graph) -> Graph:
+    """Return the graph; raise unless it has the operations of the reference, which has another number of examples."""
+    names, expected = ([operation_name(eqn) for eqn in g.equations] for g in (graph, reference))
+    first = next((i for i, pair in enumerate(zip(names, expected, strict=False)) if pair[0] != pair[1]), 0)
+    require(
+        names == expected,
+        f"model: for {graph.num_examples} examples it computes other operations than for {reference.num_examples} "
+        f"({len(names)} and {len(expected)} operations, the first difference at operation {first}); make it "
+        "independent of the number of examples",
+    )
+    shapes, expected_shapes = ([shape_of(var) for var in g.inputs[:-1]] for g in (graph, reference))
+    require(
+        shapes == expected_shapes,
+        "model: it captures an array whose shape depends on the number of examples; compute it from the images, for "
+        "example by jnp.arange",
+    )
+    for eqn, expected_eqn in zip(graph.equations, reference.equations, strict=True):
+        if _real_numbers(eqn) != _real_numbers(expected_eqn):
+            raise InputError(
+                f"model: a number{location(eqn)} depends on the number of examples, or has changed since the model was "
+                "made; switch batch statistics off (evaluation mode), and keep examples apart"
+            )
+    return graph
+
+
+def _real_numbers(eqn: Any) -> str:
+    """Return the floating-point literals of an equation; integers may be sizes."""
+    literals = [atom.val for atom in eqn.invars if isinstance(atom, Literal)]
+    return str([float(value) for value in literals if np.issubdtype(np.asarray(value).dtype, np.floating)])
+
+
+def _chosen(found: Sequence[SiteSpec], choice: Choice) -> list[SiteSpec]:
+    """Return the chosen sites in network order.
+
+    Raises:
+        InputError: if no site is chosen, or a name or pattern matches none.
+    """
+    names = ", ".join(f"{site.name!r} ({site.kind})" for site in found) or "none"
+    if choice is None:
+        tags = [site for site in found if site.kind == "tag"]
+        sites = tags or [site for site in found if site.kind == "units"]
+    elif callable(choice):
+        sites = [site for site in found if choice(site)]
+    else:
+        patterns = (choice,) if isinstance(choice, str) else choice
+        for pattern in patterns:
+            require(
+                any(fnmatch.fnmatchcase(site.name, pattern) for site in found),
+                f"sites: no site matches {pattern!r}; found {names}",
+            )
+        sites = [site for site in found if any(fnmatch.fnmatchcase(site.name, pattern) for pattern in patterns)]
+    require(
+        len(sites) > 0,
+        f"model: it has no sites of kind 'units' (found {names}); choose others with sites=, or mark a value with "
+        "ja.tag(value, name)",
+    )
+    return sites
+
+
+def _require_distinct_values(graph: Graph, sites: Sequence[SiteSpec]) -> None:
+    """Raise for a site that is the same value as another one."""
+    for i, site in enumerate(sites):
+        for earlier in sites[:i]:
+            require(
+                site.ordinal != earlier.ordinal,
+                f"sites: {site.name!r} and {earlier.name!r} are the same value; choose one of them",
+            )
+
+
+def _require_independent(model: Model, images: jax.Array) -> None:
+    """Raise if the outputs of one example depend on another example, as with batch statistics."""
+    spec = model.spec
+    if "independent" in spec._checks:
+        return
+    pair = np.resize(np.asarray(images[:2]), (2, *images.shape[1:]))
+    state = [*model.state, *spec.constants]
+    first, *changed = (
+        jax.tree.map(np.asarray, _outputs_and_sites(spec, state, jnp.asarray(two)))
+        for two in (pair, _with_other(pair, 0), _with_other(pair, 1))
+    )
+    for other, second in enumerate(changed):
+        for name, a, b in zip(("outputs", *spec.sites), first, second, strict=True):
+            rows = [(x[1 - other], y[1 - other]) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+            what = "its outputs" if name == "outputs" else f"the outputs of site {name!r}"
+            require(
+                all(np.array_equal(x, y, equal_nan=True) for x, y in rows),
+                f"model: {what} for one example depend on another example; switch batch statistics off (evaluation "
+                "mode), and keep examples apart",
+            )
+    outputs = first[0]
+    if isinstance(outputs, np.ndarray) and outputs.ndim == 2 and outputs.shape[1] > 1:
+        sums = outputs.astype(np.float64).sum(axis=1)
+        if (outputs >= 0).all() and (np.abs(sums - 1) < 1e-3).all():
+            spec._checks.add("probabilities")
+    spec._checks.add("independent")
+
+
+def _with_other(pair: np.ndarray, place: int) -> np.ndarray:
+    """Return two images, one replaced by NaN, or by other integers."""
+    changed = pair.copy()
+    if jnp.issubdtype(pair.dtype, jnp.floating):
+        changed[place] = np.nan
+    else:
+        differ = (pair[0] != pair[1]).any()
+        changed[place] = pair[1 - place] if differ else 0 if pair.any() else 1
+    return changed
+
+
+@partial(jax.jit, static_argnums=0)
+def _outputs_and_sites(spec: ModelSpec, state: State, images: jax.Array) -> list:
+    outputs, sites = record_sites(spec, state, images)
+    return [outputs, *sites]
+
+
+def site_neurons(model: AnyModel, images: Images) -> dict[str, np.ndarray]:
+    """Return the network-wide ids of the neurons of each site, as masks, fills and orders count them.
+
+    Args:
+        model: a Flax NNX module (for example a `ja.MLP`) or a `ja.models.Model`.
+        images: [example, ...], one example or more that the model takes.
+
+    Returns:
+        For each site, by name, int [neuron]: the network-wide ids of its neurons. The sites are in network order.
+
+    Raises:
+        InputError: for images that the model does not take, or a model that cannot be ablated.
+
+    Example:
+        >>> ids = ja.models.site_neurons(ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0)), np.zeros((1, 4), np.float32))
+        >>> {name: neurons.tolist() for name, neurons in ids.items()}
+        {'layer1': [0, 1, 2], 'layer2': [3, 4]}
+    """
+    spec, _, _ = trace_model(model, images)
+    return dict(zip(spec.sites, np.split(np.arange(spec.num_neurons), spec.offsets[1:-1]), strict=True))
+
+
+def bind_inputs(spec: ModelSpec, state: State, images: jax.Array) -> tuple[Graph, dict]:
+    """Return the graph for these images, and the values of its inputs."""
+    graph = spec.graph(len(images))
+    return graph, dict(zip(graph.inputs, (*state, images), strict=True))
+
+
+def read_outputs(spec: ModelSpec, graph: Graph, env: Mapping) -> Any:
+    """Return the outputs of the model, as its function returns them."""
+    return jax.tree.unflatten(jax.tree.structure(spec.result), [read(env, atom) for atom in graph.outputs])
+
+
+def record_sites(spec: ModelSpec, state: State, images: jax.Array) -> tuple[Any, list[jax.Array]]:
+    """Return the outputs of the model, and those [example, ..., unit] of each site in network order."""
+    graph, env = bind_inputs(spec, state, images)
+    evaluate(graph.equations, env)
+    sites = [site.canonical(env[graph.values[site.ordinal]]) for site in spec.site_specs]
+    return read_outputs(spec, graph, env), sites
+
+
+def replacements(spec: ModelSpec, graph: Graph, masks: Mapping[int, SiteMask]) -> dict[Any, Callable]:
+    """Return for each masked site the function that masks its value, by the variable of the graph."""
+
+    def masked(site: SiteSpec, mask: SiteMask, value: jax.Array) -> jax.Array:
+        return site.native(apply_masks(site.canonical(value), *mask))
+
+    specs = {index: spec.site_specs[index] for index in masks}
+    return {graph.values[site.ordinal]: partial(masked, site, masks[index]) for index, site in specs.items()}
+
+
+def start_forward(
+    spec: ModelSpec, state: State, images: jax.Array, sites: Iterable[int]
+) -> Callable[[Mapping[int, SiteMask]], Any]:
+    """Compute the part of the forward pass that no mask at these sites changes, and return a function for the rest.
+
+    Args:
+        spec, state: the model.
+        images: [example, ...].
+        sites: indices of the sites that may be masked.
+
+    Returns:
+        A function from masks, by the index of the site, to the outputs under these masks.
+    """
+    graph, env = bind_inputs(spec, state, images)
+    touched = [graph.values[spec.site_specs[index].ordinal] for index in sorted(sites)]
+    first, rest = graph.split(touched)
+    evaluate(first, env)
+
+    def finish(masks: Mapping[int, SiteMask]) -> Any:
+        replace = replacements(spec, graph, masks)
+        values = {var: replace[var](value) if var in replace else value for var, value in env.items()}
+        return read_outputs(spec, graph, evaluate(rest, values, replace))
+
+    return finish
+
+
+# The engines choose how many masks and examples to evaluate at a time from this number. It is read off the graph, so it
+# holds for any model, but it ignores what XLA fuses or keeps alive together: an estimate, not a bound.
+@functools.lru_cache(maxsize=256)
+def peak_activation_bytes(spec: ModelSpec, sites: tuple[int, ...]) -> int:
+    """Return the size in bytes of the largest value for one example that masks at these sites change."""
+    graph = spec.graph(TRACED[0])
+    touched = [graph.values[spec.site_specs[index].ordinal] for index in sites]
+    stage = graph.stages(touched)
+    avals: list[Any] = [var.aval for var, depth in stage.items() if depth]
+    return max(1, *(aval.size * aval.dtype.itemsize // TRACED[0] for aval in avals))
