@@ -43,10 +43,10 @@ def flatten(maps: jax.Array) -> jax.Array:
     return maps.reshape(len(maps), -1)
 
 
-def make_model(seed: int) -> ja.Chain:
+def make_model(seed: int) -> nnx.Sequential:
     """Return the network, with a site after each activation function."""
     rngs = nnx.Rngs(seed)
-    return ja.Chain(
+    return nnx.Sequential(
         add_channel_axis,
         nnx.Conv(1, 16, (3, 3), padding="VALID", rngs=rngs),
         nnx.relu,
@@ -64,7 +64,7 @@ def make_model(seed: int) -> ja.Chain:
     )
 
 
-def score_units(model: ja.Chain, split: ja.datasets.Split) -> np.ndarray:
+def score_units(model: nnx.Sequential, split: ja.datasets.Split) -> np.ndarray:
     """Return the mutual information of each unit's bit and the class, in nats [unit]."""
     activations = np.concatenate(ja.record_activations(model, split.images), axis=1)
     codes = ja.quantizers.threshold(activations.mean(axis=0))(activations)
@@ -79,7 +79,7 @@ def make_orders(scores: np.ndarray, units: np.ndarray, seed: int) -> dict[str, n
     return orders
 
 
-def ablate(model: ja.Chain, split: ja.datasets.Split, orders: np.ndarray, fill: np.ndarray) -> np.ndarray:
+def ablate(model: nnx.Sequential, split: ja.datasets.Split, orders: np.ndarray, fill: np.ndarray) -> np.ndarray:
     """Return accuracies [order, step] as all units of a site are ablated one by one."""
     correct = ja.cumulative_ablation(model, orders, split.images, split.labels, fill, steps=orders.shape[1])
     return np.asarray(correct) / len(split)

@@ -34,43 +34,46 @@ train, validation, test = (
     (split.images[..., None], split.labels) for split in (data.train, data.validation, data.test)
 )
 rngs = nnx.Rngs(0)
-network = nnx.Sequential(
+model = nnx.Sequential(
     nnx.Conv(1, 8, (5, 5), strides=3, padding="VALID", rngs=rngs),
     nnx.relu,
+    ja.Site("conv1"),
     nnx.Conv(8, 16, (3, 3), strides=2, padding="VALID", rngs=rngs),
     nnx.relu,
+    ja.Site("conv2"),
     lambda maps: maps.reshape(len(maps), -1),
     nnx.Linear(3 * 3 * 16, 32, rngs=rngs),
     nnx.relu,
+    ja.Site("dense"),
     nnx.Linear(32, 10, rngs=rngs),
 )
-optimizer = nnx.Optimizer(network, optax.adam(1e-3), wrt=nnx.Param)
+optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
 
 
 @nnx.jit
-def step(network, optimizer, images, labels):
-    """Update the network by one step of Adam on one batch."""
+def step(model, optimizer, images, labels):
+    """Update the model by one step of Adam on one batch."""
 
-    def loss(network):
-        return optax.softmax_cross_entropy_with_integer_labels(network(images), labels).mean()
+    def loss(model):
+        return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
 
-    optimizer.update(network, nnx.grad(loss)(network))
+    optimizer.update(model, nnx.grad(loss)(model))
 
 
 random = np.random.default_rng(0)
 for _ in range(EPOCHS):
     for batch in np.split(random.permutation(len(train[1]))[:3456], 27):
-        step(network, optimizer, train[0][batch], train[1][batch])
+        step(model, optimizer, train[0][batch], train[1][batch])
 
 # %% [markdown]
 # ## Sites
 #
-# `with_sites` inserts a site after each activation function of an `nnx.Sequential`; both networks share their weights.
-# The units of a convolution are its channels, and the units of a linear map are its neurons. In your own `nnx.Module`,
-# write `self.site = ja.Site("name")` and apply it after the activation.
+# A `ja.Site` names the value that reaches it and returns it unchanged. The units of a convolution are its channels, and
+# the units of a linear map are its neurons. Ablation also works without `ja.Site`, in networks of every framework:
+# jaxablate then finds the values that linear maps read. `ja.prune` below needs the sites.
 
 # %%
-model = ja.with_sites(network, after=nnx.relu, names=["conv1", "conv2", "dense"])
+print(ja.from_module(model, test[0]).sites)
 print(f"{float((model(test[0]).argmax(axis=1) == test[1]).mean()):.1%} of the test images are right")
 units = {site: ids.size for site, ids in ja.models.site_neurons(model, test[0]).items()}
 print(units)
