@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 NAMES = (
-    "sweep", "growth", "training", "histograms", "scores", "startup", "captum_single", "scaling", "large",
+    "sweep", "functions", "growth", "training", "histograms", "scores", "startup", "captum_single", "scaling", "large",
 )  # fmt: skip
 README = Path(__file__).with_name("README.md")
 MARK = "<!-- measured: everything below is written by `python -m benchmarks` -->"
