@@ -18,7 +18,7 @@ from jax.extend.core import JaxprEqn, Var
 from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, split_by_site
 from jaxablate.ablation._outcomes import Batch, Named, Sums, measure, zero_sums
 from jaxablate.models._analysis import SiteSpec, describe_values
-from jaxablate.models._graph import Graph, evaluate, needed, read, variables
+from jaxablate.models._graph import Graph, evaluate, needed, read, replaced, stage_of
 from jaxablate.models._model import (
     TRACED,
     ModelSpec,
@@ -151,7 +151,7 @@ def _make_plan(network: ModelSpec, graph: Graph, sites: tuple[int, ...], removed
     """Cut a graph into stages at these sites; neurons of the sites `removed` are ablated from the start."""
     variables_of_sites = [graph.values[network.site_specs[site].ordinal] for site in sites]
     stage = graph.stages(variables_of_sites)
-    depth = {eqn.outvars[0]: max((stage[var] for var in variables(eqn.invars)), default=0) for eqn in graph.equations}
+    depth = {eqn.outvars[0]: stage_of(eqn, stage) for eqn in graph.equations}
     masked = {graph.values[network.site_specs[site].ordinal] for site in removed}
     updates = [_find_updates(network, graph, site, stage, depth, masked) for site in sites]
     carried = {update.reader.result for of_site in updates for update in of_site}
@@ -263,8 +263,7 @@ def _engine(static, replicated, shard: Shard):
             plan = _make_plan(network, graph, sites, removed)
             constant = {i: (keep_of(keep, i), fills[i], scales[i]) for i in removed if i not in sites}
             replace = replacements(network, graph, constant)
-            env = {var: replace[var](value) if var in replace else value for var, value in env.items()}
-            evaluate(plan.first, env, replace)
+            env = evaluate(plan.first, replaced(env, replace), replace)
             examples = Batch(labels, targets, intact)
             settings = fills, scales, replace, has_moderate_fill, with_start
             curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import JaxprEqn, Literal, Var, jaxprs_in_params
+from jax.extend.core import JaxprEqn, Literal, Var
 
 from jaxablate._checks import InputError, require
 from jaxablate.models._graph import (
@@ -30,6 +30,7 @@ from jaxablate.models._graph import (
     Graph,
     all_primitives,
     called_jaxpr,
+    inner_jaxprs,
     needed,
     operation_name,
     shape_of,
@@ -440,8 +441,7 @@ def _is_users(file_name: str) -> bool:
 def require_deterministic(graph: Graph) -> None:
     """Raise for a graph that draws random numbers or calls back into Python."""
     for eqn in graph.equations:
-        inner = [getattr(jaxpr, "jaxpr", jaxpr) for jaxpr in jaxprs_in_params(eqn.params)]
-        names = {eqn.primitive.name}.union(*map(all_primitives, inner))
+        names = {eqn.primitive.name}.union(*(all_primitives(jaxpr) for jaxpr, _ in inner_jaxprs(eqn)))
         if names & RANDOM:
             raise InputError(
                 f"model: it draws random numbers{location(eqn)}; switch dropout off, or pass a model in evaluation mode"
@@ -457,8 +457,7 @@ def require_visible(graph: Graph, flows: dict[Var, Flow | None]) -> None:
     for eqn in graph.equations:
         if eqn.primitive.name not in CONTROL_FLOW or not any(flows[var] for var in variables(eqn.invars)):
             continue
-        inner = [getattr(jaxpr, "jaxpr", jaxpr) for jaxpr in jaxprs_in_params(eqn.params)]
-        if any(all_primitives(jaxpr) & {*LINEAR_MAPS, "ragged_dot"} for jaxpr in inner):
+        if any(all_primitives(jaxpr) & {*LINEAR_MAPS, "ragged_dot"} for jaxpr, _ in inner_jaxprs(eqn)):
             raise InputError(
                 f"model: a linear map is inside a {eqn.primitive.name}{location(eqn)}, where no site can be found; tag "
                 "a value outside of it with ja.tag(value, name), or use jax.vmap for loops over examples"

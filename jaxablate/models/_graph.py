@@ -67,8 +67,8 @@ class Graph:
     def split(self, sites: Sequence[Var]) -> tuple[list[JaxprEqn], list[JaxprEqn]]:
         """Return the equations whose results no mask at these sites changes, and all others."""
         stage = self.stages(sites)
-        first = [eqn for eqn in self.equations if self._depth(eqn, stage) == 0]
-        return first, [eqn for eqn in self.equations if self._depth(eqn, stage) > 0]
+        first = [eqn for eqn in self.equations if stage_of(eqn, stage) == 0]
+        return first, [eqn for eqn in self.equations if stage_of(eqn, stage) > 0]
 
     def stages(self, sites: Sequence[Var]) -> dict[Var, int]:
         """Return the stage of each value: the position of the last site on which it depends, from 1; 0 for none.
@@ -79,13 +79,14 @@ class Graph:
         position = {site: i for i, site in enumerate(sites, start=1)}
         stage = {var: position.get(var, 0) for var in self.inputs}
         for eqn in self.equations:
-            depth = self._depth(eqn, stage)
+            depth = stage_of(eqn, stage)
             stage.update({var: position.get(var, depth) for var in eqn.outvars})
         return stage
 
-    @staticmethod
-    def _depth(eqn: JaxprEqn, stage: Mapping[Var, int]) -> int:
-        return max((stage[var] for var in variables(eqn.invars)), default=0)
+
+def stage_of(eqn: JaxprEqn, stage: Mapping[Var, int]) -> int:
+    """Return the stage of an equation, from the stages of its operands."""
+    return max((stage[var] for var in variables(eqn.invars)), default=0)
 
 
 def variables(atoms: Iterable[Any]) -> list[Var]:
@@ -115,6 +116,11 @@ def evaluate(equations: Iterable[JaxprEqn], env: dict, replace: Mapping[Var, Cal
     return env
 
 
+def replaced(env: Mapping, replace: Mapping[Var, Callable]) -> dict:
+    """Return the values of variables after those that are to be replaced."""
+    return {var: replace[var](value) if var in replace else value for var, value in env.items()}
+
+
 def read(env: Mapping, atom: Any) -> Any:
     """Return the value of a variable or literal."""
     return atom.val if isinstance(atom, Literal) else env[atom]
@@ -138,8 +144,17 @@ def called_jaxpr(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
     """Return the function that an equation calls once, with its constants; None for any other operation."""
     if eqn.primitive.name not in _CALLS:
         return None
-    inner = next(eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params)
-    return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+    return _opened(next(eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params))
+
+
+def inner_jaxprs(eqn: JaxprEqn) -> list[tuple[Jaxpr, Sequence[Any]]]:
+    """Return all functions in an equation's parameters (called, looped over, branches), with their constants."""
+    return [_opened(jaxpr) for jaxpr in jaxprs_in_params(eqn.params)]
+
+
+def _opened(jaxpr: Any) -> tuple[Jaxpr, Sequence[Any]]:
+    """Return a function and its constants; JAX has closed and open ones, and 0.12 has one type for both."""
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
 def operation_name(eqn: JaxprEqn) -> str:
@@ -157,8 +172,8 @@ def all_primitives(jaxpr: Jaxpr) -> set[str]:
     names = set()
     for eqn in jaxpr.eqns:
         names.add(eqn.primitive.name)
-        for inner in jaxprs_in_params(eqn.params):
-            names |= all_primitives(getattr(inner, "jaxpr", inner))
+        for inner, _ in inner_jaxprs(eqn):
+            names |= all_primitives(inner)
     return names
 
 
@@ -167,8 +182,8 @@ def _captured_arrays(jaxpr: Jaxpr, constants: Sequence[Any]) -> list[Any]:
     arrays = list(constants)
     for eqn in jaxpr.eqns:
         arrays += [atom.val for atom in eqn.invars if isinstance(atom, Literal) and np.ndim(atom.val)]
-        for inner in jaxprs_in_params(eqn.params):
-            arrays += _captured_arrays(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()))
+        for inner in inner_jaxprs(eqn):
+            arrays += _captured_arrays(*inner)
     return arrays
 
 
@@ -232,8 +247,8 @@ class _Builder:
 
         A scan over layers has a linear map with a scanned weight.
         """
-        body, length = eqn.params["jaxpr"], eqn.params["length"]
-        consts, jaxpr = getattr(body, "consts", ()), getattr(body, "jaxpr", body)
+        length = eqn.params["length"]
+        jaxpr, consts = _opened(eqn.params["jaxpr"])
         if "ft_in" in eqn.params:  # JAX 0.12
             num_consts, num_carry = (len(part) for part in eqn.params["ft_in"].unpack()[:2])
         else:
@@ -320,8 +335,7 @@ def fingerprint(graph: Graph) -> str:
         # functions such as the derivative rules of a custom_jvp print with their addresses
         params = {name: value for name, value in eqn.params.items() if not callable(value)}
         shapes = [str(var.aval) for var in eqn.outvars]
-        inner = [(getattr(j, "jaxpr", j), getattr(j, "consts", ())) for j in jaxprs_in_params(eqn.params)]
-        captured = [np.asarray(array).tobytes() for pair in inner for array in _captured_arrays(*pair)]
+        captured = [np.asarray(a).tobytes() for inner in inner_jaxprs(eqn) for a in _captured_arrays(*inner)]
         digests = [hashlib.sha256(array).hexdigest() for array in captured]
         lines.append(f"{eqn.primitive.name} {params} {[text(atom) for atom in eqn.invars]} {shapes} {digests}")
     lines.append(str([text(atom) for atom in graph.outputs]))

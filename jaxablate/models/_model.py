@@ -29,7 +29,7 @@ from jaxablate.models._analysis import (
     require_deterministic,
     require_visible,
 )
-from jaxablate.models._graph import Graph, evaluate, fingerprint, operation_name, read, shape_of, trace
+from jaxablate.models._graph import Graph, evaluate, fingerprint, operation_name, read, replaced, shape_of, trace
 from jaxablate.models._mlp import MLP, is_mlp, require_fitting
 from jaxablate.models._sites import apply_masks
 
@@ -416,7 +416,6 @@ def _make_spec(
     if choice is None and not any(site.kind == "tag" for site in all_sites):
         require_visible(graph, finder.flows)
     sites = _chosen(all_sites, choice)
-    _require_distinct_values(graph, sites)
     places = [replace(site, where="") for site in sites]
     digest = f"{fingerprint(graph)} {places} {kind} {jax.tree.structure(result)} {image}"
     return ModelSpec(
@@ -513,16 +512,6 @@ def _chosen(found: Sequence[SiteSpec], choice: Choice) -> list[SiteSpec]:
         "ja.tag(value, name)",
     )
     return sites
-
-
-def _require_distinct_values(graph: Graph, sites: Sequence[SiteSpec]) -> None:
-    """Raise for a site that is the same value as another one."""
-    for i, site in enumerate(sites):
-        for earlier in sites[:i]:
-            require(
-                site.ordinal != earlier.ordinal,
-                f"sites: {site.name!r} and {earlier.name!r} are the same value; choose one of them",
-            )
 
 
 def _require_independent(model: Model, images: jax.Array) -> None:
@@ -641,8 +630,7 @@ def start_forward(
 
     def finish(masks: Mapping[int, SiteMask]) -> Any:
         replace = replacements(spec, graph, masks)
-        values = {var: replace[var](value) if var in replace else value for var, value in env.items()}
-        return read_outputs(spec, graph, evaluate(rest, values, replace))
+        return read_outputs(spec, graph, evaluate(rest, replaced(env, replace), replace))
 
     return finish
 
