@@ -1,12 +1,12 @@
 """Prune a network: remove neurons for good, with the same outputs as the masked network.
 
-Input: an `MLP` or a chain (an `nnx.Sequential` with `ja.Site` layers), a mask, a fill.
+Input: a model, a mask, a fill.
 Output: a smaller network of the same kind.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import overload
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -16,49 +16,59 @@ from flax import nnx
 from jaxablate._checks import InputError, require, require_finite, require_shape
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Fill, Images, Mask
-from jaxablate.models import MLP, AnyModel, Site, from_arrays
-from jaxablate.models._layers import Layer, apply_layers, flatten_layers, is_plain_sequential
+from jaxablate.models import AnyModel, Model, SiteSpec, from_arrays, from_function, from_module
+from jaxablate.models._analysis import describe_values, location, result_axes
+from jaxablate.models._graph import evaluate, needed, operation_name
 from jaxablate.models._mlp import is_mlp
-from jaxablate.models._model import start_forward, trace_model
+from jaxablate.models._model import TRACED, ModelSpec, ModuleCall, start_forward, trace_model
+from jaxablate.models._owners import find_addend, find_owners
+from jaxablate.models._weights import Reader, find_readers, rows_first
 
-LINEAR = (nnx.Linear, nnx.Conv)
-SAFE = nnx.BatchNorm | nnx.Dropout  # modules that do not mix units
+Module = TypeVar("Module", bound=nnx.Module)
 
 TOLERANCES = {jnp.dtype("float32"): 1e-4}  # relative to the largest logit; float32 sums in another order differ by less
 LOW_PRECISION = 0.03
 
 
 @overload
-def prune(model: MLP, keep: Mask, fill: Fill | None = None, *, images: Images | None = None) -> MLP: ...
+def prune(
+    model: Model, keep: Mask, fill: Fill | None = None, *, images: Images, apply: Callable | None = None
+) -> Model: ...
 @overload
+def prune(model: Module, keep: Mask, fill: Fill | None = None, *, images: Images | None = None) -> Module: ...
 def prune(
-    model: nnx.Sequential, keep: Mask, fill: Fill | None = None, *, images: Images | None = None
-) -> nnx.Sequential: ...
-def prune(
-    model: MLP | nnx.Sequential, keep: Mask, fill: Fill | None = None, *, images: Images | None = None
-) -> MLP | nnx.Sequential:
+    model: Any,
+    keep: Mask,
+    fill: Fill | None = None,
+    *,
+    images: Images | None = None,
+    apply: Callable[[Any, Any], Any] | None = None,
+) -> Any:
     """Remove neurons for good and return a smaller network with the outputs of the masked network.
 
     A removed unit takes its incoming and outgoing weights with it. The contribution of its fill to the next linear map
     is added to that map's bias.
 
+    Only linear maps may read a pruned site: directly, or through operations that keep its units apart, such as pooling,
+    flattening or batch norm in evaluation mode. Anything else may follow these linear maps, for example a residual add.
+
     Args:
-        model: an `MLP`, or an `nnx.Sequential` with `ja.Site` layers, in evaluation mode. Each site follows an
-            `nnx.Linear` or `nnx.Conv`, with activation functions, pooling, batch norm or dropout in between. Another
-            `nnx.Linear` or `nnx.Conv` follows the site; flattening may also lie in between.
+        model: a Flax NNX module, or a `ja.models.Model`.
         keep: bool [neuron] over all sites in network order, True = kept; at least one at each site.
-        fill: float [neuron], the outputs of removed neurons; None for zeros. A fill other than zero before an
-            `nnx.Conv` with padding cannot be folded into a bias.
-        images: [example, ...], at least one example for a chain: it gives the shapes, and the outputs of both networks
-            are compared on it. Not needed for an `MLP`.
+        fill: float [neuron], the outputs of removed neurons; None for zeros. A fill other than zero needs a bias that
+            is added to the next linear map, and cannot be folded into a bias before a convolution with padding.
+        images: [example, ...], at least one example: the outputs of both networks are compared on it. Not needed for an
+            `MLP`.
+        apply: for a model of `ja.from_function` whose function fixes the number of units itself, as Linen and Haiku
+            modules do: a function for the smaller parameters.
 
     Returns:
-        A network of the same kind in evaluation mode with the same activation functions, sites and remaining weights.
+        A network of the same kind in evaluation mode. For a `ja.models.Model`, `params` has its smaller parameters.
         `ja.pruning.count_parameters` and `ja.pruning.count_flops` compare the two networks.
 
     Raises:
-        InputError: for a mask or fill of another width, a site that would lose all its neurons, or a chain with layers
-            between its sites that mix units.
+        InputError: for a mask or fill of another width, a site that would lose all its neurons, or a network in which
+            neurons cannot be removed; the message says why, with file and line.
 
     Example:
         >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
@@ -67,50 +77,31 @@ def prune(
     """
     keep = np.asarray(keep)
     require(keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {keep.dtype}")
-    if is_mlp(model):
-        # An image of zeros serves to trace an MLP. The logits are not compared: cutting an MLP is plain algebra.
+    compared = images is not None
+    if images is None and is_mlp(model):  # cutting an MLP is plain algebra; zeros serve to trace it
         images = np.zeros((1, model.stages[0].linear.in_features), np.float32)
-    else:
-        require(is_plain_sequential(model), f"model: expected an MLP or a chain, got {type(model).__name__}")
-        require(images is not None, "images: expected an example of what the chain takes, got none")
-        require(
-            any(isinstance(module, Site) for _, module in nnx.iter_modules(model)),
-            "model: expected ja.Site layers, got none; put ja.Site(name) after each activation function to prune",
-        )
+    require(images is not None, "images: expected an example of what the model takes, got none")
     assert images is not None
-    network, state, images = trace_model(model, images)
-    require_shape("keep", keep, (network.num_neurons,), "neuron")
+    spec, state, images = trace_model(model, images)
+    require_shape("keep", keep, (spec.num_neurons,), "neuron")
     require(
         fill is None or isinstance(fill, np.ndarray | jax.Array | list | tuple),
         f"fill: expected numbers [neuron], the same for every example, got {type(fill).__name__}",
     )
-    values = np.zeros(network.num_neurons, np.float32) if fill is None else np.asarray(fill, np.float32)
-    require_shape("fill", values, (network.num_neurons,), "neuron")
+    values = np.zeros(spec.num_neurons, np.float32) if fill is None else np.asarray(fill, np.float32)
+    require_shape("fill", values, (spec.num_neurons,), "neuron")
     require_finite("fill", values)
-    keeps, fills = (np.split(array, network.offsets[1:-1]) for array in (keep, values))
-    for site, kept in zip(network.sites, keeps, strict=True):
+    keeps, fills = (np.split(array, spec.offsets[1:-1]) for array in (keep, values))
+    for site, kept in zip(spec.sites, keeps, strict=True):
         require(bool(kept.any()), f"keep: expected at least one neuron of site {site!r}, got none")
-    with jax.default_matmul_precision(matmul_precision()):
-        if is_mlp(model):
-            return _pruned_mlp(model, keeps, fills)
-        assert is_plain_sequential(model)
-        small = nnx.clone(model)
-        small.eval()
-        small = _pruned_chain(small, keeps, fills, images)
-        masks = {
-            i: (jnp.asarray(kept), jnp.asarray(fill), None)
-            for i, (kept, fill) in enumerate(zip(keeps, fills, strict=True))
-        }
-        masked = start_forward(network, state, images, masks)(masks)
-        masked_logits, logits = (np.asarray(array, np.float32) for array in (masked, small(images)))
-        tolerance = TOLERANCES.get(masked.dtype, LOW_PRECISION)
-    difference, size = float(np.abs(masked_logits - logits).max()), float(np.abs(masked_logits).max())
-    require(
-        difference <= tolerance * size,
-        f"model: logits of the pruned chain differ by {difference:g} from the masked chain's (up to {size:g}); "
-        "the layers around its sites mix units or positions, so mask the chain instead",
-    )
-    return small
+    original = model if isinstance(model, Model) else from_module(model, images)
+    small = _pruned(original, keeps, fills, images, apply)
+    if compared:
+        masks: Any = {i: (jnp.asarray(keeps[i]), jnp.asarray(fills[i]), None) for i in range(len(keeps))}
+        small_spec, small_state, _ = trace_model(small, images)
+        outputs = start_forward(small_spec, small_state, images, ())({})
+        _require_equal_outputs(start_forward(spec, state, images, masks)(masks), outputs)
+    return small if isinstance(model, Model) else small.params
 
 
 def count_parameters(model: AnyModel) -> int:
@@ -152,171 +143,176 @@ def count_flops(model: AnyModel, images: Images) -> int:
     return int(analysis["flops"])
 
 
-def _pruned_mlp(model: MLP, keeps: Sequence[np.ndarray], fills: Sequence[np.ndarray]) -> MLP:
-    """Return the smaller network, from the mask and fill of each hidden layer."""
-    weights = [tuple(map(np.asarray, stage.weights)) for stage in model.stages]
-    kernels, biases = [kernel for kernel, _ in weights], [bias for _, bias in weights]
-    for i, (kept, fill) in enumerate(zip(keeps, fills, strict=True)):
-        kernels[i], biases[i] = kernels[i][:, kept], biases[i][kept]
-        # W h + b with constant h_j for the removed j: sum_j fill_j W_j joins the bias, and the rows of W go.
-        biases[i + 1] = biases[i + 1] + fill[~kept] @ kernels[i + 1][~kept]
-        kernels[i + 1] = kernels[i + 1][kept]
-    return from_arrays(kernels, biases, activation=model.activation)
+def _pruned(
+    model: Model, keeps: Sequence[np.ndarray], fills: Sequence[np.ndarray], images: jax.Array, apply: Callable | None
+) -> Model:
+    """Return the smaller model, from the mask and fill of each site."""
+    options: Any = {"sites": model.choice, "outputs": model.kind}
+    is_module, added = isinstance(model.function, ModuleCall), set()
+    require(apply is None or not is_module, "apply: expected None for a Flax NNX module, which needs no function")
+    if is_module and any(fill[~kept].any() for kept, fill in zip(keeps, fills, strict=True)):
+        module, added = _with_biases(model.params)
+        model = from_module(module, images, **options)
+    with jax.default_matmul_precision(matmul_precision()):
+        spec, state, _ = trace_model(model, images)
+        cuts = _Cuts(spec, state, model.names)
+        for site, kept, fill in zip(spec.site_specs, keeps, fills, strict=True):
+            if not kept.all():
+                cuts.remove(site, kept, fill)
+        params = model.function.params(cuts.leaves(model.state))
+    try:
+        if isinstance(model.function, ModuleCall):
+            return from_module(_repaired(params, added), images, **options)
+        return from_function(apply or model.function.apply, params, images, **options)
+    except InputError as error:
+        raise InputError(
+            f"model: it does not take the smaller parameters ({error.__cause__ or error}); compute sizes from the "
+            "inputs, or pass apply=, a function for these parameters"
+        ) from error
 
 
-@dataclass
-class _Cut:
-    """The change of a linear map: kept inputs and outputs (None keeps all), and an addition to its bias."""
+def _fold(weight: np.ndarray, rows: np.ndarray, kept: np.ndarray, fill: np.ndarray) -> np.ndarray:
+    """Return the addition [output] to the bias of a linear map that replaces its removed inputs.
 
-    inputs: np.ndarray | None = None
-    outputs: np.ndarray | None = None
-    bias: np.ndarray | None = None
+    Args:
+        weight: [row, place, output]; a convolution adds up its places, a matrix product has one.
+        rows: int [unit, row], the rows of each unit.
+        kept: bool [unit].
+        fill: float [row], the inputs if all units have their fill.
+    """
+    # W h + b with constant h_j for the removed j: sum_j fill_j W_j joins the bias, and the rows of W go.
+    removed = rows[~kept].ravel()
+    return fill[removed] @ weight[removed].sum(axis=1)
 
 
-# Pruning one site of a chain. `maker` is the linear map before the site, `reader` the one after it.
-#   maker -> activation, norm, pooling -> site -> pooling, flattening -> reader
-# A removed unit takes away one output column of the maker, its entries in batch norms in between, and all inputs of
-# the reader that depend on it. Flattening and pooling may spread a unit over many inputs; `_owners` finds them by
-# raising one unit at a time, so that any function may lie in between as long as it does not mix units.
-# The removed units' constant fill enters the reader as a constant, which its bias takes over. This fails only if the
-# constant differs between positions, as at the padding of a convolution. Finally `prune` compares the logits
-# of both networks.
-def _pruned_chain(
-    model: nnx.Sequential, keeps: Sequence[np.ndarray], fills: Sequence[np.ndarray], images: jax.Array
-) -> nnx.Sequential:
-    """Cut the layers of `model` in place and return them as the smaller chain."""
-    layers = list(flatten_layers(model.layers))
-    _require_prunable(layers)
-    places = [i for i, layer in enumerate(layers) if isinstance(layer, Site)]
-    sites = [layer for layer in layers if isinstance(layer, Site)]
-    cuts = {i: _Cut() for i, layer in enumerate(layers) if type(layer) in LINEAR}
-    norms: list[tuple[nnx.BatchNorm, np.ndarray]] = []
-    for place, site, kept, fill in zip(places, sites, keeps, fills, strict=True):
-        if kept.all():
-            continue
-        maker, reader = (_neighbour(layers, place, site.name, where) for where in ("before", "after"))
-        between = layers[place + 1 : reader]
-        outputs = apply_layers(layers[:place], images[:1])
-        owner = _owners(site, between, outputs.shape)
-        removed = ~kept[owner]
-        filled = apply_layers(between, jnp.broadcast_to(jnp.asarray(fill), outputs.shape))
-        folded = _folded(layers[reader], jnp.where(removed, filled, 0), site.name)
-        cuts[maker].outputs = kept
-        cuts[reader].inputs, cuts[reader].bias = ~removed, folded
-        norms += [(layer, kept) for layer in layers[maker:reader] if isinstance(layer, nnx.BatchNorm)]
-        for norm in (layer for layer in between if isinstance(layer, nnx.BatchNorm)):
+class _Cuts:
+    """Collect the changes of a model's parameters: additions to biases, and the places that are removed."""
+
+    def __init__(self, spec: ModelSpec, state: Sequence[jax.Array], names: Sequence[str]):
+        self.graph, self.names = spec.graph(TRACED[0]), names
+        self.flows = describe_values(self.graph)
+        images = jnp.zeros((TRACED[0], *spec.image.shape), spec.image.dtype)
+        self.env = dict(zip(self.graph.inputs, (*state, images), strict=True))
+        self.additions: dict[int, Any] = {}  # by the position of the parameter
+        self.kept: dict[tuple[int, int], Any] = {}  # bool [place], by the position of the parameter and its axis
+        self.owners: dict[Any, dict] = {}  # by the variable of the site
+
+    def remove(self, site: SiteSpec, kept: np.ndarray, fill: np.ndarray) -> None:
+        """Remove the units of one site; their fill joins the biases of the linear maps that read the site."""
+        graph, var = self.graph, self.graph.values[site.ordinal]
+        readers = find_readers(graph, site, self.flows)
+        owners = find_owners(graph, site, self.flows, readers)
+        for other, others in self.owners.items():
             require(
-                norm.num_features == len(kept),
-                f"site {site.name!r}: expected a batch norm of its {len(kept)} units before the next linear map, got "
-                f"one of {norm.num_features}; put it before the flattening",
+                var not in others and other not in owners,
+                f"site {site.name!r}: it has the same units as an earlier site; prune one of them",
             )
-    for norm, kept in norms:
-        _cut_norm(norm, kept)
-    for i, cut in cuts.items():
-        layer = layers[i]
-        assert isinstance(layer, LINEAR)
-        _cut_linear(layer, cut)
-    return nnx.Sequential(*layers)
+        self.owners[var] = owners
+        for reader in readers:
+            self._add_fill(reader, site, kept, fill)
+        for index, leaf in enumerate(graph.inputs):
+            if leaf in owners:
+                self._cut(index, (owners[leaf] < 0) | kept[owners[leaf]], site)
 
+    def _add_fill(self, reader: Reader, site: SiteSpec, kept: np.ndarray, fill: np.ndarray) -> None:
+        """Add the contribution of the fill of removed units to the bias of a linear map that reads their site."""
 
-def _require_prunable(layers: Sequence[Layer]) -> None:
-    """Raise for layers that cannot be cut: layers used twice, or with masks or groups."""
-    cut = [layer for layer in layers if isinstance(layer, (*LINEAR, nnx.BatchNorm))]
-    for layer in cut:
-        name = type(layer).__name__
+        def filled(value: jax.Array) -> jax.Array:
+            return site.native(jnp.broadcast_to(fill, site.canonical(value).shape)).astype(value.dtype)
+
+        graph, removed = self.graph, reader.rows[~kept].ravel()
+        equations = needed(graph.equations, [reader.operand, reader.weight])
+        env = evaluate(equations, dict(self.env), {graph.values[site.ordinal]: filled})
+        inputs = np.asarray(rows_first(env[reader.operand], reader.axes))
+        if not inputs[removed].any():
+            return
+        params = reader.equation.params
+        padded = not reader.is_product and (np.any(params["padding"]) or {*params["lhs_dilation"]} != {1})
         require(
-            sum(candidate is layer for candidate in cut) == 1,
-            f"model: expected each layer once, got an nnx.{name} that is used twice; create one layer for each use",
+            not padded and np.allclose(inputs[removed], inputs[removed, :1], rtol=1e-5, atol=1e-6),
+            f"site {site.name!r}: a fill other than 0 cannot be folded into the bias of a convolution with padding; "
+            "prune with zeros or use padding 'VALID'",
         )
+        addend = find_addend(graph, self.flows, reader)
+        if addend is None or addend[1] >= len(self.names):
+            raise InputError(
+                f"site {site.name!r}: no bias is added to the result of {operation_name(reader.equation)}"
+                f"{location(reader.equation)}, which reads it; add a bias, or prune with zeros"
+            )
+        sign, index, outputs = addend
+        addition = _fold(_rows_places_outputs(reader, np.asarray(env[reader.weight])), reader.rows, kept, inputs[:, 0])
+        self.additions[index] = self.additions.get(index, 0) + sign * addition[outputs]
+
+    def _cut(self, index: int, kept: np.ndarray, site: SiteSpec) -> None:
+        """Keep the numbers of a parameter for which `kept` is True; they must be whole slices of an axis."""
         require(
-            getattr(layer, "feature_group_count", 1) == 1 and getattr(layer, "mask", None) is None,
-            f"model: expected convolutions without groups and masks, got an nnx.{name} with one",
+            index < len(self.names),
+            f"site {site.name!r}: the model captures an array with a number for each unit; pass it in params",
+        )
+        for axis in range(kept.ndim):
+            places = kept.any(axis=tuple(a for a in range(kept.ndim) if a != axis))
+            if (kept == np.expand_dims(places, [a for a in range(kept.ndim) if a != axis])).all():
+                self.kept[index, axis] = places & self.kept.get((index, axis), True)
+                return
+        raise InputError(
+            f"site {site.name!r}: its removed units are no whole slices of parameter {self.names[index]!r}; remove all "
+            "units of a head together"
         )
 
+    def leaves(self, leaves: Sequence[jax.Array]) -> list[jax.Array]:
+        """Return the smaller parameters."""
+        small = list(leaves)
+        for index, addition in self.additions.items():
+            small[index] = jnp.asarray((np.asarray(small[index]) + addition).astype(small[index].dtype))
+        for (index, axis), kept in self.kept.items():
+            small[index] = jnp.asarray(np.compress(kept, small[index], axis=axis))
+        return small
 
-def _neighbour(layers: Sequence[Layer], place: int, site: str, where: str) -> int:
-    """Return the index of the linear map "before" or "after" a site.
 
-    Raises:
-        InputError: if there is none, or a module in between may mix units.
-    """
-    indices = range(place - 1, -1, -1) if where == "before" else range(place + 1, len(layers))
-    for i in indices:
-        if type(layers[i]) in LINEAR:
-            return i
+def _rows_places_outputs(reader: Reader, weight: np.ndarray) -> np.ndarray:
+    """Return a weight as [row, place, output]."""
+    outputs = sorted(result_axes(reader.equation, 1 - reader.side))
+    places = [axis for axis in range(weight.ndim) if axis not in (*reader.weight_axes, *outputs)]
+    sizes = [math.prod(weight.shape[axis] for axis in axes) for axes in (reader.weight_axes, places, outputs)]
+    return weight.transpose(*reader.weight_axes, *places, *outputs).reshape(sizes)
+
+
+def _with_biases(model: nnx.Module) -> tuple[nnx.Module, set]:
+    """Return a copy in which each linear map and convolution has a bias, and the paths of layers with a new one."""
+    model, added = nnx.clone(model), set()
+    for path, layer in nnx.iter_modules(model):
+        if isinstance(layer, nnx.Linear | nnx.Conv) and layer.bias is None:
+            layer.bias, layer.use_bias = nnx.Param(jnp.zeros(layer.kernel.shape[-1], layer.kernel.dtype)), True
+            added.add(path)
+    return model, added
+
+
+def _repaired(model: nnx.Module, added: set) -> nnx.Module:
+    """Return a module that was cut with the sizes in its attributes corrected, without biases that it does not need."""
+    if is_mlp(model):
+        kernels, biases = zip(*(map(np.asarray, stage.weights) for stage in model.stages), strict=True)
+        return from_arrays(list(kernels), list(biases), activation=model.activation)
+    for path, layer in nnx.iter_modules(model):
+        if isinstance(layer, nnx.Linear | nnx.Conv):
+            layer.in_features, layer.out_features = layer.kernel.shape[-2:]
+            if path in added and layer.bias is not None and not layer.bias[...].any():
+                layer.bias, layer.use_bias = None, False
+        if isinstance(layer, nnx.Conv):
+            layer.in_features *= layer.feature_group_count
+            layer.kernel_shape = layer.kernel.shape
+        if isinstance(layer, nnx.BatchNorm) and layer.mean is not None:
+            layer.num_features = layer.mean.size
+    return model
+
+
+def _require_equal_outputs(expected: Any, outputs: Any) -> None:
+    """Raise unless the outputs of the pruned network equal the outputs of the masked network up to rounding."""
+    for masked, small in zip(jax.tree.leaves(expected), jax.tree.leaves(outputs), strict=True):
+        tolerance = TOLERANCES.get(masked.dtype, LOW_PRECISION)
+        masked, small = np.asarray(masked, np.float32), np.asarray(small, np.float32)
+        difference, size = float(np.abs(masked - small).max()), float(np.abs(masked).max())
         require(
-            not isinstance(layers[i], nnx.Module) or isinstance(layers[i], SAFE),
-            f"site {site!r}: expected an nnx.Linear or nnx.Conv {where} it (with functions, batch norm or dropout "
-            f"between), got {type(layers[i]).__name__}",
+            difference <= tolerance * size,
+            f"model: outputs of the pruned network differ by {difference:g} from the masked network's (up to "
+            f"{size:g}); a number in the model depends on the number of units, so mask its neurons",
         )
-    raise InputError(f"site {site!r}: expected an nnx.Linear or nnx.Conv {where} it, got none")
-
-
-def _owners(site: Site, between: Sequence[Layer], shape: tuple[int, ...]) -> np.ndarray:
-    """Return the unit on which each input [feature] of the next linear map depends.
-
-    The layers in between (pooling, flattening) may be any functions. One unit at a time is therefore raised, and the
-    features that change are recorded.
-
-    Raises:
-        InputError: for a feature that depends on several units, or on none.
-    """
-    start = jnp.full(shape, 0.5)
-    still = apply_layers(between, start)
-    one_up = jax.vmap(lambda unit: apply_layers(between, start + 0.5 * jax.nn.one_hot(unit, shape[-1])) != still)
-    depends = np.asarray(one_up(jnp.arange(shape[-1]))).reshape(shape[-1], -1, still.shape[-1]).any(axis=1)
-    require(
-        bool((depends.sum(axis=0) <= 1).all()),
-        f"site {site.name!r}: layers between it and the next linear map mix its units; move the site after them",
-    )
-    require(
-        bool(depends.any(axis=0).all()),
-        f"site {site.name!r}: some inputs of the next linear map depend on none of its units; move the site after the "
-        "layers that add them",
-    )
-    return depends.argmax(axis=0)
-
-
-def _folded(reader: Layer, inputs: jax.Array, site: str) -> np.ndarray:
-    """Return the contribution of constant inputs to a linear map's outputs, which its bias takes over.
-
-    Raises:
-        InputError: if the contribution differs between positions, for example at the padding of a convolution.
-    """
-    added = np.asarray(reader(inputs) - reader(jnp.zeros_like(inputs)))
-    added = added.reshape(-1, added.shape[-1])
-    require(
-        np.allclose(added, added[0], atol=1e-6 + 1e-5 * np.abs(added).max()),
-        f"site {site!r}: a fill other than 0 cannot be folded into the bias of a convolution with padding; prune "
-        "with zeros or use padding 'VALID'",
-    )
-    return added[0]
-
-
-def _cut_norm(norm: nnx.BatchNorm, kept: np.ndarray) -> None:
-    """Cut a batch norm to the kept units, in place."""
-    for name in ("scale", "bias", "mean", "var"):
-        variable = getattr(norm, name)
-        if variable is not None:
-            setattr(norm, name, type(variable)(variable[...][kept]))
-    norm.num_features = int(kept.sum())
-
-
-def _cut_linear(layer: nnx.Linear | nnx.Conv, cut: _Cut) -> None:
-    """Cut a linear map to the kept inputs and outputs and add to its bias, in place."""
-    kernel = layer.kernel[...]
-    bias = None if layer.bias is None else layer.bias[...]
-    # The bias is added first: `cut.bias` has an entry for each output, also for those cut below. A map without bias
-    # gets one only if a fill asks for it.
-    if cut.bias is not None and (bias is not None or cut.bias.any()):
-        bias = cut.bias if bias is None else bias + cut.bias
-    if cut.inputs is not None:
-        kernel = kernel[..., cut.inputs, :]
-    if cut.outputs is not None:
-        kernel, bias = kernel[..., cut.outputs], None if bias is None else bias[cut.outputs]
-    layer.kernel = nnx.Param(kernel)
-    if bias is not None:
-        layer.bias, layer.use_bias = nnx.Param(jnp.asarray(bias, kernel.dtype)), True
-    layer.in_features, layer.out_features = kernel.shape[-2:]
-    if isinstance(layer, nnx.Conv):
-        layer.kernel_shape = kernel.shape

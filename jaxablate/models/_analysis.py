@@ -208,18 +208,30 @@ def _axes_of_product(eqn: JaxprEqn, operands: Sequence[Flow | None]) -> tuple[in
     The units of a linear map are the axes that its weight adds. A product of two values keeps the units of both.
     """
     if eqn.primitive.name == "conv_general_dilated":
-        return (eqn.params["dimension_numbers"].out_spec[1],)
-    contracted, batch = eqn.params["dimension_numbers"]
-    num_batch, axes, start = len(batch[0]), [], len(batch[0])
+        return tuple(result_axes(eqn, 1).values())
+    axes, batch = set(), eqn.params["dimension_numbers"][1]
     for side, flow in enumerate(operands):
-        free = [a for a in range(len(shape_of(eqn.invars[side]))) if a not in (*contracted[side], *batch[side])]
-        places = dict(zip(batch[side], range(num_batch), strict=True)) | {a: start + i for i, a in enumerate(free)}
-        start += len(free)
+        places = result_axes(eqn, side)
         if flow is None:
-            axes += [places[a] for a in free]
+            axes.update(place for axis, place in places.items() if axis not in batch[side])
         elif None not in operands:
-            axes += [places[a] for a in flow.axes if a in places]
-    return tuple(sorted(set(axes)))
+            axes.update(places[axis] for axis in flow.axes if axis in places)
+    return tuple(sorted(axes))
+
+
+def result_axes(eqn: JaxprEqn, side: int) -> dict[int, int]:
+    """Return for each axis of an operand of a product that the result keeps, the axis of the result.
+
+    Positions of a convolution are left out, since each of them mixes several positions of the operand.
+    """
+    numbers = eqn.params["dimension_numbers"]
+    if eqn.primitive.name == "conv_general_dilated":
+        return {numbers.rhs_spec[0]: numbers.out_spec[1]} if side == 1 else {numbers.lhs_spec[0]: numbers.out_spec[0]}
+    contracted, batch = numbers
+    free = [[a for a in range(len(shape_of(atom))) if a not in (*contracted[i], *batch[i])]
+            for i, atom in enumerate(eqn.invars)]  # fmt: skip
+    start = len(batch[0]) + (len(free[0]) if side == 1 else 0)
+    return {int(axis): i for i, axis in enumerate(batch[side])} | {axis: start + i for i, axis in enumerate(free[side])}
 
 
 def _moved_axes(eqn: JaxprEqn, axes: Sequence[int], old: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...]:
@@ -545,11 +557,11 @@ def _follow_units(equations: Sequence[JaxprEqn], ids: dict, flows: dict) -> None
             ids.update(
                 {var: inner_ids[atom] for var, atom in atoms if not isinstance(atom, Literal) and atom in inner_ids}
             )
-        elif len(eqn.outvars) == 1 and (result := _moved_ids(eqn, [ids[atom] for atom in data])) is not None:
+        elif len(eqn.outvars) == 1 and (result := moved_ids(eqn, [ids[atom] for atom in data])) is not None:
             ids[eqn.outvars[0]] = result
 
 
-def _moved_ids(eqn: JaxprEqn, ids: list[np.ndarray]) -> np.ndarray | None:
+def moved_ids(eqn: JaxprEqn, ids: list[np.ndarray]) -> np.ndarray | None:
     """Return the ids of a result; None if the operation may mix units."""
     name, params, first = eqn.primitive.name, eqn.params, ids[0]
     shape = shape_of(eqn.outvars[0])

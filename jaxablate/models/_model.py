@@ -144,14 +144,37 @@ def stack_states(states: Sequence[Any]) -> Any:
 
 
 @dataclass(frozen=True)
-class _Module:
+class ModuleCall:
     """The function of an NNX module: equal for modules of one architecture."""
 
     graphdef: nnx.GraphDef
     structure: Any
 
+    def params(self, leaves: State) -> nnx.Module:
+        return nnx.merge(self.graphdef, jax.tree.unflatten(self.structure, leaves))
+
     def __call__(self, leaves: State, images: Images) -> Any:
-        return nnx.merge(self.graphdef, jax.tree.unflatten(self.structure, leaves))(images)
+        return self.params(leaves)(images)
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionCall:
+    """A function of (params, images) as a function of (leaves, images); `static` has the leaves that are no arrays."""
+
+    apply: Callable[[Any, Any], Any]
+    structure: Any
+    static: tuple[Any, ...]
+
+    def params(self, leaves: State) -> Any:
+        arrays = iter(leaves)
+        full = [next(arrays) if leaf is _ARRAY else leaf for leaf in self.static]
+        return jax.tree.unflatten(self.structure, full)
+
+    def __call__(self, leaves: State, images: Images) -> Any:
+        return self.apply(self.params(leaves), images)
+
+
+_ARRAY = object()  # marks the places of arrays among the leaves
 
 
 class SiteTable(tuple[SiteSpec, ...]):
@@ -182,12 +205,17 @@ class Model:
         kind: the argument `outputs`.
     """
 
-    function: Callable
+    function: ModuleCall | FunctionCall
     state: State
     names: tuple[str, ...]
     image: jax.ShapeDtypeStruct
     choice: Choice
     kind: str
+
+    @property
+    def params(self) -> Any:
+        """Return the parameters in the tree that `from_function` took, or the module that `from_module` took."""
+        return self.function.params(self.state)
 
     @property
     def spec(self) -> ModelSpec:
@@ -245,17 +273,15 @@ def from_function(
     require(callable(apply), f"apply: expected a function of (params, images), got {type(apply).__name__}")
     require_known("outputs", outputs, OUTPUTS)
     paths, structure = jax.tree_util.tree_flatten_with_path(params)
-    is_array = [isinstance(leaf, jax.Array | np.ndarray) for _, leaf in paths]
-    static = [None if array else leaf for array, (_, leaf) in zip(is_array, paths, strict=True)]
+    arrays = [(path, leaf) for path, leaf in paths if isinstance(leaf, jax.Array | np.ndarray)]
+    static = tuple(_ARRAY if isinstance(leaf, jax.Array | np.ndarray) else leaf for _, leaf in paths)
+    function = FunctionCall(apply, structure, static)
+    return _checked(function, [to_device(leaf) for _, leaf in arrays], _names(arrays), images, sites, outputs)
 
-    def function(leaves: State, images: Images) -> Any:
-        arrays = iter(leaves)
-        full = [next(arrays) if array else leaf for array, leaf in zip(is_array, static, strict=True)]
-        return apply(jax.tree.unflatten(structure, full), images)
 
-    arrays = [(path, leaf) for array, (path, leaf) in zip(is_array, paths, strict=True) if array]
-    names = tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in arrays)
-    return _checked(function, [to_device(leaf) for _, leaf in arrays], names, images, sites, outputs)
+def _names(paths: Iterable[tuple[Any, Any]]) -> tuple[str, ...]:
+    """Return the path of each leaf as text."""
+    return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths)
 
 
 def from_module(model: nnx.Module, images: Images, *, sites: Choice = None, outputs: str = "logits") -> Model:
@@ -282,7 +308,7 @@ def from_module(model: nnx.Module, images: Images, *, sites: Choice = None, outp
     return _checked(*_split_module(model), images, sites, outputs)
 
 
-def _split_module(model: nnx.Module) -> tuple[_Module, State, tuple[str, ...]]:
+def _split_module(model: nnx.Module) -> tuple[ModuleCall, State, tuple[str, ...]]:
     """Return the function, the leaves and their paths of a module in evaluation mode."""
     require(isinstance(model, nnx.Module), f"model: expected a Flax NNX module, got {type(model).__name__}")
     if not is_mlp(model):  # an MLP has no modes
@@ -290,12 +316,16 @@ def _split_module(model: nnx.Module) -> tuple[_Module, State, tuple[str, ...]]:
         model.eval()
     graphdef, state = nnx.split(model)
     paths, structure = jax.tree_util.tree_flatten_with_path(state)
-    names = tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths)
-    return _Module(graphdef, structure), [leaf for _, leaf in paths], names
+    return ModuleCall(graphdef, structure), [leaf for _, leaf in paths], _names(paths)
 
 
 def _checked(
-    function: Callable, state: State, names: tuple[str, ...], images: Images, sites: Choice, outputs: str
+    function: ModuleCall | FunctionCall,
+    state: State,
+    names: tuple[str, ...],
+    images: Images,
+    sites: Choice,
+    outputs: str,
 ) -> Model:
     choice: Choice = sites
     if sites is not None and not callable(sites) and not isinstance(sites, str):

@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn, Var
 
 from jaxablate._checks import require
-from jaxablate.models._analysis import Flow, SiteSpec, describe_values, unit_ids
+from jaxablate.models._analysis import Flow, SiteSpec, describe_values, result_axes, unit_ids
 from jaxablate.models._graph import LINEAR_MAPS, Graph, evaluate, needed, read, shape_of
 from jaxablate.models._model import TRACED, ModelSpec, State
 
@@ -119,10 +119,14 @@ def weight_norms(spec: ModelSpec, state: State, *, incoming: bool) -> list[np.nd
         squares = 0
         for weight, axes, rows in parts:
             value = read(evaluate(needed(graph.equations, [weight]), dict(env)), weight)
-            by_row = jnp.moveaxis(value, axes, range(len(axes))).reshape(math.prod(value.shape[a] for a in axes), -1)
-            squares += (by_row[rows] ** 2).sum(axis=(1, 2))
+            squares += (rows_first(value, axes)[rows] ** 2).sum(axis=(1, 2))
         norms.append(np.asarray(jnp.sqrt(squares)))
     return norms
+
+
+def rows_first(array: Any, axes: tuple[int, ...]) -> Any:
+    """Return an array as [row, ...], with these axes flattened into rows and all others flattened too."""
+    return jnp.moveaxis(array, axes, range(len(axes))).reshape(math.prod(array.shape[a] for a in axes), -1)
 
 
 def _outgoing(graph: Graph, site: SiteSpec, flows: dict) -> list[tuple[Any, tuple[int, ...], np.ndarray]]:
@@ -139,8 +143,9 @@ def _incoming(graph: Graph, other: Graph, site: SiteSpec, flows: dict) -> list[t
         weights = [side for side, atom in enumerate(eqn.invars) if flows[atom] is None]
         if len(weights) != 1:
             continue
-        result, side, axes = eqn.outvars[0], weights[0], _output_axes(eqn, weights[0])
+        result, side = eqn.outvars[0], weights[0]
         shape, unit_axes = shape_of(result), flows[result].axes
+        axes = tuple(axis for axis, place in result_axes(eqn, side).items() if place in unit_axes)
         sizes = math.prod(shape[a] for a in unit_axes), math.prod(shape_of(eqn.invars[side])[a] for a in axes)
         if not axes or sizes[0] != sizes[1]:
             continue
@@ -157,11 +162,3 @@ def _incoming(graph: Graph, other: Graph, site: SiteSpec, flows: dict) -> list[t
             if (units == units[0]).all():
                 return [(eqn.invars[side], axes, units[0][:, None])]
     return []
-
-
-def _output_axes(eqn: JaxprEqn, side: int) -> tuple[int, ...]:
-    """Return the axes of a weight that become axes of the result."""
-    if eqn.primitive.name == "conv_general_dilated":
-        return (eqn.params["dimension_numbers"].rhs_spec[0],)
-    contracted, batch = eqn.params["dimension_numbers"]
-    return tuple(a for a in range(len(shape_of(eqn.invars[side]))) if a not in (*contracted[side], *batch[side]))
