@@ -260,6 +260,17 @@ def test_a_fill_joins_the_mean_of_a_batch_norm(images):
     np.testing.assert_allclose(small(images), expected, atol=1e-6)
 
 
+def test_parameters_of_16_bits(images):
+    """The bias takes the fill in 16 bits, so the outputs differ by more than in float32."""
+    first, second = (nnx.Linear(n, m, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(n)) for n, m in ((784, 9), (9, 10)))
+    model = nnx.Sequential(flatten, first, nnx.gelu, second)
+    keep = np.arange(9) % 3 > 0
+    small = ja.prune(model, keep, np.full(9, 0.4, np.float32), images=images)
+    assert small.layers[3].bias.dtype == jnp.bfloat16
+    expected = second(jnp.where(keep, nnx.gelu(first(flatten(images))), 0.4))
+    np.testing.assert_allclose(small(images), expected, atol=0.01)
+
+
 def function_of(apply, images, *shapes, sites=None):
     random = np.random.default_rng(0)
     weights = [random.normal(0, 0.2, shape).astype(np.float32) for shape in shapes]

@@ -70,7 +70,7 @@ for _ in range(EPOCHS):
 #
 # A `ja.Site` names the value that reaches it and returns it unchanged. The units of a convolution are its channels, and
 # the units of a linear map are its neurons. Ablation also works without `ja.Site`, in networks of every framework:
-# jaxablate then finds the values that linear maps read. `ja.prune` below needs the sites.
+# jaxablate then finds the values that linear maps read.
 
 # %%
 print(ja.from_module(model, test[0]).sites)

@@ -98,7 +98,7 @@ def prune_by_score(
         >>> [row.hidden for row in comparison.rows], comparison.model.hidden
         ([(10,), (5,)], (5,))
     """
-    require(is_mlp(model), f"model: expected an MLP, got {type(model).__name__}; ja.prune also takes chains of layers")
+    require(is_mlp(model), f"model: expected an MLP, got {type(model).__name__}; ja.prune takes any network")
     require_known("direction", direction, DIRECTIONS)
     require_known("scope", scope, SCOPES)
     require_known("fill", fill, FILLS)
