@@ -21,8 +21,7 @@ from jaxablate.models._analysis import describe_values, location, result_axes
 from jaxablate.models._graph import evaluate, needed, operation_name
 from jaxablate.models._mlp import is_mlp
 from jaxablate.models._model import TRACED, ModelSpec, ModuleCall, start_forward, trace_model
-from jaxablate.models._owners import find_addend, find_owners
-from jaxablate.models._weights import Reader, find_readers, rows_first
+from jaxablate.models._weights import Reader, find_addend, find_owners, find_readers, rows_first
 
 Module = TypeVar("Module", bound=nnx.Module)
 

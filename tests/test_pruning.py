@@ -398,7 +398,7 @@ def test_what_cannot_be_pruned(small_model, images):
     model = function_of(lambda w, x: jnp.tanh(x @ w[0]) @ w[1], images, *TWO)
     with raises_input_error(r"site '0': no bias is added to the result of dot_general at test_pruning.py:\d+"):
         ja.prune(model, keep, np.ones(6, np.float32), images=images)
-    with raises_input_error("site 'input': it is computed from the images without a linear map"):
+    with raises_input_error("site 'input': it is computed without a linear map"):
         whole = function_of(lambda w, x: jnp.tanh(x @ w[0]) @ w[1], images, *TWO, sites="input")
         ja.prune(whole, np.arange(784) > 3, images=images)
     assert ja.pruning.count_parameters(model) == 784 * 6 + 60

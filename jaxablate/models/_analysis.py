@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal, Var
 
@@ -22,7 +21,6 @@ from jaxablate._checks import InputError, require
 from jaxablate.models._graph import (
     AFFINE,
     CONTROL_FLOW,
-    ELEMENTWISE,
     LAYOUT,
     LINEAR_MAPS,
     REDUCTIONS,
@@ -507,89 +505,3 @@ def _last_function(equations: Sequence[JaxprEqn], var: Any) -> str:
         if maker is not None and maker.primitive.name == "reduce_sum" and origin(maker.invars[0]) is numerator:
             return "a softmax"
     return ""
-
-
-def unit_ids(
-    graph: Graph, site: SiteSpec, flows: dict[Var, Flow | None], *, through_normalisation: bool = False
-) -> dict[Var, np.ndarray]:
-    """Return which unit of a site each number belongs to, for all values that keep the site's units apart.
-
-    Args:
-        graph: the graph for any number of examples.
-        site: the site.
-        flows: from `describe_values`.
-        through_normalisation: True to follow units also through operations with their mean or size.
-
-    Returns:
-        For the site and for values computed from it, and from parameters, by operations that do not mix units: the
-        unit of each number, int of the value's shape; -1 for padding.
-    """
-    var = graph.values[site.ordinal]
-    shape = jax.eval_shape(site.canonical, jax.ShapeDtypeStruct(shape_of(var), jnp.int32)).shape
-    ids = {var: np.asarray(site.native(np.broadcast_to(np.arange(site.size, dtype=np.int32), shape)))}
-    if through_normalisation:
-        flows = {var: None if flow is not None and flow.flat else flow for var, flow in flows.items()}
-    with jax.ensure_compile_time_eval():  # the engines call this while JAX traces them
-        _follow_units(graph.equations, ids, flows)
-    return ids
-
-
-def _follow_units(equations: Sequence[JaxprEqn], ids: dict, flows: dict) -> None:
-    """Add the ids of results to `ids`; `flows` tells which values depend on parameters alone (None).
-
-    A result that depends on the images and gets no ids, because it mixes units, is recorded in `flows`.
-    """
-    for eqn in equations:
-        data = [atom for atom in variables(eqn.invars) if atom in ids]
-        mixed = [atom for atom in variables(eqn.invars) if atom not in ids and flows.get(atom) is not None]
-        if data or mixed:
-            for var in eqn.outvars:
-                flows.setdefault(var, True)
-        if not data or mixed:
-            continue
-        inner = called_jaxpr(eqn)
-        if inner is not None:
-            jaxpr = inner[0]
-            pairs = list(zip(jaxpr.invars, eqn.invars, strict=True))
-            inner_ids = {var: ids[atom] for var, atom in pairs if not isinstance(atom, Literal) and atom in ids}
-            _follow_units(jaxpr.eqns, inner_ids, dict.fromkeys(inner_ids, True))
-            atoms = zip(eqn.outvars, jaxpr.outvars, strict=True)
-            ids.update(
-                {var: inner_ids[atom] for var, atom in atoms if not isinstance(atom, Literal) and atom in inner_ids}
-            )
-        elif len(eqn.outvars) == 1 and (result := moved_ids(eqn, [ids[atom] for atom in data])) is not None:
-            ids[eqn.outvars[0]] = result
-
-
-def moved_ids(eqn: JaxprEqn, ids: list[np.ndarray]) -> np.ndarray | None:
-    """Return the ids of a result; None if the operation may mix units."""
-    name, params, first = eqn.primitive.name, eqn.params, ids[0]
-    shape = shape_of(eqn.outvars[0])
-    if name in ELEMENTWISE or name in ("convert_element_type", "copy", "copy_p", "name", "reduce_precision",
-                                       "stop_gradient"):  # fmt: skip
-        return first if first.shape == shape and all(np.array_equal(first, units) for units in ids) else None
-    if name in ("expand_dims", "reshape", "squeeze"):
-        return first.reshape(shape) if params.get("dimensions") is None or name != "reshape" else None
-    if name == "transpose":
-        return first.transpose(params["permutation"])
-    if name == "broadcast_in_dim":
-        places = params["broadcast_dimensions"]
-        sizes = [first.shape[places.index(axis)] if axis in places else 1 for axis in range(len(shape))]
-        return np.broadcast_to(first.reshape(sizes), shape)
-    if name in ("rev", "slice"):
-        return np.asarray(eqn.primitive.bind(jnp.asarray(first), **params))
-    if name == "pad" and len(ids) == 1 and len(eqn.invars) == 2:
-        return np.asarray(eqn.primitive.bind(jnp.asarray(first), jnp.array(-1, first.dtype), **params))
-    if name in ("reduce_max", "reduce_min", "reduce_sum"):
-        lowest, highest = first.min(axis=params["axes"]), first.max(axis=params["axes"])
-        return lowest if np.array_equal(lowest, highest) else None
-    if name in ("reduce_window_max", "reduce_window_min", "reduce_window_sum"):
-        window = [params[key] for key in ("window_dimensions", "window_strides", "padding", "base_dilation",
-                                          "window_dilation")]  # fmt: skip
-        limits = np.iinfo(np.int32)
-        lowest, highest = (
-            np.asarray(jax.lax.reduce_window(jnp.asarray(first, jnp.int32), jnp.int32(start), choose, *window))
-            for start, choose in ((limits.max, jax.lax.min), (limits.min, jax.lax.max))
-        )
-        return lowest if np.array_equal(lowest, highest) else None
-    return None

@@ -48,9 +48,7 @@ class ModelSpec:
     Models with the same operations, shapes and sites have equal specs and share compiled programs.
 
     Attributes:
-        sites: names of the sites, in the order in which the model computes them (network order).
-        outputs: for each site, shape and dtype of its outputs [..., unit] in one example.
-        site_specs: the sites themselves.
+        site_specs: the sites, in the order in which the model computes them (network order).
         found: all sites that can be chosen.
         result: tree of shapes of the model's outputs for 2 examples.
         kind: what the outputs are, "logits" or "probabilities".
@@ -60,8 +58,6 @@ class ModelSpec:
         digest: digest of the operations, shapes and sites; specs with equal digests are equal.
     """
 
-    sites: tuple[str, ...]
-    outputs: tuple[jax.ShapeDtypeStruct, ...]
     site_specs: tuple[SiteSpec, ...]
     found: tuple[SiteSpec, ...]
     result: Any
@@ -86,9 +82,19 @@ class ModelSpec:
         return self.last_function or ("a softmax" if "probabilities" in self._checks else "")
 
     @property
+    def sites(self) -> tuple[str, ...]:
+        """Return the names of the sites in network order."""
+        return tuple(site.name for site in self.site_specs)
+
+    @property
+    def outputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Return for each site shape and dtype of its outputs [..., unit] in one example."""
+        return tuple(site.output for site in self.site_specs)
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Return the number of units of each site."""
-        return tuple(output.shape[-1] for output in self.outputs)
+        return tuple(site.size for site in self.site_specs)
 
     @property
     def num_neurons(self) -> int:
@@ -449,8 +455,6 @@ def _make_spec(
     places = [replace(site, where="") for site in sites]
     digest = f"{fingerprint(graph)} {places} {kind} {jax.tree.structure(result)} {image}"
     return ModelSpec(
-        tuple(site.name for site in sites),
-        tuple(site.output for site in sites),
         tuple(sites),
         tuple(all_sites),
         result,

@@ -4,7 +4,7 @@ Input: the file of a state dict, and the same architecture as an `nnx.Sequential
 Output: a network with these weights in Flax's layout.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from flax import nnx
 
 from jaxablate._checks import InputError, finite_float32, require, require_known
 from jaxablate._typing import Images
-from jaxablate.models._layers import ELEMENTWISE, flatten_layers
 from jaxablate.models._mlp import ACTIVATIONS, MLP, flatten_images, from_arrays
 from jaxablate.models._sites import Site
 from jaxablate.models._tensors import Tensors, read_tensors
@@ -37,6 +36,11 @@ WEIGHTS = {
 }
 """For each type of layer, PyTorch's names of its weights and Flax's names."""
 PARTS = tuple(WEIGHTS[nnx.BatchNorm])
+ELEMENTWISE = {
+    jax.nn.sigmoid, jnp.tanh, nnx.tanh, jax.nn.relu, jax.nn.gelu, jax.nn.silu, jax.nn.elu, jax.nn.leaky_relu,
+    jax.nn.softplus,
+}  # fmt: skip
+"""Functions that act on each neuron separately."""
 
 
 def load_pytorch(
@@ -88,7 +92,7 @@ def _set_weights(
     path: Path, modules: dict[str, Tensors], model: nnx.Sequential, image_shape: tuple[int, ...] | None
 ) -> nnx.Sequential:
     """Set the weights of a model in place and return it; `image_shape` is [example, height, width, channel]."""
-    layers = list(flatten_layers(model.layers))
+    layers = list(_flatten_layers(model.layers))
     weighted = [index for index, layer in enumerate(layers) if _has_weights(layer)]
     for index in weighted:
         require(
@@ -265,7 +269,7 @@ def _feature_orders(model: nnx.Sequential, shape: tuple[int, ...]) -> dict[int, 
     # `order` is set while the features are flattened and no linear map has read them yet. A batch norm in between has
     # one weight for each feature, so its weights are permuted too and the order still holds for the next layer.
     outputs, order, orders = jnp.zeros((1, *shape[1:])), None, {}
-    for index, layer in enumerate(flatten_layers(model.layers)):
+    for index, layer in enumerate(_flatten_layers(model.layers)):
         inputs = outputs
         try:
             outputs = layer(inputs)
@@ -316,3 +320,12 @@ def _feature_order(flatten: Callable, shape: tuple[int, ...], label: str) -> np.
         "that are neither; put the flattening into a separate layer",
     )
     return order.astype(np.int64)
+
+
+def _flatten_layers(layers: Sequence[Callable]) -> Iterator[Callable]:
+    """Yield the layers of a sequential; an `nnx.Sequential` among them is replaced by its layers."""
+    for layer in layers:
+        if isinstance(layer, nnx.Sequential) and type(layer).__call__ is nnx.Sequential.__call__:
+            yield from _flatten_layers(layer.layers)
+        else:
+            yield layer

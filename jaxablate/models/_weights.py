@@ -1,21 +1,33 @@
-"""Find the weights of the linear maps before and after each site.
+"""Find the parameters around each site: the linear maps before and after it, and all that belong to one unit.
 
-Input: a `ModelSpec` and its state.
-Output: for each site, the weights into or out of each unit.
+Input: a graph or a `ModelSpec`, and a site.
+Output: the linear maps that read a site, the unit of each parameter's numbers, the norm of each unit's weights.
 """
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import JaxprEqn, Var
+from jax.extend.core import JaxprEqn, Literal, Var
 
-from jaxablate._checks import require
-from jaxablate.models._analysis import Flow, SiteSpec, describe_values, result_axes, unit_ids
-from jaxablate.models._graph import LINEAR_MAPS, Graph, evaluate, needed, read, shape_of
+from jaxablate._checks import InputError, require
+from jaxablate.models._analysis import Flow, SiteSpec, describe_values, location, result_axes
+from jaxablate.models._graph import LINEAR_MAPS, Graph, evaluate, needed, operation_name, read, shape_of, variables
 from jaxablate.models._model import TRACED, ModelSpec, State
+from jaxablate.models._units import (
+    COPIES,
+    RESHAPES,
+    Ids,
+    MixedError,
+    placed,
+    pull,
+    pull_through,
+    push,
+    site_ids,
+    unit_ids,
+)
 
 
 class Reader(NamedTuple):
@@ -103,6 +115,125 @@ def _rows_of_units(ids: np.ndarray, axes: tuple[int, ...], num_units: int) -> np
     return np.stack(rows) if len({len(row) for row in rows}) == 1 and len(rows[0]) else None
 
 
+# Every value around a site gets ids: the unit to which each of its numbers belongs, -1 for none.
+#   maker (linear map) -> bias, norm, activation -> site -> pooling, norm, flattening -> reader (linear map)
+# Values after the site get their ids forwards, from `unit_ids`. All operands of these values and of the site get their
+# ids backwards. The walk back ends at the inputs of the graph: a linear map passes the ids on to its weight alone,
+# since its other operand has no axis of units. At a reader the rows of the weight have ids, but the result has none.
+# Units can be removed if nothing else reads a value with ids: every equation with such an operand must be a reader, or
+# have passed ids to this operand. This finds skips around the site, normalisations over units, weights used twice.
+def find_owners(graph: Graph, site: SiteSpec, flows: dict[Var, Flow | None], readers: Sequence[Reader]) -> Ids:
+    """Return the units of all values around a site whose shape depends on the number of its units.
+
+    Args:
+        graph: the graph for any number of examples.
+        site: the site.
+        flows: from `describe_values`.
+        readers: the linear maps that read the site.
+
+    Returns:
+        For each value, int of its shape: the unit of each number, -1 for none. Parameters are among the values.
+
+    Raises:
+        InputError: if units cannot be removed, because another operation reads such a value.
+    """
+
+    def refuse(eqn: JaxprEqn, var: Var | None) -> None:
+        reason = "also reads a value from before the site"
+        if var is None:
+            reason = "cannot be cut into units"
+        elif flows.get(var) is None:
+            reason = "also reads a parameter of its units"
+        elif var in after and eqn.primitive.name in LINEAR_MAPS:
+            reason = "reads it in groups or batches, or multiplies it by another value"
+        elif var in after:
+            reason = "also reads it and is no linear map"
+        raise InputError(f"site {site.name!r}: {operation_name(eqn)}{location(eqn)} {reason}; {remedy}")
+
+    remedy = "mask its neurons, do not prune them"
+    ids = unit_ids(graph, site, flows)
+    after = set(ids)
+    for reader in readers:
+        ids[reader.weight] = _weight_ids(reader)
+    passed = {(reader.result, atom) for reader in readers for atom in (reader.operand, reader.weight)}
+    pull_through(graph.equations, ids, passed, refuse)
+    require(graph.inputs[-1] not in ids, f"site {site.name!r}: it is computed without a linear map; {remedy}")
+    outputs = ids.keys() & {*variables(graph.outputs)}
+    require(not outputs, f"site {site.name!r}: it is a part of the outputs; {remedy}")
+    return ids
+
+
+def _weight_ids(reader: Reader) -> np.ndarray:
+    """Return the unit of each number of a reader's weight."""
+    shape = shape_of(reader.weight)
+    sizes = [shape[axis] for axis in reader.weight_axes]
+    units = np.full(math.prod(sizes), -1, np.int32)
+    units[reader.rows] = np.arange(len(reader.rows), dtype=np.int32)[:, None]
+    return placed(units.reshape(sizes), reader.weight_axes, shape)
+
+
+def find_leaf(graph: Graph, var: Var, numbers: np.ndarray) -> tuple[int, np.ndarray] | None:
+    """Return the input of the graph that a value is, moved or copied, and the number of each entry of this input.
+
+    Args:
+        graph: the graph.
+        var: a value that depends on parameters alone.
+        numbers: int of the value's shape, a number for each entry.
+
+    Returns:
+        The position in `graph.inputs` and int of the input's shape. None if the value is computed, or used elsewhere.
+    """
+    atom: Any = var
+    while sum(atom in variables(eqn.invars) for eqn in graph.equations) == 1 and atom not in graph.outputs:
+        producer = graph.producers.get(atom)
+        if producer is None:
+            return graph.inputs.index(atom), numbers
+        eqn = graph.equations[producer]
+        pulled = pull(eqn, [numbers]) if eqn.primitive.name in RESHAPES | COPIES else None
+        if pulled is None or pulled[0] is None:
+            return None
+        atom, numbers = eqn.invars[0], pulled[0]
+    return None
+
+
+def find_addend(graph: Graph, flows: dict[Var, Flow | None], reader: Reader) -> tuple[int, int, np.ndarray] | None:
+    """Return the parameter that is added to the result of a linear map, for example its bias.
+
+    Returns:
+        The sign, 1 if the parameter is added and -1 if it is subtracted, as the mean of a batch norm. Then the position
+        in `graph.inputs`, and int of the parameter's shape: the output of the linear map to which each number is added.
+        None if there is no such parameter.
+    """
+    places = result_axes(reader.equation, 1 - reader.side)
+    axes = sorted(places)
+    sizes = [shape_of(reader.weight)[axis] for axis in axes]
+    var, numbers = reader.result, np.arange(math.prod(sizes)).reshape(sizes)
+    numbers = placed(numbers, [places[axis] for axis in axes], shape_of(var))
+    while True:
+        users = [eqn for eqn in graph.equations if var in variables(eqn.invars)]
+        if len(users) != 1 or var in graph.outputs:
+            return None
+        eqn = users[0]
+        name, result = eqn.primitive.name, eqn.outvars[0]
+        if name in ("add", "add_any", "sub"):
+            side = next(i for i, atom in enumerate(eqn.invars) if atom is var)
+            operand, sign = eqn.invars[1 - side], -1 if name == "sub" else 1
+            if shape_of(result) != numbers.shape or (sign, side) == (-1, 1):
+                return None
+            pulled = pull(eqn, [numbers])
+            units = None if pulled is None else pulled[1 - side]
+            if not isinstance(operand, Literal) and flows[operand] is None and units is not None:
+                leaf = find_leaf(graph, operand, units)
+                if leaf is not None:
+                    return sign, *leaf
+            moved = numbers
+        else:
+            moved = push(eqn, [numbers])[0] if name in RESHAPES | COPIES else None
+        if moved is None:
+            return None
+        var, numbers = result, moved
+
+
 def weight_norms(spec: ModelSpec, state: State, *, incoming: bool) -> list[np.ndarray]:
     """Return for each site the Euclidean norm [unit] of the weights into or out of each unit.
 
@@ -113,7 +244,7 @@ def weight_norms(spec: ModelSpec, state: State, *, incoming: bool) -> list[np.nd
     env = dict(zip(graph.inputs, state, strict=False))  # without the images: weights do not depend on them
     flows, norms = describe_values(graph), []
     for name, site in zip(spec.sites, spec.site_specs, strict=True):
-        parts = _incoming(graph, spec.graph(TRACED[1]), site, flows) if incoming else _outgoing(graph, site, flows)
+        parts = _incoming(graph, site, flows) if incoming else _outgoing(graph, site, flows)
         place = "before" if incoming else "after"
         require(len(parts) > 0, f"weight norms: expected a linear map {place} site {name!r} that keeps its units apart")
         squares = 0
@@ -134,31 +265,26 @@ def _outgoing(graph: Graph, site: SiteSpec, flows: dict) -> list[tuple[Any, tupl
     return [(reader.weight, reader.weight_axes, reader.rows) for reader in find_readers(graph, site, flows)]
 
 
-def _incoming(graph: Graph, other: Graph, site: SiteSpec, flows: dict) -> list[tuple[Any, tuple[int, ...], np.ndarray]]:
-    """Return the weight of the last linear map that makes a site, the axes of its outputs, and the row of each unit."""
-    var = graph.values[site.ordinal]
-    for eqn in reversed(graph.equations[: graph.producers.get(var, 0)]):
-        if eqn.primitive.name not in LINEAR_MAPS:
-            continue
-        weights = [side for side, atom in enumerate(eqn.invars) if flows[atom] is None]
-        if len(weights) != 1:
-            continue
-        result, side = eqn.outvars[0], weights[0]
-        shape, unit_axes = shape_of(result), flows[result].axes
-        axes = tuple(axis for axis, place in result_axes(eqn, side).items() if place in unit_axes)
-        sizes = math.prod(shape[a] for a in unit_axes), math.prod(shape_of(eqn.invars[side])[a] for a in axes)
-        if not axes or sizes[0] != sizes[1]:
-            continue
-        ordinal = graph.values.index(result)
-        sizes = enumerate(zip(shape, shape_of(other.values[ordinal]), strict=True))
-        differ = [axis for axis, (size, other_size) in sizes if size != other_size]
-        if len(differ) != 1 or differ[0] in unit_axes:
-            continue
-        maker = replace(site, ordinal=ordinal, shape=shape, unit_axes=unit_axes, example_axis=differ[0])
-        # a normalisation mixes units and still gives each unit a place of its own
-        ids = unit_ids(graph, maker, flows, through_normalisation=True).get(var)
-        if ids is not None:
-            units = np.asarray(site.canonical(ids)).reshape(-1, site.size)
-            if (units == units[0]).all():
-                return [(eqn.invars[side], axes, units[0][:, None])]
-    return []
+def _incoming(graph: Graph, site: SiteSpec, flows: dict) -> list[tuple[Any, tuple[int, ...], np.ndarray]]:
+    """Return the weight of the linear map that makes a site, the axes of its outputs, and the rows of each unit.
+
+    A normalisation may lie in between. It mixes units and still gives each unit a place of its own.
+    """
+
+    def refuse(_: JaxprEqn, var: Var | None) -> None:
+        if var is None:
+            raise MixedError
+
+    ids = site_ids(graph, site)
+    try:
+        pull_through(graph.equations, ids, set(), refuse)
+    except MixedError:
+        return []
+    makers = [(eqn, side) for eqn in graph.equations if eqn.primitive.name in LINEAR_MAPS and eqn.outvars[0] in ids
+              for side, atom in enumerate(eqn.invars) if flows[atom] is None and atom in ids]  # fmt: skip
+    if len(makers) != 1 or graph.inputs[-1] in ids:
+        return []
+    ((eqn, side),) = makers
+    axes = tuple(result_axes(eqn, side))
+    rows = _rows_of_units(ids[eqn.invars[side]], axes, site.size)
+    return [] if rows is None else [(eqn.invars[side], axes, rows)]
