@@ -289,10 +289,8 @@ class SiteFinder:
         readers: dict[Var, list[str]] = {}
         tags: dict[Var, tuple[tuple[int, ...], str, str]] = {}
         for eqn in self.graph.equations:
-            if eqn.primitive.name in LINEAR_MAPS:
-                data = [var for var in variables(eqn.invars) if self.flows[var] is not None]
-                sources = self.sources(data[0]) if len(data) == 1 else ()  # a product of two values is no linear map
-                for source in dict.fromkeys(sources):
+            if self._is_linear(eqn):
+                for source in dict.fromkeys(self.sources(self._data(eqn)[0])):
                     readers.setdefault(source, []).append(eqn.primitive.name)
             match = _TAG_PATTERN.fullmatch(eqn.params["name"]) if eqn.primitive.name == "name" else None
             if match:
@@ -304,10 +302,10 @@ class SiteFinder:
 
     def sources(self, var: Var) -> list[Var]:
         """Return the values from which a linear map's operand comes by moving, pooling and scaling numbers alone."""
-        if var not in self.graph.producers:
+        eqn = self._maker(var)
+        if eqn is None:
             return [var]
-        eqn = self.graph.equations[self.graph.producers[var]]
-        name, data = eqn.primitive.name, [v for v in variables(eqn.invars) if self.flows[v] is not None]
+        name, data = eqn.primitive.name, self._data(eqn)
         if name == "concatenate":
             return [source for v in dict.fromkeys(data) for source in self.sources(v)]
         flow: Any = self.flows[var]
@@ -322,7 +320,8 @@ class SiteFinder:
         """Return the site of a value; None if the value has no axis of examples or of units."""
         ordinal, shape = self.ordinals[var], shape_of(var)
         flow: Any = self.flows[var]
-        where = self.location(var)
+        maker = self._maker(var)
+        where = "" if maker is None else location(maker)
         differ = [a for a, (n, m) in enumerate(zip(shape, shape_of(self.other.values[ordinal]), strict=True)) if n != m]
         axes, reduce, name = (flow.axes if flow else (), "mean", "") if tag is None else tag
         if tag is not None:
@@ -346,12 +345,9 @@ class SiteFinder:
         axes = tuple(a for a in axes if a != differ[0]) or tuple(a for a in (len(shape) - 1,) if a != differ[0])
         if not axes:
             return None
-        producer = self.graph.producers.get(var)
-        made_by = "input" if producer is None else operation_name(self.graph.equations[producer])
-        if tag is not None:  # the operation before the tag
-            source: Any = self.graph.equations[self.graph.producers[var]].invars[0]
-            before = self.graph.producers.get(source)
-            made_by = "input" if before is None else operation_name(self.graph.equations[before])
+        if tag is not None and maker is not None:  # the operation before the tag
+            maker = self._maker(maker.invars[0])
+        made_by = "input" if maker is None else operation_name(maker)
         assert flow is not None
         kind = "tag" if tag is not None else _kind(flow)
         name = name or self._name(flow)
@@ -359,10 +355,14 @@ class SiteFinder:
         spec = name, kind, ordinal, shape, aval.dtype, differ[0], axes, made_by, tuple(readers), where, reduce
         return SiteSpec(*spec)
 
-    def location(self, var: Var) -> str:
-        """Return " at FILE:LINE" of the user's code that computes a value; "" if it is unknown."""
+    def _maker(self, var: Any) -> JaxprEqn | None:
+        """Return the equation that computes a value; None for an input."""
         producer = self.graph.producers.get(var)
-        return "" if producer is None else location(self.graph.equations[producer])
+        return None if producer is None else self.graph.equations[producer]
+
+    def _data(self, eqn: JaxprEqn) -> list[Var]:
+        """Return the operands that depend on the images."""
+        return [var for var in variables(eqn.invars) if self.flows[var] is not None]
 
     def _name(self, flow: Flow) -> str:
         """Return the path of the parameters of the last linear map from which a value comes."""
@@ -381,23 +381,14 @@ class SiteFinder:
 
     def _is_linear(self, eqn: JaxprEqn) -> bool:
         """Return True for a product of a value with a weight."""
-        data = [var for var in variables(eqn.invars) if self.flows[var] is not None]
-        return eqn.primitive.name in LINEAR_MAPS and len(data) == 1
+        return eqn.primitive.name in LINEAR_MAPS and len(self._data(eqn)) == 1
 
     def _path(self, var: Var) -> str:
         """Return the path of the largest parameter from which a weight is computed."""
-        inputs, todo = set(), [var]
-        while todo:
-            var = todo.pop()
-            producer = self.graph.producers.get(var)
-            if producer is None:
-                inputs.add(var)
-            else:
-                todo += variables(self.graph.equations[producer].invars)
-        if not inputs:
-            return "constant"
-        largest = max(inputs, key=lambda var: (np.prod(shape_of(var)), -self.ordinals[var]))
-        return self.names[self.ordinals[largest]]
+        used = {var}.union(*(variables(eqn.invars) for eqn in needed(self.graph.equations, [var])))
+        inputs = [i for i, leaf in enumerate(self.graph.inputs) if leaf in used]
+        sizes = [np.prod(shape_of(self.graph.inputs[i])) for i in inputs]
+        return self.names[inputs[int(np.argmax(sizes))]] if inputs else "constant"
 
 
 _WEIGHT_NAMES = {"kernel", "weight", "w", "value", "raw_value", "embedding"}
