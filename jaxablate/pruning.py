@@ -239,7 +239,8 @@ class _Cuts:
                 f"{location(reader.equation)}, which reads it; add a bias, or prune with zeros"
             )
         sign, index, outputs = addend
-        addition = _fold(_rows_places_outputs(reader, np.asarray(env[reader.weight])), reader.rows, kept, inputs[:, 0])
+        weight = np.asarray(env[reader.weight], jnp.promote_types(env[reader.weight].dtype, jnp.float32))
+        addition = _fold(_rows_places_outputs(reader, weight), reader.rows, kept, inputs[:, 0])
         self.additions[index] = self.additions.get(index, 0) + sign * addition[outputs]
 
     def _cut(self, index: int, kept: np.ndarray, site: SiteSpec) -> None:
