@@ -5,6 +5,7 @@ Output: activations [example, neuron] of each site, their means, or a fill.
 Memory: recording holds four bytes for each example and neuron; means hold one batch.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -13,26 +14,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxablate._checks import require, require_finite, require_known, require_labels, require_shape
+from jaxablate._checks import JaxablateWarning, require, require_finite, require_known, require_labels, require_shape
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Activations, Fill, Images, Labels, Masks
-from jaxablate.fills import PerExampleFill
+from jaxablate.fills import LinearFill, PerExampleFill
+from jaxablate.linear_compensation import predictors
 from jaxablate.models._model import (
     AnyModel,
     ModelSpec,
+    SiteMask,
     State,
     peak_activation_bytes,
     record_sites,
     start_forward,
     trace_model,
 )
-from jaxablate.models._sites import REDUCTIONS
+from jaxablate.models._sites import REDUCTIONS, Prediction
 
 __all__ = ["FILLS", "compute_fill", "mean_activations", "record_activations", "zero_fractions"]
 
 BATCH_SIZE = 10_000
 MEMORY = 2**28  # bytes of one activation of a batch
-FILLS = ("zero", "constant", "mean", "median", "class_mean", "resample", "optimal")
+FILLS = ("zero", "constant", "mean", "median", "class_mean", "resample", "optimal", "linear")
+RIDGE = 1e-6
+EXAMPLES_PER_NEURON = 10  # a linear fill from fewer examples predicts these examples better than others
 
 
 def record_activations(model: AnyModel, images: Images) -> tuple[Activations, ...]:
@@ -119,12 +124,13 @@ def compute_fill(
     labels: Labels | None = None,
     *,
     value: float = 0.0,
+    ridge: float = RIDGE,
     keep: Masks | None = None,
     steps: int = 500,
     batch_size: int = 256,
     learning_rate: float = 1e-2,
     key: jax.Array | None = None,
-) -> Fill | PerExampleFill:
+) -> Fill | LinearFill | PerExampleFill:
     """Compute the outputs of ablated neurons from examples; all ablation functions take the result as `fill`.
 
     - "zero": 0.
@@ -136,6 +142,9 @@ def compute_fill(
       neurons (and a channel's whole map).
     - "optimal": the constant for each neuron that minimises the loss of the network under the masks `keep`, by gradient
       descent (Adam) from the mean.
+    - "linear": what the kept neurons of the same site predict, by ridge regression (linear compensation). Means and
+      covariances are those of the intact network. With one mask `keep` they are sequential: those of each site in the
+      network whose earlier sites are already ablated and compensated under this mask.
 
     Args:
         model: a Flax NNX module such as an `MLP`, in evaluation mode, or a model from `ja.from_function`.
@@ -143,13 +152,18 @@ def compute_fill(
         images: the examples, by convention the validation split.
         labels: integers [example], for "class_mean" and "optimal".
         value: the constant of "constant".
+        ridge: positive, for "linear": the ridge lambda relative to the mean variance of a site's units.
         keep: bool [mask, neuron], for "optimal"; each step draws one mask. Neurons that no mask ablates keep
-            their mean.
+            their mean. One mask [1, neuron] for a sequential "linear".
         steps, batch_size, learning_rate: of the gradient descent of "optimal".
         key: random key, `jax.random.key(seed)`, for "resample" and "optimal".
 
     Returns:
-        float32 [neuron] over all sites in network order; a `ja.PerExampleFill` for "class_mean" and "resample".
+        float32 [neuron] over all sites in network order; a `ja.PerExampleFill` for "class_mean" and "resample",
+        a `ja.fills.LinearFill` for "linear".
+
+    Warns:
+        JaxablateWarning: if "linear" gets fewer than ten examples for each neuron of a site.
 
     Raises:
         InputError: for an unknown kind, a missing argument that the kind needs, a class without examples, or images
@@ -180,10 +194,12 @@ def compute_fill(
         )
     if labels is not None:
         require_labels(np.asarray(labels), len(images), network.num_classes)
-    if kind == "optimal":
+    if keep is not None and kind in ("optimal", "linear"):
         keep = np.asarray(keep)
         require(keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {keep.dtype}")
         require_shape("keep", keep, (None, network.num_neurons), "mask, neuron")
+    if kind == "optimal":
+        assert keep is not None
         require(len(keep) > 0 and steps >= 1, f"optimal fill: expected masks and steps, got {len(keep)} and {steps}")
     if kind in ("zero", "constant"):
         constant = np.full(network.num_neurons, value if kind == "constant" else 0.0, np.float32)
@@ -197,6 +213,8 @@ def compute_fill(
     if kind == "class_mean":
         outputs = _record_outputs(model, images)
         return PerExampleFill(tuple(_class_means(h, np.asarray(labels), network.num_classes) for h in outputs))
+    if kind == "linear":
+        return _fit_linear(network, state, images, ridge, keep)
     if kind == "resample":
         return PerExampleFill(tuple(_record_outputs(model, images)), key)
     start = np.asarray(mean_activations(model, images))
@@ -223,23 +241,93 @@ def _record_outputs(model: AnyModel, images: Images) -> list[jax.Array]:
 def _record_batches(model: AnyModel, images: Images) -> tuple[ModelSpec, Iterator[list[jax.Array]]]:
     """Return the model's specification, and the outputs [example, ..., unit] of every site batch by batch."""
     network, state, images = trace_model(model, images)
+    return network, _batches(network, state, images, {})
+
+
+def _batches(
+    network: ModelSpec, state: State, images: jax.Array, masks: dict[int, SiteMask]
+) -> Iterator[list[jax.Array]]:
+    """Return the outputs [example, ..., unit] of every site under masks of some sites, batch by batch."""
     # Batches bound the memory; the last one is smaller, which compiles one more program.
     size = max(1, min(BATCH_SIZE, MEMORY // peak_activation_bytes(network, (0,))))
     batches = (images[i : i + size] for i in range(0, len(images), size))
-    return network, (_record_batch(network, state, batch) for batch in batches)
+    return (_record_batch(network, state, batch, masks) for batch in batches)
 
 
-def _record_batch(network: ModelSpec, state: State, images: jax.Array) -> list[jax.Array]:
+def _record_batch(network: ModelSpec, state: State, images: jax.Array, masks: dict[int, SiteMask]) -> list[jax.Array]:
     """Return the outputs of every site; a single image is doubled, because a model of one could broadcast it."""
     if len(images) > 1:
-        return _record(network, state, images)
-    return [outputs[:1] for outputs in _record(network, state, jnp.repeat(images, 2, axis=0))]
+        return _record(network, state, images, masks)
+    return [outputs[:1] for outputs in _record(network, state, jnp.repeat(images, 2, axis=0), masks)]
 
 
 @partial(jax.jit, static_argnums=0)
-def _record(network: ModelSpec, state: State, images: jax.Array) -> list[jax.Array]:
+def _record(network: ModelSpec, state: State, images: jax.Array, masks: dict[int, SiteMask]) -> list[jax.Array]:
     with jax.default_matmul_precision(matmul_precision()):
-        return record_sites(network, state, images)[1]
+        return record_sites(network, state, images, masks)[1]
+
+
+def _fit_linear(
+    network: ModelSpec, state: State, images: jax.Array, ridge: float, keep: np.ndarray | None
+) -> LinearFill:
+    """Return the means and covariances of every site as a fill.
+
+    Args:
+        network, state, images, ridge: as in `compute_fill`.
+        keep: bool [mask, neuron] with one mask for sequential statistics; None for the intact network.
+    """
+    require(ridge > 0, f"ridge: expected a positive number, got {ridge}")
+    require(
+        keep is None or len(keep) == 1, "keep: a linear fill takes one mask [1, neuron]; fit one fill for each mask"
+    )
+    if keep is None:
+        means, covariances, num_samples = _covariances(network, _batches(network, state, images, {}))
+    else:
+        masks: dict[int, SiteMask] = {}
+        for site, kept in enumerate(np.split(keep[0], network.offsets[1:-1])):
+            # The earlier sites are masked, so this site's outputs are those of the ablated network.
+            means, covariances, num_samples = _covariances(network, _batches(network, state, images, masks))
+            weights = predictors(covariances[site], ridge, kept[None])[0]
+            prediction = Prediction(jnp.asarray(means[site], jnp.float32), jnp.asarray(weights))
+            masks[site] = jnp.asarray(kept), prediction, None
+    for name, size, number in zip(network.sites, network.sizes, num_samples, strict=True):
+        if number < EXAMPLES_PER_NEURON * size:
+            warnings.warn(
+                f"linear fill: {number} examples are fewer than {EXAMPLES_PER_NEURON} for each of the {size} "
+                f"neurons of site {name!r}; pass more, or read the results as fitted to few examples",
+                JaxablateWarning,
+                stacklevel=3,
+            )
+    return LinearFill(np.concatenate(means), tuple(covariances), float(ridge))
+
+
+def _covariances(
+    network: ModelSpec, batches: Iterator[list[jax.Array]]
+) -> tuple[list[np.ndarray], list[np.ndarray], list[int]]:
+    """Return the means [unit] and covariances [unit, unit] of every site in float64, and the number of samples.
+
+    The positions of a unit in an example are samples too.
+    """
+    # Sums are shifted by the means of the first batch, so that their difference loses no digits.
+    shifts: list[np.ndarray] = []
+    sums = [np.zeros(size) for size in network.sizes]
+    products = [np.zeros((size, size)) for size in network.sizes]
+    counts = [0] * len(network.sites)
+    for batch in batches:
+        values = [np.asarray(h, np.float64).reshape(-1, h.shape[-1]) for h in batch]
+        shifts = shifts or [h.mean(axis=0) for h in values]
+        for site, h in enumerate(values):
+            shifted = h - shifts[site]
+            sums[site] += shifted.sum(axis=0)
+            products[site] += shifted.T @ shifted
+            counts[site] += len(h)
+    shifted_means = [total / count for total, count in zip(sums, counts, strict=True)]
+    rows = zip(products, shifted_means, counts, strict=True)
+    covariances = [product / count - np.outer(mean, mean) for product, mean, count in rows]
+    means = [shift + mean for shift, mean in zip(shifts, shifted_means, strict=True)]
+    for name, covariance in zip(network.sites, covariances, strict=True):
+        require_finite(f"activations of site {name!r}", covariance)
+    return means, covariances, counts
 
 
 def _class_means(outputs: jax.Array, labels: np.ndarray, num_classes: int) -> jax.Array:

@@ -1,6 +1,6 @@
 """Fills: the outputs of ablated neurons.
 
-A fill is None (zeros), an array float [neuron] with one constant for each neuron, an `AffineFill` or a
+A fill is None (zeros), an array float [neuron] with one constant for each neuron, an `AffineFill`, a `LinearFill` or a
 `PerExampleFill`. Every function that ablates takes any of them; `ja.compute_fill` makes them from examples.
 """
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxablate._typing import Fill, Labels
 
-__all__ = ["AffineFill", "AnyFill", "PerExampleFill"]
+__all__ = ["AffineFill", "AnyFill", "LinearFill", "PerExampleFill"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,34 @@ class AffineFill:
 
     scale: Fill
     offset: Fill
+
+
+@dataclass(frozen=True)
+class LinearFill:
+    """A fill that predicts ablated neurons from the kept neurons of their site, by ridge regression.
+
+    Let mu and C be means and covariance of a site's activations h, G its ablated and K its kept units. Then h_G becomes
+    mu_G + C_GK (C_KK + lambda I)^-1 (h_K - mu_K), with lambda = `ridge` times the mean of the diagonal of C. If the
+    kept units predict nothing, or none is kept, this is bias balancing: the means.
+
+    Attributes:
+        means: float64 [neuron] over all sites in network order, in the unit of activations.
+        covariances: for each site, float64 [unit, unit]. The positions of a channel or token count as examples.
+        ridge: lambda, relative to the mean variance of the site's units.
+
+    With several networks the arrays have a leading axis [network, ...].
+
+    Example:
+        >>> model = ja.MLP(4, (3, 2), 2, rngs=nnx.Rngs(0))
+        >>> images = np.random.default_rng(0).random((60, 4), np.float32)
+        >>> fill = ja.compute_fill(model, "linear", images)
+        >>> fill.means.shape, [covariance.shape for covariance in fill.covariances]
+        ((5,), [(3, 3), (2, 2)])
+    """
+
+    means: np.ndarray
+    covariances: tuple[np.ndarray, ...]
+    ridge: float
 
 
 @dataclass(frozen=True)
@@ -60,4 +89,4 @@ class PerExampleFill:
         return jax.random.randint(self.key, labels.shape, 0, len(self.tables[0]), jnp.int32)
 
 
-AnyFill = Fill | AffineFill | PerExampleFill
+AnyFill = Fill | AffineFill | LinearFill | PerExampleFill

@@ -53,9 +53,9 @@ def evaluate_masks(
             order), or over `site` alone.
         images: [example, ...], as the model takes them.
         labels: integers [example] in 0..classes-1; any numbers [example, ...] if all outcomes are functions.
-        fill: the outputs of ablated neurons: None for zeros, float [neuron], `ja.AffineFill` or `ja.PerExampleFill`,
-            always over the whole network. `ja.mean_activations` gives means (bias balancing in the paper), and
-            `ja.compute_fill` other fills.
+        fill: the outputs of ablated neurons: None for zeros, float [neuron], `ja.AffineFill`, `ja.fills.LinearFill` or
+            `ja.PerExampleFill`, always over the whole network. `ja.mean_activations` gives means (bias balancing in the
+            paper), and `ja.compute_fill` other fills.
         site: name of a site; masks then cover its neurons only, and all other neurons are kept. None stands for the
             whole network.
         outcomes: "correct", "class_correct", "confusion", "loss" or "divergence"; or several names, which are computed
@@ -192,7 +192,8 @@ def _choose_engine(engine: str, problem: AblationProblem, orders: np.ndarray) ->
     sites = _incremental.ablated_sites(problem.network, orders)
     if engine == "incremental":
         return engine
-    return "incremental" if _incremental.has_updates(problem.network, sites) else "vmap"
+    is_linear = problem.linear is not None
+    return "incremental" if _incremental.has_updates(problem.network, sites, is_linear) else "vmap"
 
 
 def _unique_orders(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxablate._checks import JaxablateWarning, require, require_integer
 from jaxablate.ablation._outcomes import Named
 from jaxablate.devices import COMPILER_OPTIONS, DATA, num_cores, put_global, run_all
+from jaxablate.fills import LinearFill
 from jaxablate.models._model import ModelSpec, State
 
 MEMORY_LIMIT = 2**30
@@ -40,6 +41,7 @@ class AblationProblem(NamedTuple):
         states: the state of each network.
         fill: [network, neuron], or `Tables`, from which each example takes a row.
         scale: [network, neuron] for an `AffineFill`, else None.
+        linear: the fill with a leading axis [network] if it is a `LinearFill`, whose means are `fill`, else None.
         images, labels, targets, rows: the examples. Labels are int [example]. Targets are the labels as the user gave
             them, None if no outcome needs them. Rows [example] are each example's rows in the tables, None without
             tables. On a mesh the examples are sharded along "data". Padding, with the label -1, gives every device the
@@ -55,6 +57,7 @@ class AblationProblem(NamedTuple):
     states: list[State]
     fill: np.ndarray | Tables
     scale: np.ndarray | None
+    linear: LinearFill | None
     images: jax.Array
     labels: jax.Array
     targets: Any

@@ -17,6 +17,8 @@ from jax.extend.core import JaxprEqn, Var
 
 from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, split_by_site
 from jaxablate.ablation._outcomes import Batch, Named, Sums, measure, zero_sums
+from jaxablate.fills import LinearFill
+from jaxablate.linear_compensation import Basis, order_basis, removal_basis, stack
 from jaxablate.models._analysis import SiteSpec, describe_values
 from jaxablate.models._graph import Graph, evaluate, needed, read, replaced, stage_of
 from jaxablate.models._model import (
@@ -28,7 +30,7 @@ from jaxablate.models._model import (
     replacements,
     stack_states,
 )
-from jaxablate.models._sites import ablated_values
+from jaxablate.models._sites import Prediction, ablated_values
 from jaxablate.models._weights import Reader, find_readers
 
 # Levels: each ablated site is a level, numbered in network order. The operations of the graph fall into stages:
@@ -46,7 +48,12 @@ from jaxablate.models._weights import Reader, find_readers
 # Exactness: each update adds about one float32 rounding error to z. After n steps the error is that of a sum of n
 # terms, as in the matrix product itself. Counts can differ from a full forward pass only for near ties. If h_j or a_j
 # is large, the update would lose digits of z. So z is computed again from h if the difference reaches LARGE_OUTPUT.
+# Linear fills: ablating neuron j changes the outputs of all ablated units of its site, by -e_j S_j, where e_j is what
+# the remaining units do not predict of h_j, and S_j a column of the order's `Basis`. So z changes by -e_j (S_j W): an
+# update as above, with e_j in place of h_j - a_j and S^T W in place of W. Only linear maps that read the site directly
+# are updated so; the others, and deeper levels when they are entered, get the predicted outputs.
 
+BASES_AT_A_TIME = 32  # orders whose bases are on the device together
 CHUNK = 500  # examples whose state fits a CPU core's cache
 CHUNK_ELSEWHERE = 10_000  # on a GPU, or if only the last site is ablated: its z is small
 LARGE_OUTPUT = 100.0  # subtracting larger outputs would leave rounding errors near 1e-5, the margin of a tie
@@ -141,19 +148,26 @@ def preferred_chunk(network: ModelSpec, sites: tuple[int, ...]) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def has_updates(network: ModelSpec, sites: tuple[int, ...]) -> bool:
+def has_updates(network: ModelSpec, sites: tuple[int, ...], is_linear: bool = False) -> bool:
     """Return True if the engine gains by updates at one of these sites, or by starting after the first site."""
-    plan = _make_plan(network, network.graph(TRACED[0]), sites, ())
+    plan = _make_plan(network, network.graph(TRACED[0]), sites, (), is_linear)
     return len(sites) > 1 or any(level.updates for level in plan.levels)
 
 
-def _make_plan(network: ModelSpec, graph: Graph, sites: tuple[int, ...], removed: tuple[int, ...]) -> _Plan:
+def _make_plan(
+    network: ModelSpec, graph: Graph, sites: tuple[int, ...], removed: tuple[int, ...], is_linear: bool
+) -> _Plan:
     """Cut a graph into stages at these sites; neurons of the sites `removed` are ablated from the start."""
     variables_of_sites = [graph.values[network.site_specs[site].ordinal] for site in sites]
     stage = graph.stages(variables_of_sites)
     depth = {eqn.outvars[0]: stage_of(eqn, stage) for eqn in graph.equations}
     masked = {graph.values[network.site_specs[site].ordinal] for site in removed}
     updates = [_find_updates(network, graph, site, stage, depth, masked) for site in sites]
+    if is_linear:
+        pairs = zip(sites, updates, strict=True)
+        updates = [
+            [update for update in of_site if update.is_direct(network.site_specs[site])] for site, of_site in pairs
+        ]
     carried = {update.reader.result for of_site in updates for update in of_site}
     without_carried = [eqn for eqn in graph.equations if not carried.intersection(eqn.outvars)]
     live = {eqn.outvars[0] for eqn in needed(without_carried, [*graph.outputs, *variables_of_sites])}
@@ -229,8 +243,48 @@ def measure_steps(
     removed = () if keep is None else ablated_sites(network, np.flatnonzero(~keep))
     static = network, sites, removed, keep is None, problem.outcomes, problem.precision, problem.has_moderate_fill
     start = np.ones(network.num_neurons, bool) if keep is None else keep
-    replicated = steps, num_distinct.astype(np.int32), start, problem.states, problem.fill, problem.scale
-    return ChunkRunner(problem, per_example, preferred_chunk(network, sites)).run(_engine, static, replicated)
+    runner = ChunkRunner(problem, per_example, preferred_chunk(network, sites))
+    constants = problem.states, problem.fill, problem.scale
+    if problem.linear is None:
+        return runner.run(_engine, static, (steps, num_distinct.astype(np.int32), start, *constants, {}))
+    if keep is not None:
+        bases = _removal_bases(network, (*sites, *removed), problem.linear, keep)
+        return runner.run(_engine, static, (steps, num_distinct.astype(np.int32), start, *constants, bases))
+    parts = []
+    for first in range(0, orders.shape[1], BASES_AT_A_TIME):
+        part = slice(first, first + BASES_AT_A_TIME)
+        number = np.clip(num_distinct - first, 0, BASES_AT_A_TIME).astype(np.int32)
+        bases = _order_bases(network, sites, problem.linear, orders[:, part], number)
+        parts.append(runner.run(_engine, static, (steps[:, part], number, start, *constants, bases)))
+    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+
+
+def _order_bases(
+    network: ModelSpec, sites: tuple[int, ...], fill: LinearFill, orders: np.ndarray, num_distinct: np.ndarray
+) -> dict[int, Basis]:
+    """Return for each site the bases [network, order, unit, unit] of a linear fill along orders [network, order, rank].
+
+    Only the first orders of each network are followed; the other bases are those of the first order.
+    """
+    bases = {}
+    for site in sites:
+        first, last = network.offsets[site : site + 2]
+        by_network = []
+        for covariance, of_network, number in zip(fill.covariances[site], orders, num_distinct, strict=True):
+            ranks = [order[(order >= first) & (order < last)] - first for order in of_network[: max(number, 1)]]
+            distinct = [order_basis(covariance, fill.ridge, units) for units in ranks]
+            by_network.append(stack([*distinct, *distinct[:1] * (len(of_network) - len(distinct))]))
+        bases[site] = stack(by_network)
+    return bases
+
+
+def _removal_bases(network: ModelSpec, sites: tuple[int, ...], fill: LinearFill, keep: np.ndarray) -> dict[int, Basis]:
+    """Return for each site the bases [network, 1, unit, unit] for ablating any one unit more than `keep` does."""
+    bases = {}
+    for site in sites:
+        kept = keep[network.offsets[site] : network.offsets[site + 1]]
+        bases[site] = stack([stack([removal_basis(c, fill.ridge, kept)]) for c in fill.covariances[site]])
+    return bases
 
 
 @Engine
@@ -241,17 +295,18 @@ def _engine(static, replicated, shard: Shard):
         static: the network, the ablated sites, the sites with neurons removed at the start, True to measure the start,
             outcomes, precision, and True if fill and scale are moderate.
         replicated: orders [network, order, step, neuron], the number of orders to follow [network], the neurons kept at
-            the start [neuron], the state of each network, fill and scale.
+            the start [neuron], the state of each network, fill, scale, and for a linear fill the bases of each site
+            [network, order or 1, unit, unit], else {}.
         shard: the examples.
     """
     network, sites, removed, with_start, outcomes, precision, has_moderate_fill = static
-    orders, num_distinct, keep, states, fill, scale = replicated
+    orders, num_distinct, keep, states, fill, scale, bases = replicated
     num_steps = orders.shape[2] + with_start
     # the level at which each neuron is ablated
     level_of_neuron = np.repeat(np.searchsorted(sites, np.arange(len(network.sites))), network.sizes)
 
     def measure_network(arguments):
-        state, orders, number, fill, scale = arguments
+        state, orders, number, fill, scale, bases = arguments
 
         def add_chunk(totals, images, labels, targets, rows):
             splits = network.offsets[1:-1]
@@ -260,19 +315,30 @@ def _engine(static, replicated, shard: Shard):
             intact = None
             if any(function == "divergence" for _, function in outcomes):
                 intact = read_outputs(network, graph, evaluate(graph.equations, dict(env)))
-            plan = _make_plan(network, graph, sites, removed)
+            plan = _make_plan(network, graph, sites, removed, bool(bases))
             constant = {i: (keep_of(keep, i), fills[i], scales[i]) for i in removed if i not in sites}
+            for i in constant if bases else ():
+                kept = keep_of(keep, i)
+                constant[i] = kept, predict_from(fills[i], jax.tree.map(lambda array: array[0], bases[i]), kept), None
             replace = replacements(network, graph, constant)
             env = evaluate(plan.first, replaced(env, replace), replace)
             examples = Batch(labels, targets, intact)
             settings = fills, scales, replace, has_moderate_fill, with_start
-            curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings)
-            first_level = curve.enter_level(0, env, keep)
+            # Orders share the first level's values, unless each has bases of its own.
+            is_shared = all(basis.start.shape[0] == 1 for basis in bases.values())
+
+            def start_curve(i):
+                of_order = jax.tree.map(lambda array: array[i], bases)
+                curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings, of_order)
+                return curve, curve.enter_level(0, env, keep)
+
+            shared = start_curve(0) if is_shared else None
             start_sums = {name: jnp.zeros(values.shape[1:], values.dtype) for name, values in totals.items()}
 
             def add_curve(i, totals):
                 # depths[step]: the first level that loses a neuron at this step; the last entry, -1, ends every loop.
                 depths = jnp.append(jnp.asarray(level_of_neuron)[orders[i]].min(axis=1), -1)
+                curve, first_level = start_curve(i) if shared is None else shared
                 progress = _Progress(jnp.int32(0), start_sums, keep)
                 progress = curve.run_level(orders[i], depths, 0, first_level, progress)
                 return jax.tree.map(lambda total, sums: total.at[i].add(sums), totals, progress.sums)
@@ -287,7 +353,13 @@ def _engine(static, replicated, shard: Shard):
         return shard.add_chunks(add_chunk, zero_sums(outcomes, network, shard.targets, (orders.shape[0], num_steps)))
 
     with jax.default_matmul_precision(precision):
-        return jax.lax.map(measure_network, (stack_states(states), orders, num_distinct, fill, scale))
+        return jax.lax.map(measure_network, (stack_states(states), orders, num_distinct, fill, scale, bases))
+
+
+def predict_from(mean: jax.Array, basis: Basis, keep: jax.Array) -> Prediction:
+    """Return the prediction of a site's ablated units, from a basis and the mask bool [unit]."""
+    weights = basis.start - (basis.columns * ~keep) @ basis.residuals
+    return Prediction(mean, jnp.where(keep[:, None], weights.T, 0))
 
 
 class _Progress(NamedTuple):
@@ -333,11 +405,15 @@ class _Curve(NamedTuple):
     replace: dict
     has_moderate_fill: bool
     with_start: bool
+    bases: dict[int, Basis]
 
     def masked(self, level: _Level, env: dict[Var, Any], keep: jax.Array) -> jax.Array:
         """Return the level's site with its ablated neurons filled."""
         first, last = self.network.offsets[level.site : level.site + 2]
-        mask = keep[first:last], self.fills[level.site], self.scales[level.site]
+        fill = self.fills[level.site]
+        if self.bases:
+            fill = predict_from(fill, self.bases[level.site], keep[first:last])
+        mask = keep[first:last], fill, self.scales[level.site]
         return replacements(self.network, self.graph, {level.site: mask})[level.variable](env[level.variable])
 
     def results(self, level: _Level, env: dict[Var, Any], keep: jax.Array) -> list[jax.Array]:
@@ -352,6 +428,10 @@ class _Curve(NamedTuple):
         level = self.levels[depth]
         spec = self.network.site_specs[level.site]
         outputs = spec.canonical(env[level.variable])
+        if self.bases:
+            weights = [self._compensated_weight(level, update, env) for update in level.updates]
+            changes: list[Callable] = [partial(self._residuals, outputs, level.site)] * len(weights)
+            return _Entered(env, changes, weights, self.results(level, env, keep))
         ablated = ablated_values(outputs, self.fills[level.site], self.scales[level.site])
         ablated = spec.native(jnp.broadcast_to(ablated, outputs.shape).astype(outputs.dtype))
         changes, weights = [], []
@@ -372,6 +452,16 @@ class _Curve(NamedTuple):
             axis = 0 if reader.is_product else reader.axes[0]
             changes.append(lambda _, rows, array=difference, axis=axis: _take(array, rows, axis))
         return _Entered(env, changes, weights, self.results(level, env, keep))
+
+    def _compensated_weight(self, level: _Level, update: _Update, env: dict[Var, Any]) -> jax.Array:
+        """Return the weight [unit, ...] of each unit's residual in the result of a linear map: columns^T W."""
+        weight = _rows_first(read(env, update.reader.weight), update.reader.weight_axes)
+        return jnp.tensordot(self.bases[level.site].columns.T, weight, 1)
+
+    def _residuals(self, outputs: jax.Array, site: int, units: jax.Array, _: jax.Array) -> jax.Array:
+        """Return minus what the remaining units do not predict of these units [unit, example, ...]."""
+        rows = jnp.take(self.bases[site].residuals, units, 0, mode="clip")
+        return -jnp.moveaxis((outputs - self.fills[site]) @ rows.T, -1, 0)
 
     def _changes_of_units(self, outputs: jax.Array, site: int, units: jax.Array, _: jax.Array) -> jax.Array:
         """Return the changes [unit, example, ...] of the outputs [example, ..., unit] of units that are ablated."""

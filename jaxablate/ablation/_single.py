@@ -203,16 +203,21 @@ def _measure_sets(problem: AblationProblem, sets: np.ndarray, keep: np.ndarray |
     parts = []
     for site, members in itertools.groupby(range(len(sets)), key=lambda i: sites[i]):
         site_sets = sets[list(members)]
-        if _incremental.has_updates(network, (int(site),)):
-            # The engine compiles for the padded number of sets and evaluates only those that exist.
-            padded = np.resize(site_sets, (max(len(site_sets), network.sizes[site]), site_sets.shape[1]))
-            number, num_members = np.array([len(site_sets)]), sets.shape[1]
-            sums = _incremental.measure_steps(problem, padded[None], number, neurons_per_step=num_members, keep=keep)
-            parts.append({name: values[0, : len(site_sets), 0] for name, values in sums.items()})
-        else:
+        if not _incremental.has_updates(network, (int(site),), problem.linear is not None):
             num_masks = MASKS_MULTIPLE * -(-len(site_sets) // MASKS_MULTIPLE)
             masks = np.tile(keep, (1, num_masks, 1))
             np.put_along_axis(masks[0], np.resize(site_sets, (num_masks, site_sets.shape[1])), False, axis=1)
             sums = _vmap.measure_masks(problem, masks)
             parts.append({name: values[0, : len(site_sets)] for name, values in sums.items()})
+        elif problem.linear is not None and site_sets.shape[1] > 1:
+            # A basis serves all sets of one more unit. So sets are grouped by their first member, which goes first.
+            for first, members in itertools.groupby(site_sets.tolist(), key=lambda units: units[0]):
+                without_first = keep & (np.arange(network.num_neurons) != first)
+                parts.append(_measure_sets(problem, np.array([units[1:] for units in members]), without_first))
+        else:
+            # The engine compiles for the padded number of sets and evaluates only those that exist.
+            padded = np.resize(site_sets, (max(len(site_sets), network.sizes[site]), site_sets.shape[1]))
+            number, num_members = np.array([len(site_sets)]), sets.shape[1]
+            sums = _incremental.measure_steps(problem, padded[None], number, neurons_per_step=num_members, keep=keep)
+            parts.append({name: values[0, : len(site_sets), 0] for name, values in sums.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

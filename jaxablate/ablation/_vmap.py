@@ -11,7 +11,10 @@ import numpy as np
 
 from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, split_by_site
 from jaxablate.ablation._outcomes import Batch, measure, zero_sums
-from jaxablate.models._model import peak_activation_bytes, stack_states, start_forward
+from jaxablate.fills import LinearFill
+from jaxablate.linear_compensation import predictors
+from jaxablate.models._model import ModelSpec, peak_activation_bytes, stack_states, start_forward
+from jaxablate.models._sites import Prediction
 
 # Loops, from the outside: slabs of masks (one jitted call each), networks (`lax.map`), chunks of examples (`lax.scan`),
 # batches of masks (`lax.map`), masks (`vmap`). The part of the forward pass that no mask changes is computed once for
@@ -22,6 +25,8 @@ SLAB = 8192  # largest number of masks in one call; it bounds the memory of mask
 MASKS_PER_BATCH = 81
 CACHED_BYTES = {"cpu": 6_480_000}  # largest size of one activation of a chunk under a batch of masks
 CACHED_BYTES_ELSEWHERE = 32_000_000
+DISTINCT_MULTIPLE = 32
+PREDICTOR_BYTES = 2**28  # largest size of the predictors of a slab's masks, with a linear fill
 
 
 def measure_masks(problem: AblationProblem, keep: np.ndarray) -> dict[str, np.ndarray]:
@@ -31,7 +36,11 @@ def measure_masks(problem: AblationProblem, keep: np.ndarray) -> dict[str, np.nd
     num_networks, num_masks, num_neurons = keep.shape
     # All numbers are rounded up so that slabs, batches and masks divide evenly; the masks that this adds keep all
     # neurons and are dropped at the end.
-    num_slabs = -(-num_networks * num_masks // SLAB)
+    slab_size = SLAB
+    if problem.linear is not None:
+        per_mask = 4 * sum(network.sizes[site] ** 2 for site in sites)
+        slab_size = max(1, min(SLAB, PREDICTOR_BYTES // max(1, per_mask)))
+    num_slabs = -(-num_networks * num_masks // slab_size)
     batches = -(-num_masks // (num_slabs * MASKS_PER_BATCH))
     batch = -(-num_masks // (num_slabs * batches))
     padded = np.ones((num_networks, num_slabs * batches * batch, num_neurons), bool)
@@ -43,9 +52,41 @@ def measure_masks(problem: AblationProblem, keep: np.ndarray) -> dict[str, np.nd
     parts = []
     for slab in padded.reshape(num_networks, num_slabs, batches, batch, -1).swapaxes(0, 1):
         static = network, sites, problem.outcomes, problem.precision
-        sums = chunks.run(_engine, static, (slab, problem.states, problem.fill, problem.scale))
+        weights, places = {}, {}
+        if problem.linear is not None:
+            weights, places = _predictors_of_masks(network, sites, problem.linear, slab)
+        replicated = slab, places, problem.states, problem.fill, problem.scale, weights
+        sums = chunks.run(_engine, static, replicated)
         parts.append({name: values.reshape(num_networks, -1, *values.shape[3:]) for name, values in sums.items()})
     return {name: np.concatenate([part[name] for part in parts], axis=1)[:, :num_masks] for name in parts[0]}
+
+
+def _predictors_of_masks(
+    network: ModelSpec, sites: tuple[int, ...], fill: LinearFill, keep: np.ndarray
+) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Return the weights of a linear fill's predictions; masks that agree at a site share theirs.
+
+    Args:
+        network: the network.
+        sites: indices of the ablated sites.
+        fill: the fill, with a leading axis [network].
+        keep: bool [network, batch, mask, neuron].
+
+    Returns:
+        For each site float32 [network, distinct, unit, unit] as in `predictors`, and for each site the number of each
+        mask's weights, int32 [network, batch, mask].
+    """
+    weights, places = {}, {}
+    for site in sites:
+        masks = keep[..., network.offsets[site] : network.offsets[site + 1]]
+        unique = [np.unique(m.reshape(-1, m.shape[-1]), axis=0, return_inverse=True) for m in masks]
+        places[site] = np.stack([index for _, index in unique]).reshape(masks.shape[:-1]).astype(np.int32)
+        # The program is compiled for the number of distinct masks, so this number is padded.
+        num_distinct = DISTINCT_MULTIPLE * -(-max(len(distinct) for distinct, _ in unique) // DISTINCT_MULTIPLE)
+        padded = [np.resize(distinct, (num_distinct, masks.shape[-1])) for distinct, _ in unique]
+        covariances = fill.covariances[site]
+        weights[site] = np.stack([predictors(c, fill.ridge, m) for c, m in zip(covariances, padded, strict=True)])
+    return weights, places
 
 
 @Engine
@@ -54,33 +95,38 @@ def _engine(static, replicated, shard: Shard):
 
     Args:
         static: the network, the ablated sites, outcomes, precision.
-        replicated: keep [network, batch, mask, neuron], the state of each network, fill and scale.
+        replicated: keep [network, batch, mask, neuron], by site the number of each mask's predictor [network, batch,
+            mask], the state of each network, fill, scale, and by site the predictors [network, distinct, unit, unit];
+            without a linear fill the dictionaries are empty.
         shard: the examples.
     """
     network, sites, outcomes, precision = static
-    keep, states, fill, scale = replicated
+    keep, places, states, fill, scale, weights = replicated
     splits = network.offsets[1:-1]
 
     def measure_network(arguments):
-        state, keep, fill, scale = arguments
+        state, keep, places, fill, scale, weights = arguments
 
         def add_chunk(totals, images, labels, targets, rows):
             finish = start_forward(network, state, images, sites)
-            fills, scales = split_by_site(fill, rows, splits), split_by_site(scale, None, splits)
+            constants, scales = split_by_site(fill, rows, splits), split_by_site(scale, None, splits)
             has_divergence = any(function == "divergence" for _, function in outcomes)
             examples = Batch(labels, targets, finish({}) if has_divergence else None)
 
-            def measure_mask(masks):
+            def measure_mask(masks, places):
+                predicted = {site: Prediction(constants[site], weights[site][place]) for site, place in places.items()}
+                fills = {**dict(enumerate(constants)), **predicted}
                 outputs = finish({site: (masks[site], fills[site], scales[site]) for site in sites})
                 return measure(outcomes, network.kind, outputs, examples)
 
             def measure_batch(arguments):
-                keep, totals = arguments
-                return jax.tree.map(jnp.add, totals, jax.vmap(measure_mask)(jnp.split(keep, splits, axis=1)))
+                keep, places, totals = arguments
+                sums = jax.vmap(measure_mask)(jnp.split(keep, splits, axis=1), places)
+                return jax.tree.map(jnp.add, totals, sums)
 
-            return jax.lax.map(measure_batch, (keep, totals))
+            return jax.lax.map(measure_batch, (keep, places, totals))
 
         return shard.add_chunks(add_chunk, zero_sums(outcomes, network, shard.targets, keep.shape[:2]))
 
     with jax.default_matmul_precision(precision):
-        return jax.lax.map(measure_network, (stack_states(states), keep, fill, scale))
+        return jax.lax.map(measure_network, (stack_states(states), keep, places, fill, scale, weights))

@@ -31,13 +31,13 @@ from jaxablate.models._analysis import (
 )
 from jaxablate.models._graph import Graph, evaluate, fingerprint, operation_name, read, replaced, shape_of, trace
 from jaxablate.models._mlp import MLP, is_mlp, require_fitting
-from jaxablate.models._sites import apply_masks
+from jaxablate.models._sites import Prediction, apply_masks
 
 OUTPUTS = ("logits", "probabilities")
 TRACED = 2, 5  # numbers of examples; two, so that the axis of examples shows, and none is 1, which would broadcast
 Choice = str | Sequence[str] | Callable[[SiteSpec], bool] | None
 State = list[jax.Array]
-SiteMask = tuple[jax.Array, jax.Array, jax.Array | None]
+SiteMask = tuple[jax.Array, jax.Array | Prediction, jax.Array | None]
 """A mask at one site: keep bool [unit], fill and scale as in `apply_masks`."""
 
 
@@ -626,10 +626,16 @@ def read_outputs(spec: ModelSpec, graph: Graph, env: Mapping) -> Any:
     return jax.tree.unflatten(jax.tree.structure(spec.result), [read(env, atom) for atom in graph.outputs])
 
 
-def record_sites(spec: ModelSpec, state: State, images: jax.Array) -> tuple[Any, list[jax.Array]]:
-    """Return the outputs of the model, and those [example, ..., unit] of each site in network order."""
+def record_sites(
+    spec: ModelSpec, state: State, images: jax.Array, masks: Mapping[int, SiteMask] | None = None
+) -> tuple[Any, list[jax.Array]]:
+    """Return the outputs of the model, and those [example, ..., unit] of each site in network order.
+
+    Sites with masks, by the index of the site, are recorded masked.
+    """
     graph, env = bind_inputs(spec, state, images)
-    evaluate(graph.equations, env)
+    replace = replacements(spec, graph, masks or {})
+    env = evaluate(graph.equations, replaced(env, replace), replace)
     sites = [site.canonical(env[graph.values[site.ordinal]]) for site in spec.site_specs]
     return read_outputs(spec, graph, env), sites
 

@@ -5,6 +5,7 @@ Output: the same value; `from_function` and `from_module` find the mark in the m
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,24 +79,40 @@ class Site(nnx.Module):
         return tag(outputs, self.name, axis=self.axis, reduce=self.reduce)
 
 
-def ablated_values(outputs: jax.Array, fill: jax.Array, scale: jax.Array | None) -> jax.Array:
+class Prediction(NamedTuple):
+    """The fill of a site that is predicted from its outputs h: mean + (h - mean) @ weights.
+
+    Attributes:
+        mean: [unit].
+        weights: [unit, predicted unit]; rows of ablated units are 0.
+    """
+
+    mean: jax.Array
+    weights: jax.Array
+
+
+def ablated_values(outputs: jax.Array, fill: jax.Array | Prediction, scale: jax.Array | None) -> jax.Array:
     """Return the outputs that neurons have when they are ablated: scale * outputs + fill, or the fill without a scale.
 
     A fill [example, neuron] is used at every place of an example if the outputs have more axes.
     """
+    if isinstance(fill, Prediction):
+        return fill.mean + (outputs - fill.mean) @ fill.weights
     if 1 < fill.ndim < outputs.ndim:
         # [example, neuron] becomes [example, 1, ..., neuron] and is broadcast over the positions.
         fill = fill.reshape(len(fill), *(1,) * (outputs.ndim - fill.ndim), *fill.shape[1:])
     return fill if scale is None else scale * outputs + fill
 
 
-def apply_masks(outputs: jax.Array, keep: jax.Array, fill: jax.Array, scale: jax.Array | None) -> jax.Array:
+def apply_masks(
+    outputs: jax.Array, keep: jax.Array, fill: jax.Array | Prediction, scale: jax.Array | None
+) -> jax.Array:
     """Return outputs [example, ..., neuron] in which ablated neurons have their `ablated_values`.
 
     Args:
         outputs: [example, ..., neuron].
         keep: bool [neuron], True = kept.
-        fill: [neuron], [example, neuron], or of the shape of the outputs.
+        fill: [neuron], [example, neuron], of the shape of the outputs, or a `Prediction`.
         scale: [neuron], or None for 0.
     """
     return jnp.where(keep, outputs, ablated_values(outputs, fill, scale)).astype(outputs.dtype)
