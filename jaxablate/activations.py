@@ -214,7 +214,7 @@ def compute_fill(
         outputs = _record_outputs(model, images)
         return PerExampleFill(tuple(_class_means(h, np.asarray(labels), network.num_classes) for h in outputs))
     if kind == "linear":
-        return _fit_linear(network, state, images, ridge, keep)
+        return _fit_linear(network, state, images, ridge, None if keep is None else np.asarray(keep))
     if kind == "resample":
         return PerExampleFill(tuple(_record_outputs(model, images)), key)
     start = np.asarray(mean_activations(model, images))
@@ -280,16 +280,15 @@ def _fit_linear(
     require(
         keep is None or len(keep) == 1, "keep: a linear fill takes one mask [1, neuron]; fit one fill for each mask"
     )
-    if keep is None:
-        means, covariances, num_samples = _covariances(network, _batches(network, state, images, {}))
-    else:
-        masks: dict[int, SiteMask] = {}
-        for site, kept in enumerate(np.split(keep[0], network.offsets[1:-1])):
-            # The earlier sites are masked, so this site's outputs are those of the ablated network.
-            means, covariances, num_samples = _covariances(network, _batches(network, state, images, masks))
-            weights = predictors(covariances[site], ridge, kept[None])[0]
-            prediction = Prediction(jnp.asarray(means[site], jnp.float32), jnp.asarray(weights))
-            masks[site] = jnp.asarray(kept), prediction, None
+    masks: dict[int, SiteMask] = {}
+    means, covariances, num_samples = _covariances(network, _batches(network, state, images, masks))
+    for site, kept in enumerate([] if keep is None else np.split(keep[0], network.offsets[1:-1])):
+        if masks:  # the earlier sites are masked, so this site's outputs are those of the ablated network
+            changed_means, changed_covariances, _ = _covariances(network, _batches(network, state, images, masks))
+            means[site], covariances[site] = changed_means[site], changed_covariances[site]
+        weights = predictors(covariances[site], ridge, kept[None])[0]
+        prediction = Prediction(jnp.asarray(means[site], jnp.float32), jnp.asarray(weights))
+        masks[site] = jnp.asarray(kept), prediction, None
     for name, size, number in zip(network.sites, network.sizes, num_samples, strict=True):
         if number < EXAMPLES_PER_NEURON * size:
             warnings.warn(

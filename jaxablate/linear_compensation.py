@@ -1,7 +1,8 @@
 """Predict ablated units from the kept units of their site: the algebra of `ja.fills.LinearFill`, in float64 NumPy.
 
 Input: the covariance of a site's activations, a ridge, masks or the sequence in which units are ablated.
-Output: weights of predictions, and the basis in which ablating one more unit is a rank-one update.
+Output: weights of predictions, the basis in which ablating one more unit is a rank-one update, and measures of how well
+units are predicted.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Basis", "order_basis", "predictors", "regularize", "removal_basis"]
+__all__ = [
+    "Basis",
+    "effective_rank",
+    "elimination_ranks",
+    "order_basis",
+    "predictors",
+    "r_squared",
+    "regularize",
+    "removal_basis",
+    "stack",
+    "unique_variances",
+]
 
 MASKS_AT_A_TIME = 32  # bounds the float64 systems that are solved together
 
@@ -105,3 +117,102 @@ def removal_basis(covariance: np.ndarray, ridge: float, keep: np.ndarray) -> Bas
 def stack(bases: Sequence[Basis]) -> Basis:
     """Stack bases along a new leading axis, in float32."""
     return Basis(*(np.stack(arrays).astype(np.float32) for arrays in zip(*bases, strict=True)))
+
+
+def unique_variances(covariance: np.ndarray, ridge: float) -> np.ndarray:
+    """Return the variance of each unit that all other units do not predict, 1 / (C + lambda I)^-1_jj - lambda.
+
+    Args:
+        covariance: float64 [unit, unit].
+        ridge: as in `ja.fills.LinearFill`.
+
+    Returns:
+        float64 [unit], at least 0, in squared units of activation.
+
+    Example:
+        >>> covariance = np.array([[1.0, 0.8], [0.8, 1.0]])
+        >>> ja.linear_compensation.unique_variances(covariance, 1e-9).round(6)
+        array([0.36, 0.36])
+    """
+    inner = regularize(covariance, ridge)
+    return np.maximum(1 / np.diag(np.linalg.inv(inner)) - (inner - covariance)[0, 0], 0)
+
+
+def elimination_ranks(covariance: np.ndarray, ridge: float, weights: np.ndarray) -> np.ndarray:
+    """Remove units greedily, each time the one whose removal changes the next linear map's result least.
+
+    The saliency of unit j is its unique variance given the remaining units, plus lambda, times the squared norm of its
+    outgoing weights. The removed unit's weights are added to those of the units that predict it. A tie removes the unit
+    with the lower id.
+
+    Args:
+        covariance: float64 [unit, unit].
+        ridge: as in `ja.fills.LinearFill`.
+        weights: float [unit, ...], the outgoing weights of each unit.
+
+    Returns:
+        int [unit], the step 0, 1, ... at which each unit is removed.
+
+    Source: B. Hassibi and D. Stork, Optimal Brain Surgeon (1992), for the squared error of the next pre-activation.
+
+    Example:
+        >>> covariance = np.array([[1.0, 0.8, 0.0], [0.8, 1.0, 0.0], [0.0, 0.0, 0.5]])
+        >>> ja.linear_compensation.elimination_ranks(covariance, 1e-9, np.ones((3, 1)))
+        array([0, 2, 1])
+    """
+    precision = np.linalg.inv(regularize(covariance, ridge))
+    weights = np.array(weights, np.float64).reshape(len(covariance), -1)
+    ranks, remaining = np.empty(len(covariance), int), np.ones(len(covariance), bool)
+    for step in range(len(covariance)):
+        pivots = np.diag(precision)
+        saliency = np.divide((weights**2).sum(axis=1), pivots, out=np.full(len(pivots), np.inf), where=remaining)
+        unit = int(saliency.argmin())
+        ranks[unit], remaining[unit] = step, False
+        # Removing a row from the system that is inverted is a rank-one change of the inverse.
+        coefficients = -precision[unit] / pivots[unit]
+        weights += np.outer(np.where(remaining, coefficients, 0), weights[unit])
+        precision -= np.outer(precision[unit], precision[unit]) / pivots[unit]
+    return ranks
+
+
+def r_squared(
+    covariance: np.ndarray, ridge: float, means: np.ndarray, test_covariance: np.ndarray, test_means: np.ndarray
+) -> np.ndarray:
+    """Return the fraction of each unit's variance on other examples that all other units of its site predict.
+
+    Args:
+        covariance, means: float64 [unit, unit] and [unit], from the examples that fit the prediction.
+        ridge: as in `ja.fills.LinearFill`.
+        test_covariance, test_means: the same, from the examples that judge it.
+
+    Returns:
+        float64 [unit], at most 1; below 0 if the mean of the other examples predicts better. NaN for a unit that is
+        constant on them.
+
+    Example:
+        >>> covariance = np.array([[1.0, 0.8], [0.8, 1.0]])
+        >>> ja.linear_compensation.r_squared(covariance, 1e-9, np.zeros(2), covariance, np.zeros(2)).round(6)
+        array([0.64, 0.64])
+    """
+    residuals = removal_basis(covariance, ridge, np.ones(len(covariance), bool)).residuals
+    shift = test_means - means
+    errors = ((residuals @ (test_covariance + np.outer(shift, shift))) * residuals).sum(axis=1)
+    variances = np.diag(test_covariance)
+    constant = variances <= 1e-12 * variances.max(initial=0)
+    return 1 - np.divide(errors, variances, out=np.full(len(errors), np.nan), where=~constant)
+
+
+def effective_rank(covariance: np.ndarray, share: float = 0.99) -> int:
+    """Return how many principal components hold this share of a site's variance; 0 for a constant site.
+
+    Args:
+        covariance: float64 [unit, unit].
+        share: in (0, 1].
+
+    Example:
+        >>> ja.linear_compensation.effective_rank(np.diag([9.0, 0.5, 0.5]), 0.9)
+        1
+    """
+    variances = np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0)
+    total = variances.sum()
+    return int(np.searchsorted(np.cumsum(variances), share * total * (1 - 1e-12)) + 1) if total > 0 else 0

@@ -22,11 +22,13 @@ from jaxablate._checks import require, require_finite, require_known, require_la
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import AnyArray, Counts, Images, Labels
 from jaxablate.ablation import ShapleyValues, evaluate_masks, shapley_values, single_ablation
-from jaxablate.activations import mean_activations, record_activations, zero_fractions
+from jaxablate.activations import compute_fill, mean_activations, record_activations, zero_fractions
+from jaxablate.fills import LinearFill
 from jaxablate.histograms import joint_histogram
+from jaxablate.linear_compensation import elimination_ranks, unique_variances
 from jaxablate.metrics import METRICS, entropy, mutual_information, specific_information
 from jaxablate.models._model import AnyModel, ModelSpec, State, record_sites, start_forward, trace_model
-from jaxablate.models._weights import weight_norms
+from jaxablate.models._weights import site_weights, weight_norms
 from jaxablate.quantizers import Quantizer, mean
 
 __all__ = ["SCORES", "Evidence", "Score", "class_selectivity", "compute_score", "conditional_entropy", "get_score"]
@@ -123,6 +125,28 @@ class Evidence:
     def outgoing_norm(self) -> np.ndarray:
         """Euclidean norm of the weights out of each neuron, float32 [neuron]."""
         return self._weight_norms(incoming=False)
+
+    @cached_property
+    def linear_fill(self) -> LinearFill:
+        """Means and covariances of each site, as `ja.compute_fill(model, "linear", images)` returns them."""
+        fill = compute_fill(self.model, "linear", self.images)
+        assert isinstance(fill, LinearFill)
+        return fill
+
+    @cached_property
+    def unique_variance(self) -> np.ndarray:
+        """Variance that the other neurons of the site do not predict linearly, float64 [neuron]."""
+        fill = self.linear_fill
+        return np.concatenate([unique_variances(covariance, fill.ridge) for covariance in fill.covariances])
+
+    @cached_property
+    def elimination_rank(self) -> np.ndarray:
+        """Step at which greedy elimination with a linear fill removes each neuron from its site, float64 [neuron]."""
+        network, state, _ = trace_model(self.model, self.images[:1])
+        fill = self.linear_fill
+        pairs = zip(fill.covariances, site_weights(network, state, incoming=False), strict=True)
+        ranks = [elimination_ranks(covariance, fill.ridge, np.asarray(weights)) for covariance, weights in pairs]
+        return np.concatenate(ranks).astype(float)
 
     @cached_property
     def taylor(self) -> np.ndarray:
@@ -238,8 +262,17 @@ SCORES: dict[str, Score] = {
     "activation_variance": lambda evidence: evidence.activations.var(axis=0, dtype=np.float64),
     **{
         name: attrgetter(name)
-        for name in ("zero_fraction", "incoming_norm", "outgoing_norm", "taylor", "single_damage")
+        for name in (
+            "zero_fraction",
+            "incoming_norm",
+            "outgoing_norm",
+            "taylor",
+            "single_damage",
+            "unique_variance",
+            "elimination_rank",
+        )
     },
+    "brain_surgeon": lambda evidence: evidence.unique_variance * np.asarray(evidence.outgoing_norm, np.float64) ** 2,
     "contribution_sd": lambda evidence: evidence.activations.std(axis=0, dtype=np.float64) * evidence.outgoing_norm,
     "shapley": attrgetter("shapley.values"),
 }
@@ -255,6 +288,11 @@ SCORES: dict[str, Score] = {
 - `contribution_sd`: standard deviation of the activation times the norm of the outgoing weights; only for chains.
 - `taylor`: mean |a dL/da| (Molchanov et al., 2017).
 - `single_damage`: rise of the loss in nats if the neuron alone is ablated to its mean; no bound on its importance.
+- `unique_variance`: variance that the other neurons of the layer do not predict linearly.
+- `brain_surgeon`: unique variance times the squared norm of the outgoing weights: the squared error of the next linear
+  map's result after the neuron alone is ablated with a linear fill (Optimal Brain Surgeon, Hassibi and Stork, 1992).
+- `elimination_rank`: step at which greedy elimination by that error removes the neuron from its layer
+  (`ja.linear_compensation.elimination_ranks`); the order with low values first is that of the elimination.
 - `shapley`: Shapley value of the loss in nats, from 20 permutations of the whole network.
 """
 

@@ -46,6 +46,15 @@ Devices = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Number of devices; a CPU is split into N virtual ones.", show_default=False),
 ]
+ExtraFills = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--extra-fill",
+        metavar="NAME",
+        help="Fill besides zero and mean: median, class_mean, resample, linear; repeatable.",
+        show_default=False,
+    ),
+]
 Cache = Annotated[bool, typer.Option(help="Reuse of compiled programs from ~/.cache/jaxablate.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No output except notes and errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Output as JSON, and nothing else.")]

@@ -12,6 +12,7 @@ from jaxablate.cli._console import (
     Cache,
     DataDir,
     Devices,
+    ExtraFills,
     command,
     console,
     keep_compiled_programs,
@@ -51,7 +52,7 @@ Scores = Annotated[
         help="Score of a neuron: entropy, mutual_information, kl_selectivity (default: these), entropy_miller_madow, "
         "mutual_information_miller_madow, conditional_entropy, specific_information_CLASS, class_selectivity, "
         "mean_activation, activation_variance, zero_fraction, incoming_norm, outgoing_norm, contribution_sd, taylor, "
-        "single_damage, shapley; repeatable.",
+        "single_damage, unique_variance, brain_surgeon, elimination_rank, shapley; repeatable.",
     ),
 ]
 ScoresInShort = Annotated[
@@ -126,14 +127,7 @@ def ablate(
     data_dir: DataDir = None,
     activation: Activation = None,
     quantizer: QuantizerInShort = "activation",
-    extra_fills: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--extra-fill",
-            metavar="NAME",
-            help="Output of ablated neurons in addition to zero and mean: median, class_mean, resample; repeatable.",
-        ),
-    ] = None,
+    extra_fills: ExtraFills = None,
     # Any: Typer takes no union of types, and `parse_steps` returns a number or "all"
     steps: Annotated[
         Any,

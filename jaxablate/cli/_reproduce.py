@@ -11,6 +11,7 @@ from jaxablate.cli._console import (
     Cache,
     DataDir,
     Devices,
+    ExtraFills,
     command,
     console,
     keep_compiled_programs,
@@ -62,6 +63,7 @@ def reproduce(
             help="Number of neurons to ablate; all: of each layer.",
         ),
     ] = 80,
+    extra_fills: ExtraFills = None,
     activation: Annotated[
         str, typer.Option(metavar="NAME", help="Activation function: sigmoid, relu, tanh or gelu.")
     ] = "sigmoid",
@@ -103,6 +105,7 @@ def reproduce(
         num_random_orders=random_orders,
         num_random_subsets=random_subsets,
         steps=steps,
+        extra_fills=tuple(extra_fills or ()),
         activation=activation,
         epochs=epochs,
     )

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal, Var
@@ -238,21 +239,30 @@ def weight_norms(spec: ModelSpec, state: State, *, incoming: bool) -> list[np.nd
     """Return for each site the Euclidean norm [unit] of the weights into or out of each unit.
 
     Raises:
+        InputError: as in `site_weights`.
+    """
+    return [np.asarray(jnp.sqrt((weights**2).sum(axis=1))) for weights in site_weights(spec, state, incoming=incoming)]
+
+
+def site_weights(spec: ModelSpec, state: State, *, incoming: bool) -> list[jax.Array]:
+    """Return for each site the weights [unit, weight] into or out of each unit.
+
+    Raises:
         InputError: for a site without a linear map before it (incoming) or after it that keeps its units apart.
     """
     graph = spec.graph(TRACED[0])
     env = dict(zip(graph.inputs, state, strict=False))  # without the images: weights do not depend on them
-    flows, norms = describe_values(graph), []
+    flows, weights = describe_values(graph), []
     for name, site in zip(spec.sites, spec.site_specs, strict=True):
         parts = _incoming(graph, site, flows) if incoming else _outgoing(graph, site, flows)
         place = "before" if incoming else "after"
         require(len(parts) > 0, f"weight norms: expected a linear map {place} site {name!r} that keeps its units apart")
-        squares = 0
+        by_unit = []
         for weight, axes, rows in parts:
             value = read(evaluate(needed(graph.equations, [weight]), dict(env)), weight)
-            squares += (rows_first(value, axes)[rows] ** 2).sum(axis=(1, 2))
-        norms.append(np.asarray(jnp.sqrt(squares)))
-    return norms
+            by_unit.append(rows_first(value, axes)[rows].reshape(len(rows), -1))
+        weights.append(jnp.concatenate(by_unit, axis=1))
+    return weights
 
 
 def rows_first(array: Any, axes: tuple[int, ...]) -> Any:

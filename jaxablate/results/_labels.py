@@ -319,6 +319,53 @@ def redundancy_results(
     )
 
 
+def compensation_results(
+    accuracy: np.ndarray,
+    needed: np.ndarray,
+    r_squared: np.ndarray,
+    effective_rank: np.ndarray,
+    *,
+    orderings: Sequence[str],
+    methods: Sequence[str],
+    sites: Mapping[str, int],
+    attrs: Mapping[str, Any],
+    source: Source,
+) -> xr.Dataset:
+    """Label the results of `linear_redundancy`.
+
+    Args:
+        accuracy: fractions [network, scope, ordering, method, step].
+        needed: numbers of neurons [network, scope, ordering, method].
+        r_squared: fractions [network, neuron].
+        effective_rank: numbers of components [network, scope].
+        orderings, methods: names.
+        sites: number of neurons of each layer or site.
+        attrs: further attributes.
+        source: where the data came from.
+
+    Returns:
+        A dataset with these four variables.
+    """
+    dims = ("network", "scope", "ordering", "method")
+    return xr.Dataset(
+        {
+            "accuracy": _labelled((*dims, "step"), accuracy, "test accuracy", "1"),
+            "needed": _labelled(dims, needed, "neurons that the layer needs", "1"),
+            "r_squared": _labelled(("network", "neuron"), r_squared, "R^2 given the layer's other neurons", "1"),
+            "effective_rank": _labelled(dims[:2], effective_rank, "components with 99% of the variance", "1"),
+        },
+        coords={
+            "network": _labelled("network", np.arange(len(accuracy)), "network"),
+            "scope": _labelled("scope", list(sites), "layer"),
+            "ordering": _labelled("ordering", list(orderings), "score with low values first, or random order"),
+            "method": _labelled("method", list(methods), "fill of ablated neurons, or a new linear readout"),
+            "step": _labelled("step", np.arange(accuracy.shape[-1]), "number of ablated neurons"),
+            **_neuron_coordinates(sites),
+        },
+        attrs={**attrs, **_provenance(source)},
+    )
+
+
 def study_results(
     networks: Mapping[str, Mapping[str, xr.Dataset]], config: Mapping, source: Source, seconds: float
 ) -> xr.DataTree:

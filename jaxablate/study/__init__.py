@@ -4,6 +4,7 @@ Input: a `StudyConfig`, or networks and a dataset.
 Output: labelled results.
 """
 
+from jaxablate.study._compensation import linear_redundancy
 from jaxablate.study._config import StudyConfig, network_name
 from jaxablate.study._networks import OnProgress
 from jaxablate.study._prune import PrunedRow, PruningComparison, prune_by_score
@@ -19,6 +20,7 @@ __all__ = [
     "QuantizerComparison",
     "StudyConfig",
     "compare_quantizers",
+    "linear_redundancy",
     "network_name",
     "prune_by_score",
     "quantizer_sensitivity",

@@ -25,7 +25,7 @@ from jaxablate.ablation import cumulative_ablation, evaluate_masks, single_ablat
 from jaxablate.activations import compute_fill, mean_activations
 from jaxablate.datasets import Dataset
 from jaxablate.devices import make_room_for_programs, to_device
-from jaxablate.fills import AffineFill, AnyFill, PerExampleFill
+from jaxablate.fills import AffineFill, AnyFill, LinearFill, PerExampleFill
 from jaxablate.histograms import constant_codes
 from jaxablate.metrics import METRICS
 from jaxablate.models import AnyModel
@@ -290,7 +290,7 @@ def _group_by_fill(fills: Sequence[AnyFill]) -> list[list[int]]:
     """Group the views, by their numbers, whose fills are equal, so that a group is evaluated once."""
     groups: dict[object, list[int]] = {}
     for i, fill in enumerate(fills):
-        if isinstance(fill, PerExampleFill):
+        if isinstance(fill, LinearFill | PerExampleFill):
             key: object = id(fill)
         elif isinstance(fill, AffineFill):
             key = np.asarray(fill.scale).tobytes(), np.asarray(fill.offset).tobytes()

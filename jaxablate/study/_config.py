@@ -15,7 +15,7 @@ from jaxablate.quantizers import get_quantizer
 from jaxablate.results import RANDOM, Ordering
 from jaxablate.scores import get_score
 
-EXTRA_FILLS = ("median", "class_mean", "resample")
+EXTRA_FILLS = ("median", "class_mean", "resample", "linear")
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class StudyConfig:
         num_random_subsets: number of random curves under a protocol that draws a fresh subset at every step.
         steps: number of neurons to ablate, one after another; "all" ablates every neuron of each layer, and of the
             network.
-        extra_fills: fills in addition to zero and the protocol's bias balancing: "median", "class_mean" or "resample",
-            as in `compute_fill`, from the validation split.
+        extra_fills: fills in addition to zero and the protocol's bias balancing: "median", "class_mean", "resample" or
+            "linear", as in `compute_fill`, from the validation split.
 
     Raises:
         InputError: for an unknown name, more steps than the smallest layer has neurons, or a setting out of range or of

@@ -1,0 +1,161 @@
+"""Measure how well the neurons of a layer predict each other, and how few of them the network needs.
+
+Input: networks and a dataset.
+Output: R^2 of each neuron given its layer, effective ranks, and accuracies to the end of every layer.
+Memory: the activations of one layer for all training examples, float64 [example, neuron].
+"""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import xarray as xr
+
+from jaxablate._checks import require
+from jaxablate._typing import Activations, Labels
+from jaxablate.ablation import cumulative_ablation
+from jaxablate.activations import RIDGE, compute_fill, record_activations
+from jaxablate.datasets import Dataset
+from jaxablate.fills import LinearFill
+from jaxablate.linear_compensation import effective_rank, r_squared, regularize
+from jaxablate.models import AnyModel
+from jaxablate.orders import ablation_order, random_orders
+from jaxablate.results import compensation_results
+from jaxablate.scores import compute_score
+from jaxablate.study._networks import OnProgress, no_progress
+from jaxablate.study._scores import evidence_of, networks_of_one_architecture, quantizer_of
+
+RANDOM = "random"
+METHODS = ("zero", "mean", "linear", "readout")
+READOUT_BATCH = 1_000  # examples whose predictions at every step are in memory together
+
+
+def linear_redundancy(
+    models: AnyModel | Sequence[AnyModel],
+    data: Dataset,
+    *,
+    scores: Sequence[str] = ("mutual_information", "elimination_rank"),
+    num_random_orders: int = 1,
+    share: float = 0.99,
+    quantizer: str | float = "activation",
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+) -> xr.Dataset:
+    """Ablate every layer to its end under zeros, means and linear compensation, and measure its linear redundancy.
+
+    Fills and scores come from the validation split, accuracies from the test split. "readout" is a new linear
+    classifier (ridge regression of the one-hot labels, fitted on the training split) that reads the kept neurons of the
+    intact network alone: it says what they know, whether the rest of the network uses it or not.
+
+    Args:
+        models: one or more networks of one architecture with class logits; they are evaluated in evaluation mode.
+        data: the dataset.
+        scores: names of scores whose low values are ablated first, as in `ja.scores.get_score`.
+        num_random_orders: number of random orders of each layer, the same for all networks.
+        share: fraction of the intact accuracy that counts as kept.
+        quantizer: as in `StudyConfig`.
+        seed: seed of the random orders.
+        on_progress: called with (what, done, total, note) as the work progresses.
+
+    Returns:
+        A dataset over network, scope (every layer or site), ordering (the scores, then "random 0", ...), method
+        ("zero", "mean", "linear", "readout") and step (number of ablated neurons):
+
+        - `accuracy`: test accuracy; NaN beyond the last neuron of a layer. At step 0 the three fills give the intact
+          network.
+        - `needed`: number of neurons that the layer needs: one more ablated neuron, and the accuracy falls below
+          `share` of the intact network's for the first time.
+        - `r_squared` (network, neuron): fraction of a neuron's variance on the test split that the other neurons of its
+          layer predict linearly; NaN for a constant neuron. The coordinate `site` names the layer of each neuron.
+        - `effective_rank` (network, scope): number of principal components with 99% of the layer's variance on the
+          validation split.
+
+    Raises:
+        InputError: for unknown names, a share out of range, or networks of several architectures.
+
+    Source: the paper infers redundancy from accuracy curves; this measures the linear part of it.
+
+    Example:
+        >>> data, model = ja.load_dataset("mnist5k"), ja.MLP(784, (5,), 10, rngs=nnx.Rngs(0))
+        >>> ja.study.linear_redundancy(model, data, scores=())["accuracy"].dims
+        ('network', 'scope', 'ordering', 'method', 'step')
+    """
+    require(0 < share <= 1, f"share: {share:g} is not a fraction of the intact accuracy; choose above 0 and up to 1")
+    require(num_random_orders >= 0, f"num_random_orders: {num_random_orders} is negative; choose 0 or more")
+    require(len(scores) + num_random_orders > 0, "scores: there is no order; give a score or num_random_orders")
+    models, network = networks_of_one_architecture(models, data)
+    report = on_progress or no_progress
+    orderings = [*scores, *(f"{RANDOM} {i}" for i in range(num_random_orders))]
+    shape = len(models), len(network.sites), len(orderings), len(METHODS)
+    accuracy = np.full((*shape, max(network.sizes) + 1), np.nan)
+    r_squares, ranks = np.empty((len(models), network.num_neurons)), np.empty(shape[:2], int)
+    keys = jax.random.split(jax.random.key(seed), len(network.sites))
+    for i, model in enumerate(models):
+        evidence = evidence_of(model, data, quantizer_of(quantizer, model))
+        values = [compute_score(name, evidence) for name in scores]
+        fills = [compute_fill(model, kind, data.validation.images) for kind in METHODS[:2]]
+        fit, test = evidence.linear_fill, compute_fill(model, "linear", data.test.images)
+        assert isinstance(test, LinearFill)
+        train_layers = record_activations(model, data.train.images)
+        test_layers = record_activations(model, data.test.images)
+        for j, (site, size) in enumerate(zip(network.sites, network.sizes, strict=True)):
+            report("layers", i * len(network.sites) + j, shape[0] * shape[1], f"network {i + 1} of {shape[0]}, {site}")
+            part = slice(*network.offsets[j : j + 2])
+            moments = fit.covariances[j], fit.ridge, fit.means[part], test.covariances[j], test.means[part]
+            r_squares[i, part], ranks[i, j] = r_squared(*moments), effective_rank(fit.covariances[j])
+            ranked = [np.asarray(ablation_order(score[part], direction="low")) for score in values]
+            shuffled = random_orders(size, num_random_orders, key=keys[j]) if num_random_orders else []
+            orders = np.stack([*ranked, *np.asarray(shuffled, int).reshape(-1, size)])
+            examples = data.test.images, data.test.labels
+            for m, fill in enumerate((*fills, fit)):
+                counts = cumulative_ablation(model, orders, *examples, fill, site=site, steps=size)
+                accuracy[i, j, :, m, : size + 1] = np.asarray(counts) / len(data.test)
+            for o, order in enumerate(orders):
+                correct = _readout(order, fit.ridge, train_layers[j], data.train.labels, test_layers[j], examples[1])
+                accuracy[i, j, o, -1, : size + 1] = correct / len(data.test)
+    report("layers", shape[0] * shape[1], shape[0] * shape[1], "")
+    intact = accuracy[:, :1, :1, :1, :1]
+    below = accuracy < share * intact
+    # The first step below the share; a layer that never falls below it needs no neuron. NaN is never below.
+    first_below = np.where(below.any(axis=-1), below.argmax(axis=-1), np.array(network.sizes)[None, :, None, None] + 1)
+    needed = np.array(network.sizes)[None, :, None, None] - first_below + 1
+    return compensation_results(
+        accuracy,
+        needed,
+        r_squares,
+        ranks,
+        orderings=orderings,
+        methods=METHODS,
+        sites=dict(zip(network.sites, network.sizes, strict=True)),
+        attrs={"share": share, "ridge": RIDGE, "quantizer": str(quantizer), "num_test_examples": len(data.test)},
+        source=data.source,
+    )
+
+
+def _readout(
+    order: np.ndarray, ridge: float, train: Activations, train_labels: Labels, test: Activations, test_labels: Labels
+) -> np.ndarray:
+    """Return the correct predictions [step] of linear readouts of the neurons that an order has not yet ablated.
+
+    Args:
+        order: int [rank], all neurons of a layer.
+        ridge: as in `ja.fills.LinearFill`.
+        train, test: activations [example, neuron] of the layer.
+        train_labels, test_labels: int [example].
+    """
+    h, y = np.asarray(train, np.float64), np.asarray(train_labels)
+    targets = np.eye(y.max() + 1)[y]
+    mean, base = h.mean(axis=0), targets.mean(axis=0)
+    kept = order[::-1]  # a readout of n neurons reads the first n of these
+    centred = (h - mean)[:, kept]
+    lower = np.linalg.cholesky(regularize(centred.T @ centred / len(h), ridge))
+    # In the basis z = L^-1 h the readouts are nested: each further neuron adds one term z_i v_i to the predictions.
+    weights = np.linalg.solve(lower, centred.T @ (targets - base) / len(h))
+    transform = np.linalg.inv(lower).T
+    labels, correct = np.asarray(test_labels), np.zeros(len(order) + 1, int)
+    for i in range(0, len(test), READOUT_BATCH):
+        z = (np.asarray(test[i : i + READOUT_BATCH], np.float64) - mean)[:, kept] @ transform
+        terms = np.cumsum(z[:, :, None] * weights, axis=1)
+        outputs = base + np.concatenate([np.zeros_like(terms[:, :1]), terms], axis=1)
+        correct += (outputs.argmax(axis=-1) == labels[i : i + READOUT_BATCH, None]).sum(axis=0)
+    return correct[::-1]
