@@ -300,8 +300,8 @@ def test_sequential_statistics_are_those_of_the_ablated_network(model, fit_image
 
 
 def test_few_examples_and_bad_input(model, fit_images, examples, fill):
-    with pytest.warns(ja._checks.JaxablateWarning, match="50 examples are fewer than 10 for each of the 10 neurons"):
-        ja.compute_fill(model, "linear", fit_images[:50])
+    with pytest.warns(ja._checks.JaxablateWarning, match="95 examples are fewer than 10 for each of the 10 neurons"):
+        ja.compute_fill(model, "linear", fit_images[:95])
     with raises_input_error("ridge: expected a positive number, got 0"):
         ja.compute_fill(model, "linear", fit_images, ridge=0.0)
     with raises_input_error("takes one mask"):
@@ -320,25 +320,23 @@ def test_few_examples_and_bad_input(model, fit_images, examples, fill):
 
 def test_redundancy_of_layers(model, mnist5k):
     results = ja.study.linear_redundancy(model, mnist5k, scores=("entropy",), share=0.9)
-    assert results["accuracy"].sizes == {"network": 1, "scope": 3, "ordering": 2, "method": 4, "step": 11}
+    assert results["accuracy"].sizes == {"network": 1, "scope": 3, "ordering": 2, "fill": 3, "step": 11}
     scored = ja.study.score_neurons(model, mnist5k, scores=("entropy",))["scores"].values[0]
     train, test = (ja.record_activations(model, split.images) for split in (mnist5k.train, mnist5k.test))
-    intact = float(results["accuracy"][0, 0, 0, 0, 0])
+    intact, fit = float(results["accuracy"][0, 0, 0, 0, 0]), mnist5k.validation.images
     for j, (first, last) in enumerate(itertools.pairwise((0, 10, 18, 27))):
-        curves = results["accuracy"].isel(network=0, scope=j, ordering=0)
+        row = results.isel(network=0, scope=j, ordering=0)
+        curves = row["accuracy"]
         order = np.asarray(ja.ablation_order(scored[first:last], direction="low"))
-        for method, fill in {
-            "zero": None,
-            "linear": ja.compute_fill(model, "linear", mnist5k.validation.images),
-        }.items():
+        for name, fill in {"zero": None, "linear": ja.compute_fill(model, "linear", fit)}.items():
             counts = ja.cumulative_ablation(
                 model, order[None] + first, mnist5k.test.images, mnist5k.test.labels, fill, steps=last - first
             )[0]
-            shares = curves.sel(method=method).values
+            shares = curves.sel(fill=name).values
             np.testing.assert_array_equal(shares[: last - first + 1], np.asarray(counts) / len(mnist5k.test))
             assert np.isnan(shares[last - first + 1 :]).all()
             below = np.flatnonzero(shares < 0.9 * intact)
-            needed = results["needed"].isel(network=0, scope=j, ordering=0).sel(method=method)
+            needed = results["needed"].isel(network=0, scope=j, ordering=0).sel(fill=name)
             assert int(needed) == (last - first) - below[0] + 1
         h, other = (np.asarray(layers[j], np.float64) for layers in (train, test))
         for step in (0, 3, last - first - 1):
@@ -346,7 +344,7 @@ def test_redundancy_of_layers(model, mnist5k):
             alpha = len(h) * 1e-6 * h.var(axis=0).mean()
             readout = Ridge(alpha=alpha, tol=1e-12).fit(h[:, kept], np.eye(10)[mnist5k.train.labels])
             correct = (readout.predict(other[:, kept]).argmax(axis=1) == mnist5k.test.labels).mean()
-            assert float(curves.sel(method="readout", step=step)) == pytest.approx(correct, abs=2e-3)
+            assert float(row["readout_accuracy"].sel(step=step)) == pytest.approx(correct, abs=2e-3)
 
 
 def test_studies_take_the_fill(mnist5k, small_config, model):

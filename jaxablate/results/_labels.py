@@ -326,7 +326,7 @@ def compensation_results(
     effective_rank: np.ndarray,
     *,
     orderings: Sequence[str],
-    methods: Sequence[str],
+    fills: Sequence[str],
     sites: Mapping[str, int],
     attrs: Mapping[str, Any],
     source: Source,
@@ -334,23 +334,25 @@ def compensation_results(
     """Label the results of `linear_redundancy`.
 
     Args:
-        accuracy: fractions [network, scope, ordering, method, step].
-        needed: numbers of neurons [network, scope, ordering, method].
+        accuracy: fractions [network, scope, ordering, fill + 1, step], the last of readouts.
+        needed: numbers of neurons [network, scope, ordering, fill + 1].
         r_squared: fractions [network, neuron].
         effective_rank: numbers of components [network, scope].
-        orderings, methods: names.
+        orderings, fills: names.
         sites: number of neurons of each layer or site.
         attrs: further attributes.
         source: where the data came from.
 
     Returns:
-        A dataset with these four variables.
+        A dataset with `accuracy`, `needed`, `readout_accuracy`, `readout_needed`, `r_squared` and `effective_rank`.
     """
-    dims = ("network", "scope", "ordering", "method")
+    dims = ("network", "scope", "ordering")
     return xr.Dataset(
         {
-            "accuracy": _labelled((*dims, "step"), accuracy, "test accuracy", "1"),
-            "needed": _labelled(dims, needed, "neurons that the layer needs", "1"),
+            "accuracy": _labelled((*dims, "fill", "step"), accuracy[:, :, :, :-1], "test accuracy", "1"),
+            "needed": _labelled((*dims, "fill"), needed[..., :-1], "neurons that the layer needs", "1"),
+            "readout_accuracy": _labelled((*dims, "step"), accuracy[:, :, :, -1], "test accuracy of a readout", "1"),
+            "readout_needed": _labelled(dims, needed[..., -1], "neurons that a readout needs", "1"),
             "r_squared": _labelled(("network", "neuron"), r_squared, "R^2 given the layer's other neurons", "1"),
             "effective_rank": _labelled(dims[:2], effective_rank, "components with 99% of the variance", "1"),
         },
@@ -358,7 +360,7 @@ def compensation_results(
             "network": _labelled("network", np.arange(len(accuracy)), "network"),
             "scope": _labelled("scope", list(sites), "layer"),
             "ordering": _labelled("ordering", list(orderings), "score with low values first, or random order"),
-            "method": _labelled("method", list(methods), "fill of ablated neurons, or a new linear readout"),
+            "fill": _labelled("fill", list(fills), COORDINATES["fill"]),
             "step": _labelled("step", np.arange(accuracy.shape[-1]), "number of ablated neurons"),
             **_neuron_coordinates(sites),
         },

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from jaxablate._checks import require
-from jaxablate._typing import Activations, Labels
+from jaxablate._typing import AnyArray
 from jaxablate.ablation import cumulative_ablation
 from jaxablate.activations import RIDGE, compute_fill, record_activations
 from jaxablate.datasets import Dataset
@@ -26,7 +26,7 @@ from jaxablate.study._networks import OnProgress, no_progress
 from jaxablate.study._scores import evidence_of, networks_of_one_architecture, quantizer_of
 
 RANDOM = "random"
-METHODS = ("zero", "mean", "linear", "readout")
+FILLS = ("zero", "mean", "linear")
 READOUT_BATCH = 1_000  # examples whose predictions at every step are in memory together
 
 
@@ -43,7 +43,7 @@ def linear_redundancy(
 ) -> xr.Dataset:
     """Ablate every layer to its end under zeros, means and linear compensation, and measure its linear redundancy.
 
-    Fills and scores come from the validation split, accuracies from the test split. "readout" is a new linear
+    Fills and scores come from the validation split, accuracies from the test split. A readout is a new linear
     classifier (ridge regression of the one-hot labels, fitted on the training split) that reads the kept neurons of the
     intact network alone: it says what they know, whether the rest of the network uses it or not.
 
@@ -58,13 +58,13 @@ def linear_redundancy(
         on_progress: called with (what, done, total, note) as the work progresses.
 
     Returns:
-        A dataset over network, scope (every layer or site), ordering (the scores, then "random 0", ...), method
-        ("zero", "mean", "linear", "readout") and step (number of ablated neurons):
+        A dataset over network, scope (every layer or site), ordering (the scores, then "random 0", ...), fill ("zero",
+        "mean", "linear") and step (number of ablated neurons):
 
-        - `accuracy`: test accuracy; NaN beyond the last neuron of a layer. At step 0 the three fills give the intact
-          network.
+        - `accuracy`: test accuracy; NaN beyond the last neuron of a layer.
         - `needed`: number of neurons that the layer needs: one more ablated neuron, and the accuracy falls below
           `share` of the intact network's for the first time.
+        - `readout_accuracy`, `readout_needed`: the same for readouts; they have no fill.
         - `r_squared` (network, neuron): fraction of a neuron's variance on the test split that the other neurons of its
           layer predict linearly; NaN for a constant neuron. The coordinate `site` names the layer of each neuron.
         - `effective_rank` (network, scope): number of principal components with 99% of the layer's variance on the
@@ -78,7 +78,7 @@ def linear_redundancy(
     Example:
         >>> data, model = ja.load_dataset("mnist5k"), ja.MLP(784, (5,), 10, rngs=nnx.Rngs(0))
         >>> ja.study.linear_redundancy(model, data, scores=())["accuracy"].dims
-        ('network', 'scope', 'ordering', 'method', 'step')
+        ('network', 'scope', 'ordering', 'fill', 'step')
     """
     require(0 < share <= 1, f"share: {share:g} is not a fraction of the intact accuracy; choose above 0 and up to 1")
     require(num_random_orders >= 0, f"num_random_orders: {num_random_orders} is negative; choose 0 or more")
@@ -86,14 +86,14 @@ def linear_redundancy(
     models, network = networks_of_one_architecture(models, data)
     report = on_progress or no_progress
     orderings = [*scores, *(f"{RANDOM} {i}" for i in range(num_random_orders))]
-    shape = len(models), len(network.sites), len(orderings), len(METHODS)
+    shape = len(models), len(network.sites), len(orderings), len(FILLS) + 1  # the last are the readouts
     accuracy = np.full((*shape, max(network.sizes) + 1), np.nan)
     r_squares, ranks = np.empty((len(models), network.num_neurons)), np.empty(shape[:2], int)
     keys = jax.random.split(jax.random.key(seed), len(network.sites))
     for i, model in enumerate(models):
         evidence = evidence_of(model, data, quantizer_of(quantizer, model))
         values = [compute_score(name, evidence) for name in scores]
-        fills = [compute_fill(model, kind, data.validation.images) for kind in METHODS[:2]]
+        fills = [compute_fill(model, kind, data.validation.images) for kind in FILLS[:2]]
         fit, test = evidence.linear_fill, compute_fill(model, "linear", data.test.images)
         assert isinstance(test, LinearFill)
         train_layers = record_activations(model, data.train.images)
@@ -125,7 +125,7 @@ def linear_redundancy(
         r_squares,
         ranks,
         orderings=orderings,
-        methods=METHODS,
+        fills=FILLS,
         sites=dict(zip(network.sites, network.sizes, strict=True)),
         attrs={"share": share, "ridge": RIDGE, "quantizer": str(quantizer), "num_test_examples": len(data.test)},
         source=data.source,
@@ -133,7 +133,7 @@ def linear_redundancy(
 
 
 def _readout(
-    order: np.ndarray, ridge: float, train: Activations, train_labels: Labels, test: Activations, test_labels: Labels
+    order: np.ndarray, ridge: float, train: AnyArray, train_labels: AnyArray, test: AnyArray, test_labels: AnyArray
 ) -> np.ndarray:
     """Return the correct predictions [step] of linear readouts of the neurons that an order has not yet ablated.
 
