@@ -16,12 +16,15 @@ from flax import nnx
 from jaxablate._checks import InputError, require, require_finite, require_shape
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Fill, Images, Mask
+from jaxablate.fills import LinearFill
+from jaxablate.linear_compensation import predictors
 from jaxablate.models import AnyModel, Model, SiteSpec, from_arrays, from_function, from_module
 from jaxablate.models._analysis import describe_values, location, result_axes
-from jaxablate.models._graph import evaluate, needed, operation_name
+from jaxablate.models._graph import evaluate, needed, operation_name, read, shape_of
 from jaxablate.models._mlp import is_mlp
 from jaxablate.models._model import TRACED, ModelSpec, ModuleCall, start_forward, trace_model
-from jaxablate.models._weights import Reader, find_addend, find_owners, find_readers, rows_first
+from jaxablate.models._sites import Prediction
+from jaxablate.models._weights import Reader, find_addend, find_leaf, find_owners, find_readers, rows_first
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -31,14 +34,16 @@ LOW_PRECISION = 0.03  # for networks with outputs or parameters of 16 bits
 
 @overload
 def prune(
-    model: Model, keep: Mask, fill: Fill | None = None, *, images: Images, apply: Callable | None = None
+    model: Model, keep: Mask, fill: Fill | LinearFill | None = None, *, images: Images, apply: Callable | None = None
 ) -> Model: ...
 @overload
-def prune(model: Module, keep: Mask, fill: Fill | None = None, *, images: Images | None = None) -> Module: ...
+def prune(
+    model: Module, keep: Mask, fill: Fill | LinearFill | None = None, *, images: Images | None = None
+) -> Module: ...
 def prune(
     model: Any,
     keep: Mask,
-    fill: Fill | None = None,
+    fill: Fill | LinearFill | None = None,
     *,
     images: Images | None = None,
     apply: Callable[[Any, Any], Any] | None = None,
@@ -46,7 +51,7 @@ def prune(
     """Remove neurons for good and return a smaller network with the outputs of the masked network.
 
     A removed unit takes its incoming and outgoing weights with it. The contribution of its fill to the next linear map
-    is added to that map's bias.
+    is added to that map's bias. With a linear fill, what the kept units predict is added to that map's weights too.
 
     Only linear maps may read a pruned site: directly, or through operations that keep its units apart, such as pooling,
     flattening or batch norm in evaluation mode. Anything else may follow these linear maps, for example a residual add.
@@ -55,7 +60,8 @@ def prune(
         model: a Flax NNX module, or a `ja.models.Model`.
         keep: bool [neuron] over all sites in network order, True = kept; at least one at each site.
         fill: float [neuron], the outputs of removed neurons; None for zeros. A fill other than zero needs a bias that
-            is added to the next linear map, and cannot be folded into a bias before a convolution with padding.
+            is added to the next linear map, and cannot be folded into a bias before a convolution with padding. A
+            `ja.fills.LinearFill` needs matrix products that read the pruned sites directly.
         images: [example, ...], at least one example: the outputs of both networks are compared on it. Not needed for an
             `MLP`.
         apply: for a model of `ja.from_function` whose function fixes the number of units itself, as Linen and Haiku
@@ -83,20 +89,26 @@ def prune(
     assert images is not None
     spec, state, images = trace_model(model, images)
     require_shape("keep", keep, (spec.num_neurons,), "neuron")
+    is_linear = isinstance(fill, LinearFill)
+    constant = fill.means if is_linear else fill
     require(
-        fill is None or isinstance(fill, np.ndarray | jax.Array | list | tuple),
-        f"fill: expected numbers [neuron], the same for every example, got {type(fill).__name__}",
+        constant is None or isinstance(constant, np.ndarray | jax.Array | list | tuple),
+        f"fill: expected numbers [neuron], the same for every example, or a linear fill, got {type(fill).__name__}",
     )
-    values = np.zeros(spec.num_neurons, np.float32) if fill is None else np.asarray(fill, np.float32)
+    values = np.zeros(spec.num_neurons, np.float32) if constant is None else np.asarray(constant, np.float32)
     require_shape("fill", values, (spec.num_neurons,), "neuron")
     require_finite("fill", values)
     keeps, fills = (np.split(array, spec.offsets[1:-1]) for array in (keep, values))
     for site, kept in zip(spec.sites, keeps, strict=True):
         require(bool(kept.any()), f"keep: expected at least one neuron of site {site!r}, got none")
+    weights = _predictor_weights(spec, fill, keeps) if is_linear else None
     original = model if isinstance(model, Model) else from_module(model, images)
-    small = _pruned(original, keeps, fills, images, apply)
+    small = _pruned(original, keeps, fills, weights, images, apply)
     if compared:
-        masks: Any = {i: (jnp.asarray(keeps[i]), jnp.asarray(fills[i]), None) for i in range(len(keeps))}
+        site_fills: list[Any] = [jnp.asarray(values) for values in fills]
+        if weights is not None:
+            site_fills = [Prediction(mean, jnp.asarray(w)) for mean, w in zip(site_fills, weights, strict=True)]
+        masks: Any = {i: (jnp.asarray(kept), site_fills[i], None) for i, kept in enumerate(keeps)}
         small_spec, small_state, _ = trace_model(small, images)
         outputs = start_forward(small_spec, small_state, images, ())({})
         _require_equal_outputs(start_forward(spec, state, images, masks)(masks), outputs, state)
@@ -143,9 +155,14 @@ def count_flops(model: AnyModel, images: Images) -> int:
 
 
 def _pruned(
-    model: Model, keeps: Sequence[np.ndarray], fills: Sequence[np.ndarray], images: jax.Array, apply: Callable | None
+    model: Model,
+    keeps: Sequence[np.ndarray],
+    fills: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray] | None,
+    images: jax.Array,
+    apply: Callable | None,
 ) -> Model:
-    """Return the smaller model, from the mask and fill of each site."""
+    """Return the smaller model, from mask and fill of each site, and the weights of a linear fill's predictions."""
     options: Any = {"sites": model.choice, "outputs": model.kind}
     is_module, added = isinstance(model.function, ModuleCall), set()
     require(apply is None or not is_module, "apply: expected None for a Flax NNX module, which needs no function")
@@ -155,9 +172,10 @@ def _pruned(
     with jax.default_matmul_precision(matmul_precision()):
         spec, state, _ = trace_model(model, images)
         cuts = _Cuts(spec, state, model.names)
-        for site, kept, fill in zip(spec.site_specs, keeps, fills, strict=True):
+        site_weights = [None] * len(keeps) if weights is None else weights
+        for site, kept, fill, predicted in zip(spec.site_specs, keeps, fills, site_weights, strict=True):
             if not kept.all():
-                cuts.remove(site, kept, fill)
+                cuts.remove(site, kept, fill, predicted)
         params = model.function.params(cuts.leaves(model.state))
     try:
         if isinstance(model.function, ModuleCall):
@@ -168,6 +186,21 @@ def _pruned(
             f"model: it does not take the smaller parameters ({error.__cause__ or error}); compute sizes from the "
             "inputs, or pass apply=, a function for these parameters"
         ) from error
+
+
+def _predictor_weights(spec: ModelSpec, fill: LinearFill, keeps: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return for each site the weights [unit, unit] with which kept units predict ablated ones.
+
+    Raises:
+        InputError: for covariances that do not fit the sites.
+    """
+    shapes = [np.shape(covariance) for covariance in fill.covariances]
+    require(
+        shapes == [(size, size) for size in spec.sizes],
+        f"fill: expected covariances [unit, unit] of sites with {list(spec.sizes)} units, got shapes {shapes}",
+    )
+    rows = zip(fill.covariances, keeps, strict=True)
+    return [predictors(covariance, fill.ridge, kept[None])[0] for covariance, kept in rows]
 
 
 def _fold(weight: np.ndarray, rows: np.ndarray, kept: np.ndarray, fill: np.ndarray) -> np.ndarray:
@@ -196,8 +229,8 @@ class _Cuts:
         self.kept: dict[tuple[int, int], Any] = {}  # bool [place], by the position of the parameter and its axis
         self.owners: dict[Any, dict] = {}  # by the variable of the site
 
-    def remove(self, site: SiteSpec, kept: np.ndarray, fill: np.ndarray) -> None:
-        """Remove the units of one site; their fill joins the biases of the linear maps that read the site."""
+    def remove(self, site: SiteSpec, kept: np.ndarray, fill: np.ndarray, weights: np.ndarray | None) -> None:
+        """Remove the units of one site; their fill joins the biases and weights of the linear maps that read it."""
         graph, var = self.graph, self.graph.values[site.ordinal]
         readers = find_readers(graph, site, self.flows)
         owners = find_owners(graph, site, self.flows, readers)
@@ -207,7 +240,11 @@ class _Cuts:
                 f"site {site.name!r}: it has the same units as an earlier site; prune one of them",
             )
         self.owners[var] = owners
+        if weights is not None:  # fill + (h - fill) A is a constant and h A
+            fill = fill - fill @ weights
         for reader in readers:
+            if weights is not None:
+                self._add_predictions(reader, site, weights)
             self._add_fill(reader, site, kept, fill)
         for index, leaf in enumerate(graph.inputs):
             if leaf in owners:
@@ -242,6 +279,23 @@ class _Cuts:
         weight = np.asarray(env[reader.weight], jnp.promote_types(env[reader.weight].dtype, jnp.float32))
         addition = _fold(_rows_places_outputs(reader, weight), reader.rows, kept, inputs[:, 0])
         self.additions[index] = self.additions.get(index, 0) + sign * addition[outputs]
+
+    def _add_predictions(self, reader: Reader, site: SiteSpec, prediction: np.ndarray) -> None:
+        """Add to the weight W of a linear map what kept units contribute to ablated ones: W + A W."""
+        direct = reader.operand is self.graph.values[site.ordinal] and reader.is_product and reader.rows.shape[1] == 1
+        places = np.arange(math.prod(shape_of(reader.weight))).reshape(shape_of(reader.weight))
+        leaf = find_leaf(self.graph, reader.weight, places) if direct else None
+        if leaf is None or leaf[0] >= len(self.names):
+            raise InputError(
+                f"site {site.name!r}: a linear fill needs a matrix product of the site itself with a parameter, got "
+                f"{operation_name(reader.equation)}{location(reader.equation)}; prune with means, or mask the neurons"
+            )
+        index, numbers = leaf  # the parameter may hold the weight with its axes moved
+        weight = read(evaluate(needed(self.graph.equations, [reader.weight]), dict(self.env)), reader.weight)
+        by_unit = np.asarray(rows_first(places, reader.weight_axes))[reader.rows[:, 0]]
+        addition = np.zeros(places.size)
+        addition[by_unit] = prediction.astype(np.float64) @ np.asarray(weight, np.float64).ravel()[by_unit]
+        self.additions[index] = addition[numbers]
 
     def _cut(self, index: int, kept: np.ndarray, site: SiteSpec) -> None:
         """Keep the numbers of a parameter for which `kept` is True; they must be whole slices of an axis."""

@@ -19,6 +19,7 @@ from jaxablate._files import atomic_path
 PAPER = "mnist", "sigmoid"
 OTHERS = [("mnist", "relu"), ("fashion_mnist", "sigmoid"), ("fashion_mnist", "relu")]
 NETWORKS = (200, 200), (200, 200, 200)
+NEURONS_PER_STEP = 5
 
 
 def main() -> None:
@@ -52,7 +53,7 @@ def measure(run: Path, data_dir: Path | None, num_seeds: int, fewer_seeds: int, 
             datasets[dataset] = ja.load_dataset(dataset, data_dir=folder)
         data = datasets[dataset]
         model, _ = ja.train(data, hidden, seed, activation=activation, epochs=epochs)
-        redundancy = ja.study.linear_redundancy(model, data)
+        redundancy = ja.study.linear_redundancy(model, data, neurons_per_step=NEURONS_PER_STEP)
         ja.results.save_table(redundancy.assign_coords(network=[seed]), file)
         print(file.name, flush=True)
 

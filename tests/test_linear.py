@@ -347,6 +347,19 @@ def test_redundancy_of_layers(model, mnist5k):
             assert float(row["readout_accuracy"].sel(step=step)) == pytest.approx(correct, abs=2e-3)
 
 
+def test_redundancy_in_larger_steps(model, mnist5k):
+    fine, coarse = (
+        ja.study.linear_redundancy(model, mnist5k, scores=(), share=0.9, neurons_per_step=n) for n in (1, 3)
+    )
+    for name in ("accuracy", "readout_accuracy"):
+        for scope, size in (("layer1", 10), ("layer2", 8), ("layer3", 9)):
+            steps = np.arange(0, size + 1, 3)
+            rows = [results[name].sel(scope=scope, step=steps).values for results in (fine, coarse)]
+            np.testing.assert_array_equal(*rows)
+    gap = coarse["needed"] - fine["needed"]
+    assert ((gap >= 0) & (gap < 3)).all()
+
+
 def test_studies_take_the_fill(mnist5k, small_config, model):
     config = ja.StudyConfig(
         dataset="mnist5k", networks=(), steps=4, num_random_orders=2, scores=("entropy",), extra_fills=("linear",)
@@ -356,3 +369,38 @@ def test_studies_take_the_fill(mnist5k, small_config, model):
     orders = network["ablated"].isel(seed=0).sel(scope="network").values
     counts = ja.cumulative_ablation(model, orders, mnist5k.test.images, mnist5k.test.labels, fill, steps=4)
     np.testing.assert_array_equal(network["correct"].isel(seed=0).sel(scope="network", fill="linear"), counts)
+
+
+def plain(params, images):
+    """784-12-10 with weights [output, input], as PyTorch stores them."""
+    h = jax.nn.relu(images.reshape(len(images), -1) @ params["hidden"].T + params["shift"])
+    return h @ params["head"].T + params["bias"]
+
+
+def test_pruned_networks_have_the_outputs_of_the_compensated_mask(model, fit_images, examples, fill):
+    random = np.random.default_rng(0)
+    shapes = {"hidden": (12, 784), "shift": (12,), "head": (10, 12), "bias": (10,)}
+    params = {name: random.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+    function, residual = ja.from_function(plain, params, fit_images[:2]), KINDS["residual"]()
+    for network, size in ((model, 27), (function, 12), (residual, 14)):
+        linear = fill if network is model else ja.compute_fill(network, "linear", fit_images)
+        keep = np.arange(size) % 3 > 0
+        small = ja.prune(network, keep, linear, images=examples[0])
+        seen = []
+        for net, mask, values in ((network, keep, linear), (small, np.ones(keep.sum(), bool), None)):
+            outcomes = {str(c): lambda outputs, labels, c=c: outputs[:, c] for c in range(10)}
+            by_image = [
+                ja.evaluate_masks(net, mask[None], image[None], examples[1][:1], values, outcomes=outcomes)
+                for image in examples[0][:4]
+            ]
+            seen.append(np.array([[float(image[str(c)][0]) for c in range(10)] for image in by_image]))
+        assert np.abs(seen[0] - seen[1]).max() < 1e-5 * np.abs(seen[0]).max()
+    cnn = KINDS["cnn_chain"]()
+    with raises_input_error("site 'conv1': a linear fill needs a matrix product of the site itself with a parameter"):
+        ja.prune(cnn, np.arange(15) > 0, ja.compute_fill(cnn, "linear", fit_images), images=examples[0])
+
+
+def test_pruning_by_score_shows_masked_and_folded_accuracy(model, mnist5k):
+    rows = ja.study.prune_by_score(model, mnist5k, keep_fraction=0.5, fill="linear").rows
+    assert rows[1].accuracy == pytest.approx(rows[2].accuracy, abs=1e-3)
+    assert rows[1].hidden == rows[0].hidden != rows[2].hidden

@@ -190,14 +190,15 @@ def test_prune_from_a_file(files, small_model, mnist5k):
     mean = ja.mean_activations(small_model, mnist5k.validation.images)
     test = mnist5k.test.images, mnist5k.test.labels
     correct = ja.evaluate_masks(small_model, np.stack([np.ones(27, bool), keep]), *test, mean)
-    assert [round(row.accuracy * len(mnist5k.test)) for row in rows] == correct.tolist()
+    assert [row.name for row in rows] == ["before", "masked", "pruned"]
+    assert [round(row.accuracy * len(mnist5k.test)) for row in rows] == [*correct.tolist(), int(correct[1])]
     for row in rows:
         assert f"{100 * row.accuracy:.2f}" in printed
     assert small.hidden == (5, 4, 4)
     comparison = ja.study.prune_by_score(
         small_model, mnist5k, keep_fraction=0.5, scope="network", direction="high", fill="zero"
     )
-    assert sum(comparison.rows[1].hidden) == 14
+    assert sum(comparison.rows[2].hidden) == 14
 
 
 @pytest.mark.parametrize(

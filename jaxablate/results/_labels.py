@@ -327,6 +327,7 @@ def compensation_results(
     *,
     orderings: Sequence[str],
     fills: Sequence[str],
+    steps: np.ndarray,
     sites: Mapping[str, int],
     attrs: Mapping[str, Any],
     source: Source,
@@ -339,6 +340,7 @@ def compensation_results(
         r_squared: fractions [network, neuron].
         effective_rank: numbers of components [network, scope].
         orderings, fills: names.
+        steps: numbers of ablated neurons.
         sites: number of neurons of each layer or site.
         attrs: further attributes.
         source: where the data came from.
@@ -361,7 +363,7 @@ def compensation_results(
             "scope": _labelled("scope", list(sites), "layer"),
             "ordering": _labelled("ordering", list(orderings), "score with low values first, or random order"),
             "fill": _labelled("fill", list(fills), COORDINATES["fill"]),
-            "step": _labelled("step", np.arange(accuracy.shape[-1]), "number of ablated neurons"),
+            "step": _labelled("step", steps, "number of ablated neurons"),
             **_neuron_coordinates(sites),
         },
         attrs={**attrs, **_provenance(source)},

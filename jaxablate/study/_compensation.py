@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from jaxablate._checks import require
+from jaxablate._checks import require, require_count
 from jaxablate._typing import AnyArray
 from jaxablate.ablation import cumulative_ablation
 from jaxablate.activations import RIDGE, compute_fill, record_activations
@@ -36,6 +36,7 @@ def linear_redundancy(
     *,
     scores: Sequence[str] = ("mutual_information", "elimination_rank"),
     num_random_orders: int = 1,
+    neurons_per_step: int = 1,
     share: float = 0.99,
     quantizer: str | float = "activation",
     seed: int = 0,
@@ -52,6 +53,7 @@ def linear_redundancy(
         data: the dataset.
         scores: names of scores whose low values are ablated first, as in `ja.scores.get_score`.
         num_random_orders: number of random orders of each layer, the same for all networks.
+        neurons_per_step: number of neurons that each step ablates. A layer is followed as far as whole steps go.
         share: fraction of the intact accuracy that counts as kept.
         quantizer: as in `StudyConfig`.
         seed: seed of the random orders.
@@ -59,11 +61,11 @@ def linear_redundancy(
 
     Returns:
         A dataset over network, scope (every layer or site), ordering (the scores, then "random 0", ...), fill ("zero",
-        "mean", "linear") and step (number of ablated neurons):
+        "mean", "linear") and step (number of ablated neurons, in multiples of `neurons_per_step`):
 
         - `accuracy`: test accuracy; NaN beyond the last neuron of a layer.
-        - `needed`: number of neurons that the layer needs: one more ablated neuron, and the accuracy falls below
-          `share` of the intact network's for the first time.
+        - `needed`: number of neurons that the layer needs: one more step, and the accuracy falls below `share` of the
+          intact network's for the first time.
         - `readout_accuracy`, `readout_needed`: the same for readouts; they have no fill.
         - `r_squared` (network, neuron): fraction of a neuron's variance on the test split that the other neurons of its
           layer predict linearly; NaN for a constant neuron. The coordinate `site` names the layer of each neuron.
@@ -83,11 +85,13 @@ def linear_redundancy(
     require(0 < share <= 1, f"share: {share:g} is not a fraction of the intact accuracy; choose above 0 and up to 1")
     require(num_random_orders >= 0, f"num_random_orders: {num_random_orders} is negative; choose 0 or more")
     require(len(scores) + num_random_orders > 0, "scores: there is no order; give a score or num_random_orders")
+    neurons_per_step = require_count("neurons_per_step", neurons_per_step)
     models, network = networks_of_one_architecture(models, data)
     report = on_progress or no_progress
     orderings = [*scores, *(f"{RANDOM} {i}" for i in range(num_random_orders))]
     shape = len(models), len(network.sites), len(orderings), len(FILLS) + 1  # the last are the readouts
-    accuracy = np.full((*shape, max(network.sizes) + 1), np.nan)
+    num_steps = np.array(network.sizes) // neurons_per_step
+    accuracy = np.full((*shape, num_steps.max() + 1), np.nan)
     r_squares, ranks = np.empty((len(models), network.num_neurons)), np.empty(shape[:2], int)
     keys = jax.random.split(jax.random.key(seed), len(network.sites))
     for i, model in enumerate(models):
@@ -108,17 +112,19 @@ def linear_redundancy(
             orders = np.stack([*ranked, *np.asarray(shuffled, int).reshape(-1, size)])
             examples = data.test.images, data.test.labels
             for m, fill in enumerate((*fills, fit)):
-                counts = cumulative_ablation(model, orders, *examples, fill, site=site, steps=size)
-                accuracy[i, j, :, m, : size + 1] = np.asarray(counts) / len(data.test)
+                counts = cumulative_ablation(
+                    model, orders, *examples, fill, site=site, steps=num_steps[j], neurons_per_step=neurons_per_step
+                )
+                accuracy[i, j, :, m, : num_steps[j] + 1] = np.asarray(counts) / len(data.test)
             for o, order in enumerate(orders):
                 correct = _readout(order, fit.ridge, train_layers[j], data.train.labels, test_layers[j], examples[1])
-                accuracy[i, j, o, -1, : size + 1] = correct / len(data.test)
+                accuracy[i, j, o, -1, : num_steps[j] + 1] = correct[::neurons_per_step] / len(data.test)
     report("layers", shape[0] * shape[1], shape[0] * shape[1], "")
     intact = accuracy[:, :1, :1, :1, :1]
     below = accuracy < share * intact
-    # The first step below the share; a layer that never falls below it needs no neuron. NaN is never below.
-    first_below = np.where(below.any(axis=-1), below.argmax(axis=-1), np.array(network.sizes)[None, :, None, None] + 1)
-    needed = np.array(network.sizes)[None, :, None, None] - first_below + 1
+    # The first step below the share, or one past the last. NaN is never below.
+    first_below = np.where(below.any(axis=-1), below.argmax(axis=-1), num_steps[:, None, None] + 1)
+    needed = np.array(network.sizes)[:, None, None] - (first_below - 1) * neurons_per_step
     return compensation_results(
         accuracy,
         needed,
@@ -126,6 +132,7 @@ def linear_redundancy(
         ranks,
         orderings=orderings,
         fills=FILLS,
+        steps=np.arange(accuracy.shape[-1]) * neurons_per_step,
         sites=dict(zip(network.sites, network.sizes, strict=True)),
         attrs={"share": share, "ridge": RIDGE, "quantizer": str(quantizer), "num_test_examples": len(data.test)},
         source=data.source,

@@ -13,6 +13,7 @@ from jaxablate._checks import require, require_known
 from jaxablate.ablation import evaluate_masks
 from jaxablate.activations import compute_fill
 from jaxablate.datasets import Dataset
+from jaxablate.fills import AnyFill, PerExampleFill
 from jaxablate.models import MLP
 from jaxablate.models._mlp import is_mlp
 from jaxablate.models._model import site_offsets
@@ -21,7 +22,7 @@ from jaxablate.pruning import count_flops, count_parameters, prune
 from jaxablate.study._scores import score_neurons
 from jaxablate.training import train
 
-FILLS = ("zero", "mean", "median")
+FILLS = ("zero", "mean", "median", "linear")
 SCOPES = ("layer", "network")
 
 
@@ -30,7 +31,8 @@ class PrunedRow:
     """Describe one network of a comparison.
 
     Attributes:
-        name: "before" or "pruned"; with fine-tuning also the fine-tuned network and the new network.
+        name: "before"; "masked", whose neurons are ablated and still there; "pruned"; with fine-tuning also the
+            fine-tuned network and the new network.
         hidden: number of neurons of each hidden layer.
         parameters: number of trainable numbers.
         flops: number of floating-point operations for one example.
@@ -49,8 +51,8 @@ class PruningComparison:
     """Hold the result of `prune_by_score`.
 
     Attributes:
-        rows: one `PrunedRow` for each network: before and after pruning, and with fine-tuning also the tuned network
-            and a new network of the same size.
+        rows: one `PrunedRow` for each network: before pruning, masked and pruned, and with fine-tuning also the tuned
+            network and a new network of the same size.
         model: the smaller network, tuned if fine-tuning was requested.
     """
 
@@ -80,7 +82,8 @@ def prune_by_score(
         direction: "low" removes the neurons with low scores first, "high" those with high scores.
         keep_fraction: fraction of the neurons to keep, in (0, 1], rounded to whole neurons; at least one neuron stays.
         scope: "layer" keeps that fraction of every layer, "network" ranks the neurons of all layers together.
-        fill: "zero", "mean" or "median": the output of a removed neuron, which is added to the next layer's biases.
+        fill: "zero", "mean", "median" or "linear": the output of a removed neuron, which is added to the next layer's
+            biases, and for "linear" to its weights.
         fine_tune_epochs: epochs of training after pruning. A new network of the same size is then trained for as many
             epochs, for comparison.
         quantizer: as in `StudyConfig`.
@@ -95,8 +98,8 @@ def prune_by_score(
     Example:
         >>> model = ja.MLP(784, (10,), 10, rngs=nnx.Rngs(0))
         >>> comparison = ja.study.prune_by_score(model, ja.load_dataset("mnist5k"), keep_fraction=0.5)
-        >>> [row.hidden for row in comparison.rows], comparison.model.hidden
-        ([(10,), (5,)], (5,))
+        >>> [(row.name, row.hidden) for row in comparison.rows]
+        [('before', (10,)), ('masked', (10,)), ('pruned', (5,))]
     """
     require(is_mlp(model), f"model: expected an MLP, got {type(model).__name__}; ja.prune takes any network")
     require_known("direction", direction, DIRECTIONS)
@@ -117,9 +120,10 @@ def prune_by_score(
         num_kept = max(1, round(keep_fraction * int(stop - start)))
         order = np.asarray(ablation_order(scores[start:stop], direction=direction))
         kept[start + order[: stop - start - num_kept]] = False
-    fill_values = compute_fill(model, fill, data.validation.images)
-    small = prune(model, kept, np.asarray(fill_values))
-    rows = [_row("before", model, data), _row("pruned", small, data)]
+    values = compute_fill(model, fill, data.validation.images)
+    assert not isinstance(values, PerExampleFill)
+    small = prune(model, kept, values)
+    rows = [_row("before", model, data), _row("masked", model, data, kept, values), _row("pruned", small, data)]
     if fine_tune_epochs:
         small, _ = train(data, seed=seed, start=small, epochs=fine_tune_epochs)
         # The control for pruning: if a new network of the same size reaches the same accuracy with the same training,
@@ -132,9 +136,11 @@ def prune_by_score(
     return PruningComparison(tuple(rows), small)
 
 
-def _row(name: str, model: MLP, data: Dataset) -> PrunedRow:
-    """Return the row of one network; nothing is ablated in it."""
-    keep_all = np.ones((1, sum(model.hidden)), bool)
-    correct = evaluate_masks(model, keep_all, data.test.images, data.test.labels)
+def _row(
+    name: str, model: MLP, data: Dataset, keep: np.ndarray | None = None, fill: AnyFill | None = None
+) -> PrunedRow:
+    """Return the row of one network, with a mask [neuron] or with all its neurons."""
+    keep = np.ones(sum(model.hidden), bool) if keep is None else keep
+    correct = evaluate_masks(model, keep[None], data.test.images, data.test.labels, fill)
     flops = count_flops(model, data.test.images[:1])
     return PrunedRow(name, model.hidden, count_parameters(model), flops, float(correct[0]) / len(data.test))
