@@ -65,7 +65,7 @@ def linear_redundancy(
 
         - `accuracy`: test accuracy; NaN beyond the last neuron of a layer.
         - `needed`: number of neurons that the layer needs: one more step, and the accuracy falls below `share` of the
-          intact network's for the first time.
+          intact network's for the first time. NaN if even the whole layer falls short, which only readouts can.
         - `readout_accuracy`, `readout_needed`: the same for readouts; they have no fill.
         - `r_squared` (network, neuron): fraction of a neuron's variance on the test split that the other neurons of its
           layer predict linearly; NaN for a constant neuron. The coordinate `site` names the layer of each neuron.
@@ -113,7 +113,13 @@ def linear_redundancy(
             examples = data.test.images, data.test.labels
             for m, fill in enumerate((*fills, fit)):
                 counts = cumulative_ablation(
-                    model, orders, *examples, fill, site=site, steps=num_steps[j], neurons_per_step=neurons_per_step
+                    model,
+                    orders,
+                    *examples,
+                    fill,
+                    site=site,
+                    steps=int(num_steps[j]),
+                    neurons_per_step=neurons_per_step,
                 )
                 accuracy[i, j, :, m, : num_steps[j] + 1] = np.asarray(counts) / len(data.test)
             for o, order in enumerate(orders):
@@ -124,7 +130,9 @@ def linear_redundancy(
     below = accuracy < share * intact
     # The first step below the share, or one past the last. NaN is never below.
     first_below = np.where(below.any(axis=-1), below.argmax(axis=-1), num_steps[:, None, None] + 1)
-    needed = np.array(network.sizes)[:, None, None] - (first_below - 1) * neurons_per_step
+    needed = np.where(
+        first_below > 0, np.array(network.sizes)[:, None, None] - (first_below - 1) * neurons_per_step, np.nan
+    )
     return compensation_results(
         accuracy,
         needed,
