@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 
 NAMES = (
-    "sweep", "functions", "growth", "training", "histograms", "scores", "startup", "captum_single", "scaling", "large",
+    "sweep", "functions", "linear", "growth", "training", "histograms", "scores", "startup", "captum_single",
+    "scaling", "large",
 )  # fmt: skip
 README = Path(__file__).with_name("README.md")
 MARK = "<!-- measured: everything below is written by `python -m benchmarks` -->"
