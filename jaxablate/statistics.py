@@ -7,7 +7,6 @@ Input: arrays [network, ...], or curves [..., step].
 Output: `Estimate`s [...], p-values and summaries [...].
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,15 +225,21 @@ def holm(p_values: Numbers) -> Numbers:
         >>> ja.statistics.holm(np.array([0.01, 0.04, 0.03])).tolist()
         [0.03, 0.06, 0.06]
     """
+    p_values = np.asarray(p_values, np.float64)
+    require(p_values.ndim == 1, f"p_values: expected shape [test], got {p_values.shape}")
+    return holm_of_families(p_values)
 
-    def correct(made: np.ndarray) -> np.ndarray:
-        # The i-th smallest of m p-values is multiplied by m - i; the running maximum keeps the order of the p-values.
-        order = np.argsort(made, kind="stable")
-        corrected = np.empty_like(made)
-        corrected[order] = np.minimum(np.maximum.accumulate(np.arange(len(made), 0, -1) * made[order]), 1)
-        return corrected
 
-    return _corrected(p_values, correct)
+def holm_of_families(p_values: Numbers) -> np.ndarray:
+    """Correct the p-values of many families [..., test] as `holm` does; the last axis is a family."""
+    # The i-th smallest of m p-values is multiplied by m - i; the running maximum keeps the order of the p-values.
+    # NaN is sorted to the end, where it changes no other number.
+    order = np.argsort(p_values, axis=-1, kind="stable")
+    made = np.sum(~np.isnan(p_values), axis=-1, keepdims=True)
+    products = (made - np.arange(p_values.shape[-1])) * np.take_along_axis(p_values, order, axis=-1)
+    corrected = np.empty_like(products)
+    np.put_along_axis(corrected, order, np.minimum(np.maximum.accumulate(products, axis=-1), 1), axis=-1)
+    return corrected
 
 
 def false_discovery_rate(p_values: Numbers) -> Numbers:
@@ -254,16 +259,11 @@ def false_discovery_rate(p_values: Numbers) -> Numbers:
     """
     from scipy import stats
 
-    return _corrected(p_values, stats.false_discovery_control)
-
-
-def _corrected(p_values: Numbers, correct: Callable[[np.ndarray], Any]) -> np.ndarray:
-    """Correct the p-values that are not NaN."""
     corrected = np.array(p_values, np.float64)
     require(corrected.ndim == 1, f"p_values: expected shape [test], got {corrected.shape}")
     made = ~np.isnan(corrected)
     if made.any():
-        corrected[made] = correct(corrected[made])
+        corrected[made] = stats.false_discovery_control(corrected[made])
     return corrected
 
 

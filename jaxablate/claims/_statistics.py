@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxablate.statistics import CONFIDENCE, Estimate, estimate, holm
+from jaxablate.statistics import CONFIDENCE, Estimate, estimate, holm, holm_of_families
 
 HOLDS, FAILS, REVERSED, NO_DIFFERENCE, UNDECIDED = "holds", "does not hold", "reversed", "no difference", "undecided"
 LEVEL = 1 - CONFIDENCE
@@ -95,7 +95,7 @@ def family_verdicts(estimated: Estimate, margins: np.ndarray, groups: Sequence[s
         groups: name of the group of each comparison, "" for none.
     """
     mean, p_values = estimated.mean, estimated.p_value
-    corrected = np.apply_along_axis(holm, -1, p_values)
+    corrected = holm_of_families(p_values)
     # A claim holds only if all its comparisons hold, so a raw p-value suffices there. It does not hold if any
     # comparison fails, and any of many may fail by chance.
     failed = (mean < 0) & (corrected < LEVEL)

@@ -242,7 +242,7 @@ def keep_compiled_programs() -> None:
         folder = str(home / "jaxablate" / "compiled")
         jax.config.update("jax_compilation_cache_dir", folder)
     # By default JAX keeps only programs that took a second to compile.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     show = warnings.showwarning
 
     def remove_damaged(message: Warning | str, *location, **details) -> None:
