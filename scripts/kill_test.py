@@ -1,8 +1,9 @@
 """Kill `jaxablate reproduce` at random moments and check that the resumed run gives the same results.
 
 `python scripts/kill_test.py [--kills 50] [--seed 0]` runs a small study of the embedded data once without interruption.
-Then the same command is killed (SIGKILL) after a random time and repeated in the same folder until it completes. Its
-arrays and networks must equal the uninterrupted run's byte for byte. A difference ends the script with exit code 1.
+Then the same command is killed (SIGKILL) a random time after it began to work in the folder. It is repeated in the same
+folder until it completes. Its arrays and networks must equal the uninterrupted run's byte for byte. A difference ends
+the script with exit code 1.
 """
 
 import argparse
@@ -38,12 +39,10 @@ def main() -> None:
 def test(folder: Path, num_kills: int, moments: random.Random, signals: Sequence[signal.Signals]) -> int:
     whole = folder / "undisturbed"
     run(whole)  # compiles, so that the timed run does not
-    start = time.monotonic()
-    run(folder / "timed")
-    takes = time.monotonic() - start
+    takes = run(folder / "timed") or 0.0
     kills, at_work, ended, resumed = 0, 0, 0, folder / "killed0"
     while kills < num_kills:
-        if run(resumed, moments.uniform(0, takes), signals[kills % len(signals)]):
+        if run(resumed, moments.uniform(0, takes), signals[kills % len(signals)]) is None:
             kills += 1
             at_work += (resumed / "run.owner").exists()  # a process that ends by itself removes this file
             print(f"{kills} of {num_kills} killed", flush=True)
@@ -59,9 +58,18 @@ def test(folder: Path, num_kills: int, moments: random.Random, signals: Sequence
     return 0
 
 
-def run(out: Path, seconds: float = TIMEOUT, sent: signal.Signals = signal.SIGKILL) -> bool:
-    """Run the command and kill it after a number of seconds; return True if it was killed."""
+def run(out: Path, seconds: float = TIMEOUT, sent: signal.Signals = signal.SIGKILL) -> float | None:
+    """Run the command and kill it after it has worked in the folder for a number of seconds.
+
+    Returns:
+        How long it worked in the folder, in seconds; None if it was killed.
+    """
+    owner = out / "run.owner"
     with subprocess.Popen([*COMMAND, out], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        # an earlier process, if it was killed, leaves the file with its own number
+        while process.poll() is None and not (owner.exists() and f"process {process.pid} " in owner.read_text()):
+            time.sleep(0.01)
+        start = time.monotonic()
         try:
             output, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -69,10 +77,10 @@ def run(out: Path, seconds: float = TIMEOUT, sent: signal.Signals = signal.SIGKI
             process.communicate(timeout=TIMEOUT)
             if seconds == TIMEOUT:
                 sys.exit(f"{' '.join(map(str, COMMAND))} {out}: no end after {TIMEOUT} s")
-            return True
+            return None
     if process.returncode != 0:
         sys.exit(f"{' '.join(map(str, COMMAND))} {out}: exit {process.returncode}\n{output}")
-    return False
+    return time.monotonic() - start
 
 
 def compare(whole: Path, resumed: Path) -> int:

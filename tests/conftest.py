@@ -5,7 +5,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import filelock
 import jaxtyping
+import numpy as np
 import pytest
 
 # Compiled programs are shared by all test files, workers and child processes: they inherit these variables. The first
@@ -78,6 +80,18 @@ def mnist5k():
 
 
 @pytest.fixture(scope="session")
+def small_data(mnist5k, tmp_path_factory) -> Path:
+    """Return a file with few of the embedded images, on which the paper's networks take a moment."""
+    arrays = {}
+    for split, size in {"train": 600, "validation": 200, "test": 200}.items():
+        arrays[f"{split}_images"] = getattr(mnist5k, split).images[:size]
+        arrays[f"{split}_labels"] = getattr(mnist5k, split).labels[:size]
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture(scope="session")
 def small_config():
     return ja.StudyConfig(
         dataset="mnist5k",
@@ -91,8 +105,16 @@ def small_config():
 
 
 @pytest.fixture(scope="session")
-def small_results(small_config):
-    return ja.run_study(small_config)
+def small_results(small_config, tmp_path_factory):
+    """Return the results that one worker has computed and all workers read."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # the workers' folders are side by side
+    path = folder / "small_results.nc"
+    with filelock.FileLock(f"{path}.lock"):
+        if not path.exists():
+            ja.results.save_results(ja.run_study(small_config), path)
+    return ja.results.load_results(path)
 
 
 @pytest.fixture(scope="session")

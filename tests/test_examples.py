@@ -14,19 +14,6 @@ from networks import set_mask
 import jaxablate as ja
 
 FOLDER = Path(__file__).parents[1] / "docs" / "examples"
-SIZES = {"train": 600, "validation": 200, "test": 200}
-
-
-@pytest.fixture(scope="module")
-def small_data(mnist5k, tmp_path_factory):
-    """A slice of the embedded images as a file, which the examples take like any dataset."""
-    arrays = {}
-    for split, size in SIZES.items():
-        arrays[f"{split}_images"] = getattr(mnist5k, split).images[:size]
-        arrays[f"{split}_labels"] = getattr(mnist5k, split).labels[:size]
-    path = tmp_path_factory.mktemp("examples") / "small.npz"
-    np.savez(path, **arrays)
-    return path
 
 
 def load(name, monkeypatch):

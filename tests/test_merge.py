@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import jaxablate as ja
 from jaxablate import cli, figures, report
 
-COMMAND = ["reproduce", "--dataset", "mnist5k", "--epochs", "1", "--steps", "4", "--random-orders", "2", "--no-cache"]
+COMMAND = ["reproduce", "--epochs", "1", "--steps", "4", "--random-orders", "2", "--no-cache", "--dataset"]
 
 
 def nothing(*_, **__) -> None:
@@ -43,19 +43,19 @@ def without_pictures() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
+def runs(small_data, tmp_path_factory) -> Path:
     """Two runs of one seed each, without their pictures."""
     folder = tmp_path_factory.mktemp("runs")
     with without_pictures():
-        call(*COMMAND, "--first-seed", 0, "--out", folder / "a")
-        call(*COMMAND, "--first-seed", 1, "--out", folder / "b")
+        call(*COMMAND, small_data, "--first-seed", 0, "--out", folder / "a")
+        call(*COMMAND, small_data, "--first-seed", 1, "--out", folder / "b")
     return folder
 
 
 @pytest.mark.slow
-def test_merged_runs_equal_one_run_of_all_seeds(runs, tmp_path):
+def test_merged_runs_equal_one_run_of_all_seeds(small_data, runs, tmp_path):
     with without_pictures():
-        call(*COMMAND, "--seeds", 2, "--out", runs / "both")
+        call(*COMMAND, small_data, "--seeds", 2, "--out", runs / "both")
     out = tmp_path / "new" / "merged"
     values = json.loads(call("merge", runs / "b", runs / "a", "--out", out, "--json"))
     assert values["report"] == str(out / "report.html")
@@ -102,8 +102,18 @@ def test_a_merge_that_fails_leaves_nothing(runs, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise ja.InputError("the disk is full")
 
+    drawn = []
+
+    def draw(_, folder, **__):
+        drawn.append(folder / "figure.png")
+        folder.mkdir(parents=True)
+        drawn[-1].write_bytes(b"")
+
+    monkeypatch.setattr(figures, "save_figures", draw)
+    monkeypatch.setattr(figures, "save_finding_figures", nothing)
     monkeypatch.setattr(report, "write_report", fail)
     assert "the disk is full" in refusal("merge", runs / "a", runs / "b", "--out", tmp_path / "out")
+    assert drawn
     assert list(tmp_path.iterdir()) == []
 
 

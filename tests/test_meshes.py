@@ -30,22 +30,12 @@ def test_every_mesh_gives_the_same_counts():
 
 
 @pytest.mark.slow
-def test_a_study_on_several_devices_is_the_same(tmp_path):
-    command = [
-        sys.executable,
-        HERE / "without_pictures.py",
-        "reproduce",
-        "--dataset",
-        "mnist5k",
-        "--epochs",
-        "1",
-        "--steps",
-        "4",
-    ]
+def test_a_study_on_several_devices_is_the_same(small_data, tmp_path):
+    command = [sys.executable, HERE / "without_pictures.py", "reproduce", "--dataset", small_data, "--epochs", "1"]
     for devices in ([], ["--devices", "3"]):
         out = tmp_path / str(len(devices))
         process = subprocess.run(
-            [*command, "--random-orders", "2", "--out", out, *devices], capture_output=True, text=True
+            [*command, "--steps", "4", "--random-orders", "2", "--out", out, *devices], capture_output=True, text=True
         )
         assert process.returncode == 0, process.stderr
     assert same(*(ja.results.load_results(tmp_path / folder / "results.nc") for folder in ("0", "2")), rounding=2e-6)

@@ -253,10 +253,10 @@ main()
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on(tmp_path):
+def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on(small_data, tmp_path):
     """A file that cannot grow stands for a disk that is full."""
     options = ["--epochs", "1", "--steps", "4", "--random-orders", "2", "--no-cache"]
-    arguments = ["reproduce", "--dataset", "mnist5k", *options]
+    arguments = ["reproduce", "--dataset", small_data, *options]
     full = [sys.executable, "-c", LIMITED, "200000", *arguments, "--out", tmp_path]
     process = subprocess.run(full, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, timeout=300)
     assert process.returncode == 1, process.stdout
@@ -264,7 +264,7 @@ def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on(tmp_path):
     assert process.stderr.count("\n") == 1
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 200_000]
     assert not [path for path in tmp_path.rglob(".*")]
-    config = ja.StudyConfig(dataset="mnist5k", epochs=1, steps=4, num_random_orders=2)  # what the command runs
+    config = ja.StudyConfig(dataset=small_data, epochs=1, steps=4, num_random_orders=2)  # what the command runs
     assert same(ja.run_study(config, run_dir=tmp_path), ja.run_study(config))
 
 
@@ -305,12 +305,13 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_the_same(tmp_path):
+def test_a_killed_run_ends_the_same(small_data, tmp_path):
     """By each signal; `python scripts/kill_test.py` does many."""
     spec = importlib.util.spec_from_file_location("kill_test", ROOT / "scripts" / "kill_test.py")
     assert spec is not None
     assert spec.loader is not None
     kill_test = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kill_test)
+    kill_test.COMMAND[kill_test.COMMAND.index("mnist5k")] = small_data
     kill_test.COMMAND[1:3] = [Path(__file__).parent / "without_pictures.py"]
     assert kill_test.test(tmp_path, 3, random.Random(1), (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)) == 0
