@@ -13,7 +13,7 @@ from fuzz import bounded
 
 import jaxablate as ja
 
-OPTIMIZED = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+OPTIMIZED = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
 """Environment of child processes that compute much or whose memory is measured: the compiler uses all its passes."""
 TIE = 1e-5  # examples whose two largest float64 logits are closer may be counted either way
 
@@ -47,6 +47,16 @@ def refused(match: str):
     with raises_input_error(match) as caught, bounded():
         yield
     assert str(caught.value).isprintable()
+
+
+@contextlib.contextmanager
+def without_pdf():
+    """Write PDF files without their content, whose fonts take most of the time of a figure."""
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf  # here, since child processes import this file
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FigureCanvasPdf, "print_pdf", lambda self, file, **_: file.write(b"%PDF"))
+        yield
 
 
 def with_less_training(data: ja.Dataset) -> ja.Dataset:

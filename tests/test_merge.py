@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import xarray as xr
-from helpers import raises_input_error
+from helpers import raises_input_error, without_pdf
 from typer.testing import CliRunner
 
 import jaxablate as ja
@@ -57,7 +57,8 @@ def test_merged_runs_equal_one_run_of_all_seeds(small_data, runs, tmp_path):
     with without_pictures():
         call(*COMMAND, small_data, "--seeds", 2, "--out", runs / "both")
     out = tmp_path / "new" / "merged"
-    values = json.loads(call("merge", runs / "b", runs / "a", "--out", out, "--json"))
+    with without_pdf():
+        values = json.loads(call("merge", runs / "b", runs / "a", "--out", out, "--json"))
     assert values["report"] == str(out / "report.html")
     both, merged = (ja.results.load_results(folder / "results.nc") for folder in (runs / "both", out))
     assert list(merged.children) == list(both.children) == ["2-layer", "3-layer"]
