@@ -1,5 +1,6 @@
 """Fixtures, the compilation cache of the session, and the run-time check of annotated shapes and dtypes."""
 
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -16,10 +17,11 @@ CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxablate-tests-")
 # Compiling takes most of the tests' time, so XLA leaves out its expensive passes and takes its older code generator,
-# which needs a third of the time. `.ci/run` runs the tests of the engines a second time with both, as a user's programs
-# are compiled.
+# which needs a third of the time. `.ci/run` runs the tests of the engines a second time without these settings, as a
+# user's programs are compiled. A later jaxlib does not know the flag and would end the process.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # jaxlib 0.10 on a CPU prints a page for each program it reads
 
