@@ -58,7 +58,7 @@ def test_counts(engine, memory_limit, cores, way, models, curves, monkeypatch):
 
 THREADS = {
     "one thread": {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     },
     "one core": {},
     "default": {},
