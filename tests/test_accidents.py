@@ -56,10 +56,9 @@ def test_counts(engine, memory_limit, cores, way, models, curves, monkeypatch):
     np.testing.assert_array_equal(np.reshape(alone, (2, 2, -1)), counts[:, turn][:, :2])
 
 
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 THREADS = {
-    "one thread": {
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    },
+    "one thread": {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}"},
     "one core": {},
     "default": {},
 }

@@ -1,11 +1,16 @@
 """Linear compensation: both engines against a float64 ridge regression that is solved anew at every step."""
 
 import itertools
+import lzma
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import measure_redundancy
 import numpy as np
 import pytest
+import redundancy
+import xarray as xr
 from flax import nnx
 from helpers import ACTIVATIONS, TIE, raises_input_error, weights64
 from networks import KINDS, SITES, in_evaluation, sites_in_order
@@ -404,3 +409,31 @@ def test_pruning_by_score_shows_masked_and_folded_accuracy(model, mnist5k):
     rows = ja.study.prune_by_score(model, mnist5k, keep_fraction=0.5, fill="linear").rows
     assert rows[1].accuracy == pytest.approx(rows[2].accuracy, abs=1e-3)
     assert rows[1].hidden == rows[0].hidden != rows[2].hidden
+
+
+def test_the_page_follows_from_the_committed_measurements(tmp_path, monkeypatch):
+    docs = Path(__file__).parents[1] / "docs"
+    monkeypatch.setattr("sys.argv", ["redundancy.py", str(docs / "findings" / "data"), "--out", str(tmp_path)])
+    redundancy.main()
+    assert (tmp_path / "redundancy.md").read_text() == (docs / "redundancy.md").read_text()
+    assert (tmp_path / "findings" / "redundancy.png").stat().st_size > 10_000
+
+
+def test_measurements_resume_and_are_joined(tmp_path, monkeypatch):
+    for name, value in {"PAPER": ("mnist5k", "sigmoid"), "OTHERS": [], "NETWORKS": ((6, 5),)}.items():
+        monkeypatch.setattr(measure_redundancy, name, value)
+    arguments = [str(tmp_path / "run"), "--seeds", "2", "--fewer-seeds", "0", "--epochs", "1", "--data"]
+    monkeypatch.setattr("sys.argv", ["measure_redundancy.py", *arguments, str(tmp_path / "data")])
+    measure_redundancy.main()
+    (first, second) = sorted((tmp_path / "run").glob("mnist5k_*.nc"))
+    second.unlink()
+    before = first.stat().st_mtime_ns
+    measure_redundancy.main()
+    assert first.stat().st_mtime_ns == before
+    packed = (tmp_path / "data" / "redundancy_mnist5k_sigmoid_2-layer-6-5.nc.xz").read_bytes()
+    (tmp_path / "table.nc").write_bytes(lzma.decompress(packed))
+    table = xr.load_dataset(tmp_path / "table.nc", engine="h5netcdf")
+    assert table["network"].values.tolist() == [0, 1]
+    model = ja.train(ja.load_dataset("mnist5k"), (6, 5), 1, epochs=1)[0]
+    alone = ja.study.linear_redundancy(model, ja.load_dataset("mnist5k"), neurons_per_step=5)
+    np.testing.assert_array_equal(table["accuracy"].sel(network=1), alone["accuracy"][0])
