@@ -81,6 +81,11 @@ class PredictedSite(ja.Site):
         return jnp.where(keep, outputs, mean + (outputs - mean) @ weights).astype(outputs.dtype)
 
 
+@nnx.jit
+def forward(model, images):
+    return model(images)
+
+
 def logits_of(model, kind: str, fill, keep, images) -> np.ndarray:
     """The logits of a network that is no MLP, its prediction at each site set by hand."""
     model, first = in_evaluation(model), 0
@@ -93,7 +98,7 @@ def logits_of(model, kind: str, fill, keep, images) -> np.ndarray:
         site.keep, site.mean, site.weights = (nnx.Variable(array) for array in arrays)
         first += size
     with jax.default_matmul_precision("highest"):
-        return np.asarray(model(jnp.asarray(images)))
+        return np.asarray(forward(model, jnp.asarray(images)))
 
 
 def assert_counts(counts, logits_of_mask, masks, labels) -> None:
