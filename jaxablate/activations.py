@@ -18,7 +18,7 @@ from jaxablate._checks import JaxablateWarning, require, require_finite, require
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Activations, Fill, Images, Labels, Masks
 from jaxablate.fills import LinearFill, PerExampleFill
-from jaxablate.linear_compensation import predictors
+from jaxablate.linear_compensation import check_ridge, predictors
 from jaxablate.models._model import (
     AnyModel,
     ModelSpec,
@@ -143,8 +143,8 @@ def compute_fill(
     - "optimal": the constant for each neuron that minimises the loss of the network under the masks `keep`, by gradient
       descent (Adam) from the mean.
     - "linear": what the kept neurons of the same site predict, by ridge regression (linear compensation). Means and
-      covariances are those of the intact network. With one mask `keep` they are sequential: those of each site in the
-      network whose earlier sites are already ablated and compensated under this mask.
+      covariances come from the intact network. With one mask `keep` they are sequential: for each site they come from
+      the network whose earlier sites are already ablated and compensated under this mask.
 
     Args:
         model: a Flax NNX module such as an `MLP`, in evaluation mode, or a model from `ja.from_function`.
@@ -152,7 +152,7 @@ def compute_fill(
         images: the examples, by convention the validation split.
         labels: integers [example], for "class_mean" and "optimal".
         value: the constant of "constant".
-        ridge: positive, for "linear": the ridge lambda relative to the mean variance of a site's units.
+        ridge: at least 1e-12, for "linear": the ridge lambda relative to the mean variance of a site's units.
         keep: bool [mask, neuron], for "optimal"; each step draws one mask. Neurons that no mask ablates keep
             their mean. One mask [1, neuron] for a sequential "linear".
         steps, batch_size, learning_rate: of the gradient descent of "optimal".
@@ -276,7 +276,7 @@ def _fit_linear(
         network, state, images, ridge: as in `compute_fill`.
         keep: bool [mask, neuron] with one mask for sequential statistics; None for the intact network.
     """
-    require(ridge > 0, f"ridge: expected a positive number, got {ridge}")
+    check_ridge(ridge)
     require(
         keep is None or len(keep) == 1, "keep: a linear fill takes one mask [1, neuron]; fit one fill for each mask"
     )

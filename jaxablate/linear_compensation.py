@@ -9,20 +9,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 
-__all__ = [
-    "Basis",
-    "effective_rank",
-    "elimination_ranks",
-    "order_basis",
-    "predictors",
-    "r_squared",
-    "regularize",
-    "removal_basis",
-    "stack",
-    "unique_variances",
-]
+from jaxablate._checks import InputError, require, require_finite
+from jaxablate.fills import LinearFill
 
+__all__ = ["effective_rank", "elimination_ranks", "predictors", "r_squared", "unique_variances"]
+
+SMALLEST_RIDGE = 1e-12  # below, rounding in float64 would show
 MASKS_AT_A_TIME = 32  # bounds the float64 systems that are solved together
 
 
@@ -42,6 +36,58 @@ class Basis(NamedTuple):
     start: np.ndarray
     columns: np.ndarray
     residuals: np.ndarray
+
+
+def check_ridge(ridge: object) -> None:
+    """Raise unless a ridge is a number that float64 can resolve."""
+    require(
+        isinstance(ridge, int | float | np.number) and SMALLEST_RIDGE <= float(ridge) < np.inf,
+        f"ridge: expected a number from {SMALLEST_RIDGE:g}, got {ridge!r}",
+    )
+
+
+def check_linear_fill(fill: LinearFill, sites: Sequence[str], sizes: Sequence[int], num_networks: int) -> LinearFill:
+    """Check a linear fill and return it with a leading axis [network] and arrays in float64.
+
+    Args:
+        fill: the fill, with a leading axis for several networks.
+        sites, sizes: name and number of units of each site.
+        num_networks: number of networks; 0 for one network without a leading axis.
+
+    Raises:
+        InputError: for arrays that do not fit the sites, a covariance that is none, or a ridge that is too small.
+    """
+    check_ridge(fill.ridge)
+    leading = (num_networks,) if num_networks else ()
+    try:
+        means = np.asarray(fill.means, np.float64)
+        covariances = [np.asarray(covariance, np.float64) for covariance in fill.covariances]
+    except (TypeError, ValueError):
+        raise InputError(
+            "fill: expected means and covariances; ja.compute_fill(model, 'linear', images) makes them"
+        ) from None
+    shapes, expected = [c.shape for c in covariances], [(*leading, size, size) for size in sizes]
+    require(
+        shapes == expected and means.shape == (*leading, sum(sizes)),
+        f"fill: expected covariances of shapes {expected} and means {(*leading, sum(sizes))}, got {shapes} and "
+        f"{means.shape}; compute the fill for this model",
+    )
+    require_finite("fill means", means)
+    for site, covariance in zip(sites, covariances, strict=True):
+        require_finite(f"fill of site {site!r}", covariance)
+        for matrix in covariance.reshape(-1, *covariance.shape[-2:]):
+            try:
+                np.linalg.cholesky(regularize(matrix, fill.ridge))
+                is_covariance = np.allclose(matrix, matrix.T, rtol=1e-6, atol=1e-9 * np.abs(matrix).max(initial=0))
+            except np.linalg.LinAlgError:
+                is_covariance = False
+            require(
+                is_covariance,
+                f"fill of site {site!r}: expected a covariance, symmetric and without negative eigenvalues",
+            )
+    if num_networks:
+        return LinearFill(means, tuple(covariances), float(fill.ridge))
+    return LinearFill(means[None], tuple(covariance[None] for covariance in covariances), float(fill.ridge))
 
 
 def regularize(covariance: np.ndarray, ridge: float) -> np.ndarray:
@@ -91,8 +137,9 @@ def order_basis(covariance: np.ndarray, ridge: float, gone: np.ndarray) -> Basis
     places = np.ix_(order, order)
     lower = np.linalg.cholesky(regularize(covariance, ridge)[places])
     lower /= np.diag(lower)
+    inverse = scipy.linalg.solve_triangular(lower, np.eye(size), lower=True)
     columns, residuals = np.empty((size, size)), np.empty((size, size))
-    columns[places], residuals[places] = lower, np.tril(np.linalg.inv(lower))
+    columns[places], residuals[places] = lower, inverse
     return Basis(np.eye(size), columns, residuals)
 
 
@@ -208,6 +255,9 @@ def effective_rank(covariance: np.ndarray, share: float = 0.99) -> int:
     Args:
         covariance: float64 [unit, unit].
         share: in (0, 1].
+
+    Returns:
+        The number of components.
 
     Example:
         >>> ja.linear_compensation.effective_rank(np.diag([9.0, 0.5, 0.5]), 0.9)

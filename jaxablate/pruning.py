@@ -17,7 +17,7 @@ from jaxablate._checks import InputError, require, require_finite, require_shape
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Fill, Images, Mask
 from jaxablate.fills import LinearFill
-from jaxablate.linear_compensation import predictors
+from jaxablate.linear_compensation import check_linear_fill, predictors
 from jaxablate.models import AnyModel, Model, SiteSpec, from_arrays, from_function, from_module
 from jaxablate.models._analysis import describe_values, location, result_axes
 from jaxablate.models._graph import evaluate, needed, operation_name, read, shape_of
@@ -89,8 +89,8 @@ def prune(
     assert images is not None
     spec, state, images = trace_model(model, images)
     require_shape("keep", keep, (spec.num_neurons,), "neuron")
-    is_linear = isinstance(fill, LinearFill)
-    constant = fill.means if is_linear else fill
+    linear = check_linear_fill(fill, spec.sites, spec.sizes, 0) if isinstance(fill, LinearFill) else None
+    constant = fill if linear is None else linear.means[0]
     require(
         constant is None or isinstance(constant, np.ndarray | jax.Array | list | tuple),
         f"fill: expected numbers [neuron], the same for every example, or a linear fill, got {type(fill).__name__}",
@@ -101,9 +101,14 @@ def prune(
     keeps, fills = (np.split(array, spec.offsets[1:-1]) for array in (keep, values))
     for site, kept in zip(spec.sites, keeps, strict=True):
         require(bool(kept.any()), f"keep: expected at least one neuron of site {site!r}, got none")
-    weights = _predictor_weights(spec, fill, keeps) if is_linear else None
+    weights = None
+    if linear is not None:
+        rows = zip(linear.covariances, keeps, strict=True)
+        weights = [predictors(covariance[0], linear.ridge, kept[None])[0] for covariance, kept in rows]
     original = model if isinstance(model, Model) else from_module(model, images)
-    small = _pruned(original, keeps, fills, weights, images, apply)
+    # mean + (h - mean) A is the constant mean - mean A, and h A
+    constants = fills if weights is None else [mean - mean @ a for mean, a in zip(fills, weights, strict=True)]
+    small = _pruned(original, keeps, constants, weights, images, apply)
     if compared:
         site_fills: list[Any] = [jnp.asarray(values) for values in fills]
         if weights is not None:
@@ -162,7 +167,7 @@ def _pruned(
     images: jax.Array,
     apply: Callable | None,
 ) -> Model:
-    """Return the smaller model, from mask and fill of each site, and the weights of a linear fill's predictions."""
+    """Return the smaller model, from mask and constant fill of each site, and the weights of predictions."""
     options: Any = {"sites": model.choice, "outputs": model.kind}
     is_module, added = isinstance(model.function, ModuleCall), set()
     require(apply is None or not is_module, "apply: expected None for a Flax NNX module, which needs no function")
@@ -186,21 +191,6 @@ def _pruned(
             f"model: it does not take the smaller parameters ({error.__cause__ or error}); compute sizes from the "
             "inputs, or pass apply=, a function for these parameters"
         ) from error
-
-
-def _predictor_weights(spec: ModelSpec, fill: LinearFill, keeps: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return for each site the weights [unit, unit] with which kept units predict ablated ones.
-
-    Raises:
-        InputError: for covariances that do not fit the sites.
-    """
-    shapes = [np.shape(covariance) for covariance in fill.covariances]
-    require(
-        shapes == [(size, size) for size in spec.sizes],
-        f"fill: expected covariances [unit, unit] of sites with {list(spec.sizes)} units, got shapes {shapes}",
-    )
-    rows = zip(fill.covariances, keeps, strict=True)
-    return [predictors(covariance, fill.ridge, kept[None])[0] for covariance, kept in rows]
 
 
 def _fold(weight: np.ndarray, rows: np.ndarray, kept: np.ndarray, fill: np.ndarray) -> np.ndarray:
@@ -240,8 +230,6 @@ class _Cuts:
                 f"site {site.name!r}: it has the same units as an earlier site; prune one of them",
             )
         self.owners[var] = owners
-        if weights is not None:  # fill + (h - fill) A is a constant and h A
-            fill = fill - fill @ weights
         for reader in readers:
             if weights is not None:
                 self._add_predictions(reader, site, weights)
@@ -265,9 +253,15 @@ class _Cuts:
         params = reader.equation.params
         padded = not reader.is_product and (np.any(params["padding"]) or {*params["lhs_dilation"]} != {1})
         require(
-            not padded and np.allclose(inputs[removed], inputs[removed, :1], rtol=1e-5, atol=1e-6),
+            not padded,
             f"site {site.name!r}: a fill other than 0 cannot be folded into the bias of a convolution with padding; "
             "prune with zeros or use padding 'VALID'",
+        )
+        require(
+            np.allclose(inputs[removed], inputs[removed, :1], rtol=1e-5, atol=1e-6),
+            f"site {site.name!r}: a fill other than 0 cannot be folded into a bias, because "
+            f"{operation_name(reader.equation)}{location(reader.equation)} reads different numbers at different "
+            "positions; prune with zeros, or mask the neurons",
         )
         addend = find_addend(graph, self.flows, reader)
         if addend is None or addend[1] >= len(self.names):
@@ -287,8 +281,9 @@ class _Cuts:
         leaf = find_leaf(self.graph, reader.weight, places) if direct else None
         if leaf is None or leaf[0] >= len(self.names):
             raise InputError(
-                f"site {site.name!r}: a linear fill needs a matrix product of the site itself with a parameter, got "
-                f"{operation_name(reader.equation)}{location(reader.equation)}; prune with means, or mask the neurons"
+                f"site {site.name!r}: a linear fill cannot be folded into {operation_name(reader.equation)}"
+                f"{location(reader.equation)}, which is no product of the site's outputs with a parameter that is used "
+                "once; prune with means, or mask the neurons"
             )
         index, numbers = leaf  # the parameter may hold the weight with its axes moved
         weight = read(evaluate(needed(self.graph.equations, [reader.weight]), dict(self.env)), reader.weight)

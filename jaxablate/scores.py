@@ -289,8 +289,8 @@ SCORES: dict[str, Score] = {
 - `taylor`: mean |a dL/da| (Molchanov et al., 2017).
 - `single_damage`: rise of the loss in nats if the neuron alone is ablated to its mean; no bound on its importance.
 - `unique_variance`: variance that the other neurons of the layer do not predict linearly.
-- `brain_surgeon`: unique variance times the squared norm of the outgoing weights: the squared error of the next linear
-  map's result after the neuron alone is ablated with a linear fill (Optimal Brain Surgeon, Hassibi and Stork, 1992).
+- `brain_surgeon`: unique variance times the squared norm of the outgoing weights: about the squared error of the next
+  pre-activation after the neuron alone is ablated with a linear fill (Optimal Brain Surgeon, Hassibi and Stork, 1992).
 - `elimination_rank`: step at which greedy elimination by that error removes the neuron from its layer
   (`ja.linear_compensation.elimination_ranks`); the order with low values first is that of the elimination.
 - `shapley`: Shapley value of the loss in nats, from 20 permutations of the whole network.

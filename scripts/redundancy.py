@@ -38,10 +38,11 @@ linear function of what is kept, so it is a null model of redundancy. It also fo
 {caption}
 
 **How to read this page.** Numbers are means over networks with their 95% t-interval. It covers the randomness of
-training. It does not cover another split, test set, order or architecture. Fills and scores come from the validation
+training. It does not cover another split, test set, order or architecture. A value that all networks share has no
+interval. Fills and scores come from the validation
 split, accuracies and R^2 from the test split. *Random* is one random order of each layer, the same in all networks.
 *MI, low first* ablates the neurons with least mutual information first. *Elimination* removes at each step the neuron
-whose removal changes the next layer's input least (`elimination_rank`). Steps have {step} neurons. All networks have
+whose removal changes the next pre-activation least (`elimination_rank`). Steps have {step} neurons. All networks have
 200 neurons in each layer and the paper's training (Adam, L2 = 0.001)."""
 SETTINGS = """## After {gone} of 200 neurons of one layer are ablated
 
@@ -64,8 +65,8 @@ LIMITS = """## What this does not show
   of accuracies do.
 - A neuron that others predict may still be used by the network.
 - Part of it is rank. A layer of 200 neurons with a small effective rank is redundant by its width.
-- ReLU networks have neurons that are never active. They cost nothing under any fill, and count as redundant here.
-- The L2 penalty of the paper may cause much of this. Other penalties, widths and depths were not measured."""
+- Constant neurons, for example ReLU units that are never active, cost nothing under any fill and count as not needed.
+- The L2 penalty was not varied, nor were widths and depths."""
 
 
 def main() -> None:
@@ -170,12 +171,12 @@ def summary(tables: dict[tuple[str, str], xr.Dataset]) -> str:
         ends = table["needed"].sel(ordering="random 0", fill="linear")
         deeper.append(paired_difference(ends.isel(scope=0).values, ends.isel(scope=-1).values))
     lines.append(
-        f"- In {kept} of {layers} layers, {GONE} of 200 neurons go in random order under linear compensation for less "
-        "than one point of accuracy (upper end of the interval)."
+        f"- In {kept} of {layers} layers, {GONE} of 200 neurons can be ablated in random order under linear "
+        "compensation for less than one point of accuracy (upper end of the interval)."
     )
     lines.append(
         f"- A layer needs fewer neurons under linear compensation than under means in {better} of {layers} layers, and "
-        f"more in {worse} (interval of the difference beside 0; random order)."
+        f"more in {worse} (random order; the interval of the paired difference excludes 0)."
     )
     later = sum(float(difference.interval()[0]) > 0 for difference in deeper)
     earlier = sum(float(difference.interval()[1]) < 0 for difference in deeper)
@@ -193,7 +194,7 @@ def cell(values: np.ndarray, digits: int = 1) -> str:
     note = f" ({short} short)" if short else ""
     values = values[~np.isnan(values)]
     if len(values) < 2 or np.ptp(values) == 0:
-        return (f"{values[0]:.{digits}f}" if len(values) else "") + note
+        return f"{values[0]:.{digits}f}{note}" if len(values) else note.strip()
     result = estimate(values)
     low, high = result.interval()
     return f"{float(result.mean):.{digits}f} [{float(low):.{digits}f}, {float(high):.{digits}f}]{note}"

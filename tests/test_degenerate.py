@@ -96,6 +96,7 @@ def test_dead_layers(archive, dead):
     assert (results["correct"].sel(fill="zero", scope="layer1") == results["correct"][0, 0, 0, 0]).all()
 
 
+@pytest.mark.filterwarnings("ignore:linear fill")  # of few examples
 @pytest.mark.parametrize("score", SCORES)
 def test_every_score_of_a_dead_network(archive, score):
     data = ja.load_dataset(archive())

@@ -21,7 +21,7 @@ PACKAGE = Path(ja.__file__).parent
 LAYERS = (
     {"_typing", "_checks", "_files", "_precision", "devices", "statistics", "_rundir"},
     {"datasets", "fills", "quantizers", "histograms", "metrics", "orders", "streams"},
-    {"models", "protocols", "interactions", "uncertainty"},
+    {"models", "protocols", "interactions", "uncertainty", "linear_compensation"},
     {"training", "activations", "ablation", "pruning"},
     {"results", "scores"},
     {"layer_analysis"},

@@ -173,8 +173,61 @@ def test_single_neurons_pairs_and_greedy_removal(model, examples, fill):
     keep = np.ones((len(first), 27), bool)
     keep[np.arange(len(first)), 10 + first] = keep[np.arange(len(first)), 10 + second] = False
     assert_counts(pairs[first, second], reference, keep, examples[1])
-    greedy = ja.ablation.greedy_order(model, *examples, fill, steps=5)
-    assert_counts(greedy.outcome, reference, masks_along(np.asarray(greedy.order), 27), examples[1])
+    greedy = ja.ablation.greedy_order(model, *examples, fill, outcome="loss", steps=20)
+    order = np.asarray(greedy.order)
+    assert len({*np.digitize(order, [10, 18])}) == 3  # all sites lose neurons
+    masks = masks_along(order, 27)
+    losses = ja.evaluate_masks(model, masks, *examples, fill, outcomes="loss")
+    np.testing.assert_allclose(greedy.outcome, losses, rtol=1e-5)
+    assert_counts(ja.evaluate_masks(model, masks, *examples, fill), reference, masks, examples[1])
+
+
+def plain(params, images):
+    """784-12-10 with weights [output, input], as PyTorch stores them."""
+    h = jax.nn.relu(images.reshape(len(images), -1) @ params["hidden"].T + params["shift"])
+    return h @ params["head"].T + params["bias"]
+
+
+def test_more_orders_than_bases_at_a_time(model, examples, fill):
+    orders = np.stack([np.random.default_rng(i).permutation(8) for i in range(70)])
+    first, second = (
+        ja.cumulative_ablation(model, orders, *examples, fill, site="layer2", steps=8, engine=engine, outcomes="loss")
+        for engine in ("vmap", "incremental")
+    )
+    np.testing.assert_allclose(second, first, rtol=1e-5)
+    assert len(np.unique(np.asarray(first).round(6), axis=0)) == 70
+
+
+def test_batches_do_not_change_the_fill(model, fit_images, fill, monkeypatch):
+    monkeypatch.setattr(ja.activations, "BATCH_SIZE", 150)
+    batched = ja.compute_fill(model, "linear", fit_images)
+    np.testing.assert_allclose(batched.means, fill.means, rtol=1e-7)
+    for covariance, expected in zip(batched.covariances, fill.covariances, strict=True):
+        np.testing.assert_allclose(covariance, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_huge_outputs_leave_no_trace(fit_images, examples):
+    """A pixel that is black in all fitted images makes one unit huge; when this unit is gone, its rounding is too."""
+    random = np.random.default_rng(0)
+    shapes = {"hidden": (12, 784), "shift": (12,), "head": (10, 12), "bias": (10,)}
+    params = {name: random.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+    params["hidden"][:, 0] = np.eye(12, dtype=np.float32)[0]
+    images = examples[0][:1].copy()
+    images[:, 0, 0] = 1e6
+    function = ja.from_function(plain, params, fit_images[:2])
+    fill = ja.compute_fill(function, "linear", fit_images)
+    outcomes = {str(c): lambda outputs, labels, c=c: outputs[:, c] for c in range(10)}
+    order, values = np.arange(12), {name: array.astype(np.float64) for name, array in params.items()}
+    curves = ja.cumulative_ablation(
+        function, order[None], images, examples[1][:1], fill, steps=12, engine="incremental", outcomes=outcomes
+    )
+    h = np.maximum(images.reshape(1, -1) @ values["hidden"].T + values["shift"], 0)
+    for step, keep in enumerate(masks_along(order, 12)[1:], start=1):
+        mean, weights = prediction64(fill, 0, 0, keep)
+        centred = np.where(keep, h - mean, 0)
+        logits = np.where(keep, h, mean + centred @ weights) @ values["head"].T + values["bias"]
+        seen = np.array([float(curves[str(c)][0, step]) for c in range(10)])
+        np.testing.assert_allclose(seen, logits[0], atol=1e-5 * np.abs(logits).max())
 
 
 def test_nothing_ablated_is_intact_and_everything_is_the_means(model, examples, fit_images, fill):
@@ -309,21 +362,31 @@ def test_sequential_statistics_are_those_of_the_ablated_network(model, fit_image
     assert np.abs(sequential.covariances[1] - fill.covariances[1]).max() > 1e-4
 
 
-def test_few_examples_and_bad_input(model, fit_images, examples, fill):
+def test_few_examples_and_bad_input(model, mnist5k, fit_images, examples, fill):
     with pytest.warns(ja._checks.JaxablateWarning, match="95 examples are fewer than 10 for each of the 10 neurons"):
         ja.compute_fill(model, "linear", fit_images[:95])
-    with raises_input_error("ridge: expected a positive number, got 0"):
-        ja.compute_fill(model, "linear", fit_images, ridge=0.0)
     with raises_input_error("takes one mask"):
         ja.compute_fill(model, "linear", fit_images, keep=np.ones((2, 27), bool))
-    keep = np.ones((1, 27), bool)
-    with raises_input_error("fill: expected 3 covariances, one for each site, got 2"):
-        ja.evaluate_masks(model, keep, *examples, LinearFill(fill.means, fill.covariances[:2], 1e-6))
-    with raises_input_error("fill of site 'layer2': expected shape"):
-        bad = fill.covariances[0], fill.covariances[0], fill.covariances[2]
-        ja.evaluate_masks(model, keep, *examples, LinearFill(fill.means, bad, 1e-6))
-    with raises_input_error("fill ridge: expected a positive number"):
-        ja.evaluate_masks(model, keep, *examples, LinearFill(fill.means, fill.covariances, 0.0))
+    for ridge in (0.0, 1e-20, -1.0, np.nan, "a"):
+        with raises_input_error("ridge: expected a number from 1e-12, got"):
+            ja.compute_fill(model, "linear", fit_images, ridge=ridge)
+    shapes = "fill: expected covariances of shapes .* compute the fill for this model"
+    skew = fill.covariances[0] + np.triu(np.ones((10, 10)), 1)
+    for bad, message in (
+        (LinearFill(fill.means, fill.covariances[:2], 1e-6), shapes),
+        (LinearFill(fill.means, (*fill.covariances[:2], fill.covariances[0]), 1e-6), shapes),
+        (LinearFill(fill.means[1:], fill.covariances, 1e-6), shapes),
+        (LinearFill(fill.means, fill.covariances, -1.0), "ridge: expected a number from 1e-12, got -1.0"),
+        (LinearFill(fill.means * np.nan, fill.covariances, 1e-6), "fill means: .* finite"),
+        (LinearFill(fill.means, (-fill.covariances[0], *fill.covariances[1:]), 1e-6), "expected a covariance"),
+        (LinearFill(fill.means, (skew, *fill.covariances[1:]), 1e-6), "fill of site 'layer1': expected a covariance"),
+    ):
+        with raises_input_error(message):
+            ja.evaluate_masks(model, np.ones((1, 27), bool), *examples, bad)
+        with raises_input_error(message):
+            ja.prune(model, np.arange(27) > 0, bad)
+    with raises_input_error("neurons_per_step: 9 are more than the 8 neurons of the smallest layer"):
+        ja.study.linear_redundancy(model, mnist5k, neurons_per_step=9)
     with raises_input_error("share: 2 is not a fraction"):
         ja.study.linear_redundancy(model, None, share=2)
 
@@ -381,12 +444,6 @@ def test_studies_take_the_fill(mnist5k, small_config, model):
     np.testing.assert_array_equal(network["correct"].isel(seed=0).sel(scope="network", fill="linear"), counts)
 
 
-def plain(params, images):
-    """784-12-10 with weights [output, input], as PyTorch stores them."""
-    h = jax.nn.relu(images.reshape(len(images), -1) @ params["hidden"].T + params["shift"])
-    return h @ params["head"].T + params["bias"]
-
-
 def test_pruned_networks_have_the_outputs_of_the_compensated_mask(model, fit_images, examples, fill):
     random = np.random.default_rng(0)
     shapes = {"hidden": (12, 784), "shift": (12,), "head": (10, 12), "bias": (10,)}
@@ -406,7 +463,7 @@ def test_pruned_networks_have_the_outputs_of_the_compensated_mask(model, fit_ima
             seen.append(np.array([[float(image[str(c)][0]) for c in range(10)] for image in by_image]))
         assert np.abs(seen[0] - seen[1]).max() < 1e-5 * np.abs(seen[0]).max()
     cnn = KINDS["cnn_chain"]()
-    with raises_input_error("site 'conv1': a linear fill needs a matrix product of the site itself with a parameter"):
+    with raises_input_error("site 'conv1': a linear fill cannot be folded into conv_general_dilated"):
         ja.prune(cnn, np.arange(15) > 0, ja.compute_fill(cnn, "linear", fit_images), images=examples[0])
 
 

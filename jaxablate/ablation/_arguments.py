@@ -19,6 +19,7 @@ from jaxablate.ablation._execute import AblationProblem, Tables
 from jaxablate.ablation._outcomes import NOT_FINITE, Outcomes, average, check_outcomes, require_computable
 from jaxablate.devices import first_example, mesh_for, pad_and_shard, range_of, require_examples, to_device
 from jaxablate.fills import AffineFill, AnyFill, LinearFill, PerExampleFill
+from jaxablate.linear_compensation import check_linear_fill
 from jaxablate.models._model import AnyModel, ModelSpec, State, trace_model
 
 
@@ -77,7 +78,8 @@ def make_problem(
         rows = fill.rows(by_label)
         values = _check_tables(network, fill, rows, leading)
     elif isinstance(fill, LinearFill):
-        values, linear = check_values("fill means", fill.means), _check_linear(network, fill, leading)
+        linear = check_linear_fill(fill, network.sites, network.sizes, len(states) if leading else 0)
+        values = linear.means.astype(np.float32)
     elif isinstance(fill, AffineFill):
         values, scale = check_values("fill offset", fill.offset), check_values("fill scale", fill.scale)
     else:
@@ -129,27 +131,6 @@ def _check_tables(network: ModelSpec, fill: PerExampleFill, rows: jax.Array, lea
         )
         require_finite(f"fill of site {site!r}", np.asarray(table))
     return tuple(jnp.asarray(table, jnp.float32)[None] for table in fill.tables)
-
-
-def _check_linear(network: ModelSpec, fill: LinearFill, leading: tuple[int, ...]) -> LinearFill:
-    """Check the covariances of a fill and return the fill with a leading axis [network].
-
-    Raises:
-        InputError: for covariances that do not fit the network's sites, or a ridge that is not positive.
-    """
-    require(
-        len(fill.covariances) == len(network.sites),
-        f"fill: expected {len(network.sites)} covariances, one for each site, got {len(fill.covariances)}",
-    )
-    require(fill.ridge > 0, f"fill ridge: expected a positive number, got {fill.ridge}")
-    for site, size, covariance in zip(network.sites, network.sizes, fill.covariances, strict=True):
-        require_leading(f"fill of site {site!r}", covariance, leading, (size, size), "unit, unit")
-        require_finite(f"fill of site {site!r}", covariance)
-    num_networks = leading[0] if leading else 1
-    covariances = tuple(
-        np.reshape(covariance, (num_networks, *covariance.shape[-2:])) for covariance in fill.covariances
-    )
-    return LinearFill(np.reshape(fill.means, (num_networks, -1)), covariances, fill.ridge)
 
 
 def _trace_networks(

@@ -53,7 +53,8 @@ from jaxablate.models._weights import Reader, find_readers
 # update as above, with e_j in place of h_j - a_j and S^T W in place of W. Only linear maps that read the site directly
 # are updated so; the others, and deeper levels when they are entered, get the predicted outputs.
 
-BASES_AT_A_TIME = 32  # orders whose bases are on the device together
+BASES_AT_A_TIME = 32  # orders whose bases are on the device together; fewer for wide layers
+BASIS_BYTES = 2**28  # largest size of these bases (or of those of one order)
 CHUNK = 500  # examples whose state fits a CPU core's cache
 CHUNK_ELSEWHERE = 10_000  # on a GPU, or if only the last site is ablated: its z is small
 LARGE_OUTPUT = 100.0  # subtracting larger outputs would leave rounding errors near 1e-5, the margin of a tie
@@ -109,6 +110,11 @@ def _change(reader: Reader, changes: jax.Array, weight: jax.Array, rows: jax.Arr
         return jnp.tensordot(left, right, axes=(-1, -1))
     left, right = (changes[0], kernel[0]) if reader.side == 0 else (kernel[0], changes[0])
     return left.reshape(*left.shape, *(1,) * right.ndim) * right
+
+
+def _weight_rows(update: _Update, env: dict[Var, Any]) -> jax.Array:
+    """Return the weight of an update with its inputs first, [row, ...]."""
+    return _rows_first(read(env, update.reader.weight), update.reader.weight_axes)
 
 
 class _Level(NamedTuple):
@@ -250,10 +256,11 @@ def measure_steps(
     if keep is not None:
         bases = _removal_bases(network, (*sites, *removed), problem.linear, keep)
         return runner.run(_engine, static, (steps, num_distinct.astype(np.int32), start, *constants, bases))
-    parts = []
-    for first in range(0, orders.shape[1], BASES_AT_A_TIME):
-        part = slice(first, first + BASES_AT_A_TIME)
-        number = np.clip(num_distinct - first, 0, BASES_AT_A_TIME).astype(np.int32)
+    parts, per_order = [], 12 * sum(network.sizes[site] ** 2 for site in sites) * len(orders)
+    at_a_time = min(BASES_AT_A_TIME, max(1, BASIS_BYTES // per_order))
+    for first in range(0, orders.shape[1], at_a_time):
+        part = slice(first, first + at_a_time)
+        number = np.clip(num_distinct - first, 0, at_a_time).astype(np.int32)
         bases = _order_bases(network, sites, problem.linear, orders[:, part], number)
         parts.append(runner.run(_engine, static, (steps[:, part], number, start, *constants, bases)))
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
@@ -270,10 +277,10 @@ def _order_bases(
     for site in sites:
         first, last = network.offsets[site : site + 2]
         by_network = []
-        for covariance, of_network, number in zip(fill.covariances[site], orders, num_distinct, strict=True):
-            ranks = [order[(order >= first) & (order < last)] - first for order in of_network[: max(number, 1)]]
+        for covariance, network_orders, number in zip(fill.covariances[site], orders, num_distinct, strict=True):
+            ranks = [order[(order >= first) & (order < last)] - first for order in network_orders[: max(number, 1)]]
             distinct = [order_basis(covariance, fill.ridge, units) for units in ranks]
-            by_network.append(stack([*distinct, *distinct[:1] * (len(of_network) - len(distinct))]))
+            by_network.append(stack([*distinct, *distinct[:1] * (len(network_orders) - len(distinct))]))
         bases[site] = stack(by_network)
     return bases
 
@@ -328,8 +335,10 @@ def _engine(static, replicated, shard: Shard):
             is_shared = all(basis.start.shape[0] == 1 for basis in bases.values())
 
             def start_curve(i):
-                of_order = jax.tree.map(lambda array: array[i], bases)
-                curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings, of_order)
+                basis_of_site = jax.tree.map(lambda array: array[i], bases)
+                curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings, basis_of_site, [])
+                if bases:  # before the loops, since deeper levels are entered many times
+                    curve = curve._replace(changed_weights=[curve.change_weights(level, env) for level in plan.levels])
                 return curve, curve.enter_level(0, env, keep)
 
             shared = start_curve(0) if is_shared else None
@@ -406,6 +415,7 @@ class _Curve(NamedTuple):
     has_moderate_fill: bool
     with_start: bool
     bases: dict[int, Basis]
+    changed_weights: list[list[jax.Array]]
 
     def masked(self, level: _Level, env: dict[Var, Any], keep: jax.Array) -> jax.Array:
         """Return the level's site with its ablated neurons filled."""
@@ -429,9 +439,8 @@ class _Curve(NamedTuple):
         spec = self.network.site_specs[level.site]
         outputs = spec.canonical(env[level.variable])
         if self.bases:
-            weights = [self._compensated_weight(level, update, env) for update in level.updates]
-            changes: list[Callable] = [partial(self._residuals, outputs, level.site)] * len(weights)
-            return _Entered(env, changes, weights, self.results(level, env, keep))
+            changes: list[Callable] = [partial(self._residuals, outputs, level.site)] * len(level.updates)
+            return _Entered(env, changes, self.changed_weights[depth], self.predicted_results(depth, env, keep))
         ablated = ablated_values(outputs, self.fills[level.site], self.scales[level.site])
         ablated = spec.native(jnp.broadcast_to(ablated, outputs.shape).astype(outputs.dtype))
         changes, weights = [], []
@@ -453,10 +462,33 @@ class _Curve(NamedTuple):
             changes.append(lambda _, rows, array=difference, axis=axis: _take(array, rows, axis))
         return _Entered(env, changes, weights, self.results(level, env, keep))
 
-    def _compensated_weight(self, level: _Level, update: _Update, env: dict[Var, Any]) -> jax.Array:
-        """Return the weight [unit, ...] of each unit's residual in the result of a linear map: columns^T W."""
-        weight = _rows_first(read(env, update.reader.weight), update.reader.weight_axes)
-        return jnp.tensordot(self.bases[level.site].columns.T, weight, 1)
+    def change_weights(self, level: _Level, env: dict[Var, Any]) -> list[jax.Array]:
+        """Return for each update the weight [unit, ...] of each unit's residual: columns^T W."""
+        columns = self.bases[level.site].columns
+        return [jnp.tensordot(columns.T, _weight_rows(update, env), 1) for update in level.updates]
+
+    def predicted_results(self, depth: int, env: dict[Var, Any], keep: jax.Array) -> list[jax.Array]:
+        """Return the results of a level's readers under a linear fill, without the predicted outputs themselves.
+
+        Kept units c contribute c (A W), and the mean contributes mean W, where A is the operator of the basis.
+        """
+        level = self.levels[depth]
+        first, last = self.network.offsets[level.site : level.site + 2]
+        spec, basis, mean = self.network.site_specs[level.site], self.bases[level.site], self.fills[level.site]
+        outputs = spec.canonical(env[level.variable])
+        kept = spec.native(jnp.where(keep[first:last], outputs - mean, 0))
+        constant = spec.native(jnp.broadcast_to(mean, (1, *outputs.shape[1:])))
+        results = []
+        for update, changed in zip(level.updates, self.changed_weights[depth], strict=True):
+            rows = (
+                _weight_rows(update, env) if self.with_start else changed
+            )  # start^T W of `order_basis`, `removal_basis`
+            gone = ~keep[first:last].reshape(-1, *(1,) * (rows.ndim - 1))
+            rows = rows - jnp.tensordot(basis.residuals.T, jnp.where(gone, changed, 0), 1)
+            weight = jnp.moveaxis(rows, 0, update.reader.weight_axes[0])
+            parts = (kept, weight), (constant, read(env, update.reader.weight))
+            results.append(sum(update.reader.apply(operand, weight) for operand, weight in parts))
+        return results
 
     def _residuals(self, outputs: jax.Array, site: int, units: jax.Array, _: jax.Array) -> jax.Array:
         """Return minus what the remaining units do not predict of these units [unit, example, ...]."""
@@ -515,7 +547,8 @@ class _Curve(NamedTuple):
             updated = [result + change for result, change in zip(results, changes, strict=True)]
             if level.updates and not (level.is_bounded and self.has_moderate_fill):
                 is_small = jnp.stack(sizes).max() < LARGE_OUTPUT
-                updated = jax.lax.cond(is_small, lambda: updated, lambda: self.results(level, entered.env, keep))
+                again = partial(self.predicted_results, depth) if self.bases else partial(self.results, level)
+                updated = jax.lax.cond(is_small, lambda: updated, lambda: again(entered.env, keep))
             progress = run_deeper(updated, progress._replace(keep=keep))
             return updated, progress, jnp.bool_(True)
 

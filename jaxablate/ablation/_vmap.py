@@ -25,8 +25,7 @@ SLAB = 8192  # largest number of masks in one call; it bounds the memory of mask
 MASKS_PER_BATCH = 81
 CACHED_BYTES = {"cpu": 6_480_000}  # largest size of one activation of a chunk under a batch of masks
 CACHED_BYTES_ELSEWHERE = 32_000_000
-DISTINCT_MULTIPLE = 32
-PREDICTOR_BYTES = 2**28  # largest size of the predictors of a slab's masks, with a linear fill
+PREDICTOR_BYTES = 2**28  # largest size of the predictors of a slab's masks (or of one mask), with a linear fill
 
 
 def measure_masks(problem: AblationProblem, keep: np.ndarray) -> dict[str, np.ndarray]:
@@ -81,11 +80,13 @@ def _predictors_of_masks(
         masks = keep[..., network.offsets[site] : network.offsets[site + 1]]
         unique = [np.unique(m.reshape(-1, m.shape[-1]), axis=0, return_inverse=True) for m in masks]
         places[site] = np.stack([index for _, index in unique]).reshape(masks.shape[:-1]).astype(np.int32)
-        # The program is compiled for the number of distinct masks, so this number is padded.
-        num_distinct = DISTINCT_MULTIPLE * -(-max(len(distinct) for distinct, _ in unique) // DISTINCT_MULTIPLE)
-        padded = [np.resize(distinct, (num_distinct, masks.shape[-1])) for distinct, _ in unique]
-        covariances = fill.covariances[site]
-        weights[site] = np.stack([predictors(c, fill.ridge, m) for c, m in zip(covariances, padded, strict=True)])
+        # The program is compiled for the number of distinct masks, so this is a power of 2, or the number of masks.
+        most = max(len(distinct) for distinct, _ in unique)
+        num_distinct = min(2 ** (most - 1).bit_length(), masks[0].size // masks.shape[-1])
+        shape = len(masks), num_distinct, masks.shape[-1], masks.shape[-1]
+        weights[site] = np.zeros(shape, np.float32)
+        for i, (covariance, (distinct, _)) in enumerate(zip(fill.covariances[site], unique, strict=True)):
+            weights[site][i, : len(distinct)] = predictors(covariance, fill.ridge, distinct)
     return weights, places
 
 

@@ -51,7 +51,7 @@ ExtraFills = Annotated[
     typer.Option(
         "--extra-fill",
         metavar="NAME",
-        help="Fill besides zero and mean: median, class_mean, resample, linear; repeatable.",
+        help="Fill in addition to zero and mean: median, class_mean, resample, linear; repeatable.",
         show_default=False,
     ),
 ]

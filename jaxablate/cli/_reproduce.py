@@ -35,9 +35,7 @@ def reproduce(
     ] = "auto",
     data_dir: DataDir = None,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Networks of each architecture.")] = 1,
-    first_seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="First seed; the networks use consecutive seeds.")
-    ] = 0,
+    first_seed: Annotated[int, typer.Option(min=0, metavar="N", help="First of the consecutive seeds.")] = 0,
     protocol: Annotated[
         str,
         typer.Option(
@@ -72,7 +70,7 @@ def reproduce(
         typer.Option(
             min=1,
             metavar="N",
-            help="Number of epochs; default: as many as give about the paper's 15,620 training steps.",
+            help="Epochs; default: about 15,620 training steps.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for all results.")] = Path("results"),

@@ -63,6 +63,11 @@ class Reader(NamedTuple):
         """Return the result of the linear map."""
         return self.equation.outvars[0]
 
+    def apply(self, operand: Any, weight: Any) -> Any:
+        """Return the result of the linear map for another operand and weight."""
+        operands = (operand, weight) if self.side == 0 else (weight, operand)
+        return self.equation.primitive.bind(*operands, **self.equation.params)
+
     @property
     def is_product(self) -> bool:
         """Return True for a matrix product, False for a convolution."""

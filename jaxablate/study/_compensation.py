@@ -70,7 +70,7 @@ def linear_redundancy(
         - `r_squared` (network, neuron): fraction of a neuron's variance on the test split that the other neurons of its
           layer predict linearly; NaN for a constant neuron. The coordinate `site` names the layer of each neuron.
         - `effective_rank` (network, scope): number of principal components with 99% of the layer's variance on the
-          validation split.
+          validation split, whatever `share` is.
 
     Raises:
         InputError: for unknown names, a share out of range, or networks of several architectures.
@@ -87,6 +87,10 @@ def linear_redundancy(
     require(len(scores) + num_random_orders > 0, "scores: there is no order; give a score or num_random_orders")
     neurons_per_step = require_count("neurons_per_step", neurons_per_step)
     models, network = networks_of_one_architecture(models, data)
+    require(
+        neurons_per_step <= min(network.sizes),
+        f"neurons_per_step: {neurons_per_step} are more than the {min(network.sizes)} neurons of the smallest layer",
+    )
     report = on_progress or no_progress
     orderings = [*scores, *(f"{RANDOM} {i}" for i in range(num_random_orders))]
     shape = len(models), len(network.sites), len(orderings), len(FILLS) + 1  # the last are the readouts
