@@ -271,17 +271,21 @@ def _order_bases(
 ) -> dict[int, Basis]:
     """Return for each site the bases [network, order, unit, unit] of a linear fill along orders [network, order, rank].
 
-    Only the first orders of each network are followed; the other bases are those of the first order.
+    Only the first orders of each network are followed and have bases.
     """
     bases = {}
+    # A program is compiled for the number of bases, so this number is a power of 2.
+    most = min(orders.shape[1], 1 << (int(num_distinct.max(initial=1)) - 1).bit_length())
     for site in sites:
         first, last = network.offsets[site : site + 2]
         by_network = []
         for covariance, network_orders, number in zip(fill.covariances[site], orders, num_distinct, strict=True):
             ranks = [order[(order >= first) & (order < last)] - first for order in network_orders[: max(number, 1)]]
             distinct = [order_basis(covariance, fill.ridge, units) for units in ranks]
-            by_network.append(stack([*distinct, *distinct[:1] * (len(network_orders) - len(distinct))]))
-        bases[site] = stack(by_network)
+            by_network.append(stack([*distinct, *distinct[:1] * (most - len(distinct))]))
+        # `start` is the identity for every order
+        bases[site] = Basis(*(np.stack(arrays) for arrays in zip(*by_network, strict=True)))
+        bases[site] = bases[site]._replace(start=bases[site].start[:, :1])
     return bases
 
 
@@ -332,23 +336,27 @@ def _engine(static, replicated, shard: Shard):
             examples = Batch(labels, targets, intact)
             settings = fills, scales, replace, has_moderate_fill, with_start
             # Orders share the first level's values, unless each has bases of its own.
-            is_shared = all(basis.start.shape[0] == 1 for basis in bases.values())
+            is_shared = all(basis.residuals.shape[0] == 1 for basis in bases.values())
 
             def start_curve(i):
-                basis_of_site = jax.tree.map(lambda array: array[i], bases)
-                curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings, basis_of_site, [])
+                bases_of_order = jax.tree.map(lambda array: array[jnp.minimum(i, len(array) - 1)], bases)
+                curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings, bases_of_order, [])
+                start = []
                 if bases:  # before the loops, since deeper levels are entered many times
-                    curve = curve._replace(changed_weights=[curve.change_weights(level, env) for level in plan.levels])
-                return curve, curve.enter_level(0, env, keep)
+                    weights = [[_weight_rows(update, env) for update in level.updates] for level in plan.levels]
+                    curve = curve._replace(changed_weights=curve.change_weights(weights))
+                    # start^T W: `start` is the identity in `order_basis`, and equals `columns` in `removal_basis`
+                    start = weights if with_start else curve.changed_weights
+                progress = _Progress(jnp.int32(0), start_sums, keep, start)
+                return curve, progress, curve.enter_level(0, env, progress)
 
-            shared = start_curve(0) if is_shared else None
             start_sums = {name: jnp.zeros(values.shape[1:], values.dtype) for name, values in totals.items()}
+            shared = start_curve(0) if is_shared else None
 
             def add_curve(i, totals):
                 # depths[step]: the first level that loses a neuron at this step; the last entry, -1, ends every loop.
                 depths = jnp.append(jnp.asarray(level_of_neuron)[orders[i]].min(axis=1), -1)
-                curve, first_level = start_curve(i) if shared is None else shared
-                progress = _Progress(jnp.int32(0), start_sums, keep)
+                curve, progress, first_level = start_curve(i) if shared is None else shared
                 progress = curve.run_level(orders[i], depths, 0, first_level, progress)
                 return jax.tree.map(lambda total, sums: total.at[i].add(sums), totals, progress.sums)
 
@@ -378,11 +386,14 @@ class _Progress(NamedTuple):
         step: number of steps taken.
         sums: outcomes of the steps measured so far [step, ...].
         keep: bool [neuron], True = kept.
+        weights: with a linear fill, for each level and update the weight [unit, ...] of kept units in the result of the
+            linear map, predictions included; else [].
     """
 
     step: jax.Array
     sums: Sums
     keep: jax.Array
+    weights: list[list[jax.Array]]
 
 
 class _Entered(NamedTuple):
@@ -433,14 +444,18 @@ class _Curve(NamedTuple):
             evaluate([*update.path, update.reader.equation], env, self.replace)
         return [env[update.reader.result] for update in level.updates]
 
-    def enter_level(self, depth: int, env: dict[Var, Any], keep: jax.Array) -> _Entered:
+    def enter_level(self, depth: int, env: dict[Var, Any], progress: _Progress) -> _Entered:
         """Compute what no step at this level changes, from the values of earlier stages."""
         level = self.levels[depth]
         spec = self.network.site_specs[level.site]
         outputs = spec.canonical(env[level.variable])
         if self.bases:
-            changes: list[Callable] = [partial(self._residuals, outputs, level.site)] * len(level.updates)
-            return _Entered(env, changes, self.changed_weights[depth], self.predicted_results(depth, env, keep))
+            residuals = partial(self._residuals, outputs, level.site)
+            if depth == 0:  # entered once: one product for all units
+                every = residuals(jnp.arange(spec.size))
+                residuals = lambda units, _=None: _take(every, units, 0)  # noqa: E731
+            changes: list[Callable] = [residuals] * len(level.updates)
+            return _Entered(env, changes, self.changed_weights[depth], self.predicted_results(depth, env, progress))
         ablated = ablated_values(outputs, self.fills[level.site], self.scales[level.site])
         ablated = spec.native(jnp.broadcast_to(ablated, outputs.shape).astype(outputs.dtype))
         changes, weights = [], []
@@ -460,37 +475,40 @@ class _Curve(NamedTuple):
                 difference = _rows_first(difference, reader.axes)
             axis = 0 if reader.is_product else reader.axes[0]
             changes.append(lambda _, rows, array=difference, axis=axis: _take(array, rows, axis))
-        return _Entered(env, changes, weights, self.results(level, env, keep))
+        return _Entered(env, changes, weights, self.results(level, env, progress.keep))
 
-    def change_weights(self, level: _Level, env: dict[Var, Any]) -> list[jax.Array]:
-        """Return for each update the weight [unit, ...] of each unit's residual: columns^T W."""
-        columns = self.bases[level.site].columns
-        return [jnp.tensordot(columns.T, _weight_rows(update, env), 1) for update in level.updates]
+    def change_weights(self, weights: list[list[jax.Array]]) -> list[list[jax.Array]]:
+        """Return for each level and update the weight [unit, ...] of each unit's residual: columns^T W."""
+        columns = [self.bases[level.site].columns for level in self.levels]
+        return [[jnp.tensordot(c.T, rows, 1) for rows in level] for c, level in zip(columns, weights, strict=True)]
 
-    def predicted_results(self, depth: int, env: dict[Var, Any], keep: jax.Array) -> list[jax.Array]:
+    def without(self, depth: int, weights: list, units: jax.Array, is_member: jax.Array) -> list:
+        """Return `_Progress.weights` after these units of a level are ablated: minus residuals^T columns^T W."""
+        rows = jnp.take(self.bases[self.levels[depth].site].residuals, units, 0, mode="clip")
+        rows = jnp.where(is_member[:, None], rows, 0)
+        pairs = zip(weights[depth], self.changed_weights[depth], strict=True)
+        fewer = [kept - jnp.tensordot(rows.T, _take(changed, units, 0), 1) for kept, changed in pairs]
+        return [*weights[:depth], fewer, *weights[depth + 1 :]]
+
+    def predicted_results(self, depth: int, env: dict[Var, Any], progress: _Progress) -> list[jax.Array]:
         """Return the results of a level's readers under a linear fill, without the predicted outputs themselves.
 
-        Kept units c contribute c (A W), and the mean contributes mean W, where A is the operator of the basis.
+        With centred outputs c = h - mean, the result is mean W + c times the carried weights, over the kept units.
         """
         level = self.levels[depth]
         first, last = self.network.offsets[level.site : level.site + 2]
-        spec, basis, mean = self.network.site_specs[level.site], self.bases[level.site], self.fills[level.site]
+        spec, mean = self.network.site_specs[level.site], self.fills[level.site]
         outputs = spec.canonical(env[level.variable])
-        kept = spec.native(jnp.where(keep[first:last], outputs - mean, 0))
+        kept = spec.native(jnp.where(progress.keep[first:last], outputs - mean, 0))
         constant = spec.native(jnp.broadcast_to(mean, (1, *outputs.shape[1:])))
         results = []
-        for update, changed in zip(level.updates, self.changed_weights[depth], strict=True):
-            rows = (
-                _weight_rows(update, env) if self.with_start else changed
-            )  # start^T W of `order_basis`, `removal_basis`
-            gone = ~keep[first:last].reshape(-1, *(1,) * (rows.ndim - 1))
-            rows = rows - jnp.tensordot(basis.residuals.T, jnp.where(gone, changed, 0), 1)
+        for update, rows in zip(level.updates, progress.weights[depth], strict=True):
             weight = jnp.moveaxis(rows, 0, update.reader.weight_axes[0])
             parts = (kept, weight), (constant, read(env, update.reader.weight))
             results.append(sum(update.reader.apply(operand, weight) for operand, weight in parts))
         return results
 
-    def _residuals(self, outputs: jax.Array, site: int, units: jax.Array, _: jax.Array) -> jax.Array:
+    def _residuals(self, outputs: jax.Array, site: int, units: jax.Array, _: Any = None) -> jax.Array:
         """Return minus what the remaining units do not predict of these units [unit, example, ...]."""
         rows = jnp.take(self.bases[site].residuals, units, 0, mode="clip")
         return -jnp.moveaxis((outputs - self.fills[site]) @ rows.T, -1, 0)
@@ -519,7 +537,7 @@ class _Curve(NamedTuple):
             env.update(zip((update.reader.result for update in level.updates), results, strict=True))
             evaluate(level.rest, env, self.replace)
             if depth + 1 < len(self.levels):
-                deeper = self.enter_level(depth + 1, env, progress.keep)
+                deeper = self.enter_level(depth + 1, env, progress)
                 return self.run_level(order, depths, depth + 1, deeper, progress)
             outputs = read_outputs(self.network, self.graph, env)
             new = measure(self.outcomes, self.network.kind, outputs, self.examples)
@@ -535,6 +553,9 @@ class _Curve(NamedTuple):
             keep = progress.keep.at[neurons].set(progress.keep[neurons] & ~is_entered)
             is_member = (neurons >= first) & (neurons < last) & is_entered
             units = jnp.where(is_member, neurons - first, 0)
+            progress = progress._replace(keep=keep)
+            if self.bases:
+                progress = progress._replace(weights=self.without(depth, progress.weights, units, is_member))
             changes, sizes = [], []
             for update, changes_of, weight in zip(level.updates, entered.changes, entered.weights, strict=True):
                 rows = jnp.asarray(update.reader.rows)[units]
@@ -547,9 +568,12 @@ class _Curve(NamedTuple):
             updated = [result + change for result, change in zip(results, changes, strict=True)]
             if level.updates and not (level.is_bounded and self.has_moderate_fill):
                 is_small = jnp.stack(sizes).max() < LARGE_OUTPUT
-                again = partial(self.predicted_results, depth) if self.bases else partial(self.results, level)
-                updated = jax.lax.cond(is_small, lambda: updated, lambda: again(entered.env, keep))
-            progress = run_deeper(updated, progress._replace(keep=keep))
+                if self.bases:
+                    again = partial(self.predicted_results, depth, entered.env, progress)
+                else:
+                    again = partial(self.results, level, entered.env, progress.keep)
+                updated = jax.lax.cond(is_small, lambda: updated, again)
+            progress = run_deeper(updated, progress)
             return updated, progress, jnp.bool_(True)
 
         def goes_on(state):
