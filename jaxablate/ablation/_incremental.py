@@ -482,13 +482,21 @@ class _Curve(NamedTuple):
         columns = [self.bases[level.site].columns for level in self.levels]
         return [[jnp.tensordot(c.T, rows, 1) for rows in level] for c, level in zip(columns, weights, strict=True)]
 
-    def without(self, depth: int, weights: list, units: jax.Array, is_member: jax.Array) -> list:
-        """Return `_Progress.weights` after these units of a level are ablated: minus residuals^T columns^T W."""
-        rows = jnp.take(self.bases[self.levels[depth].site].residuals, units, 0, mode="clip")
-        rows = jnp.where(is_member[:, None], rows, 0)
-        pairs = zip(weights[depth], self.changed_weights[depth], strict=True)
-        fewer = [kept - jnp.tensordot(rows.T, _take(changed, units, 0), 1) for kept, changed in pairs]
-        return [*weights[:depth], fewer, *weights[depth + 1 :]]
+    def without(self, weights: list[list[jax.Array]], neurons: jax.Array, is_taken: jax.Array) -> list[list[jax.Array]]:
+        """Return `_Progress.weights` after a step, if it is taken: minus residuals^T columns^T W, at every level.
+
+        A step of several neurons may ablate some at deeper levels than the level at which it starts.
+        """
+        fewer = []
+        for level, kept, changed in zip(self.levels, weights, self.changed_weights, strict=True):
+            first, last = self.network.offsets[level.site : level.site + 2]
+            is_member = (neurons >= first) & (neurons < last) & is_taken
+            units = jnp.where(is_member, neurons - first, 0)
+            rows = jnp.take(self.bases[level.site].residuals, units, 0, mode="clip")
+            rows = jnp.where(is_member[:, None], rows, 0).T
+            pairs = zip(kept, changed, strict=True)
+            fewer.append([weight - jnp.tensordot(rows, _take(change, units, 0), 1) for weight, change in pairs])
+        return fewer
 
     def predicted_results(self, depth: int, env: dict[Var, Any], progress: _Progress) -> list[jax.Array]:
         """Return the results of a level's readers under a linear fill, without the predicted outputs themselves.
@@ -555,7 +563,7 @@ class _Curve(NamedTuple):
             units = jnp.where(is_member, neurons - first, 0)
             progress = progress._replace(keep=keep)
             if self.bases:
-                progress = progress._replace(weights=self.without(depth, progress.weights, units, is_member))
+                progress = progress._replace(weights=self.without(progress.weights, neurons, is_entered))
             changes, sizes = [], []
             for update, changes_of, weight in zip(level.updates, entered.changes, entered.weights, strict=True):
                 rows = jnp.asarray(update.reader.rows)[units]
