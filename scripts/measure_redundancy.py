@@ -1,6 +1,6 @@
 """Measure the linear redundancy of layers: train networks, ablate every layer to its end and compress the results.
 
-`python scripts/measure_redundancy.py RUN --data-dir FOLDER [--seeds 20] [--fewer-seeds 10] [--data docs/findings/data]`
+`python scripts/measure_redundancy.py RUN --data-dir FOLDER [--seeds 20] [--fewer-seeds 5] [--data docs/findings/data]`
 trains the paper's two networks on MNIST, and fewer of them with ReLU and on Fashion-MNIST. FOLDER has one folder for
 each dataset. RUN keeps each network's results, so that an interrupted run resumes. About an hour on two idle cores.
 """
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--data-dir", type=Path, help="folder with one folder for each dataset")
     parser.add_argument("--seeds", type=int, default=20, help="networks of each kind; default: %(default)s")
-    parser.add_argument("--fewer-seeds", type=int, default=10, help="the same in other settings; default: %(default)s")
+    parser.add_argument("--fewer-seeds", type=int, default=5, help="the same in other settings; default: %(default)s")
     parser.add_argument("--epochs", type=int, help="default: the paper's")
     parser.add_argument("--data", type=Path, default=Path("docs/findings/data"), help="default: %(default)s")
     arguments = parser.parse_args()

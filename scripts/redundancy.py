@@ -39,11 +39,11 @@ linear function of what is kept, so it is a null model of redundancy. It also fo
 
 **How to read this page.** Numbers are means over networks with their 95% t-interval. It covers the randomness of
 training. It does not cover another split, test set, order or architecture. A value that all networks share has no
-interval. Fills and scores come from the validation
-split, accuracies and R^2 from the test split. *Random* is one random order of each layer, the same in all networks.
-*MI, low first* ablates the neurons with least mutual information first. *Elimination* removes at each step the neuron
-whose removal changes the next pre-activation least (`elimination_rank`). Steps have {step} neurons. All networks have
-200 neurons in each layer and the paper's training (Adam, L2 = 0.001)."""
+interval. Fills and scores come from the validation split, accuracies and R^2 from the test split. *Random* is one
+random order of each layer, the same in all networks. *MI, low first* ablates the neurons with least mutual information
+first. *Elimination* removes at each step the neuron whose removal changes the next pre-activation least
+(`elimination_rank`). Steps have {step} neurons. All networks have 200 neurons in each layer and the paper's training
+(Adam, L2 = 0.001). Layers of different data or activation functions count as different layers."""
 SETTINGS = """## After {gone} of 200 neurons of one layer are ablated
 
 Test accuracy in %, random order:"""
