@@ -283,7 +283,7 @@ def _fit_linear(
     masks: dict[int, SiteMask] = {}
     means, covariances, num_samples = _covariances(network, _batches(network, state, images, masks))
     for site, kept in enumerate([] if keep is None else np.split(keep[0], network.offsets[1:-1])):
-        if masks:  # the earlier sites are masked, so this site's outputs are those of the ablated network
+        if masks:  # with the earlier sites masked, the network is the ablated one
             changed_means, changed_covariances, _ = _covariances(network, _batches(network, state, images, masks))
             means[site], covariances[site] = changed_means[site], changed_covariances[site]
         weights = predictors(covariances[site], ridge, kept[None])[0]

@@ -110,6 +110,7 @@ def predictors(covariance: np.ndarray, ridge: float, keep: np.ndarray) -> np.nda
     Returns:
         float32 [mask, kept unit, ablated unit], (C_KK + lambda I)^-1 C_KG, and 0 at all other places.
     """
+    # [unit, unit]: C + lambda I, and lambda I alone
     inner = regularize(covariance, ridge)
     diagonal = np.diag(np.diag(inner - covariance))
     weights = np.empty((*keep.shape, keep.shape[1]), np.float32)
@@ -189,8 +190,8 @@ def elimination_ranks(covariance: np.ndarray, ridge: float, weights: np.ndarray)
     """Remove units greedily, each time the one whose removal changes the next linear map's result least.
 
     The saliency of unit j is its unique variance given the remaining units, plus lambda, times the squared norm of its
-    outgoing weights. The removed unit's weights are added to those of the units that predict it. A tie removes the unit
-    with the lower id.
+    outgoing weights. The removed unit's weights are added to the weights of the units that predict it. In a tie, the
+    unit with the lower id is removed.
 
     Args:
         covariance: float64 [unit, unit].
@@ -241,6 +242,8 @@ def r_squared(
         >>> ja.linear_compensation.r_squared(covariance, 1e-9, np.zeros(2), covariance, np.zeros(2)).round(6)
         array([0.64, 0.64])
     """
+    # e = r (h - means) for each row r of the residuals, so E[e^2] = r E[(h - means) (h - means)^T] r^T: the second
+    # moments of the other examples suffice.
     residuals = removal_basis(covariance, ridge, np.ones(len(covariance), bool)).residuals
     shift = test_means - means
     errors = ((residuals @ (test_covariance + np.outer(shift, shift))) * residuals).sum(axis=1)

@@ -224,9 +224,9 @@ class _Cuts:
         graph, var = self.graph, self.graph.values[site.ordinal]
         readers = find_readers(graph, site, self.flows)
         owners = find_owners(graph, site, self.flows, readers)
-        for other, others in self.owners.items():
+        for site_var, site_owners in self.owners.items():
             require(
-                var not in others and other not in owners,
+                var not in site_owners and site_var not in owners,
                 f"site {site.name!r}: it has the same units as an earlier site; prune one of them",
             )
         self.owners[var] = owners

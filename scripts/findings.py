@@ -237,7 +237,7 @@ NOTES = {
     "C12": "A neuron's damage is the rise of the test loss if it alone is ablated. It is one meaning of importance; "
     "cumulative ablation is another. The paper also says that the correlation depends on the layer.",
 }
-"""What a claim's comparisons do not say."""
+"""Return what a claim's comparisons do not say."""
 
 
 def between_networks(measured: Measurements) -> str:

@@ -1,4 +1,4 @@
-"""Linear compensation: both engines against a float64 ridge regression that is solved anew at every step."""
+"""Linear compensation: both engines against a float64 ridge regression that is solved at every step."""
 
 import itertools
 import lzma
@@ -309,8 +309,8 @@ def test_moments_and_measures_equal_scikit_learn(model, fit_images, fill, mnist5
             ridge = Ridge(alpha=alpha, tol=1e-12).fit(h[:, rest], h[:, j])
             assert fits[j] == pytest.approx(ridge.score(other[:, rest], other[:, j]), abs=1e-8)
             plain = LinearRegression().fit(h[:, rest], h[:, j])
-            left = ((h[:, j] - plain.predict(h[:, rest])) ** 2).mean()
-            assert unique_variances(covariance, 1e-12)[j] == pytest.approx(left, rel=1e-3, abs=1e-9)
+            residual = ((h[:, j] - plain.predict(h[:, rest])) ** 2).mean()
+            assert unique_variances(covariance, 1e-12)[j] == pytest.approx(residual, rel=1e-3, abs=1e-9)
         start = part.stop
 
 

@@ -54,7 +54,7 @@ from jaxablate.models._weights import Reader, find_readers
 # are updated so; the others, and deeper levels when they are entered, get the predicted outputs.
 
 BASES_AT_A_TIME = 32  # orders whose bases are on the device together; fewer for wide layers
-BASIS_BYTES = 2**28  # largest size of these bases (or of those of one order)
+BASIS_BYTES = 2**28  # largest size of these bases (one order may take more)
 CHUNK = 500  # examples whose state fits a CPU core's cache
 CHUNK_ELSEWHERE = 10_000  # on a GPU, or if only the last site is ablated: its z is small
 LARGE_OUTPUT = 100.0  # subtracting larger outputs would leave rounding errors near 1e-5, the margin of a tie
@@ -256,6 +256,8 @@ def measure_steps(
     if keep is not None:
         bases = _removal_bases(network, (*sites, *removed), problem.linear, keep)
         return runner.run(_engine, static, (steps, num_distinct.astype(np.int32), start, *constants, bases))
+    # Every order needs a basis for each of its sites. Groups of orders bound their memory; a group repeats the forward
+    # pass up to the first site.
     parts, per_order = [], 12 * sum(network.sizes[site] ** 2 for site in sites) * len(orders)
     at_a_time = min(BASES_AT_A_TIME, max(1, BASIS_BYTES // per_order))
     for first in range(0, orders.shape[1], at_a_time):
@@ -452,8 +454,8 @@ class _Curve(NamedTuple):
         if self.bases:
             residuals = partial(self._residuals, outputs, level.site)
             if depth == 0:  # entered once: one product for all units
-                every = residuals(jnp.arange(spec.size))
-                residuals = lambda units, _=None: _take(every, units, 0)  # noqa: E731
+                of_all_units = residuals(jnp.arange(spec.size))
+                residuals = lambda units, _=None: _take(of_all_units, units, 0)  # noqa: E731
             changes: list[Callable] = [residuals] * len(level.updates)
             return _Entered(env, changes, self.changed_weights[depth], self.predicted_results(depth, env, progress))
         ablated = ablated_values(outputs, self.fills[level.site], self.scales[level.site])

@@ -112,7 +112,7 @@ class SiteSpec:
 # and inputs from which it is computed, and whether by affine operations alone. A linear map starts a new leaf, since it
 # mixes the units before it into new units.
 class Leaf(NamedTuple):
-    """Where a value comes from, as in `SiteSpec.kind`, and its equation."""
+    """The source of a value, a kind as in `SiteSpec.kind`, and its equation."""
 
     kind: str
     equation: int

@@ -76,7 +76,7 @@ def _push_through(equations: Sequence[JaxprEqn], ids: Ids, flows: dict) -> None:
 
 
 def push(eqn: JaxprEqn, operands: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
-    """Return the ids of an equation's results, from those of its operands; None where it may mix units."""
+    """Return the ids of an equation's results, from the ids of its operands; None if it may mix units."""
     name, params = eqn.primitive.name, eqn.params
     first = next(units for units in operands if units is not None)
     unknown: list[np.ndarray | None] = [None] * len(eqn.outvars)

@@ -98,6 +98,8 @@ def linear_redundancy(
     accuracy = np.full((*shape, num_steps.max() + 1), np.nan)
     r_squares, ranks = np.empty((len(models), network.num_neurons)), np.empty(shape[:2], int)
     keys = jax.random.split(jax.random.key(seed), len(network.sites))
+    # One pass for each network and layer: scores and fills from the validation split, curves on the test split. The
+    # readouts are fitted on the training split, which no score has seen.
     for i, model in enumerate(models):
         evidence = evidence_of(model, data, quantizer_of(quantizer, model))
         values = [compute_score(name, evidence) for name in scores]
