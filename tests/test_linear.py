@@ -449,13 +449,13 @@ def test_pruned_networks_have_the_outputs_of_the_compensated_mask(model, fit_ima
     shapes = {"hidden": (12, 784), "shift": (12,), "head": (10, 12), "bias": (10,)}
     params = {name: random.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
     function, residual = ja.from_function(plain, params, fit_images[:2]), KINDS["residual"]()
+    outcomes = {str(c): lambda outputs, labels, c=c: outputs[:, c] for c in range(10)}
     for network, size in ((model, 27), (function, 12), (residual, 14)):
         linear = fill if network is model else ja.compute_fill(network, "linear", fit_images)
         keep = np.arange(size) % 3 > 0
         small = ja.prune(network, keep, linear, images=examples[0])
         seen = []
         for net, mask, values in ((network, keep, linear), (small, np.ones(keep.sum(), bool), None)):
-            outcomes = {str(c): lambda outputs, labels, c=c: outputs[:, c] for c in range(10)}
             by_image = [
                 ja.evaluate_masks(net, mask[None], image[None], examples[1][:1], values, outcomes=outcomes)
                 for image in examples[0][:4]
