@@ -6,6 +6,7 @@ Output: a smaller network of the same kind.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar, overload
 
 import jax
@@ -115,9 +116,16 @@ def prune(
             site_fills = [Prediction(mean, jnp.asarray(w)) for mean, w in zip(site_fills, weights, strict=True)]
         masks: Any = {i: (jnp.asarray(kept), site_fills[i], None) for i, kept in enumerate(keeps)}
         small_spec, small_state, _ = trace_model(small, images)
-        outputs = start_forward(small_spec, small_state, images, ())({})
-        _require_equal_outputs(start_forward(spec, state, images, masks)(masks), outputs, state)
+        outputs = _outputs(small_spec, small_state, images, {})
+        _require_equal_outputs(_outputs(spec, state, images, masks), outputs, state)
     return small if isinstance(model, Model) else small.params
+
+
+@partial(jax.jit, static_argnums=0)
+def _outputs(spec: ModelSpec, state: Sequence[jax.Array], images: jax.Array, masks: Any) -> Any:
+    """Return the outputs of a network under masks, compiled as one program."""
+    with jax.default_matmul_precision(matmul_precision()):
+        return start_forward(spec, list(state), images, masks)(masks)
 
 
 def count_parameters(model: AnyModel) -> int:
@@ -314,7 +322,7 @@ class _Cuts:
         for index, addition in self.additions.items():
             small[index] = jnp.asarray((np.asarray(small[index]) + addition).astype(small[index].dtype))
         for (index, axis), kept in self.kept.items():
-            small[index] = jnp.asarray(np.compress(kept, small[index], axis=axis))
+            small[index] = jnp.asarray(np.compress(kept, np.asarray(small[index]), axis=axis))
         return small
 
 
