@@ -91,12 +91,17 @@ def check_linear_fill(fill: LinearFill, sites: Sequence[str], sizes: Sequence[in
 
 
 def regularize(covariance: np.ndarray, ridge: float) -> np.ndarray:
-    """Return C + lambda I, float64 [unit, unit], with lambda = ridge times the mean of the diagonal of C.
+    """Return C + lambda I, float64 [unit, unit]."""
+    return covariance + penalty(covariance, ridge) * np.eye(len(covariance))
+
+
+def penalty(covariance: np.ndarray, ridge: float) -> float:
+    """Return lambda: the ridge times the mean of the diagonal of C.
 
     A site whose units are all constant gets lambda = 1: its predictions are the means.
     """
     mean_variance = float(np.trace(covariance)) / len(covariance)
-    return covariance + (ridge * mean_variance if mean_variance > 0 else 1.0) * np.eye(len(covariance))
+    return ridge * mean_variance if mean_variance > 0 else 1.0
 
 
 def predictors(covariance: np.ndarray, ridge: float, keep: np.ndarray) -> np.ndarray:
@@ -110,9 +115,7 @@ def predictors(covariance: np.ndarray, ridge: float, keep: np.ndarray) -> np.nda
     Returns:
         float32 [mask, kept unit, ablated unit], (C_KK + lambda I)^-1 C_KG, and 0 at all other places.
     """
-    # [unit, unit]: C + lambda I, and lambda I alone
-    inner = regularize(covariance, ridge)
-    diagonal = np.diag(np.diag(inner - covariance))
+    diagonal = penalty(covariance, ridge) * np.eye(len(covariance))
     weights = np.empty((*keep.shape, keep.shape[1]), np.float32)
     for i in range(0, len(keep), MASKS_AT_A_TIME):
         rows, columns = keep[i : i + MASKS_AT_A_TIME, :, None], keep[i : i + MASKS_AT_A_TIME, None, :]
@@ -182,8 +185,8 @@ def unique_variances(covariance: np.ndarray, ridge: float) -> np.ndarray:
         >>> ja.linear_compensation.unique_variances(covariance, 1e-9).round(6)
         array([0.36, 0.36])
     """
-    inner = regularize(covariance, ridge)
-    return np.maximum(1 / np.diag(np.linalg.inv(inner)) - (inner - covariance)[0, 0], 0)
+    precision = np.linalg.inv(regularize(covariance, ridge))
+    return np.maximum(1 / np.diag(precision) - penalty(covariance, ridge), 0)
 
 
 def elimination_ranks(covariance: np.ndarray, ridge: float, weights: np.ndarray) -> np.ndarray:

@@ -51,7 +51,8 @@ from jaxablate.models._weights import Reader, find_readers
 # Linear fills: ablating neuron j changes the outputs of all ablated units of its site, by -e_j S_j, where e_j is what
 # the remaining units do not predict of h_j, and S_j a column of the order's `Basis`. So z changes by -e_j (S_j W): an
 # update as above, with e_j in place of h_j - a_j and S^T W in place of W. Only linear maps that read the site directly
-# are updated so; the others, and deeper levels when they are entered, get the predicted outputs.
+# are updated so; all others get the predicted outputs. When a deeper level is entered, z is the product of its kept
+# outputs and the weights that the curve carries, to which each step makes a rank-one change.
 
 BASES_AT_A_TIME = 32  # orders whose bases are on the device together; fewer for wide layers
 BASIS_BYTES = 2**28  # largest size of these bases (one order may take more)
