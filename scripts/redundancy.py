@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 import jaxablate as ja
 from jaxablate._files import atomic_path
+from jaxablate.charts import place_name
 from jaxablate.figures._draw import styled
 from jaxablate.statistics import estimate, paired_difference
 
@@ -114,16 +115,11 @@ def draw(tables: dict[tuple[str, str], xr.Dataset]) -> Figure:
             values = estimate(curves.sel(fill=fill).values)
             axis.plot(curves["step"], values.mean, color=COLORS[fill], label=name)
             axis.fill_between(curves["step"], *values.interval(), color=COLORS[fill], alpha=0.2, linewidth=0)
-        axis.set(title=f"{net}, {layer_name(str(scope))}", xlabel="ablated neurons", ylim=(0, 100))
+        axis.set(title=f"{net}, {place_name(str(scope))}", xlabel="ablated neurons", ylim=(0, 100))
     axes[0].set_ylabel("test accuracy in %")
     axes[0].legend(loc="lower left", fontsize="x-small")
     figure.tight_layout()
     return figure
-
-
-def layer_name(scope: str) -> str:
-    """Return "layer 1" for "layer1"."""
-    return re.sub(r"(\d+)$", r" \1", scope)
 
 
 def page(tables: dict[tuple[str, str], xr.Dataset]) -> str:
@@ -203,7 +199,7 @@ def cell(values: np.ndarray, digits: int = 1) -> str:
 def row_name(setting: str, net: str, scope: str, number: int) -> str:
     dataset, _, activation = setting.rpartition("_")
     name = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}[dataset]
-    return f"| {name}, {activation} ({number}) | {net} | {layer_name(scope)} "
+    return f"| {name}, {activation} ({number}) | {net} | {place_name(scope)} "
 
 
 def gone_table(tables: dict[tuple[str, str], xr.Dataset]) -> str:

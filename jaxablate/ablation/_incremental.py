@@ -286,9 +286,8 @@ def _order_bases(
             ranks = [order[(order >= first) & (order < last)] - first for order in network_orders[: max(number, 1)]]
             distinct = [order_basis(covariance, fill.ridge, units) for units in ranks]
             by_network.append(stack([*distinct, *distinct[:1] * (most - len(distinct))]))
-        # `start` is the identity for every order
-        bases[site] = Basis(*(np.stack(arrays) for arrays in zip(*by_network, strict=True)))
-        bases[site] = bases[site]._replace(start=bases[site].start[:, :1])
+        basis = stack(by_network)
+        bases[site] = basis._replace(start=basis.start[:, :1])  # the identity for every order
     return bases
 
 
