@@ -5,7 +5,7 @@ Output: weights of predictions, the basis in which ablating one more unit is a r
 units are predicted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -17,23 +17,22 @@ from jaxablate.fills import LinearFill
 __all__ = ["effective_rank", "elimination_ranks", "predictors", "r_squared", "unique_variances"]
 
 SMALLEST_RIDGE = 1e-12  # below, rounding in float64 would show
-MASKS_AT_A_TIME = 32  # bounds the float64 systems that are solved together
 
 
 class Basis(NamedTuple):
     """The compensated outputs of a site as units are ablated one by one.
 
     Let c = h - mu be centred activations [unit], and gone the units that are ablated. Kept units keep c, and ablated
-    units get the rows of (start - columns diag(gone) residuals) c. To ablate unit j changes the compensated outputs by
-    -e_j columns[:, j], where e_j = residuals[j] c is the part of unit j that the remaining units do not predict.
+    units get the rows of (S - columns diag(gone) residuals) c, with S the predictions before the first unit is ablated.
+    S is the identity for `order_basis`, and equals the columns for `removal_basis`. To ablate unit j changes the
+    compensated outputs by -e_j columns[:, j], where e_j = residuals[j] c is the part of unit j that the remaining units
+    do not predict.
 
     Attributes:
-        start: [unit, unit], predictions before the first unit is ablated.
         columns: [unit, unit], column j is the weight of e_j in every unit.
         residuals: [unit, unit], row j gives e_j.
     """
 
-    start: np.ndarray
     columns: np.ndarray
     residuals: np.ndarray
 
@@ -46,62 +45,55 @@ def check_ridge(ridge: object) -> None:
     )
 
 
-def check_linear_fill(fill: LinearFill, sites: Sequence[str], sizes: Sequence[int], num_networks: int) -> LinearFill:
+def check_linear_fill(fill: LinearFill, sites: Mapping[str, int], leading: tuple[int, ...]) -> LinearFill:
     """Check a linear fill and return it with a leading axis [network] and arrays in float64.
 
     Args:
         fill: the fill, with a leading axis for several networks.
-        sites, sizes: name and number of units of each site.
-        num_networks: number of networks; 0 for one network without a leading axis.
+        sites: number of units of each site, by name.
+        leading: (number of networks,), or () for one network without a leading axis.
 
     Raises:
         InputError: for arrays that do not fit the sites, a covariance that is none, or a ridge that is too small.
     """
     check_ridge(fill.ridge)
-    leading = (num_networks,) if num_networks else ()
     try:
-        means = np.asarray(fill.means, np.float64)
-        covariances = [np.asarray(covariance, np.float64) for covariance in fill.covariances]
+        *covariances, means = (np.asarray(array, np.float64) for array in (*fill.covariances, fill.means))
     except (TypeError, ValueError):
-        raise InputError(
-            "fill: expected means and covariances; ja.compute_fill(model, 'linear', images) makes them"
-        ) from None
-    shapes, expected = [c.shape for c in covariances], [(*leading, size, size) for size in sizes]
+        raise InputError("fill: expected arrays; ja.compute_fill(model, 'linear', images) makes them") from None
+    shapes = [array.shape for array in (*covariances, means)]
+    expected = [*((*leading, size, size) for size in sites.values()), (*leading, sum(sites.values()))]
     require(
-        shapes == expected and means.shape == (*leading, sum(sizes)),
-        f"fill: expected covariances of shapes {expected} and means {(*leading, sum(sizes))}, got {shapes} and "
-        f"{means.shape}; compute the fill for this model",
+        shapes == expected,
+        f"fill: expected covariances of shapes {expected[:-1]} and means {expected[-1]}, got {shapes[:-1]} and "
+        f"{shapes[-1]}; compute the fill for this model",
     )
     require_finite("fill means", means)
     for site, covariance in zip(sites, covariances, strict=True):
         require_finite(f"fill of site {site!r}", covariance)
-        for matrix in covariance.reshape(-1, *covariance.shape[-2:]):
-            try:
-                np.linalg.cholesky(regularize(matrix, fill.ridge))
-                is_covariance = np.allclose(matrix, matrix.T, rtol=1e-6, atol=1e-9 * np.abs(matrix).max(initial=0))
-            except np.linalg.LinAlgError:
-                is_covariance = False
-            require(
-                is_covariance,
-                f"fill of site {site!r}: expected a covariance, symmetric and without negative eigenvalues",
-            )
-    if num_networks:
-        return LinearFill(means, tuple(covariances), float(fill.ridge))
-    return LinearFill(means[None], tuple(covariance[None] for covariance in covariances), float(fill.ridge))
+        tolerance = 1e-9 * np.abs(covariance).max(axis=(-2, -1), keepdims=True, initial=0)
+        is_covariance = np.allclose(covariance, covariance.mT, rtol=1e-6, atol=tolerance)
+        try:
+            np.linalg.cholesky(regularize(covariance, fill.ridge))
+        except np.linalg.LinAlgError:
+            is_covariance = False
+        require(is_covariance, f"fill of site {site!r}: expected a covariance, symmetric, no negative eigenvalues")
+    by_network = tuple(covariance.reshape(-1, *covariance.shape[-2:]) for covariance in covariances)
+    return LinearFill(means.reshape(-1, means.shape[-1]), by_network, float(fill.ridge))
 
 
 def regularize(covariance: np.ndarray, ridge: float) -> np.ndarray:
-    """Return C + lambda I, float64 [unit, unit]."""
-    return covariance + penalty(covariance, ridge) * np.eye(len(covariance))
+    """Return C + lambda I, float64 [..., unit, unit]."""
+    return covariance + penalty(covariance, ridge)[..., None, None] * np.eye(covariance.shape[-1])
 
 
-def penalty(covariance: np.ndarray, ridge: float) -> float:
-    """Return lambda: the ridge times the mean of the diagonal of C.
+def penalty(covariance: np.ndarray, ridge: float) -> np.ndarray:
+    """Return lambda [...]: the ridge times the mean of the diagonal of C [..., unit, unit].
 
     A site whose units are all constant gets lambda = 1: its predictions are the means.
     """
-    mean_variance = float(np.trace(covariance)) / len(covariance)
-    return ridge * mean_variance if mean_variance > 0 else 1.0
+    mean_variance = np.trace(covariance, axis1=-2, axis2=-1) / covariance.shape[-1]
+    return np.where(mean_variance > 0, ridge * mean_variance, 1.0)
 
 
 def predictors(covariance: np.ndarray, ridge: float, keep: np.ndarray) -> np.ndarray:
@@ -115,13 +107,10 @@ def predictors(covariance: np.ndarray, ridge: float, keep: np.ndarray) -> np.nda
     Returns:
         float32 [mask, kept unit, ablated unit], (C_KK + lambda I)^-1 C_KG, and 0 at all other places.
     """
-    diagonal = penalty(covariance, ridge) * np.eye(len(covariance))
-    weights = np.empty((*keep.shape, keep.shape[1]), np.float32)
-    for i in range(0, len(keep), MASKS_AT_A_TIME):
-        rows, columns = keep[i : i + MASKS_AT_A_TIME, :, None], keep[i : i + MASKS_AT_A_TIME, None, :]
-        # Ablated units stay in the system with lambda on the diagonal and 0 elsewhere: all systems have one size.
-        systems = np.where(rows & columns, covariance, 0) + diagonal
-        weights[i : i + MASKS_AT_A_TIME] = np.linalg.solve(systems, np.where(rows & ~columns, covariance, 0))
+    weights, regularized = np.zeros((*keep.shape, keep.shape[1]), np.float32), regularize(covariance, ridge)
+    for i, kept in enumerate(keep):
+        inner, outer = np.ix_(kept, kept), np.ix_(kept, ~kept)
+        weights[i][outer] = np.linalg.solve(regularized[inner], covariance[outer])
     return weights
 
 
@@ -136,15 +125,12 @@ def order_basis(covariance: np.ndarray, ridge: float, gone: np.ndarray) -> Basis
         ridge: as in `ja.fills.LinearFill`.
         gone: int [rank], distinct units in the order of their ablation.
     """
-    size = len(covariance)
-    order = np.concatenate([np.setdiff1d(np.arange(size), gone), gone[::-1]])
-    places = np.ix_(order, order)
-    lower = np.linalg.cholesky(regularize(covariance, ridge)[places])
+    order = np.concatenate([np.setdiff1d(np.arange(len(covariance)), gone), gone[::-1]])
+    lower = np.linalg.cholesky(regularize(covariance, ridge)[np.ix_(order, order)])
     lower /= np.diag(lower)
-    inverse = scipy.linalg.solve_triangular(lower, np.eye(size), lower=True)
-    columns, residuals = np.empty((size, size)), np.empty((size, size))
-    columns[places], residuals[places] = lower, inverse
-    return Basis(np.eye(size), columns, residuals)
+    inverse = scipy.linalg.solve_triangular(lower, np.eye(len(order)), lower=True)
+    places = np.argsort(order)  # of each unit in the order
+    return Basis(lower[np.ix_(places, places)], inverse[np.ix_(places, places)])
 
 
 def removal_basis(covariance: np.ndarray, ridge: float, keep: np.ndarray) -> Basis:
@@ -157,17 +143,11 @@ def removal_basis(covariance: np.ndarray, ridge: float, keep: np.ndarray) -> Bas
         ridge: as in `ja.fills.LinearFill`.
         keep: bool [unit], True = kept at the start.
     """
-    start = np.diag(keep.astype(float)) + predictors(covariance, ridge, keep[None])[0].T.astype(float)
-    residuals = np.zeros_like(start)
-    kept = np.flatnonzero(keep)
-    precision = np.linalg.inv(regularize(covariance, ridge)[np.ix_(kept, kept)])
-    residuals[np.ix_(kept, kept)] = precision / np.diag(precision)[:, None]
-    return Basis(start, start, residuals)
-
-
-def stack(bases: Sequence[Basis]) -> Basis:
-    """Stack bases along a new leading axis, in float32."""
-    return Basis(*(np.stack(arrays).astype(np.float32) for arrays in zip(*bases, strict=True)))
+    columns = np.diag(keep.astype(float)) + predictors(covariance, ridge, keep[None])[0].T
+    residuals, places = np.zeros_like(columns), np.ix_(keep, keep)
+    precision = np.linalg.inv(regularize(covariance, ridge)[places])
+    residuals[places] = precision / np.diag(precision)[:, None]
+    return Basis(columns, residuals)
 
 
 def unique_variances(covariance: np.ndarray, ridge: float) -> np.ndarray:

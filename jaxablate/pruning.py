@@ -90,7 +90,8 @@ def prune(
     assert images is not None
     spec, state, images = trace_model(model, images)
     require_shape("keep", keep, (spec.num_neurons,), "neuron")
-    linear = check_linear_fill(fill, spec.sites, spec.sizes, 0) if isinstance(fill, LinearFill) else None
+    sites = dict(zip(spec.sites, spec.sizes, strict=True))
+    linear = check_linear_fill(fill, sites, ()) if isinstance(fill, LinearFill) else None
     constant = fill if linear is None else linear.means[0]
     require(
         constant is None or isinstance(constant, np.ndarray | jax.Array | list | tuple),
@@ -102,19 +103,14 @@ def prune(
     keeps, fills = (np.split(array, spec.offsets[1:-1]) for array in (keep, values))
     for site, kept in zip(spec.sites, keeps, strict=True):
         require(bool(kept.any()), f"keep: expected at least one neuron of site {site!r}, got none")
-    weights = None
+    site_fills: list[Any] = fills
     if linear is not None:
-        rows = zip(linear.covariances, keeps, strict=True)
-        weights = [predictors(covariance[0], linear.ridge, kept[None])[0] for covariance, kept in rows]
+        rows = zip(fills, linear.covariances, keeps, strict=True)
+        site_fills = [Prediction(mean, predictors(c[0], linear.ridge, kept[None])[0]) for mean, c, kept in rows]
     original = model if isinstance(model, Model) else from_module(model, images)
-    # mean + (h - mean) A is the constant mean - mean A, and h A
-    constants = fills if weights is None else [mean - mean @ a for mean, a in zip(fills, weights, strict=True)]
-    small = _pruned(original, keeps, constants, weights, images, apply)
+    small = _pruned(original, keeps, site_fills, images, apply)
     if compared:
-        site_fills: list[Any] = [jnp.asarray(values) for values in fills]
-        if weights is not None:
-            site_fills = [Prediction(mean, jnp.asarray(w)) for mean, w in zip(site_fills, weights, strict=True)]
-        masks: Any = {i: (jnp.asarray(kept), site_fills[i], None) for i, kept in enumerate(keeps)}
+        masks = {i: (kept, site_fills[i], None) for i, kept in enumerate(keeps)}
         small_spec, small_state, _ = trace_model(small, images)
         outputs = _outputs(small_spec, small_state, images, {})
         _require_equal_outputs(_outputs(spec, state, images, masks), outputs, state)
@@ -168,27 +164,22 @@ def count_flops(model: AnyModel, images: Images) -> int:
 
 
 def _pruned(
-    model: Model,
-    keeps: Sequence[np.ndarray],
-    fills: Sequence[np.ndarray],
-    weights: Sequence[np.ndarray] | None,
-    images: jax.Array,
-    apply: Callable | None,
+    model: Model, keeps: Sequence[np.ndarray], fills: Sequence[Any], images: jax.Array, apply: Callable | None
 ) -> Model:
-    """Return the smaller model, from mask and constant fill of each site, and the weights of predictions."""
+    """Return the smaller model, from the mask and fill of each site, float [unit] or a `Prediction`."""
     options: Any = {"sites": model.choice, "outputs": model.kind}
     is_module, added = isinstance(model.function, ModuleCall), set()
     require(apply is None or not is_module, "apply: expected None for a Flax NNX module, which needs no function")
-    if is_module and any(fill[~kept].any() for kept, fill in zip(keeps, fills, strict=True)):
+    pairs = zip(keeps, fills, strict=True)
+    if is_module and any(isinstance(fill, Prediction) or fill[~kept].any() for kept, fill in pairs):
         module, added = _with_biases(model.params)
         model = from_module(module, images, **options)
     with jax.default_matmul_precision(matmul_precision()):
         spec, state, _ = trace_model(model, images)
         cuts = _Cuts(spec, state, model.names)
-        site_weights = [None] * len(keeps) if weights is None else weights
-        for site, kept, fill, predicted in zip(spec.site_specs, keeps, fills, site_weights, strict=True):
+        for site, kept, fill in zip(spec.site_specs, keeps, fills, strict=True):
             if not kept.all():
-                cuts.remove(site, kept, fill, predicted)
+                cuts.remove(site, kept, fill)
         params = model.function.params(cuts.leaves(model.state))
     try:
         if isinstance(model.function, ModuleCall):
@@ -227,7 +218,7 @@ class _Cuts:
         self.kept: dict[tuple[int, int], Any] = {}  # bool [place], by the position of the parameter and its axis
         self.owners: dict[Any, dict] = {}  # by the variable of the site
 
-    def remove(self, site: SiteSpec, kept: np.ndarray, fill: np.ndarray, weights: np.ndarray | None) -> None:
+    def remove(self, site: SiteSpec, kept: np.ndarray, fill: np.ndarray | Prediction) -> None:
         """Remove the units of one site; their fill joins the biases and weights of the linear maps that read it."""
         graph, var = self.graph, self.graph.values[site.ordinal]
         readers = find_readers(graph, site, self.flows)
@@ -238,9 +229,12 @@ class _Cuts:
                 f"site {site.name!r}: it has the same units as an earlier site; prune one of them",
             )
         self.owners[var] = owners
+        if isinstance(fill, Prediction):
+            for reader in readers:
+                self._add_predictions(reader, site, np.asarray(fill.weights))
+            # mean + (h - mean) A is the constant mean - mean A, and h A
+            fill = np.asarray(fill.mean - fill.mean @ fill.weights)
         for reader in readers:
-            if weights is not None:
-                self._add_predictions(reader, site, weights)
             self._add_fill(reader, site, kept, fill)
         for index, leaf in enumerate(graph.inputs):
             if leaf in owners:

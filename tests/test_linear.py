@@ -247,14 +247,14 @@ def test_bases_equal_direct_solves():
     basis = order_basis(covariance, ridge, order[:7])
     for k in range(8):
         keep = ~np.isin(np.arange(9), order[:k])
-        operator = basis.start - (basis.columns * ~keep) @ basis.residuals
+        operator = np.eye(9) - (basis.columns * ~keep) @ basis.residuals
         direct = np.diag(keep.astype(float)) + predictors(covariance, ridge, keep[None])[0].T
         np.testing.assert_allclose(operator, direct, atol=1e-6)  # predictors are float32
     keep = np.isin(np.arange(9), order[3:])
     basis = removal_basis(covariance, ridge, keep)
     for unit in order[3:]:
         fewer = keep & (np.arange(9) != unit)
-        operator = basis.start - np.outer(basis.columns[:, unit], basis.residuals[unit])
+        operator = basis.columns - np.outer(basis.columns[:, unit], basis.residuals[unit])
         direct = np.diag(fewer.astype(float)) + predictors(covariance, ridge, fewer[None])[0].T
         np.testing.assert_allclose(operator, direct, atol=1e-6)
 

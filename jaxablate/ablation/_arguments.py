@@ -78,7 +78,7 @@ def make_problem(
         rows = fill.rows(by_label)
         values = _check_tables(network, fill, rows, leading)
     elif isinstance(fill, LinearFill):
-        linear = check_linear_fill(fill, network.sites, network.sizes, len(states) if leading else 0)
+        linear = check_linear_fill(fill, dict(zip(network.sites, network.sizes, strict=True)), leading)
         values = linear.means.astype(np.float32)
     elif isinstance(fill, AffineFill):
         values, scale = check_values("fill offset", fill.offset), check_values("fill scale", fill.scale)

@@ -192,8 +192,7 @@ def _choose_engine(engine: str, problem: AblationProblem, orders: np.ndarray) ->
     sites = _incremental.ablated_sites(problem.network, orders)
     if engine == "incremental":
         return engine
-    is_linear = problem.linear is not None
-    return "incremental" if _incremental.has_updates(problem.network, sites, is_linear) else "vmap"
+    return "incremental" if _incremental.has_updates(problem.network, sites, problem.linear is not None) else "vmap"
 
 
 def _unique_orders(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

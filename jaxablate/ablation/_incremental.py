@@ -17,8 +17,7 @@ from jax.extend.core import JaxprEqn, Var
 
 from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard, split_by_site
 from jaxablate.ablation._outcomes import Batch, Named, Sums, measure, zero_sums
-from jaxablate.fills import LinearFill
-from jaxablate.linear_compensation import Basis, order_basis, removal_basis, stack
+from jaxablate.linear_compensation import Basis, order_basis, removal_basis
 from jaxablate.models._analysis import SiteSpec, describe_values
 from jaxablate.models._graph import Graph, evaluate, needed, read, replaced, stage_of
 from jaxablate.models._model import (
@@ -106,11 +105,16 @@ def _change(reader: Reader, changes: jax.Array, weight: jax.Array, rows: jax.Arr
     if not reader.is_product:
         return reader.equation.primitive.bind(changes, kernel, **reader.equation.params)
     if len(rows) > 1:
-        changes, kernel = jnp.moveaxis(changes, 0, -1), jnp.moveaxis(kernel, 0, -1)
-        left, right = (changes, kernel) if reader.side == 0 else (kernel, changes)
-        return jnp.tensordot(left, right, axes=(-1, -1))
+        return _product(reader, changes, kernel)
     left, right = (changes[0], kernel[0]) if reader.side == 0 else (kernel[0], changes[0])
     return left.reshape(*left.shape, *(1,) * right.ndim) * right
+
+
+def _product(reader: Reader, operand: jax.Array, weight: jax.Array) -> jax.Array:
+    """Return the result of a matrix product for another operand and weight, both [row, ...]."""
+    operand, weight = jnp.moveaxis(operand, 0, -1), jnp.moveaxis(weight, 0, -1)
+    left, right = (operand, weight) if reader.side == 0 else (weight, operand)
+    return jnp.tensordot(left, right, axes=(-1, -1))
 
 
 def _weight_rows(update: _Update, env: dict[Var, Any]) -> jax.Array:
@@ -171,10 +175,8 @@ def _make_plan(
     masked = {graph.values[network.site_specs[site].ordinal] for site in removed}
     updates = [_find_updates(network, graph, site, stage, depth, masked) for site in sites]
     if is_linear:
-        pairs = zip(sites, updates, strict=True)
-        updates = [
-            [update for update in of_site if update.is_direct(network.site_specs[site])] for site, of_site in pairs
-        ]
+        specs = [network.site_specs[site] for site in sites]
+        updates = [[u for u in of_site if u.is_direct(spec)] for spec, of_site in zip(specs, updates, strict=True)]
     carried = {update.reader.result for of_site in updates for update in of_site}
     without_carried = [eqn for eqn in graph.equations if not carried.intersection(eqn.outvars)]
     live = {eqn.outvars[0] for eqn in needed(without_carried, [*graph.outputs, *variables_of_sites])}
@@ -251,52 +253,45 @@ def measure_steps(
     static = network, sites, removed, keep is None, problem.outcomes, problem.precision, problem.has_moderate_fill
     start = np.ones(network.num_neurons, bool) if keep is None else keep
     runner = ChunkRunner(problem, per_example, preferred_chunk(network, sites))
-    constants = problem.states, problem.fill, problem.scale
-    if problem.linear is None:
-        return runner.run(_engine, static, (steps, num_distinct.astype(np.int32), start, *constants, {}))
-    if keep is not None:
-        bases = _removal_bases(network, (*sites, *removed), problem.linear, keep)
-        return runner.run(_engine, static, (steps, num_distinct.astype(np.int32), start, *constants, bases))
-    # Every order needs a basis for each of its sites. Groups of orders bound their memory; a group repeats the forward
-    # pass up to the first site.
-    parts, per_order = [], 12 * sum(network.sizes[site] ** 2 for site in sites) * len(orders)
-    at_a_time = min(BASES_AT_A_TIME, max(1, BASIS_BYTES // per_order))
+    at_a_time, parts = orders.shape[1], []
+    if problem.linear is not None and keep is None:
+        # Every order needs a basis for each of its sites. Groups of orders bound their memory; a group repeats the
+        # forward pass up to the first site.
+        per_order = 8 * sum(network.sizes[site] ** 2 for site in sites) * len(orders)
+        at_a_time = min(BASES_AT_A_TIME, max(1, BASIS_BYTES // per_order))
     for first in range(0, orders.shape[1], at_a_time):
         part = slice(first, first + at_a_time)
         number = np.clip(num_distinct - first, 0, at_a_time).astype(np.int32)
-        bases = _order_bases(network, sites, problem.linear, orders[:, part], number)
-        parts.append(runner.run(_engine, static, (steps[:, part], number, start, *constants, bases)))
+        bases = _bases(problem, {*sites, *removed}, orders[:, part], number, keep)
+        replicated = steps[:, part], number, start, problem.states, problem.fill, problem.scale, bases
+        parts.append(runner.run(_engine, static, replicated))
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 
 
-def _order_bases(
-    network: ModelSpec, sites: tuple[int, ...], fill: LinearFill, orders: np.ndarray, num_distinct: np.ndarray
+def _bases(
+    problem: AblationProblem, sites: set[int], orders: np.ndarray, num_distinct: np.ndarray, keep: np.ndarray | None
 ) -> dict[int, Basis]:
-    """Return for each site the bases [network, order, unit, unit] of a linear fill along orders [network, order, rank].
+    """Return for each site the bases of a linear fill, {} for other fills.
 
-    Only the first orders of each network are followed and have bases.
+    With `keep` they are [network, 1, unit, unit], for ablating any one unit more than `keep` does. Otherwise they are
+    [network, order, unit, unit] along orders [network, order, rank]; only the first orders of each network have bases.
     """
-    bases = {}
+    fill, bases = problem.linear, {}
+    if fill is None:
+        return bases
     # A program is compiled for the number of bases, so this number is a power of 2.
     most = min(orders.shape[1], 1 << (int(num_distinct.max(initial=1)) - 1).bit_length())
     for site in sites:
-        first, last = network.offsets[site : site + 2]
+        first, last = problem.network.offsets[site : site + 2]
         by_network = []
         for covariance, network_orders, number in zip(fill.covariances[site], orders, num_distinct, strict=True):
-            ranks = [order[(order >= first) & (order < last)] - first for order in network_orders[: max(number, 1)]]
-            distinct = [order_basis(covariance, fill.ridge, units) for units in ranks]
-            by_network.append(stack([*distinct, *distinct[:1] * (most - len(distinct))]))
-        basis = stack(by_network)
-        bases[site] = basis._replace(start=basis.start[:, :1])  # the identity for every order
-    return bases
-
-
-def _removal_bases(network: ModelSpec, sites: tuple[int, ...], fill: LinearFill, keep: np.ndarray) -> dict[int, Basis]:
-    """Return for each site the bases [network, 1, unit, unit] for ablating any one unit more than `keep` does."""
-    bases = {}
-    for site in sites:
-        kept = keep[network.offsets[site] : network.offsets[site + 1]]
-        bases[site] = stack([stack([removal_basis(c, fill.ridge, kept)]) for c in fill.covariances[site]])
+            if keep is None:
+                ranks = [order[(order >= first) & (order < last)] - first for order in network_orders[: max(number, 1)]]
+                distinct = [order_basis(covariance, fill.ridge, units) for units in ranks]
+                by_network.append([*distinct, *distinct[:1] * (most - len(distinct))])
+            else:
+                by_network.append([removal_basis(covariance, fill.ridge, keep[first:last])])
+        bases[site] = Basis(*np.moveaxis(np.array(by_network, np.float32), 2, 0))
     return bases
 
 
@@ -329,36 +324,34 @@ def _engine(static, replicated, shard: Shard):
             if any(function == "divergence" for _, function in outcomes):
                 intact = read_outputs(network, graph, evaluate(graph.equations, dict(env)))
             plan = _make_plan(network, graph, sites, removed, bool(bases))
-            constant = {i: (keep_of(keep, i), fills[i], scales[i]) for i in removed if i not in sites}
-            for i in constant if bases else ():
-                kept = keep_of(keep, i)
-                constant[i] = kept, predict_from(fills[i], jax.tree.map(lambda array: array[0], bases[i]), kept), None
+            first_bases, constant = jax.tree.map(lambda array: array[0], bases), {}
+            for i in set(removed) - set(sites):
+                kept = keep[network.offsets[i] : network.offsets[i + 1]]
+                constant[i] = kept, site_fill(fills[i], first_bases.get(i), kept, with_start), scales[i]
             replace = replacements(network, graph, constant)
             env = evaluate(plan.first, replaced(env, replace), replace)
             examples = Batch(labels, targets, intact)
             settings = fills, scales, replace, has_moderate_fill, with_start
-            # Orders share the first level's values, unless each has bases of its own.
-            is_shared = all(basis.residuals.shape[0] == 1 for basis in bases.values())
 
-            def start_curve(i):
-                bases_of_order = jax.tree.map(lambda array: array[jnp.minimum(i, len(array) - 1)], bases)
-                curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings, bases_of_order, [])
-                start = []
-                if bases:  # before the loops, since deeper levels are entered many times
-                    weights = [[_weight_rows(update, env) for update in level.updates] for level in plan.levels]
-                    curve = curve._replace(changed_weights=curve.change_weights(weights))
-                    # start^T W: `start` is the identity in `order_basis`, and equals `columns` in `removal_basis`
-                    start = weights if with_start else curve.changed_weights
-                progress = _Progress(jnp.int32(0), start_sums, keep, start)
+            def start_curve(bases):
+                # computed before the loops, since deeper levels are entered many times
+                levels = plan.levels if bases else []
+                weights = [[_weight_rows(update, env) for update in level.updates] for level in levels]
+                pairs = zip(levels, weights, strict=True)
+                changed = [[jnp.tensordot(bases[level.site].columns.T, w, 1) for w in rows] for level, rows in pairs]
+                curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings, bases, changed)
+                # The kept units start with the weights S^T W, with S as in `Basis`.
+                progress = _Progress(jnp.int32(0), start_sums, keep, weights if with_start else changed)
                 return curve, progress, curve.enter_level(0, env, progress)
 
             start_sums = {name: jnp.zeros(values.shape[1:], values.dtype) for name, values in totals.items()}
-            shared = start_curve(0) if is_shared else None
+            # Orders share the first level's values, unless each has bases of its own.
+            shared = None if bases and with_start else start_curve(first_bases)
 
             def add_curve(i, totals):
                 # depths[step]: the first level that loses a neuron at this step; the last entry, -1, ends every loop.
                 depths = jnp.append(jnp.asarray(level_of_neuron)[orders[i]].min(axis=1), -1)
-                curve, progress, first_level = start_curve(i) if shared is None else shared
+                curve, progress, first_level = shared or start_curve(jax.tree.map(lambda array: array[i], bases))
                 progress = curve.run_level(orders[i], depths, 0, first_level, progress)
                 return jax.tree.map(lambda total, sums: total.at[i].add(sums), totals, progress.sums)
 
@@ -366,19 +359,22 @@ def _engine(static, replicated, shard: Shard):
             # orders.
             return jax.lax.fori_loop(0, number, add_curve, totals)
 
-        def keep_of(keep, site):
-            return keep[network.offsets[site] : network.offsets[site + 1]]
-
         return shard.add_chunks(add_chunk, zero_sums(outcomes, network, shard.targets, (orders.shape[0], num_steps)))
 
     with jax.default_matmul_precision(precision):
         return jax.lax.map(measure_network, (stack_states(states), orders, num_distinct, fill, scale, bases))
 
 
-def predict_from(mean: jax.Array, basis: Basis, keep: jax.Array) -> Prediction:
-    """Return the prediction of a site's ablated units, from a basis and the mask bool [unit]."""
-    weights = basis.start - (basis.columns * ~keep) @ basis.residuals
-    return Prediction(mean, jnp.where(keep[:, None], weights.T, 0))
+def site_fill(fill: jax.Array, basis: Basis | None, keep: jax.Array, is_order: bool) -> jax.Array | Prediction:
+    """Return the fill of a site: with a basis, the prediction of its ablated units under a mask bool [unit].
+
+    `is_order` is True for a basis from `order_basis`, False for one from `removal_basis`.
+    """
+    if basis is None:
+        return fill
+    start = jnp.eye(len(keep)) if is_order else basis.columns
+    weights = start - (basis.columns * ~keep) @ basis.residuals
+    return Prediction(fill, jnp.where(keep[:, None], weights.T, 0))
 
 
 class _Progress(NamedTuple):
@@ -433,15 +429,16 @@ class _Curve(NamedTuple):
     def masked(self, level: _Level, env: dict[Var, Any], keep: jax.Array) -> jax.Array:
         """Return the level's site with its ablated neurons filled."""
         first, last = self.network.offsets[level.site : level.site + 2]
-        fill = self.fills[level.site]
-        if self.bases:
-            fill = predict_from(fill, self.bases[level.site], keep[first:last])
+        fill = site_fill(self.fills[level.site], self.bases.get(level.site), keep[first:last], self.with_start)
         mask = keep[first:last], fill, self.scales[level.site]
         return replacements(self.network, self.graph, {level.site: mask})[level.variable](env[level.variable])
 
-    def results(self, level: _Level, env: dict[Var, Any], keep: jax.Array) -> list[jax.Array]:
-        """Return the results of the level's readers, computed from the masked outputs."""
-        env = env | {level.variable: self.masked(level, env, keep)}
+    def results(self, depth: int, env: dict[Var, Any], progress: _Progress) -> list[jax.Array]:
+        """Return the results of the readers at a level, computed from its outputs."""
+        if self.bases:
+            return self.predicted_results(depth, env, progress)
+        level = self.levels[depth]
+        env = env | {level.variable: self.masked(level, env, progress.keep)}
         for update in level.updates:
             evaluate([*update.path, update.reader.equation], env, self.replace)
         return [env[update.reader.result] for update in level.updates]
@@ -451,13 +448,13 @@ class _Curve(NamedTuple):
         level = self.levels[depth]
         spec = self.network.site_specs[level.site]
         outputs = spec.canonical(env[level.variable])
+        results = self.results(depth, env, progress)
         if self.bases:
-            residuals = partial(self._residuals, outputs, level.site)
+            residuals: Callable = partial(self._residuals, outputs, level.site)
             if depth == 0:  # entered once: one product for all units
                 of_all_units = residuals(jnp.arange(spec.size))
-                residuals = lambda units, _=None: _take(of_all_units, units, 0)  # noqa: E731
-            changes: list[Callable] = [residuals] * len(level.updates)
-            return _Entered(env, changes, self.changed_weights[depth], self.predicted_results(depth, env, progress))
+                residuals = lambda units, _: _take(of_all_units, units, 0)  # noqa: E731
+            return _Entered(env, [residuals] * len(level.updates), self.changed_weights[depth], results)
         ablated = ablated_values(outputs, self.fills[level.site], self.scales[level.site])
         ablated = spec.native(jnp.broadcast_to(ablated, outputs.shape).astype(outputs.dtype))
         changes, weights = [], []
@@ -477,12 +474,7 @@ class _Curve(NamedTuple):
                 difference = _rows_first(difference, reader.axes)
             axis = 0 if reader.is_product else reader.axes[0]
             changes.append(lambda _, rows, array=difference, axis=axis: _take(array, rows, axis))
-        return _Entered(env, changes, weights, self.results(level, env, progress.keep))
-
-    def change_weights(self, weights: list[list[jax.Array]]) -> list[list[jax.Array]]:
-        """Return for each level and update the weight [unit, ...] of each unit's residual: columns^T W."""
-        columns = [self.bases[level.site].columns for level in self.levels]
-        return [[jnp.tensordot(c.T, rows, 1) for rows in level] for c, level in zip(columns, weights, strict=True)]
+        return _Entered(env, changes, weights, results)
 
     def without(self, weights: list[list[jax.Array]], neurons: jax.Array, is_taken: jax.Array) -> list[list[jax.Array]]:
         """Return `_Progress.weights` after a step, if it is taken: minus residuals^T columns^T W, at every level.
@@ -493,9 +485,8 @@ class _Curve(NamedTuple):
         for level, kept, changed in zip(self.levels, weights, self.changed_weights, strict=True):
             first, last = self.network.offsets[level.site : level.site + 2]
             is_member = (neurons >= first) & (neurons < last) & is_taken
-            units = jnp.where(is_member, neurons - first, 0)
-            rows = jnp.take(self.bases[level.site].residuals, units, 0, mode="clip")
-            rows = jnp.where(is_member[:, None], rows, 0).T
+            units = jnp.where(is_member, neurons - first, last - first)  # beyond the site: no residual
+            rows = jnp.take(self.bases[level.site].residuals, units, 0, mode="fill", fill_value=0).T
             pairs = zip(kept, changed, strict=True)
             fewer.append([weight - jnp.tensordot(rows, _take(change, units, 0), 1) for weight, change in pairs])
         return fewer
@@ -507,16 +498,12 @@ class _Curve(NamedTuple):
         """
         level = self.levels[depth]
         first, last = self.network.offsets[level.site : level.site + 2]
-        spec, mean = self.network.site_specs[level.site], self.fills[level.site]
-        outputs = spec.canonical(env[level.variable])
-        kept = spec.native(jnp.where(progress.keep[first:last], outputs - mean, 0))
-        constant = spec.native(jnp.broadcast_to(mean, (1, *outputs.shape[1:])))
-        results = []
-        for update, rows in zip(level.updates, progress.weights[depth], strict=True):
-            weight = jnp.moveaxis(rows, 0, update.reader.weight_axes[0])
-            parts = (kept, weight), (constant, read(env, update.reader.weight))
-            results.append(sum(update.reader.apply(operand, weight) for operand, weight in parts))
-        return results
+        outputs = self.network.site_specs[level.site].canonical(env[level.variable])
+        mean = jnp.broadcast_to(self.fills[level.site], (1, *outputs.shape[1:]))
+        kept = jnp.where(progress.keep[first:last], outputs - mean, 0)
+        kept, mean = jnp.moveaxis(kept, -1, 0), jnp.moveaxis(mean, -1, 0)
+        pairs = zip(level.updates, progress.weights[depth], strict=True)
+        return [_product(u.reader, kept, w) + _product(u.reader, mean, _weight_rows(u, env)) for u, w in pairs]
 
     def _residuals(self, outputs: jax.Array, site: int, units: jax.Array, _: Any = None) -> jax.Array:
         """Return minus what the remaining units do not predict of these units [unit, example, ...]."""
@@ -563,9 +550,8 @@ class _Curve(NamedTuple):
             keep = progress.keep.at[neurons].set(progress.keep[neurons] & ~is_entered)
             is_member = (neurons >= first) & (neurons < last) & is_entered
             units = jnp.where(is_member, neurons - first, 0)
-            progress = progress._replace(keep=keep)
-            if self.bases:
-                progress = progress._replace(weights=self.without(progress.weights, neurons, is_entered))
+            weights = self.without(progress.weights, neurons, is_entered) if self.bases else []
+            progress = progress._replace(keep=keep, weights=weights)
             changes, sizes = [], []
             for update, changes_of, weight in zip(level.updates, entered.changes, entered.weights, strict=True):
                 rows = jnp.asarray(update.reader.rows)[units]
@@ -578,10 +564,7 @@ class _Curve(NamedTuple):
             updated = [result + change for result, change in zip(results, changes, strict=True)]
             if level.updates and not (level.is_bounded and self.has_moderate_fill):
                 is_small = jnp.stack(sizes).max() < LARGE_OUTPUT
-                if self.bases:
-                    again = partial(self.predicted_results, depth, entered.env, progress)
-                else:
-                    again = partial(self.results, level, entered.env, progress.keep)
+                again = partial(self.results, depth, entered.env, progress)
                 updated = jax.lax.cond(is_small, lambda: updated, again)
             progress = run_deeper(updated, progress)
             return updated, progress, jnp.bool_(True)

@@ -51,9 +51,7 @@ def measure_masks(problem: AblationProblem, keep: np.ndarray) -> dict[str, np.nd
     parts = []
     for slab in padded.reshape(num_networks, num_slabs, batches, batch, -1).swapaxes(0, 1):
         static = network, sites, problem.outcomes, problem.precision
-        weights, places = {}, {}
-        if problem.linear is not None:
-            weights, places = _predictors_of_masks(network, sites, problem.linear, slab)
+        weights, places = _predictors_of_masks(network, sites, problem.linear, slab)
         replicated = slab, places, problem.states, problem.fill, problem.scale, weights
         sums = chunks.run(_engine, static, replicated)
         parts.append({name: values.reshape(num_networks, -1, *values.shape[3:]) for name, values in sums.items()})
@@ -61,14 +59,14 @@ def measure_masks(problem: AblationProblem, keep: np.ndarray) -> dict[str, np.nd
 
 
 def _predictors_of_masks(
-    network: ModelSpec, sites: tuple[int, ...], fill: LinearFill, keep: np.ndarray
+    network: ModelSpec, sites: tuple[int, ...], fill: LinearFill | None, keep: np.ndarray
 ) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
     """Return the weights of a linear fill's predictions; masks that agree at a site share theirs.
 
     Args:
         network: the network.
         sites: indices of the ablated sites.
-        fill: the fill, with a leading axis [network].
+        fill: the fill, with a leading axis [network]; None gives empty dictionaries.
         keep: bool [network, batch, mask, neuron].
 
     Returns:
@@ -76,17 +74,18 @@ def _predictors_of_masks(
         mask's weights, int32 [network, batch, mask].
     """
     weights, places = {}, {}
+    if fill is None:
+        return weights, places
     for site in sites:
-        masks = keep[..., network.offsets[site] : network.offsets[site + 1]]
-        unique = [np.unique(m.reshape(-1, m.shape[-1]), axis=0, return_inverse=True) for m in masks]
-        places[site] = np.stack([index for _, index in unique]).reshape(masks.shape[:-1]).astype(np.int32)
+        masks = keep[..., network.offsets[site] : network.offsets[site + 1]].reshape(len(keep), -1, network.sizes[site])
+        unique = [np.unique(network_masks, axis=0, return_inverse=True) for network_masks in masks]
+        places[site] = np.reshape([index for _, index in unique], keep.shape[:-1]).astype(np.int32)
         # The program is compiled for the number of distinct masks, so this is a power of 2, or the number of masks.
         most = max(len(distinct) for distinct, _ in unique)
-        num_distinct = min(2 ** (most - 1).bit_length(), masks[0].size // masks.shape[-1])
-        shape = len(masks), num_distinct, masks.shape[-1], masks.shape[-1]
-        weights[site] = np.zeros(shape, np.float32)
-        for i, (covariance, (distinct, _)) in enumerate(zip(fill.covariances[site], unique, strict=True)):
-            weights[site][i, : len(distinct)] = predictors(covariance, fill.ridge, distinct)
+        num_distinct = min(2 ** (most - 1).bit_length(), masks.shape[1])
+        weights[site] = np.zeros((len(keep), num_distinct, *fill.covariances[site].shape[1:]), np.float32)
+        for array, covariance, (distinct, _) in zip(weights[site], fill.covariances[site], unique, strict=True):
+            array[: len(distinct)] = predictors(covariance, fill.ridge, distinct)
     return weights, places
 
 
@@ -116,7 +115,7 @@ def _engine(static, replicated, shard: Shard):
 
             def measure_mask(masks, places):
                 predicted = {site: Prediction(constants[site], weights[site][place]) for site, place in places.items()}
-                fills = {**dict(enumerate(constants)), **predicted}
+                fills = dict(enumerate(constants)) | predicted
                 outputs = finish({site: (masks[site], fills[site], scales[site]) for site in sites})
                 return measure(outcomes, network.kind, outputs, examples)
 

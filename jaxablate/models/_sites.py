@@ -87,8 +87,8 @@ class Prediction(NamedTuple):
         weights: [unit, predicted unit]; rows of ablated units are 0.
     """
 
-    mean: jax.Array
-    weights: jax.Array
+    mean: AnyArray
+    weights: AnyArray
 
 
 def ablated_values(outputs: jax.Array, fill: jax.Array | Prediction, scale: jax.Array | None) -> jax.Array:
@@ -97,7 +97,7 @@ def ablated_values(outputs: jax.Array, fill: jax.Array | Prediction, scale: jax.
     A fill [example, neuron] is used at every place of an example if the outputs have more axes.
     """
     if isinstance(fill, Prediction):
-        return fill.mean + (outputs - fill.mean) @ fill.weights
+        return (outputs - fill.mean) @ fill.weights + fill.mean
     if 1 < fill.ndim < outputs.ndim:
         # [example, neuron] becomes [example, 1, ..., neuron] and is broadcast over the positions.
         fill = fill.reshape(len(fill), *(1,) * (outputs.ndim - fill.ndim), *fill.shape[1:])
