@@ -79,10 +79,11 @@ def traced(*arrays: object) -> bool:
     return any(isinstance(array, Tracer) for array in arrays)
 
 
-def require_finite(argument: str, values: np.ndarray) -> None:
-    """Raise if any value is NaN or infinite."""
+def require_finite(argument: str, values: np.ndarray, remedy: str = "") -> None:
+    """Raise if any value is NaN or infinite; the message ends with the remedy, if there is one."""
     bad = int(values.size - np.isfinite(values).sum())
-    require(bad == 0, f"{argument}: expected finite numbers, got {bad} NaN or infinite of {values.size}")
+    ending = f"; {remedy}" if remedy else ""
+    require(bad == 0, f"{argument}: expected finite numbers, got {bad} NaN or infinite of {values.size}{ending}")
 
 
 def finite_float32(argument: str, values: np.ndarray) -> np.ndarray:

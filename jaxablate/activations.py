@@ -198,9 +198,7 @@ def compute_fill(
         keep = np.asarray(keep)
         require(keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {keep.dtype}")
         require_shape("keep", keep, (None, network.num_neurons), "mask, neuron")
-    if kind == "optimal":
-        assert keep is not None
-        require(len(keep) > 0 and steps >= 1, f"optimal fill: expected masks and steps, got {len(keep)} and {steps}")
+        require(len(keep) > 0 and steps >= 1, f"{kind} fill: expected masks and steps, got {len(keep)} and {steps}")
     if kind in ("zero", "constant"):
         constant = np.full(network.num_neurons, value if kind == "constant" else 0.0, np.float32)
         require_finite("fill", constant)
@@ -214,7 +212,7 @@ def compute_fill(
         outputs = _record_outputs(model, images)
         return PerExampleFill(tuple(_class_means(h, np.asarray(labels), network.num_classes) for h in outputs))
     if kind == "linear":
-        return _fit_linear(network, state, images, ridge, None if keep is None else np.asarray(keep))
+        return fit_linear(network, state, images, ridge, keep)
     if kind == "resample":
         return PerExampleFill(tuple(_record_outputs(model, images)), key)
     start = np.asarray(mean_activations(model, images))
@@ -250,15 +248,11 @@ def _batches(
     """Return the outputs [example, ..., unit] of every site under masks of some sites, batch by batch."""
     # Batches bound the memory; the last one is smaller, which compiles one more program.
     size = max(1, min(BATCH_SIZE, MEMORY // peak_activation_bytes(network, (0,))))
-    batches = (images[i : i + size] for i in range(0, len(images), size))
-    return (_record_batch(network, state, batch, masks) for batch in batches)
-
-
-def _record_batch(network: ModelSpec, state: State, images: jax.Array, masks: dict[int, SiteMask]) -> list[jax.Array]:
-    """Return the outputs of every site; a single image is doubled, because a model of one could broadcast it."""
-    if len(images) > 1:
-        return _record(network, state, images, masks)
-    return [outputs[:1] for outputs in _record(network, state, jnp.repeat(images, 2, axis=0), masks)]
+    for i in range(0, len(images), size):
+        batch = images[i : i + size]
+        # A single image is doubled, because a model of one could broadcast it.
+        outputs = _record(network, state, batch if len(batch) > 1 else jnp.repeat(batch, 2, axis=0), masks)
+        yield [h[: len(batch)] for h in outputs]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -267,29 +261,20 @@ def _record(network: ModelSpec, state: State, images: jax.Array, masks: dict[int
         return record_sites(network, state, images, masks)[1]
 
 
-def _fit_linear(
-    network: ModelSpec, state: State, images: jax.Array, ridge: float, keep: np.ndarray | None
+def fit_linear(
+    network: ModelSpec, state: State, images: jax.Array, ridge: float = RIDGE, keep: Masks | None = None
 ) -> LinearFill:
     """Return the means and covariances of every site as a fill.
 
     Args:
-        network, state, images, ridge: as in `compute_fill`.
+        network, state, images: as `trace_model` returns them.
+        ridge: as in `compute_fill`.
         keep: bool [mask, neuron] with one mask for sequential statistics; None for the intact network.
     """
     check_ridge(ridge)
-    require(
-        keep is None or len(keep) == 1, "keep: a linear fill takes one mask [1, neuron]; fit one fill for each mask"
-    )
-    masks: dict[int, SiteMask] = {}
-    means, covariances, num_samples = _covariances(network, _batches(network, state, images, masks))
-    for site, kept in enumerate([] if keep is None else np.split(keep[0], network.offsets[1:-1])):
-        if masks:  # with the earlier sites masked, the network is the ablated one
-            changed_means, changed_covariances, _ = _covariances(network, _batches(network, state, images, masks))
-            means[site], covariances[site] = changed_means[site], changed_covariances[site]
-        weights = predictors(covariances[site], ridge, kept[None])[0]
-        prediction = Prediction(jnp.asarray(means[site], jnp.float32), jnp.asarray(weights))
-        masks[site] = jnp.asarray(kept), prediction, None
-    for name, size, number in zip(network.sites, network.sizes, num_samples, strict=True):
+    require(keep is None or len(keep) == 1, "keep: a linear fill takes one mask; fit one fill for each mask")
+    for name, size, outputs in zip(network.sites, network.sizes, network.outputs, strict=True):
+        number = len(images) * outputs.size // size
         if number < EXAMPLES_PER_NEURON * size:
             warnings.warn(
                 f"linear fill: {number} examples are fewer than {EXAMPLES_PER_NEURON} for each of the {size} "
@@ -297,36 +282,41 @@ def _fit_linear(
                 JaxablateWarning,
                 stacklevel=3,
             )
-    return LinearFill(np.concatenate(means), tuple(covariances), float(ridge))
+    masks: dict[int, SiteMask] = {}
+    moments = _moments(network, state, images, masks)
+    for site, kept in enumerate([] if keep is None else np.split(keep[0], network.offsets[1:-1])):
+        if masks:  # with the earlier sites masked, the network is the ablated one
+            moments[site] = _moments(network, state, images, masks)[site]
+        mean, covariance = moments[site]
+        prediction = Prediction(mean.astype(np.float32), predictors(covariance, ridge, kept[None])[0])
+        masks[site] = jnp.asarray(kept), prediction, None
+    means, covariances = zip(*moments, strict=True)
+    return LinearFill(np.concatenate(means), covariances, float(ridge))
 
 
-def _covariances(
-    network: ModelSpec, batches: Iterator[list[jax.Array]]
-) -> tuple[list[np.ndarray], list[np.ndarray], list[int]]:
-    """Return the means [unit] and covariances [unit, unit] of every site in float64, and the number of samples.
+def _moments(
+    network: ModelSpec, state: State, images: jax.Array, masks: dict[int, SiteMask]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the mean [unit] and the covariance [unit, unit] of every site under masks, in float64.
 
-    The positions of a unit in an example are samples too.
+    The positions of a unit in an example count as examples.
     """
-    # Sums are shifted by the means of the first batch, so that their difference loses no digits.
-    shifts: list[np.ndarray] = []
-    sums = [np.zeros(size) for size in network.sizes]
-    products = [np.zeros((size, size)) for size in network.sizes]
-    counts = [0] * len(network.sites)
-    for batch in batches:
+    # Sums are shifted by the means of the first batch, so that their difference loses no digits. A last column of ones
+    # adds the sums and the number of examples to the sums of products.
+    shifts, sums, moments = [], [np.zeros((size + 1, size + 1)) for size in network.sizes], []
+    for batch in _batches(network, state, images, masks):
         values = [np.asarray(h, np.float64).reshape(-1, h.shape[-1]) for h in batch]
         shifts = shifts or [h.mean(axis=0) for h in values]
-        for site, h in enumerate(values):
-            shifted = h - shifts[site]
-            sums[site] += shifted.sum(axis=0)
-            products[site] += shifted.T @ shifted
-            counts[site] += len(h)
-    shifted_means = [total / count for total, count in zip(sums, counts, strict=True)]
-    rows = zip(products, shifted_means, counts, strict=True)
-    covariances = [product / count - np.outer(mean, mean) for product, mean, count in rows]
-    means = [shift + mean for shift, mean in zip(shifts, shifted_means, strict=True)]
-    for name, covariance in zip(network.sites, covariances, strict=True):
-        require_finite(f"activations of site {name!r}", covariance)
-    return means, covariances, counts
+        for total, h, shift in zip(sums, values, shifts, strict=True):
+            shifted = np.column_stack([h - shift, np.ones(len(h))])
+            total += shifted.T @ shifted
+    for name, total, shift in zip(network.sites, sums, shifts, strict=True):
+        mean_products = total / total[-1, -1]
+        mean = mean_products[-1, :-1]
+        covariance = mean_products[:-1, :-1] - np.outer(mean, mean)
+        require_finite(f"activations of site {name!r}", covariance, "check the weights and the images")
+        moments.append((shift + mean, covariance))
+    return moments
 
 
 def _class_means(outputs: jax.Array, labels: np.ndarray, num_classes: int) -> jax.Array:

@@ -22,13 +22,13 @@ from jaxablate._checks import require, require_finite, require_known, require_la
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import AnyArray, Counts, Images, Labels
 from jaxablate.ablation import ShapleyValues, evaluate_masks, shapley_values, single_ablation
-from jaxablate.activations import compute_fill, mean_activations, record_activations, zero_fractions
+from jaxablate.activations import fit_linear, mean_activations, record_activations, zero_fractions
 from jaxablate.fills import LinearFill
 from jaxablate.histograms import joint_histogram
 from jaxablate.linear_compensation import elimination_ranks, unique_variances
 from jaxablate.metrics import METRICS, entropy, mutual_information, specific_information
 from jaxablate.models._model import AnyModel, ModelSpec, State, record_sites, start_forward, trace_model
-from jaxablate.models._weights import site_weights, weight_norms
+from jaxablate.models._weights import site_weights
 from jaxablate.quantizers import Quantizer, mean
 
 __all__ = ["SCORES", "Evidence", "Score", "class_selectivity", "compute_score", "conditional_entropy", "get_score"]
@@ -83,12 +83,7 @@ class Evidence:
         layers = record_activations(self.model, self.images)
         activations = np.concatenate([np.asarray(layer) for layer in layers], axis=1)
         # NaN would silently get the code 0 and make a neuron look uninformative.
-        bad = int(activations.size - np.isfinite(activations).sum())
-        require(
-            bad == 0,
-            f"activations: expected finite numbers, got {bad} NaN or infinite of {activations.size}; check the weights "
-            "and the images",
-        )
+        require_finite("activations", activations, "check the weights and the images")
         return activations
 
     @cached_property
@@ -129,9 +124,7 @@ class Evidence:
     @cached_property
     def linear_fill(self) -> LinearFill:
         """Means and covariances of each site, as `ja.compute_fill(model, "linear", images)` returns them."""
-        fill = compute_fill(self.model, "linear", self.images)
-        assert isinstance(fill, LinearFill)
-        return fill
+        return fit_linear(*trace_model(self.model, self.images))
 
     @cached_property
     def unique_variance(self) -> np.ndarray:
@@ -143,10 +136,9 @@ class Evidence:
     def elimination_rank(self) -> np.ndarray:
         """Step at which greedy elimination with a linear fill removes each neuron from its site, float64 [neuron]."""
         network, state, _ = trace_model(self.model, self.images[:1])
-        fill = self.linear_fill
-        pairs = zip(fill.covariances, site_weights(network, state, incoming=False), strict=True)
-        ranks = [elimination_ranks(covariance, fill.ridge, np.asarray(weights)) for covariance, weights in pairs]
-        return np.concatenate(ranks).astype(float)
+        fill, weights = self.linear_fill, site_weights(network, state, incoming=False)
+        pairs = zip(fill.covariances, weights, strict=True)
+        return np.concatenate([elimination_ranks(c, fill.ridge, np.asarray(w)) for c, w in pairs]).astype(float)
 
     @cached_property
     def taylor(self) -> np.ndarray:
@@ -184,7 +176,8 @@ class Evidence:
 
     def _weight_norms(self, *, incoming: bool) -> np.ndarray:
         network, state, _ = trace_model(self.model, self.images[:1])
-        return np.concatenate(weight_norms(network, state, incoming=incoming))
+        weights = site_weights(network, state, incoming=incoming)
+        return np.concatenate([jnp.sqrt((site**2).sum(axis=1)) for site in weights])
 
 
 # First-order Taylor score: |a dL/da| estimates the change of the loss if the unit's output a is set to 0. Summing over
@@ -260,18 +253,13 @@ SCORES: dict[str, Score] = {
     "class_selectivity": class_selectivity,
     "mean_activation": lambda evidence: evidence.activations.mean(axis=0, dtype=np.float64),
     "activation_variance": lambda evidence: evidence.activations.var(axis=0, dtype=np.float64),
-    **{
-        name: attrgetter(name)
-        for name in (
-            "zero_fraction",
-            "incoming_norm",
-            "outgoing_norm",
-            "taylor",
-            "single_damage",
-            "unique_variance",
-            "elimination_rank",
-        )
-    },
+    "zero_fraction": attrgetter("zero_fraction"),
+    "incoming_norm": attrgetter("incoming_norm"),
+    "outgoing_norm": attrgetter("outgoing_norm"),
+    "taylor": attrgetter("taylor"),
+    "single_damage": attrgetter("single_damage"),
+    "unique_variance": attrgetter("unique_variance"),
+    "elimination_rank": attrgetter("elimination_rank"),
     "brain_surgeon": lambda evidence: evidence.unique_variance * np.asarray(evidence.outgoing_norm, np.float64) ** 2,
     "contribution_sd": lambda evidence: evidence.activations.std(axis=0, dtype=np.float64) * evidence.outgoing_norm,
     "shapley": attrgetter("shapley.values"),

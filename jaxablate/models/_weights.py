@@ -63,11 +63,6 @@ class Reader(NamedTuple):
         """Return the result of the linear map."""
         return self.equation.outvars[0]
 
-    def apply(self, operand: Any, weight: Any) -> Any:
-        """Return the result of the linear map for another operand and weight."""
-        operands = (operand, weight) if self.side == 0 else (weight, operand)
-        return self.equation.primitive.bind(*operands, **self.equation.params)
-
     @property
     def is_product(self) -> bool:
         """Return True for a matrix product, False for a convolution."""
@@ -238,15 +233,6 @@ def find_addend(graph: Graph, flows: dict[Var, Flow | None], reader: Reader) -> 
         if moved is None:
             return None
         var, numbers = result, moved
-
-
-def weight_norms(spec: ModelSpec, state: State, *, incoming: bool) -> list[np.ndarray]:
-    """Return for each site the Euclidean norm [unit] of the weights into or out of each unit.
-
-    Raises:
-        InputError: as in `site_weights`.
-    """
-    return [np.asarray(jnp.sqrt((weights**2).sum(axis=1))) for weights in site_weights(spec, state, incoming=incoming)]
 
 
 def site_weights(spec: ModelSpec, state: State, *, incoming: bool) -> list[jax.Array]:
