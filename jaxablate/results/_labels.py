@@ -325,9 +325,7 @@ def compensation_results(
     r_squared: np.ndarray,
     effective_rank: np.ndarray,
     *,
-    orderings: Sequence[str],
-    fills: Sequence[str],
-    steps: np.ndarray,
+    coordinates: Mapping[str, Sequence | np.ndarray],
     sites: Mapping[str, int],
     attrs: Mapping[str, Any],
     source: Source,
@@ -339,8 +337,7 @@ def compensation_results(
         needed: numbers of neurons [network, scope, ordering, fill + 1].
         r_squared: fractions [network, neuron].
         effective_rank: numbers of components [network, scope].
-        orderings, fills: names.
-        steps: numbers of ablated neurons.
+        coordinates: names of the "ordering" and "fill", and numbers of ablated neurons of each "step".
         sites: number of neurons of each layer or site.
         attrs: further attributes.
         source: where the data came from.
@@ -361,9 +358,8 @@ def compensation_results(
         coords={
             "network": _labelled("network", np.arange(len(accuracy)), "network"),
             "scope": _labelled("scope", list(sites), "layer"),
-            "ordering": _labelled("ordering", list(orderings), "score with low values first, or random order"),
-            "fill": _labelled("fill", list(fills), COORDINATES["fill"]),
-            "step": _labelled("step", steps, "number of ablated neurons"),
+            **{name: _labelled(name, list(values), COORDINATES[name]) for name, values in coordinates.items()},
+            "ordering": _labelled("ordering", coordinates["ordering"], "score with low values first, or random order"),
             **_neuron_coordinates(sites),
         },
         attrs={**attrs, **_provenance(source)},

@@ -14,20 +14,18 @@ import xarray as xr
 from jaxablate._checks import require, require_count
 from jaxablate._typing import AnyArray
 from jaxablate.ablation import cumulative_ablation
-from jaxablate.activations import RIDGE, compute_fill, record_activations
+from jaxablate.activations import RIDGE, compute_fill, fit_linear, record_activations
 from jaxablate.datasets import Dataset
-from jaxablate.fills import LinearFill
 from jaxablate.linear_compensation import effective_rank, r_squared, regularize
 from jaxablate.models import AnyModel
+from jaxablate.models._model import trace_model
 from jaxablate.orders import ablation_order, random_orders
-from jaxablate.results import compensation_results
+from jaxablate.results import RANDOM, compensation_results
 from jaxablate.scores import compute_score
 from jaxablate.study._networks import OnProgress, no_progress
 from jaxablate.study._scores import evidence_of, networks_of_one_architecture, quantizer_of
 
-RANDOM = "random"
 FILLS = ("zero", "mean", "linear")
-READOUT_BATCH = 1_000  # examples whose predictions at every step are in memory together
 
 
 def linear_redundancy(
@@ -94,59 +92,45 @@ def linear_redundancy(
     report = on_progress or no_progress
     orderings = [*scores, *(f"{RANDOM} {i}" for i in range(num_random_orders))]
     shape = len(models), len(network.sites), len(orderings), len(FILLS) + 1  # the last are the readouts
-    num_steps = np.array(network.sizes) // neurons_per_step
-    accuracy = np.full((*shape, num_steps.max() + 1), np.nan)
+    sizes = np.array(network.sizes)
+    num_steps, total = sizes // neurons_per_step, len(models) * len(sizes)
+    accuracy = np.full((*shape, num_steps.max() + 2), np.nan)  # one step more than any layer has
     r_squares, ranks = np.empty((len(models), network.num_neurons)), np.empty(shape[:2], int)
-    keys = jax.random.split(jax.random.key(seed), len(network.sites))
+    keys = jax.random.split(jax.random.key(seed), len(sizes))
     # One pass for each network and layer: scores and fills from the validation split, curves on the test split. The
     # readouts are fitted on the training split, which no score has seen.
     for i, model in enumerate(models):
         evidence = evidence_of(model, data, quantizer_of(quantizer, model))
         values = [compute_score(name, evidence) for name in scores]
         fills = [compute_fill(model, kind, data.validation.images) for kind in FILLS[:2]]
-        fit, test = evidence.linear_fill, compute_fill(model, "linear", data.test.images)
-        assert isinstance(test, LinearFill)
-        train_layers = record_activations(model, data.train.images)
-        test_layers = record_activations(model, data.test.images)
-        for j, (site, size) in enumerate(zip(network.sites, network.sizes, strict=True)):
-            report("layers", i * len(network.sites) + j, shape[0] * shape[1], f"network {i + 1} of {shape[0]}, {site}")
+        fit, test = evidence.linear_fill, fit_linear(*trace_model(model, data.test.images))
+        train_layers, test_layers = (record_activations(model, split.images) for split in (data.train, data.test))
+        for j, (site, size, steps) in enumerate(zip(network.sites, network.sizes, num_steps.tolist(), strict=True)):
+            report("layers", i * len(sizes) + j, total, f"network {i + 1} of {len(models)}, {site}")
             part = slice(*network.offsets[j : j + 2])
             moments = fit.covariances[j], fit.ridge, fit.means[part], test.covariances[j], test.means[part]
             r_squares[i, part], ranks[i, j] = r_squared(*moments), effective_rank(fit.covariances[j])
-            ranked = [np.asarray(ablation_order(score[part], direction="low")) for score in values]
-            shuffled = random_orders(size, num_random_orders, key=keys[j]) if num_random_orders else []
-            orders = np.stack([*ranked, *np.asarray(shuffled, int).reshape(-1, size)])
+            ranked = [ablation_order(score[part], direction="low") for score in values]
+            orders = np.stack([*ranked, *random_orders(size, num_random_orders, key=keys[j])])
             examples = data.test.images, data.test.labels
             for m, fill in enumerate((*fills, fit)):
                 counts = cumulative_ablation(
-                    model,
-                    orders,
-                    *examples,
-                    fill,
-                    site=site,
-                    steps=int(num_steps[j]),
-                    neurons_per_step=neurons_per_step,
+                    model, orders, *examples, fill, site=site, steps=steps, neurons_per_step=neurons_per_step
                 )
-                accuracy[i, j, :, m, : num_steps[j] + 1] = np.asarray(counts) / len(data.test)
+                accuracy[i, j, :, m, : steps + 1] = np.asarray(counts) / len(data.test)
             for o, order in enumerate(orders):
                 correct = _readout(order, fit.ridge, train_layers[j], data.train.labels, test_layers[j], examples[1])
-                accuracy[i, j, o, -1, : num_steps[j] + 1] = correct[::neurons_per_step] / len(data.test)
-    report("layers", shape[0] * shape[1], shape[0] * shape[1], "")
-    intact = accuracy[:, :1, :1, :1, :1]
-    below = accuracy < share * intact
-    # The first step below the share, or one past the last. NaN is never below.
-    first_below = np.where(below.any(axis=-1), below.argmax(axis=-1), num_steps[:, None, None] + 1)
-    needed = np.where(
-        first_below > 0, np.array(network.sizes)[:, None, None] - (first_below - 1) * neurons_per_step, np.nan
-    )
+                accuracy[i, j, o, -1, : steps + 1] = correct[::neurons_per_step] / len(data.test)
+    report("layers", total, total, "")
+    # The first step without the share of the intact accuracy. NaN, after the last step, is no share either.
+    first_below = (~(accuracy >= share * accuracy[:, :1, :1, :1, :1])).argmax(axis=-1)
+    needed = np.where(first_below > 0, sizes[:, None, None] - (first_below - 1) * neurons_per_step, np.nan)
     return compensation_results(
-        accuracy,
+        accuracy[..., :-1],
         needed,
         r_squares,
         ranks,
-        orderings=orderings,
-        fills=FILLS,
-        steps=np.arange(accuracy.shape[-1]) * neurons_per_step,
+        coordinates={"ordering": orderings, "fill": FILLS, "step": np.arange(num_steps.max() + 1) * neurons_per_step},
         sites=dict(zip(network.sites, network.sizes, strict=True)),
         attrs={"share": share, "ridge": RIDGE, "quantizer": str(quantizer), "num_test_examples": len(data.test)},
         source=data.source,
@@ -164,19 +148,17 @@ def _readout(
         train, test: activations [example, neuron] of the layer.
         train_labels, test_labels: int [example].
     """
-    h, y = np.asarray(train, np.float64), np.asarray(train_labels)
-    targets = np.eye(y.max() + 1)[y]
+    h, targets = np.asarray(train, np.float64), np.eye(np.max(train_labels) + 1)[np.asarray(train_labels)]
     mean, base = h.mean(axis=0), targets.mean(axis=0)
     kept = order[::-1]  # a readout of n neurons reads the first n of these
     centred = (h - mean)[:, kept]
     lower = np.linalg.cholesky(regularize(centred.T @ centred / len(h), ridge))
-    # In the basis z = L^-1 h the readouts are nested: each further neuron adds one term z_i v_i to the predictions.
-    weights = np.linalg.solve(lower, centred.T @ (targets - base) / len(h))
-    transform = np.linalg.inv(lower).T
-    labels, correct = np.asarray(test_labels), np.zeros(len(order) + 1, int)
-    for i in range(0, len(test), READOUT_BATCH):
-        z = (np.asarray(test[i : i + READOUT_BATCH], np.float64) - mean)[:, kept] @ transform
-        terms = np.cumsum(z[:, :, None] * weights, axis=1)
-        outputs = base + np.concatenate([np.zeros_like(terms[:, :1]), terms], axis=1)
-        correct += (outputs.argmax(axis=-1) == labels[i : i + READOUT_BATCH, None]).sum(axis=0)
-    return correct[::-1]
+    # In the basis z = L^-1 h the readouts are nested: each further neuron adds one term z_i v_i to the predictions. The
+    # first term is the mean of the targets.
+    weights = np.vstack([base, np.linalg.solve(lower, centred.T @ (targets - base) / len(h))])
+    z = (np.asarray(test, np.float64) - mean)[:, kept] @ np.linalg.inv(lower).T
+    outputs, correct = np.zeros((len(test), targets.shape[1])), []
+    for column, weight in zip((np.ones(len(test)), *z.T), weights, strict=True):
+        outputs += np.outer(column, weight)
+        correct.append((outputs.argmax(axis=1) == test_labels).sum())
+    return np.array(correct[::-1])
