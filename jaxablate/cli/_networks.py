@@ -225,7 +225,7 @@ def prune(
     fill: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Output of removed neurons, folded into the next layer: mean, median, zero or linear."
+            metavar="NAME", help="Output of removed neurons, added to the next layer: mean, median, zero or linear."
         ),
     ] = "mean",
     fine_tune: Annotated[
@@ -265,9 +265,7 @@ def prune(
         model, data, score=score, direction=direction, keep_fraction=keep_fraction, scope=scope, fill=fill,
         fine_tune_epochs=fine_tune, quantizer=quantizer,
     )  # fmt: skip
-    note = (
-        f"{score}, {direction} values first; {keep_fraction:g} of each {scope} kept; {fill} folded into the next layer"
-    )
+    note = f"{score}, {direction} values first; {keep_fraction:g} of each {scope} kept; {fill} added to the next layer"
     save_model(comparison.model, out, {"pruned_from": network.name, "pruned_by": note})
     table = Table("network", "hidden layers", title=note, title_justify="left")
     for name in ("parameters", "FLOPs per example", "test accuracy in %"):

@@ -67,11 +67,7 @@ def reproduce(
     ] = "sigmoid",
     epochs: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Epochs; default: about 15,620 training steps.",
-        ),
+        typer.Option(min=1, metavar="N", help="Epochs; default: about 15,620 training steps."),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for all results.")] = Path("results"),
     force: Annotated[bool, typer.Option("--force", help="New run in a folder that holds another run.")] = False,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxablate._checks import require, require_known
+from jaxablate._typing import Mask
 from jaxablate.ablation import evaluate_masks
 from jaxablate.activations import compute_fill
 from jaxablate.datasets import Dataset
@@ -136,9 +137,7 @@ def prune_by_score(
     return PruningComparison(tuple(rows), small)
 
 
-def _row(
-    name: str, model: MLP, data: Dataset, keep: np.ndarray | None = None, fill: AnyFill | None = None
-) -> PrunedRow:
+def _row(name: str, model: MLP, data: Dataset, keep: Mask | None = None, fill: AnyFill | None = None) -> PrunedRow:
     """Return the row of one network, with a mask [neuron] or with all its neurons."""
     keep = np.ones(sum(model.hidden), bool) if keep is None else keep
     correct = evaluate_masks(model, keep[None], data.test.images, data.test.labels, fill)
