@@ -21,8 +21,8 @@ from urllib.parse import quote
 import numpy as np
 
 from jaxablate._checks import InputError
-from jaxablate._files import LEFTOVER, PRIVATE, atomic_path, load_tensors, save_tensors
-from jaxablate.devices import Arrays, broadcast_from_primary
+from jaxablate._files import LEFTOVER, PRIVATE, atomic_path, load_tensors, require_writable, save_tensors
+from jaxablate.devices import Arrays, broadcast_from_primary, broadcast_text
 
 FORMAT = "jaxablate run 1"
 RUN_FILE, OWNER_FILE = "run.json", "run.owner"
@@ -77,6 +77,28 @@ def lock_folder(folder: str | Path) -> Iterator[str | None]:
                 for empty in created:
                     empty.rmdir()
         lock.release()
+
+
+@contextlib.contextmanager
+def lock_folders(
+    run_dir: Path | None, network_dir: Path | None, report: Callable[[str, int, int, str], None]
+) -> Iterator[None]:
+    """Check that folders can be written, and lock the first; report an owner that was killed there.
+
+    Process 0 alone locks and writes folders. An error there is raised in all processes, so that no process waits for
+    one that has stopped.
+    """
+    with contextlib.ExitStack() as locks:
+
+        def lock() -> str:
+            for folder in (run_dir, network_dir):
+                if folder is not None:
+                    require_writable(folder)
+            return (locks.enter_context(lock_folder(run_dir)) if run_dir is not None else None) or ""
+
+        if killed := broadcast_text(lock):
+            report("resume", 0, 1, f"{killed} ended before it was done; its finished work is reused")
+        yield
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -5,13 +5,15 @@ Output: an `xarray.DataTree` with one node for each network, at the root for the
 the protocol otherwise; and the summaries that figures and tables show. No other package builds datasets.
 """
 
-from jaxablate.results._compare import compare
+from jaxablate.results._compare import compare, compare_conditions
 from jaxablate.results._files import check_table_path, load_results, save_results, save_table
 from jaxablate.results._labels import (
     NETWORK_SCOPE,
     RANDOM,
     Ordering,
     compensation_results,
+    conditions_of,
+    grid_results,
     network_results,
     neuron_scores,
     protocols_of,
@@ -40,8 +42,11 @@ __all__ = [
     "balanced_fill",
     "check_table_path",
     "compare",
+    "compare_conditions",
     "compensation_results",
+    "conditions_of",
     "curve",
+    "grid_results",
     "load_results",
     "merge_results",
     "network_results",

@@ -11,9 +11,19 @@ import numpy as np
 import xarray as xr
 
 from jaxablate._checks import InputError, require
-from jaxablate.results._labels import RANDOM
+from jaxablate.histograms import constant_codes
+from jaxablate.protocols import PAPER
+from jaxablate.results._labels import NETWORK_SCOPE, RANDOM, conditions_of, select_protocol
 from jaxablate.results._summaries import balanced_fill
-from jaxablate.statistics import auc, first_step_below, holm, normalized_auc, paired_difference, unpaired_difference
+from jaxablate.statistics import (
+    auc,
+    estimate,
+    first_step_below,
+    holm,
+    normalized_auc,
+    paired_difference,
+    unpaired_difference,
+)
 
 Measure = Callable[[xr.Dataset], xr.DataArray]
 
@@ -228,3 +238,75 @@ def _average_random(network: xr.Dataset, values: xr.DataArray) -> xr.DataArray:
     names = [RANDOM if name in random else str(name) for name in values["ordering"].values]
     # groups are sorted by name, so the order of the results is restored
     return values.assign_coords(ordering=names).groupby("ordering").mean().sel(ordering=list(dict.fromkeys(names)))
+
+
+def compare_conditions(results: xr.DataTree, protocol: str = PAPER.name) -> xr.Dataset:
+    """Compare the orders of every condition of a grid with its random orders, paired within networks.
+
+    What is compared is the area under the curve of the whole network in percent, bias balanced.
+
+    Args:
+        results: results of a grid, from `run_study` or `load_results`; or of one study, which is one condition, "".
+        protocol: the protocol whose results are compared.
+
+    Returns:
+        A dataset over condition, network and comparison. The comparisons are "entropy_low - random" and so on for each
+        score and direction, and "mean - zero" (or "scaled - zero"): random orders with bias balancing minus without.
+
+        - `difference`, `low`, `high`: mean over networks in accuracy points, and the ends of its 95% t-interval; NaN
+          for fewer than two networks, and where a condition lacks the network or the score.
+        - `p_holm`: p-value of the two-sided t-test that the difference is 0, corrected by Holm's method over the
+          comparisons of a network in a condition. Nothing is corrected over conditions.
+        - `accuracy`, `accuracy_low`, `accuracy_high` (condition, network): test accuracy of the intact network in
+          percent, mean over networks and interval.
+        - `constant` (condition, network): percent of the neurons with a constant code, mean over networks.
+        - `num_networks` (condition, network).
+
+    Raises:
+        InputError: for a protocol that is not in the results.
+
+    Example:
+        >>> ja.results.compare_conditions(results)["difference"].dims
+        ('condition', 'network', 'comparison')
+    """
+    rows = [
+        _compare_orders(node.to_dataset()).assign_coords(condition=condition, network=name)
+        for condition in conditions_of(results) or [""]
+        for name, node in select_protocol(results[condition] if condition else results, protocol).children.items()
+    ]
+    joined = xr.combine_by_coords([row.expand_dims(("condition", "network")) for row in rows])
+    # the coordinates are sorted now; their order in the results is restored
+    order = {
+        name: dict.fromkeys(str(label) for row in rows for label in np.atleast_1d(row[name])) for name in joined.dims
+    }
+    return joined.sel({name: list(labels) for name, labels in order.items()})
+
+
+def _compare_orders(network: xr.Dataset) -> xr.Dataset:
+    """Return the comparisons of one network in one condition, as in `compare_conditions`."""
+    balanced = balanced_fill(network)
+    areas = 100 * network["accuracy"].sel(scope=NETWORK_SCOPE).isel(step=slice(1, None)).mean("step")
+    areas = _average_random(network, areas).transpose("seed", "fill", "ordering")
+    names = [str(name) for name in areas["ordering"].values if name != RANDOM]
+    random = areas.sel(ordering=RANDOM)
+    first = np.stack([*areas.sel(fill=balanced, ordering=names).values.T, random.sel(fill=balanced).values], axis=1)
+    second = np.stack([random.sel(fill=fill).values for fill in [balanced] * len(names) + ["zero"]], axis=1)
+    effect = paired_difference(first, second)
+    low, high = effect.interval()
+    intact = estimate(100 * network["accuracy"].isel(step=0, ordering=0, fill=0, scope=0).values)
+    counts = network["joint_counts"].transpose("seed", "neuron", "class", "code").values
+    constant = np.stack([constant_codes(of_seed) for of_seed in counts])
+    return xr.Dataset(
+        {
+            "difference": ("comparison", effect.mean, {"long_name": "difference of areas", "units": "points"}),
+            "low": ("comparison", low, {"long_name": "lower end of the 95% interval", "units": "points"}),
+            "high": ("comparison", high, {"long_name": "upper end of the 95% interval", "units": "points"}),
+            "p_holm": ("comparison", holm(effect.p_value), {"long_name": "corrected p-value", "units": "1"}),
+            "accuracy": ((), intact.mean, {"long_name": "test accuracy of the intact network", "units": "%"}),
+            "accuracy_low": ((), intact.interval()[0], {"long_name": "lower end of the 95% interval", "units": "%"}),
+            "accuracy_high": ((), intact.interval()[1], {"long_name": "upper end of the 95% interval", "units": "%"}),
+            "constant": ((), 100 * constant.mean(), {"long_name": "neurons with a constant code", "units": "%"}),
+            "num_networks": ((), intact.num_networks, {"long_name": "number of networks", "units": "1"}),
+        },
+        coords={"comparison": [*(f"{name} - {RANDOM}" for name in names), f"{balanced} - zero"]},
+    )

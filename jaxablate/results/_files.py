@@ -15,14 +15,22 @@ import xarray as xr
 
 from jaxablate._checks import InputError, require, require_name
 from jaxablate._files import MAX_BYTES, atomic_path, require_file, require_writable
-from jaxablate.results._labels import COORDINATES, FORMAT, HISTORY, VARIABLES, protocols_of, select_protocol
+from jaxablate.results._labels import (
+    COORDINATES,
+    FORMAT,
+    HISTORY,
+    VARIABLES,
+    conditions_of,
+    protocols_of,
+    select_protocol,
+)
 
 if TYPE_CHECKING:
     import h5py
 
 JSON = ("config", "dataset_sha256", "versions")
 ATTRIBUTES = ("created", "dataset", "dataset_origin", "device", "matmul_precision", *JSON)
-MAX_DEPTH = 2  # protocol, network
+MAX_DEPTH = 2  # protocol, network; the conditions of a grid are one level above
 LABELS = ("score", "scope", "ordering", "fill", "ranking", "direction", "site")
 """Coordinates that hold text."""
 NEURON_IDS = ("neuron_in_site", "layer", "ablated_in_site", "ablated_layer")
@@ -79,9 +87,11 @@ def load_results(path: str | Path) -> xr.DataTree:
         raise InputError(
             f"results file {path}: expected netCDF as jaxablate writes it, got an unreadable file ({error})"
         ) from None
-    for protocol in protocols_of(results):
-        for name, node in select_protocol(results, protocol).children.items():
-            _require_whole(path, f"{name} ({protocol})", node.to_dataset())
+    conditions = conditions_of(results)
+    for study in [results[name] for name in conditions] if conditions else [results]:
+        for protocol in protocols_of(study):
+            for name, node in select_protocol(study, protocol).children.items():
+                _require_whole(path, f"{name} ({protocol})", node.to_dataset())
     return results
 
 
@@ -96,21 +106,20 @@ def _require_declared(path: Path, file: "h5py.File") -> None:
     import h5py
     import h5py.h5o
 
-    file_format = file.attrs.get("format")
+    _require_attributes(path, file)
+    conditions = _from_json(file.attrs.get("conditions", "{}"))
     require(
-        isinstance(file_format, str) and file_format == FORMAT,
-        f"results file {path}: expected format {FORMAT!r}, got {file_format!r}; another program or version wrote it",
+        isinstance(conditions, dict)
+        and all(isinstance(values, dict) for values in conditions.values())
+        and (not conditions or set(conditions) == set(file)),
+        f"results file {path}: its conditions are not those that it declares; the file is damaged",
     )
-    bad = [name for name in ATTRIBUTES if not isinstance(file.attrs.get(name), str)]
-    bad += [name for name in JSON if not isinstance(_from_json(file.attrs.get(name)), dict) and name not in bad]
-    seconds = np.asarray(file.attrs.get("seconds", 0.0))  # older files lack it
-    if seconds.size != 1 or seconds.dtype.kind not in "iuf":
-        bad.append("seconds")
-    require(not bad, f"results file {path}: missing or invalid attributes {', '.join(bad)}; the file is damaged")
     size, addresses = 0, set()
-    groups: list[tuple[int, h5py.Group]] = [(0, file)]
+    groups: list[tuple[int, h5py.Group]] = [(-1 if conditions else 0, file)]
     while groups:
         depth, group = groups.pop()
+        if depth == 0:
+            _require_attributes(path, group)
         for name in group:
             is_plain = isinstance(group.get(name, getlink=True), h5py.HardLink)
             # Opening a soft or external link would already follow it, so the kind of link is looked at first.
@@ -123,7 +132,7 @@ def _require_declared(path: Path, file: "h5py.File") -> None:
                 groups.append((depth + 1, item))
                 continue
             require(
-                isinstance(item, h5py.Dataset) and not item.is_virtual and not item.external,
+                isinstance(item, h5py.Dataset) and depth >= 0 and not item.is_virtual and not item.external,
                 f"results file {path}: {name!r} is no array in the file itself; the file is damaged",
             )
             assert isinstance(item, h5py.Dataset)
@@ -132,6 +141,21 @@ def _require_declared(path: Path, file: "h5py.File") -> None:
                 size <= MAX_BYTES,
                 f"results file {path}: it declares more than {MAX_BYTES} bytes of arrays; the file is damaged",
             )
+
+
+def _require_attributes(path: Path, group: "h5py.Group") -> None:
+    """Raise unless a group has the attributes that `study_results` writes."""
+    file_format = group.attrs.get("format")
+    require(
+        isinstance(file_format, str) and file_format == FORMAT,
+        f"results file {path}: expected format {FORMAT!r}, got {file_format!r}; another program or version wrote it",
+    )
+    bad = [name for name in ATTRIBUTES if not isinstance(group.attrs.get(name), str)]
+    bad += [name for name in JSON if not isinstance(_from_json(group.attrs.get(name)), dict) and name not in bad]
+    seconds = np.asarray(group.attrs.get("seconds", 0.0))  # older files lack it
+    if seconds.size != 1 or seconds.dtype.kind not in "iuf":
+        bad.append("seconds")
+    require(not bad, f"results file {path}: missing or invalid attributes {', '.join(bad)}; the file is damaged")
 
 
 def _from_json(text: object) -> Any:

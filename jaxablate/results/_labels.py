@@ -6,6 +6,7 @@ Output: datasets with dimensions, long names, units and provenance.
 
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from jaxablate._checks import require_known
+from jaxablate._checks import require, require_known
 from jaxablate._precision import matmul_precision
 from jaxablate.datasets import Source
 from jaxablate.models import layer_of_neuron
@@ -396,6 +397,59 @@ def study_results(
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **nodes})
 
 
+def grid_results(studies: Mapping[str, xr.DataTree], config: Mapping[str, Any], seconds: float) -> xr.DataTree:
+    """Join the studies of several conditions under one root.
+
+    Args:
+        studies: results of the study of each condition, by the condition's name.
+        config: settings of the grid, with the values of each varied setting under "vary", in the order of the product.
+        seconds: duration of the whole grid.
+
+    Returns:
+        A tree with one node for each condition, which is the tree of its study. The attribute `conditions` of the root
+        has the varied settings of each condition, as JSON. Attributes in which the studies differ are joined by " | ".
+    """
+    attrs: list[dict[str, Any]] = [
+        {str(name): value for name, value in tree.attrs.items()} for tree in studies.values()
+    ]
+    values = itertools.product(*config["vary"].values())
+    conditions = {
+        name: dict(zip(config["vary"], combination, strict=True))
+        for name, combination in zip(studies, values, strict=True)
+    }
+    joined = {
+        name: " | ".join(dict.fromkeys(study[name] for study in attrs))
+        for name in ("dataset", "dataset_origin", "device")
+    }
+    root = {
+        **attrs[0],
+        **joined,
+        "config": json.dumps(config, sort_keys=True),
+        "conditions": json.dumps(conditions),
+        "created": max(study["created"] for study in attrs),
+        "dataset_sha256": json.dumps({study["dataset"]: json.loads(study["dataset_sha256"]) for study in attrs}),
+        "seconds": seconds,
+    }
+    return xr.DataTree(xr.Dataset(attrs=root), children=dict(studies))
+
+
+def conditions_of(results: xr.DataTree) -> dict[str, dict[str, Any]]:
+    """Return the varied settings of each condition of a grid; {} for the results of one study.
+
+    Args:
+        results: from `run_study` or `load_results`.
+
+    Returns:
+        The values of the varied settings by the name of the condition. `results[name]` is the study of a condition,
+        which every function takes that takes the results of a study.
+
+    Example:
+        >>> ja.results.conditions_of(results)
+        {}
+    """
+    return json.loads(results.attrs.get("conditions", "{}"))
+
+
 def _provenance(source: Source) -> dict[str, str]:
     """Return the attributes that say where results come from: data, versions, device, time."""
     # The packages that compute and hold the results; all others only draw or print.
@@ -429,6 +483,11 @@ def protocols_of(results: xr.DataTree) -> list[str]:
         >>> ja.results.protocols_of(results)
         ['paper', 'published']
     """
+    require(
+        not conditions_of(results),
+        f"results: they hold {len(results.children)} conditions; pass the results of one, such as "
+        f"results[{next(iter(results.children), '')!r}]",
+    )
     # a node with children is a protocol; a node without is a network of the paper's protocol
     protocols = [name for name, node in results.children.items() if node.children]
     return [PAPER.name] * (len(protocols) < len(results.children)) + protocols

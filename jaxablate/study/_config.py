@@ -1,12 +1,18 @@
 """Define the settings of a study; `StudyConfig` checks them when it is created."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import dataclasses
+import difflib
+import itertools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from jaxablate._checks import require, require_different, require_known
+from jaxablate._checks import InputError, require, require_different, require_integer, require_known, require_name
 from jaxablate.metrics import METRICS
 from jaxablate.models import ACTIVATIONS
 from jaxablate.orders import DIRECTIONS, NORMALIZATIONS
@@ -16,6 +22,13 @@ from jaxablate.results import RANDOM, Ordering
 from jaxablate.scores import get_score
 
 EXTRA_FILLS = ("median", "class_mean", "resample", "linear")
+SEQUENCES = ("networks", "seeds", "scores", "protocols", "extra_fills")
+NUMBERS = ("learning_rate", "l2")
+COUNTS = ("split_seed", "epochs", "batch_size", "num_random_orders", "num_random_subsets")
+TRAINING = ("networks", "activation", "seeds", "epochs", "batch_size", "learning_rate", "l2")
+"""Settings that trained networks depend on, in addition to the data."""
+NOT_VARIED = ("seeds", "data_dir", "vary")
+MAX_CONDITIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,9 @@ class StudyConfig:
             network.
         extra_fills: fills in addition to zero and the protocol's bias balancing: "median", "class_mean", "resample" or
             "linear", as in `compute_fill`, from the validation split.
+        vary: settings to vary, with their values: `{"l2": (0, 1e-4), "activation": ("sigmoid", "relu")}`. Every
+            combination is a condition, which `conditions` returns. Every setting can vary but the seeds, which every
+            condition shares, and the folder of the data.
 
     Raises:
         InputError: for an unknown name, more steps than the smallest layer has neurons, or a setting out of range or of
@@ -77,6 +93,7 @@ class StudyConfig:
     num_random_subsets: int = 2
     steps: int | str = 80
     extra_fills: Sequence[str] = ()
+    vary: Mapping[str, Sequence[Any]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         # Settings become plain Python values: the results store them as JSON, and equal settings must compare equal.
@@ -84,12 +101,24 @@ class StudyConfig:
             if isinstance(value, np.generic):  # JSON, which the results use, has no NumPy numbers
                 object.__setattr__(self, name, value.item())
         # A text is iterable too: ("entropy") without a comma would become seven scores of one letter.
-        for name in ("seeds", "scores", "networks", "protocols", "extra_fills"):
+        for name in SEQUENCES:
             value = getattr(self, name)
             require(
                 isinstance(value, Iterable) and not isinstance(value, str),
                 f"{name}: expected a sequence, got {value!r}",
             )
+        for name in NUMBERS:
+            value = getattr(self, name)
+            require(
+                isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+                f"{name}: expected a number, got {value!r}",
+            )
+            object.__setattr__(self, name, float(value))
+        for name in COUNTS:
+            value = getattr(self, name)
+            require(not isinstance(value, bool), f"{name}: expected an integer, got {value!r}")
+            if value is not None or name != "epochs":
+                object.__setattr__(self, name, require_integer(name, value))
         require(
             all(isinstance(hidden, Iterable) for hidden in self.networks),
             f"networks: expected the hidden layers of each network, such as ((200, 200),), got {self.networks!r}",
@@ -97,11 +126,14 @@ class StudyConfig:
         plain = {
             "dataset": str(self.dataset),
             "data_dir": None if self.data_dir is None else str(self.data_dir),
-            "networks": tuple(tuple(int(width) for width in hidden) for hidden in self.networks),
-            "seeds": tuple(int(seed) for seed in self.seeds),
+            "networks": tuple(
+                tuple(require_integer("networks", width) for width in hidden) for hidden in self.networks
+            ),
+            "seeds": tuple(require_integer("seeds", seed) for seed in self.seeds),
             "scores": tuple(self.scores),
             "protocols": tuple(self.protocols),
             "extra_fills": tuple(self.extra_fills),
+            "vary": _plain_values(self.vary),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)  # the documented way to set attributes of a frozen dataclass
@@ -110,6 +142,9 @@ class StudyConfig:
     def _check(self) -> None:
         """Raise unless every setting is known and in range, and the settings go together."""
         require_known("activation", self.activation, ACTIVATIONS)
+        for name in ("scores", "protocols", "extra_fills"):
+            for value in getattr(self, name):
+                require(isinstance(value, str), f"{name}: expected names, got {value!r}")
         for score in self.scores:
             get_score(score)
         for protocol in self.protocols:
@@ -129,7 +164,7 @@ class StudyConfig:
             f"normalization: {self.normalization!r} needs the paper's protocol alone, not "
             f"{', '.join(self.protocols)}; choose protocols=('paper',) or normalization='none'",
         )
-        for name in ("networks", "seeds", "scores", "protocols", "extra_fills"):
+        for name in SEQUENCES:
             values = getattr(self, name)
             # Your own models need no networks, and extra fills are optional. Every other sequence needs an entry.
             if values or name not in ("networks", "extra_fills"):
@@ -142,7 +177,7 @@ class StudyConfig:
         require(
             all(0 <= seed < 2**32 for seed in self.seeds), f"seeds: {self.seeds} is out of range; choose 0 to 2^32 - 1"
         )
-        for name in ("num_random_orders", "num_random_subsets", "batch_size", "epochs"):
+        for name in COUNTS[1:]:  # any integer is a split seed
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name}: expected at least 1, got {value}")
         require(self.learning_rate > 0, f"learning_rate: {self.learning_rate} is not positive; choose above 0")
@@ -153,6 +188,40 @@ class StudyConfig:
         )
         # The widths of models that the user passes are not known yet; `ablate_networks` checks them.
         self.check_steps([width for hidden in self.networks for width in hidden])
+        self.conditions()  # every condition is a config, which checks itself
+
+    def conditions(self) -> dict[str, "StudyConfig"]:
+        """Return the settings of every condition by its name.
+
+        Returns:
+            One config without `vary` for each combination of its values, in the order of the product. Without varied
+            settings, this config under the name "".
+
+        Raises:
+            InputError: for a combination that is not a valid config, values that share a name, or over 1,000 of them.
+
+        Example:
+            >>> config = ja.StudyConfig(vary={"l2": (0, 1e-4), "activation": ("sigmoid", "relu")})
+            >>> list(config.conditions())[1], config.conditions()["l2=0, activation=relu"].l2
+            ('l2=0, activation=relu', 0.0)
+        """
+        if not self.vary:
+            return {"": self}
+        number = math.prod(map(len, self.vary.values()))
+        require(
+            number <= MAX_CONDITIONS, f"vary: {number} conditions are more than {MAX_CONDITIONS}; give fewer values"
+        )
+        conditions = {}
+        for values in itertools.product(*self.vary.values()):
+            settings = dict(zip(self.vary, values, strict=True))
+            name = ", ".join(f"{setting}={setting_text(value)}" for setting, value in settings.items())
+            require_name("vary: condition", name)
+            require(name not in conditions, f"vary: two conditions are named {name!r}; give different values")
+            try:
+                conditions[name] = dataclasses.replace(self, **settings, vary={})
+            except InputError as error:
+                raise InputError(f"condition {name}: {error}") from None
+        return conditions
 
     def check_steps(self, widths: Sequence[int]) -> None:
         """Raise unless every layer of these widths has at least as many neurons as there are steps."""
@@ -172,6 +241,56 @@ class StudyConfig:
         ranked = [Ordering(score, direction) for score in self.scores for direction in DIRECTIONS]
         num_random = self.num_random_subsets if protocol.fresh_subsets else self.num_random_orders
         return (*ranked, *(Ordering(RANDOM, str(i)) for i in range(num_random)))
+
+
+def require_setting(name: object, known: Sequence[str] | None = None) -> None:
+    """Raise unless a text is the name of a setting; the message has the nearest name."""
+    names = known or [setting.name for setting in dataclasses.fields(StudyConfig)]
+    near = difflib.get_close_matches(str(name), names, n=1)
+    remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
+    require(name in names, f"settings: unknown {name!r}; {remedy}")
+
+
+def setting_text(value: Any) -> str:
+    """Return the value of a setting as it stands in the name of a condition: `1e-05`, `relu`, `200x200+100`.
+
+    A path is named by its last part, and characters that file names cannot have become "-".
+    """
+    if isinstance(value, tuple):
+        separator = "x" if value and isinstance(value[0], int) else "+"
+        return separator.join(map(setting_text, value)) or "none"
+    if isinstance(value, str | Path):
+        return re.sub(r"[/\\:]", "-", Path(value).stem if "/" in str(value) or "\\" in str(value) else str(value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _plain_values(vary: Any) -> dict[str, tuple[Any, ...]]:
+    """Return the values of each varied setting as plain Python values.
+
+    Raises:
+        InputError: unless `vary` maps settings that can vary to sequences of different values.
+    """
+    require(isinstance(vary, Mapping), f"vary: expected a mapping from settings to values, got {vary!r}")
+    known = [setting.name for setting in dataclasses.fields(StudyConfig) if setting.name not in NOT_VARIED]
+    plain = {}
+    for name, values in vary.items():
+        require_setting(name, known)
+        require(
+            isinstance(values, Iterable) and not isinstance(values, str | Mapping),
+            f"vary: expected a sequence of values for {name}, got {values!r}",
+        )
+        plain[name] = tuple(float(v) if name in NUMBERS and isinstance(v, int) else _plain(v) for v in values)
+        require_different(f"vary: {name}", plain[name])
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """Return tuples for sequences, Python numbers for NumPy's, and texts for paths."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return tuple(map(_plain, value))
+    return str(value) if isinstance(value, Path) else value
 
 
 def require_steps(steps: int, widths: Sequence[int]) -> None:

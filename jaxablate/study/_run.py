@@ -4,7 +4,6 @@ Input: a `StudyConfig`, and networks if they are already trained.
 Output: an `xarray.DataTree` of labelled results.
 """
 
-import contextlib
 import dataclasses
 import json
 import time
@@ -19,8 +18,7 @@ import xarray as xr
 from jax.sharding import Mesh
 
 from jaxablate._checks import require, require_name
-from jaxablate._files import require_writable
-from jaxablate._rundir import CheckpointStore, digest, format_differences, lock_folder, open_run
+from jaxablate._rundir import CheckpointStore, digest, format_differences, lock_folders, open_run
 from jaxablate._typing import Images
 from jaxablate.datasets import Dataset, load_dataset
 from jaxablate.devices import Stop, allgather_text, broadcast_text, make_mesh, mesh_for, num_cores, run_all
@@ -29,6 +27,7 @@ from jaxablate.models._model import record_sites, trace_model
 from jaxablate.results import study_results
 from jaxablate.study._ablate import ablate_networks, state_digest
 from jaxablate.study._config import StudyConfig, network_name
+from jaxablate.study._grid import run_conditions
 from jaxablate.study._networks import OnProgress, no_progress, trained_networks
 from jaxablate.training import History
 
@@ -40,18 +39,20 @@ def run_study(
     config: StudyConfig,
     models: Mapping[str, AnyModel | Sequence[AnyModel]] | None = None,
     *,
+    data: Dataset | None = None,
     run_dir: str | Path | None = None,
     force: bool = False,
     network_dir: str | Path | None = None,
     on_progress: OnProgress | None = None,
     mesh: Mesh | int | None = None,
 ) -> xr.DataTree:
-    """Run the whole experiment: train, score, rank and ablate every network.
+    """Run the whole experiment: train, score, rank and ablate every network, under every condition of the config.
 
     Args:
         config: the settings.
         models: your own networks by name, to score, rank and ablate; nothing is trained then. A value is a module with
             sites, or a sequence of modules of one architecture, one for each seed of the config.
+        data: a dataset in memory, in the place of the config's.
         run_dir: folder of the run; None saves nothing. Each trained network, the scores of each network and the curves
             of each scope are saved as soon as they are finished. If the run is interrupted, the same call resumes it,
             and the results are identical. A folder holds one run, of one config.
@@ -77,6 +78,10 @@ def run_study(
 
         Coordinates give the site, the layer and both ids of each neuron; the provenance is in `attrs`.
 
+        If the config varies settings, the tree has a node for each condition, which holds such a tree, and
+        `ja.results.conditions_of` returns the settings of each. Conditions share compiled programs and networks where
+        they can. In `run_dir`, each condition has its own folder in `conditions`.
+
     Raises:
         InputError: for a dataset that cannot be loaded, models that cannot be ablated, another number of models than
             seeds, or a folder that cannot be written. Also for a folder where another run is working, or where a run
@@ -89,19 +94,14 @@ def run_study(
     """
     start = time.monotonic()
     report = on_progress or no_progress
-    with contextlib.ExitStack() as locks:
-        # Process 0 alone locks and writes folders. `broadcast_text` runs the function there and raises its error in all
-        # processes, so that no process waits for one that has stopped.
-        def lock() -> str:
-            for folder in (run_dir, network_dir):
-                if folder is not None:
-                    require_writable(folder)
-            return (locks.enter_context(lock_folder(run_dir)) if run_dir is not None else None) or ""
-
-        if killed := broadcast_text(lock):
-            report("resume", 0, 1, f"{killed} ended before it was done; its finished work is reused")
-        report("data", 0, 1, str(config.dataset))
-        data = load_dataset(config.dataset, seed=config.split_seed, data_dir=config.data_dir)
+    run_dir, network_dir = (None if folder is None else Path(folder) for folder in (run_dir, network_dir))
+    if config.vary:
+        folders = {"run_dir": run_dir, "network_dir": network_dir, "force": force}
+        return run_conditions(config, models, data, run_study, **folders, report=report, mesh=mesh)
+    with lock_folders(run_dir, network_dir, report):
+        if data is None:
+            report("data", 0, 1, str(config.dataset))
+            data = load_dataset(config.dataset, seed=config.split_seed, data_dir=config.data_dir)
         report("data", 1, 1, f"{data.source.name}: {data.source.origin}")
         if mesh is None and jax.process_count() > 1:
             mesh = jax.device_count()
@@ -120,12 +120,12 @@ def run_study(
             folders = {"run_dir": run_dir is not None, "network_dir": network_dir is not None}
             _require_same({**identity, **folders, "mesh": None if devices is None else dict(devices.shape)})
         if run_dir is not None:
-            folder = Path(run_dir)
+            folder = run_dir
             run_digest = broadcast_text(lambda: open_run(folder, identity, force=force))
             store = CheckpointStore(folder / "units", run_digest, lambda note: report("resume", 0, 1, note))
             network_dir = folder / "networks" if network_dir is None else network_dir
         if networks is None:
-            networks = _train(config, data, None if network_dir is None else Path(network_dir), report, devices)
+            networks = _train(config, data, network_dir, report, devices)
         by_network = {
             name: ablate_networks(config, name, data, of_name, store, report, devices)
             for name, of_name in networks.items()
@@ -133,12 +133,17 @@ def run_study(
     by_protocol = {
         protocol: {name: datasets[protocol] for name, datasets in by_network.items()} for protocol in config.protocols
     }
-    return study_results(by_protocol, dataclasses.asdict(config), data.source, time.monotonic() - start)
+    return study_results(by_protocol, _settings(config), data.source, time.monotonic() - start)
+
+
+def _settings(config: StudyConfig) -> dict[str, Any]:
+    """Return the settings of a study by name; the study of one condition varies none."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name != "vary"}
 
 
 def _identity(config: StudyConfig, data: Dataset, networks: Mapping[str, Networks] | None) -> dict[str, Any]:
     """Return everything that the results of a run depend on, by name."""
-    settings = dataclasses.asdict(config)
+    settings = _settings(config)
     del settings["dataset"], settings["data_dir"]  # the checksum of the data says more than their path
     examples = data.test.images[:8]  # few, since sums over many examples round differently with the number of cores
     models = {

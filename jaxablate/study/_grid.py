@@ -1,0 +1,143 @@
+"""Run a study under every condition of a config that varies settings.
+
+Input: a `StudyConfig` with `vary`.
+Output: an `xarray.DataTree` with the study of each condition.
+Memory: one dataset at a time, and the results of all conditions.
+"""
+
+import contextlib
+import dataclasses
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import xarray as xr
+
+from jaxablate._checks import require
+from jaxablate._rundir import lock_folders, open_run
+from jaxablate.datasets import Dataset, load_dataset
+from jaxablate.devices import Stop, broadcast_text, num_cores, run_all
+from jaxablate.models import AnyModel
+from jaxablate.results import grid_results
+from jaxablate.study._config import TRAINING, StudyConfig
+from jaxablate.study._networks import OnProgress, trained_networks
+
+CONDITIONS = "conditions"
+"""Folder of the conditions in the folder of a run."""
+
+DATA = ("dataset", "data_dir", "split_seed")
+
+
+# Conditions with the same data follow one another, so that one dataset is in memory. On a CPU their networks are
+# trained first, side by side: the small steps of one network do not fill the cores. Programs depend on shapes only, so
+# that conditions of equal shapes share them. The studies follow one after another, and find their networks in the
+# folder. Conditions that agree in everything that training depends on have the same networks, in the folder of the
+# first of them.
+def run_conditions(
+    config: StudyConfig,
+    models: Mapping[str, AnyModel | Sequence[AnyModel]] | None,
+    data: Dataset | None,
+    run_study: Callable[..., xr.DataTree],
+    *,
+    run_dir: Path | None,
+    network_dir: Path | None,
+    force: bool,
+    report: OnProgress,
+    **options: Any,
+) -> xr.DataTree:
+    """Run the study of every condition; the arguments are those of `run_study`, which the last but one is.
+
+    Raises:
+        InputError: as `run_study`; also for settings that vary although nothing depends on them.
+    """
+    start, conditions = time.monotonic(), config.conditions()
+    fixed = [*(TRAINING if models is not None else ()), *(DATA if data is not None else ())]
+    unused = [name for name in config.vary if name in fixed]
+    require(not unused, f"vary: {', '.join(unused)} changes neither your own networks nor your own data; leave it out")
+    firsts: dict[str, str] = {}  # the first condition with the same networks
+    owners = {
+        name: firsts.setdefault(repr([getattr(condition, setting) for setting in (*DATA, *TRAINING)]), name)
+        for name, condition in conditions.items()
+    }
+    groups: dict[tuple[str | Path | None, ...], list[str]] = {}
+    for name, condition in conditions.items():
+        groups.setdefault(tuple(getattr(condition, setting) for setting in DATA), []).append(name)
+    trees: dict[str, xr.DataTree] = {}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lock_folders(run_dir, network_dir, report))
+        if run_dir is not None:
+            identity = json.loads(json.dumps({**dataclasses.asdict(config), "dataset": None, "data_dir": None}))
+            broadcast_text(lambda: open_run(run_dir, identity, force=force))
+        if network_dir is None:
+            temporary = run_dir is None and models is None
+            network_dir = Path(stack.enter_context(tempfile.TemporaryDirectory())) if temporary else run_dir
+        for names in groups.values():
+            first = conditions[names[0]]
+            shared = data or load_dataset(first.dataset, seed=first.split_seed, data_dir=first.data_dir)
+            folders = {
+                name: None if network_dir is None else network_dir / CONDITIONS / owners[name] / "networks"
+                for name in names
+            }
+            # Several processes exchange networks and need the same order of work; other devices train seeds in batches.
+            if models is None and jax.default_backend() == "cpu" and jax.process_count() == 1:
+                tasks = [
+                    (name, hidden) for name in names if owners[name] == name for hidden in conditions[name].networks
+                ]
+                _train_side_by_side(conditions, tasks, shared, folders, report)
+            for name in names:
+                report("conditions", len(trees), len(conditions), name)
+                trees[name] = run_study(
+                    conditions[name],
+                    models,
+                    data=shared,
+                    run_dir=None if run_dir is None else run_dir / CONDITIONS / name,
+                    force=force,
+                    network_dir=folders[name],
+                    on_progress=report,
+                    **options,
+                )
+        report("conditions", len(conditions), len(conditions), "")
+    return grid_results(
+        {name: trees[name] for name in conditions}, dataclasses.asdict(config), time.monotonic() - start
+    )
+
+
+def _train_side_by_side(
+    conditions: Mapping[str, StudyConfig],
+    tasks: Sequence[tuple[str, Sequence[int]]],
+    data: Dataset,
+    folders: Mapping[str, Path | None],
+    report: OnProgress,
+) -> None:
+    """Train the networks of conditions, an architecture of a condition on each core, and save them in their folders.
+
+    Args:
+        conditions: settings of each condition.
+        tasks: names of conditions and hidden layers of their networks.
+        data: the dataset.
+        folders: folder of the networks of each condition.
+        report: called with the number of networks that are trained.
+    """
+    fractions, lock = dict.fromkeys(range(len(tasks)), 0.0), threading.Lock()
+    num_seeds = len(conditions[tasks[0][0]].seeds) if tasks else 0
+
+    def train(task: int, stop: Stop) -> None:
+        name, hidden = tasks[task]
+
+        def report_sum(what: str, done: int, total: int, note: str) -> None:
+            stop.check()
+            with lock:
+                fractions[task] = done / total
+                report(
+                    "train", int(num_seeds * sum(fractions.values()) + 1e-6), num_seeds * len(tasks), f"{name}: {note}"
+                )
+
+        trained_networks(conditions[name], hidden, data, folders[name], report_sum)
+        report_sum("train", 1, 1, "")
+
+    run_all(train, range(len(tasks)), threads=num_cores())
