@@ -261,6 +261,13 @@ def short_name(score: str) -> str:
     return SHORT.get(score, score_name(score))
 
 
+def comparison_name(comparison: str) -> str:
+    """Return a comparison of `compare_conditions` in words: `MI low - random` for `mutual_information_low - random`."""
+    first, _, second = comparison.partition(" - ")
+    ranking, _, direction = first.rpartition("_")
+    return f"{f'{short_name(ranking)} {direction}' if ranking else first} \u2212 {second}"
+
+
 def score_colors(scores: Iterable[str]) -> dict[str, int]:
     """Return the colour of each score."""
     free = itertools.cycle(FREE_COLORS)

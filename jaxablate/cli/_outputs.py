@@ -32,8 +32,11 @@ def write_outputs(results: "xr.DataTree", out: Path, bars: Bars) -> "list[Verdic
     from jaxablate.claims import save_claims
     from jaxablate.figures import save_figures, save_finding_figures
     from jaxablate.report import networks_beside, write_report
-    from jaxablate.results import save_results, select_protocol
+    from jaxablate.results import conditions_of, save_results, select_protocol
 
+    if conditions_of(results):
+        _write_grid(results, out)
+        return []
     protocols, num_seeds = _protocols_and_seeds(results)
     folders, findings = figure_folders(out, protocols, num_seeds)
     report = out / "report.html"
@@ -54,6 +57,68 @@ def write_outputs(results: "xr.DataTree", out: Path, bars: Bars) -> "list[Verdic
     return verdicts
 
 
+def _write_grid(results: "xr.DataTree", out: Path) -> None:
+    """Write the results of a grid and of each condition, the comparisons as a table and a picture, and the report."""
+    from jaxablate.figures import save_conditions
+    from jaxablate.report import write_report
+    from jaxablate.results import compare_conditions, save_results, save_table
+    from jaxablate.results._labels import studies_of
+    from jaxablate.study._grid import CONDITIONS
+
+    (out / "report.html").unlink(missing_ok=True)  # a run that is killed here must not leave that of earlier results
+    save_results(results, out / "results.nc")
+    for name, study in studies_of(results).items():
+        save_results(study, out / CONDITIONS / name / "results.nc")
+    protocols, _ = _protocols_and_seeds(results)
+    for protocol in protocols:
+        save_table(compare_conditions(results, protocol), out / f"comparisons_{protocol}.csv")
+    save_conditions(results, out / "figures")
+    write_report(results, out / "report.html")
+
+
+def _print_grid(results: "xr.DataTree", out: Path, *, dataset: str, seconds: float) -> dict[str, Any]:
+    """Print the accuracies and comparisons of every condition and the places of the files; return the values."""
+    from rich.table import Column, Table
+
+    from jaxablate.charts import comparison_name
+    from jaxablate.results import compare_conditions
+
+    protocols, _ = _protocols_and_seeds(results)
+    data = compare_conditions(results, protocols[0])
+    names = [str(name) for name in data["comparison"].values]
+    table = Table(
+        "condition",
+        "network",
+        Column("accuracy", justify="right"),
+        *(Column(comparison_name(name), justify="right") for name in names),
+        title="Test accuracy in %, and differences of areas under the curves in accuracy points (whole network)",
+        title_justify="left",
+    )
+    for condition in data["condition"].values:
+        for network in data["network"].values:
+            cell = data.sel(condition=condition, network=network)
+            if int(cell["num_networks"].fillna(0)) > 0:
+                differences = (f"{value:+.1f}" for value in cell["difference"].values)
+                table.add_row(str(condition), str(network), f"{float(cell['accuracy']):.2f}", *differences)
+    console.print(table)
+    console.print("Intervals are in the report and in the tables.", highlight=False)
+    print_dataset(results, asked=dataset)
+    console.print(f"Time: {seconds:.0f} s; the bars say where it went.", highlight=False)
+    tables = [out / f"comparisons_{protocol}.csv" for protocol in protocols]
+    places = {"Report": [out / "report.html"], "Results": [out / "results.nc"], "Comparisons": tables}
+    for name, files in {**places, "Figures": [out / "figures"]}.items():
+        console.print(f"{name}: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
+    return {
+        "results": out / "results.nc",
+        "report": out / "report.html",
+        "comparisons": tables,
+        "figures": [out / "figures"],
+        **dataset_of(results),
+        "seconds": seconds,
+        "conditions": data.to_dataframe().reset_index().to_dict("records"),
+    }
+
+
 def print_outputs(
     results: "xr.DataTree", out: Path, verdicts: "Sequence[Verdict]", *, dataset: str, seconds: float
 ) -> dict[str, Any]:
@@ -66,6 +131,10 @@ def print_outputs(
         dataset: name of the dataset in the command.
         seconds: duration of the command.
     """
+    from jaxablate.results import conditions_of
+
+    if conditions_of(results):
+        return _print_grid(results, out, dataset=dataset, seconds=seconds)
     protocols, num_seeds = _protocols_and_seeds(results)
     folders, findings = figure_folders(out, protocols, num_seeds)
     print_summary(results)
@@ -99,5 +168,7 @@ def print_outputs(
 def _protocols_and_seeds(results: "xr.DataTree") -> tuple[list[str], int]:
     """Return the protocols of the results and the largest number of seeds of a network."""
     from jaxablate.results import protocols_of
+    from jaxablate.results._labels import studies_of
 
-    return protocols_of(results), max(node.sizes.get("seed", 0) for node in results.subtree)
+    first = next(iter(studies_of(results).values()))
+    return protocols_of(first), max(node.sizes.get("seed", 0) for node in results.subtree)

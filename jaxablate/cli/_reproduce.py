@@ -1,5 +1,7 @@
 """`jaxablate reproduce`: run the whole experiment of the paper."""
 
+import dataclasses
+import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,12 +21,14 @@ from jaxablate.cli._console import (
 )
 from jaxablate.cli._outputs import figure_folders, print_outputs, write_outputs
 from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, initialize_distributed
+from jaxablate.cli._settings import read_settings, settings_from_text
 
 __all__ = ["reproduce"]
 
 
 @command
 def reproduce(
+    context: typer.Context,
     dataset: Annotated[
         str,
         typer.Option(
@@ -69,6 +73,30 @@ def reproduce(
         int | None,
         typer.Option(min=1, metavar="N", help="Epochs; default: about 15,620 training steps."),
     ] = None,
+    config_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE", help="Settings in JSON or TOML; options count more.", show_default=False
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any setting of StudyConfig, such as l2=1e-4 or networks=100x100+300; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=V1,V2",
+            help="Study every value of a setting, such as l2=0,1e-4; repeatable: every combination.",
+            show_default=False,
+        ),
+    ] = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as JSON, and exit.")] = False,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for all results.")] = Path("results"),
     force: Annotated[bool, typer.Option("--force", help="New run in a folder that holds another run.")] = False,
     devices: Devices = None,
@@ -81,6 +109,8 @@ def reproduce(
     or more, judge the paper's claims too.
 
     Example: jaxablate reproduce --dataset mnist --seeds 10 --protocol both
+
+    Example: jaxablate reproduce --seeds 5 --vary l2=0,1e-4,1e-3 --vary activation=sigmoid,relu --out grid
     """
     from jaxablate import StudyConfig, run_study
     from jaxablate._checks import require
@@ -91,19 +121,41 @@ def reproduce(
 
     # Before anything else: JAX fixes the number of its devices and processes when they are first used.
     devices = initialize_distributed(coordinator, num_processes, process_id, devices)
+    options = {
+        "dataset": dataset,
+        "data_dir": None if data_dir is None else str(data_dir),
+        "seeds": tuple(range(first_seed, first_seed + seeds)),
+        "protocols": protocol_names(protocol),
+        "num_random_orders": random_orders,
+        "num_random_subsets": random_subsets,
+        "steps": steps,
+        "extra_fills": tuple(extra_fills or ()),
+        "activation": activation,
+        "epochs": epochs,
+    }
+    # An option that was given counts more than the file, and the file more than defaults. Sources are compared by name,
+    # since Typer may bring its own copy of Click.
+    given = {
+        name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+    same = {"num_random_orders": {"random_orders"}, "num_random_subsets": {"random_subsets"}, "protocols": {"protocol"}}
+    same["seeds"] = {"seeds", "first_seed"}
+    file = {} if config_file is None else read_settings(config_file)
     config = StudyConfig(
-        dataset=dataset,
-        data_dir=None if data_dir is None else str(data_dir),
-        seeds=tuple(range(first_seed, first_seed + seeds)),
-        protocols=protocol_names(protocol),
-        num_random_orders=random_orders,
-        num_random_subsets=random_subsets,
-        steps=steps,
-        extra_fills=tuple(extra_fills or ()),
-        activation=activation,
-        epochs=epochs,
+        **{
+            **options,
+            **file,
+            **{name: value for name, value in options.items() if same.get(name, {name}) & given},
+            **settings_from_text("--set", settings or ()),
+            "vary": {**file.get("vary", {}), **settings_from_text("--vary", vary or ())},
+        }
     )
-    folders, findings = figure_folders(out, config.protocols, seeds)
+    if print_config:
+        values = dataclasses.asdict(config)
+        if not console.quiet:
+            print(json.dumps(values, indent=1))
+        return values
+    folders, findings = figure_folders(out, config.protocols, len(config.seeds))
     if cache:
         keep_compiled_programs()
     # The other processes compute with their devices, and print and write nothing. They need not see the output folder.
@@ -125,4 +177,4 @@ def reproduce(
         with bars.progress:
             results = run_study(config, run_dir=out, force=force, on_progress=bars, mesh=devices)
             verdicts = write_outputs(results, out, bars)
-    return print_outputs(results, out, verdicts, dataset=dataset, seconds=time.monotonic() - start)
+    return print_outputs(results, out, verdicts, dataset=str(config.dataset), seconds=time.monotonic() - start)

@@ -19,20 +19,25 @@ from jaxablate._files import atomic_path, require_writable
 from jaxablate.charts import EXTRAS, FIGURES, INTERVAL, METRIC_NAMES, FigureSpec, names_of, origin
 from jaxablate.claims import Verdict, explain_changes
 from jaxablate.figures import _findings
+from jaxablate.figures._conditions import draw_conditions
 from jaxablate.figures._draw import draw, draw_published, styled
 from jaxablate.figures._interactions import draw_pair_information
 from jaxablate.figures._sensitivity import draw_sensitivity
+from jaxablate.protocols import PAPER
 from jaxablate.results import protocols_of, select_protocol
+from jaxablate.results._labels import studies_of
 
 __all__ = [
     "EXTRAS",
     "FIGURES",
     "METRIC_NAMES",
     "FigureSpec",
+    "draw_conditions",
     "draw_figure",
     "draw_pair_information",
     "draw_published",
     "draw_sensitivity",
+    "save_conditions",
     "save_figure",
     "save_figures",
     "save_finding_figures",
@@ -68,6 +73,27 @@ def save_figure(results: xr.DataTree, number: int, folder: str | Path) -> list[P
     """
     require_writable(folder)
     return _write(draw_figure(results, number), Path(folder), FIGURES[number].stem)
+
+
+def save_conditions(results: xr.DataTree, folder: str | Path) -> list[Path]:
+    """Draw the comparisons of every condition of a grid into a folder, as PNG and PDF.
+
+    Args:
+        results: results of a grid, from `run_study` or `load_results`.
+        folder: where the files go.
+
+    Returns:
+        The two files for each protocol: `conditions`, or `conditions_published` under another protocol.
+
+    Raises:
+        InputError: for a folder that cannot be written.
+    """
+    require_writable(folder)
+    files = []
+    for protocol in protocols_of(next(iter(studies_of(results).values()))):
+        stem = "conditions" if protocol == PAPER.name else f"conditions_{protocol}"
+        files += _write(draw_conditions(results, protocol), Path(folder), stem)
+    return files
 
 
 def save_figures(

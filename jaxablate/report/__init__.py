@@ -8,6 +8,7 @@ Memory: the page, some hundred kilobytes for each protocol.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import xarray as xr
@@ -21,9 +22,10 @@ from jaxablate.claims import Verdict, judge_claims
 from jaxablate.models import MLP
 from jaxablate.protocols import shown_protocols
 from jaxablate.report._charts import svg_chart
+from jaxablate.report._grid import grid_page
 from jaxablate.report._pictures import networks_beside
 from jaxablate.report._sections import cards_of, meaning_of, provenance_of, sections_of
-from jaxablate.results import protocols_of, select_protocol
+from jaxablate.results import conditions_of, protocols_of, select_protocol
 
 __all__ = ["check_report_path", "networks_beside", "write_report"]
 
@@ -42,7 +44,7 @@ def write_report(
     The page holds a summary of data, networks and accuracies; the verdicts on the paper's claims if there are several
     seeds; every figure under the question that it answers, with curves that show their values and can be hidden; the
     most and least informative neurons; and the origin of everything. Of several protocols it shows the paper's and
-    the published protocol.
+    the published protocol. The page of a grid shows accuracies, comparisons and curves of every condition instead.
 
     Args:
         results: from `run_study` or `load_results`.
@@ -65,6 +67,11 @@ def write_report(
     """
     path = Path(path)
     check_report_path(path)
+    if conditions_of(results):
+        require(
+            not networks and not verdicts, "results: a grid has no networks or verdicts on its page; leave them out"
+        )
+        return _write_page(path, "grid.html", grid_page(results))
     networks, nodes = networks or {}, select_protocol(results, protocols_of(results)[0]).children
     unknown = sorted({*networks} - {*nodes})
     require(not unknown, f"networks: expected names among {', '.join(nodes)}, got {', '.join(unknown)}")
@@ -78,6 +85,18 @@ def write_report(
     if verdicts is None:
         verdicts = judge_claims(results) if any(network.sizes["seed"] > 1 for network in nodes.values()) else []
     protocols = shown_protocols(protocols_of(results))
+    content = {
+        "cards": cards_of(results),
+        "claims": claim_table(verdict for verdict in verdicts if verdict.protocol in protocols),
+        "protocols": {name: sections_of(results, name, networks, first=name == protocols[0]) for name in protocols},
+        "meanings": {name: meaning_of(name) for name in protocols},
+        "provenance": provenance_of(results),
+    }
+    return _write_page(path, "report.html", content)
+
+
+def _write_page(path: Path, template: str, content: Mapping[str, Any]) -> Path:
+    """Write the page of a template."""
     # autoescape: names of data sets and networks come from users
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -87,15 +106,11 @@ def write_report(
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["svg"] = svg_chart
-    page = environment.get_template("report.html").render(
-        cards=cards_of(results),
-        claims=claim_table(verdict for verdict in verdicts if verdict.protocol in protocols),
-        protocols={name: sections_of(results, name, networks, first=name == protocols[0]) for name in protocols},
-        meanings={name: meaning_of(name) for name in protocols},
-        provenance=provenance_of(results),
-        style=Markup((TEMPLATES / "report.css").read_text()),
-        script=Markup((TEMPLATES / "report.js").read_text()),
-    )
+    look = {
+        "style": Markup((TEMPLATES / "report.css").read_text()),
+        "script": Markup((TEMPLATES / "report.js").read_text()),
+    }
+    page = environment.get_template(template).render(**content, **look)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path

@@ -64,7 +64,7 @@ def cards_of(results: xr.DataTree) -> list[tuple[str, str, str]]:
         )
         cards.append((f"{name} network", f"{intact.mean():.2f}%", words))
     if seconds is not None:
-        cards.append(("Time", _duration(float(seconds)), f"to compute it on {_device(results)}"))
+        cards.append(("Time", duration(float(seconds)), f"to compute it on {_device(results)}"))
     return cards
 
 
@@ -73,7 +73,7 @@ def _device(results: xr.DataTree) -> str:
     return results.attrs["device"].replace("cpu: cpu", "CPU")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
     hours, minutes = divmod(round(seconds / 60), 60)

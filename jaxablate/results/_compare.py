@@ -13,7 +13,7 @@ import xarray as xr
 from jaxablate._checks import InputError, require
 from jaxablate.histograms import constant_codes
 from jaxablate.protocols import PAPER
-from jaxablate.results._labels import NETWORK_SCOPE, RANDOM, conditions_of, select_protocol
+from jaxablate.results._labels import NETWORK_SCOPE, RANDOM, select_protocol, studies_of
 from jaxablate.results._summaries import balanced_fill
 from jaxablate.statistics import (
     auc,
@@ -271,10 +271,10 @@ def compare_conditions(results: xr.DataTree, protocol: str = PAPER.name) -> xr.D
     """
     rows = [
         _compare_orders(node.to_dataset()).assign_coords(condition=condition, network=name)
-        for condition in conditions_of(results) or [""]
-        for name, node in select_protocol(results[condition] if condition else results, protocol).children.items()
+        for condition, study in studies_of(results).items()
+        for name, node in select_protocol(study, protocol).children.items()
     ]
-    joined = xr.combine_by_coords([row.expand_dims(("condition", "network")) for row in rows])
+    joined = xr.merge([row.expand_dims(("condition", "network")) for row in rows], join="outer", compat="no_conflicts")
     # the coordinates are sorted now; their order in the results is restored
     order = {
         name: dict.fromkeys(str(label) for row in rows for label in np.atleast_1d(row[name])) for name in joined.dims

@@ -20,9 +20,9 @@ from jaxablate.results._labels import (
     FORMAT,
     HISTORY,
     VARIABLES,
-    conditions_of,
     protocols_of,
     select_protocol,
+    studies_of,
 )
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ def load_results(path: str | Path) -> xr.DataTree:
         raise InputError(
             f"results file {path}: expected netCDF as jaxablate writes it, got an unreadable file ({error})"
         ) from None
-    conditions = conditions_of(results)
-    for study in [results[name] for name in conditions] if conditions else [results]:
+    for study in studies_of(results).values():
         for protocol in protocols_of(study):
             for name, node in select_protocol(study, protocol).children.items():
                 _require_whole(path, f"{name} ({protocol})", node.to_dataset())

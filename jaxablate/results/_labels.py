@@ -450,6 +450,11 @@ def conditions_of(results: xr.DataTree) -> dict[str, dict[str, Any]]:
     return json.loads(results.attrs.get("conditions", "{}"))
 
 
+def studies_of(results: xr.DataTree) -> dict[str, xr.DataTree]:
+    """Return the results of every condition by its name; the results of one study have the name ""."""
+    return {name: results.children[name] for name in conditions_of(results)} or {"": results}
+
+
 def _provenance(source: Source) -> dict[str, str]:
     """Return the attributes that say where results come from: data, versions, device, time."""
     # The packages that compute and hold the results; all others only draw or print.

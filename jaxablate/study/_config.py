@@ -246,7 +246,7 @@ class StudyConfig:
 def require_setting(name: object, known: Sequence[str] | None = None) -> None:
     """Raise unless a text is the name of a setting; the message has the nearest name."""
     names = known or [setting.name for setting in dataclasses.fields(StudyConfig)]
-    near = difflib.get_close_matches(str(name), names, n=1)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
     require(name in names, f"settings: unknown {name!r}; {remedy}")
 
@@ -274,6 +274,7 @@ def _plain_values(vary: Any) -> dict[str, tuple[Any, ...]]:
     known = [setting.name for setting in dataclasses.fields(StudyConfig) if setting.name not in NOT_VARIED]
     plain = {}
     for name, values in vary.items():
+        require(name not in NOT_VARIED, f"vary: {name} cannot vary; set it once for all conditions")
         require_setting(name, known)
         require(
             isinstance(values, Iterable) and not isinstance(values, str | Mapping),

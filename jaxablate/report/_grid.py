@@ -1,0 +1,114 @@
+"""Lay out the results of a grid as a page: no statistics.
+
+Input: results of a grid.
+Output: dictionaries that the template reads.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import xarray as xr
+
+from jaxablate.charts import INTERVAL, comparison_name, names_of, order_chart
+from jaxablate.protocols import shown_protocols
+from jaxablate.report._sections import duration, provenance_of
+from jaxablate.results import NETWORK_SCOPE, compare_conditions, conditions_of, protocols_of, select_protocol
+from jaxablate.results._labels import studies_of
+
+WIDTH, MARGIN = 200, 6
+"""Width of the picture of an interval, and room at its ends."""
+
+
+def grid_page(results: xr.DataTree) -> dict[str, Any]:
+    """Return what the template of a grid reads."""
+    conditions, studies = conditions_of(results), studies_of(results)
+    protocols = shown_protocols(protocols_of(next(iter(studies.values()))))
+    compared = {protocol: compare_conditions(results, protocol) for protocol in protocols}
+    first = compared[protocols[0]]
+    settings = list(next(iter(conditions.values())))
+    seeds = int(first["num_networks"].max())
+    return {
+        "conditions": conditions,
+        "settings": ", ".join(name.replace("_", " ") for name in settings),
+        "cards": [
+            ("Data", results.attrs["dataset"], results.attrs["dataset_origin"]),
+            ("Conditions", str(len(conditions)), "every combination of the settings " + ", ".join(settings)),
+            ("Networks", str(int(first["num_networks"].sum())), f"{seeds} of each kind in each condition"),
+            ("Time", duration(float(results.attrs["seconds"])), f"to compute it on {results.attrs['device']}"),
+        ],
+        "interval_words": INTERVAL,
+        "rows": _rows(first),
+        "blocks": [
+            _comparisons(data, network, protocol if len(protocols) > 1 else "")
+            for protocol, data in compared.items()
+            for network in names_of(data, "network")
+        ],
+        "curves": _curves(studies, protocols),
+        "provenance": provenance_of(results),
+    }
+
+
+def _rows(data: xr.Dataset) -> list[dict[str, str]]:
+    """Return the rows of the table of conditions and networks."""
+    rows = []
+    for condition in names_of(data, "condition"):
+        for network in names_of(data, "network"):
+            cell = data.sel(condition=condition, network=network)
+            mean, low, high = (float(cell[name]) for name in ("accuracy", "accuracy_low", "accuracy_high"))
+            if mean == mean:  # a condition may lack a network
+                interval = f" [{low:.2f}, {high:.2f}]" if low == low else ""
+                constant = f"{float(cell['constant']):.1f}"
+                rows.append(
+                    {
+                        "condition": condition,
+                        "network": network,
+                        "accuracy": f"{mean:.2f}{interval}",
+                        "constant": constant,
+                    }
+                )
+    return rows
+
+
+def _comparisons(data: xr.Dataset, network: str, protocol: str) -> dict[str, Any]:
+    """Return the intervals of a network for every comparison and condition, on one axis."""
+    chosen = data.sel(network=network).dropna("condition", subset=["accuracy"])
+    ends = xr.concat([chosen["low"], chosen["high"], chosen["difference"]], "end")
+    lowest, highest = min(float(ends.min()), 0.0), max(float(ends.max()), 0.0)
+    scale = (WIDTH - 2 * MARGIN) / max(highest - lowest, 1e-9)
+
+    def place(value: float) -> float | None:
+        return round(MARGIN + (value - lowest) * scale, 1) if value == value else None
+
+    comparisons = {}
+    for comparison in names_of(chosen, "comparison"):
+        rows = []
+        for condition in names_of(chosen, "condition"):
+            cell = chosen.sel(condition=condition, comparison=comparison)
+            mean, low, high = (float(cell[name]) for name in ("difference", "low", "high"))
+            if mean == mean:  # a condition may lack a score
+                interval = f" [{low:+.2f}, {high:+.2f}]" if low == low else ""
+                places = {"zero": place(0.0), "mean": place(mean), "low": place(low), "high": place(high)}
+                rows.append({"condition": condition, "text": f"{mean:+.2f}{interval}", **places})
+        comparisons[comparison_name(comparison)] = rows
+    return {
+        "title": f"{network} network" + (f", protocol {protocol}" if protocol else ""),
+        "see": "Difference of the areas under the curves of the whole network in accuracy points, bias balanced: mean "
+        f"over networks and {INTERVAL}. Right of the line, the order costs less accuracy than random orders, or bias "
+        "balancing more than zeros keeps. All intervals of a network have one scale. p-values are in the table of "
+        "`ja.results.compare_conditions`; nothing is corrected over conditions.",
+        "comparisons": comparisons,
+    }
+
+
+def _curves(studies: Mapping[str, xr.DataTree], protocols: Sequence[str]) -> list[list[Any]]:
+    """Return the curves of the whole network, for each protocol and condition."""
+    return [
+        [
+            dataclasses.replace(chart, title=f"{condition}: {chart.title}")
+            for name, node in select_protocol(study, protocol).children.items()
+            for chart in [order_chart(name, node.to_dataset(), NETWORK_SCOPE)]
+        ]
+        for protocol in protocols
+        for condition, study in studies.items()
+    ]
