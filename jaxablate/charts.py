@@ -261,11 +261,15 @@ def short_name(score: str) -> str:
     return SHORT.get(score, score_name(score))
 
 
+def order_name(ordering: str) -> str:
+    """Return an ordering in words: `MI low` for `mutual_information_low`, and `random`."""
+    ranking, _, direction = ordering.rpartition("_")
+    return f"{short_name(ranking)} {direction}" if ranking else ordering
+
+
 def comparison_name(comparison: str) -> str:
-    """Return a comparison of `compare_conditions` in words: `MI low - random` for `mutual_information_low - random`."""
-    first, _, second = comparison.partition(" - ")
-    ranking, _, direction = first.rpartition("_")
-    return f"{f'{short_name(ranking)} {direction}' if ranking else first} \u2212 {second}"
+    """Return a comparison of `compare_conditions` in words: `MI low - random`."""
+    return " \u2212 ".join(map(order_name, comparison.split(" - ")))
 
 
 def score_colors(scores: Iterable[str]) -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from jaxablate.cli._compare import compare
 from jaxablate.cli._console import console, exit_on_signal, print_error, signals
 from jaxablate.cli._datasets import datasets
 from jaxablate.cli._merge import merge
@@ -34,6 +35,7 @@ app = typer.Typer(
 for command, short_help in {
     reproduce: "Repeat the paper's experiment and draw its figures.",
     merge: "Merge runs of different seeds into one.",
+    compare: "Compare the networks of two runs.",
     report: "Write the results of a run as one HTML page.",
     score: "Score every neuron of your network.",
     ablate: "Ablate the neurons of your network in the order of their scores.",

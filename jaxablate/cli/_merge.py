@@ -35,7 +35,7 @@ def merge(
         not out.exists() or (out.is_dir() and not any(out.iterdir())),
         f"output folder {out}: it already holds files, maybe of another run; choose a new folder",
     )
-    results = {str(run): _load_run(run) for run in runs}
+    results = {str(run): load_run(run) for run in runs}
     require(len(results) == len(runs), "runs: a folder is named twice; name each run once")
     merged = merge_results(results)
     require_writable(out)
@@ -63,7 +63,7 @@ def merge(
     return print_outputs(merged, out, verdicts, dataset=merged.attrs["dataset"], seconds=time.monotonic() - start)
 
 
-def _load_run(run: Path):
+def load_run(run: Path):
     """Load the results of a finished run.
 
     Raises:

@@ -117,10 +117,11 @@ def _provenance(argument: str, tree: xr.DataTree) -> dict[str, object]:
     Raises:
         InputError: unless the tree belongs to the results of a study.
     """
-    # A node has no attributes of the run, and its root does.
-    attrs = tree.root.attrs if isinstance(tree, xr.DataTree) else {}
+    # A node has no attributes of the run; the nearest node above that has them belongs to the study.
+    nodes = [tree, *tree.parents] if isinstance(tree, xr.DataTree) else []
+    attrs = next((node.attrs for node in nodes if {"dataset_sha256", "config"} <= set(node.attrs)), {})
     require(
-        {"dataset_sha256", "config"} <= set(attrs),
+        bool(attrs),
         f"{argument}: expected results of a study or a node of them, such as results['3-layer'], got "
         f"{type(tree).__name__} without checksums and settings",
     )

@@ -52,7 +52,8 @@ def save_results(results: xr.DataTree, path: str | Path) -> None:
     """
     with atomic_path(path) as temporary:
         # h5netcdf reads and writes by h5py alone and needs no netCDF library in C.
-        results.to_netcdf(temporary, engine="h5netcdf")
+        # A copy has no parent: the study of one condition is written as a file of its own.
+        results.copy().to_netcdf(temporary, engine="h5netcdf")
 
 
 def load_results(path: str | Path) -> xr.DataTree:

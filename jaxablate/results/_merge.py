@@ -13,6 +13,7 @@ import xarray as xr
 
 from jaxablate._checks import InputError, require
 from jaxablate._rundir import format_differences
+from jaxablate.results._labels import conditions_of, grid_results
 
 PER_RUN = ("seeds", "dataset", "data_dir")
 """Settings that may differ between runs: the checksums of the data are compared instead of names and paths."""
@@ -26,8 +27,8 @@ def merge_results(results: Mapping[str, xr.DataTree]) -> xr.DataTree:
             folder.
 
     Returns:
-        The results of one run of all seeds, in ascending order of the seeds. The attribute `merged_from` lists
-        the seeds, versions, device, duration and date of each run, as JSON.
+        The results of one run of all seeds, in ascending order of the seeds; grids are merged condition by condition. The
+        attribute `merged_from` lists the seeds, versions, device, duration and date of each run, as JSON.
 
     Raises:
         InputError: for fewer than two runs, settings, data or networks that differ, or a seed that two runs share; the
@@ -43,6 +44,16 @@ def merge_results(results: Mapping[str, xr.DataTree]) -> xr.DataTree:
     names = list(results)
     # All differences are found before anything is joined. Each run is compared with the first, since equality is
     # transitive.
+    first = results[names[0]]
+    if conditions := conditions_of(first):
+        different = [name for name, tree in results.items() if conditions_of(tree) != conditions]
+        require(not different, f"run {', '.join(different)}: its conditions differ; merge runs of the same conditions")
+        studies = {
+            condition: merge_results({name: tree.children[condition] for name, tree in results.items()})
+            for condition in conditions
+        }
+        seconds = sum(float(tree.attrs["seconds"]) for tree in results.values())
+        return grid_results(studies, json.loads(first.attrs["config"]), seconds)
     settings = {name: _settings(tree) for name, tree in results.items()}
     for name in names[1:]:
         differences = format_differences(settings[names[0]], settings[name], (f"in {names[0]}", f"in {name}"))

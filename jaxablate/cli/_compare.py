@@ -1,0 +1,57 @@
+"""`jaxablate compare`: compare the networks of two runs."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jaxablate.cli._console import command, console
+from jaxablate.cli._merge import load_run
+
+__all__ = ["compare"]
+
+
+@command
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Folder of another run.", show_default=False)],
+    by: Annotated[str, typer.Option(metavar="MEASURE", help="auc, normalized_auc or first_step_below:POINTS.")] = "auc",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Table of all scopes, .csv or .nc.", show_default=False)
+    ] = None,
+) -> dict[str, Any]:
+    """Compare the networks that two runs have in common: first minus second, with 95% intervals.
+
+    Example: jaxablate compare sigmoid relu --out differences.csv
+    """
+    import xarray as xr
+    from rich.table import Column, Table
+
+    from jaxablate.charts import order_name
+    from jaxablate.results import NETWORK_SCOPE, check_table_path, save_table
+    from jaxablate.results import compare as compare_results
+
+    if out is not None:
+        check_table_path(out)
+    compared = compare_results(load_run(first), load_run(second), by=by)
+    networks = {node.path.strip("/"): node.to_dataset() for node in compared.subtree if node.data_vars}
+    for name, data in networks.items():
+        table = Table(
+            "order", "fill", Column("difference", justify="right"), Column("95% interval", justify="right"),
+            Column("p (Holm)", justify="right"), title_justify="left",
+            title=f"{name}: {by} of {first} minus {second}, whole network; {data.attrs['comparison']}, "
+            f"{int(data['num_networks'].max())} networks",
+        )  # fmt: skip
+        whole = data.sel(scope=NETWORK_SCOPE)
+        for ordering in whole["ordering"].values:
+            for fill in whole["fill"].values:
+                cell = {key: float(value) for key, value in whole.sel(ordering=ordering, fill=fill).items()}
+                interval = f"[{cell['low']:+.2f}, {cell['high']:+.2f}]"
+                values = f"{cell['difference']:+.2f}", interval, f"{cell['p_holm']:.2g}"
+                table.add_row(order_name(str(ordering)), str(fill).replace("_", " "), *values)
+        console.print(table)
+    joined = xr.concat([data.assign_coords(network=name) for name, data in networks.items()], "network", join="outer")
+    if out is not None:
+        save_table(joined, out)
+        console.print(f"Table of all scopes: {out}", highlight=False, soft_wrap=True)
+    return {"by": by, "differences": joined.to_dataframe().reset_index().to_dict("records"), "table": out}
