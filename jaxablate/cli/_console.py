@@ -56,11 +56,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Output as JSON, and nothin
 Debug = Annotated[bool, typer.Option("--debug", help="Traceback in addition to the error's sentence.")]
 
 
-def parse_steps(text: str | int) -> int | str:
+def parse_steps(text: str | int | None) -> int | str | None:
     """Return the value of `--steps`: a number of at least 1, or "all"."""
-    # Typer passes the default value through here as well, hence the integer.
-    if text == "all":
-        return "all"
+    # Typer passes the default value through here as well, hence the integer and None.
+    if text is None or text == "all":
+        return text
     if not str(text).isdecimal() or int(text) < 1:
         raise typer.BadParameter(f"expected a number of at least 1, or all, got {text}")
     return int(text)

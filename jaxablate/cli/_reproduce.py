@@ -28,34 +28,43 @@ __all__ = ["reproduce"]
 
 @command
 def reproduce(
-    context: typer.Context,
     dataset: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="DATA",
             help="Dataset: a name from `jaxablate datasets`, a folder or an .npz file; auto: mnist if available, else "
             "mnist5k.",
+            show_default="auto",
         ),
-    ] = "auto",
+    ] = None,
     data_dir: DataDir = None,
-    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Networks of each architecture.")] = 1,
-    first_seed: Annotated[int, typer.Option(min=0, metavar="N", help="First of the consecutive seeds.")] = 0,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Networks of each architecture.", show_default="1")
+    ] = None,
+    first_seed: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="First of the consecutive seeds.", show_default="0")
+    ] = None,
     protocol: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAMES",
             help="Protocols, joined by commas: paper (formulas), published (code), both, departures, controls.",
+            show_default="paper",
         ),
-    ] = "paper",
+    ] = None,
     random_orders: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Random orders per layer and of the whole network.")
-    ] = 10,
+        int | None,
+        typer.Option(min=1, metavar="N", help="Random orders per layer and of the whole network.", show_default="10"),
+    ] = None,
     random_subsets: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=1, metavar="N", help="Random curves of the published protocol, with a new subset at each step."
+            min=1,
+            metavar="N",
+            help="Random curves of the published protocol, with a new subset at each step.",
+            show_default="2",
         ),
-    ] = 2,
+    ] = None,
     # Any: Typer takes no union of types, and `parse_steps` returns a number or "all"
     steps: Annotated[
         Any,
@@ -63,12 +72,14 @@ def reproduce(
             parser=parse_steps,
             metavar="N|all",
             help="Number of neurons to ablate; all: of each layer.",
+            show_default="80",
         ),
-    ] = 80,
+    ] = None,
     extra_fills: ExtraFills = None,
     activation: Annotated[
-        str, typer.Option(metavar="NAME", help="Activation function: sigmoid, relu, tanh or gelu.")
-    ] = "sigmoid",
+        str | None,
+        typer.Option(metavar="NAME", help="Activation function: sigmoid, relu, tanh or gelu.", show_default="sigmoid"),
+    ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Epochs; default: about 15,620 training steps."),
@@ -124,32 +135,21 @@ def reproduce(
     options = {
         "dataset": dataset,
         "data_dir": None if data_dir is None else str(data_dir),
-        "seeds": tuple(range(first_seed, first_seed + seeds)),
-        "protocols": protocol_names(protocol),
+        "protocols": None if protocol is None else protocol_names(protocol),
         "num_random_orders": random_orders,
         "num_random_subsets": random_subsets,
         "steps": steps,
-        "extra_fills": tuple(extra_fills or ()),
+        "extra_fills": extra_fills,
         "activation": activation,
         "epochs": epochs,
     }
-    # An option that was given counts more than the file, and the file more than defaults. Sources are compared by name,
-    # since Typer may bring its own copy of Click.
-    given = {
-        name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    }
-    same = {"num_random_orders": {"random_orders"}, "num_random_subsets": {"random_subsets"}, "protocols": {"protocol"}}
-    same["seeds"] = {"seeds", "first_seed"}
+    if seeds is not None or first_seed is not None:
+        options["seeds"] = range(first_seed or 0, (first_seed or 0) + (seeds or 1))
+    # an option counts more than the file, and the file more than the defaults of StudyConfig
     file = {} if config_file is None else read_settings(config_file)
-    config = StudyConfig(
-        **{
-            **options,
-            **file,
-            **{name: value for name, value in options.items() if same.get(name, {name}) & given},
-            **settings_from_text("--set", settings or ()),
-            "vary": {**file.get("vary", {}), **settings_from_text("--vary", vary or ())},
-        }
-    )
+    given = {name: value for name, value in options.items() if value is not None}
+    varied = {**file.pop("vary", {}), **settings_from_text("--vary", vary or ())}
+    config = StudyConfig(**{**file, **given, **settings_from_text("--set", settings or ()), "vary": varied})
     if print_config:
         values = dataclasses.asdict(config)
         if not console.quiet:

@@ -27,8 +27,8 @@ def merge_results(results: Mapping[str, xr.DataTree]) -> xr.DataTree:
             folder.
 
     Returns:
-        The results of one run of all seeds, in ascending order of the seeds; grids are merged condition by condition. The
-        attribute `merged_from` lists the seeds, versions, device, duration and date of each run, as JSON.
+        The results of one run of all seeds, in ascending order of the seeds. The attribute `merged_from` lists
+        the seeds, versions, device, duration and date of each run, as JSON. Grids are merged condition by condition.
 
     Raises:
         InputError: for fewer than two runs, settings, data or networks that differ, or a seed that two runs share; the
@@ -42,6 +42,7 @@ def merge_results(results: Mapping[str, xr.DataTree]) -> xr.DataTree:
     """
     require(len(results) > 1, f"runs: {len(results)} is not enough to merge; name at least two")
     names = list(results)
+    results = {name: tree.copy() for name, tree in results.items()}  # without the grids that they may be parts of
     # All differences are found before anything is joined. Each run is compared with the first, since equality is
     # transitive.
     first = results[names[0]]

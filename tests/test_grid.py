@@ -1,0 +1,292 @@
+"""Studies of several conditions: settings, runs, results, pages and commands."""
+
+import json
+import shutil
+from dataclasses import asdict, replace
+
+import jaxtyping
+import numpy as np
+import pytest
+from helpers import raises_input_error
+from scipy import stats
+from typer.testing import CliRunner
+
+import jaxablate as ja
+import jaxablate.cli
+from jaxablate.figures import draw_conditions
+from jaxablate.report import write_report
+
+NETWORK = "2-layer-8-7"
+
+
+def call(*arguments):
+    """Run a command in this process."""
+    return CliRunner().invoke(jaxablate.cli.app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+
+
+@pytest.fixture(scope="module")
+def config(small_data):
+    """Return two settings of training by two that training does not depend on."""
+    return ja.StudyConfig(
+        dataset=small_data,
+        networks=((8, 7),),
+        epochs=2,
+        seeds=(0, 1),
+        num_random_orders=2,
+        steps=4,
+        vary={"l2": (0, 0.1), "quantizer": ("activation", "mean")},
+    )
+
+
+@pytest.fixture(scope="module")
+def grid(config, tmp_path_factory):
+    """Return a folder and the results in it."""
+    folder = tmp_path_factory.mktemp("grid") / "grid"
+    return folder, ja.run_study(config, run_dir=folder)
+
+
+def network_of(results, condition):
+    return results[condition][NETWORK].to_dataset()
+
+
+def test_conditions_are_every_combination():
+    vary = {
+        "networks": (((100,), (200, 200)), ((50, 50),)),
+        "dataset": ("data/cancer.npz", "mnist"),
+        "scores": (["entropy"],),
+        "l2": np.array([0, 1e-5]),
+    }
+    config = ja.StudyConfig(steps=5, vary=vary)
+    conditions = config.conditions()
+    assert len(conditions) == 8
+    name = "networks=100+200x200, dataset=cancer, scores=entropy, l2=1e-05"
+    values = {"networks": ((100,), (200, 200)), "dataset": "data/cancer.npz", "scores": ("entropy",), "l2": 1e-5}
+    assert list(conditions)[1] == name
+    assert conditions[name] == replace(config, vary={}, **values)
+    assert config == ja.StudyConfig(**json.loads(json.dumps(asdict(config))))
+    assert ja.StudyConfig(steps=5).conditions() == {"": ja.StudyConfig(steps=5)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"vary": {"l3": (1,)}}, "unknown 'l3'; did you mean l2"),
+        ({"vary": {"seeds": ((1,),)}}, "seeds cannot vary"),
+        ({"vary": {"l2": 1e-3}}, "expected a sequence of values for l2"),
+        ({"vary": {"activation": "relu"}}, "expected a sequence of values for activation"),
+        ({"vary": {"l2": ()}}, "expected at least one"),
+        ({"vary": {"l2": (0, 0.0)}}, "expected different values"),
+        ({"vary": {"l2": (0, -1)}}, "condition l2=-1: l2: -1.0 is negative"),
+        ({"vary": {"l2": (1e-3, 1e-3 + 1e-12)}}, "two conditions are named 'l2=0.001'"),
+        ({"vary": {"steps": (5, 500)}}, "condition steps=500: steps: 500 is out of range"),
+        ({"vary": {"epochs": range(1, 50), "batch_size": range(1, 50)}}, "2401 conditions are more than 1000"),
+        ({"vary": {"dataset": ("x" * 101,)}}, "expected a name of up to 100"),
+        ({"vary": 3}, "expected a mapping"),
+        ({"l2": "much"}, "l2: expected a number, got 'much'"),
+        ({"l2": float("nan")}, "l2: expected a number, got nan"),
+        ({"batch_size": True}, "batch_size: expected an integer, got True"),
+        ({"epochs": 2.5}, "epochs: expected an integer, got 2.5"),
+        ({"seeds": ("a",)}, "seeds: expected an integer, got 'a'"),
+        ({"networks": ((2.5,),)}, "networks: expected an integer, got 2.5"),
+        ({"scores": (3,)}, "scores: expected names, got 3"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, message):
+    with raises_input_error(message):
+        ja.StudyConfig(**settings)
+
+
+def test_a_condition_is_the_study_alone(config, grid):
+    _, results = grid
+    conditions = config.conditions()
+    assert list(results.children) == list(conditions)
+    assert ja.results.conditions_of(results) == {
+        name: {"l2": condition.l2, "quantizer": condition.quantizer} for name, condition in conditions.items()
+    }
+    name = "l2=0.1, quantizer=mean"
+    alone = ja.run_study(conditions[name])
+    assert alone[NETWORK].to_dataset().identical(network_of(results, name))
+    assert not network_of(results, "l2=0, quantizer=mean")["correct"].equals(network_of(results, name)["correct"])
+    assert json.loads(results[name].attrs["config"]) == json.loads(alone.attrs["config"])
+    with raises_input_error("they hold 4 conditions; pass the results of one"):
+        ja.judge_claims(results)
+
+
+def test_conditions_share_networks_and_resume(config, grid, tmp_path):
+    folder, results = grid
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    trained = {path.parent.parent.name for path in again.rglob("*.safetensors") if path.parent.name == "networks"}
+    assert trained == {"l2=0, quantizer=activation", "l2=0.1, quantizer=activation"}
+    # what a killed run left: one condition without its last unit, one not begun, one network not trained
+    next((again / "conditions" / "l2=0, quantizer=mean" / "units").glob("*singles*")).unlink()
+    shutil.rmtree(again / "conditions" / "l2=0.1, quantizer=mean")
+    next((again / "conditions" / "l2=0.1, quantizer=activation" / "networks").iterdir()).unlink()
+    reports = []
+    resumed = ja.run_study(config, run_dir=again, on_progress=lambda *report: reports.append(report))
+    for name in results.children:
+        assert network_of(resumed, name).identical(network_of(results, name))
+    totals = {what: (done, total) for what, done, total, _ in reports}
+    assert totals["train"] == (4, 4)
+    assert totals["conditions"] == (4, 4)
+    other = replace(config, vary={"l2": (0,)})
+    with raises_input_error("another run was started there"):
+        ja.run_study(other, run_dir=again)
+    fewer = ja.run_study(other, run_dir=again, force=True)
+    assert list(fewer.children) == ["l2=0"]
+
+
+def test_your_own_networks_vary_in_what_is_not_trained(small_data, small_config):
+    data = ja.load_dataset(small_data)
+    model = ja.train(data, (8, 7), epochs=1)[0]
+    config = ja.StudyConfig(networks=(), steps=3, num_random_orders=1, vary={"normalization": ("none", "z")})
+    results = ja.run_study(config, {"mine": model}, data=data)
+    none, z = (results[f"normalization={name}"]["mine"].to_dataset() for name in ("none", "z"))
+    assert none["scores"].equals(z["scores"])
+    assert not none["ablated"].equals(z["ablated"])
+    with raises_input_error("vary: l2 changes neither"):
+        ja.run_study(replace(config, vary={"l2": (0, 1)}), {"mine": model}, data=data)
+
+
+def test_comparisons_by_hand(grid):
+    _, results = grid
+    compared = ja.results.compare_conditions(results)
+    assert list(compared["condition"].values) == list(results.children)
+    network = network_of(results, "l2=0, quantizer=mean")
+    cell = compared.sel(condition="l2=0, quantizer=mean", network=NETWORK)
+    areas = 100 * network["accuracy"].sel(scope="network").isel(step=slice(1, None)).mean("step")
+    random = areas.isel(ordering=network["ranking"].values == "random").mean("ordering")
+    for comparison, values in {
+        "kl_selectivity_high - random": areas.sel(ordering="kl_selectivity_high", fill="mean")
+        - random.sel(fill="mean"),
+        "mean - zero": random.sel(fill="mean") - random.sel(fill="zero"),
+    }.items():
+        values = values.values.astype(np.float64)
+        one = cell.sel(comparison=comparison)
+        half = stats.t.ppf(0.975, 1) * values.std(ddof=1) / 2**0.5
+        low, high = values.mean() - half, values.mean() + half
+        np.testing.assert_allclose([one["difference"], one["low"], one["high"]], [values.mean(), low, high], atol=1e-9)
+    p_values = cell["p_holm"].values
+    assert ((p_values >= 0) & (p_values <= 1)).all()
+    assert float(cell["accuracy"]) == pytest.approx(
+        100 * float(network["accuracy"].isel(step=0, ordering=0, fill=0, scope=0).mean())
+    )
+    counts = network["joint_counts"].sum("class").values
+    assert float(cell["constant"]) == pytest.approx(100 * ((counts > 0).sum(axis=-1) == 1).mean())
+
+
+def test_conditions_of_different_networks(config):
+    config = replace(config, seeds=(0,), vary={"networks": (((8,),), ((8,), (8, 7))), "scores": (("entropy",),)})
+    results = ja.run_study(config)
+    compared = ja.results.compare_conditions(results)
+    assert dict(compared.sizes) == {"condition": 2, "network": 2, "comparison": 3}
+    missing = compared["accuracy"].isnull()
+    assert missing.values.tolist() == [[False, True], [False, False]]
+    assert draw_conditions(results).axes
+
+
+def test_saved_grids_load_again_and_merge(config, grid, tmp_path):
+    _, results = grid
+    ja.results.save_results(results, tmp_path / "grid.nc")
+    loaded = ja.results.load_results(tmp_path / "grid.nc")
+    assert loaded.identical(results)
+    ja.results.save_results(results["l2=0, quantizer=mean"], tmp_path / "one.nc")
+    one = ja.results.load_results(tmp_path / "one.nc")
+    assert one[NETWORK].to_dataset().identical(network_of(results, "l2=0, quantizer=mean"))
+    comparison = ja.compare(results["l2=0, quantizer=mean"], results["l2=0.1, quantizer=mean"])
+    assert comparison.attrs == {}
+    assert comparison[NETWORK].attrs["comparison"] == "paired by seed"
+    runs = {str(seed): ja.run_study(replace(config, seeds=(seed,))) for seed in config.seeds}
+    merged = ja.results.merge_results(runs)
+    for name in results.children:
+        np.testing.assert_array_equal(network_of(merged, name)["correct"], network_of(results, name)["correct"])
+    runs["1"] = runs["1"].copy()
+    runs["1"].attrs["conditions"] = "{}"
+    with raises_input_error("its conditions differ"):
+        ja.results.merge_results(runs)
+
+
+def test_a_damaged_grid_is_refused(grid, tmp_path):
+    _, results = grid
+    for conditions in ('{"another": {}}', "3", '{"l2=0, quantizer=mean": 3}'):
+        damaged = results.copy()
+        damaged.attrs["conditions"] = conditions
+        ja.results.save_results(damaged, tmp_path / "damaged.nc")
+        with raises_input_error("the file is damaged"):
+            ja.results.load_results(tmp_path / "damaged.nc")
+
+
+def test_the_page_of_a_grid(grid, tmp_path):
+    _, results = grid
+    text = write_report(results, tmp_path / "grid.html").read_text()
+    for name in results.children:
+        assert text.count(f">{name}<") == 1 + 7  # a row of accuracies, and one of each comparison
+    value = float(ja.results.compare_conditions(results)["difference"][0, 0, 0])
+    assert f">{value:+.2f} [" in text
+    assert "paper's claims" not in text
+
+
+def test_a_grid_from_the_command_line(config, grid, small_data, tmp_path):
+    _, results = grid
+    out = tmp_path / "out"
+    settings = tmp_path / "settings.toml"
+    settings.write_text("networks = [[8, 7]]\nepochs = 9\n[vary]\nl2 = [0, 0.1]\n")
+    options = ["--config", settings, "--dataset", small_data, "--seeds", 2, "--set", "epochs=2", "--random-orders", 2]
+    options += ["--steps", 4, "--vary", "quantizer=activation,mean", "--out", out]
+    printed = call("reproduce", *options, "--print-config")
+    assert ja.StudyConfig(**json.loads(printed.stdout)) == config
+    assert not out.exists()
+    result = call("reproduce", *options, "--json")
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    loaded = ja.results.load_results(out / "results.nc")
+    for name in results.children:
+        assert network_of(loaded, name).identical(network_of(results, name))
+        alone = ja.results.load_results(out / "conditions" / name / "results.nc")
+        assert alone[NETWORK].to_dataset().identical(network_of(results, name))
+    files = {"report.html", "comparisons_paper.csv", "figures/conditions.png", "figures/conditions.pdf"}
+    assert all((out / file).is_file() for file in files)
+    expected = ja.results.compare_conditions(results).to_dataframe().reset_index()
+    assert [row["difference"] for row in values["conditions"]] == expected["difference"].tolist()
+    page = (out / "report.html").read_bytes()
+    again = call("reproduce", *options)
+    assert again.exit_code == 0
+    assert "l2=0.1, quantizer=mean" in again.stdout
+    assert (out / "report.html").read_bytes() != page  # which says how long it took
+    runs = [out / "conditions" / f"l2={l2}, quantizer=mean" for l2 in ("0", "0.1")]
+    assert call("report", runs[0]).exit_code == 0
+    compared = call("compare", *runs, "--out", tmp_path / "table.csv")
+    assert compared.exit_code == 0, compared.output
+    assert "paired by seed, 2 networks" in " ".join(compared.stdout.split())
+    assert (tmp_path / "table.csv").read_text().count("\n") == 1 + 3 * 7 * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "l2"], "expected NAME=VALUE such as l2=1e-4, got 'l2'"),
+        (["--set", "l3=1"], "unknown 'l3'; did you mean l2"),
+        (["--set", "l2=1", "--set", "l2=2"], "l2 is there twice"),
+        (["--set", "networks=10xa"], "networks: expected an integer, got 'a'"),
+        (["--vary", "l2=0,x"], "condition l2=x: l2: expected a number, got 'x'"),
+        (["--config", "none.json"], "expected a file, got none"),
+        (["--config", "list.json"], "expected settings by name, got list"),
+        (["--config", "half.json"], "it cannot be read as JSON"),
+        (["--config", "vary.json"], "expected values by setting"),
+        (["--config", "text.txt"], "unknown suffix"),
+    ],
+)
+def test_settings_that_cannot_be_read(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"list": "[1]", "half": "{", "vary": '{"vary": 3}'}.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    (tmp_path / "text.txt").write_text("l2 = 0")
+    jaxtyping.config.update("jaxtyping_disable", True)  # as in normal use
+    try:
+        result = call("reproduce", *options, "--out", "out")
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
