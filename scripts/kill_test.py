@@ -1,6 +1,7 @@
 """Kill `jaxablate reproduce` at random moments and check that the resumed run gives the same results.
 
-`python scripts/kill_test.py [--kills 50] [--seed 0]` runs a small study of the embedded data once without interruption.
+`python scripts/kill_test.py [--kills 50] [--seed 0] [--grid]` runs a small study of the embedded data, or a grid of
+four conditions, once without interruption.
 Then the same command is killed (SIGKILL) a random time after it began to work in the folder. It is repeated in the same
 folder until it completes. Its arrays and networks must equal the uninterrupted run's byte for byte. A difference ends
 the script with exit code 1.
@@ -24,6 +25,7 @@ COMMAND = [
     *(sys.executable, "-m", "jaxablate", "reproduce", "--dataset", "mnist5k", "--epochs", "1", "--steps", "4"),
     *("--random-orders", "2", "--seeds", "2", "--out"),
 ]
+GRID = ["--vary", "l2=0,1e-3", "--vary", "quantizer=activation,mean"]
 TIMEOUT = 600
 
 
@@ -31,7 +33,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Kill a run at random moments and compare the resumed results.")
     parser.add_argument("--kills", type=int, default=50, help="number of kills; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments; default: %(default)s")
+    parser.add_argument("--grid", action="store_true", help="kill a grid of conditions")
     arguments = parser.parse_args()
+    COMMAND[-1:-1] = GRID if arguments.grid else []
     with tempfile.TemporaryDirectory() as folder:
         sys.exit(test(Path(folder), arguments.kills, random.Random(arguments.seed), [signal.SIGKILL]))
 
@@ -87,14 +91,14 @@ def compare(whole: Path, resumed: Path) -> int:
     """Return 1 if both folders hold the same results; end the program otherwise."""
     first, second = (ja.results.load_results(out / "results.nc") for out in (whole, resumed))
     for (path, node), resumed_node in zip(first.subtree_with_keys, second.subtree, strict=True):
-        if path != "." and not node.to_dataset().identical(resumed_node.to_dataset()):
+        if node.data_vars and not node.to_dataset().identical(resumed_node.to_dataset()):
             sys.exit(f"{path} differs in {resumed}")
-    names = [sorted(path.name for path in (out / "networks").iterdir()) for out in (whole, resumed)]
+    names = [sorted(path.relative_to(out) for path in out.rglob("networks/*")) for out in (whole, resumed)]
     if names[0] != names[1]:
         sys.exit(f"networks differ: {names}")
     for name in names[0]:
-        ja.load_model(resumed / "networks" / name)  # load_model compares the arrays with the checksum in the header
-        if header(whole / "networks" / name) != header(resumed / "networks" / name):
+        ja.load_model(resumed / name)  # load_model compares the arrays with the checksum in the header
+        if header(whole / name) != header(resumed / name):
             sys.exit(f"{name} differs in {resumed}")
     leftovers = [path for path in resumed.rglob(".*") if path.is_dir()]
     if leftovers:

@@ -305,7 +305,10 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_the_same(small_data, tmp_path):
+@pytest.mark.parametrize(
+    ("is_grid", "signals"), [(False, (signal.SIGTERM, signal.SIGKILL)), (True, (signal.SIGINT, signal.SIGKILL))]
+)
+def test_a_killed_run_ends_the_same(is_grid, signals, small_data, tmp_path):
     """By each signal; `python scripts/kill_test.py` does many."""
     spec = importlib.util.spec_from_file_location("kill_test", ROOT / "scripts" / "kill_test.py")
     assert spec is not None
@@ -315,4 +318,5 @@ def test_a_killed_run_ends_the_same(small_data, tmp_path):
     kill_test.COMMAND[kill_test.COMMAND.index("mnist5k")] = small_data
     kill_test.COMMAND[kill_test.COMMAND.index("--seeds") + 1] = "1"
     kill_test.COMMAND[1:3] = [Path(__file__).parent / "without_pictures.py"]
-    assert kill_test.test(tmp_path, 3, random.Random(1), (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)) == 0
+    kill_test.COMMAND[-1:-1] = [*kill_test.GRID, "--set", "networks=10x8"] if is_grid else []
+    assert kill_test.test(tmp_path, len(signals), random.Random(1), signals) == 0
