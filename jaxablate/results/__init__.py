@@ -31,6 +31,7 @@ from jaxablate.results._summaries import (
     curve,
     summarize,
 )
+from jaxablate.results._tidy import tidy
 
 __all__ = [
     "NETWORK_SCOPE",
@@ -59,4 +60,5 @@ __all__ = [
     "sensitivity_results",
     "study_results",
     "summarize",
+    "tidy",
 ]

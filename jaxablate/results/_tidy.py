@@ -1,0 +1,209 @@
+"""Make tidy tables of results: one row for each observation, one column for each label and value.
+
+Input: results, or a node of them.
+Output: a `pandas.DataFrame`.
+Memory: about 50 bytes for each row of curves, and at most `MAX_ROWS` rows.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from jaxablate._checks import require, require_known
+from jaxablate.results._labels import NO_NEURON, NOT_EVALUATED
+
+TABLES = ("curves", "neurons")
+MAX_ROWS = 20_000_000
+"""Largest number of rows of a table."""
+
+CURVE_DIMS = ("seed", "scope", "ordering", "fill", "step")
+NEURON_DIMS = ("seed", "neuron")
+ABLATED = ("ablated", "ablated_in_site", "ablated_layer")
+
+
+def tidy(results: xr.DataTree, table: str = "curves") -> pd.DataFrame:
+    """Return the curves or the neurons of a study as a tidy table.
+
+    Args:
+        results: from `run_study` or `load_results`, or a node of them, such as `results["3-layer"]`.
+        table: "curves" or "neurons".
+
+    Returns:
+        A data frame without missing combinations. Its columns have the names of the results. Texts are categoricals.
+        Both tables begin with
+
+        - `condition`, if the networks are below nodes other than protocols, and one column for each setting that
+          varies between these nodes (root attribute `conditions`),
+        - `protocol`, `network`, `seed`.
+
+        "curves" has one row for each point of each curve, and the columns
+
+        - `scope`, `ranking`, `direction`, `fill`, `step` (number of ablated neurons),
+        - `ablated`, `ablated_in_site`, `ablated_layer`: the neuron ablated at this step by its id in the network and in
+          its site, and its layer from 1. Missing at step 0, and where each step draws a fresh subset.
+        - `correct`: correct test predictions; `accuracy`: test accuracy, a fraction.
+
+        "neurons" has one row for each neuron, and the columns
+
+        - `site`, `layer`, `neuron`, `neuron_in_site`: ids in the network and in the site,
+        - `mean_activation`, `single_correct`, `single_damage` (in nats), as in `run_study`,
+        - one column for each score, in nats for entropies and information. A score with the name of another column is
+          called `score_NAME`. Networks without the score have NaN.
+
+    Raises:
+        InputError: for an unknown table, an argument that is not results of a study, or more than 20 million rows.
+
+    Example:
+        >>> curves = ja.results.tidy(results)
+        >>> layer1 = curves[(curves.scope == "layer1") & (curves.fill == "mean") & (curves.step == 6)]
+        >>> layer1.groupby(["network", "ranking"], observed=True)["accuracy"].mean().shape
+        (8,)
+        >>> neurons = ja.results.tidy(results["2-layer-12-10"], "neurons")
+        >>> neurons[["entropy", "single_damage"]].corr("spearman").shape
+        (2, 2)
+    """
+    require_known("table", table, TABLES)
+    is_tree = isinstance(results, xr.DataTree)  # a `Dataset` has forgotten the name of its network
+    nodes = [node for node in results.subtree if "correct" in node.data_vars] if is_tree else []
+    require(
+        len(nodes) > 0,
+        f"results: expected results of a study or a node of them, such as results['3-layer'], got "
+        f"{type(results).__name__} without networks",
+    )
+    networks = [_Rows(node.to_dataset(), CURVE_DIMS if table == "curves" else NEURON_DIMS) for node in nodes]
+    # The rows are counted before anything is built: a study can have billions of combinations.
+    num_rows = sum(network.count for network in networks)
+    require(
+        num_rows <= MAX_ROWS,
+        f"results: {num_rows:,} rows are more than {MAX_ROWS:,}; select one network, such as results['3-layer'], or "
+        "fewer points, such as results.isel(step=slice(0, None, 10))",
+    )
+    columns = _leading_columns(nodes, [network.count for network in networks])
+    (_add_curves if table == "curves" else _add_neurons)(columns, networks)
+    return pd.DataFrame(columns, copy=False)
+
+
+class _Rows:
+    """Give the rows of one network's table, column by column.
+
+    Attributes:
+        network: the dataset, with every dimension of the table.
+        count: number of rows.
+    """
+
+    def __init__(self, network: xr.Dataset, dims: Sequence[str]):
+        # `results.sel(fill="zero")` leaves a scalar label, which becomes a dimension of one entry again
+        scalars = [dim for dim in dims if dim not in network.dims]
+        self.network = network.expand_dims(scalars) if scalars else network
+        self._sizes = {dim: self.network.sizes[dim] for dim in dims}
+        # scopes with fewer neurons than the largest are padded, and the padding is left out
+        counts = self.network["correct"].variable if dims == CURVE_DIMS else xr.Variable((), 0)
+        self._mask = counts.set_dims(self._sizes).transpose(*dims).values != NOT_EVALUATED
+        self.count = int(self._mask.sum())
+
+    def values(self, variable: xr.DataArray | xr.Variable) -> np.ndarray:
+        """Return a variable's entry for each row [row]."""
+        # `set_dims` repeats nothing in memory; only the entries of the rows are copied
+        variable = variable.variable if isinstance(variable, xr.DataArray) else variable
+        return variable.set_dims(self._sizes).transpose(*self._sizes).values[self._mask]
+
+
+def _column(networks: Sequence[_Rows], variables: Iterable[xr.DataArray | xr.Variable]) -> np.ndarray:
+    """Return the column [row] of a variable, which each network has with its own values."""
+    return np.concatenate([rows.values(variable) for rows, variable in zip(networks, variables, strict=True)])
+
+
+def _numbers(networks: Sequence[_Rows], name: str) -> np.ndarray:
+    """Return the column of a variable of numbers."""
+    return _column(networks, (rows.network[name] for rows in networks))
+
+
+def _texts(networks: Sequence[_Rows], name: str) -> pd.Categorical:
+    """Return the column of a label as categories in the order of their first appearance."""
+    # a label can be a scalar, for example the ranking after `results.sel(ordering="entropy_low")`
+    labels = dict.fromkeys(label for rows in networks for label in np.ravel(rows.network[name]).tolist())
+    code_of = {label: code for code, label in enumerate(labels)}
+
+    def codes(variable: xr.DataArray) -> xr.Variable:
+        values = np.array([code_of[label] for label in np.ravel(variable).tolist()], np.int32)
+        return xr.Variable(variable.dims, values.reshape(variable.shape))
+
+    return pd.Categorical.from_codes(_column(networks, (codes(rows.network[name]) for rows in networks)), list(labels))
+
+
+def _leading_columns(nodes: Sequence[xr.DataTree], counts: Sequence[int]) -> dict[str, Any]:
+    """Return the columns that the place of a network in the tree gives: conditions, protocol, name."""
+    conditions = json.loads(nodes[0].root.attrs.get("conditions", "{}"))
+    protocols = [str(node.attrs["protocol"]) for node in nodes]
+    # a node that was cut out of its tree has a name and no path
+    paths = [[part for part in node.path.split("/") if part] or [str(node.name or "")] for node in nodes]
+    above = [[part for part in path[:-1] if part != protocol] for path, protocol in zip(paths, protocols, strict=True)]
+    columns: dict[str, Any] = {}
+    if any(above):
+        names = ["/".join(parts) for parts in above]
+        columns["condition"] = _repeat_texts(names, counts)
+        settings = [conditions.get(name, {}) for name in names]
+        for setting in dict.fromkeys(itertools.chain.from_iterable(settings)):
+            columns[setting] = _setting_column([values.get(setting) for values in settings], counts)
+    columns["protocol"] = _repeat_texts(protocols, counts)
+    columns["network"] = _repeat_texts([path[-1] for path in paths], counts)
+    return columns
+
+
+def _setting_column(values: Sequence[Any], counts: Sequence[int]) -> Any:
+    """Return a setting as numbers if all its values are numbers or None, and otherwise as categories of texts."""
+    if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
+        return np.repeat(np.array([np.nan if value is None else value for value in values]), counts)
+    return _repeat_texts([value if isinstance(value, str) else json.dumps(value) for value in values], counts)
+
+
+def _repeat_texts(texts: Iterable[str], counts: Sequence[int]) -> pd.Categorical:
+    """Return a column with each text as often as its count says."""
+    texts = list(texts)
+    labels = list(dict.fromkeys(texts))
+    return pd.Categorical.from_codes(np.repeat([labels.index(text) for text in texts], counts), labels)
+
+
+def _add_curves(columns: dict[str, Any], networks: Sequence[_Rows]) -> None:
+    """Add the columns of "curves" to the leading ones."""
+    columns["seed"] = _numbers(networks, "seed")
+    for name in ("scope", "ranking", "direction", "fill"):
+        columns[name] = _texts(networks, name)
+    columns["step"] = _numbers(networks, "step")
+    is_missing = _column(networks, (_at_step(rows.network, "ablated") for rows in networks)) == NO_NEURON
+    for name in ABLATED:
+        ids = _column(networks, (_at_step(rows.network, name) for rows in networks))
+        columns[name] = pd.arrays.IntegerArray(ids, is_missing.copy())
+    for name in ("correct", "accuracy"):
+        columns[name] = _numbers(networks, name)
+
+
+def _at_step(network: xr.Dataset, name: str) -> xr.DataArray:
+    """Return the neuron that is ablated at each step: that of the rank with the step's number, none at step 0."""
+    by_rank = network[name].reset_coords(drop=True).rename(rank="step")
+    # xarray annotates `fill_value` for its default alone
+    return by_rank.reindex(step=network["step"].values, fill_value=NO_NEURON)  # pyright: ignore[reportArgumentType]
+
+
+def _add_neurons(columns: dict[str, Any], networks: Sequence[_Rows]) -> None:
+    """Add the columns of "neurons" to the leading ones."""
+    columns["seed"] = _numbers(networks, "seed")
+    columns["site"] = _texts(networks, "site")
+    for name in ("layer", "neuron", "neuron_in_site", "mean_activation", "single_correct", "single_damage"):
+        columns[name] = _numbers(networks, name)
+    for score in dict.fromkeys(name for rows in networks for name in np.ravel(rows.network["score"]).tolist()):
+        name = score
+        while name in columns:
+            name = f"score_{name}"
+        columns[name] = _column(networks, (_score(rows.network, score) for rows in networks))
+
+
+def _score(network: xr.Dataset, score: str) -> xr.DataArray:
+    """Return a score of a network (seed, neuron); NaN if the network lacks it."""
+    values = network["scores"] if "score" in network.dims else network["scores"].expand_dims("score")
+    return values.reindex(score=[score]).isel(score=0, drop=True)
