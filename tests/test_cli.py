@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from flax import nnx
 from helpers import without_pdf
@@ -205,6 +206,45 @@ def test_a_report_of_saved_results_is_the_same(reproduced, tmp_path):
     assert "expected a file, got none; `jaxablate reproduce` writes one" in result.stderr
 
 
+def test_tables_of_a_run(reproduced, tmp_path):
+    out, _ = reproduced
+    results = ja.results.load_results(out / "results.nc")
+    process = call("table", out, "--out", tmp_path / "curves.csv", "--json")
+    assert process.exit_code == 0, process.output
+    curves = pd.read_csv(tmp_path / "curves.csv", dtype={"ablated": "Int32", "direction": str})
+    assert json.loads(process.stdout) == {
+        "table": str(tmp_path / "curves.csv"), "rows": len(curves), "columns": list(curves)
+    }  # fmt: skip
+    expected = ja.results.tidy(results)
+    for name in ("network", "scope", "ranking", "direction", "fill", "step", "ablated", "correct", "accuracy"):
+        assert curves[name].astype(object).equals(expected[name].astype(object))
+    process = call("table", out / "results.nc", "--neurons", "--out", tmp_path / "neurons.csv")
+    assert process.exit_code == 0, process.output
+    assert "(1,000 rows: protocol, network, seed, site, layer, neuron," in process.stdout
+    assert pd.read_csv(tmp_path / "neurons.csv")["entropy"].shape == (1000,)
+
+
+def test_tables_as_parquet(reproduced, tmp_path):
+    pytest.importorskip("pyarrow")
+    assert call("table", reproduced[0], "--out", tmp_path / "curves.parquet").exit_code == 0
+    expected = ja.results.tidy(ja.results.load_results(reproduced[0] / "results.nc"))
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "curves.parquet"), expected)
+
+
+def test_tables_that_cannot_be_written_leave_nothing(reproduced, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name, message in (
+        ("curves.nc", "unknown suffix; choose a name that ends in .csv or .parquet"),
+        ("curves.parquet", "Parquet files need pyarrow; install it (pip install pyarrow), or choose a .csv file"),
+    ):
+        process = call("table", reproduced[0], "--out", tmp_path / name)
+        assert process.exit_code == 1
+        assert process.stderr == f"error: table {tmp_path / name}: {message}\n"
+    process = call("table", tmp_path, "--out", tmp_path / "curves.csv")
+    assert (process.exit_code, process.stderr.count("\n")) == (1, 1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_note_is_printed_where_little_else_is(reproduced, tmp_path):
     (tmp_path / "networks").mkdir()
     (tmp_path / "results.nc").write_bytes((reproduced[0] / "results.nc").read_bytes())
@@ -247,7 +287,7 @@ def test_numbers_are_there_in_a_narrow_terminal(small_results, monkeypatch):
         assert f"{100 * row.accuracy[max(row.accuracy)]:.2f}" in console.file.getvalue()
 
 
-@pytest.mark.parametrize("command", ["reproduce", "report", "score", "ablate", "prune", "merge", "datasets"])
+@pytest.mark.parametrize("command", ["reproduce", "report", "score", "ablate", "prune", "merge", "table", "datasets"])
 def test_help_fits_a_screen(command):
     help_text = CliRunner().invoke(ja.cli.app, [command, "--help"], env={"COLUMNS": "80"}).stdout
     assert len(help_text.splitlines()) <= 40

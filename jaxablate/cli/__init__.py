@@ -19,6 +19,7 @@ from jaxablate.cli._networks import ablate, prune, score
 from jaxablate.cli._processes import is_distributed
 from jaxablate.cli._report import report
 from jaxablate.cli._reproduce import reproduce
+from jaxablate.cli._table import table
 
 __all__ = ["app", "main"]
 
@@ -37,6 +38,7 @@ for command, short_help in {
     merge: "Merge runs of different seeds into one.",
     compare: "Compare the networks of two runs.",
     report: "Write the results of a run as one HTML page.",
+    table: "Write the curves or the neurons of a run as a table.",
     score: "Score every neuron of your network.",
     ablate: "Ablate the neurons of your network in the order of their scores.",
     prune: "Remove the neurons of your network with the lowest scores.",

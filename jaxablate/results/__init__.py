@@ -6,7 +6,7 @@ the protocol otherwise; and the summaries that figures and tables show. No other
 """
 
 from jaxablate.results._compare import compare, compare_conditions
-from jaxablate.results._files import check_table_path, load_results, save_results, save_table
+from jaxablate.results._files import TABLE_SUFFIXES, check_table_path, load_results, save_results, save_table
 from jaxablate.results._labels import (
     NETWORK_SCOPE,
     RANDOM,
@@ -36,6 +36,7 @@ from jaxablate.results._tidy import tidy
 __all__ = [
     "NETWORK_SCOPE",
     "RANDOM",
+    "TABLE_SUFFIXES",
     "Curve",
     "Ordering",
     "SummaryRow",

@@ -5,12 +5,14 @@ Output: a file, or results that have everything that figures, claims and reports
 Memory: a file may declare at most 4 GiB of arrays.
 """
 
+import importlib.util
 import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from jaxablate._checks import InputError, require, require_name
@@ -33,6 +35,8 @@ ATTRIBUTES = ("created", "dataset", "dataset_origin", "device", "matmul_precisio
 MAX_DEPTH = 2  # protocol, network; the conditions of a grid are one level above
 LABELS = ("score", "scope", "ordering", "fill", "ranking", "direction", "site")
 """Coordinates that hold text."""
+DATASET_SUFFIXES = (".csv", ".nc")
+TABLE_SUFFIXES = (".csv", ".parquet")
 NEURON_IDS = ("neuron_in_site", "layer", "ablated_in_site", "ablated_layer")
 """Coordinates that hold integers, in addition to the dimensions."""
 
@@ -197,36 +201,48 @@ def _require_whole(path: Path, name: str, network: xr.Dataset) -> None:
     )
 
 
-def save_table(data: xr.Dataset, path: str | Path) -> None:
-    """Write a dataset as a table (.csv, one row for each combination of coordinates) or as netCDF (.nc), atomically.
+def save_table(data: xr.Dataset | pd.DataFrame, path: str | Path) -> None:
+    """Write a dataset or a table to a file, atomically.
 
     Args:
-        data: a dataset, for example `results["3-layer"].to_dataset()[["accuracy"]]`.
+        data: a table of `tidy`, for a .csv or .parquet file. Or a dataset, for example
+            `results["3-layer"].to_dataset()[["accuracy"]]`, for a .csv file with one row for each combination of
+            coordinates, or a .nc file (netCDF).
         path: path of the file; its suffix decides the format.
 
     Raises:
-        InputError: for another suffix, or if the folder cannot be written.
+        InputError: for another suffix, if the folder cannot be written, or for .parquet without pyarrow.
 
     Example:
         >>> network = results["2-layer-12-10"].to_dataset()
         >>> ja.results.save_table(network[["accuracy"]], tmp_path / "accuracy.csv")
+        >>> ja.results.save_table(ja.results.tidy(results), tmp_path / "curves.csv")
     """
     path = Path(path)
-    check_table_path(path)
+    check_table_path(path, TABLE_SUFFIXES if isinstance(data, pd.DataFrame) else DATASET_SUFFIXES)
     with atomic_path(path) as temporary:
-        if path.suffix == ".csv":
-            # A data frame has the coordinates as an index of several levels; `reset_index` makes columns of them.
-            data.to_dataframe().reset_index().to_csv(temporary, index=False)
-        else:
+        if path.suffix == ".nc":
             data.to_netcdf(temporary, engine="h5netcdf")
+        elif path.suffix == ".parquet":
+            data.to_parquet(temporary, engine="pyarrow", index=False)
+        else:
+            # A data frame has the coordinates as an index of several levels; `reset_index` makes columns of them.
+            table = data if isinstance(data, pd.DataFrame) else data.to_dataframe().reset_index()
+            table.to_csv(temporary, index=False)
 
 
-def check_table_path(path: Path) -> None:
-    """Raise unless `save_table` can write a file of this name; call it before any work.
+def check_table_path(path: Path, suffixes: tuple[str, ...] = DATASET_SUFFIXES) -> None:
+    """Raise unless `save_table` can write a file of this name, with one of the suffixes; call it before any work.
 
     Raises:
-        InputError: for another suffix, a folder of that name, or a folder that cannot be written.
+        InputError: for another suffix, a folder of that name, a folder that cannot be written, or .parquet without
+            pyarrow.
     """
-    require(path.suffix in (".csv", ".nc"), f"table {path}: unknown suffix; choose a name that ends in .csv or .nc")
+    choice = " or ".join(suffixes)
+    require(path.suffix in suffixes, f"table {path}: unknown suffix; choose a name that ends in {choice}")
+    require(
+        path.suffix != ".parquet" or importlib.util.find_spec("pyarrow") is not None,
+        f"table {path}: Parquet files need pyarrow; install it (pip install pyarrow), or choose a .csv file",
+    )
     require(not path.is_dir(), f"table {path}: it is a folder; name a file")
     require_writable(path.parent)
