@@ -119,6 +119,50 @@ def test_npz(tmp_path, floating):
     assert len(loaded.train) == 60
 
 
+def test_arrays_in_memory_are_those_of_a_file(tmp_path):
+    raw = arrays()
+    np.savez(tmp_path / "mine.npz", **raw)
+    file = ja.load_dataset(tmp_path / "mine.npz", seed=3)
+    pairs = [(raw[f"{name}_images"], raw[f"{name}_labels"].tolist()) for name in ("train", "test")]
+    data = ja.Dataset.from_arrays(*pairs[0], test=pairs[1], seed=3, name="mine")
+    for split in ("train", "validation", "test"):
+        np.testing.assert_array_equal(getattr(data, split).images, getattr(file, split).images)
+        np.testing.assert_array_equal(getattr(data, split).labels, getattr(file, split).labels)
+    assert (data.num_classes, data.source.name, data.source.origin) == (CLASSES, "mine", "in memory")
+    given = ja.Dataset.from_arrays(*pairs[0], test=pairs[1], validation=pairs[1])
+    assert given.source.sha256["validation_images"] != data.source.sha256["validation_images"]
+    assert given.source.sha256["test_labels"] == data.source.sha256["test_labels"]
+    np.testing.assert_array_equal(given.validation.images, given.test.images)
+    images = np.random.default_rng(0).random((60, 7), np.float32)
+    copied = ja.Dataset.from_arrays(images, np.arange(60) % 3)
+    assert [len(split) for split in (copied.train, copied.validation, copied.test)] == [40, 8, 12]
+    everything = joined(joined(copied.train, copied.validation), copied.test).images
+    assert sorted(everything.tolist()) == sorted(images.tolist())
+    pair = images, np.arange(60) % 3
+    copied = ja.Dataset.from_arrays(*pair, test=pair, validation=pair)
+    images[:] = 0
+    assert copied.train.images.all()
+
+
+def test_bad_arrays_in_memory():
+    images, labels = arrays()["train_images"], arrays()["train_labels"]
+    make = ja.Dataset.from_arrays
+    with raises_input_error("arrays train: expected one label for each image, got 60 images and labels of shape .59"):
+        make(images, labels[1:])
+    with raises_input_error("arrays train images: expected floating numbers scaled .* got whole numbers 0..255"):
+        make(images.astype(float), labels)
+    with raises_input_error("arrays: expected images of one size, got"):
+        make(images, labels, test=(images[:, 1:], labels))
+    with raises_input_error(r"test: expected a pair \(images, labels\), got ndarray"):
+        make(images, labels, test=images)
+    with raises_input_error("train images: expected an array of numbers .*inhomogeneous"):
+        make([[1.0], [1.0, 2.0]], [0, 1])
+    with raises_input_error("training split: 4 examples are too few to split one in 5 off for test; give at least 5"):
+        make(images[:4], labels[:4])
+    with raises_input_error("training split: 5 examples are too few to split one in 6 off for validation"):
+        make(images[:5], labels[:5], test=(images, labels))
+
+
 def test_mnist_comes_verified_from_a_local_folder(mnist):
     assert (len(mnist.train), len(mnist.validation), len(mnist.test)) == (50_000, 10_000, 10_000)
     assert mnist.train.images.dtype == np.float32

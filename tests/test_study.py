@@ -451,3 +451,32 @@ def test_steps_that_are_no_number(small_config):
         with raises_input_error(f"steps: expected a number or 'all', got {steps!r}"):
             dataclasses.replace(small_config, steps=steps)
     assert dataclasses.replace(small_config, networks=((2, 90),), steps="all").num_steps(92) == 92
+
+
+@pytest.fixture
+def in_memory(mnist5k):
+    part = dataclasses.replace(mnist5k.train, images=mnist5k.train.images[:400], labels=mnist5k.train.labels[:400])
+    return dataclasses.replace(mnist5k, train=part)
+
+
+def test_a_study_of_data_in_memory(small_config, in_memory, tmp_path):
+    """The arrays identify the run, whatever a dataset says about its files."""
+    config = dataclasses.replace(small_config, dataset="auto", networks=((12, 10),), epochs=1, protocols=("paper",))
+    results = ja.run_study(config, data=in_memory, run_dir=tmp_path)
+    assert results.attrs["dataset"] == "mnist5k"
+    checksums = json.loads(results.attrs["dataset_sha256"])
+    assert set(checksums) == {f"{a}_{b}" for a in ("train", "validation", "test") for b in ("images", "labels")}
+    model, _ = ja.train(in_memory, (12, 10), epochs=1, seed=3)
+    saved = ja.load_model(tmp_path / "networks" / "2-layer-12-10_seed3.safetensors").model
+    np.testing.assert_array_equal(saved.stages[0].weights[0], model.stages[0].weights[0])
+    other = dataclasses.replace(in_memory.test, labels=in_memory.test.labels[::-1])
+    with raises_input_error("another run was started there .data: .*; choose another folder"):
+        ja.run_study(config, data=dataclasses.replace(in_memory, test=other), run_dir=tmp_path)
+
+
+def test_bad_data_in_memory(small_config, in_memory):
+    with raises_input_error("data: the config also names the dataset 'mnist5k'; leave one of the two out"):
+        ja.run_study(small_config, data=in_memory)
+    config = dataclasses.replace(small_config, dataset="auto")
+    with raises_input_error("mnist5k train labels: expected values in 0..8, got 0..9"):
+        ja.run_study(config, data=dataclasses.replace(in_memory, num_classes=9))

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxablate._checks import InputError, finite_float32, require, require_integers, require_labels
+from jaxablate._rundir import digest
 from jaxablate._typing import Images, Labels
 
 
@@ -39,13 +41,104 @@ class Source:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training, a validation and a test split, the number of classes, and the source."""
+    """A training, a validation and a test split, the number of classes, and the source.
+
+    `ja.load_dataset` reads a dataset from files; `from_arrays` makes one of arrays in memory.
+
+    Example:
+        >>> random = np.random.default_rng(0)
+        >>> images, labels = random.random((90, 12), np.float32), random.integers(0, 3, 90)
+        >>> data = ja.Dataset.from_arrays(images, labels, name="noise")
+        >>> len(data.train), len(data.validation), len(data.test), data.num_classes
+        (60, 12, 18, 3)
+    """
 
     train: Split
     validation: Split
     test: Split
     num_classes: int
     source: Source
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: Any,
+        labels: Any,
+        *,
+        test: tuple[Any, Any] | None = None,
+        validation: tuple[Any, Any] | None = None,
+        name: str = "arrays",
+        seed: int = 2045,
+    ) -> "Dataset":
+        """Make a dataset of arrays in memory, with the checks of an `.npz` file.
+
+        Args:
+            images: images of the training split, [example, ...] of any shape. uint8 images are divided by 255; floating
+                ones are not changed.
+            labels: integers [example] from 0. The number of classes is the largest one + 1.
+            test: images and labels of the test split. None splits off a fifth of the examples at random.
+            validation: images and labels of the validation split. None splits off a sixth of the training examples at
+                random, after the test split.
+            name: name of the dataset in results.
+            seed: seed of the permutations that split off examples.
+
+        Returns:
+            A `Dataset` of copies, with the SHA-256 of every array of every split.
+
+        Raises:
+            InputError: for arrays of another shape, dtype or range than expected, images of several sizes, or too few
+                examples to split.
+
+        Example:
+            >>> images, labels = np.zeros((6, 28, 28), np.uint8), np.arange(6)
+            >>> len(ja.Dataset.from_arrays(images, labels, test=(images, labels)).validation)
+            1
+        """
+        arrays = {"train_images": images, "train_labels": labels}
+        for split, pair in (("test", test), ("validation", validation)):
+            if pair is not None:
+                require(
+                    isinstance(pair, tuple | list) and len(pair) == 2,
+                    f"{split}: expected a pair (images, labels), got {type(pair).__name__}",
+                )
+                arrays[f"{split}_images"], arrays[f"{split}_labels"] = pair
+        copies = {}
+        for key, array in arrays.items():
+            try:
+                copies[key] = np.array(array)
+            except (ValueError, TypeError) as error:
+                raise InputError(f"{key.replace('_', ' ')}: expected an array of numbers ({error})") from None
+        return _with_checksums(dataset_of_arrays(name, copies, Source(name, "in memory", {}), seed))
+
+
+def _arrays_of(data: Dataset) -> dict[str, np.ndarray]:
+    """Return the arrays of a dataset by the names of `dataset_of_arrays`."""
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {
+        f"{name}_{kind}": np.asarray(getattr(split, kind))
+        for name, split in splits.items()
+        for kind in ("images", "labels")
+    }
+
+
+def _with_checksums(data: Dataset) -> Dataset:
+    """Return the dataset with the checksums of its arrays, by name, in place of those of files."""
+    checksums = {name: digest({name: array}) for name, array in _arrays_of(data).items()}
+    return replace(data, source=replace(data.source, sha256=checksums))
+
+
+def check_dataset(data: Dataset) -> Dataset:
+    """Return a dataset of any origin after the checks of a file, with the checksums of its arrays.
+
+    Raises:
+        InputError: for something else than a dataset, or arrays of another shape, dtype or range than expected.
+    """
+    require(
+        isinstance(data, Dataset),
+        f"data: expected a Dataset, such as ja.Dataset.from_arrays(images, labels), got {type(data).__name__}",
+    )
+    # Users can make a dataset by hand or replace its arrays, so the source says nothing certain about the content.
+    return _with_checksums(dataset_of_arrays(data.source.name, _arrays_of(data), data.source, 0, data.num_classes))
 
 
 def sha256_of(path: Path) -> str:
@@ -125,10 +218,11 @@ def dataset_of_arrays(
 
     Args:
         what: names the source in messages.
-        arrays: `train_images`, `train_labels`, `test_images`, `test_labels`; also `validation_images` and
-            `validation_labels`, otherwise one sixth of the training examples is split off for validation.
+        arrays: `train_images` and `train_labels`; also `test_images` and `test_labels`, otherwise one fifth of the
+            training examples is split off for test; also `validation_images` and `validation_labels`, otherwise one
+            sixth of the training examples is split off for validation (MNIST: 50,000 + 10,000).
         source: where the arrays come from.
-        seed: seed of the permutation that splits off the validation split.
+        seed: seed of the permutations that split off examples.
         num_classes: number of classes; None uses the largest training label + 1.
 
     Raises:
@@ -141,22 +235,24 @@ def dataset_of_arrays(
         for name in ("train", "validation", "test")
         if f"{name}_images" in arrays
     }
+    if "test" not in splits:
+        splits["train"], splits["test"] = _split_off("test", 5, splits["train"], seed)
     if "validation" not in splits:
-        splits["train"], splits["validation"] = split_off_validation(splits["train"], seed)
+        splits["train"], splits["validation"] = _split_off("validation", 6, splits["train"], seed)
     sizes = {split.images.shape[1:] for split in splits.values()}
     require(len(sizes) == 1, f"{source.name}: expected images of one size, got {sorted(sizes)}")
     return Dataset(**splits, num_classes=num_classes, source=source)
 
 
-def split_off_validation(split: Split, seed: int) -> tuple[Split, Split]:
-    """Split one sixth of the training examples off for validation by a seeded permutation (MNIST: 50,000 + 10,000)."""
+def _split_off(name: str, part: int, split: Split, seed: int) -> tuple[Split, Split]:
+    """Split one `part`-th of the training examples off by a seeded permutation, for example a sixth for validation."""
     require(
-        len(split) >= 6,
-        f"training split: {len(split)} examples are too few to split one sixth off for validation; give at least 6, or "
-        "an .npz file with its own validation split",
+        len(split) >= part,
+        f"training split: {len(split)} examples are too few to split one in {part} off for {name}; give at least "
+        f"{part}, or arrays of the {name} split",
     )
-    # The files may be sorted by class, so the validation split is drawn at random and not cut off the end.
+    # The examples may be sorted by class, so the new split is drawn at random and not cut off the end.
     order = np.random.default_rng(seed).permutation(len(split))
-    cut = len(split) - len(split) // 6
-    train, validation = order[:cut], order[cut:]
-    return Split(split.images[train], split.labels[train]), Split(split.images[validation], split.labels[validation])
+    cut = len(split) - len(split) // part
+    kept, new = order[:cut], order[cut:]
+    return Split(split.images[kept], split.labels[kept]), Split(split.images[new], split.labels[new])

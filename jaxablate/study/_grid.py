@@ -42,7 +42,7 @@ def run_conditions(
     config: StudyConfig,
     models: Mapping[str, AnyModel | Sequence[AnyModel]] | None,
     data: Dataset | None,
-    run_study: Callable[..., xr.DataTree],
+    run_condition: Callable[..., xr.DataTree],
     *,
     run_dir: Path | None,
     network_dir: Path | None,
@@ -50,7 +50,7 @@ def run_conditions(
     report: OnProgress,
     **options: Any,
 ) -> xr.DataTree:
-    """Run the study of every condition; the arguments are those of `run_study`, which the last but one is.
+    """Run the study of every condition; the arguments are those of `run_study`, and `run_condition`.
 
     Raises:
         InputError: as `run_study`; also for settings that vary although nothing depends on them.
@@ -91,14 +91,14 @@ def run_conditions(
                 _train_side_by_side(conditions, tasks, shared, folders, report)
             for name in names:
                 report("conditions", len(trees), len(conditions), name)
-                trees[name] = run_study(
+                trees[name] = run_condition(
                     conditions[name],
                     models,
-                    data=shared,
+                    shared,
                     run_dir=None if run_dir is None else run_dir / CONDITIONS / name,
-                    force=force,
                     network_dir=folders[name],
-                    on_progress=report,
+                    force=force,
+                    report=report,
                     **options,
                 )
         report("conditions", len(conditions), len(conditions), "")

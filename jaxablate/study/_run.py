@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 from jaxablate._checks import require, require_name
 from jaxablate._rundir import CheckpointStore, digest, format_differences, lock_folders, open_run
 from jaxablate._typing import Images
-from jaxablate.datasets import Dataset, load_dataset
+from jaxablate.datasets import AUTO, Dataset, load_dataset
+from jaxablate.datasets._types import check_dataset
 from jaxablate.devices import Stop, allgather_text, broadcast_text, make_mesh, mesh_for, num_cores, run_all
 from jaxablate.models import AnyModel
 from jaxablate.models._model import record_sites, trace_model
@@ -52,7 +53,8 @@ def run_study(
         config: the settings.
         models: your own networks by name, to score, rank and ablate; nothing is trained then. A value is a module with
             sites, or a sequence of modules of one architecture, one for each seed of the config.
-        data: a dataset in memory, in the place of the config's.
+        data: dataset in memory, for example from `ja.Dataset.from_arrays`, in place of the config's `dataset`,
+            `data_dir` and `split_seed`. The checksums of its arrays identify the run.
         run_dir: folder of the run; None saves nothing. Each trained network, the scores of each network and the curves
             of each scope are saved as soon as they are finished. If the run is interrupted, the same call resumes it,
             and the results are identical. A folder holds one run, of one config.
@@ -83,24 +85,45 @@ def run_study(
         they can. In `run_dir`, each condition has its own folder in `conditions`.
 
     Raises:
-        InputError: for a dataset that cannot be loaded, models that cannot be ablated, another number of models than
-            seeds, or a folder that cannot be written. Also for a folder where another run is working, or where a run
-            was started with another config, data, version or backend.
+        InputError: for a dataset that cannot be loaded, `data` as well as a dataset in the config, models that cannot
+            be ablated, another number of models than seeds, or a folder that cannot be written. Also for a folder where
+            another run is working, or where a run was started with another config, data, version or backend.
 
     Example:
         >>> config = ja.StudyConfig(dataset="mnist5k", networks=((8,),), epochs=1, num_random_orders=2, steps=4)
         >>> dict(ja.run_study(config)["1-layer-8"]["accuracy"].sizes)
         {'seed': 1, 'scope': 2, 'ordering': 8, 'fill': 2, 'step': 5}
     """
-    start = time.monotonic()
     report = on_progress or no_progress
     run_dir, network_dir = (None if folder is None else Path(folder) for folder in (run_dir, network_dir))
+    if data is not None:
+        require(
+            config.dataset == AUTO,
+            f"data: the config also names the dataset {config.dataset!r}; leave one of the two out",
+        )
+        data = check_dataset(data)
+    folders = {"run_dir": run_dir, "network_dir": network_dir, "force": force}
     if config.vary:
-        folders = {"run_dir": run_dir, "network_dir": network_dir, "force": force}
-        return run_conditions(config, models, data, run_study, **folders, report=report, mesh=mesh)
+        return run_conditions(config, models, data, run_condition, **folders, report=report, mesh=mesh)
+    return run_condition(config, models, data, **folders, report=report, mesh=mesh)
+
+
+def run_condition(
+    config: StudyConfig,
+    models: Mapping[str, AnyModel | Sequence[AnyModel]] | None,
+    data: Dataset | None,
+    *,
+    run_dir: Path | None,
+    network_dir: Path | None,
+    force: bool,
+    report: OnProgress,
+    mesh: Mesh | int | None,
+) -> xr.DataTree:
+    """Run the study of a config without varied settings, on `data` or on the config's dataset."""
+    start = time.monotonic()
     with lock_folders(run_dir, network_dir, report):
+        report("data", 0, 1, str(config.dataset if data is None else data.source.name))
         if data is None:
-            report("data", 0, 1, str(config.dataset))
             data = load_dataset(config.dataset, seed=config.split_seed, data_dir=config.data_dir)
         report("data", 1, 1, f"{data.source.name}: {data.source.origin}")
         if mesh is None and jax.process_count() > 1:
