@@ -354,7 +354,10 @@ def test_auto_without_a_network_says_so(tmp_path):
     ("arguments", "message"),
     [
         (["--dataset", "cifar"], "dataset: unknown 'cifar'; choose auto, mnist,"),
-        (["--dataset", "mnist", "--data-dir", "."], "mnist in folder .: expected the four gzipped IDX files, missing"),
+        (
+            ["--dataset", "mnist", "--data-dir", "."],
+            "mnist: expected the four gzipped IDX files in folder mnist or ., missing",
+        ),
         (["--activation", "swish"], "activation: unknown 'swish'; choose one of sigmoid, relu, tanh, gelu"),
         (
             ["--steps", "201"],

@@ -181,10 +181,29 @@ def test_siblings_of_mnist_are_told_apart_by_checksum(mnist_dir):
 def test_a_subfolder_named_like_the_dataset_goes_first(tmp_path, monkeypatch):
     write_folder(tmp_path / "kmnist")
     assert _tfds.local_folder("kmnist", tmp_path) == tmp_path / "kmnist"
-    assert _tfds.local_folder("mnist", tmp_path) == tmp_path
+    assert _tfds.local_folder("mnist", tmp_path) is None
+    write_folder(tmp_path)
+    assert _tfds.local_folder("kmnist", tmp_path) == tmp_path / "kmnist"
     monkeypatch.setenv("JAXABLATE_DATA_DIR", str(tmp_path))
     assert _tfds.local_folder("mnist", None) == tmp_path
-    assert _tfds.local_folder("mnist", tmp_path / "other") == tmp_path / "other"
+    assert _tfds.local_folder("mnist", tmp_path / "other") is None
+    (tmp_path / "kmnist" / "t10k-labels-idx1-ubyte.gz").unlink()
+    assert _tfds.local_folder("kmnist", None) == tmp_path
+
+
+def test_a_folder_of_datasets(tmp_path, mnist_dir, mnist):
+    (tmp_path / "mnist").symlink_to(mnist_dir, target_is_directory=True)
+    data = ja.load_dataset("mnist", data_dir=tmp_path)
+    assert data.source.sha256 == mnist.source.sha256
+    assert data.source.origin.startswith(f"canonical files in {tmp_path / 'mnist'},")
+    assert datasets.availability("mnist", tmp_path) == f"in {tmp_path / 'mnist'}"
+    (tmp_path / "kmnist").mkdir()
+    (tmp_path / "kmnist" / "t10k-labels-idx1-ubyte.gz").write_bytes(b"")
+    with raises_input_error(
+        f"kmnist: expected the four gzipped IDX files in folder {tmp_path}/kmnist or {tmp_path}, missing "
+        "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz; a folder of other"
+    ):
+        ja.load_dataset("kmnist", data_dir=tmp_path)
 
 
 @pytest.fixture
@@ -315,7 +334,7 @@ def test_auto_without_a_network_is_the_embedded_set(offline, mnist5k):
 
 
 def test_auto_with_a_faulty_folder_does_not_fall_back(tmp_path):
-    with raises_input_error("expected the four gzipped IDX files, missing train-images"):
+    with raises_input_error("expected the four gzipped IDX files in folder .*, missing train-images"):
         ja.load_dataset("auto", data_dir=tmp_path)
     with raises_input_error("mnist: expected a folder with its four files, got .*nowhere, which is none"):
         ja.load_dataset("auto", data_dir=tmp_path / "nowhere")

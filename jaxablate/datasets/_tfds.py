@@ -24,15 +24,24 @@ class DatasetUnavailableError(InputError):
     """The files are not available and no server answers."""
 
 
-def local_folder(name: str, data_dir: str | Path | None) -> Path | None:
-    """Return the user's folder of canonical files: `data_dir`, else the environment variable, else None.
+def local_folders(name: str, data_dir: str | Path | None) -> list[Path]:
+    """Return the user's folders that may hold the files of a dataset, or [] without a folder.
 
-    A subfolder with the name of the dataset has priority, because the three datasets share their file names.
+    The folder is `data_dir`, else the environment variable. Its subfolder with the name of the dataset comes first,
+    because the three datasets share their file names.
     """
     given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
-    if not given:
-        return None
-    return Path(given) / name if os.path.isdir(Path(given) / name) else Path(given)
+    return [Path(given) / name, Path(given)] if given else []
+
+
+def _missing(folder: Path) -> list[str]:
+    """Return the names of the canonical files that a folder lacks."""
+    return [f"{file}.gz" for file in FILES.values() if not os.path.isfile(folder / f"{file}.gz")]
+
+
+def local_folder(name: str, data_dir: str | Path | None) -> Path | None:
+    """Return the first of the user's folders that has all files of a dataset, or None."""
+    return next((folder for folder in local_folders(name, data_dir) if not _missing(folder)), None)
 
 
 def _reachable(url: str) -> bool:
@@ -88,8 +97,9 @@ class _Registry:
 def availability(name: str, data_dir: str | Path | None = None) -> str:
     """Return where `load_dataset(name)` would read the files: a folder, the cache, a server, or nowhere."""
     # The folder counts as complete only if its files have the right checksums, because `load_tfds` refuses all others.
-    folder, registry = local_folder(name, data_dir), _Registry(name)
-    if folder:
+    folders, registry = local_folders(name, data_dir), _Registry(name)
+    if folders:
+        folder = local_folder(name, data_dir) or folders[-1]
         files = {folder / f"{FILES[key]}.gz": url for key, url in registry.urls.items()}
         readable = all(os.path.isfile(path) and os.access(path, os.R_OK) for path in files)
         complete = readable and all(sha256_of(p) == registry.url_infos[url].checksum for p, url in files.items())
@@ -110,15 +120,16 @@ def load_tfds(name: str, seed: int, data_dir: str | Path | None) -> Dataset:
     from tensorflow_datasets.core import download
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-    folder = local_folder(name, data_dir)
+    folders, folder = local_folders(name, data_dir), local_folder(name, data_dir)
     registry = _Registry(name)
-    if folder:
-        require(os.path.isdir(folder), f"{name}: expected a folder with its four files, got {folder}, which is none")
-        missing = [f"{file}.gz" for file in FILES.values() if not os.path.isfile(folder / f"{file}.gz")]
+    if folders:
+        named, given = folders
+        require(os.path.isdir(given), f"{name}: expected a folder with its four files, got {given}, which is none")
         require(
-            not missing,
-            f"{name} in folder {folder}: expected the four gzipped IDX files, missing {', '.join(missing)}; "
-            "a folder of other IDX files is read when given as the dataset itself",
+            folder is not None,
+            f"{name}: expected the four gzipped IDX files in folder {named} or {given}, missing "
+            f"{', '.join(min(map(_missing, folders), key=len))}; a folder of other IDX files is read when given as the "
+            "dataset itself",
         )
         origin = f"canonical files in {folder}, checksums verified by TFDS"
     elif registry.cached:
