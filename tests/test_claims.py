@@ -1,10 +1,12 @@
 """Claims: every effect by hand, verdicts and their error rates on known effects, changes of verdict, files."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import xarray as xr
 from helpers import raises_input_error
 from scipy import stats
 
@@ -557,3 +559,44 @@ def test_effects_may_be_judged_differently_without_a_difference():
     (change,) = ja.claims.explain_changes(verdicts)
     assert not change.differs
     assert change.difference[0] == pytest.approx(-3)
+
+
+PAPER_CONFIG = dataclasses.asdict(ja.StudyConfig())
+
+
+def in_setting(config=PAPER_CONFIG, dataset="mnist", hidden=([200, 200], [200, 200, 200]), activation="sigmoid"):
+    """Results with the attributes of a study in this setting, and without its arrays."""
+    root = xr.Dataset(attrs={"config": json.dumps(config), "dataset": dataset})
+    node = xr.Dataset({"train_loss": 0.0}, attrs={"activation": activation})
+    nodes = {f"published/{i}": node.assign_attrs(hidden=json.dumps(widths)) for i, widths in enumerate(hidden)}
+    return xr.DataTree.from_dict({"/": root, **nodes})
+
+
+def test_the_default_setting_is_that_of_the_paper():
+    for dataset in ("mnist", "mnist5k"):
+        assert ja.claims.departures_from_paper(in_setting(dataset=dataset)) == []
+    assert ja.claims.departures_from_paper(in_setting(hidden=([200, 200],))) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        ({"dataset": "cancer"}, "dataset: cancer"),
+        ({"hidden": ([200, 200], [200], [100, 50])}, "networks: 200, 100 + 50"),
+        ({"activation": "relu"}, "activation: relu"),
+        *(
+            ({"config": PAPER_CONFIG | {name: value}}, f"{name}: {value}")
+            for name, value in {
+                "l2": 0.0, "batch_size": 64, "learning_rate": 0.01, "quantizer": "mean", "normalization": "rank",
+            }.items()
+        ),
+    ],
+)  # fmt: skip
+def test_each_departure_from_the_paper_is_named(changed, difference):
+    assert ja.claims.departures_from_paper(in_setting(**changed)) == [difference]
+
+
+def test_networks_from_elsewhere_are_not_the_papers():
+    results = in_setting()
+    nodes = {node.path: node.to_dataset().drop_vars("train_loss", errors="ignore") for node in results.subtree}
+    assert ja.claims.departures_from_paper(xr.DataTree.from_dict(nodes)) == ["training: not by the study"]

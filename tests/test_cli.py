@@ -93,8 +93,9 @@ def test_several_networks_are_judged(judged):
     assert ja.results.protocols_of(results) == ["paper", "published"]
     assert results["3-layer"]["seed"].values.tolist() == [5, 6, 7, 8, 9]
     verdicts = ja.judge_claims(results)
-    saved = json.loads((out / "claims.json").read_text())["verdicts"]
-    assert [v["verdict"] for v in saved] == [v.verdict for v in verdicts]
+    saved = json.loads((out / "claims.json").read_text())
+    assert (saved["paper_setting"], saved["differences"]) == (False, ["dataset: small"])
+    assert [v["verdict"] for v in saved["verdicts"]] == [v.verdict for v in verdicts]
     assert (out / "claims.csv").exists()
     assert len(list((out / "figures").glob("fig*.png"))) == 22
     assert len(list((out / "figures" / "published").glob("fig*.png"))) == 22
@@ -109,7 +110,9 @@ def test_several_networks_are_judged(judged):
         "layer_shares_2-layer.png",
         "layer_shares_3-layer.png",
     } <= findings
-    table = process.stdout[process.stdout.index("The paper's claims, on 5 networks of each kind") :]
+    text = process.stdout
+    assert "paper's claims" not in text
+    table = text[text.index("Not the paper's setting (dataset: small): comparisons, on 5 networks of each kind") :]
     assert table.index("C1 ") < table.index("C2 ") < table.index("C9 ") < table.index("C10")
     rows = [line for line in table.splitlines() if "-layer │" in line]
     published = [v for v in verdicts if v.protocol == "published"]

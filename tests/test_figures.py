@@ -221,6 +221,9 @@ def verdicts(small_results):
 
 
 def test_the_table_of_claims_shows_every_verdict_and_what_decides_it(verdicts):
+    elsewhere = texts_of(_findings.claims(verdicts, "caption", ["dataset: cancer"]))
+    assert "Comparisons outside of the paper's setting" in elsewhere
+    assert "claim" not in " ".join(elsewhere)
     texts = texts_of(_findings.claims(verdicts, "caption"))
     joined = " ".join(texts)
     assert all(f"{number}. {claim.text.split()[0]}" in joined for number, claim in CLAIMS.items())

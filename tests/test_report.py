@@ -24,7 +24,7 @@ from jaxablate.report._sections import cards_of, meaning_of
 
 NAME = "3-layer-10-8-9"
 QUESTIONS = [
-    "Do the paper's claims hold?",
+    "What do the comparisons say?",
     "Did the networks learn?",
     "Where does the information sit?",
     "Does bias balancing soften the damage?",

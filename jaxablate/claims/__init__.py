@@ -16,6 +16,7 @@ from jaxablate.claims._judge import (
     judge_claims,
     save_claims,
 )
+from jaxablate.claims._setting import departures_from_paper
 from jaxablate.claims._statistics import (
     FAILS,
     FEWEST_NETWORKS,
@@ -52,6 +53,7 @@ __all__ = [
     "ThresholdRange",
     "Verdict",
     "VerdictChange",
+    "departures_from_paper",
     "explain_changes",
     "judge_claims",
     "save_claims",

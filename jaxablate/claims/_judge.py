@@ -18,6 +18,7 @@ import xarray as xr
 
 from jaxablate._files import atomic_path, for_json, require_writable
 from jaxablate.claims._definitions import CLAIMS, Claim, Comparison, NetworkSummary
+from jaxablate.claims._setting import departures_from_paper
 from jaxablate.claims._statistics import (
     CORRELATION,
     FAILS,
@@ -97,7 +98,8 @@ def judge_claims(results: xr.DataTree, claims: Iterable[Claim] | None = None) ->
         claims: your own claims; None takes the paper's.
 
     Returns:
-        One `Verdict` for each protocol, network and claim that is about this network.
+        One `Verdict` for each protocol, network and claim that is about this network. Verdicts on the paper's claims
+        say something about the paper only if `ja.claims.departures_from_paper(results)` is empty.
 
     Source: paper, sections 5 and 6.
 
@@ -177,7 +179,8 @@ def _threshold_ranges(family: Sequence[Comparison], verdict: str) -> list[Thresh
 def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str | Path) -> list[Path]:
     """Write `claims.json` (everything, with provenance) and `claims.csv` (one row for each effect).
 
-    The same results give the same files, byte for byte.
+    `claims.json` says by `paper_setting` whether the verdicts are about the paper's claims, and lists the `differences`
+    otherwise, as `departures_from_paper` does. The same results give the same files, byte for byte.
 
     Args:
         verdicts: from `judge_claims`.
@@ -196,8 +199,11 @@ def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str |
     """
     require_writable(folder)
     # No date and no path: the document depends on the results alone.
+    differences = departures_from_paper(results)
     document = {
         "format": "jaxablate claims 2",
+        "paper_setting": not differences,
+        "differences": differences,
         **{name: results.attrs[name] for name in ("dataset", "device")},
         **{name: json.loads(results.attrs[name]) for name in ("dataset_sha256", "config", "versions")},
         "confidence": CONFIDENCE,

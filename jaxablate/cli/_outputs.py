@@ -131,23 +131,28 @@ def print_outputs(
         dataset: name of the dataset in the command.
         seconds: duration of the command.
     """
+    from jaxablate.claims import departures_from_paper
     from jaxablate.results import conditions_of
 
     if conditions_of(results):
         return _print_grid(results, out, dataset=dataset, seconds=seconds)
+
     protocols, num_seeds = _protocols_and_seeds(results)
     folders, findings = figure_folders(out, protocols, num_seeds)
+    differences = departures_from_paper(results)
     print_summary(results)
     if verdicts:
-        print_verdicts(verdicts)
+        print_verdicts(verdicts, differences)
     else:
-        console.print("The paper's claims are not judged on one network of each kind: --seeds 10 does that.")
+        what = "Comparisons" if differences else "The paper's claims"
+        console.print(f"{what} are not judged on one network of each kind: --seeds 10 does that.")
     print_dataset(results, asked=dataset)
     console.print(f"Time: {seconds:.0f} s; the bars say where it went.", highlight=False)
     console.print(f"Report: {out / 'report.html'}", highlight=False, soft_wrap=True)
     console.print(f"Results: {out / 'results.nc'}", highlight=False, soft_wrap=True)
     if verdicts:
-        console.print(f"Claims: {out / 'claims.json'}, {out / 'claims.csv'}", highlight=False, soft_wrap=True)
+        what = "Comparisons" if differences else "Claims"
+        console.print(f"{what}: {out / 'claims.json'}, {out / 'claims.csv'}", highlight=False, soft_wrap=True)
     for folder in folders.values():
         console.print(f"Figures: {folder} (contact_sheet.png shows them all)", highlight=False, soft_wrap=True)
     return {
@@ -157,6 +162,8 @@ def print_outputs(
         "claims": out / "claims.json" if verdicts else None,
         **dataset_of(results),
         "seconds": seconds,
+        "paper_setting": not differences,
+        "differences": differences,
         "accuracy": accuracy_of(results),
         "verdicts": [
             {name: getattr(verdict, name) for name in ("protocol", "network", "claim", "verdict")}

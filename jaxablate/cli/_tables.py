@@ -99,18 +99,23 @@ _VERDICT_STYLES = {
 }
 
 
-def print_verdicts(verdicts) -> None:
-    """Print the claims, with a verdict for each network and protocol."""
+def print_verdicts(verdicts, differences: list[str]) -> None:
+    """Print the claims, with a verdict for each network and protocol; `differences` from the paper's setting."""
     from jaxablate.claims import CLAIMS, NOT_JUDGED
     from jaxablate.protocols import shown_protocols
 
     protocols = shown_protocols(verdict.protocol for verdict in verdicts)
     if all(verdict.verdict == NOT_JUDGED for verdict in verdicts):
-        console.print(f"The paper's claims are not judged: {verdicts[0].reason} (--seeds 10).", highlight=False)
+        what = "The comparisons" if differences else "The paper's claims"
+        console.print(f"{what} are not judged: {verdicts[0].reason} (--seeds 10).", highlight=False)
         return
+    # Outside of the paper's setting the same comparisons say something about these networks, not about the paper.
+    heads, title = ("claim", "of the paper"), "The paper's claims"
+    if differences:
+        heads, title = ("no.", "statement"), f"Not the paper's setting ({escape('; '.join(differences))}): comparisons"
     table = Table(
-        Column("claim", no_wrap=True), "of the paper", Column("network", no_wrap=True), *protocols,
-        title=f"The paper's claims, on {verdicts[0].num_networks} networks of each kind", title_justify="left",
+        Column(heads[0], no_wrap=True), heads[1], Column("network", no_wrap=True), *protocols,
+        title=f"{title}, on {verdicts[0].num_networks} networks of each kind", title_justify="left",
     )  # fmt: skip
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for verdict in sorted(verdicts, key=lambda verdict: list(CLAIMS).index(verdict.claim)):
@@ -127,4 +132,4 @@ def print_verdicts(verdicts) -> None:
         table.add_row(*head, network, *(cells[name] for name in protocols))
         previous = claim
     console.print(table)
-    console.print("In brackets: number of the claim's comparisons that hold; claims.json has all.", highlight=False)
+    console.print("In brackets: number of comparisons that hold; claims.json has all.", highlight=False)

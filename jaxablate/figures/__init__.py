@@ -17,7 +17,7 @@ from PIL import Image
 from jaxablate._checks import require
 from jaxablate._files import atomic_path, require_writable
 from jaxablate.charts import EXTRAS, FIGURES, INTERVAL, METRIC_NAMES, FigureSpec, names_of, origin
-from jaxablate.claims import Verdict, explain_changes
+from jaxablate.claims import Verdict, departures_from_paper, explain_changes
 from jaxablate.figures import _findings
 from jaxablate.figures._conditions import draw_conditions
 from jaxablate.figures._draw import draw, draw_published, styled
@@ -150,14 +150,15 @@ def save_finding_figures(results: xr.DataTree, verdicts: Sequence[Verdict], fold
     network = next(iter(networks.values())).to_dataset()
     source = origin(results, network)
     bars, bands = (origin(results, network, f"{mark}: {INTERVAL}") for mark in ("bars", "bands"))
+    differences = departures_from_paper(results)
     changes = [change for change in explain_changes(verdicts) if change.shapley]
     # a function for each file, so that only one figure is in memory
-    figures = {"claims": lambda: _findings.claims(verdicts, source)}
+    figures = {"claims": lambda: _findings.claims(verdicts, source, differences)}
     for claim in dict.fromkeys(verdict.claim for verdict in verdicts):
         judged = [v for v in verdicts if v.claim == claim and v.protocol in protocols and v.effects]
         if judged:
             name = re.sub(r"\W+", "_", claim)
-            figures[f"claim_{name}"] = lambda judged=judged: _findings.comparisons(judged, bars)
+            figures[f"claim_{name}"] = lambda judged=judged: _findings.comparisons(judged, bars, differences)
     if changes:
         figures["departures"] = lambda: _findings.departures(changes, source)
     figures["correlations"] = lambda: _findings.correlations(results, list(networks), protocols, bars)

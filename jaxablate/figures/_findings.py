@@ -73,8 +73,14 @@ def _write(axes: Axes, x: Any, y: float, text: str, **look: Any) -> None:
 
 
 @styled
-def claims(verdicts: Sequence[Verdict], caption: str) -> Figure:
-    """Draw a table of claims by network and protocol; each cell has the verdict and the effect that decides it."""
+def claims(verdicts: Sequence[Verdict], caption: str, differences: Sequence[str] = ()) -> Figure:
+    """Draw a table of claims by network and protocol; each cell has the verdict and the effect that decides it.
+
+    Args:
+        verdicts: the verdicts.
+        caption: words on the origin.
+        differences: differences from the paper's setting, as from `departures_from_paper`.
+    """
     table = claim_table(verdict for verdict in verdicts if verdict.protocol in COMPARED)
     columns = sorted(
         {(verdict.network, verdict.protocol) for verdict in verdicts if verdict.protocol in COMPARED},
@@ -82,35 +88,40 @@ def claims(verdicts: Sequence[Verdict], caption: str) -> Figure:
     )
     width = max(PAGE, 1.8 * len(columns))
     column_width = width / len(columns)
+    title = "Do the claims of the paper hold?"
+    claim, claimed = ("statement", "stated") if differences else ("claim", "claimed")
+    if differences:
+        title = "Comparisons outside of the paper's setting"
+        caption = f"Not the paper's setting: {'; '.join(differences)}. {caption}"
     note = (
-        "The number is the comparison that decides: of those with this verdict the least in favour of the claim, as "
-        "mean \u00b1 half of the 95% t-interval over networks. Above 0 is as claimed, unless a bound is given. paper: "
-        f"the formulas of the paper; published: the code behind its figures. {caption}"
+        f"The number is the comparison that decides: of those with this verdict the least in favour of the {claim}, as "
+        f"mean \u00b1 half of the 95% t-interval over networks. Above 0 is as {claimed}, unless a bound is given. "
+        f"paper: the formulas of the paper; published: the code behind its figures. {caption}"
     )
     note_lines = textwrap.wrap(note, int(13 * width))
     # positions are inches from the upper left corner; the height depends on the number of lines
     rows, y = [], 1.15
-    for claim, networks in table.items():
-        title = textwrap.wrap(claim, int(8.5 * width))
+    for text, networks in table.items():
+        lines = textwrap.wrap(text, int(8.5 * width))
         cells = [networks.get(network, {}).get(protocol) for network, protocol in columns]
         texts = [_cell_lines(verdict) for verdict in cells]
-        height = LINE * (len(title) + max(map(len, texts))) + 0.17
-        rows.append((y, title, list(zip(cells, texts, strict=True)), height))
+        height = LINE * (len(lines) + max(map(len, texts))) + 0.17
+        rows.append((y, lines, list(zip(cells, texts, strict=True)), height))
         y += height
     total = y + 0.2 * len(note_lines) + 0.2
     figure, axes = _page(width, total)
-    _write(axes, 0.1, 0.25, "Do the claims of the paper hold?", fontsize=15, fontweight="bold")
+    _write(axes, 0.1, 0.25, title, fontsize=15, fontweight="bold")
     for i, (network, protocol) in enumerate(columns):
         if i == 0 or columns[i - 1][0] != network:
             _write(axes, i * column_width + 0.1, 0.65, f"{network} network", fontweight="bold")
         _write(axes, i * column_width + 0.1, 0.93, protocol, color=SOFT)
-    for y, title, cells, height in rows:
+    for y, heading, cells, height in rows:
         axes.axhline(y, color="#bbbbbb", linewidth=0.8)
-        for i, line in enumerate(title):
+        for i, line in enumerate(heading):
             _write(axes, 0.1, y + (i + 0.65) * LINE, line, fontweight="bold")
         unit = next((verdict.effects[0].unit for verdict, _ in cells if verdict and verdict.effects), "")
         _write(axes, width - 0.1, y + 0.65 * LINE, unit_name(unit), fontsize=11, color=SOFT, ha="right")
-        top, bottom = y + LINE * len(title) + 0.06, y + height - 0.05
+        top, bottom = y + LINE * len(heading) + 0.06, y + height - 0.05
         for i, (verdict, lines) in enumerate(cells):
             x = i * column_width
             if verdict is None:
@@ -150,12 +161,13 @@ def _digits(value: float, unit: str) -> int:
 
 
 @styled
-def comparisons(verdicts: Sequence[Verdict], caption: str) -> Figure:
+def comparisons(verdicts: Sequence[Verdict], caption: str, differences: Sequence[str] = ()) -> Figure:
     """Draw the comparisons of one claim: a panel for each network and unit, a row for each comparison.
 
     Args:
         verdicts: the verdicts on the claim, with effects.
         caption: last line of the figure.
+        differences: differences from the paper's setting, as from `departures_from_paper`.
 
     Returns:
         A matplotlib figure. Intervals that reach far beyond all others are cut; an arrow marks the cut.
@@ -184,7 +196,7 @@ def comparisons(verdicts: Sequence[Verdict], caption: str) -> Figure:
         _draw_comparisons(axes, rows, looks, limits[unit])
         words = [f"{v.protocol}: {v.verdict}" for v in verdicts if v.network == network]
         axes.set_title(f"{network} network; {', '.join(words)}", x=-left / 2.9 + 0.03)
-        axes.set_xlabel(f"{unit_name(unit)}; right of 0: as claimed")
+        axes.set_xlabel(f"{unit_name(unit)}; right of 0: as {'stated' if differences else 'claimed'}")
         top += height + gap
     first = figure.axes[0]
     for protocol, (color, marker) in looks.items():

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from jaxablate._checks import require
 from jaxablate._files import atomic_path, require_writable
 from jaxablate.charts import claim_table
-from jaxablate.claims import Verdict, judge_claims
+from jaxablate.claims import Verdict, departures_from_paper, judge_claims
 from jaxablate.models import MLP
 from jaxablate.protocols import shown_protocols
 from jaxablate.report._charts import svg_chart
@@ -42,9 +42,10 @@ def write_report(
     """Write results as one HTML page that opens from disk, prints, and needs no other file and no network.
 
     The page holds a summary of data, networks and accuracies; the verdicts on the paper's claims if there are several
-    seeds; every figure under the question that it answers, with curves that show their values and can be hidden; the
-    most and least informative neurons; and the origin of everything. Of several protocols it shows the paper's and
-    the published protocol. The page of a grid shows accuracies, comparisons and curves of every condition instead.
+    seeds (outside of the paper's setting, the same comparisons); every figure under the question that it answers, with
+    curves that show their values and can be hidden; the most and least informative neurons; and the origin of
+    everything. Of several protocols it shows the paper's and the published protocol. The page of a grid shows
+    accuracies, comparisons and curves of every condition instead.
 
     Args:
         results: from `run_study` or `load_results`.
@@ -87,6 +88,7 @@ def write_report(
     protocols = shown_protocols(protocols_of(results))
     content = {
         "cards": cards_of(results),
+        "differences": departures_from_paper(results),
         "claims": claim_table(verdict for verdict in verdicts if verdict.protocol in protocols),
         "protocols": {name: sections_of(results, name, networks, first=name == protocols[0]) for name in protocols},
         "meanings": {name: meaning_of(name) for name in protocols},

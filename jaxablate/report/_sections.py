@@ -170,20 +170,23 @@ def provenance_of(results: xr.DataTree) -> dict:
     config = json.loads(results.attrs["config"])
     names = ("created", "device", "dataset", "dataset_origin", "matmul_precision", "format")
     files = json.loads(results.attrs["dataset_sha256"])
+    in_memory = isinstance(files, dict) and "train_images" in files  # the names of files end with their kind
     return {
         "rows": {name.replace("_", " "): results.attrs[name] for name in names} | {"device": _device(results)},
         "checksums": files if isinstance(files, dict) else {"data": files},
         "versions": json.loads(results.attrs["versions"]),
         "config": {name: json.dumps(value) for name, value in config.items()},
-        "python": _python(config),
+        "python": _python(config, in_memory),
         "with_models": "" if config.get("networks") else ", with your networks by name in `networks`",
+        "with_data": ", with your dataset in `data`" if in_memory else "",
     }
 
 
-def _python(config: dict) -> str:
+def _python(config: dict, in_memory: bool) -> str:
     """Return the program that computes the results again and writes this page."""
     settings = ", ".join(f"{name}={_tuple(value)!r}" for name, value in config.items())
     models = "" if config.get("networks") else ", networks"  # the user's networks by name
+    models += ", data=data" if in_memory else ""
     return (
         "import jaxablate as ja\nfrom jaxablate.report import networks_beside, write_report\n\n"
         f"config = ja.StudyConfig({settings})\n"
