@@ -206,6 +206,17 @@ def test_saved_grids_load_again_and_merge(config, grid, tmp_path):
         ja.results.merge_results(runs)
 
 
+def test_tidy_tables_have_the_settings(grid):
+    _, results = grid
+    curves = ja.results.tidy(results)
+    assert list(curves.columns[:5]) == ["condition", "l2", "quantizer", "protocol", "network"]
+    chosen = curves[(curves["l2"] == 0.1) & (curves["quantizer"] == "mean")]
+    alone = ja.results.tidy(results["l2=0.1, quantizer=mean"])
+    assert len(chosen) == len(alone) == len(curves) / 4
+    assert chosen["correct"].tolist() == alone["correct"].tolist()
+    assert set(chosen["condition"]) == {"l2=0.1, quantizer=mean"}
+
+
 def test_a_damaged_grid_is_refused(grid, tmp_path):
     _, results = grid
     for conditions in ('{"another": {}}', "3", '{"l2=0, quantizer=mean": 3}'):
