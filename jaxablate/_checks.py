@@ -105,6 +105,20 @@ def require_shape(argument: str, array: Any, shape: tuple[int | None, ...], axes
     require(fits, f"{argument}: expected shape ({expected}) = [{axes}], got {array.shape}")
 
 
+def require_bool(argument: str, value: object) -> None:
+    """Raise `InputError` unless a value is True or False."""
+    require(isinstance(value, bool | np.bool_), f"{argument}: expected True or False, got {value!r}")
+
+
+def require_fraction(argument: str, value: Any, *, below_one: bool = False) -> None:
+    """Raise `InputError` unless a value is a number from 0 to 1, and with `below_one` not 1."""
+    require(isinstance(value, int | float | np.number), f"{argument}: expected a number, got {value!r}")
+    require(
+        bool(0 <= value < 1) or bool(value == 1 and not below_one),
+        f"{argument}: {value} is out of range; choose {'0 or more, and less than 1' if below_one else '0 to 1'}",
+    )
+
+
 def require_integer(argument: str, value: object) -> int:
     """Return the value as a Python integer; raise unless its type is an integer type."""
     try:

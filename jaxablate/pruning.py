@@ -19,10 +19,10 @@ from jaxablate._precision import matmul_precision
 from jaxablate._typing import Fill, Images, Mask
 from jaxablate.fills import LinearFill
 from jaxablate.linear_compensation import check_linear_fill, predictors
-from jaxablate.models import AnyModel, Model, SiteSpec, from_arrays, from_function, from_module
+from jaxablate.models import AnyModel, Model, SiteSpec, from_function, from_module
 from jaxablate.models._analysis import describe_values, location, result_axes
 from jaxablate.models._graph import evaluate, needed, operation_name, read, shape_of
-from jaxablate.models._mlp import is_mlp
+from jaxablate.models._mlp import is_mlp, pop_tensors, to_tensors
 from jaxablate.models._model import TRACED, ModelSpec, ModuleCall, start_forward, trace_model
 from jaxablate.models._sites import Prediction
 from jaxablate.models._weights import Reader, find_addend, find_leaf, find_owners, find_readers, rows_first
@@ -341,8 +341,7 @@ def _with_biases(model: nnx.Module) -> tuple[nnx.Module, set]:
 def _repaired(model: nnx.Module, added: set) -> nnx.Module:
     """Return a module that was cut with the sizes in its attributes corrected, without biases that it does not need."""
     if is_mlp(model):
-        kernels, biases = zip(*(map(np.asarray, stage.weights) for stage in model.stages), strict=True)
-        return from_arrays(list(kernels), list(biases), activation=model.activation)
+        return pop_tensors(to_tensors(model), activation=model.activation, dropout=model.dropout)
     for path, layer in nnx.iter_modules(model):
         if isinstance(layer, nnx.Linear | nnx.Conv):
             layer.in_features, layer.out_features = layer.kernel.shape[-2:]

@@ -2,7 +2,8 @@
 
 Input: a dataset and seeds.
 Output: the networks and their training histories.
-Memory: the training and validation images once on each device, and three times the weights for each network.
+Memory: the training and validation images once on each device; for each network its training labels and three times
+its weights.
 """
 
 import itertools
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxablate._checks import InputError, require, require_integer, require_known
+from jaxablate._checks import InputError, require, require_bool, require_fraction, require_integer, require_known
 from jaxablate._precision import matmul_precision
 from jaxablate.datasets import Dataset
 from jaxablate.devices import (
@@ -36,6 +37,7 @@ from jaxablate.devices import (
     to_host,
 )
 from jaxablate.models import MLP
+from jaxablate.models._mlp import in_evaluation_mode
 from jaxablate.models._model import stack_states
 
 __all__ = ["PARALLEL", "DivergedError", "History", "default_epochs", "train", "train_many"]
@@ -55,7 +57,8 @@ class History:
     """Loss and accuracy of each epoch of training.
 
     Attributes:
-        loss: float32 [epoch], mean cross-entropy in nats of the epoch's batches, each evaluated before its update.
+        loss: float32 [epoch], mean cross-entropy in nats of the epoch's batches, each evaluated before its update. Like
+            the accuracy, it is measured in training mode, with dropout, and against the labels with their noise.
         accuracy: float32 [epoch], fraction of correct predictions in the same batches.
         validation_loss: float32 [epoch], cross-entropy in nats on the validation split after the epoch.
         validation_accuracy: float32 [epoch], fraction of correct predictions on the validation split after the epoch.
@@ -94,6 +97,9 @@ def train(
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     l2: float = 1e-3,
+    dropout: float = 0.0,
+    batch_norm: bool = False,
+    label_noise: float = 0.0,
     start: MLP | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> tuple[MLP, History]:
@@ -102,22 +108,28 @@ def train(
     Args:
         data: dataset, whose training and validation splits are used.
         hidden: number of neurons of each hidden layer.
-        seed: seed of the initial weights and of the order of the examples.
+        seed: seed of the initial weights, the order of the examples, dropout and label noise.
         activation: activation function of the hidden layers: "sigmoid", "relu", "tanh" or "gelu".
         epochs: number of passes over the training split. Each pass has a new random order and drops the last partial
             batch. None keeps the number of optimizer steps near the paper's 15,620.
         batch_size: number of examples in one step.
         learning_rate: learning rate of Adam.
-        l2: l2 times the weights is added to the gradient before Adam; this is not AdamW's decoupled weight decay.
-        start: a network to continue from, for example a pruned one; None for new weights. `hidden` and `activation`
-            are ignored with it.
+        l2: l2 times the parameters is added to the gradient before Adam; this is not AdamW's decoupled weight decay.
+            The parameters are kernels, biases, and scales and biases of batch norm.
+        dropout: rate in [0, 1) of the outputs of each hidden layer that become 0 in a step, as in `MLP`.
+        batch_norm: True puts batch norm before each hidden layer's activation function, as in `MLP`.
+        label_noise: share in [0, 1] of the training labels that are noise. So many examples are chosen at random, and
+            their labels are permuted among them, so that some keep their label. The choice depends on `seed`: each
+            network has noise of its own, which is the same in all its epochs. Other splits keep their labels.
+        start: a network to continue from, for example a pruned one; None for new weights. `hidden`, `activation`,
+            `dropout` and `batch_norm` are ignored with it: the network keeps its own.
         on_epoch: called after every epoch with (epoch, epochs, loss, accuracy).
 
     Returns:
-        The network and its `History`.
+        The network, in evaluation mode, and its `History`.
 
     Raises:
-        InputError: for a batch larger than the training split, or an unknown activation.
+        InputError: for a batch larger than the training split, an unknown activation, or a setting out of range.
         DivergedError: for a loss that is not finite; the error has the network before that epoch.
 
     Source: paper, section 4.
@@ -136,6 +148,9 @@ def train(
         batch_size=batch_size,
         learning_rate=learning_rate,
         l2=l2,
+        dropout=dropout,
+        batch_norm=batch_norm,
+        label_noise=label_noise,
         starts=None if start is None else [start],
         on_epoch=on_epoch,
     )[0]
@@ -168,6 +183,9 @@ def train_many(
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     l2: float = 1e-3,
+    dropout: float = 0.0,
+    batch_norm: bool = False,
+    label_noise: float = 0.0,
     starts: Sequence[MLP] | None = None,
     on_epoch: OnEpoch | None = None,
     on_trained: OnTrained | None = None,
@@ -179,7 +197,8 @@ def train_many(
     A seed gives the same network, up to rounding, whether it is trained alone or with others.
 
     Args:
-        data, hidden, activation, epochs, batch_size, learning_rate, l2: as in `train`.
+        data, hidden, activation, epochs, batch_size, learning_rate, l2, dropout, batch_norm, label_noise: as in
+            `train`.
         seeds: integers, one for each network.
         starts: one network for each seed to continue from, all of one architecture; None for new weights.
         on_epoch: called after every epoch as in `train`, from any thread. Both numbers of epochs are totals over all
@@ -210,29 +229,43 @@ def train_many(
     )
     require(learning_rate > 0, f"learning_rate: {learning_rate} is not above 0; choose a positive number")
     require(l2 >= 0, f"l2: {l2} is below 0; choose 0 or more")
+    require_fraction("dropout", dropout, below_one=True)
+    require_bool("batch_norm", batch_norm)
+    require_fraction("label_noise", label_noise)
     epochs = default_epochs(num_examples, batch_size) if epochs is None else epochs
     require(epochs >= 1, f"epochs: {epochs} is below 1; choose at least 1")
     make_room_for_programs()
     in_features = int(np.prod(data.train.images.shape[1:]))
     rngs = [nnx.Rngs(seed) for seed in seeds]
     if starts is None:
-        models = [MLP(in_features, hidden, data.num_classes, activation=activation, rngs=r) for r in rngs]
+        kind = {"activation": activation, "dropout": dropout, "batch_norm": batch_norm}
+        models = [MLP(in_features, hidden, data.num_classes, **kind, rngs=r) for r in rngs]
     else:
-        _require_starts(starts, len(seeds), in_features, data.num_classes)
-        models = starts
+        models = [in_evaluation_mode(start) for start in starts]
+        _require_starts(models, len(seeds), in_features, data.num_classes)
+    require(
+        batch_size > 1 or not models[0].batch_norm,
+        "batch_size: batch norm needs the variance over a batch; choose 2 or more",
+    )
     graphdef = nnx.graphdef(models[0])
-    params = stack_states([nnx.state(model) for model in models])
-    keys = jnp.stack([r.shuffle() for r in rngs])  # one key for each seed, from which each epoch draws its order
-    splits = [
-        (to_device(split.images.reshape(len(split), -1)), to_device(split.labels))
-        for split in (data.train, data.validation)
-    ]
-    recipe = _Recipe(batch_size, learning_rate, l2)
+    states = stack_states([nnx.state(model) for model in models])
+    labels = [_add_label_noise(np.asarray(data.train.labels), label_noise, seed) for seed in seeds]
+    inputs = _Inputs(
+        order_key=jnp.stack([r.shuffle() for r in rngs]),
+        dropout_key=jnp.stack([r.dropout() for r in rngs]),
+        labels=to_device(np.stack(labels)),
+        learning_rate=to_device(np.full(len(seeds), learning_rate, np.float32)),
+        l2=to_device(np.full(len(seeds), l2, np.float32)) if l2 > 0 else None,
+    )
+    images, validation_images = (
+        to_device(split.images.reshape(len(split), -1)) for split in (data.train, data.validation)
+    )
+    splits = images, (validation_images, to_device(data.validation.labels))
     if (mesh := mesh_for(mesh)) is not None:
         # every device trains equally many networks, so some seeds are repeated; their results are dropped below
         repeated = np.arange(-(-len(seeds) // mesh.size) * mesh.size) % len(seeds)
         by_network = NamedSharding(mesh, P(DATA))
-        params, keys = put_global(by_network, jax.tree.map(lambda leaf: leaf[repeated], (params, keys)))
+        states, inputs = put_global(by_network, jax.tree.map(lambda leaf: leaf[repeated], (states, inputs)))
         splits = put_global(NamedSharding(mesh, P()), splits)
         parallel = "vmap"
     done, total, lock = 0, epochs * len(seeds), threading.Lock()
@@ -252,8 +285,10 @@ def train_many(
         groups = [slice(None)]
 
     def train_group(group: slice, stop: Stop) -> list[tuple[MLP, History]]:
-        states = jax.tree.map(lambda leaf: leaf[group], params), keys[group]
-        trained, records = _train_together(graphdef, recipe, epochs, splits, *states, len(seeds[group]), report, stop)
+        group_states, group_inputs = jax.tree.map(lambda leaf: leaf[group], (states, inputs))
+        trained, records = _train_together(
+            graphdef, batch_size, epochs, splits, group_states, group_inputs, len(seeds[group]), report, stop
+        )
         trained = to_host(trained)
         # [network], from records [epoch, network, 4]. Only the last epoch can hold a value that is not finite, since
         # training stops there.
@@ -288,13 +323,43 @@ def _require_starts(starts: Sequence[MLP], num_seeds: int, in_features: int, num
     )
 
 
+class _Inputs(NamedTuple):
+    """Hold the inputs of training that differ between networks, each stacked along a leading axis.
+
+    Attributes:
+        order_key: random key [network], from which each epoch draws its order.
+        dropout_key: random key [network], from which each step draws its dropout.
+        labels: int32 [network, example] of the training split, with each network's label noise.
+        learning_rate: float32 [network].
+        l2: float32 [network]. None adds no penalty, in a program of its own: adding zeros would round differently.
+    """
+
+    order_key: jax.Array
+    dropout_key: jax.Array
+    labels: jax.Array
+    learning_rate: jax.Array
+    l2: jax.Array | None
+
+
+def _add_label_noise(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Return labels [example] of which a share, rounded to whole examples, is permuted at random."""
+    # The streams of nnx.Rngs(seed) count from 0 and never reach this number. So the noise depends on the seed alone:
+    # a network that continues from another one has the same noise.
+    key = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
+    choice_key, permutation_key = jax.random.split(key)
+    chosen = np.asarray(jax.random.permutation(choice_key, len(labels)))[: round(share * len(labels))]
+    noisy = np.array(labels)
+    noisy[chosen] = labels[np.asarray(jax.random.permutation(permutation_key, chosen))]
+    return noisy
+
+
 def _train_together(
     graphdef: nnx.GraphDef,
-    recipe: "_Recipe",
+    batch_size: int,
     epochs: int,
     splits,
-    params,
-    keys,
+    states,
+    inputs: _Inputs,
     num_seeds: int,
     report: Callable[[int, float, float], None],
     stop: Stop,
@@ -304,9 +369,8 @@ def _train_together(
     Training stops at the first loss that is not finite; the returned states are then those from before that epoch.
 
     Args:
-        graphdef, recipe, splits: as in `_epoch`.
+        graphdef, batch_size, splits, states, inputs: as in `_epoch`.
         epochs: number of epochs.
-        params, keys: one state and one random key for each network, [network, ...].
         num_seeds: number of leading networks that are reported; the rest are repeats that fill the devices.
         report: called after each epoch with the number of networks, and their mean loss and accuracy.
         stop: ends the training early if another thread has failed.
@@ -314,96 +378,100 @@ def _train_together(
     Returns:
         The final states [network, ...], and the records [epoch, network, 4] as `_epoch` returns them.
     """
-    opt_state, records = _initial_opt_state(recipe, params), []
+    opt_states, records = _initial_opt_states(states), []
     for epoch in range(1, epochs + 1):
         stop.check()
-        before = to_host(params)  # a copy, because the epoch overwrites the donated params
-        params, opt_state, record = _epoch(graphdef, recipe, splits, params, opt_state, keys, epoch)
+        before = to_host(states)  # a copy, because the epoch overwrites the donated states
+        states, opt_states, record = _epoch(graphdef, batch_size, splits, states, opt_states, inputs, epoch)
         records.append(to_host(record))
         if not np.isfinite(records[-1]).all():
-            params = before
+            states = before
             break
         loss, accuracy = records[-1][:num_seeds, :2].mean(axis=0)
         report(num_seeds, float(loss), float(accuracy))
-    return params, np.stack(records)
+    return states, np.stack(records)
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """The settings of the optimizer, hashable and compared by value.
-
-    An optax optimizer compares by identity, so as a static argument it would compile a new program for each training.
-    """
-
-    batch_size: int
-    learning_rate: float
-    l2: float
-
-    def optimizer(self) -> optax.GradientTransformation:
-        # As in PyTorch's Adam(weight_decay=l2), l2 * w is added to the gradient before the moments are updated, so Adam
-        # scales the penalty like the gradient. AdamW would subtract it from the weights, without that scale.
-        return optax.chain(optax.add_decayed_weights(self.l2), optax.adam(self.learning_rate))
+def _optimizer(learning_rate: float | jax.Array, l2: float | jax.Array) -> optax.GradientTransformation:
+    # As in PyTorch's Adam(weight_decay=l2), l2 * w is added to the gradient before the moments are updated, so Adam
+    # scales the penalty like the gradient. AdamW would subtract it from the weights, without that scale.
+    return optax.chain(optax.add_decayed_weights(l2), optax.adam(learning_rate))
 
 
-@partial(jax.jit, static_argnums=0)
-def _initial_opt_state(recipe: _Recipe, params):
-    """Return the optimizer's initial state [network, ...]; one program instead of one for each array."""
-    return jax.vmap(recipe.optimizer().init)(params)
+@jax.jit
+def _initial_opt_states(states):
+    """Return the optimizer's initial states [network, ...]; one program instead of one for each array."""
+    # the coefficients do not matter here
+    return jax.vmap(_optimizer(0.0, 0.0).init)(nnx.filter_state(states, nnx.Param))
 
 
-def _loss(graphdef: nnx.GraphDef, params: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _loss(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the mean cross-entropy in nats and the fraction of correct predictions."""
-    logits = nnx.merge(graphdef, params)(images)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     return loss, (logits.argmax(axis=-1) == labels).mean()
 
 
 # One program is one epoch of all networks of a group. It is a lax.scan over the batches. The images [example, pixel]
-# stay on the device for the whole training: a step gathers its batch by index, and nothing goes through the host. Only
-# the number of the epoch changes from call to call, and it is traced, so one compilation serves all epochs.
+# stay on the device for the whole training: a step gathers its batch by index, and nothing goes through the host. The
+# number of the epoch and the coefficients of the optimizer are traced, so one compilation serves all their values.
 #
 # The states and the optimizer's moments [network, ...] are donated: XLA writes the new values over the old. A network
 # therefore needs three times its weights (weights and two moments), not six times.
+#
+# A state holds parameters, which the optimizer updates, and the running statistics of batch norm, which the forward
+# pass in training mode updates. The module is in training mode inside a step only.
 #
 # The order of the examples depends on the network's own key and the epoch only, never on the group. A batch axis over
 # networks changes no operation of a network, only the order in which its matrix products add up. So a seed gives the
 # same network alone, in a group or on a mesh, up to rounding.
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4), compiler_options=COMPILER_OPTIONS)
-def _epoch(graphdef: nnx.GraphDef, recipe: _Recipe, splits, params, opt_state, keys, epoch):
+def _epoch(graphdef: nnx.GraphDef, batch_size: int, splits, states, opt_states, inputs: _Inputs, epoch):
     """Train each network of a group for one epoch.
 
     Args:
-        graphdef: graph of the networks.
-        recipe: settings of the optimizer.
-        splits: images [example, pixel] and labels [example] of the training and of the validation split.
-        params, opt_state: states and optimizer states of the networks, [network, ...]; donated.
-        keys: random keys [network].
+        graphdef: graph of the networks, in evaluation mode.
+        batch_size: number of examples in one step.
+        splits: images [example, pixel] of the training split, and images and labels [example] of the validation split.
+        states, opt_states: states and optimizer states of the networks, [network, ...]; donated.
+        inputs: labels, keys and coefficients of the networks, [network, ...].
         epoch: number of the epoch, from 1.
 
     Returns:
-        The new params and opt_state, and [network, 4]: training loss and accuracy, validation loss and accuracy.
+        The new states and opt_states, and [network, 4]: training loss and accuracy, validation loss and accuracy.
     """
-    (images, labels), validation = splits
-    num_steps = len(labels) // recipe.batch_size
+    images, (validation_images, validation_labels) = splits
+    num_steps = len(images) // batch_size
 
-    def train_network(params, opt_state, key):
-        order = jax.random.permutation(jax.random.fold_in(key, epoch), len(labels))
-        batches = order[: num_steps * recipe.batch_size].reshape(num_steps, recipe.batch_size)
+    def train_network(state, opt_state, inputs: _Inputs):
+        optimizer = _optimizer(inputs.learning_rate, 0.0 if inputs.l2 is None else inputs.l2)
+        order = jax.random.permutation(jax.random.fold_in(inputs.order_key, epoch), len(images))
+        batches = order[: num_steps * batch_size].reshape(num_steps, batch_size)
+        keys = jax.random.split(jax.random.fold_in(inputs.dropout_key, epoch), num_steps)
 
-        def step(carry, batch):
-            params, opt_state = carry
-            objective = jax.value_and_grad(partial(_loss, graphdef), has_aux=True)
-            (loss, accuracy), gradient = objective(params, images[batch], labels[batch])
-            updates, opt_state = recipe.optimizer().update(gradient, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), jnp.stack([loss, accuracy])
+        def step(carry, batch_and_key):
+            (params, statistics, opt_state), (batch, key) = carry, batch_and_key
 
-        (params, opt_state), records = jax.lax.scan(step, (params, opt_state), batches)
-        validated = jnp.stack(_loss(graphdef, params, *validation))
-        return params, opt_state, jnp.concatenate([records.mean(axis=0), validated])
+            def objective(params):
+                # a copy, because the gradient's trace may not write into the statistics from outside of it
+                model = nnx.merge(graphdef, params, statistics, copy=True)
+                model.train()
+                options = {"rngs": nnx.Rngs(key)} if model.dropout else {}
+                loss, accuracy = _loss(model(images[batch], **options), inputs.labels[batch])
+                return loss, (accuracy, nnx.state(model, nnx.BatchStat))
+
+            (loss, (accuracy, statistics)), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
+            return (optax.apply_updates(params, updates), statistics, opt_state), jnp.stack([loss, accuracy])
+
+        params, statistics = nnx.split_state(state, nnx.Param, nnx.BatchStat)
+        (params, statistics, opt_state), records = jax.lax.scan(step, (params, statistics, opt_state), (batches, keys))
+        model = nnx.merge(graphdef, params, statistics)
+        validated = jnp.stack(_loss(model(validation_images), validation_labels))
+        return nnx.state(model), opt_state, jnp.concatenate([records.mean(axis=0), validated])
 
     with jax.default_matmul_precision(matmul_precision()):
-        if keys.shape[0] > 1:
-            return jax.vmap(train_network)(params, opt_state, keys)
+        if len(inputs.learning_rate) > 1:
+            return jax.vmap(train_network)(states, opt_states, inputs)
         # Without the batch axis of one network, XLA calls the CPU's fast matrix product.
-        single = train_network(*jax.tree.map(lambda leaf: leaf[0], (params, opt_state, keys)))
+        single = train_network(*jax.tree.map(lambda leaf: leaf[0], (states, opt_states, inputs)))
         return jax.tree.map(lambda leaf: leaf[None], single)

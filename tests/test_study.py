@@ -3,15 +3,18 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 import xarray as xr
+from flax import nnx
 from helpers import assert_counts, logits64, raises_input_error, scores_of, weights64
 
 import jaxablate as ja
 from jaxablate.cli._console import Bars
 from jaxablate.cli._outputs import print_outputs, write_outputs
 from jaxablate.results import _summaries
+from jaxablate.study._networks import trained_networks
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +148,9 @@ def test_networks_are_reused_where_the_settings_agree(small_config, tmp_path):
         {"epochs": 1},
         {"activation": "tanh"},
         {"split_seed": 1},
+        {"dropout": 0.1},
+        {"batch_norm": True},
+        {"label_noise": 0.1},
     ):
         run(dataclasses.replace(config, **change))
         assert not any("reused" in note for *_, note in notes), change
@@ -154,6 +160,30 @@ def test_networks_are_reused_where_the_settings_agree(small_config, tmp_path):
     name.write_bytes(name.read_bytes()[:1000])
     assert run(config)["2-layer-12-10"].identical(first["2-layer-12-10"])
     assert any("trained again: network file" in note and "reused 1" in note for *_, note in notes)
+
+
+def test_networks_with_dropout_batch_norm_and_label_noise_are_reused(mnist5k, tmp_path):
+    plain = ja.StudyConfig(dataset="mnist5k", networks=((6, 5),), epochs=1, steps=2)
+    config = dataclasses.replace(plain, dropout=0.1, batch_norm=True, label_noise=0.2)
+    notes = []
+
+    def train(config):
+        return trained_networks(config, (6, 5), mnist5k, tmp_path, lambda *message: notes.append(message[-1]))[0]
+
+    def metadata():
+        return json.loads(ja.load_model(tmp_path / "2-layer-6-5_seed0.safetensors").metadata["training"])
+
+    trained, again = train(config), train(config)
+    assert notes[-1].startswith("reused 1 trained before")
+    assert nnx.graphdef(again[0]) == nnx.graphdef(trained[0])
+    for got, want in zip(*(jax.tree.leaves((nnx.state(model), vars(h))) for model, h in (again, trained)), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert {"dropout", "batch_norm", "label_noise"} <= set(metadata())
+    train(plain)
+    # files of earlier versions name no such settings, and are still reused
+    assert set(metadata()) == {
+        *("activation", "epochs", "batch_size", "learning_rate", "l2", "hidden", "split_seed", "data", "seed")
+    }
 
 
 @pytest.mark.filterwarnings("ignore::jaxablate.uncertainty.BiasWarning")  # images of noise

@@ -1,7 +1,8 @@
 """The file of an MLP: safetensors, with the settings that the weights do not show in its metadata.
 
 Input: an MLP, strings of metadata and further arrays.
-Output: one file with the tensors `stages.0.kernel` [in, out], `stages.0.bias` [out], ... and the further arrays.
+Output: one file with the tensors `stages.0.kernel` [in, out], `stages.0.bias` [out], ... and the further arrays; with
+batch norm also `stages.0.batch_norm.scale`, `.bias`, `.mean` and `.var` [out].
 """
 
 import json
@@ -14,7 +15,7 @@ import numpy as np
 from jaxablate._checks import InputError, require
 from jaxablate._files import load_tensors, require_file, save_tensors
 from jaxablate._rundir import digest
-from jaxablate.models._mlp import MLP, from_arrays
+from jaxablate.models._mlp import MLP, pop_tensors, to_tensors
 
 FORMAT = "jaxablate network 1"
 
@@ -52,12 +53,12 @@ def save_model(model: MLP, path: str | Path, metadata: Mapping[str, str] | None 
     require(isinstance(model, MLP), f"model: expected an MLP, got {type(model).__name__}; save other models yourself")
     # safetensors writes the memory of an array as it lies, so a transposed view would be stored in the wrong order.
     tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    for i, stage in enumerate(model.stages):
-        kernel, bias = stage.weights
-        tensors[f"stages.{i}.kernel"], tensors[f"stages.{i}.bias"] = np.array(kernel), np.array(bias)
+    tensors |= to_tensors(model)
     reserved = {"format": FORMAT, "activation": model.activation, "layer_sizes": _layer_sizes(model)}
+    if model.dropout:
+        reserved["dropout"] = repr(model.dropout)
     reserved["sha256"] = digest(tensors)
-    taken = sorted({*reserved} & {*(metadata or {})})
+    taken = sorted({*reserved, "dropout"} & {*(metadata or {})})
     require(
         not taken, f"metadata: the format reserves {', '.join(taken)}; choose other names than {', '.join(reserved)}"
     )
@@ -104,12 +105,9 @@ def load_model(path: str | Path) -> SavedModel:
         checksum == digest(tensors),
         f"network file {path}: the arrays do not match the checksum in its header; write it again or remove it",
     )
-    num_stages = sum(name.startswith("stages.") and name.endswith(".kernel") for name in tensors)
     try:
-        kernels = [tensors.pop(f"stages.{i}.kernel") for i in range(num_stages)]
-        biases = [tensors.pop(f"stages.{i}.bias") for i in range(num_stages)]
-        model = from_arrays(kernels, biases, activation=metadata.pop("activation"))
-    except (KeyError, InputError) as error:
+        model = pop_tensors(tensors, activation=metadata.pop("activation"), dropout=float(metadata.pop("dropout", 0)))
+    except (KeyError, ValueError) as error:  # InputError is a ValueError
         raise InputError(
             f"network file {path}: its arrays are not the weights of a whole network ({error}); write it again"
         ) from None

@@ -2,26 +2,30 @@
 
 Input: images [example, ...], flattened to [example, pixel].
 Output: logits [example, class].
-A stage is a linear map and its activation function. The outputs of every stage except the last are a site; the sites
-are named "layer1", "layer2", ... The ids of neurons count over all sites in this order. The last stage returns the
-logits.
+A stage is a linear map, batch norm if the network has it, and an activation function. The outputs of every stage
+except the last are a site; the sites are named "layer1", "layer2", ... The ids of neurons count over all sites in this
+order. The last stage returns the logits.
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Sequence
-from typing import TypeGuard
+from collections.abc import Mapping, Sequence
+from typing import TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import finite_float32, require, require_known
+from jaxablate._checks import finite_float32, require, require_bool, require_fraction, require_known, require_shape
 from jaxablate._typing import Images
 from jaxablate.models._sites import tag
 
 ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": jax.nn.gelu}
+Module = TypeVar("Module", bound=nnx.Module)
+BATCH_NORM = ("scale", "bias", "mean", "var")
+"""Names of the arrays [out] of a batch norm: two parameters, then the running statistics."""
 
 
 # nnx.Linear keeps its initializers, and functions compare by identity. So the cache returns one object for each fan-in:
@@ -34,23 +38,59 @@ def _uniform_fan_in(fan_in: int) -> nnx.Initializer:
 
 
 class Stage(nnx.Module):
-    """A linear map and an activation function (None for the logits)."""
+    """A linear map, batch norm if used, an activation function (None for the logits), and dropout in training mode."""
 
-    def __init__(self, in_features: int, out_features: int, activation: str | None, *, rngs: nnx.Rngs):
+    # Set on an object only if it uses them, so that the graph of a plain network has neither.
+    batch_norm: nnx.BatchNorm | None = None
+    dropout: nnx.Dropout | None = None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        activation: str | None,
+        *,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        rngs: nnx.Rngs,
+    ):
         init = _uniform_fan_in(in_features)
         self.linear = nnx.Linear(in_features, out_features, kernel_init=init, bias_init=init, rngs=rngs)
         self.activation = activation
+        if batch_norm:
+            # Its initial values are constants. Keys of `rngs` would change the weights that the later stages draw.
+            self.batch_norm = nnx.BatchNorm(out_features, use_running_average=True, rngs=nnx.Rngs(0))
+        if dropout > 0:
+            self.dropout = nnx.Dropout(dropout, deterministic=True)
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Map inputs [..., in_features] to outputs [..., out_features]."""
+    def __call__(self, inputs: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Map inputs [..., in_features] to outputs [..., out_features]; `rngs` is the source of dropout's draws."""
         outputs = self.linear(inputs)
-        return outputs if self.activation is None else ACTIVATIONS[self.activation](outputs)
+        if self.batch_norm is not None:
+            outputs = self.batch_norm(outputs)
+        if self.activation is not None:
+            outputs = ACTIVATIONS[self.activation](outputs)
+        if self.dropout is not None:
+            require(
+                rngs is not None or bool(self.dropout.deterministic),
+                "rngs: dropout in training mode draws random numbers; pass rngs=nnx.Rngs(seed), or call model.eval()",
+            )
+            outputs = self.dropout(outputs, rngs=rngs)
+        return outputs
 
     @property
     def weights(self) -> tuple[jax.Array, jax.Array]:
-        """Return the kernel [in, out] and the bias [out]."""
+        """Return the kernel [in, out] and the bias [out] of the affine map before the activation function.
+
+        In evaluation mode batch norm is an affine map too, so both maps together are one.
+        """
         assert self.linear.bias is not None
-        return self.linear.kernel[...], self.linear.bias[...]
+        kernel, bias = self.linear.kernel[...], self.linear.bias[...]
+        if self.batch_norm is None:
+            return kernel, bias
+        scale, offset, mean, var = (getattr(self.batch_norm, name)[...] for name in BATCH_NORM)
+        factor = scale / jnp.sqrt(var + self.batch_norm.epsilon)
+        return kernel * factor, (bias - mean) * factor + offset
 
 
 class MLP(nnx.Module):
@@ -58,15 +98,22 @@ class MLP(nnx.Module):
 
     The initial kernels and biases are uniform in (-1/sqrt(fan_in), +1/sqrt(fan_in)), as in PyTorch.
 
+    A network is built in evaluation mode: there is no dropout, and batch norm uses its running statistics. As for any
+    Flax NNX module, `model.train()` and `model.eval()` change the mode.
+
     Args:
         in_features: number of pixels of an image.
         hidden: number of neurons of each hidden layer, at least one layer.
         num_classes: number of logits.
         activation: "sigmoid", "relu", "tanh" or "gelu".
+        dropout: rate in [0, 1) of the outputs of each hidden layer that become 0 in training mode. The kept outputs are
+            divided by 1 - dropout.
+        batch_norm: True puts an `nnx.BatchNorm` between linear map and activation function of each hidden layer, with
+            Flax's momentum of 0.99 and epsilon of 1e-5. The initial weights are the same with and without it.
         rngs: source of the initial values, `nnx.Rngs(seed)`.
 
     Raises:
-        InputError: for an unknown activation, or a size below 1.
+        InputError: for an unknown activation, a size below 1, or a rate of dropout out of range.
 
     Example:
         >>> model = ja.MLP(784, (200, 200), 10, rngs=nnx.Rngs(0))
@@ -75,34 +122,68 @@ class MLP(nnx.Module):
     """
 
     def __init__(
-        self, in_features: int, hidden: Sequence[int], num_classes: int, *, activation: str = "sigmoid", rngs: nnx.Rngs
+        self,
+        in_features: int,
+        hidden: Sequence[int],
+        num_classes: int,
+        *,
+        activation: str = "sigmoid",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        rngs: nnx.Rngs,
     ):
         require_known("activation", activation, ACTIVATIONS)
+        require_fraction("dropout", dropout, below_one=True)
+        require_bool("batch_norm", batch_norm)
         require(isinstance(hidden, Sequence), f"hidden: expected a sequence of layer sizes, got {hidden!r}")
         sizes = (in_features, *hidden, num_classes)
         require(
             len(hidden) > 0 and min(sizes) >= 1,
             f"hidden: the layer sizes are {sizes}; give at least one hidden layer, and sizes of at least 1",
         )
-        names = [activation] * len(hidden) + [None]
-        self.stages = nnx.List(
-            [Stage(n, m, name, rngs=rngs) for n, m, name in zip(sizes[:-1], sizes[1:], names, strict=True)]
-        )
+        layers = [
+            Stage(n, m, activation, dropout=float(dropout), batch_norm=batch_norm, rngs=rngs)
+            for n, m in itertools.pairwise(sizes[:-1])
+        ]
+        self.stages = nnx.List([*layers, Stage(sizes[-2], num_classes, None, rngs=rngs)])
         self.hidden = tuple(hidden)
         self.activation = activation
 
-    def __call__(self, images: Images) -> jax.Array:
-        """Return the logits [example, class] of images [example, ...]."""
+    def __call__(self, images: Images, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Return the logits [example, class] of images [example, ...].
+
+        Dropout in training mode draws from `rngs`; evaluation needs none.
+        """
         outputs = jnp.asarray(flatten_images(images))
         *hidden, last = self.stages
         for i, stage in enumerate(hidden, start=1):
-            outputs = tag(stage(outputs), f"layer{i}")
+            outputs = tag(stage(outputs, rngs), f"layer{i}")
         return last(outputs)
+
+    @property
+    def dropout(self) -> float:
+        """Return the rate of dropout."""
+        dropout = self.stages[0].dropout
+        return 0.0 if dropout is None else dropout.rate
+
+    @property
+    def batch_norm(self) -> bool:
+        """Return True if the hidden layers have batch norm."""
+        return self.stages[0].batch_norm is not None
 
 
 def is_mlp(model: object) -> TypeGuard[MLP]:
     """Return True if a model is an `MLP` and no subclass has replaced its call."""
     return isinstance(model, MLP) and type(model).__call__ is MLP.__call__
+
+
+def in_evaluation_mode(model: Module) -> Module:
+    """Return a copy of a module in evaluation mode; an `MLP` without dropout and batch norm has no modes."""
+    if is_mlp(model) and not (model.dropout or model.batch_norm):
+        return model
+    model = nnx.clone(model)
+    model.eval()
+    return model
 
 
 def flatten_images(images: Images) -> Images:
@@ -137,19 +218,30 @@ def layer_of_neuron(hidden: Sequence[int]) -> np.ndarray:
     return np.repeat(np.arange(1, len(hidden) + 1, dtype=np.int32), hidden)
 
 
-def from_arrays(kernels: list[np.ndarray], biases: list[np.ndarray], *, activation: str = "sigmoid") -> MLP:
+def from_arrays(
+    kernels: Sequence[np.ndarray],
+    biases: Sequence[np.ndarray],
+    *,
+    activation: str = "sigmoid",
+    dropout: float = 0.0,
+    batch_norms: Sequence[Mapping[str, np.ndarray]] | None = None,
+) -> MLP:
     """Build an `MLP` from its weights.
 
     Args:
         kernels: one array [in, out] for each linear map.
         biases: one array [out] for each linear map.
         activation: activation function of the hidden layers, as in `MLP`.
+        dropout: rate of dropout, as in `MLP`.
+        batch_norms: for each hidden layer its arrays "scale", "bias", "mean" and "var" [out], of which the last two are
+            the running statistics; None for a network without batch norm.
 
     Returns:
         The network, with float32 weights.
 
     Raises:
-        InputError: for weights that do not fit one after another, are complex or not finite, or an unknown activation.
+        InputError: for weights that do not fit one after another, are complex or not finite, a negative variance, or an
+            unknown activation.
 
     Example:
         >>> model = ja.models.from_arrays([np.eye(3), np.ones((3, 2))], [np.zeros(3), np.zeros(2)], activation="relu")
@@ -164,8 +256,14 @@ def from_arrays(kernels: list[np.ndarray], biases: list[np.ndarray], *, activati
         all(kernel.ndim == 2 for kernel in kernels),
         f"kernels: expected kernels [in, out], got shapes {', '.join(str(kernel.shape) for kernel in kernels)}",
     )
+    norms, num_norms = [dict(norm) for norm in batch_norms or ()], 0 if batch_norms is None else len(kernels) - 1
     require(
-        not any(map(np.iscomplexobj, [*kernels, *biases])),
+        len(norms) == num_norms and all(set(norm) == {*BATCH_NORM} for norm in norms),
+        f"batch_norms: expected {', '.join(BATCH_NORM)} for each of {num_norms} hidden layers, got "
+        f"{[sorted(norm) for norm in norms]}",
+    )
+    require(
+        not any(map(np.iscomplexobj, [*kernels, *biases, *(array for norm in norms for array in norm.values())])),
         "kernels: expected real numbers as weights, got complex numbers",
     )
     sizes = [kernels[0].shape[0], *(kernel.shape[1] for kernel in kernels)]
@@ -178,10 +276,51 @@ def from_arrays(kernels: list[np.ndarray], biases: list[np.ndarray], *, activati
             f"stage {i}: expected kernel {shape} and bias {shape[1:]}, got {kernel.shape} and {bias.shape}",
         )
         weights.append((finite_float32(f"stage {i} kernel", kernel), finite_float32(f"stage {i} bias", bias)))
+    for i, norm in enumerate(norms):
+        for name, array in norm.items():
+            require_shape(f"stage {i} batch norm {name}", array, (sizes[i + 1],), "neuron")
+            norm[name] = finite_float32(f"stage {i} batch norm {name}", array)
+        require(bool((norm["var"] >= 0).all()), f"stage {i} batch norm var: a variance is negative; give 0 or more")
     # eval_shape builds the graph without drawing initial weights, which would be replaced at once
-    model = nnx.eval_shape(
-        lambda: MLP(sizes[0], tuple(sizes[1:-1]), sizes[-1], activation=activation, rngs=nnx.Rngs(0))
-    )
+    options = {"activation": activation, "dropout": dropout, "batch_norm": bool(norms)}
+    model = nnx.eval_shape(lambda: MLP(sizes[0], tuple(sizes[1:-1]), sizes[-1], **options, rngs=nnx.Rngs(0)))
     for stage, (kernel, bias) in zip(model.stages, weights, strict=True):
         stage.linear.kernel, stage.linear.bias = nnx.Param(jnp.asarray(kernel)), nnx.Param(jnp.asarray(bias))
+    for stage, norm in zip(model.stages, norms, strict=False):  # the last stage has no batch norm
+        for name, array in norm.items():
+            setattr(stage.batch_norm, name, type(getattr(stage.batch_norm, name))(jnp.asarray(array)))
     return model
+
+
+def to_tensors(model: MLP) -> dict[str, np.ndarray]:
+    """Return the weights by name.
+
+    The names are `stages.0.kernel` [in, out], `stages.0.bias` [out], ..., and with batch norm also
+    `stages.0.batch_norm.scale`, `.bias`, `.mean` and `.var` [out].
+    """
+    tensors = {}
+    for i, stage in enumerate(model.stages):
+        assert stage.linear.bias is not None
+        tensors[f"stages.{i}.kernel"] = np.array(stage.linear.kernel[...])
+        tensors[f"stages.{i}.bias"] = np.array(stage.linear.bias[...])
+        if stage.batch_norm is not None:
+            for name in BATCH_NORM:
+                tensors[f"stages.{i}.batch_norm.{name}"] = np.array(getattr(stage.batch_norm, name)[...])
+    return tensors
+
+
+def pop_tensors(tensors: dict[str, np.ndarray], *, activation: str, dropout: float = 0.0) -> MLP:
+    """Build an `MLP` from the names of `to_tensors`, and remove them from the mapping.
+
+    Raises:
+        KeyError: for a kernel without its bias, or a batch norm without one of its arrays.
+        InputError: as in `from_arrays`.
+    """
+    num_stages = sum(name.startswith("stages.") and name.endswith(".kernel") for name in tensors)
+    kernels = [tensors.pop(f"stages.{i}.kernel") for i in range(num_stages)]
+    biases = [tensors.pop(f"stages.{i}.bias") for i in range(num_stages)]
+    norms = None
+    if any(name.startswith("stages.") and ".batch_norm." in name for name in tensors):
+        prefixes = [f"stages.{i}.batch_norm." for i in range(num_stages - 1)]
+        norms = [{name: tensors.pop(prefix + name) for name in BATCH_NORM} for prefix in prefixes]
+    return from_arrays(kernels, biases, activation=activation, dropout=dropout, batch_norms=norms)

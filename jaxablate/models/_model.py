@@ -30,7 +30,7 @@ from jaxablate.models._analysis import (
     require_visible,
 )
 from jaxablate.models._graph import Graph, evaluate, fingerprint, operation_name, read, replaced, shape_of, trace
-from jaxablate.models._mlp import MLP, is_mlp, require_fitting
+from jaxablate.models._mlp import MLP, in_evaluation_mode, is_mlp, require_fitting
 from jaxablate.models._sites import Prediction, apply_masks
 
 OUTPUTS = ("logits", "probabilities")
@@ -317,10 +317,7 @@ def from_module(model: nnx.Module, images: Images, *, sites: Choice = None, outp
 def _split_module(model: nnx.Module) -> tuple[ModuleCall, State, tuple[str, ...]]:
     """Return the function, the leaves and their paths of a module in evaluation mode."""
     require(isinstance(model, nnx.Module), f"model: expected a Flax NNX module, got {type(model).__name__}")
-    if not is_mlp(model):  # an MLP has no modes
-        model = nnx.clone(model)
-        model.eval()
-    graphdef, state = nnx.split(model)
+    graphdef, state = nnx.split(in_evaluation_mode(model))
     paths, structure = jax.tree_util.tree_flatten_with_path(state)
     return ModuleCall(graphdef, structure), [leaf for _, leaf in paths], _names(paths)
 

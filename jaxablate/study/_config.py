@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxablate._checks import InputError, require, require_different, require_integer, require_known, require_name
+from jaxablate._checks import (
+    InputError,
+    require,
+    require_bool,
+    require_different,
+    require_fraction,
+    require_integer,
+    require_known,
+    require_name,
+)
 from jaxablate.metrics import METRICS
 from jaxablate.models import ACTIVATIONS
 from jaxablate.orders import DIRECTIONS, NORMALIZATIONS
@@ -23,9 +32,12 @@ from jaxablate.scores import get_score
 
 EXTRA_FILLS = ("median", "class_mean", "resample", "linear")
 SEQUENCES = ("networks", "seeds", "scores", "protocols", "extra_fills")
-NUMBERS = ("learning_rate", "l2")
+NUMBERS = ("learning_rate", "l2", "dropout", "label_noise")
 COUNTS = ("split_seed", "epochs", "batch_size", "num_random_orders", "num_random_subsets")
-TRAINING = ("networks", "activation", "seeds", "epochs", "batch_size", "learning_rate", "l2")
+TRAINING = (
+    *("networks", "activation", "seeds", "epochs", "batch_size", "learning_rate", "l2"),
+    *("dropout", "batch_norm", "label_noise"),
+)
 """Settings that trained networks depend on, in addition to the data."""
 NOT_VARIED = ("seeds", "data_dir", "vary")
 MAX_CONDITIONS = 1000
@@ -50,6 +62,9 @@ class StudyConfig:
         batch_size: number of examples in one optimizer step.
         learning_rate: learning rate of Adam.
         l2: coefficient of the weights in the gradient.
+        dropout: rate in [0, 1) of hidden outputs that become 0 in a training step, as in `train`.
+        batch_norm: True puts batch norm before the activation function of each hidden layer, as in `MLP`.
+        label_noise: share in [0, 1] of the training labels that are permuted at random, as in `train`.
         protocols: names of protocols, as in `get_protocol`. A protocol says how neurons are scored, ranked, balanced
             and ablated at random. Each one has its own results, from the same trained networks.
         scores: names of the scores that rank neurons, as in `ja.scores.get_score`.
@@ -86,6 +101,9 @@ class StudyConfig:
     batch_size: int = 32
     learning_rate: float = 1e-3
     l2: float = 1e-3
+    dropout: float = 0.0
+    batch_norm: bool = False
+    label_noise: float = 0.0
     protocols: Sequence[str] = (PAPER.name,)
     scores: Sequence[str] = tuple(METRICS)
     normalization: str = "none"
@@ -182,6 +200,9 @@ class StudyConfig:
             require(value is None or value >= 1, f"{name}: expected at least 1, got {value}")
         require(self.learning_rate > 0, f"learning_rate: {self.learning_rate} is not positive; choose above 0")
         require(self.l2 >= 0, f"l2: {self.l2} is negative; choose 0 or more")
+        require_fraction("dropout", self.dropout, below_one=True)
+        require_bool("batch_norm", self.batch_norm)
+        require_fraction("label_noise", self.label_noise)
         require(
             self.steps == "all" or isinstance(self.steps, int),
             f"steps: expected a number or 'all', got {self.steps!r}",

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxablate._checks import InputError, require
 from jaxablate.datasets import Dataset
 from jaxablate.devices import Arrays, broadcast_from_primary
-from jaxablate.models import MLP, from_arrays, load_model, save_model
+from jaxablate.models import MLP, load_model, save_model
+from jaxablate.models._mlp import pop_tensors, to_tensors
 from jaxablate.study._config import StudyConfig, network_name
 from jaxablate.training import DivergedError, History, default_epochs, train_many
 
@@ -63,6 +63,10 @@ def trained_networks(
         "learning_rate": config.learning_rate,
         "l2": config.l2,
     }
+    # Files of earlier versions lack these settings, so they count only if they differ from the default.
+    for field in ("dropout", "batch_norm", "label_noise"):
+        if getattr(config, field) != getattr(StudyConfig, field):  # a dataclass keeps its defaults as attributes
+            settings[field] = getattr(config, field)
     # The file of a network records its settings, seed and data. It is reused only if they are equal, so that a changed
     # setting never meets old weights. Versions are not compared here: `open_run` compares them for the whole run.
     identity = {**settings, "hidden": hidden, "split_seed": config.split_seed, "data": data.source.sha256}
@@ -80,7 +84,7 @@ def trained_networks(
 
     for seed in paths:
         if arrays := broadcast_from_primary(lambda seed=seed: load(seed)):
-            networks[seed] = _from_arrays(arrays, config.activation)
+            networks[seed] = _from_arrays(arrays, config)
     missing = [seed for seed in config.seeds if seed not in networks]
     if networks:
         notes.append(f"reused {len(networks)} trained before, in {folder}")
@@ -113,21 +117,18 @@ def trained_networks(
     if jax.process_count() > 1:  # CPUs of another kind may round differently
         for seed in missing:
             arrays = broadcast_from_primary(lambda seed=seed: _to_arrays(*networks[seed]))
-            networks[seed] = _from_arrays(arrays, config.activation)
+            networks[seed] = _from_arrays(arrays, config)
     return [networks[seed] for seed in config.seeds]
 
 
 def _to_arrays(model: MLP, history: History) -> Arrays:
     """Return a network and its history as arrays by name."""
-    # Names "0", "1", ... alternate between kernels and biases; `_from_arrays` takes every second one for each.
-    weights = (np.asarray(array) for stage in model.stages for array in stage.weights)
-    return {**{str(i): array for i, array in enumerate(weights)}, **vars(history)}
+    return {**to_tensors(model), **vars(history)}
 
 
-def _from_arrays(arrays: Arrays, activation: str) -> TrainedNetwork:
+def _from_arrays(arrays: Arrays, config: StudyConfig) -> TrainedNetwork:
     """Invert `_to_arrays`."""
-    weights = [arrays[str(i)] for i in range(len(arrays) - len(HISTORY_FIELDS))]
-    model = from_arrays(weights[::2], weights[1::2], activation=activation)
+    model = pop_tensors(dict(arrays), activation=config.activation, dropout=config.dropout)
     return model, History(**{name: arrays[name] for name in HISTORY_FIELDS})
 
 

@@ -129,7 +129,8 @@ def prune_by_score(
         small, _ = train(data, seed=seed, start=small, epochs=fine_tune_epochs)
         # The control for pruning: if a new network of the same size reaches the same accuracy with the same training,
         # the choice of neurons was worth nothing.
-        scratch, _ = train(data, small.hidden, seed, activation=small.activation, epochs=fine_tune_epochs)
+        kind = {"activation": small.activation, "dropout": small.dropout, "batch_norm": small.batch_norm}
+        scratch, _ = train(data, small.hidden, seed, **kind, epochs=fine_tune_epochs)
         rows += [
             _row(f"tuned, epochs: {fine_tune_epochs}", small, data),
             _row(f"new, epochs: {fine_tune_epochs}", scratch, data),
