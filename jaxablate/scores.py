@@ -272,7 +272,7 @@ SCORES: dict[str, Score] = {
 - `mean_activation`, `activation_variance`: over the examples.
 - `zero_fraction`: fraction of examples, and of a channel's positions in them, with an output <= 0 (APoZ, Hu et al.,
   2016).
-- `incoming_norm`, `outgoing_norm`: of the weights; only for chains.
+- `incoming_norm`, `outgoing_norm`: of the weights of the linear maps, without batch norm; only for chains.
 - `contribution_sd`: standard deviation of the activation times the norm of the outgoing weights; only for chains.
 - `taylor`: mean |a dL/da| (Molchanov et al., 2017).
 - `single_damage`: rise of the loss in nats if the neuron alone is ablated to its mean; no bound on its importance.
