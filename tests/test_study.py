@@ -13,6 +13,7 @@ from helpers import assert_counts, logits64, raises_input_error, scores_of, weig
 import jaxablate as ja
 from jaxablate.cli._console import Bars
 from jaxablate.cli._outputs import print_outputs, write_outputs
+from jaxablate.report import write_report
 from jaxablate.results import _summaries
 from jaxablate.study._networks import trained_networks
 
@@ -496,6 +497,8 @@ def test_a_study_of_data_in_memory(small_config, in_memory, tmp_path):
     assert results.attrs["dataset"] == "mnist5k"
     checksums = json.loads(results.attrs["dataset_sha256"])
     assert set(checksums) == {f"{a}_{b}" for a in ("train", "validation", "test") for b in ("images", "labels")}
+    page = write_report(results, tmp_path / "report.html").read_text()
+    assert "ja.run_study(config, data=data, run_dir=" in page
     model, _ = ja.train(in_memory, (12, 10), epochs=1, seed=3)
     saved = ja.load_model(tmp_path / "networks" / "2-layer-12-10_seed3.safetensors").model
     np.testing.assert_array_equal(saved.stages[0].weights[0], model.stages[0].weights[0])
