@@ -8,7 +8,7 @@ its weights.
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, SupportsIndex
@@ -189,6 +189,7 @@ def train_many(
     starts: Sequence[MLP] | None = None,
     on_epoch: OnEpoch | None = None,
     on_trained: OnTrained | None = None,
+    checkpoints: Collection[int] = (),
     parallel: str = "auto",
     mesh: Mesh | None = None,
 ) -> list[tuple[MLP, History]]:
@@ -204,6 +205,8 @@ def train_many(
         on_epoch: called after every epoch as in `train`, from any thread. Both numbers of epochs are totals over all
             networks. If one program trains several networks, the loss and accuracy are means over these networks.
         on_trained: called with (seed, network, history) when a network is complete, from any thread.
+        checkpoints: numbers of epochs after which `on_trained` is called too, with the network as it is then. A network
+            that is trained for this number of epochs is the same.
         parallel: "vmap" trains all seeds in one batched program, "threads" trains one seed on each core, "auto" takes
             threads on CPU and vmap on other devices.
         mesh: devices from `ja.devices.make_mesh`, over which one batched program shards the seeds; None for one device.
@@ -286,25 +289,42 @@ def train_many(
 
     def train_group(group: slice, stop: Stop) -> list[tuple[MLP, History]]:
         group_states, group_inputs = jax.tree.map(lambda leaf: leaf[group], (states, inputs))
+
+        def results(states: nnx.State, records: np.ndarray) -> list[tuple[MLP, History]]:
+            """Return networks and histories from states [network, ...] and records [epoch, network, 4]."""
+            networks = [jax.tree.map(lambda leaf, i=i: to_device(leaf[i]), states) for i in range(len(seeds[group]))]
+            return [(nnx.merge(graphdef, one), History(*records[:, i].T)) for i, one in enumerate(networks)]
+
+        def on_checkpoint(states: nnx.State, records: list[np.ndarray]) -> None:
+            if on_trained is not None and len(records) in checkpoints:
+                for seed, (model, history) in zip(
+                    seeds[group], results(to_host(states), np.stack(records)), strict=True
+                ):
+                    on_trained(seed, model, history)
+
         trained, records = _train_together(
-            graphdef, batch_size, epochs, splits, group_states, group_inputs, len(seeds[group]), report, stop
+            graphdef,
+            batch_size,
+            epochs,
+            splits,
+            group_states,
+            group_inputs,
+            len(seeds[group]),
+            report,
+            on_checkpoint,
+            stop,
         )
         trained = to_host(trained)
-        # [network], from records [epoch, network, 4]. Only the last epoch can hold a value that is not finite, since
-        # training stops there.
+        # [network]. Only the last epoch can hold a value that is not finite, since training stops there.
         diverged = ~np.isfinite(records).all(axis=(0, 2))
-
-        def result(i: int, records: np.ndarray) -> tuple[MLP, History]:
-            return nnx.merge(graphdef, jax.tree.map(lambda leaf: to_device(leaf[i]), trained)), History(*records.T)
-
         if diverged.any():
             i = int(diverged.argmax())
-            raise DivergedError(seeds[group][i], len(records), *result(i, records[:-1, i]))
-        results = [result(i, records[:, i]) for i in range(len(seeds[group]))]
+            raise DivergedError(seeds[group][i], len(records), *results(trained, records[:-1])[i])
+        networks = results(trained, records)
         if on_trained is not None:
-            for seed, (model, history) in zip(seeds[group], results, strict=True):
+            for seed, (model, history) in zip(seeds[group], networks, strict=True):
                 on_trained(seed, model, history)
-        return results
+        return networks
 
     return list(itertools.chain.from_iterable(run_all(train_group, groups, threads=num_cores())))
 
@@ -362,6 +382,7 @@ def _train_together(
     inputs: _Inputs,
     num_seeds: int,
     report: Callable[[int, float, float], None],
+    on_checkpoint: Callable[[nnx.State, list[np.ndarray]], None],
     stop: Stop,
 ) -> tuple[nnx.State, np.ndarray]:
     """Train networks whose states are stacked along a leading axis.
@@ -373,6 +394,7 @@ def _train_together(
         epochs: number of epochs.
         num_seeds: number of leading networks that are reported; the rest are repeats that fill the devices.
         report: called after each epoch with the number of networks, and their mean loss and accuracy.
+        on_checkpoint: called after each epoch but the last with the states and the records so far.
         stop: ends the training early if another thread has failed.
 
     Returns:
@@ -389,6 +411,8 @@ def _train_together(
             break
         loss, accuracy = records[-1][:num_seeds, :2].mean(axis=0)
         report(num_seeds, float(loss), float(accuracy))
+        if epoch < epochs:
+            on_checkpoint(states, records)
     return states, np.stack(records)
 
 

@@ -136,6 +136,18 @@ def test_conditions_share_networks_and_resume(config, grid, tmp_path):
     assert list(fewer.children) == ["l2=0"]
 
 
+def test_epochs_are_checkpoints_of_one_training(config):
+    config = replace(config, vary={"epochs": (1, 3, 2), "l2": (0, 0.1)})
+    reports = []
+    results = ja.run_study(config, on_progress=lambda *report: reports.append(report))
+    assert {total for what, _, total, _ in reports if what == "train"} == {4}  # two values of L2, two seeds
+    reused = [note for what, _, _, note in reports if what == "reuse 2-layer-8-7"]
+    assert len(reused) == 6
+    for name in ("epochs=1, l2=0.1", "epochs=2, l2=0", "epochs=3, l2=0"):
+        alone = ja.run_study(config.conditions()[name])
+        assert alone[NETWORK].to_dataset().identical(network_of(results, name))
+
+
 def test_your_own_networks_vary_in_what_is_not_trained(small_data, small_config):
     data = ja.load_dataset(small_data)
     model = ja.train(data, (8, 7), epochs=1)[0]

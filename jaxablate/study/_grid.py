@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import xarray as xr
 
-from jaxablate._checks import require
+from jaxablate._checks import InputError, require
 from jaxablate._rundir import lock_folders, open_run
 from jaxablate.datasets import Dataset, load_dataset
 from jaxablate.devices import Stop, broadcast_text, num_cores, run_all
@@ -26,6 +26,7 @@ from jaxablate.models import AnyModel
 from jaxablate.results import grid_results
 from jaxablate.study._config import TRAINING, StudyConfig
 from jaxablate.study._networks import OnProgress, trained_networks
+from jaxablate.training import default_epochs
 
 CONDITIONS = "conditions"
 """Folder of the conditions in the folder of a run."""
@@ -37,7 +38,7 @@ DATA = ("dataset", "data_dir", "split_seed")
 # trained first, side by side: the small steps of one network do not fill the cores. Programs depend on shapes only, so
 # that conditions of equal shapes share them. The studies follow one after another, and find their networks in the
 # folder. Conditions that agree in everything that training depends on have the same networks, in the folder of the
-# first of them.
+# first of them, and those that differ in the number of epochs are trained once.
 def run_conditions(
     config: StudyConfig,
     models: Mapping[str, AnyModel | Sequence[AnyModel]] | None,
@@ -85,10 +86,8 @@ def run_conditions(
             }
             # Several processes exchange networks and need the same order of work; other devices train seeds in batches.
             if models is None and jax.default_backend() == "cpu" and jax.process_count() == 1:
-                tasks = [
-                    (name, hidden) for name in names if owners[name] == name for hidden in conditions[name].networks
-                ]
-                _train_side_by_side(conditions, tasks, shared, folders, report)
+                own = {name: conditions[name] for name in names if owners[name] == name}
+                _train_side_by_side(own, shared, folders, report)
             for name in names:
                 report("conditions", len(trees), len(conditions), name)
                 trees[name] = run_condition(
@@ -108,36 +107,48 @@ def run_conditions(
 
 
 def _train_side_by_side(
-    conditions: Mapping[str, StudyConfig],
-    tasks: Sequence[tuple[str, Sequence[int]]],
-    data: Dataset,
-    folders: Mapping[str, Path | None],
-    report: OnProgress,
+    conditions: Mapping[str, StudyConfig], data: Dataset, folders: Mapping[str, Path | None], report: OnProgress
 ) -> None:
     """Train the networks of conditions, an architecture of a condition on each core, and save them in their folders.
 
+    Conditions that differ only in the number of epochs are checkpoints of one training.
+
     Args:
         conditions: settings of each condition.
-        tasks: names of conditions and hidden layers of their networks.
         data: the dataset.
         folders: folder of the networks of each condition.
         report: called with the number of networks that are trained.
     """
-    fractions, lock = dict.fromkeys(range(len(tasks)), 0.0), threading.Lock()
-    num_seeds = len(conditions[tasks[0][0]].seeds) if tasks else 0
+    epochs = {
+        name: condition.epochs or default_epochs(len(data.train), condition.batch_size)
+        for name, condition in conditions.items()
+    }
+    trainings: dict[str, list[str]] = {}  # conditions that differ in nothing else, the longest first
+    for name in sorted(conditions, key=epochs.__getitem__, reverse=True):
+        others = [getattr(conditions[name], setting) for setting in TRAINING if setting != "epochs"]
+        trainings.setdefault(repr(others), []).append(name)
+    tasks = [
+        (longest, hidden, {epochs[name]: folder for name in shorter if (folder := folders[name])})
+        for longest, *shorter in trainings.values()
+        for hidden in conditions[longest].networks
+    ]
+    fractions, lock = [0.0] * len(tasks), threading.Lock()
+    num_seeds = len(next(iter(conditions.values())).seeds) if conditions else 0
 
     def train(task: int, stop: Stop) -> None:
-        name, hidden = tasks[task]
+        name, hidden, checkpoints = tasks[task]
 
         def report_sum(what: str, done: int, total: int, note: str) -> None:
             stop.check()
             with lock:
                 fractions[task] = done / total
-                report(
-                    "train", int(num_seeds * sum(fractions.values()) + 1e-6), num_seeds * len(tasks), f"{name}: {note}"
-                )
+                trained = int(num_seeds * sum(fractions) + 1e-6)
+                report("train", trained, num_seeds * len(tasks), f"{name}: {note}")
 
-        trained_networks(conditions[name], hidden, data, folders[name], report_sum)
+        try:
+            trained_networks(conditions[name], hidden, data, folders[name], report_sum, checkpoints=checkpoints)
+        except InputError as error:
+            raise InputError(f"condition {name}: {error}") from None
         report_sum("train", 1, 1, "")
 
     run_all(train, range(len(tasks)), threads=num_cores())

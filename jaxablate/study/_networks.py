@@ -6,7 +6,7 @@ Output: one network and its history for each seed.
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -38,6 +38,7 @@ def trained_networks(
     folder: Path | None,
     report: OnProgress,
     mesh: Mesh | None = None,
+    checkpoints: Mapping[int, Path] | None = None,
 ) -> list[TrainedNetwork]:
     """Return one network for each seed: from the folder if its settings match, otherwise trained and saved there.
 
@@ -51,6 +52,8 @@ def trained_networks(
         folder: folder of the trained networks; None saves nothing.
         report: called as the work progresses.
         mesh: devices that train the seeds; a CPU ignores the mesh.
+        checkpoints: folders by number of epochs. The networks that are trained here are saved there as they are after
+            so many epochs, which is what training for so many epochs would save.
 
     Raises:
         InputError: if training diverges; the network from before that epoch is saved in the folder.
@@ -71,7 +74,11 @@ def trained_networks(
     # setting never meets old weights. Versions are not compared here: `open_run` compares them for the whole run.
     identity = {**settings, "hidden": hidden, "split_seed": config.split_seed, "data": data.source.sha256}
     paths = {seed: folder / f"{name}_seed{seed}.safetensors" for seed in config.seeds} if folder else {}
-    texts = {seed: json.dumps({**identity, "seed": seed}, sort_keys=True) for seed in config.seeds}
+
+    def text(seed: int, epochs: int) -> str:
+        return json.dumps({**identity, "epochs": epochs, "seed": seed}, sort_keys=True)
+
+    texts = {seed: text(seed, settings["epochs"]) for seed in config.seeds}
     networks: dict[int, TrainedNetwork] = {}
     notes = []
 
@@ -94,7 +101,11 @@ def trained_networks(
         return [networks[seed] for seed in config.seeds]
 
     def save(seed: int, model: MLP, history: History) -> None:
-        if seed in missing:
+        epochs = len(history.loss)
+        if checkpoints and epochs < settings["epochs"]:
+            path = checkpoints[epochs] / f"{name}_seed{seed}.safetensors"
+            save_model(model, path, {"training": text(seed, epochs)}, **vars(history))
+        elif seed in missing:
             networks[seed] = model, history
             if folder and jax.process_index() == 0:
                 save_model(model, paths[seed], {"training": texts[seed]}, **vars(history))
@@ -107,7 +118,8 @@ def trained_networks(
     on_cpu = jax.default_backend() == "cpu"
     seeds, mesh = (missing, None) if on_cpu else (config.seeds, mesh)
     try:
-        train_many(data, hidden, seeds, on_epoch=on_epoch, on_trained=save, mesh=mesh, **settings)
+        epochs = set(checkpoints or ())
+        train_many(data, hidden, seeds, on_epoch=on_epoch, on_trained=save, checkpoints=epochs, mesh=mesh, **settings)
     except DivergedError as error:
         if not folder or jax.process_index() > 0:  # only process 0 writes
             raise
