@@ -205,7 +205,7 @@ def train_many(
         on_epoch: called after every epoch as in `train`, from any thread. Both numbers of epochs are totals over all
             networks. If one program trains several networks, the loss and accuracy are means over these networks.
         on_trained: called with (seed, network, history) when a network is complete, from any thread.
-        checkpoints: numbers of epochs after which `on_trained` is called too, with the network as it is then. A network
+        checkpoints: numbers of epochs after which `on_trained` is called too, with the network at that time. A network
             that is trained for this number of epochs is the same.
         parallel: "vmap" trains all seeds in one batched program, "threads" trains one seed on each core, "auto" takes
             threads on CPU and vmap on other devices.
@@ -292,8 +292,8 @@ def train_many(
 
         def results(states: nnx.State, records: np.ndarray) -> list[tuple[MLP, History]]:
             """Return networks and histories from states [network, ...] and records [epoch, network, 4]."""
-            networks = [jax.tree.map(lambda leaf, i=i: to_device(leaf[i]), states) for i in range(len(seeds[group]))]
-            return [(nnx.merge(graphdef, one), History(*records[:, i].T)) for i, one in enumerate(networks)]
+            states_of = [jax.tree.map(lambda leaf, i=i: to_device(leaf[i]), states) for i in range(len(seeds[group]))]
+            return [(nnx.merge(graphdef, state), History(*records[:, i].T)) for i, state in enumerate(states_of)]
 
         def on_checkpoint(states: nnx.State, records: list[np.ndarray]) -> None:
             if on_trained is not None and len(records) in checkpoints:
@@ -362,7 +362,7 @@ class _Inputs(NamedTuple):
 
 
 def _add_label_noise(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Return labels [example] of which a share, rounded to whole examples, is permuted at random."""
+    """Return labels [example] with a share of them, rounded to whole examples, permuted at random."""
     # The streams of nnx.Rngs(seed) count from 0 and never reach this number. So the noise depends on the seed alone:
     # a network that continues from another one has the same noise.
     key = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)

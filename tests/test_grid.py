@@ -129,10 +129,10 @@ def test_conditions_share_networks_and_resume(config, grid, tmp_path):
     totals = {what: (done, total) for what, done, total, _ in reports}
     assert totals["train"] == (4, 4)
     assert totals["conditions"] == (4, 4)
-    other = replace(config, vary={"l2": (0,)})
+    smaller = replace(config, vary={"l2": (0,)})
     with raises_input_error("another run was started there"):
-        ja.run_study(other, run_dir=again)
-    fewer = ja.run_study(other, run_dir=again, force=True)
+        ja.run_study(smaller, run_dir=again)
+    fewer = ja.run_study(smaller, run_dir=again, force=True)
     assert list(fewer.children) == ["l2=0"]
 
 
@@ -174,10 +174,12 @@ def test_comparisons_by_hand(grid):
         "mean - zero": random.sel(fill="mean") - random.sel(fill="zero"),
     }.items():
         values = values.values.astype(np.float64)
-        one = cell.sel(comparison=comparison)
+        effect = cell.sel(comparison=comparison)
         half = stats.t.ppf(0.975, 1) * values.std(ddof=1) / 2**0.5
         low, high = values.mean() - half, values.mean() + half
-        np.testing.assert_allclose([one["difference"], one["low"], one["high"]], [values.mean(), low, high], atol=1e-9)
+        np.testing.assert_allclose(
+            [effect["difference"], effect["low"], effect["high"]], [values.mean(), low, high], atol=1e-9
+        )
     p_values = cell["p_holm"].values
     assert ((p_values >= 0) & (p_values <= 1)).all()
     assert float(cell["accuracy"]) == pytest.approx(
@@ -203,8 +205,8 @@ def test_saved_grids_load_again_and_merge(config, grid, tmp_path):
     loaded = ja.results.load_results(tmp_path / "grid.nc")
     assert loaded.identical(results)
     ja.results.save_results(results["l2=0, quantizer=mean"], tmp_path / "one.nc")
-    one = ja.results.load_results(tmp_path / "one.nc")
-    assert one[NETWORK].to_dataset().identical(network_of(results, "l2=0, quantizer=mean"))
+    study = ja.results.load_results(tmp_path / "one.nc")
+    assert study[NETWORK].to_dataset().identical(network_of(results, "l2=0, quantizer=mean"))
     comparison = ja.compare(results["l2=0, quantizer=mean"], results["l2=0.1, quantizer=mean"])
     assert comparison.attrs == {}
     assert comparison[NETWORK].attrs["comparison"] == "paired by seed"

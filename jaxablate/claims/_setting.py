@@ -21,7 +21,7 @@ def departures_from_paper(results: xr.DataTree) -> list[str]:
 
     The paper's setting is MNIST (or the 5,000 embedded images of it), networks of two or three hidden layers of 200
     sigmoid neurons, and the default training, quantizer and normalization of `ja.StudyConfig`. Only there do verdicts
-    say something about the paper's claims. Elsewhere they are comparisons of the networks at hand.
+    say something about the paper's claims. Elsewhere they compare the orders of these networks alone.
 
     Args:
         results: from `run_study` or `load_results`.
@@ -36,11 +36,11 @@ def departures_from_paper(results: xr.DataTree) -> list[str]:
     config = json.loads(results.attrs["config"])
     nodes = [node for node in results.subtree if "hidden" in node.attrs]
     hidden = {node.attrs["hidden"]: json.loads(node.attrs["hidden"]) for node in nodes}
-    others = [" + ".join(map(str, widths)) for widths in hidden.values() if widths not in NETWORKS]
+    unusual = [" + ".join(map(str, widths)) for widths in hidden.values() if widths not in NETWORKS]
     activations = sorted({str(node.attrs["activation"]) for node in nodes} - {ACTIVATION})
     differences = {
         "dataset": results.attrs["dataset"] if results.attrs["dataset"] not in DATASETS else "",
-        "networks": ", ".join(others),
+        "networks": ", ".join(unusual),
         "activation": ", ".join(activations),
         # networks that were trained elsewhere have no history
         "training": "" if all("train_loss" in node.data_vars for node in nodes) else "not by the study",

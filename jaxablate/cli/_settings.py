@@ -1,6 +1,6 @@
 """Settings of a study from a file, from `--set` and from `--vary`.
 
-The names and values are those of `StudyConfig`.
+Names and values as in `StudyConfig`.
 """
 
 import json
@@ -74,7 +74,7 @@ def parse_setting(name: str, text: str) -> Any:
 
 
 def _number(text: str) -> Any:
-    """Return a number, True, False or None from a text; every other text is returned as it is."""
+    """Return a number, True, False or None from a text; every other text is returned unchanged."""
     try:
         value = json.loads(text.lower().replace("none", "null"))
     except ValueError:

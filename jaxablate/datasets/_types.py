@@ -122,7 +122,7 @@ def _arrays_of(data: Dataset) -> dict[str, np.ndarray]:
 
 
 def _with_checksums(data: Dataset) -> Dataset:
-    """Return the dataset with the checksums of its arrays, by name, in place of those of files."""
+    """Return the dataset with the checksums of its arrays, by name, in place of its files' checksums."""
     checksums = {name: digest({name: array}) for name, array in _arrays_of(data).items()}
     return replace(data, source=replace(data.source, sha256=checksums))
 

@@ -23,8 +23,8 @@ def draw_conditions(results: xr.DataTree, protocol: str = "paper") -> Figure:
         protocol: the protocol whose results are drawn.
 
     Returns:
-        A Matplotlib figure: conditions in rows, comparisons in columns, networks by colour and marker. The numbers are
-        those of `ja.results.compare_conditions`.
+        A Matplotlib figure: conditions in rows, comparisons in columns, networks by colour and marker. The numbers come
+        from `ja.results.compare_conditions`.
 
     Raises:
         InputError: for a protocol that is not in the results.

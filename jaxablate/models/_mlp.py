@@ -233,7 +233,7 @@ def from_arrays(
         biases: one array [out] for each linear map.
         activation: activation function of the hidden layers, as in `MLP`.
         dropout: rate of dropout, as in `MLP`.
-        batch_norms: for each hidden layer its arrays "scale", "bias", "mean" and "var" [out], of which the last two are
+        batch_norms: for each hidden layer its arrays "scale", "bias", "mean" and "var" [out]; the last two are
             the running statistics; None for a network without batch norm.
 
     Returns:

@@ -51,7 +51,7 @@ def run_conditions(
     report: OnProgress,
     **options: Any,
 ) -> xr.DataTree:
-    """Run the study of every condition; the arguments are those of `run_study`, and `run_condition`.
+    """Run the study of every condition; `run_condition` runs one, and the other arguments are as in `run_study`.
 
     Raises:
         InputError: as `run_study`; also for settings that vary although nothing depends on them.
@@ -86,8 +86,8 @@ def run_conditions(
             }
             # Several processes exchange networks and need the same order of work; other devices train seeds in batches.
             if models is None and jax.default_backend() == "cpu" and jax.process_count() == 1:
-                own = {name: conditions[name] for name in names if owners[name] == name}
-                _train_side_by_side(own, shared, folders, report)
+                trained = {name: conditions[name] for name in names if owners[name] == name}
+                _train_side_by_side(trained, shared, folders, report)
             for name in names:
                 report("conditions", len(trees), len(conditions), name)
                 trees[name] = run_condition(
@@ -125,8 +125,8 @@ def _train_side_by_side(
     }
     trainings: dict[str, list[str]] = {}  # conditions that differ in nothing else, the longest first
     for name in sorted(conditions, key=epochs.__getitem__, reverse=True):
-        others = [getattr(conditions[name], setting) for setting in TRAINING if setting != "epochs"]
-        trainings.setdefault(repr(others), []).append(name)
+        settings = [getattr(conditions[name], setting) for setting in TRAINING if setting != "epochs"]
+        trainings.setdefault(repr(settings), []).append(name)
     tasks = [
         (longest, hidden, {epochs[name]: folder for name in shorter if (folder := folders[name])})
         for longest, *shorter in trainings.values()
