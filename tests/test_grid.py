@@ -171,6 +171,8 @@ def test_comparisons_by_hand(grid):
     for comparison, values in {
         "kl_selectivity_high - random": areas.sel(ordering="kl_selectivity_high", fill="mean")
         - random.sel(fill="mean"),
+        "entropy_low - entropy_high": areas.sel(ordering="entropy_low", fill="mean")
+        - areas.sel(ordering="entropy_high", fill="mean"),
         "mean - zero": random.sel(fill="mean") - random.sel(fill="zero"),
     }.items():
         values = values.values.astype(np.float64)
@@ -193,7 +195,7 @@ def test_conditions_of_different_networks(config):
     config = replace(config, seeds=(0,), vary={"networks": (((8,),), ((8,), (8, 7))), "scores": (("entropy",),)})
     results = ja.run_study(config)
     compared = ja.results.compare_conditions(results)
-    assert dict(compared.sizes) == {"condition": 2, "network": 2, "comparison": 3}
+    assert dict(compared.sizes) == {"condition": 2, "network": 2, "comparison": 4}
     missing = compared["accuracy"].isnull()
     assert missing.values.tolist() == [[False, True], [False, False]]
     assert draw_conditions(results).axes
@@ -243,9 +245,9 @@ def test_a_damaged_grid_is_refused(grid, tmp_path):
 
 def test_the_page_of_a_grid(grid, tmp_path):
     _, results = grid
-    text = write_report(results, tmp_path / "grid.html").read_text()
+    text = write_report(results, tmp_path / "grid.html").read_text().replace("\u200b", "")
     for name in results.children:
-        assert text.count(f">{name}<") == 1 + 7  # a row of accuracies, and one of each comparison
+        assert text.count(f">{name}<") == 1 + 10  # a row of accuracies, and one of each comparison
     value = float(ja.results.compare_conditions(results)["difference"][0, 0, 0])
     assert f">{value:+.2f} [" in text
     assert "paper's claims" not in text

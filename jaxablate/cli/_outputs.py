@@ -85,7 +85,8 @@ def _print_grid(results: "xr.DataTree", out: Path, *, dataset: str, seconds: flo
 
     protocols, _ = _protocols_and_seeds(results)
     data = compare_conditions(results, protocols[0])
-    names = [str(name) for name in data["comparison"].values]
+    # more columns would not fit a terminal
+    names = [str(name) for name in data["comparison"].values if not str(name).endswith(" - random")]
     table = Table(
         "condition",
         "network",
@@ -98,10 +99,10 @@ def _print_grid(results: "xr.DataTree", out: Path, *, dataset: str, seconds: flo
         for network in data["network"].values:
             cell = data.sel(condition=condition, network=network)
             if int(cell["num_networks"].fillna(0)) > 0:
-                differences = (f"{value:+.1f}" for value in cell["difference"].values)
+                differences = (f"{float(cell['difference'].sel(comparison=name)):+.1f}" for name in names)
                 table.add_row(str(condition), str(network), f"{float(cell['accuracy']):.2f}", *differences)
     console.print(table)
-    console.print("Intervals are in the report and in the tables.", highlight=False)
+    console.print("The report and the tables have intervals, and the comparisons with random orders.", highlight=False)
     print_dataset(results, asked=dataset)
     console.print(f"Time: {seconds:.0f} s; the bars say where it went.", highlight=False)
     tables = [out / f"comparisons_{protocol}.csv" for protocol in protocols]

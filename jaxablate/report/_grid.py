@@ -95,20 +95,20 @@ def _comparisons(data: xr.Dataset, network: str, protocol: str) -> dict[str, Any
         "title": f"{network} network" + (f", protocol {protocol}" if protocol else ""),
         "see": "Difference of the areas under the curves of the whole network in accuracy points, bias balanced: mean "
         f"over networks and {INTERVAL}. Right of the line, the order costs less accuracy than random orders, or bias "
-        "balancing more than zeros keeps. All intervals of a network have one scale. p-values are in the table of "
-        "`ja.results.compare_conditions`; nothing is corrected over conditions.",
+        "balancing more than zeros keeps. All intervals of a network have one scale. p-values are in the table "
+        f"comparisons_{data.attrs['protocol']}.csv; nothing is corrected over conditions.",
         "comparisons": comparisons,
     }
 
 
 def _curves(studies: Mapping[str, xr.DataTree], protocols: Sequence[str]) -> list[list[Any]]:
-    """Return the curves of the whole network, for each protocol and condition."""
+    """Return the curves of the whole network in every condition, for each protocol."""
     return [
         [
             dataclasses.replace(chart, title=f"{condition}: {chart.title}")
+            for condition, study in studies.items()
             for name, node in select_protocol(study, protocol).children.items()
             for chart in [order_chart(name, node.to_dataset(), NETWORK_SCOPE)]
         ]
         for protocol in protocols
-        for condition, study in studies.items()
     ]

@@ -12,6 +12,7 @@ import xarray as xr
 
 from jaxablate._checks import InputError, require
 from jaxablate.histograms import constant_codes
+from jaxablate.orders import DIRECTIONS
 from jaxablate.protocols import PAPER
 from jaxablate.results._labels import NETWORK_SCOPE, RANDOM, select_protocol, studies_of
 from jaxablate.results._summaries import balanced_fill
@@ -252,7 +253,8 @@ def compare_conditions(results: xr.DataTree, protocol: str = PAPER.name) -> xr.D
 
     Returns:
         A dataset over condition, network and comparison. The comparisons are "entropy_low - random" and so on for each
-        score and direction, and "mean - zero" (or "scaled - zero"): random orders with bias balancing minus without.
+        score and direction; "entropy_low - entropy_high", the area between the curves of the two directions; and
+        "mean - zero" (or "scaled - zero"), random orders with bias balancing minus without.
 
         - `difference`, `low`, `high`: mean over networks in accuracy points, and the ends of its 95% t-interval; NaN
           for fewer than two networks, and where a condition lacks the network or the score.
@@ -280,7 +282,7 @@ def compare_conditions(results: xr.DataTree, protocol: str = PAPER.name) -> xr.D
     order = {
         name: dict.fromkeys(str(label) for row in rows for label in np.atleast_1d(row[name])) for name in joined.dims
     }
-    return joined.sel({name: list(labels) for name, labels in order.items()})
+    return joined.sel({name: list(labels) for name, labels in order.items()}).assign_attrs(protocol=protocol)
 
 
 def _compare_orders(network: xr.Dataset) -> xr.Dataset:
@@ -288,20 +290,23 @@ def _compare_orders(network: xr.Dataset) -> xr.Dataset:
     balanced = balanced_fill(network)
     areas = 100 * network["accuracy"].sel(scope=NETWORK_SCOPE).isel(step=slice(1, None)).mean("step")
     areas = _average_random(network, areas).transpose("seed", "fill", "ordering")
-    names = [str(name) for name in areas["ordering"].values if name != RANDOM]
+    rankings = dict.fromkeys(str(ranking) for ranking in network["ranking"].values if ranking != RANDOM)
+    low, high = ([f"{ranking}_{direction}" for ranking in rankings] for direction in DIRECTIONS)
+    directions = list(zip(low, high, strict=True))
+    pairs = [(name, RANDOM) for both in directions for name in both] + directions
+    first, second = (areas.sel(fill=balanced, ordering=list(names)) for names in zip(*pairs, strict=True))
     random = areas.sel(ordering=RANDOM)
-    first = np.stack([*areas.sel(fill=balanced, ordering=names).values.T, random.sel(fill=balanced).values], axis=1)
-    second = np.stack([random.sel(fill=fill).values for fill in [balanced] * len(names) + ["zero"]], axis=1)
-    effect = paired_difference(first, second)
-    low, high = effect.interval()
+    balancing = (random.sel(fill=balanced) - random.sel(fill="zero")).values[:, None]
+    effect = estimate(np.concatenate([first.values - second.values, balancing], axis=1))
+    ends = effect.interval()
     intact = estimate(100 * network["accuracy"].isel(step=0, ordering=0, fill=0, scope=0).values)
     counts = network["joint_counts"].transpose("seed", "neuron", "class", "code").values
     constant = np.stack([constant_codes(of_seed) for of_seed in counts])
     return xr.Dataset(
         {
             "difference": ("comparison", effect.mean, {"long_name": "difference of areas", "units": "points"}),
-            "low": ("comparison", low, {"long_name": "lower end of the 95% interval", "units": "points"}),
-            "high": ("comparison", high, {"long_name": "upper end of the 95% interval", "units": "points"}),
+            "low": ("comparison", ends[0], {"long_name": "lower end of the 95% interval", "units": "points"}),
+            "high": ("comparison", ends[1], {"long_name": "upper end of the 95% interval", "units": "points"}),
             "p_holm": ("comparison", holm(effect.p_value), {"long_name": "corrected p-value", "units": "1"}),
             "accuracy": ((), intact.mean, {"long_name": "test accuracy of the intact network", "units": "%"}),
             "accuracy_low": ((), intact.interval()[0], {"long_name": "lower end of the 95% interval", "units": "%"}),
@@ -309,5 +314,5 @@ def _compare_orders(network: xr.Dataset) -> xr.Dataset:
             "constant": ((), 100 * constant.mean(), {"long_name": "neurons with a constant code", "units": "%"}),
             "num_networks": ((), intact.num_networks, {"long_name": "number of networks", "units": "1"}),
         },
-        coords={"comparison": [*(f"{name} - {RANDOM}" for name in names), f"{balanced} - zero"]},
+        coords={"comparison": [*map(" - ".join, pairs), f"{balanced} - zero"]},
     )
