@@ -157,7 +157,7 @@ def own_files(mnist5k, tmp_path_factory):
 LESS = {"dataset": "mnist5k", "steps": 10, "random_orders": 2, "fine_tune": 0, "cache": False}
 
 
-PARSED_ONLY = ("reproduce", "report", "merge", "table")
+PARSED_ONLY = ("reproduce", "report", "merge", "table", "compare")
 
 
 def run_command(words):

@@ -203,7 +203,7 @@ def test_sets_of_protocols():
     assert protocol_names("departures,controls")[: len(departures)] == departures
     with raises_input_error("protocol: expected a name, got 1"):
         ja.protocols.get_protocol(1)
-    with raises_input_error("protocol: expected a name, got None"):
+    with raises_input_error("protocols: expected names, got None"):
         ja.StudyConfig(protocols=(None,))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,87 +26,52 @@ from jaxablate.cli._settings import read_settings, settings_from_text
 
 __all__ = ["reproduce"]
 
+option = partial(typer.Option, show_default=False)
+"""An option whose default is that of `StudyConfig`, so that a file can set it."""
+
 
 @command
 def reproduce(
     dataset: Annotated[
         str | None,
-        typer.Option(
+        option(
             metavar="DATA",
-            help="Dataset: a name from `jaxablate datasets`, a folder or an .npz file; auto: mnist if available, else "
-            "mnist5k.",
-            show_default="auto",
+            help="Name from `jaxablate datasets`, folder or .npz file; default: mnist if available, else mnist5k.",
         ),
     ] = None,
     data_dir: DataDir = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Networks of each architecture.", show_default="1")
-    ] = None,
-    first_seed: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="First of the consecutive seeds.", show_default="0")
-    ] = None,
+    seeds: Annotated[int | None, option(metavar="N", help="Networks of each architecture; default: 1.")] = None,
+    first_seed: Annotated[int | None, option(metavar="N", help="First of the consecutive seeds; default: 0.")] = None,
     protocol: Annotated[
         str | None,
-        typer.Option(
+        option(
             metavar="NAMES",
-            help="Protocols, joined by commas: paper (formulas), published (code), both, departures, controls.",
-            show_default="paper",
+            help="paper (formulas, default), published (code), both, departures, controls; joined by commas.",
         ),
     ] = None,
     random_orders: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Random orders per layer and of the whole network.", show_default="10"),
+        int | None, option(metavar="N", help="Random orders per layer and network; default: 10.")
     ] = None,
     random_subsets: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Random curves of the published protocol, with a new subset at each step.",
-            show_default="2",
-        ),
+        int | None, option(metavar="N", help="Random curves of protocol published; default: 2.")
     ] = None,
     # Any: Typer takes no union of types, and `parse_steps` returns a number or "all"
     steps: Annotated[
-        Any,
-        typer.Option(
-            parser=parse_steps,
-            metavar="N|all",
-            help="Number of neurons to ablate; all: of each layer.",
-            show_default="80",
-        ),
+        Any, option(parser=parse_steps, metavar="N|all", help="Neurons to ablate; default: 80; all: of each layer.")
     ] = None,
     extra_fills: ExtraFills = None,
-    activation: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Activation function: sigmoid, relu, tanh or gelu.", show_default="sigmoid"),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Epochs; default: about 15,620 training steps."),
-    ] = None,
+    activation: Annotated[str | None, option(metavar="NAME", help="sigmoid (default), relu, tanh or gelu.")] = None,
+    epochs: Annotated[int | None, option(metavar="N", help="Default: about 15,620 training steps.")] = None,
     config_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", metavar="FILE", help="Settings in JSON or TOML; options count more.", show_default=False
-        ),
+        Path | None, option("--config", metavar="FILE", help="Settings in JSON or TOML; options count more.")
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any setting of StudyConfig, such as l2=1e-4 or networks=100x100+300; repeatable.",
-            show_default=False,
-        ),
+        option("--set", metavar="NAME=VALUE", help="Any setting, such as l2=0; repeatable."),
     ] = None,
     vary: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME=V1,V2",
-            help="Study every value of a setting, such as l2=0,1e-4; repeatable: every combination.",
-            show_default=False,
-        ),
+        option(metavar="NAME=V1,V2", help="Study each value of a setting; repeatable: every combination."),
     ] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as JSON, and exit.")] = False,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for all results.")] = Path("results"),
@@ -120,8 +86,6 @@ def reproduce(
     or more, judge the paper's claims too.
 
     Example: jaxablate reproduce --dataset mnist --seeds 10 --protocol both
-
-    Example: jaxablate reproduce --seeds 5 --vary l2=0,1e-4,1e-3 --vary activation=sigmoid,relu --out grid
     """
     from jaxablate import StudyConfig, run_study
     from jaxablate._checks import require
