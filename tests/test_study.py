@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from flax import nnx
-from helpers import assert_counts, logits64, raises_input_error, scores_of, weights64
+from helpers import assert_counts, logits64, raises_input_error, scores_of, weights64, without_pdf
 
 import jaxablate as ja
 from jaxablate.cli._console import Bars
@@ -471,7 +471,8 @@ def test_complete_curves_are_saved_drawn_and_printed(complete, tmp_path, capsys)
         if node.data_vars:
             nodes[node.path.replace("2-layer-12-10", "2-layer")] = node.to_dataset().isel(seed=[1])
     results = xr.DataTree.from_dict(nodes)
-    assert write_outputs(results, tmp_path, Bars()) == []
+    with without_pdf():
+        assert write_outputs(results, tmp_path, Bars()) == []
     print_outputs(results, tmp_path, [], dataset="mnist5k", seconds=1.0)
     assert "k = 22" in capsys.readouterr().out
     assert (tmp_path / "report.html").stat().st_size > 10_000
