@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 NAMES = (
-    "sweep", "functions", "linear", "growth", "training", "histograms", "scores", "startup", "captum_single",
+    "sweep", "functions", "linear", "growth", "training", "grid", "histograms", "scores", "startup", "captum_single",
     "scaling", "large",
 )  # fmt: skip
 README = Path(__file__).with_name("README.md")
