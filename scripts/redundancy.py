@@ -28,46 +28,46 @@ ORDERS = {"random 0": "random", "mutual_information": "MI, low first", "eliminat
 COLORS = {"zero": "#D55E00", "mean": "#0072B2", "linear": "#009E73", "readout": "#000000"}
 INTRODUCTION = """# Redundancy of layers
 
-The paper conjectures that deep layers are redundant, and infers it from curves. Such a curve depends on what an
-ablated neuron outputs. *Linear compensation* gives it what the kept neurons of its layer predict, by ridge regression
-on the validation split: the fill `ja.compute_fill(model, "linear", images)`. What the layer loses under this fill is no
-linear function of what is kept, so it is a null model of redundancy. It also folds into the next layer's weights:
-`ja.prune(model, keep, fill)` needs no training.
+The paper conjectures that deep layers are redundant, and infers it from curves. But a curve depends on what an
+ablated neuron outputs. Under *linear compensation* it outputs what the kept neurons of its layer predict, by ridge
+regression on the validation split: the fill `ja.compute_fill(model, "linear", images)`. The layer then loses only what
+is no linear function of the kept neurons. So this fill is a null model: its curves show how far linear redundancy alone
+goes. `ja.prune(model, keep, fill)` adds the predictions to the next layer's weights, without training.
 
 {picture}
 
 {caption}
 
-**How to read this page.** Numbers are means over networks with their 95% t-interval. It covers the randomness of
-training. It does not cover another split, test set, order or architecture. A value that all networks share has no
-interval. Fills and scores come from the validation split, accuracies and R^2 from the test split. *Random* is one
-random order of each layer, the same in all networks. *MI, low first* ablates the neurons with least mutual information
+**How to read this page.** Numbers are means over networks with their 95% t-interval. The interval covers the
+randomness of training. It does not cover another split, test set, order or architecture. A value that all networks
+share has no interval. Fills and scores come from the validation split, accuracies and R^2 from the test split. *Random*
+is one random order of each layer, the same in all networks. *MI, low first* ablates the neurons with least mutual information
 first. *Elimination* removes at each step the neuron whose removal changes the next pre-activation least
-(`elimination_rank`). Steps have {step} neurons. All networks have 200 neurons in each layer and the paper's training
-(Adam, L2 = 0.001). Layers of different data or activation functions count as different layers."""
+(`elimination_rank`). Each step ablates {step} neurons. All networks have 200 neurons in each layer and the paper's
+training (Adam, L2 = 0.001). Layers of networks with different data or activation functions count as different layers."""
 SETTINGS = """## After {gone} of 200 neurons of one layer are ablated
 
 Test accuracy in %, random order:"""
 NEEDED = """## How many neurons a layer needs
 
-Number of neurons that are left at the last step before the accuracy first falls below 99% of the intact network's: an
+Number of kept neurons at the last step before the accuracy first falls below 99% of the intact network's accuracy: an
 upper bound, within {step} neurons. A *readout* is a new linear classifier (ridge regression of one-hot labels on the
 training split) that reads the kept neurons of the intact network alone. It lacks the later layers, so even all neurons
-of a layer may fall short of 99% of the intact network's accuracy. "short" counts such networks; the mean leaves them
-out."""
-RANK = """## What the layers hold
+of a layer may fall short of 99% of the intact network's accuracy. "short" counts the networks for which they do; the
+mean leaves these networks out."""
+RANK = """## How much of each layer is linear in the rest
 
 *Effective rank* is the number of principal components with 99% of the layer's variance on the validation split. R^2 is
 the fraction of a neuron's variance on the test split that the other neurons of its layer predict. Constant neurons
 have no R^2 and are left out."""
 LIMITS = """## What this does not show
 
-- R^2 of single neurons does not say how many can go together, because a prediction needs the other neurons. The tables
-  of accuracies do.
+- R^2 of single neurons does not say how many neurons can be ablated together, because a prediction needs the other
+  neurons. The tables of accuracies say that.
 - A neuron that others predict may still be used by the network.
-- Part of it is rank. A layer of 200 neurons with a small effective rank is redundant by its width.
+- Part of the redundancy is due to rank: a layer of 200 neurons with a small effective rank is redundant by its width.
 - Constant neurons, for example ReLU units that are never active, cost nothing under any fill and count as not needed.
-- The L2 penalty was not varied, nor were widths and depths."""
+- The L2 penalty and the widths were not varied, and the depths were only two and three layers."""
 
 
 def main() -> None:
