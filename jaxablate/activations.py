@@ -269,7 +269,10 @@ def fit_linear(
     Args:
         network, state, images: as `trace_model` returns them.
         ridge: as in `compute_fill`.
-        keep: bool [mask, neuron] with one mask for sequential statistics; None for the intact network.
+        keep: bool [1, neuron], the mask of sequential statistics, as in `compute_fill`; None for the intact network.
+
+    Raises:
+        InputError: for a ridge out of range, several masks, or activations that are NaN or infinite.
     """
     check_ridge(ridge)
     require(keep is None or len(keep) == 1, "keep: a linear fill takes one mask; fit one fill for each mask")
@@ -301,8 +304,8 @@ def _moments(
 
     The positions of a unit in an example count as examples.
     """
-    # Sums are shifted by the means of the first batch, so that their difference loses no digits. A last column of ones
-    # adds the sums and the number of examples to the sums of products.
+    # Activations are shifted by the means of the first batch, so that E[h h^T] - E[h] E[h]^T loses no digits. A last
+    # column of ones makes the sums and the number of examples a part of the same matrix product.
     shifts, sums, moments = [], [np.zeros((size + 1, size + 1)) for size in network.sizes], []
     for batch in _batches(network, state, images, masks):
         values = [np.asarray(h, np.float64).reshape(-1, h.shape[-1]) for h in batch]

@@ -1,8 +1,10 @@
 """Predict ablated units from the kept units of their site: the algebra of `ja.fills.LinearFill`, in float64 NumPy.
 
-Input: the covariance of a site's activations, a ridge, masks or the sequence in which units are ablated.
-Output: weights of predictions, the basis in which ablating one more unit is a rank-one update, and measures of how well
+Input: the covariance C of a site's activations, a ridge, and masks or the order in which units are ablated.
+Output: weights of predictions, bases in which ablating one more unit is a rank-one update, and measures of how well
 units are predicted.
+
+In formulas, K are the kept units, G the ablated ones, and lambda is the ridge times the mean of the diagonal of C.
 """
 
 from collections.abc import Mapping
@@ -16,21 +18,21 @@ from jaxablate.fills import LinearFill
 
 __all__ = ["effective_rank", "elimination_ranks", "predictors", "r_squared", "unique_variances"]
 
-SMALLEST_RIDGE = 1e-12  # below, rounding in float64 would show
+SMALLEST_RIDGE = 1e-12  # rounding errors of float64 would show with a smaller ridge
 
 
 class Basis(NamedTuple):
-    """The compensated outputs of a site as units are ablated one by one.
+    """A basis in which ablating one more unit of a site changes its compensated outputs by a single term.
 
-    Let c = h - mu be centred activations [unit], and gone the units that are ablated. Kept units keep c, and ablated
-    units get the rows of (S - columns diag(gone) residuals) c, with S the predictions before the first unit is ablated.
-    S is the identity for `order_basis`, and equals the columns for `removal_basis`. To ablate unit j changes the
-    compensated outputs by -e_j columns[:, j], where e_j = residuals[j] c is the part of unit j that the remaining units
-    do not predict.
+    Let c = h - mu [unit] be the centred activations, and gone the mask of the units ablated so far. The compensated
+    outputs are (S - columns diag(gone) residuals) c in the ablated units, and c in the kept units. S c are the
+    compensated outputs at the start: S is the identity for `order_basis`, and equals `columns` for `removal_basis`.
+    Ablating unit j then changes the compensated outputs by -e_j columns[:, j]. Here e_j = residuals[j] c is the part of
+    unit j that the remaining units do not predict.
 
     Attributes:
-        columns: [unit, unit], column j is the weight of e_j in every unit.
-        residuals: [unit, unit], row j gives e_j.
+        columns: [unit, unit]; column j holds the factor of e_j in every unit.
+        residuals: [unit, unit]; row j maps c to e_j.
     """
 
     columns: np.ndarray
@@ -38,7 +40,7 @@ class Basis(NamedTuple):
 
 
 def check_ridge(ridge: object) -> None:
-    """Raise unless a ridge is a number that float64 can resolve."""
+    """Raise `InputError` unless a ridge is a finite number of at least `SMALLEST_RIDGE`."""
     require(
         isinstance(ridge, int | float | np.number) and SMALLEST_RIDGE <= float(ridge) < np.inf,
         f"ridge: expected a number from {SMALLEST_RIDGE:g}, got {ridge!r}",
@@ -46,7 +48,7 @@ def check_ridge(ridge: object) -> None:
 
 
 def check_linear_fill(fill: LinearFill, sites: Mapping[str, int], leading: tuple[int, ...]) -> LinearFill:
-    """Check a linear fill and return it with a leading axis [network] and arrays in float64.
+    """Return a linear fill after checks, with a leading axis [network] and arrays in float64.
 
     Args:
         fill: the fill, with a leading axis for several networks.
@@ -54,7 +56,8 @@ def check_linear_fill(fill: LinearFill, sites: Mapping[str, int], leading: tuple
         leading: (number of networks,), or () for one network without a leading axis.
 
     Raises:
-        InputError: for arrays that do not fit the sites, a covariance that is none, or a ridge that is too small.
+        InputError: for arrays that do not fit the sites, values that are NaN or infinite, an array that cannot be a
+            covariance, or a ridge that is too small.
     """
     check_ridge(fill.ridge)
     try:
@@ -83,7 +86,7 @@ def check_linear_fill(fill: LinearFill, sites: Mapping[str, int], leading: tuple
 
 
 def regularize(covariance: np.ndarray, ridge: float) -> np.ndarray:
-    """Return C + lambda I, float64 [..., unit, unit]."""
+    """Return C + lambda I from C, both float64 [..., unit, unit], with lambda from `penalty`."""
     return covariance + penalty(covariance, ridge)[..., None, None] * np.eye(covariance.shape[-1])
 
 
@@ -105,7 +108,8 @@ def predictors(covariance: np.ndarray, ridge: float, keep: np.ndarray) -> np.nda
         keep: bool [mask, unit], True = kept.
 
     Returns:
-        float32 [mask, kept unit, ablated unit], (C_KK + lambda I)^-1 C_KG, and 0 at all other places.
+        float32 [mask, unit, unit]: the weight of the first unit in the prediction of the second. For each mask the
+        block [K, G] is (C_KK + lambda I)^-1 C_KG, and all other entries are 0.
     """
     weights, regularized = np.zeros((*keep.shape, keep.shape[1]), np.float32), regularize(covariance, ridge)
     for i, kept in enumerate(keep):
@@ -115,26 +119,30 @@ def predictors(covariance: np.ndarray, ridge: float, keep: np.ndarray) -> np.nda
 
 
 def order_basis(covariance: np.ndarray, ridge: float, gone: np.ndarray) -> Basis:
-    """Return the basis for ablating the units `gone` in their sequence, all units being kept at the start.
+    """Return the basis for ablating some units one after another, if all units are kept at the start.
 
-    With the units in reverse order of ablation, C + lambda I = L D L^T with unit lower triangular L: the units that
-    remain always come first, and L_GK L_KK^-1 are their predictions. So columns = L and residuals = L^-1.
+    Sort the units so that those ablated later come first, and let C + lambda I = L D L^T with unit lower triangular L.
+    At every step the kept units K then come before the ablated units G, and L_GK L_KK^-1 are the weights that predict G
+    from K. So columns = L and residuals = L^-1.
 
     Args:
         covariance: float64 [unit, unit].
         ridge: as in `ja.fills.LinearFill`.
         gone: int [rank], distinct units in the order of their ablation.
+
+    Returns:
+        The basis, float64 and in the site's order of units.
     """
     order = np.concatenate([np.setdiff1d(np.arange(len(covariance)), gone), gone[::-1]])
     lower = np.linalg.cholesky(regularize(covariance, ridge)[np.ix_(order, order)])
     lower /= np.diag(lower)
     inverse = scipy.linalg.solve_triangular(lower, np.eye(len(order)), lower=True)
-    places = np.argsort(order)  # of each unit in the order
+    places = np.argsort(order)  # the place of each unit in `order`
     return Basis(lower[np.ix_(places, places)], inverse[np.ix_(places, places)])
 
 
 def removal_basis(covariance: np.ndarray, ridge: float, keep: np.ndarray) -> Basis:
-    """Return the basis for ablating any single unit in addition to those that `keep` already removes.
+    """Return the basis for ablating any single unit in addition to the units that `keep` already removes.
 
     With P = (C_KK + lambda I)^-1, the residual of unit j given all other kept units is sum_i P_ji c_i / P_jj.
 
@@ -142,6 +150,9 @@ def removal_basis(covariance: np.ndarray, ridge: float, keep: np.ndarray) -> Bas
         covariance: float64 [unit, unit].
         ridge: as in `ja.fills.LinearFill`.
         keep: bool [unit], True = kept at the start.
+
+    Returns:
+        The basis, float64.
     """
     columns = np.diag(keep.astype(float)) + predictors(covariance, ridge, keep[None])[0].T
     residuals, places = np.zeros_like(columns), np.ix_(keep, keep)
@@ -151,14 +162,14 @@ def removal_basis(covariance: np.ndarray, ridge: float, keep: np.ndarray) -> Bas
 
 
 def unique_variances(covariance: np.ndarray, ridge: float) -> np.ndarray:
-    """Return the variance of each unit that all other units do not predict, 1 / (C + lambda I)^-1_jj - lambda.
+    """Return the variance of each unit j that the other units do not predict: 1 / (C + lambda I)^-1_jj - lambda.
 
     Args:
         covariance: float64 [unit, unit].
         ridge: as in `ja.fills.LinearFill`.
 
     Returns:
-        float64 [unit], at least 0, in squared units of activation.
+        float64 [unit], at least 0, in the squared unit of activations.
 
     Example:
         >>> covariance = np.array([[1.0, 0.8], [0.8, 1.0]])
@@ -170,11 +181,12 @@ def unique_variances(covariance: np.ndarray, ridge: float) -> np.ndarray:
 
 
 def elimination_ranks(covariance: np.ndarray, ridge: float, weights: np.ndarray) -> np.ndarray:
-    """Remove units greedily, each time the one whose removal changes the next linear map's result least.
+    """Return the steps of a greedy elimination: each step removes the unit that changes the next linear map least.
 
-    The saliency of unit j is its unique variance given the remaining units, plus lambda, times the squared norm of its
-    outgoing weights. The removed unit's weights are added to the weights of the units that predict it. In a tie, the
-    unit with the lower id is removed.
+    The saliency of a unit is (v + lambda) times the squared norm of its outgoing weights. Here v is the variance of the
+    unit that the remaining units do not predict. After a removal, each remaining unit adds to its own weights the
+    removed unit's weights, times its coefficient in the prediction of the removed unit. In a tie, the unit with the
+    lower id is removed.
 
     Args:
         covariance: float64 [unit, unit].
@@ -209,24 +221,24 @@ def elimination_ranks(covariance: np.ndarray, ridge: float, weights: np.ndarray)
 def r_squared(
     covariance: np.ndarray, ridge: float, means: np.ndarray, test_covariance: np.ndarray, test_means: np.ndarray
 ) -> np.ndarray:
-    """Return the fraction of each unit's variance on other examples that all other units of its site predict.
+    """Return the fraction of each unit's variance that the other units of its site predict on test examples.
 
     Args:
-        covariance, means: float64 [unit, unit] and [unit], from the examples that fit the prediction.
+        covariance, means: float64 [unit, unit] and [unit], from the examples to which the prediction is fitted.
         ridge: as in `ja.fills.LinearFill`.
-        test_covariance, test_means: the same, from the examples that judge it.
+        test_covariance, test_means: the same, from the test examples.
 
     Returns:
-        float64 [unit], at most 1; below 0 if the mean of the other examples predicts better. NaN for a unit that is
-        constant on them.
+        float64 [unit], at most 1. It is below 0 if the mean over the test examples predicts better, and NaN for a unit
+        that is constant on the test examples.
 
     Example:
         >>> covariance = np.array([[1.0, 0.8], [0.8, 1.0]])
         >>> ja.linear_compensation.r_squared(covariance, 1e-9, np.zeros(2), covariance, np.zeros(2)).round(6)
         array([0.64, 0.64])
     """
-    # e = r (h - means) for each row r of the residuals, so E[e^2] = r E[(h - means) (h - means)^T] r^T: the second
-    # moments of the other examples suffice.
+    # e = r (h - means) for each row r of the residuals, so E[e^2] = r E[(h - means) (h - means)^T] r^T: the means and
+    # covariance of the test examples suffice.
     residuals = removal_basis(covariance, ridge, np.ones(len(covariance), bool)).residuals
     shift = test_means - means
     errors = ((residuals @ (test_covariance + np.outer(shift, shift))) * residuals).sum(axis=1)
@@ -236,14 +248,14 @@ def r_squared(
 
 
 def effective_rank(covariance: np.ndarray, share: float = 0.99) -> int:
-    """Return how many principal components hold this share of a site's variance; 0 for a constant site.
+    """Return the smallest number of principal components that hold a given fraction of a site's variance.
 
     Args:
         covariance: float64 [unit, unit].
-        share: in (0, 1].
+        share: the fraction, in (0, 1].
 
     Returns:
-        The number of components.
+        The number of components; 0 if all units are constant.
 
     Example:
         >>> ja.linear_compensation.effective_rank(np.diag([9.0, 0.5, 0.5]), 0.9)

@@ -166,7 +166,7 @@ def _site_sizes(network: ModelSpec) -> str:
 
 
 def site_range(network: ModelSpec, site: str | None) -> tuple[int, int]:
-    """Return the network-wide id of a site's first neuron, and one past that of its last neuron.
+    """Return the network-wide id of a site's first neuron, and the id after its last neuron.
 
     The site None stands for the whole network.
 

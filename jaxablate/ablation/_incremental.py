@@ -47,14 +47,15 @@ from jaxablate.models._weights import Reader, find_readers
 # Exactness: each update adds about one float32 rounding error to z. After n steps the error is that of a sum of n
 # terms, as in the matrix product itself. Counts can differ from a full forward pass only for near ties. If h_j or a_j
 # is large, the update would lose digits of z. So z is computed again from h if the difference reaches LARGE_OUTPUT.
-# Linear fills: ablating neuron j changes the outputs of all ablated units of its site, by -e_j S_j, where e_j is what
-# the remaining units do not predict of h_j, and S_j a column of the order's `Basis`. So z changes by -e_j (S_j W): an
-# update as above, with e_j in place of h_j - a_j and S^T W in place of W. Only linear maps that read the site directly
-# are updated so; all others get the predicted outputs. When a deeper level is entered, z is the product of its kept
-# outputs and the weights that the curve carries, to which each step makes a rank-one change.
+# Linear fills: ablating neuron j changes the outputs of its site's ablated units (j included) by -e_j b_j. Here e_j is
+# the part of h_j that the remaining units do not predict, and b_j is column j of the order's `Basis.columns`. So z
+# changes by -e_j (b_j^T W): an update as above, with -e_j in place of a_j - h_j and columns^T W in place of W. Only
+# linear maps that read the site directly are updated in this way; all others get the predicted outputs. When a deeper
+# level is entered, z is the result for the means plus the product of the centred kept outputs and the weights that the
+# curve carries. Each ablated neuron makes a rank-one change to these weights.
 
-BASES_AT_A_TIME = 32  # orders whose bases are on the device together; fewer for wide layers
-BASIS_BYTES = 2**28  # largest size of these bases (one order may take more)
+BASES_AT_A_TIME = 32  # largest number of orders whose bases are on the device together
+BASIS_BYTES = 2**28  # largest size of these bases; wide layers take fewer orders (but one order may take more)
 CHUNK = 500  # examples whose state fits a CPU core's cache
 CHUNK_ELSEWHERE = 10_000  # on a GPU, or if only the last site is ablated: its z is small
 LARGE_OUTPUT = 100.0  # subtracting larger outputs would leave rounding errors near 1e-5, the margin of a tie
@@ -73,7 +74,7 @@ class _Update(NamedTuple):
     path: list[JaxprEqn]
 
     def is_direct(self, site: SiteSpec) -> bool:
-        """Return True if the linear map is a product with the site itself, along its one axis of units."""
+        """Return True if the linear map is a matrix product that reads the site itself, along its one axis of units."""
         first = min(axis for axis in range(len(site.shape)) if axis not in site.unit_axes)
         plain = site.example_axis == first and site.shape[first] == TRACED[0]
         return plain and not self.path and self.reader.is_product and self.reader.axes == site.unit_axes[-1:]
@@ -93,13 +94,13 @@ def _rows_first(array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 def _change(reader: Reader, changes: jax.Array, weight: jax.Array, rows: jax.Array) -> jax.Array:
-    """Return the change of the result of a linear map.
+    """Return the change of the result of a linear map if some rows of its operand change.
 
     Args:
         reader: the linear map.
         changes: changes of these rows of the operand, [row, ...] for a product, else along the axis of channels.
-        weight: the weight, [row, ...] for a product.
-        rows: int [row].
+        weight: the weight with all rows, [row, ...] for a product.
+        rows: int [row], the rows that change.
     """
     kernel = _take(weight, rows, 0 if reader.is_product else reader.weight_axes[0])
     if not reader.is_product:
@@ -111,7 +112,7 @@ def _change(reader: Reader, changes: jax.Array, weight: jax.Array, rows: jax.Arr
 
 
 def _product(reader: Reader, operand: jax.Array, weight: jax.Array) -> jax.Array:
-    """Return the result of a matrix product for another operand and weight, both [row, ...]."""
+    """Return the result of a matrix product for this operand and weight, both [row, ...], summed over the rows."""
     operand, weight = jnp.moveaxis(operand, 0, -1), jnp.moveaxis(weight, 0, -1)
     left, right = (operand, weight) if reader.side == 0 else (weight, operand)
     return jnp.tensordot(left, right, axes=(-1, -1))
@@ -239,10 +240,10 @@ def measure_steps(
         orders: network-wide ids [network, order, step * neurons_per_step].
         num_distinct: number of orders to follow [network]; the remaining ones are padding.
         neurons_per_step: number of neurons that each step ablates.
-        keep: bool [neuron], neurons that are there at the start; None keeps all and measures the start as well.
+        keep: bool [neuron], True = kept at the start; None keeps all neurons and measures the start as well.
 
     Returns:
-        Sums [network, order, step + 1, ...]; without the start, [network, order, step, ...], if `keep` is given.
+        Sums [network, order, step + 1, ...]. If `keep` is given, [network, order, step, ...], without the start.
     """
     network = problem.network
     sites = ablated_sites(network, orders)
@@ -271,10 +272,18 @@ def measure_steps(
 def _bases(
     problem: AblationProblem, sites: set[int], orders: np.ndarray, num_distinct: np.ndarray, keep: np.ndarray | None
 ) -> dict[int, Basis]:
-    """Return for each site the bases of a linear fill, {} for other fills.
+    """Return the bases of a linear fill by site; {} for other fills.
 
-    With `keep` they are [network, 1, unit, unit], for ablating any one unit more than `keep` does. Otherwise they are
-    [network, order, unit, unit] along orders [network, order, rank]; only the first orders of each network have bases.
+    Args:
+        problem: the networks and the fill.
+        sites: indices of the sites.
+        orders: network-wide ids [network, order, rank].
+        num_distinct: number of leading orders [network] that need bases; the others repeat the first basis.
+        keep: bool [neuron], True = kept at the start; None keeps all.
+
+    Returns:
+        float32 arrays. Without `keep`, one basis for each order: [network, order, unit, unit]. With `keep`, one basis
+        for all orders, for ablating a single unit in addition to those that `keep` removes: [network, 1, unit, unit].
     """
     fill, bases = problem.linear, {}
     if fill is None:
@@ -340,12 +349,12 @@ def _engine(static, replicated, shard: Shard):
                 pairs = zip(levels, weights, strict=True)
                 changed = [[jnp.tensordot(bases[level.site].columns.T, w, 1) for w in rows] for level, rows in pairs]
                 curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings, bases, changed)
-                # The kept units start with the weights S^T W, with S as in `Basis`.
+                # The kept units start with the weights S^T W, with S as in `Basis`: the identity or the columns.
                 progress = _Progress(jnp.int32(0), start_sums, keep, weights if with_start else changed)
                 return curve, progress, curve.enter_level(0, env, progress)
 
             start_sums = {name: jnp.zeros(values.shape[1:], values.dtype) for name, values in totals.items()}
-            # Orders share the first level's values, unless each has bases of its own.
+            # Orders share the first level's values, unless each order has its own bases.
             shared = None if bases and with_start else start_curve(first_bases)
 
             def add_curve(i, totals):
@@ -366,9 +375,16 @@ def _engine(static, replicated, shard: Shard):
 
 
 def site_fill(fill: jax.Array, basis: Basis | None, keep: jax.Array, is_order: bool) -> jax.Array | Prediction:
-    """Return the fill of a site: with a basis, the prediction of its ablated units under a mask bool [unit].
+    """Return the fill of a site under one mask.
 
-    `is_order` is True for a basis from `order_basis`, False for one from `removal_basis`.
+    Args:
+        fill: values of ablated units [unit] or [example, unit]; with a basis, the means [unit].
+        basis: basis of a linear fill, or None for other fills.
+        keep: bool [unit], True = kept.
+        is_order: True for a basis from `order_basis`, False for a basis from `removal_basis`.
+
+    Returns:
+        The fill itself without a basis, otherwise the prediction of the ablated units.
     """
     if basis is None:
         return fill
@@ -384,8 +400,8 @@ class _Progress(NamedTuple):
         step: number of steps taken.
         sums: outcomes of the steps measured so far [step, ...].
         keep: bool [neuron], True = kept.
-        weights: with a linear fill, for each level and update the weight [unit, ...] of kept units in the result of the
-            linear map, predictions included; else [].
+        weights: with a linear fill, for each level and update the weights [unit, ...] of the kept units in the result
+            of the linear map, including what the kept units contribute through predictions; else [].
     """
 
     step: jax.Array
@@ -477,9 +493,10 @@ class _Curve(NamedTuple):
         return _Entered(env, changes, weights, results)
 
     def without(self, weights: list[list[jax.Array]], neurons: jax.Array, is_taken: jax.Array) -> list[list[jax.Array]]:
-        """Return `_Progress.weights` after a step, if it is taken: minus residuals^T columns^T W, at every level.
+        """Return `_Progress.weights` after a step; if `is_taken` is False, they do not change.
 
-        A step of several neurons may ablate some at deeper levels than the level at which it starts.
+        At every level, residuals^T (columns^T W) of the step's neurons is subtracted. All levels are needed, since a
+        step of several neurons may ablate some at deeper levels than the level at which it starts.
         """
         fewer = []
         for level, kept, changed in zip(self.levels, weights, self.changed_weights, strict=True):
@@ -506,7 +523,7 @@ class _Curve(NamedTuple):
         return [_product(u.reader, kept, w) + _product(u.reader, mean, _weight_rows(u, env)) for u, w in pairs]
 
     def _residuals(self, outputs: jax.Array, site: int, units: jax.Array, _: Any = None) -> jax.Array:
-        """Return minus what the remaining units do not predict of these units [unit, example, ...]."""
+        """Return -e_j [unit, example, ...] for these units: minus the part that the remaining units do not predict."""
         rows = jnp.take(self.bases[site].residuals, units, 0, mode="clip")
         return -jnp.moveaxis((outputs - self.fills[site]) @ rows.T, -1, 0)
 

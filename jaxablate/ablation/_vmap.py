@@ -61,7 +61,7 @@ def measure_masks(problem: AblationProblem, keep: np.ndarray) -> dict[str, np.nd
 def _predictors_of_masks(
     network: ModelSpec, sites: tuple[int, ...], fill: LinearFill | None, keep: np.ndarray
 ) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
-    """Return the weights of a linear fill's predictions; masks that agree at a site share theirs.
+    """Return the weights of a linear fill's predictions; masks that agree at a site share their weights.
 
     Args:
         network: the network.

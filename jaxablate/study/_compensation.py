@@ -44,15 +44,16 @@ def linear_redundancy(
 
     Fills and scores come from the validation split, accuracies from the test split. A readout is a new linear
     classifier (ridge regression of the one-hot labels, fitted on the training split) that reads the kept neurons of the
-    intact network alone: it says what they know, whether the rest of the network uses it or not.
+    intact network alone. Its accuracy shows what these neurons say about the class, even if the rest of the network
+    does not use it.
 
     Args:
         models: one or more networks of one architecture with class logits; they are evaluated in evaluation mode.
         data: the dataset.
         scores: names of scores whose low values are ablated first, as in `ja.scores.get_score`.
         num_random_orders: number of random orders of each layer, the same for all networks.
-        neurons_per_step: number of neurons that each step ablates. A layer is followed as far as whole steps go.
-        share: fraction of the intact accuracy that counts as kept.
+        neurons_per_step: number of neurons that each step ablates. Neurons beyond the last whole step stay.
+        share: fraction in (0, 1] of the intact accuracy. A layer needs the neurons without which accuracy falls below.
         quantizer: as in `StudyConfig`.
         seed: seed of the random orders.
         on_progress: called with (what, done, total, note) as the work progresses.
@@ -61,9 +62,9 @@ def linear_redundancy(
         A dataset over network, scope (every layer or site), ordering (the scores, then "random 0", ...), fill ("zero",
         "mean", "linear") and step (number of ablated neurons, in multiples of `neurons_per_step`):
 
-        - `accuracy`: test accuracy; NaN beyond the last neuron of a layer.
-        - `needed`: number of neurons that the layer needs: one more step, and the accuracy falls below `share` of the
-          intact network's for the first time. NaN if even the whole layer falls short, which only readouts can.
+        - `accuracy`: test accuracy, a fraction; NaN after the last step of a layer.
+        - `needed`: number of kept neurons at the last step before the accuracy first falls below `share` times the
+          intact accuracy. NaN if even all neurons fall short, which is possible for readouts only.
         - `readout_accuracy`, `readout_needed`: the same for readouts; they have no fill.
         - `r_squared` (network, neuron): fraction of a neuron's variance on the test split that the other neurons of its
           layer predict linearly; NaN for a constant neuron. The coordinate `site` names the layer of each neuron.
@@ -71,7 +72,8 @@ def linear_redundancy(
           validation split, whatever `share` is.
 
     Raises:
-        InputError: for unknown names, a share out of range, or networks of several architectures.
+        InputError: for unknown names, a share or a number out of range, no order at all, or networks of several
+            architectures.
 
     Source: the paper infers redundancy from accuracy curves; this measures the linear part of it.
 
@@ -122,7 +124,7 @@ def linear_redundancy(
                 correct = _readout(order, fit.ridge, train_layers[j], data.train.labels, test_layers[j], examples[1])
                 accuracy[i, j, o, -1, : steps + 1] = correct[::neurons_per_step] / len(data.test)
     report("layers", total, total, "")
-    # The first step without the share of the intact accuracy. NaN, after the last step, is no share either.
+    # The first step at which the accuracy is below the share. NaN, after the last step of a layer, counts as below.
     first_below = (~(accuracy >= share * accuracy[:, :1, :1, :1, :1])).argmax(axis=-1)
     needed = np.where(first_below > 0, sizes[:, None, None] - (first_below - 1) * neurons_per_step, np.nan)
     return compensation_results(
