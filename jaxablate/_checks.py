@@ -80,7 +80,7 @@ def traced(*arrays: object) -> bool:
 
 
 def require_finite(argument: str, values: np.ndarray, remedy: str = "") -> None:
-    """Raise if any value is NaN or infinite; the message ends with the remedy, if there is one."""
+    """Raise `InputError` if any value is NaN or infinite; the message ends with the remedy, if it is not empty."""
     bad = int(values.size - np.isfinite(values).sum())
     ending = f"; {remedy}" if remedy else ""
     require(bad == 0, f"{argument}: expected finite numbers, got {bad} NaN or infinite of {values.size}{ending}")
@@ -111,7 +111,7 @@ def require_bool(argument: str, value: object) -> None:
 
 
 def require_fraction(argument: str, value: Any, *, below_one: bool = False) -> None:
-    """Raise `InputError` unless a value is a number from 0 to 1, and with `below_one` not 1."""
+    """Raise `InputError` unless a value is a number in [0, 1], or in [0, 1) if `below_one`."""
     require(isinstance(value, int | float | np.number), f"{argument}: expected a number, got {value!r}")
     require(
         bool(0 <= value < 1) or bool(value == 1 and not below_one),

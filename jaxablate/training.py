@@ -49,7 +49,7 @@ OnEpoch = Callable[[int, int, float, float], None]
 """Called after every epoch with the epochs done, the total of epochs, and the epoch's training loss and accuracy."""
 
 OnTrained = Callable[[int, MLP, "History"], None]
-"""Called with the seed, the network and its history when the training of a network is complete."""
+"""Called with the seed, the network and its history when a network is trained, and at its checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class History:
     """Loss and accuracy of each epoch of training.
 
     Attributes:
-        loss: float32 [epoch], mean cross-entropy in nats of the epoch's batches, each evaluated before its update. Like
-            the accuracy, it is measured in training mode, with dropout, and against the labels with their noise.
+        loss: float32 [epoch], mean cross-entropy in nats of the epoch's batches, each evaluated before its update.
+            Like the accuracy, it is measured in training mode (with dropout) and with the noisy labels.
         accuracy: float32 [epoch], fraction of correct predictions in the same batches.
         validation_loss: float32 [epoch], cross-entropy in nats on the validation split after the epoch.
         validation_accuracy: float32 [epoch], fraction of correct predictions on the validation split after the epoch.
@@ -116,21 +116,22 @@ def train(
         learning_rate: learning rate of Adam.
         l2: l2 times the parameters is added to the gradient before Adam; this is not AdamW's decoupled weight decay.
             The parameters are kernels, biases, and scales and biases of batch norm.
-        dropout: rate in [0, 1) of the outputs of each hidden layer that become 0 in a step, as in `MLP`.
+        dropout: probability in [0, 1) with which a step sets an output of a hidden layer to 0, as in `MLP`.
         batch_norm: True puts batch norm before each hidden layer's activation function, as in `MLP`.
-        label_noise: share in [0, 1] of the training labels that are noise. So many examples are chosen at random, and
-            their labels are permuted among them, so that some keep their label. The choice depends on `seed`: each
-            network has noise of its own, which is the same in all its epochs. Other splits keep their labels.
-        start: a network to continue from, for example a pruned one; None for new weights. `hidden`, `activation`,
-            `dropout` and `batch_norm` are ignored with it: the network keeps its own.
+        label_noise: fraction in [0, 1] of the training examples whose labels are permuted among them. Some of these
+            examples keep their label by chance. Examples and permutation depend on `seed` only, so they are the same in
+            all epochs of a network. The validation and test labels are not changed.
+        start: a network to continue from, for example a pruned one; None for new weights. With `start`, the arguments
+            `hidden`, `activation`, `dropout` and `batch_norm` are ignored, since the network determines them.
         on_epoch: called after every epoch with (epoch, epochs, loss, accuracy).
 
     Returns:
         The network, in evaluation mode, and its `History`.
 
     Raises:
-        InputError: for a batch larger than the training split, an unknown activation, or a setting out of range.
-        DivergedError: for a loss that is not finite; the error has the network before that epoch.
+        InputError: for a batch larger than the training split, an unknown activation, a setting out of range, or
+            batches of one example with batch norm.
+        DivergedError: if the loss is not finite; the error has the network before that epoch.
 
     Source: paper, section 4.
 
@@ -205,8 +206,8 @@ def train_many(
         on_epoch: called after every epoch as in `train`, from any thread. Both numbers of epochs are totals over all
             networks. If one program trains several networks, the loss and accuracy are means over these networks.
         on_trained: called with (seed, network, history) when a network is complete, from any thread.
-        checkpoints: numbers of epochs after which `on_trained` is called too, with the network at that time. A network
-            that is trained for this number of epochs is the same.
+        checkpoints: numbers of epochs after which `on_trained` is also called, with the network and history so far.
+            Training for that number of epochs gives the same network.
         parallel: "vmap" trains all seeds in one batched program, "threads" trains one seed on each core, "auto" takes
             threads on CPU and vmap on other devices.
         mesh: devices from `ja.devices.make_mesh`, over which one batched program shards the seeds; None for one device.
@@ -265,7 +266,7 @@ def train_many(
     )
     splits = images, (validation_images, to_device(data.validation.labels))
     if (mesh := mesh_for(mesh)) is not None:
-        # every device trains equally many networks, so some seeds are repeated; their results are dropped below
+        # Every device trains equally many networks, so some seeds are repeated. The results of the repeats are dropped.
         repeated = np.arange(-(-len(seeds) // mesh.size) * mesh.size) % len(seeds)
         by_network = NamedSharding(mesh, P(DATA))
         states, inputs = put_global(by_network, jax.tree.map(lambda leaf: leaf[repeated], (states, inputs)))
@@ -344,14 +345,15 @@ def _require_starts(starts: Sequence[MLP], num_seeds: int, in_features: int, num
 
 
 class _Inputs(NamedTuple):
-    """Hold the inputs of training that differ between networks, each stacked along a leading axis.
+    """The inputs of training that differ between networks, each stacked along a leading axis.
 
     Attributes:
         order_key: random key [network], from which each epoch draws its order.
         dropout_key: random key [network], from which each step draws its dropout.
         labels: int32 [network, example] of the training split, with each network's label noise.
         learning_rate: float32 [network].
-        l2: float32 [network]. None adds no penalty, in a program of its own: adding zeros would round differently.
+        l2: float32 [network]; None for no penalty, which compiles another program, since adding 0 could round
+            differently.
     """
 
     order_key: jax.Array
@@ -362,9 +364,9 @@ class _Inputs(NamedTuple):
 
 
 def _add_label_noise(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Return labels [example] with a share of them, rounded to whole examples, permuted at random."""
-    # The streams of nnx.Rngs(seed) count from 0 and never reach this number. So the noise depends on the seed alone:
-    # a network that continues from another one has the same noise.
+    """Return a copy of labels [example] in which the labels of a random share of the examples are permuted."""
+    # The streams of nnx.Rngs(seed) fold in counts from 0 and never reach this number. So the noise depends on the seed
+    # alone, and a network that continues from another one gets the same noise.
     key = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
     choice_key, permutation_key = jax.random.split(key)
     chosen = np.asarray(jax.random.permutation(choice_key, len(labels)))[: round(share * len(labels))]
@@ -394,7 +396,7 @@ def _train_together(
         epochs: number of epochs.
         num_seeds: number of leading networks that are reported; the rest are repeats that fill the devices.
         report: called after each epoch with the number of networks, and their mean loss and accuracy.
-        on_checkpoint: called after each epoch but the last with the states and the records so far.
+        on_checkpoint: called after each epoch, except the last, with the states and the list of records so far.
         stop: ends the training early if another thread has failed.
 
     Returns:
@@ -425,7 +427,7 @@ def _optimizer(learning_rate: float | jax.Array, l2: float | jax.Array) -> optax
 @jax.jit
 def _initial_opt_states(states):
     """Return the optimizer's initial states [network, ...]; one program instead of one for each array."""
-    # the coefficients do not matter here
+    # The initial states do not depend on the coefficients.
     return jax.vmap(_optimizer(0.0, 0.0).init)(nnx.filter_state(states, nnx.Param))
 
 
@@ -442,8 +444,8 @@ def _loss(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
 # The states and the optimizer's moments [network, ...] are donated: XLA writes the new values over the old. A network
 # therefore needs three times its weights (weights and two moments), not six times.
 #
-# A state holds parameters, which the optimizer updates, and the running statistics of batch norm, which the forward
-# pass in training mode updates. The module is in training mode inside a step only.
+# A state holds the parameters and the running statistics of batch norm. The optimizer updates the parameters; the
+# forward pass in training mode updates the statistics. The module is in training mode only inside a step.
 #
 # The order of the examples depends on the network's own key and the epoch only, never on the group. A batch axis over
 # networks changes no operation of a network, only the order in which its matrix products add up. So a seed gives the
@@ -476,7 +478,7 @@ def _epoch(graphdef: nnx.GraphDef, batch_size: int, splits, states, opt_states, 
             (params, statistics, opt_state), (batch, key) = carry, batch_and_key
 
             def objective(params):
-                # a copy, because the gradient's trace may not write into the statistics from outside of it
+                # a copy, because a differentiated function must not update variables from outside of it
                 model = nnx.merge(graphdef, params, statistics, copy=True)
                 model.train()
                 options = {"rngs": nnx.Rngs(key)} if model.dropout else {}

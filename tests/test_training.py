@@ -16,7 +16,7 @@ from jaxablate import training
 from jaxablate.datasets import Dataset, Source, Split
 
 ROUNDING = 2e-5  # float32 against float64 over a few dozen steps of Adam
-STILL = 1e-30  # a learning rate that changes no weight, so that the records are those of the initial weights
+STILL = 1e-30  # a learning rate that changes no weight, so that the records belong to the initial weights
 
 
 def toy(num_examples: int = 70, seed: int = 0) -> Dataset:

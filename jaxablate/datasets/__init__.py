@@ -54,9 +54,9 @@ def load_dataset(name: str | Path, *, seed: int = 2045, data_dir: str | Path | N
               by 255; floating ones are not changed.
             An IDX file or the arrays of an `.npz` file may take 4 GiB unpacked; larger ones are refused before reading.
         seed: seed of the permutation that splits off the validation split (and mnist5k's test split).
-        data_dir: folder with the canonical files of a dataset of TensorFlow Datasets, which verifies their checksums;
-            or folder of such folders, one for each dataset, with their names (`mnist`, ...). None uses the environment
-            variable JAXABLATE_DATA_DIR, if it is set.
+        data_dir: folder with the canonical files of a dataset of TensorFlow Datasets, which verifies their checksums.
+            Or a folder with one such folder for each dataset, named as the dataset (`mnist`, ...). None uses the
+            environment variable JAXABLATE_DATA_DIR, if it is set.
 
     Returns:
         A `Dataset` with the splits `train`, `validation` and `test`. A split has `images`, float32 [example, height,

@@ -25,10 +25,10 @@ class DatasetUnavailableError(InputError):
 
 
 def local_folders(name: str, data_dir: str | Path | None) -> list[Path]:
-    """Return the user's folders that may hold the files of a dataset, or [] without a folder.
+    """Return the user's folders that may hold the files of a dataset; [] if the user gave no folder.
 
-    The folder is `data_dir`, else the environment variable. Its subfolder with the name of the dataset comes first,
-    because the three datasets share their file names.
+    The user gives a folder by `data_dir`, else by the environment variable. Its subfolder with the name of the dataset
+    comes first, because the three datasets have the same file names.
     """
     given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     return [Path(given) / name, Path(given)] if given else []

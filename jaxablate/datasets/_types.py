@@ -43,7 +43,7 @@ class Source:
 class Dataset:
     """A training, a validation and a test split, the number of classes, and the source.
 
-    `ja.load_dataset` reads a dataset from files; `from_arrays` makes one of arrays in memory.
+    `ja.load_dataset` reads a dataset from files; `from_arrays` makes a dataset from arrays in memory.
 
     Example:
         >>> random = np.random.default_rng(0)
@@ -70,20 +70,20 @@ class Dataset:
         name: str = "arrays",
         seed: int = 2045,
     ) -> "Dataset":
-        """Make a dataset of arrays in memory, with the checks of an `.npz` file.
+        """Make a dataset from arrays in memory, with the same checks as for an `.npz` file.
 
         Args:
-            images: images of the training split, [example, ...] of any shape. uint8 images are divided by 255; floating
-                ones are not changed.
-            labels: integers [example] from 0. The number of classes is the largest one + 1.
-            test: images and labels of the test split. None splits off a fifth of the examples at random.
-            validation: images and labels of the validation split. None splits off a sixth of the training examples at
-                random, after the test split.
+            images: [example, ...], images of the training split. uint8 images are divided by 255; floating-point images
+                are not changed.
+            labels: integers [example] from 0. The number of classes is the largest label + 1.
+            test: images and labels of the test split. None splits off a random fifth of the examples.
+            validation: images and labels of the validation split. None splits off a random sixth of the examples that
+                remain after the test split.
             name: name of the dataset in results.
             seed: seed of the permutations that split off examples.
 
         Returns:
-            A `Dataset` of copies, with the SHA-256 of every array of every split.
+            A `Dataset` of copies of the arrays, with the SHA-256 of every array of every split.
 
         Raises:
             InputError: for arrays of another shape, dtype or range than expected, images of several sizes, or too few
@@ -112,7 +112,7 @@ class Dataset:
 
 
 def _arrays_of(data: Dataset) -> dict[str, np.ndarray]:
-    """Return the arrays of a dataset by the names of `dataset_of_arrays`."""
+    """Return the arrays of a dataset, by the names that `dataset_of_arrays` takes."""
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     return {
         f"{name}_{kind}": np.asarray(getattr(split, kind))
@@ -122,16 +122,16 @@ def _arrays_of(data: Dataset) -> dict[str, np.ndarray]:
 
 
 def _with_checksums(data: Dataset) -> Dataset:
-    """Return the dataset with the checksums of its arrays, by name, in place of its files' checksums."""
+    """Return the dataset with the checksums of its arrays, by name, instead of the checksums of its files."""
     checksums = {name: digest({name: array}) for name, array in _arrays_of(data).items()}
     return replace(data, source=replace(data.source, sha256=checksums))
 
 
 def check_dataset(data: Dataset) -> Dataset:
-    """Return a dataset of any origin after the checks of a file, with the checksums of its arrays.
+    """Return a dataset after the same checks as for a file, with the checksums of its arrays.
 
     Raises:
-        InputError: for something else than a dataset, or arrays of another shape, dtype or range than expected.
+        InputError: for an object that is no `Dataset`, or arrays of another shape, dtype or range than expected.
     """
     require(
         isinstance(data, Dataset),
@@ -218,9 +218,9 @@ def dataset_of_arrays(
 
     Args:
         what: names the source in messages.
-        arrays: `train_images` and `train_labels`; also `test_images` and `test_labels`, otherwise one fifth of the
-            training examples is split off for test; also `validation_images` and `validation_labels`, otherwise one
-            sixth of the training examples is split off for validation (MNIST: 50,000 + 10,000).
+        arrays: `train_images` and `train_labels`. Without `test_images` and `test_labels`, a fifth of the training
+            examples becomes the test split. Without `validation_images` and `validation_labels`, a sixth of the
+            training examples that remain becomes the validation split (MNIST: 50,000 + 10,000).
         source: where the arrays come from.
         seed: seed of the permutations that split off examples.
         num_classes: number of classes; None uses the largest training label + 1.
@@ -245,7 +245,7 @@ def dataset_of_arrays(
 
 
 def _split_off(name: str, part: int, split: Split, seed: int) -> tuple[Split, Split]:
-    """Split one `part`-th of the training examples off by a seeded permutation, for example a sixth for validation."""
+    """Split off one in `part` training examples by a seeded permutation, for example one in 6 for validation."""
     require(
         len(split) >= part,
         f"training split: {len(split)} examples are too few to split one in {part} off for {name}; give at least "

@@ -2,9 +2,9 @@
 
 Input: images [example, ...], flattened to [example, pixel].
 Output: logits [example, class].
-A stage is a linear map, batch norm if the network has it, and an activation function. The outputs of every stage
+A stage is a linear map, batch norm if the network uses it, and an activation function. The outputs of every stage
 except the last are a site; the sites are named "layer1", "layer2", ... The ids of neurons count over all sites in this
-order. The last stage returns the logits.
+order. The last stage is a linear map alone and returns the logits.
 """
 
 import functools
@@ -25,7 +25,7 @@ from jaxablate.models._sites import tag
 ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": jax.nn.gelu}
 Module = TypeVar("Module", bound=nnx.Module)
 BATCH_NORM = ("scale", "bias", "mean", "var")
-"""Names of the arrays [out] of a batch norm: two parameters, then the running statistics."""
+"""Names of the arrays [out] of a batch norm: two parameters, then two running statistics."""
 
 
 # nnx.Linear keeps its initializers, and functions compare by identity. So the cache returns one object for each fan-in:
@@ -38,9 +38,9 @@ def _uniform_fan_in(fan_in: int) -> nnx.Initializer:
 
 
 class Stage(nnx.Module):
-    """A linear map, batch norm if used, an activation function (None for the logits), and dropout in training mode."""
+    """A linear map, optional batch norm, an activation function (None for the logits), and optional dropout."""
 
-    # Set on an object only if it uses them, so that the graph of a plain network has neither.
+    # An object gets these attributes only if it uses them, so that the graph of a plain network has neither.
     batch_norm: nnx.BatchNorm | None = None
     dropout: nnx.Dropout | None = None
 
@@ -58,13 +58,14 @@ class Stage(nnx.Module):
         self.linear = nnx.Linear(in_features, out_features, kernel_init=init, bias_init=init, rngs=rngs)
         self.activation = activation
         if batch_norm:
-            # Its initial values are constants. Keys of `rngs` would change the weights that the later stages draw.
+            # The initial values are constants, so any key will do. Keys from `rngs` would change the weights that later
+            # stages draw.
             self.batch_norm = nnx.BatchNorm(out_features, use_running_average=True, rngs=nnx.Rngs(0))
         if dropout > 0:
             self.dropout = nnx.Dropout(dropout, deterministic=True)
 
     def __call__(self, inputs: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Map inputs [..., in_features] to outputs [..., out_features]; `rngs` is the source of dropout's draws."""
+        """Map inputs [..., in_features] to outputs [..., out_features]; dropout in training mode draws from `rngs`."""
         outputs = self.linear(inputs)
         if self.batch_norm is not None:
             outputs = self.batch_norm(outputs)
@@ -82,7 +83,7 @@ class Stage(nnx.Module):
     def weights(self) -> tuple[jax.Array, jax.Array]:
         """Return the kernel [in, out] and the bias [out] of the affine map before the activation function.
 
-        In evaluation mode batch norm is an affine map too, so both maps together are one.
+        In evaluation mode batch norm is affine too, so linear map and batch norm together are one affine map.
         """
         assert self.linear.bias is not None
         kernel, bias = self.linear.kernel[...], self.linear.bias[...]
@@ -106,14 +107,15 @@ class MLP(nnx.Module):
         hidden: number of neurons of each hidden layer, at least one layer.
         num_classes: number of logits.
         activation: "sigmoid", "relu", "tanh" or "gelu".
-        dropout: rate in [0, 1) of the outputs of each hidden layer that become 0 in training mode. The kept outputs are
-            divided by 1 - dropout.
+        dropout: probability in [0, 1) with which training mode sets an output of a hidden layer to 0. The other outputs
+            are divided by 1 - dropout.
         batch_norm: True puts an `nnx.BatchNorm` between linear map and activation function of each hidden layer, with
-            Flax's momentum of 0.99 and epsilon of 1e-5. The initial weights are the same with and without it.
+            Flax's momentum of 0.99 and epsilon of 1e-5. The initial weights are the same with and without batch norm.
         rngs: source of the initial values, `nnx.Rngs(seed)`.
 
     Raises:
-        InputError: for an unknown activation, a size below 1, or a rate of dropout out of range.
+        InputError: for an unknown activation, a size below 1, a `dropout` out of range, or a `batch_norm` that is not
+            True or False.
 
     Example:
         >>> model = ja.MLP(784, (200, 200), 10, rngs=nnx.Rngs(0))
@@ -162,7 +164,7 @@ class MLP(nnx.Module):
 
     @property
     def dropout(self) -> float:
-        """Return the rate of dropout."""
+        """Return the probability of dropout, 0 without dropout."""
         dropout = self.stages[0].dropout
         return 0.0 if dropout is None else dropout.rate
 
@@ -232,16 +234,16 @@ def from_arrays(
         kernels: one array [in, out] for each linear map.
         biases: one array [out] for each linear map.
         activation: activation function of the hidden layers, as in `MLP`.
-        dropout: rate of dropout, as in `MLP`.
-        batch_norms: for each hidden layer its arrays "scale", "bias", "mean" and "var" [out]; the last two are
-            the running statistics; None for a network without batch norm.
+        dropout: as in `MLP`.
+        batch_norms: for each hidden layer a mapping with the arrays "scale", "bias", "mean" and "var" [out]; the last
+            two are the running statistics. None for a network without batch norm.
 
     Returns:
         The network, with float32 weights.
 
     Raises:
-        InputError: for weights that do not fit one after another, are complex or not finite, a negative variance, or an
-            unknown activation.
+        InputError: for weights whose shapes do not fit together, complex, infinite or NaN weights, batch norms that do
+            not fit the hidden layers, a negative variance, an unknown activation, or a `dropout` out of range.
 
     Example:
         >>> model = ja.models.from_arrays([np.eye(3), np.ones((3, 2))], [np.zeros(3), np.zeros(2)], activation="relu")
@@ -293,7 +295,7 @@ def from_arrays(
 
 
 def to_tensors(model: MLP) -> dict[str, np.ndarray]:
-    """Return the weights by name.
+    """Return copies of the weights of a network by name.
 
     The names are `stages.0.kernel` [in, out], `stages.0.bias` [out], ..., and with batch norm also
     `stages.0.batch_norm.scale`, `.bias`, `.mean` and `.var` [out].
@@ -310,7 +312,7 @@ def to_tensors(model: MLP) -> dict[str, np.ndarray]:
 
 
 def pop_tensors(tensors: dict[str, np.ndarray], *, activation: str, dropout: float = 0.0) -> MLP:
-    """Build an `MLP` from the names of `to_tensors`, and remove them from the mapping.
+    """Build an `MLP` from tensors with the names of `to_tensors`, and remove these tensors from the mapping.
 
     Raises:
         KeyError: for a kernel without its bias, or a batch norm without one of its arrays.
