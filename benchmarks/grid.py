@@ -1,8 +1,8 @@
 """Measure a grid of conditions against studies of the conditions one by one.
 
-Six conditions, three values of L2 by two activation functions, train the paper's two networks for one epoch each and
-ablate them. Every variant starts without compiled programs, as a new process does. Checked: every count against the
-study of the condition alone.
+The six conditions are three values of L2 by two activation functions. Each condition trains the paper's two networks
+for one epoch and ablates them. Every variant starts without compiled programs, like a new process. All counts must
+equal the counts of the study of each condition alone.
 """
 
 import jax

@@ -83,10 +83,18 @@ def lock_folder(folder: str | Path) -> Iterator[str | None]:
 def lock_folders(
     run_dir: Path | None, network_dir: Path | None, report: Callable[[str, int, int, str], None]
 ) -> Iterator[None]:
-    """Check that folders can be written, and lock the first; report an owner that was killed there.
+    """Check that two folders can be written, and lock the folder of the run until the context ends.
 
-    Process 0 alone locks and writes folders. An error there is raised in all processes, so that no process waits for
-    one that has stopped.
+    If an earlier run in this folder was killed, it is reported. Process 0 alone locks and writes folders. An error in
+    process 0 is raised in all processes, so that no process waits for one that has stopped.
+
+    Args:
+        run_dir: folder of the run, or None.
+        network_dir: folder of the trained networks, or None.
+        report: called with (what, done, total, note), as `on_progress` of `run_study`.
+
+    Raises:
+        InputError: for a folder that cannot be written, or a folder in which another run is working.
     """
     with contextlib.ExitStack() as locks:
 

@@ -1,7 +1,7 @@
-"""Compare the networks of two runs, or two kinds of networks.
+"""Compare the networks of two runs, two kinds of networks, or the orders in every condition of a grid.
 
-Input: results, or nodes of them.
-Output: differences with intervals and p-values, as an `xarray.DataTree`.
+Input: results, or nodes of results.
+Output: differences with intervals and p-values, as an `xarray.DataTree` or an `xarray.Dataset`.
 """
 
 import json
@@ -38,33 +38,33 @@ def compare(first: xr.DataTree, second: xr.DataTree, *, by: str | Measure = "auc
     are only labels: give related models the same seed.
 
     Args:
-        first, second: results from `run_study` or `load_results`, to compare each network that both have under the same
-            name and protocol. Or two nodes, such as `results["2-layer"]` and `results["3-layer"]`.
-        by: what is compared; measured for each network, and for random orders averaged over the orders.
+        first, second: results from `run_study` or `load_results`; every network with the same name and protocol in both
+            is compared. Or two nodes, such as `results["2-layer"]` and `results["3-layer"]`.
+        by: the compared quantity, measured for each network. Its values for random orders are averaged.
 
             - "auc": area under the curve in percent, over the steps that both have.
             - "normalized_auc": as in `ja.statistics.normalized_auc`, over all steps of each scope; needs
               `steps="all"`. A_all is the accuracy with the whole scope bias balanced, also for the fill "zero".
             - "first_step_below:5": number of ablated neurons at which accuracy first lies 5 points below the intact
-              network, or another number of points. A curve that never lies so low within the K steps that both have
+              network, or another number of points. A curve that never falls that low within the K steps that both have
               counts as K + 1, so the true difference can be larger.
             - a function from the dataset of a network to an `xarray.DataArray` with the dimension `seed`, for your own
               question. NaN and infinite values are left out.
 
     Returns:
-        A tree with the networks that were compared, at the places that they have in the arguments; for two nodes, the
-        root. Each dataset has, over the scopes, orderings and fills that both networks have:
+        A tree with the compared networks, under the same paths as in the arguments; for two nodes, at the root. Each
+        dataset has, over the scopes, orderings and fills that both networks have:
 
         - `difference`: mean of first minus mean of second.
         - `low`, `high`: ends of its 95% t-interval; NaN for fewer than two networks.
-        - `p_value`: of the two-sided t-test that the difference is 0.
-        - `p_holm`: corrected by Holm's method over all comparisons of the dataset. To ask one question, pass a function
-          that measures nothing else.
+        - `p_value`: p-value of the two-sided t-test that the difference is 0.
+        - `p_holm`: `p_value`, corrected by Holm's method over all comparisons of the dataset. To ask one question, pass
+          a function that measures nothing else.
         - `num_networks`: number of pairs, or of networks in the smaller of two unpaired groups.
 
     Raises:
-        InputError: for arguments that are not results, have no network in common or nothing in common to compare, for
-            an unknown `by`, or for curves that end before the last neuron where "normalized_auc" needs them all.
+        InputError: for arguments that are not results, have no network in common or nothing in common to compare; for
+            an unknown `by`; or for curves that end before the last neuron if `by` is "normalized_auc".
 
     Example:
         >>> comparison = ja.compare(results["2-layer-12-10"], results["3-layer-10-8-9"])
@@ -184,8 +184,8 @@ def _values(network: xr.Dataset, by: str | Measure, points: float, shared: xr.Da
     """Return the values (seed, ...) that are compared, with random orders averaged.
 
     Raises:
-        InputError: if a function returns something else than an array with the dimension `seed`, or if curves are
-            incomplete.
+        InputError: if a function does not return an array with the dimension `seed`, or if "normalized_auc" gets
+            curves that end before the last neuron.
     """
     curves = network["accuracy"].transpose(..., "step")
     values = curves.isel(step=0, drop=True)
@@ -216,7 +216,7 @@ def _all_ablated(network: xr.Dataset, curves: xr.DataArray) -> np.ndarray:
     """Return the accuracy with a whole scope ablated and bias balanced, as fractions that broadcast to the curves.
 
     Raises:
-        InputError: unless the curves go on to the last neuron of every scope.
+        InputError: unless the curves continue to the last neuron of every scope.
     """
     steps, layers = _steps(network).sum("step").values - 1, network["layer"].values
     widths = [*(int((layers == layer).sum()) for layer in np.unique(layers)), len(layers)]
@@ -243,27 +243,38 @@ def _average_random(network: xr.Dataset, values: xr.DataArray) -> xr.DataArray:
 
 
 def compare_conditions(results: xr.DataTree, protocol: str = PAPER.name) -> xr.Dataset:
-    """Compare the orders of every condition of a grid with its random orders, paired within networks.
+    """Compare the orders of ablation within each network, in every condition of a grid.
 
-    What is compared is the area under the curve of the whole network in percent, bias balanced.
+    The compared quantity is the area under the curve of the whole network in percent, with bias balancing. Differences
+    are paired: each is taken within a network, with its random orders averaged.
 
     Args:
-        results: results of a grid, from `run_study` or `load_results`; or of one study, which is one condition, "".
+        results: results of a grid, from `run_study` or `load_results`. Results of one study count as a grid of one
+            condition with the name "".
         protocol: the protocol whose results are compared.
 
     Returns:
-        A dataset over condition, network and comparison. The comparisons are "entropy_low - random" and so on for each
-        score and direction; "entropy_low - entropy_high", the area between the curves of the two directions; and
-        "mean - zero" (or "scaled - zero"), random orders with bias balancing minus without.
+        A dataset over condition, network and comparison. A comparison is a difference of two areas:
 
-        - `difference`, `low`, `high`: mean over networks in accuracy points, and the ends of its 95% t-interval; NaN
-          for fewer than two networks, and where a condition lacks the network or the score.
-        - `p_holm`: p-value of the two-sided t-test that the difference is 0, corrected by Holm's method over the
-          comparisons of a network in a condition. Nothing is corrected over conditions.
+        - "entropy_low - random", and the same for every other score and direction. It is positive if the order costs
+          less accuracy than random orders.
+        - "entropy_low - entropy_high", and the same for every other score: low values first minus high values first.
+        - "mean - zero" ("scaled - zero" if the protocol scales by the firing rate): random orders with bias balancing
+          minus random orders with zeros.
+
+        The variables are
+
+        - `difference`, `low`, `high` (condition, network, comparison): mean over networks in accuracy points, and the
+          ends of its 95% t-interval. `low` and `high` are NaN for fewer than two networks.
+        - `p_holm` (condition, network, comparison): p-value of the two-sided t-test that the difference is 0, corrected
+          by Holm's method over the comparisons of one network in one condition, and not over conditions.
         - `accuracy`, `accuracy_low`, `accuracy_high` (condition, network): test accuracy of the intact network in
-          percent, mean over networks and interval.
-        - `constant` (condition, network): percent of the neurons with a constant code, mean over networks.
-        - `num_networks` (condition, network).
+          percent, mean over networks and ends of the 95% t-interval.
+        - `constant` (condition, network): percentage of neurons whose code is the same for all validation examples,
+          mean over networks.
+        - `num_networks` (condition, network): number of networks, one for each seed.
+
+        A condition that lacks a network or a score has NaN there.
 
     Raises:
         InputError: for a protocol that is not in the results.
@@ -278,7 +289,7 @@ def compare_conditions(results: xr.DataTree, protocol: str = PAPER.name) -> xr.D
         for name, node in select_protocol(study, protocol).children.items()
     ]
     joined = xr.merge([row.expand_dims(("condition", "network")) for row in rows], join="outer", compat="no_conflicts")
-    # the coordinates are sorted now; their order in the results is restored
+    # merging has sorted the coordinates; their order in the results is restored
     order = {
         name: dict.fromkeys(str(label) for row in rows for label in np.atleast_1d(row[name])) for name in joined.dims
     }

@@ -56,7 +56,7 @@ def save_results(results: xr.DataTree, path: str | Path) -> None:
     """
     with atomic_path(path) as temporary:
         # h5netcdf reads and writes by h5py alone and needs no netCDF library in C.
-        # A copy has no parent: the study of one condition is written as a file of its own.
+        # A copy has no parent, so one condition of a grid can be written alone.
         results.copy().to_netcdf(temporary, engine="h5netcdf")
 
 
@@ -202,16 +202,16 @@ def _require_whole(path: Path, name: str, network: xr.Dataset) -> None:
 
 
 def save_table(data: xr.Dataset | pd.DataFrame, path: str | Path) -> None:
-    """Write a dataset or a table to a file, atomically.
+    """Write a table or a dataset to a file, atomically.
 
     Args:
-        data: a table of `tidy`, for a .csv or .parquet file. Or a dataset, for example
-            `results["3-layer"].to_dataset()[["accuracy"]]`, for a .csv file with one row for each combination of
-            coordinates, or a .nc file (netCDF).
+        data: a table from `tidy`, for a .csv or .parquet file. Or a dataset, for example
+            `results["3-layer"].to_dataset()[["accuracy"]]`, for a .csv or .nc (netCDF) file. The .csv file of a dataset
+            has one row for each combination of coordinates.
         path: path of the file; its suffix decides the format.
 
     Raises:
-        InputError: for another suffix, if the folder cannot be written, or for .parquet without pyarrow.
+        InputError: for another suffix, a folder that cannot be written, or .parquet if pyarrow is not installed.
 
     Example:
         >>> network = results["2-layer-12-10"].to_dataset()
@@ -232,11 +232,11 @@ def save_table(data: xr.Dataset | pd.DataFrame, path: str | Path) -> None:
 
 
 def check_table_path(path: Path, suffixes: tuple[str, ...] = DATASET_SUFFIXES) -> None:
-    """Raise unless `save_table` can write a file of this name, with one of the suffixes; call it before any work.
+    """Raise unless the path has one of the suffixes and `save_table` can write it; call this before any work.
 
     Raises:
-        InputError: for another suffix, a folder of that name, a folder that cannot be written, or .parquet without
-            pyarrow.
+        InputError: for another suffix, a folder of that name, a folder that cannot be written, or .parquet if pyarrow
+            is not installed.
     """
     choice = " or ".join(suffixes)
     require(path.suffix in suffixes, f"table {path}: unknown suffix; choose a name that ends in {choice}")

@@ -406,8 +406,8 @@ def grid_results(studies: Mapping[str, xr.DataTree], config: Mapping[str, Any], 
         seconds: duration of the whole grid.
 
     Returns:
-        A tree with one node for each condition, which is the tree of its study. The attribute `conditions` of the root
-        has the varied settings of each condition, as JSON. Attributes in which the studies differ are joined by " | ".
+        A tree with one node for each condition: the tree of its study. The attribute `conditions` of the root holds the
+        varied settings of each condition, as JSON. Different datasets, origins and devices are joined by " | ".
     """
     attrs: list[dict[str, Any]] = [
         {str(name): value for name, value in tree.attrs.items()} for tree in studies.values()
@@ -440,8 +440,8 @@ def conditions_of(results: xr.DataTree) -> dict[str, dict[str, Any]]:
         results: from `run_study` or `load_results`.
 
     Returns:
-        The values of the varied settings by the name of the condition. `results[name]` is the study of a condition,
-        which every function takes that takes the results of a study.
+        For each condition, by its name, the values of the varied settings. `results[name]` are the results of one
+        condition: pass them to any function that takes the results of a study.
 
     Example:
         >>> ja.results.conditions_of(results)
@@ -484,6 +484,9 @@ def protocols_of(results: xr.DataTree) -> list[str]:
     Returns:
         Names of protocols, as in `get_protocol`.
 
+    Raises:
+        InputError: for the results of a grid; pass the results of one of its conditions.
+
     Example:
         >>> ja.results.protocols_of(results)
         ['paper', 'published']
@@ -509,7 +512,7 @@ def select_protocol(results: xr.DataTree, protocol: str) -> xr.DataTree:
         A tree with one node for each network and the attributes of `results`.
 
     Raises:
-        InputError: for a protocol that is not in the results.
+        InputError: for a protocol that is not in the results, or the results of a grid.
 
     Example:
         >>> ja.results.select_protocol(results, "published")["2-layer-12-10"].attrs["protocol"]

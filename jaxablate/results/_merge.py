@@ -42,7 +42,7 @@ def merge_results(results: Mapping[str, xr.DataTree]) -> xr.DataTree:
     """
     require(len(results) > 1, f"runs: {len(results)} is not enough to merge; name at least two")
     names = list(results)
-    results = {name: tree.copy() for name, tree in results.items()}  # without the grids that they may be parts of
+    results = {name: tree.copy() for name, tree in results.items()}  # a copy of a condition has no grid as parent
     # All differences are found before anything is joined. Each run is compared with the first, since equality is
     # transitive.
     first = results[names[0]]

@@ -27,33 +27,34 @@ ABLATED = ("ablated", "ablated_in_site", "ablated_layer")
 
 
 def tidy(results: xr.DataTree, table: str = "curves") -> pd.DataFrame:
-    """Return the curves or the neurons of a study as a tidy table.
+    """Return the curves or the neurons of a study, or of a grid of studies, as a tidy table.
 
     Args:
-        results: from `run_study` or `load_results`, or a node of them, such as `results["3-layer"]`.
+        results: from `run_study` or `load_results`, or a node of such results, for example `results["3-layer"]`.
         table: "curves" or "neurons".
 
     Returns:
-        A data frame without missing combinations. Its columns have the names of the results. Texts are categoricals.
-        Both tables begin with
+        A data frame. Its columns have the names that the results use; texts are categoricals. Steps after the last
+        neuron of a scope have no row. Both tables begin with
 
-        - `condition`, if the networks are below nodes other than protocols, and one column for each setting that
-          varies between these nodes (root attribute `conditions`),
+        - for a grid or one of its conditions: `condition`, and one column for each setting that varies. Any other tree
+          with nodes above the networks that are not protocols has their names as `condition`.
         - `protocol`, `network`, `seed`.
 
         "curves" has one row for each point of each curve, and the columns
 
         - `scope`, `ranking`, `direction`, `fill`, `step` (number of ablated neurons),
-        - `ablated`, `ablated_in_site`, `ablated_layer`: the neuron ablated at this step by its id in the network and in
-          its site, and its layer from 1. Missing at step 0, and where each step draws a fresh subset.
-        - `correct`: correct test predictions; `accuracy`: test accuracy, a fraction.
+        - `ablated`, `ablated_in_site`, `ablated_layer`: the neuron ablated at this step, by its id in the network and
+          in its site, and its layer from 1. Missing at step 0, and for orderings that draw a new subset at each step.
+        - `correct`: number of correct test predictions; `accuracy`: test accuracy, a fraction.
 
         "neurons" has one row for each neuron, and the columns
 
-        - `site`, `layer`, `neuron`, `neuron_in_site`: ids in the network and in the site,
-        - `mean_activation`, `single_correct`, `single_damage` (in nats), as in `run_study`,
-        - one column for each score, in nats for entropies and information. A score with the name of another column is
-          called `score_NAME`. Networks without the score have NaN.
+        - `site` (name), `layer` (from 1), `neuron` and `neuron_in_site` (ids in the network and in the site),
+        - `mean_activation` (in the unit of activations), `single_correct` (number of test predictions) and
+          `single_damage` (in nats), as in `run_study`,
+        - one column for each score, in nats for entropies and information. A score with the name of another column
+          becomes `score_NAME`. Networks without the score have NaN.
 
     Raises:
         InputError: for an unknown table, an argument that is not results of a study, or more than 20 million rows.
@@ -89,7 +90,7 @@ def tidy(results: xr.DataTree, table: str = "curves") -> pd.DataFrame:
 
 
 class _Rows:
-    """Give the rows of one network's table, column by column.
+    """The rows of one network's table, read column by column with `values`.
 
     Attributes:
         network: the dataset, with every dimension of the table.
@@ -97,11 +98,11 @@ class _Rows:
     """
 
     def __init__(self, network: xr.Dataset, dims: Sequence[str]):
-        # `results.sel(fill="zero")` leaves a scalar label, which becomes a dimension of one entry again
+        # `results.sel(fill="zero")` leaves a scalar label; it becomes a dimension of length 1 again
         scalars = [dim for dim in dims if dim not in network.dims]
         self.network = network.expand_dims(scalars) if scalars else network
         self._sizes = {dim: self.network.sizes[dim] for dim in dims}
-        # scopes with fewer neurons than the largest are padded, and the padding is left out
+        # scopes with fewer steps than the longest are padded; the padding gets no rows
         counts = self.network["correct"].variable if dims == CURVE_DIMS else xr.Variable((), 0)
         self._mask = counts.set_dims(self._sizes).transpose(*dims).values != NOT_EVALUATED
         self.count = int(self._mask.sum())
@@ -114,7 +115,7 @@ class _Rows:
 
 
 def _column(networks: Sequence[_Rows], variables: Iterable[xr.DataArray | xr.Variable]) -> np.ndarray:
-    """Return the column [row] of a variable, which each network has with its own values."""
+    """Return a column [row] from one variable for each network."""
     return np.concatenate([rows.values(variable) for rows, variable in zip(networks, variables, strict=True)])
 
 
@@ -137,7 +138,7 @@ def _texts(networks: Sequence[_Rows], name: str) -> pd.Categorical:
 
 
 def _leading_columns(nodes: Sequence[xr.DataTree], counts: Sequence[int]) -> dict[str, Any]:
-    """Return the columns that the place of a network in the tree gives: conditions, protocol, name."""
+    """Return the columns that follow from a network's path in the tree: condition, settings, protocol, network."""
     conditions = json.loads(nodes[0].root.attrs.get("conditions", "{}"))
     protocols = [str(node.attrs["protocol"]) for node in nodes]
     # a node that was cut out of its tree has a name and no path
@@ -156,7 +157,7 @@ def _leading_columns(nodes: Sequence[xr.DataTree], counts: Sequence[int]) -> dic
 
 
 def _setting_column(values: Sequence[Any], counts: Sequence[int]) -> Any:
-    """Return a setting as numbers if all its values are numbers or None, and otherwise as categories of texts."""
+    """Return the column of a setting: numbers if all values are numbers or None, otherwise categories of texts."""
     if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
         return np.repeat(np.array([np.nan if value is None else value for value in values]), counts)
     return _repeat_texts([value if isinstance(value, str) else json.dumps(value) for value in values], counts)
@@ -184,7 +185,7 @@ def _add_curves(columns: dict[str, Any], networks: Sequence[_Rows]) -> None:
 
 
 def _at_step(network: xr.Dataset, name: str) -> xr.DataArray:
-    """Return the neuron that is ablated at each step: that of the rank with the step's number, none at step 0."""
+    """Return the neuron that each step ablates: the neuron at the rank with the step's number; none at step 0."""
     by_rank = network[name].reset_coords(drop=True).rename(rank="step")
     # xarray annotates `fill_value` for its default alone
     return by_rank.reindex(step=network["step"].values, fill_value=NO_NEURON)  # pyright: ignore[reportArgumentType]

@@ -38,14 +38,14 @@ TRAINING = (
     *("networks", "activation", "seeds", "epochs", "batch_size", "learning_rate", "l2"),
     *("dropout", "batch_norm", "label_noise"),
 )
-"""Settings that trained networks depend on, in addition to the data."""
+"""Settings on which trained networks depend, in addition to the data."""
 NOT_VARIED = ("seeds", "data_dir", "vary")
 MAX_CONDITIONS = 1000
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """Hold the settings of a study; the defaults are the paper's experiment.
+    """Settings of a study; the defaults are the paper's experiment.
 
     Attributes:
         dataset: name or path, as in `load_dataset`.
@@ -62,9 +62,9 @@ class StudyConfig:
         batch_size: number of examples in one optimizer step.
         learning_rate: learning rate of Adam.
         l2: coefficient of the weights in the gradient.
-        dropout: rate in [0, 1) of hidden outputs that become 0 in a training step, as in `train`.
+        dropout: probability in [0, 1) with which a training step sets an output of a hidden layer to 0, as in `train`.
         batch_norm: True puts batch norm before the activation function of each hidden layer, as in `MLP`.
-        label_noise: share in [0, 1] of the training labels that are permuted at random, as in `train`.
+        label_noise: fraction in [0, 1] of the training labels that are permuted at random, as in `train`.
         protocols: names of protocols, as in `get_protocol`. A protocol says how neurons are scored, ranked, balanced
             and ablated at random. Each one has its own results, from the same trained networks.
         scores: names of the scores that rank neurons, as in `ja.scores.get_score`.
@@ -72,18 +72,18 @@ class StudyConfig:
             `ja.orders.normalize_per_layer`. "none", the paper's choice, ranks raw scores. Other values need the paper's
             protocol alone.
         num_random_orders: number of random orders for each network, seed and scope.
-        num_random_subsets: number of random curves under a protocol that draws a fresh subset at every step.
+        num_random_subsets: number of random curves under a protocol that draws a new random subset at every step.
         steps: number of neurons to ablate, one after another; "all" ablates every neuron of each layer, and of the
             network.
         extra_fills: fills in addition to zero and the protocol's bias balancing: "median", "class_mean", "resample" or
             "linear", as in `compute_fill`, from the validation split.
-        vary: settings to vary, with their values: `{"l2": (0, 1e-4), "activation": ("sigmoid", "relu")}`. Every
-            combination is a condition, which `conditions` returns. Every setting can vary but the seeds, which every
-            condition shares, and the folder of the data.
+        vary: values of each setting to vary: `{"l2": (0, 1e-4), "activation": ("sigmoid", "relu")}`. Every combination
+            is a condition; the method `conditions` returns its settings. Every setting can vary, except `seeds` and
+            `data_dir`. All conditions use the same seeds.
 
     Raises:
-        InputError: for an unknown name, more steps than the smallest layer has neurons, or a setting out of range or of
-            the wrong type.
+        InputError: for an unknown name, more steps than the smallest layer has neurons, a setting out of range or of
+            the wrong type, settings that do not go together, or values of `vary` that `conditions` refuses.
 
     Example:
         >>> ja.StudyConfig(dataset="mnist5k", seeds=(0, 1)).steps
@@ -215,11 +215,12 @@ class StudyConfig:
         """Return the settings of every condition by its name.
 
         Returns:
-            One config without `vary` for each combination of its values, in the order of the product. Without varied
-            settings, this config under the name "".
+            One config for each combination of the varied values; its own `vary` is empty. The values of the last
+            setting change fastest, as in `itertools.product`. If no setting varies, this config under the name "".
 
         Raises:
-            InputError: for a combination that is not a valid config, values that share a name, or over 1,000 of them.
+            InputError: for a combination that is not a valid config, two combinations of the same name, or more than
+                1,000 combinations.
 
         Example:
             >>> config = ja.StudyConfig(vary={"l2": (0, 1e-4), "activation": ("sigmoid", "relu")})
@@ -245,7 +246,7 @@ class StudyConfig:
         return conditions
 
     def check_steps(self, widths: Sequence[int]) -> None:
-        """Raise unless every layer of these widths has at least as many neurons as there are steps."""
+        """Raise `InputError` unless every layer of these widths has at least as many neurons as there are steps."""
         if isinstance(self.steps, int):
             require_steps(self.steps, widths or [max(self.steps, 1)])
 
@@ -258,14 +259,14 @@ class StudyConfig:
         return ("zero", protocol.fill_name, *self.extra_fills)
 
     def orderings(self, protocol: Protocol) -> tuple[Ordering, ...]:
-        """Return the orderings of a protocol: each score with low and with high values first, then the random ones."""
+        """Return the orderings of a protocol: each score, low and high values first, then the random orderings."""
         ranked = [Ordering(score, direction) for score in self.scores for direction in DIRECTIONS]
         num_random = self.num_random_subsets if protocol.fresh_subsets else self.num_random_orders
         return (*ranked, *(Ordering(RANDOM, str(i)) for i in range(num_random)))
 
 
 def require_setting(name: object, known: Sequence[str] | None = None) -> None:
-    """Raise unless a text is the name of a setting; the message has the nearest name."""
+    """Raise `InputError` unless a text is the name of a setting; the message suggests the nearest name."""
     names = known or [setting.name for setting in dataclasses.fields(StudyConfig)]
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
@@ -273,9 +274,9 @@ def require_setting(name: object, known: Sequence[str] | None = None) -> None:
 
 
 def setting_text(value: Any) -> str:
-    """Return the value of a setting as it stands in the name of a condition: `1e-05`, `relu`, `200x200+100`.
+    """Return the text of a setting's value in the name of a condition: `1e-05`, `relu`, `200x200+100`.
 
-    A path is named by its last part, and characters that file names cannot have become "-".
+    A path is named by its last part without suffix. The characters /, \\ and : become "-", for names of folders.
     """
     if isinstance(value, tuple):
         separator = "x" if value and isinstance(value[0], int) else "+"

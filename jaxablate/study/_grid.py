@@ -32,13 +32,15 @@ CONDITIONS = "conditions"
 """Folder of the conditions in the folder of a run."""
 
 DATA = ("dataset", "data_dir", "split_seed")
+"""Settings on which the data depend."""
 
 
-# Conditions with the same data follow one another, so that one dataset is in memory. On a CPU their networks are
-# trained first, side by side: the small steps of one network do not fill the cores. Programs depend on shapes only, so
-# that conditions of equal shapes share them. The studies follow one after another, and find their networks in the
-# folder. Conditions that agree in everything that training depends on have the same networks, in the folder of the
-# first of them, and those that differ in the number of epochs are trained once.
+# Conditions with the same data run one after another, so that only one dataset is in memory. On a CPU, their networks
+# are trained first, in parallel: the small steps of one network do not fill the cores. Compiled programs depend on
+# shapes, not on the values of settings such as L2, so conditions of equal shapes share them. The studies then run one
+# after another and load their networks from the folder.
+# Conditions with equal settings of training share networks, which are in the folder of the first such condition.
+# Conditions that differ only in the number of epochs are trained once: the shorter ones are checkpoints of the longest.
 def run_conditions(
     config: StudyConfig,
     models: Mapping[str, AnyModel | Sequence[AnyModel]] | None,
@@ -51,16 +53,26 @@ def run_conditions(
     report: OnProgress,
     **options: Any,
 ) -> xr.DataTree:
-    """Run the study of every condition; `run_condition` runs one, and the other arguments are as in `run_study`.
+    """Run the study of every condition of a config.
+
+    Args:
+        config: the settings, with at least one setting in `vary`.
+        models, data, run_dir, network_dir, force: as in `run_study`; `data` is already checked.
+        run_condition: runs the study of one condition.
+        report: called as `on_progress` of `run_study`.
+        options: further arguments of `run_condition`.
+
+    Returns:
+        A tree with one node for each condition, from `grid_results`.
 
     Raises:
-        InputError: as `run_study`; also for settings that vary although nothing depends on them.
+        InputError: as in `run_study`; also for a varied setting that has no effect on your own models or data.
     """
     start, conditions = time.monotonic(), config.conditions()
     fixed = [*(TRAINING if models is not None else ()), *(DATA if data is not None else ())]
     unused = [name for name in config.vary if name in fixed]
     require(not unused, f"vary: {', '.join(unused)} changes neither your own networks nor your own data; leave it out")
-    firsts: dict[str, str] = {}  # the first condition with the same networks
+    firsts: dict[str, str] = {}  # the first condition with each combination of settings of data and training
     owners = {
         name: firsts.setdefault(repr([getattr(condition, setting) for setting in (*DATA, *TRAINING)]), name)
         for name, condition in conditions.items()
@@ -84,7 +96,8 @@ def run_conditions(
                 name: None if network_dir is None else network_dir / CONDITIONS / owners[name] / "networks"
                 for name in names
             }
-            # Several processes exchange networks and need the same order of work; other devices train seeds in batches.
+            # Not with several processes, which exchange networks and so need the same order of work. Not on other
+            # devices either, which train all seeds in one batch.
             if models is None and jax.default_backend() == "cpu" and jax.process_count() == 1:
                 trained = {name: conditions[name] for name in names if owners[name] == name}
                 _train_side_by_side(trained, shared, folders, report)
@@ -109,21 +122,25 @@ def run_conditions(
 def _train_side_by_side(
     conditions: Mapping[str, StudyConfig], data: Dataset, folders: Mapping[str, Path | None], report: OnProgress
 ) -> None:
-    """Train the networks of conditions, an architecture of a condition on each core, and save them in their folders.
+    """Train the networks of several conditions in parallel, and save them in their folders.
 
-    Conditions that differ only in the number of epochs are checkpoints of one training.
+    Each task trains one architecture of one condition; at most one task runs on each core. Of conditions that differ
+    only in the number of epochs, the longest is trained, and the networks of the others are its checkpoints.
 
     Args:
-        conditions: settings of each condition.
+        conditions: settings of each condition, by its name.
         data: the dataset.
         folders: folder of the networks of each condition.
-        report: called with the number of networks that are trained.
+        report: called as `on_progress` of `run_study`, with numbers of trained networks.
+
+    Raises:
+        InputError: if training diverges; the message names the condition.
     """
     epochs = {
         name: condition.epochs or default_epochs(len(data.train), condition.batch_size)
         for name, condition in conditions.items()
     }
-    trainings: dict[str, list[str]] = {}  # conditions that differ in nothing else, the longest first
+    trainings: dict[str, list[str]] = {}  # conditions that differ only in the number of epochs, the longest first
     for name in sorted(conditions, key=epochs.__getitem__, reverse=True):
         settings = [getattr(conditions[name], setting) for setting in TRAINING if setting != "epochs"]
         trainings.setdefault(repr(settings), []).append(name)

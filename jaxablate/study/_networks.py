@@ -52,8 +52,8 @@ def trained_networks(
         folder: folder of the trained networks; None saves nothing.
         report: called as the work progresses.
         mesh: devices that train the seeds; a CPU ignores the mesh.
-        checkpoints: folders by number of epochs. The networks that are trained here are saved there as they are after
-            so many epochs, which is what training for so many epochs would save.
+        checkpoints: a folder for each of some smaller numbers of epochs. After that many epochs, the networks are also
+            saved in that folder, with the settings of a training of that many epochs.
 
     Raises:
         InputError: if training diverges; the network from before that epoch is saved in the folder.
@@ -66,7 +66,7 @@ def trained_networks(
         "learning_rate": config.learning_rate,
         "l2": config.l2,
     }
-    # Files of earlier versions lack these settings, so they count only if they differ from the default.
+    # Files of earlier versions lack these settings. So a setting is recorded only if it differs from the default.
     for field in ("dropout", "batch_norm", "label_noise"):
         if getattr(config, field) != getattr(StudyConfig, field):  # a dataclass keeps its defaults as attributes
             settings[field] = getattr(config, field)

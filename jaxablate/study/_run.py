@@ -53,8 +53,9 @@ def run_study(
         config: the settings.
         models: your own networks by name, to score, rank and ablate; nothing is trained then. A value is a module with
             sites, or a sequence of modules of one architecture, one for each seed of the config.
-        data: dataset in memory, for example from `ja.Dataset.from_arrays`, in place of the config's `dataset`,
-            `data_dir` and `split_seed`. The checksums of its arrays identify the run.
+        data: dataset in memory, for example from `ja.Dataset.from_arrays`; None loads the dataset of the config. With
+            `data`, leave `dataset` in the config at its default; `data_dir` and `split_seed` do not change the data.
+            The checksums of the arrays identify the run.
         run_dir: folder of the run; None saves nothing. Each trained network, the scores of each network and the curves
             of each scope are saved as soon as they are finished. If the run is interrupted, the same call resumes it,
             and the results are identical. A folder holds one run, of one config.
@@ -80,14 +81,16 @@ def run_study(
 
         Coordinates give the site, the layer and both ids of each neuron; the provenance is in `attrs`.
 
-        If the config varies settings, the tree has a node for each condition, which holds such a tree, and
-        `ja.results.conditions_of` returns the settings of each. Conditions share compiled programs and networks where
-        they can. In `run_dir`, each condition has its own folder in `conditions`.
+        If the config varies settings, the tree has one node for each condition. Such a node is a tree as above, and
+        `ja.results.conditions_of` returns the varied settings of each condition. Conditions share compiled programs,
+        and networks if their settings of training are equal. In `run_dir`, the folder `conditions` has a folder for
+        each condition.
 
     Raises:
-        InputError: for a dataset that cannot be loaded, `data` as well as a dataset in the config, models that cannot
-            be ablated, another number of models than seeds, or a folder that cannot be written. Also for a folder where
-            another run is working, or where a run was started with another config, data, version or backend.
+        InputError: for a dataset that cannot be loaded, both `data` and a dataset in the config, models that cannot be
+            ablated, another number of models than seeds, or a folder that cannot be written. Also for a folder where
+            another run is working, or where a run was started with another config, data, version or backend. Also for
+            a varied setting that has no effect on `models` or `data`.
 
     Example:
         >>> config = ja.StudyConfig(dataset="mnist5k", networks=((8,),), epochs=1, num_random_orders=2, steps=4)
@@ -160,7 +163,7 @@ def run_condition(
 
 
 def _settings(config: StudyConfig) -> dict[str, Any]:
-    """Return the settings of a study by name; the study of one condition varies none."""
+    """Return the settings of a study by name, without `vary`, which is empty in the study of one condition."""
     return {name: value for name, value in dataclasses.asdict(config).items() if name != "vary"}
 
 
