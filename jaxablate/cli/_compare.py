@@ -15,9 +15,11 @@ __all__ = ["compare"]
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
     second: Annotated[Path, typer.Argument(help="Folder of another run.", show_default=False)],
-    by: Annotated[str, typer.Option(metavar="MEASURE", help="auc, normalized_auc or first_step_below:POINTS.")] = "auc",
+    by: Annotated[
+        str, typer.Option(metavar="MEASURE", help="Measure: auc, normalized_auc or first_step_below:POINTS.")
+    ] = "auc",
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Table of all scopes, .csv or .nc.", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="Table with all layers too: .csv or .nc.", show_default=False)
     ] = None,
 ) -> dict[str, Any]:
     """Compare the networks that two runs have in common: first minus second, with 95% intervals.

@@ -65,7 +65,7 @@ def _write_grid(results: "xr.DataTree", out: Path) -> None:
     from jaxablate.results._labels import studies_of
     from jaxablate.study._grid import CONDITIONS
 
-    (out / "report.html").unlink(missing_ok=True)  # a run that is killed here must not leave that of earlier results
+    (out / "report.html").unlink(missing_ok=True)  # a killed run must not leave the report of earlier results
     save_results(results, out / "results.nc")
     for name, study in studies_of(results).items():
         save_results(study, out / CONDITIONS / name / "results.nc")

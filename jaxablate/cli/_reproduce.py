@@ -27,7 +27,7 @@ from jaxablate.cli._settings import read_settings, settings_from_text
 __all__ = ["reproduce"]
 
 option = partial(typer.Option, show_default=False)
-"""An option whose default is that of `StudyConfig`, so that a file can set it."""
+"""Make an option without a default: `StudyConfig` has the defaults, so that a file can override them."""
 
 
 @command
@@ -46,7 +46,7 @@ def reproduce(
         str | None,
         option(
             metavar="NAMES",
-            help="paper (formulas, default), published (code), both, departures, controls; joined by commas.",
+            help="Protocols: paper (default), published, both, departures or controls; joined by commas.",
         ),
     ] = None,
     random_orders: Annotated[
@@ -57,13 +57,15 @@ def reproduce(
     ] = None,
     # Any: Typer takes no union of types, and `parse_steps` returns a number or "all"
     steps: Annotated[
-        Any, option(parser=parse_steps, metavar="N|all", help="Neurons to ablate; default: 80; all: of each layer.")
+        Any, option(parser=parse_steps, metavar="N|all", help="Neurons to ablate, or all of a layer; default: 80.")
     ] = None,
     extra_fills: ExtraFills = None,
-    activation: Annotated[str | None, option(metavar="NAME", help="sigmoid (default), relu, tanh or gelu.")] = None,
-    epochs: Annotated[int | None, option(metavar="N", help="Default: about 15,620 training steps.")] = None,
+    activation: Annotated[
+        str | None, option(metavar="NAME", help="Activation: sigmoid (default), relu, tanh or gelu.")
+    ] = None,
+    epochs: Annotated[int | None, option(metavar="N", help="Epochs; default: about 15,620 training steps.")] = None,
     config_file: Annotated[
-        Path | None, option("--config", metavar="FILE", help="Settings in JSON or TOML; options count more.")
+        Path | None, option("--config", metavar="FILE", help="Settings in JSON or TOML; options override them.")
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -71,7 +73,7 @@ def reproduce(
     ] = None,
     vary: Annotated[
         list[str] | None,
-        option(metavar="NAME=V1,V2", help="Study each value of a setting; repeatable: every combination."),
+        option(metavar="NAME=V1,V2", help="Values of a setting; repeatable: every combination."),
     ] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as JSON, and exit.")] = False,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for all results.")] = Path("results"),
@@ -109,7 +111,7 @@ def reproduce(
     }
     if seeds is not None or first_seed is not None:
         options["seeds"] = range(first_seed or 0, (first_seed or 0) + (seeds or 1))
-    # an option counts more than the file, and the file more than the defaults of StudyConfig
+    # options override the file, which overrides the defaults of StudyConfig
     file = {} if config_file is None else read_settings(config_file)
     given = {name: value for name, value in options.items() if value is not None}
     varied = {**file.pop("vary", {}), **settings_from_text("--vary", vary or ())}

@@ -1,6 +1,7 @@
-"""Settings of a study from a file, from `--set` and from `--vary`.
+"""Read the settings of a study from a file, from `--set` and from `--vary`.
 
-Names and values as in `StudyConfig`.
+Input: a JSON or TOML file, or texts NAME=VALUE.
+Output: values by the names of the fields of `StudyConfig`, which checks the values.
 """
 
 import json
@@ -16,7 +17,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Read the settings in a JSON or TOML file.
 
     Raises:
-        InputError: for a file that cannot be read, another suffix, or the name of no setting.
+        InputError: for a file that cannot be read, another suffix, or an unknown setting.
     """
     from jaxablate._checks import InputError, require
     from jaxablate._files import require_file
@@ -37,10 +38,14 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def settings_from_text(option: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of `--set NAME=VALUE` or, as tuples, `--vary NAME=VALUE,VALUE`.
+    """Return the settings given by an option: values of `--set NAME=VALUE`, tuples of `--vary NAME=VALUE,VALUE`.
+
+    Args:
+        option: "--set" or "--vary".
+        texts: the option's values, such as "l2=1e-4".
 
     Raises:
-        InputError: for a text without "=", the name of no setting, or a name that is there twice.
+        InputError: for a text without "=", an unknown setting, or a setting that is given twice.
     """
     from jaxablate._checks import require
     from jaxablate.study._config import require_setting
@@ -60,9 +65,9 @@ def settings_from_text(option: str, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_setting(name: str, text: str) -> Any:
-    """Return the value of a setting from text.
+    """Return the value of a setting from text; `StudyConfig` checks it.
 
-    Entries of a sequence are joined by "+" and the widths of a network by "x": `200x200+200x200x200`.
+    The text joins the entries of a sequence by "+" and the widths of a network by "x": `200x200+200x200x200`.
     """
     from jaxablate.study._config import SEQUENCES
 

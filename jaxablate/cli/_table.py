@@ -18,7 +18,7 @@ def table(
         bool, typer.Option("--neurons", help="One row for each neuron, instead of each point of each curve.")
     ] = False,
 ) -> dict[str, Any]:
-    """Write the curves of a run as a table with one row for each network, order, fill and step; or its neurons.
+    """Write the curves of a run as a table, with one row for each point of each curve; or its neurons.
 
     Example: jaxablate table results --out curves.csv
     """

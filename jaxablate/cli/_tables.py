@@ -100,7 +100,13 @@ _VERDICT_STYLES = {
 
 
 def print_verdicts(verdicts, differences: list[str]) -> None:
-    """Print the claims, with a verdict for each network and protocol; `differences` from the paper's setting."""
+    """Print the claims, with a verdict for each network and protocol.
+
+    Args:
+        verdicts: from `judge_claims`.
+        differences: differences from the paper's setting, from `departures_from_paper`. If there are any, the table is
+            headed as comparisons, not as the paper's claims.
+    """
     from jaxablate.claims import CLAIMS, NOT_JUDGED
     from jaxablate.protocols import shown_protocols
 
@@ -109,7 +115,7 @@ def print_verdicts(verdicts, differences: list[str]) -> None:
         what = "The comparisons" if differences else "The paper's claims"
         console.print(f"{what} are not judged: {verdicts[0].reason} (--seeds 10).", highlight=False)
         return
-    # Outside of the paper's setting the same comparisons say something about these networks, not about the paper.
+    # In another setting than the paper's, the same comparisons say something about these networks, not about the paper.
     heads, title = ("claim", "of the paper"), "The paper's claims"
     if differences:
         heads, title = ("no.", "statement"), f"Not the paper's setting ({escape('; '.join(differences))}): comparisons"
