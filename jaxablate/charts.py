@@ -262,13 +262,13 @@ def short_name(score: str) -> str:
 
 
 def order_name(ordering: str) -> str:
-    """Return an ordering in words: `MI low` for `mutual_information_low`, and `random`."""
+    """Return the name of an ordering for readers: "MI low" for "mutual_information_low", "random" for "random"."""
     ranking, _, direction = ordering.rpartition("_")
     return f"{short_name(ranking)} {direction}" if ranking else ordering
 
 
 def comparison_name(comparison: str) -> str:
-    """Return a comparison of `compare_conditions` in words: `MI low - random`."""
+    """Return the name of a comparison of `compare_conditions` for readers: two orderings around a minus sign."""
     return " \u2212 ".join(map(order_name, comparison.split(" - ")))
 
 

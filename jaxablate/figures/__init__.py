@@ -83,7 +83,8 @@ def save_conditions(results: xr.DataTree, folder: str | Path) -> list[Path]:
         folder: where the files go.
 
     Returns:
-        The two files for each protocol: `conditions`, or `conditions_published` under another protocol.
+        The paths of the two files of each protocol. They are named `conditions` for the paper's protocol, and for
+        example `conditions_published` for another protocol.
 
     Raises:
         InputError: for a folder that cannot be written.

@@ -16,7 +16,10 @@ ROW = 0.24
 
 @styled
 def draw_conditions(results: xr.DataTree, protocol: str = "paper") -> Figure:
-    """Draw what every order costs beyond random orders, for each condition, as intervals.
+    """Draw the comparisons of every condition of a grid as intervals.
+
+    A comparison is a difference of areas under the curves of the whole network. Right of 0, the first order costs less
+    accuracy than the second, or bias balancing costs less than zeros.
 
     Args:
         results: results of a grid, from `run_study` or `load_results`.
@@ -64,7 +67,7 @@ def draw_conditions(results: xr.DataTree, protocol: str = "paper") -> Figure:
 
 
 def _draw_intervals(axes: Axes, chosen: xr.Dataset, heights: np.ndarray, i: int, network: str) -> None:
-    """Draw the intervals of one network and comparison, a condition at each height; without an interval, only dots."""
+    """Draw the intervals of one network and comparison, one condition at each height; a dot if it has no interval."""
     mean = chosen["difference"].values
     reach = np.nan_to_num(np.stack([mean - chosen["low"].values, chosen["high"].values - mean]))
     axes.errorbar(

@@ -77,9 +77,12 @@ def claims(verdicts: Sequence[Verdict], caption: str, differences: Sequence[str]
     """Draw a table of claims by network and protocol; each cell has the verdict and the effect that decides it.
 
     Args:
-        verdicts: the verdicts.
-        caption: words on the origin.
-        differences: differences from the paper's setting, as from `departures_from_paper`.
+        verdicts: from `judge_claims`.
+        caption: text on the origin of the results, the end of the note.
+        differences: differences from the paper's setting, from `departures_from_paper`.
+
+    Returns:
+        A Matplotlib figure. With differences, its title and note do not speak of the paper's claims.
     """
     table = claim_table(verdict for verdict in verdicts if verdict.protocol in COMPARED)
     columns = sorted(
@@ -167,7 +170,7 @@ def comparisons(verdicts: Sequence[Verdict], caption: str, differences: Sequence
     Args:
         verdicts: the verdicts on the claim, with effects.
         caption: last line of the figure.
-        differences: differences from the paper's setting, as from `departures_from_paper`.
+        differences: differences from the paper's setting, from `departures_from_paper`.
 
     Returns:
         A matplotlib figure. Intervals that reach far beyond all others are cut; an arrow marks the cut.

@@ -41,11 +41,15 @@ def write_report(
 ) -> Path:
     """Write results as one HTML page that opens from disk, prints, and needs no other file and no network.
 
-    The page holds a summary of data, networks and accuracies; the verdicts on the paper's claims if there are several
-    seeds (outside of the paper's setting, the same comparisons); every figure under the question that it answers, with
-    curves that show their values and can be hidden; the most and least informative neurons; and the origin of
-    everything. Of several protocols it shows the paper's and the published protocol. The page of a grid shows
-    accuracies, comparisons and curves of every condition instead.
+    The page of a study holds
+
+    - a summary of data, networks and accuracies,
+    - with several seeds, the verdicts on the paper's claims, or in another setting the same comparisons,
+    - every figure under the question that it answers, with curves that show their values and can be hidden,
+    - the most and least informative neurons, and the origin of everything.
+
+    Of several protocols it shows the paper's and the published protocol. The page of a grid holds the accuracies,
+    comparisons and curves of every condition.
 
     Args:
         results: from `run_study` or `load_results`.
@@ -98,7 +102,7 @@ def write_report(
 
 
 def _write_page(path: Path, template: str, content: Mapping[str, Any]) -> Path:
-    """Write the page of a template."""
+    """Render a template with its content, and write the page; return its path."""
     # autoescape: names of data sets and networks come from users
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),

@@ -1,7 +1,7 @@
-"""Lay out the results of a grid as a page: no statistics.
+"""Arrange the results of a grid for its page; `compare_conditions` computes the numbers.
 
 Input: results of a grid.
-Output: dictionaries that the template reads.
+Output: a dictionary of the values in the template `grid.html`.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ from jaxablate.results import NETWORK_SCOPE, compare_conditions, conditions_of, 
 from jaxablate.results._labels import studies_of
 
 WIDTH, MARGIN = 200, 6
-"""Width of the picture of an interval, and room at its ends."""
+"""Width of the picture of an interval, and the margin at each end, in the units of the SVG."""
 
 
 def grid_page(results: xr.DataTree) -> dict[str, Any]:
-    """Return what the template of a grid reads."""
+    """Return the values in the template `grid.html`, by name."""
     conditions, studies = conditions_of(results), studies_of(results)
     protocols = shown_protocols(protocols_of(next(iter(studies.values()))))
     compared = {protocol: compare_conditions(results, protocol) for protocol in protocols}
@@ -94,9 +94,9 @@ def _comparisons(data: xr.Dataset, network: str, protocol: str) -> dict[str, Any
     return {
         "title": f"{network} network" + (f", protocol {protocol}" if protocol else ""),
         "see": "Difference of the areas under the curves of the whole network in accuracy points, bias balanced: mean "
-        f"over networks and {INTERVAL}. Right of the line, the order costs less accuracy than random orders, or bias "
-        "balancing more than zeros keeps. All intervals of a network have one scale. p-values are in the table "
-        f"comparisons_{data.attrs['protocol']}.csv; nothing is corrected over conditions.",
+        f"over networks and {INTERVAL}. Right of the line, the first order costs less accuracy than the second, or "
+        "bias balancing costs less than zeros. All intervals of a network have one scale. The p-values are in the "
+        f"table comparisons_{data.attrs['protocol']}.csv; they are not corrected over conditions.",
         "comparisons": comparisons,
     }
 
