@@ -41,10 +41,10 @@ goes. `ja.prune(model, keep, fill)` adds the predictions to the next layer's wei
 **How to read this page.** Numbers are means over networks with their 95% t-interval. The interval covers the
 randomness of training. It does not cover another split, test set, order or architecture. A value that all networks
 share has no interval. Fills and scores come from the validation split, accuracies and R^2 from the test split. *Random*
-is one random order of each layer, the same in all networks. *MI, low first* ablates the neurons with least mutual information
-first. *Elimination* removes at each step the neuron whose removal changes the next pre-activation least
+is one random order of each layer, the same in all networks. *MI, low first* ablates the neurons with least mutual
+information first. *Elimination* removes at each step the neuron whose removal changes the next pre-activation least
 (`elimination_rank`). Each step ablates {step} neurons. All networks have 200 neurons in each layer and the paper's
-training (Adam, L2 = 0.001). Layers of networks with different data or activation functions count as different layers."""
+training (Adam, L2 = 0.001). Layers of networks with other data or activation functions count as different layers."""
 SETTINGS = """## After {gone} of 200 neurons of one layer are ablated
 
 Test accuracy in %, random order:"""

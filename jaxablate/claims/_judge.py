@@ -56,7 +56,7 @@ class ThresholdRange:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Hold the verdict on one claim, for one architecture under one protocol.
+    """The verdict on one claim, for one architecture under one protocol.
 
     Attributes:
         protocol: name of the protocol.
@@ -98,7 +98,7 @@ def judge_claims(results: xr.DataTree, claims: Iterable[Claim] | None = None) ->
         claims: your own claims; None takes the paper's.
 
     Returns:
-        One `Verdict` for each protocol, network and claim that is about this network. Verdicts on the paper's claims
+        One `Verdict` for each protocol, network and claim that applies to this network. Verdicts on the paper's claims
         say something about the paper only if `ja.claims.departures_from_paper(results)` is empty.
 
     Source: paper, sections 5 and 6.
@@ -179,8 +179,9 @@ def _threshold_ranges(family: Sequence[Comparison], verdict: str) -> list[Thresh
 def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str | Path) -> list[Path]:
     """Write `claims.json` (everything, with provenance) and `claims.csv` (one row for each effect).
 
-    `claims.json` says by `paper_setting` whether the verdicts are about the paper's claims, and lists the `differences`
-    otherwise, as `departures_from_paper` does. The same results give the same files, byte for byte.
+    In `claims.json`, `paper_setting` is true if the results have the paper's setting. Only then are the verdicts about
+    the paper's claims. Otherwise `differences` lists the texts of `departures_from_paper`. The same results give the
+    same files, byte for byte.
 
     Args:
         verdicts: from `judge_claims`.
@@ -235,7 +236,7 @@ def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str |
 
 @dataclass(frozen=True)
 class VerdictChange:
-    """Hold an effect that the paper's and the published protocol judge differently.
+    """An effect that the paper's and the published protocol judge differently.
 
     Attributes:
         network: name of the architecture in the results.

@@ -1,7 +1,7 @@
 """Compare the setting of results with the setting that the paper's claims are about.
 
-Input: results.
-Output: the differences in words.
+Input: results of a study.
+Output: the settings that differ, as text.
 """
 
 import json
@@ -17,14 +17,15 @@ SETTINGS = {"l2": 1e-3, "batch_size": 32, "learning_rate": 1e-3, "quantizer": "a
 
 
 def departures_from_paper(results: xr.DataTree) -> list[str]:
-    """Return how the setting of a study differs from the paper's, in words.
+    """Return how the setting of a study differs from the paper's setting.
 
-    The paper's setting is MNIST (or the 5,000 embedded images of it), networks of two or three hidden layers of 200
-    sigmoid neurons, and the default training, quantizer and normalization of `ja.StudyConfig`. Only there do verdicts
-    say something about the paper's claims. Elsewhere they compare the orders of these networks alone.
+    The paper's setting is MNIST (or its 5,000 embedded images), networks of two or three hidden layers of 200 sigmoid
+    neurons, and the default batch size, learning rate, L2 coefficient, quantizer and normalization of `ja.StudyConfig`.
+    Only in this setting do verdicts say something about the paper's claims. In any other setting they only compare the
+    orders of these networks.
 
     Args:
-        results: from `run_study` or `load_results`.
+        results: results of one study, from `run_study` or `load_results`.
 
     Returns:
         A text for each setting that differs, such as "dataset: fashion_mnist"; [] in the paper's setting.

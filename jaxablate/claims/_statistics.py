@@ -22,7 +22,7 @@ MARGINS = {POINTS: 0.25, NATS: 0.02, CORRELATION: 0.05, LOG_RATIO: 0.1}
 
 @dataclass(frozen=True)
 class Comparison:
-    """Hold one comparison of a claim.
+    """One comparison of a claim.
 
     Attributes:
         label: the comparison in words; it names the direction, and is unique within its claim.
@@ -47,7 +47,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Effect:
-    """Hold the estimate of one comparison over the networks.
+    """The estimate of one comparison over the networks.
 
     Intervals and p-values are NaN if fewer than two networks define the comparison.
 

@@ -49,7 +49,7 @@ def auc(network: xr.Dataset) -> xr.DataArray:
 
 @dataclass(frozen=True)
 class Curve:
-    """Hold the mean accuracy against the number of ablated neurons; every array is [step].
+    """The mean accuracy against the number of ablated neurons; every array is [step].
 
     Attributes:
         step: number of ablated neurons.
@@ -153,7 +153,7 @@ def _summary(step: np.ndarray, values: np.ndarray) -> Curve:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """Hold the mean accuracy of one network, scope, ordering and fill at some numbers of ablated neurons.
+    """The mean accuracy of one network, scope, ordering and fill at some numbers of ablated neurons.
 
     Attributes:
         protocol, network, scope, fill: names as in the results.

@@ -49,7 +49,7 @@ class PrunedRow:
 
 @dataclass(frozen=True)
 class PruningComparison:
-    """Hold the result of `prune_by_score`.
+    """The result of `prune_by_score`.
 
     Attributes:
         rows: one `PrunedRow` for each network: before pruning, masked and pruned, and with fine-tuning also the tuned

@@ -48,9 +48,9 @@ def redundancy_test(
     two neurons, each ablated alone. This is expected if either neuron can replace the other.
 
     It is also expected without any replacement, because the loss is convex (`ja.interactions.loss_curvature`). The
-    partial correlations take this curvature out; a correlation without this control is no evidence of replacement. In
-    the last hidden layer the changes of the logits always add up, if a linear map follows. What the curvature leaves
-    there is the third and higher order of the loss, so that no correlation in this layer shows replacement.
+    partial correlations control for this curvature; a correlation without this control is no evidence of replacement.
+    In the last hidden layer the changes of the logits always add up, if a linear map follows. Beyond the curvature,
+    only third and higher orders of the loss remain there, so no correlation in this layer shows replacement.
 
     Args:
         models: one or more networks of one architecture; they are evaluated in evaluation mode.

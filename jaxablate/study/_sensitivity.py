@@ -134,7 +134,7 @@ def quantizer_sensitivity(
 
 @dataclass(frozen=True, eq=False)
 class QuantizerComparison:
-    """Hold the direction of ablation that costs less, under each quantizer, for one scope and score.
+    """The direction of ablation that costs less, under each quantizer, for one scope and score.
 
     Attributes:
         scope, score: names as in `quantizer_sensitivity`.
