@@ -588,6 +588,7 @@ def test_the_default_setting_is_that_of_the_paper():
             ({"config": PAPER_CONFIG | {name: value}}, f"{name}: {value}")
             for name, value in {
                 "l2": 0.0, "batch_size": 64, "learning_rate": 0.01, "quantizer": "mean", "normalization": "rank",
+                "dropout": 0.5, "batch_norm": True, "label_noise": 0.1, "epochs": 1,
             }.items()
         ),
     ],

@@ -94,7 +94,7 @@ def test_several_networks_are_judged(judged):
     assert results["3-layer"]["seed"].values.tolist() == [5, 6, 7, 8, 9]
     verdicts = ja.judge_claims(results)
     saved = json.loads((out / "claims.json").read_text())
-    assert (saved["paper_setting"], saved["differences"]) == (False, ["dataset: small"])
+    assert (saved["paper_setting"], saved["differences"]) == (False, ["dataset: small", "epochs: 1"])
     assert [v["verdict"] for v in saved["verdicts"]] == [v.verdict for v in verdicts]
     assert (out / "claims.csv").exists()
     assert len(list((out / "figures").glob("fig*.png"))) == 22
@@ -112,7 +112,7 @@ def test_several_networks_are_judged(judged):
     } <= findings
     text = process.stdout
     assert "paper's claims" not in text
-    table = text[text.index("Not the paper's setting (dataset: small): comparisons, on 5 networks of each kind") :]
+    table = text[text.index("Not the paper's setting (dataset: small; epochs: 1): comparisons, on 5 networks of each kind") :]
     assert table.index("C1 ") < table.index("C2 ") < table.index("C9 ") < table.index("C10")
     rows = [line for line in table.splitlines() if "-layer │" in line]
     published = [v for v in verdicts if v.protocol == "published"]
