@@ -576,6 +576,7 @@ def test_the_default_setting_is_that_of_the_paper():
     for dataset in ("mnist", "mnist5k"):
         assert ja.claims.departures_from_paper(in_setting(dataset=dataset)) == []
     assert ja.claims.departures_from_paper(in_setting(hidden=([200, 200],))) == []
+    assert ja.claims.departures_from_paper(in_setting(config=PAPER_CONFIG | {"epochs": 10})) == []
 
 
 @pytest.mark.parametrize(
