@@ -171,17 +171,7 @@ class StudyConfig:
             require_known("extra_fills", fill, EXTRA_FILLS)
         if self.quantizer != "activation":
             get_quantizer(self.quantizer)
-        require(
-            self.quantizer == "activation" or self.protocols == (PAPER.name,),
-            f"quantizer: {self.quantizer!r} needs the paper's protocol alone, since the protocols "
-            f"{', '.join(self.protocols)} fix the codes; choose protocols=('paper',) or quantizer='activation'",
-        )
         require_known("normalization", self.normalization, NORMALIZATIONS)
-        require(
-            self.normalization == "none" or self.protocols == (PAPER.name,),
-            f"normalization: {self.normalization!r} needs the paper's protocol alone, not "
-            f"{', '.join(self.protocols)}; choose protocols=('paper',) or normalization='none'",
-        )
         for name in SEQUENCES:
             values = getattr(self, name)
             # Your own models need no networks, and extra fills are optional. Every other sequence needs an entry.
@@ -204,12 +194,30 @@ class StudyConfig:
         require_bool("batch_norm", self.batch_norm)
         require_fraction("label_noise", self.label_noise)
         require(
-            self.steps == "all" or isinstance(self.steps, int),
+            self.steps == "all" or (isinstance(self.steps, int) and not isinstance(self.steps, bool)),
             f"steps: expected a number or 'all', got {self.steps!r}",
+        )
+        # Settings go together in every condition, which is a config and checks itself. They need not in the config that
+        # varies them: `networks=((8,),)` with other `steps` than the default for `vary={"steps": (3, 5)}`.
+        if self.vary:
+            self.conditions()
+        else:
+            self._check_together()
+
+    def _check_together(self) -> None:
+        """Raise unless the settings go together."""
+        require(
+            self.quantizer == "activation" or self.protocols == (PAPER.name,),
+            f"quantizer: {self.quantizer!r} needs the paper's protocol alone, since the protocols "
+            f"{', '.join(self.protocols)} fix the codes; choose protocols=('paper',) or quantizer='activation'",
+        )
+        require(
+            self.normalization == "none" or self.protocols == (PAPER.name,),
+            f"normalization: {self.normalization!r} needs the paper's protocol alone, not "
+            f"{', '.join(self.protocols)}; choose protocols=('paper',) or normalization='none'",
         )
         # The widths of models that the user passes are not known yet; `ablate_networks` checks them.
         self.check_steps([width for hidden in self.networks for width in hidden])
-        self.conditions()  # every condition is a config, which checks itself
 
     def conditions(self) -> dict[str, "StudyConfig"]:
         """Return the settings of every condition by its name.
@@ -233,12 +241,14 @@ class StudyConfig:
         require(
             number <= MAX_CONDITIONS, f"vary: {number} conditions are more than {MAX_CONDITIONS}; give fewer values"
         )
-        conditions = {}
+        conditions, used = {}, set()
         for values in itertools.product(*self.vary.values()):
             settings = dict(zip(self.vary, values, strict=True))
             name = ", ".join(f"{setting}={setting_text(value)}" for setting, value in settings.items())
             require_name("vary: condition", name)
-            require(name not in conditions, f"vary: two conditions are named {name!r}; give different values")
+            # names are names of folders too, and some file systems do not tell a from A
+            require(name.casefold() not in used, f"vary: two conditions are named {name!r}; give different values")
+            used.add(name.casefold())
             try:
                 conditions[name] = dataclasses.replace(self, **settings, vary={})
             except InputError as error:
@@ -282,7 +292,7 @@ def setting_text(value: Any) -> str:
         separator = "x" if value and isinstance(value[0], int) else "+"
         return separator.join(map(setting_text, value)) or "none"
     if isinstance(value, str | Path):
-        return re.sub(r"[/\\:]", "-", Path(value).stem if "/" in str(value) or "\\" in str(value) else str(value))
+        return re.sub(r'[/\\:*?"<>|]', "-", Path(value).stem if "/" in str(value) or "\\" in str(value) else str(value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -302,9 +312,16 @@ def _plain_values(vary: Any) -> dict[str, tuple[Any, ...]]:
             isinstance(values, Iterable) and not isinstance(values, str | Mapping),
             f"vary: expected a sequence of values for {name}, got {values!r}",
         )
-        plain[name] = tuple(float(v) if name in NUMBERS and isinstance(v, int) else _plain(v) for v in values)
+        plain[name] = tuple(_plain_value(name, value) for value in values)
         require_different(f"vary: {name}", plain[name])
     return plain
+
+
+def _plain_value(name: str, value: Any) -> Any:
+    """Return the value of a setting as `StudyConfig` keeps it, so that equal settings compare equal."""
+    value = _plain(value)
+    # True is an integer too, but no number of a setting
+    return float(value) if name in NUMBERS and isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _plain(value: Any) -> Any:
