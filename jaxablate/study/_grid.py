@@ -83,15 +83,23 @@ def run_conditions(
     trees: dict[str, xr.DataTree] = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock_folders(run_dir, network_dir, report))
+        # A dataset that cannot be loaded is reported before any work on the others. The first one is loaded last.
+        by_dataset: dict[str | Path, StudyConfig] = {}
+        for condition in conditions.values():
+            by_dataset.setdefault(condition.dataset, condition)
+        shared = data
+        for condition in reversed(by_dataset.values()) if data is None else ():
+            shared = _load(condition)
         if run_dir is not None:
             identity = json.loads(json.dumps({**dataclasses.asdict(config), "dataset": None, "data_dir": None}))
             broadcast_text(lambda: open_run(run_dir, identity, force=force))
         if network_dir is None:
             temporary = run_dir is None and models is None
             network_dir = Path(stack.enter_context(tempfile.TemporaryDirectory())) if temporary else run_dir
-        for names in groups.values():
-            first = conditions[names[0]]
-            shared = data or load_dataset(first.dataset, seed=first.split_seed, data_dir=first.data_dir)
+        for i, names in enumerate(groups.values()):
+            if data is None and i > 0:
+                shared = _load(conditions[names[0]])
+            assert shared is not None
             folders = {
                 name: None if network_dir is None else network_dir / CONDITIONS / owners[name] / "networks"
                 for name in names
@@ -117,6 +125,11 @@ def run_conditions(
     return grid_results(
         {name: trees[name] for name in conditions}, dataclasses.asdict(config), time.monotonic() - start
     )
+
+
+def _load(condition: StudyConfig) -> Dataset:
+    """Load the dataset of a condition."""
+    return load_dataset(condition.dataset, seed=condition.split_seed, data_dir=condition.data_dir)
 
 
 def _train_side_by_side(
