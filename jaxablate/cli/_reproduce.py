@@ -111,11 +111,17 @@ def reproduce(
     }
     if seeds is not None or first_seed is not None:
         options["seeds"] = range(first_seed or 0, (first_seed or 0) + (seeds or 1))
-    # options override the file, which overrides the defaults of StudyConfig
+    # Options override the file, also where the file varies a setting. The file overrides the defaults of StudyConfig.
     file = {} if config_file is None else read_settings(config_file)
     given = {name: value for name, value in options.items() if value is not None}
-    varied = {**file.pop("vary", {}), **settings_from_text("--vary", vary or ())}
-    config = StudyConfig(**{**file, **given, **settings_from_text("--set", settings or ()), "vary": varied})
+    varied = settings_from_text("--vary", vary or ())
+    for name, value in settings_from_text("--set", settings or ()).items():
+        require(name not in given, f"--set: {name} has another option in this command too; give one of them")
+        given[name] = value
+    twice = [name for name in varied if name in given]
+    require(not twice, f"--vary: {', '.join(twice)} has one value in this command too; give one or the other")
+    file_varied = {name: values for name, values in file.pop("vary", {}).items() if name not in given}
+    config = StudyConfig(**{**file, **given, "vary": {**file_varied, **varied}})
     if print_config:
         values = dataclasses.asdict(config)
         if not console.quiet:

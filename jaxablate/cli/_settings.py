@@ -5,12 +5,16 @@ Output: values by the names of the fields of `StudyConfig`, which checks the val
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 __all__ = ["parse_setting", "read_settings", "settings_from_text"]
+
+TEXTS = ("dataset", "data_dir", "activation", "normalization")
+"""Settings that are text, also if it reads "none" or "5"."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -56,6 +60,7 @@ def settings_from_text(option: str, texts: Sequence[str]) -> dict[str, Any]:
         example = "l2=0,1e-4" if option == "--vary" else "l2=1e-4"
         require(bool(equals), f"{option}: expected NAME=VALUE such as {example}, got {text!r}")
         require_setting(name)
+        require(name != "vary" or option == "--vary", f"{option}: vary is an option of its own; give --vary l2=0,1e-4")
         require(name not in settings, f"{option}: {name} is there twice; give it once")
         if option == "--vary":
             settings[name] = tuple(parse_setting(name, value) for value in values.split(","))
@@ -75,11 +80,13 @@ def parse_setting(name: str, text: str) -> Any:
         return tuple(tuple(_number(width) for width in hidden.split("x")) for hidden in text.split("+") if hidden)
     if name in SEQUENCES:
         return tuple(_number(entry) if name == "seeds" else entry for entry in text.split("+") if entry)
-    return text if name in ("dataset", "data_dir") else _number(text)
+    return text if name in TEXTS else _number(text)
 
 
 def _number(text: str) -> Any:
     """Return a number, True, False or None from a text; every other text is returned unchanged."""
+    if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE):  # JSON lacks ".5" and "1."
+        return float(text)
     try:
         value = json.loads(text.lower().replace("none", "null"))
     except ValueError:
