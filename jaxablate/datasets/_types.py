@@ -94,6 +94,7 @@ class Dataset:
             >>> len(ja.Dataset.from_arrays(images, labels, test=(images, labels)).validation)
             1
         """
+        require(isinstance(name, str) and name != "", f"name: expected a text, got {name!r}")
         arrays = {"train_images": images, "train_labels": labels}
         for split, pair in (("test", test), ("validation", validation)):
             if pair is not None:
