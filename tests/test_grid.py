@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import jaxablate as ja
 import jaxablate.cli
-from jaxablate.figures import draw_conditions
+from jaxablate.figures import draw_conditions, save_conditions
 from jaxablate.report import write_report
 
 NETWORK = "2-layer-8-7"
@@ -67,6 +67,13 @@ def test_conditions_are_every_combination():
     assert ja.StudyConfig(steps=5).conditions() == {"": ja.StudyConfig(steps=5)}
 
 
+def test_settings_need_to_go_together_in_the_conditions_only():
+    config = ja.StudyConfig(networks=((8,),), vary={"steps": (3, 5)})  # the default of 80 steps is too many
+    assert [condition.steps for condition in config.conditions().values()] == [3, 5]
+    vary = {"protocols": (("paper",),), "quantizer": ("mean",)}
+    assert len(ja.StudyConfig(protocols=("paper", "published"), vary=vary).conditions()) == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -82,6 +89,10 @@ def test_conditions_are_every_combination():
         ({"vary": {"epochs": range(1, 50), "batch_size": range(1, 50)}}, "2401 conditions are more than 1000"),
         ({"vary": {"dataset": ("x" * 101,)}}, "expected a name of up to 100"),
         ({"vary": 3}, "expected a mapping"),
+        ({"vary": {"l2": (True,)}}, "condition l2=True: l2: expected a number"),
+        ({"vary": {"dataset": ("a/Data", "b/data")}}, "two conditions are named 'dataset=data'"),
+        ({"vary": {"l2": (0,)}, "steps": 500}, "condition l2=0: steps: 500 is out of range"),
+        ({"steps": True}, "steps: expected a number or 'all', got True"),
         ({"l2": "much"}, "l2: expected a number, got 'much'"),
         ({"l2": float("nan")}, "l2: expected a number, got nan"),
         ({"batch_size": True}, "batch_size: expected an integer, got True"),
@@ -201,6 +212,48 @@ def test_conditions_of_different_networks(config):
     assert draw_conditions(results).axes
 
 
+def test_conditions_of_different_protocols(config, tmp_path):
+    vary = {"protocols": (("published",), ("paper", "published"), ("paper",))}
+    results = ja.run_study(replace(config, seeds=(0,), vary=vary))
+    one, both, another = results.children
+    compared = {name: ja.results.compare_conditions(results, name) for name in ("paper", "published")}
+    assert list(compared["paper"]["condition"].values) == [both, another]
+    assert list(compared["published"]["condition"].values) == [one, both]
+    with raises_input_error("protocol: unknown 'both'"):
+        ja.results.compare_conditions(results, "both")
+    text = write_report(results, tmp_path / "grid.html").read_text().replace("\u200b", "")
+    assert text.count(f">{both}<") == 1 + 2 * 10  # a row of accuracies, and one of each comparison and protocol
+    assert text.count(f">{one}<") == text.count(f">{another}<") == 1 + 10
+    with without_pdf():
+        files = save_conditions(results, tmp_path)
+    assert {file.stem for file in files} == {"conditions", "conditions_published"}
+    assert len(ja.results.tidy(results)["condition"].unique()) == 3
+
+
+def test_datasets_of_one_name_keep_their_checksums(config, small_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    arrays = dict(np.load(small_data))
+    np.savez("small.npz", **arrays)
+    np.savez("data/small.npz", **arrays | {"train_images": arrays["train_images"][::-1]})
+    vary = {"dataset": ("small.npz", "data/small.npz")}
+    results = ja.run_study(replace(config, seeds=(0,), vary=vary))
+    checksums = json.loads(results.attrs["dataset_sha256"])
+    assert list(checksums.values()) == [
+        json.loads(study.attrs["dataset_sha256"]) for study in results.children.values()
+    ]
+    assert len({json.dumps(files) for files in checksums.values()}) == 2
+
+
+def test_a_missing_dataset_is_reported_before_any_work(config, small_data, tmp_path):
+    reports = []
+    config = replace(config, vary={"dataset": (small_data, "nowhere.npz")})
+    with raises_input_error("unknown 'nowhere.npz'"):
+        ja.run_study(config, run_dir=tmp_path / "out", on_progress=lambda *report: reports.append(report))
+    assert not reports
+    assert not (tmp_path / "out").exists()
+
+
 def test_saved_grids_load_again_and_merge(config, grid, tmp_path):
     _, results = grid
     ja.results.save_results(results, tmp_path / "grid.nc")
@@ -216,6 +269,13 @@ def test_saved_grids_load_again_and_merge(config, grid, tmp_path):
     merged = ja.results.merge_results(runs)
     for name in results.children:
         np.testing.assert_array_equal(network_of(merged, name)["correct"], network_of(results, name)["correct"])
+    assert json.loads(merged.attrs["config"])["seeds"] == [0, 1]
+    assert [run["seeds"] for run in json.loads(merged.attrs["merged_from"])] == [[0], [1]]
+    assert [run["seconds"] for run in json.loads(merged.attrs["merged_from"])] == [
+        run.attrs["seconds"] for run in runs.values()
+    ]
+    with raises_input_error("its conditions differ"):
+        ja.results.merge_results({"0": runs["0"]["l2=0, quantizer=mean"], "1": runs["1"]})
     runs["1"] = runs["1"].copy()
     runs["1"].attrs["conditions"] = "{}"
     with raises_input_error("its conditions differ"):
@@ -276,6 +336,7 @@ def test_a_grid_from_the_command_line(config, grid, small_data, tmp_path):
     assert all((out / file).is_file() for file in files)
     expected = ja.results.compare_conditions(results).to_dataframe().reset_index()
     assert [row["difference"] for row in values["conditions"]] == expected["difference"].tolist()
+    assert {row["protocol"] for row in values["conditions"]} == {"paper"}
     page = (out / "report.html").read_bytes()
     with without_pdf():
         again = call("reproduce", *options)
@@ -296,6 +357,9 @@ def test_a_grid_from_the_command_line(config, grid, small_data, tmp_path):
         (["--set", "l2"], "expected NAME=VALUE such as l2=1e-4, got 'l2'"),
         (["--set", "l3=1"], "unknown 'l3'; did you mean l2"),
         (["--set", "l2=1", "--set", "l2=2"], "l2 is there twice"),
+        (["--set", "vary=l2"], "vary is an option of its own"),
+        (["--set", "epochs=1", "--epochs", 2], "epochs has another option"),
+        (["--activation", "relu", "--vary", "activation=tanh,gelu"], "activation has one value in this command too"),
         (["--set", "networks=10xa"], "networks: expected an integer, got 'a'"),
         (["--vary", "l2=0,x"], "condition l2=x: l2: expected a number, got 'x'"),
         (["--config", "none.json"], "expected a file, got none"),
@@ -319,3 +383,42 @@ def test_settings_that_cannot_be_read(options, message, tmp_path, monkeypatch):
     assert result.stderr.count("\n") == 1
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_counts_more_than_the_file(tmp_path):
+    settings = tmp_path / "settings.json"
+    settings.write_text('{"vary": {"l2": [0, 1], "dropout": [0, 0.5], "activation": ["relu"]}}')
+    result = call("reproduce", "--config", settings, "--set", "l2=.5", "--vary", "dropout=.1,1e-1", "--print-config")
+    assert "expected different values, got 0.1, 0.1" in result.stderr
+    result = call("reproduce", "--config", settings, "--set", "l2=.5", "--vary", "dropout=.1,0", "--print-config")
+    values = json.loads(result.stdout)
+    assert values["l2"] == 0.5
+    assert values["vary"] == {"dropout": [0.1, 0], "activation": ["relu"]}
+    result = call("reproduce", "--vary", "normalization=none,z", "--vary", "epochs=none,1", "--print-config")
+    assert json.loads(result.stdout)["vary"] == {"normalization": ["none", "z"], "epochs": [None, 1]}
+
+
+def test_grids_are_merged_and_replaced_from_the_command_line(small_data, tmp_path):
+    options = ["--dataset", small_data, "--epochs", 1, "--random-orders", 1, "--steps", 2, "--set", "networks=8x7"]
+    vary = ["--vary", "scores=entropy,mutual_information"]
+    first, second, merged = (tmp_path / name for name in ("first", "second", "merged"))
+    with without_pdf():
+        for seed, out in enumerate((first, second)):
+            result = call("reproduce", *options, *vary, "--first-seed", seed, "--out", out)
+            assert result.exit_code == 0, result.output
+            assert "nan" not in result.stdout  # each condition lacks the other's score
+        result = call("merge", first, second, "--out", merged)
+        assert result.exit_code == 0, result.output
+        networks = sorted(path.name for path in merged.glob("conditions/*/networks/*"))
+        assert networks == [f"{NETWORK}_seed{seed}.safetensors" for seed in (0, 1)]
+        (merged / "report.html").unlink()
+        assert call("report", merged).exit_code == 0
+        assert (merged / "report.html").is_file()
+        result = call("compare", first, first, "--json")
+        assert json.loads(result.stdout)["differences"][0]["difference"] == 0
+        # another run in place of a grid, of networks that the paper's figures do not show
+        result = call("reproduce", *options, "--seeds", 2, "--out", first, "--force")
+    assert result.exit_code == 0, result.output
+    assert (first / "report.html").is_file()
+    assert (first / "claims.json").is_file()
+    assert not list(first.glob("comparisons*")) + list(first.glob("figures/conditions*"))

@@ -29,6 +29,7 @@ def merge(
     from jaxablate._checks import require
     from jaxablate._files import PRIVATE, require_writable
     from jaxablate.results import merge_results
+    from jaxablate.study._grid import CONDITIONS
 
     start = time.monotonic()
     require(
@@ -45,13 +46,17 @@ def merge(
     private = Path(tempfile.mkdtemp(prefix=f"{PRIVATE}{out.name}-", dir=out.parent))
     try:
         folder = private / out.name
-        (folder / "networks").mkdir(parents=True)
+        folder.mkdir()
         # The networks come first, because the report shows their weights. Each run gives the networks of its own seeds
         # only, since its folder may hold networks of other runs.
         for run, tree in zip(runs, results.values(), strict=True):
-            for seed in json.loads(tree.attrs["config"])["seeds"]:
-                for file in (run / "networks").glob(f"*_seed{seed}.safetensors"):
-                    shutil.copyfile(file, folder / "networks" / file.name)
+            # the conditions of a grid have folders of their own, and some share the networks of another condition
+            for place in [run / "networks", *run.glob(f"{CONDITIONS}/*/networks")]:
+                for seed in json.loads(tree.attrs["config"])["seeds"]:
+                    for file in place.glob(f"*_seed{seed}.safetensors"):
+                        copy = folder / file.relative_to(run)
+                        copy.parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(file, copy)
         with bars.progress:
             verdicts = write_outputs(merged, folder, bars)
         # On Windows a rename does not replace even an empty folder, so it is removed first.

@@ -23,6 +23,15 @@ def figure_folders(out: Path, protocols: Sequence[str], num_seeds: int) -> tuple
     return folders, [out / "figures" / "findings"] if num_seeds > 1 and drawn else []
 
 
+def _drawn_folders(results: "xr.DataTree", out: Path) -> tuple[dict[str, Path], list[Path]]:
+    """Return `figure_folders` without the protocols that have no figure: the paper's figures show its networks."""
+    from jaxablate.figures import drawable
+    from jaxablate.results import select_protocol
+
+    folders, findings = figure_folders(out, *_protocols_and_seeds(results))
+    return {name: folder for name, folder in folders.items() if drawable(select_protocol(results, name))}, findings
+
+
 def write_outputs(results: "xr.DataTree", out: Path, bars: Bars) -> "list[Verdict]":
     """Write the results, figures, claims and report of a run, and return the verdicts on the claims.
 
@@ -37,12 +46,10 @@ def write_outputs(results: "xr.DataTree", out: Path, bars: Bars) -> "list[Verdic
     if conditions_of(results):
         _write_grid(results, out)
         return []
-    protocols, num_seeds = _protocols_and_seeds(results)
-    folders, findings = figure_folders(out, protocols, num_seeds)
+    _, num_seeds = _protocols_and_seeds(results)
+    folders, findings = _drawn_folders(results, out)
     report = out / "report.html"
-    # a run that is killed here must not leave a report or claims of earlier results
-    for file in (report, out / "claims.json", out / "claims.csv"):
-        file.unlink(missing_ok=True)
+    _remove_summaries(out)
     # The results come first: if a later step fails, `jaxablate report` still makes the page from them.
     save_results(results, out / "results.nc")
     for name, folder in folders.items():
@@ -57,6 +64,20 @@ def write_outputs(results: "xr.DataTree", out: Path, bars: Bars) -> "list[Verdic
     return verdicts
 
 
+def _remove_summaries(out: Path) -> None:
+    """Remove the summaries of earlier results of the folder, be they of one study or of a grid.
+
+    A run that is killed while it writes its own must not leave them. `--force` may put a grid where a study was.
+    """
+    from jaxablate.protocols import SETS
+
+    protocols = dict.fromkeys(name for names in SETS.values() for name in names)
+    stems = ["conditions", *(f"conditions_{protocol}" for protocol in protocols)]
+    files = ["report.html", "claims.json", "claims.csv", *(f"comparisons_{protocol}.csv" for protocol in protocols)]
+    for file in [*files, *(f"figures/{stem}.{suffix}" for stem in stems for suffix in ("png", "pdf"))]:
+        (out / file).unlink(missing_ok=True)
+
+
 def _write_grid(results: "xr.DataTree", out: Path) -> None:
     """Write the results of a grid and of each condition, the comparisons as a table and a picture, and the report."""
     from jaxablate.figures import save_conditions
@@ -65,7 +86,7 @@ def _write_grid(results: "xr.DataTree", out: Path) -> None:
     from jaxablate.results._labels import studies_of
     from jaxablate.study._grid import CONDITIONS
 
-    (out / "report.html").unlink(missing_ok=True)  # a killed run must not leave the report of earlier results
+    _remove_summaries(out)
     save_results(results, out / "results.nc")
     for name, study in studies_of(results).items():
         save_results(study, out / CONDITIONS / name / "results.nc")
@@ -78,30 +99,13 @@ def _write_grid(results: "xr.DataTree", out: Path) -> None:
 
 def _print_grid(results: "xr.DataTree", out: Path, *, dataset: str, seconds: float) -> dict[str, Any]:
     """Print the accuracies and comparisons of every condition and the places of the files; return the values."""
-    from rich.table import Column, Table
-
-    from jaxablate.charts import comparison_name
+    from jaxablate.protocols import shown_protocols
     from jaxablate.results import compare_conditions
 
     protocols, _ = _protocols_and_seeds(results)
-    data = compare_conditions(results, protocols[0])
-    # more columns would not fit a terminal
-    names = [str(name) for name in data["comparison"].values if not str(name).endswith(" - random")]
-    table = Table(
-        "condition",
-        "network",
-        Column("accuracy", justify="right"),
-        *(Column(comparison_name(name), justify="right") for name in names),
-        title="Test accuracy in %, and differences of areas under the curves in accuracy points (whole network)",
-        title_justify="left",
-    )
-    for condition in data["condition"].values:
-        for network in data["network"].values:
-            cell = data.sel(condition=condition, network=network)
-            if int(cell["num_networks"].fillna(0)) > 0:
-                differences = (f"{float(cell['difference'].sel(comparison=name)):+.1f}" for name in names)
-                table.add_row(str(condition), str(network), f"{float(cell['accuracy']):.2f}", *differences)
-    console.print(table)
+    compared = {protocol: compare_conditions(results, protocol) for protocol in protocols}
+    for protocol in shown_protocols(protocols):
+        _print_comparisons(compared[protocol], f", protocol {protocol}" if len(protocols) > 1 else "")
     console.print("The report and the tables have intervals, and the comparisons with random orders.", highlight=False)
     print_dataset(results, asked=dataset)
     console.print(f"Time: {seconds:.0f} s; the bars say where it went.", highlight=False)
@@ -116,8 +120,40 @@ def _print_grid(results: "xr.DataTree", out: Path, *, dataset: str, seconds: flo
         "figures": [out / "figures"],
         **dataset_of(results),
         "seconds": seconds,
-        "conditions": data.to_dataframe().reset_index().to_dict("records"),
+        "conditions": [
+            {"protocol": protocol, **row}
+            for protocol, data in compared.items()
+            for row in data.to_dataframe().reset_index().to_dict("records")
+        ],
     }
+
+
+def _print_comparisons(data: "xr.Dataset", title: str) -> None:
+    """Print the accuracies and comparisons of every condition under one protocol."""
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    from jaxablate.charts import comparison_name
+
+    # more columns would not fit a terminal
+    names = [str(name) for name in data["comparison"].values if not str(name).endswith(" - random")]
+    table = Table(
+        "condition",
+        "network",
+        Column("accuracy", justify="right"),
+        *(Column(comparison_name(name), justify="right") for name in names),
+        title="Test accuracy in %, and differences of areas under the curves in accuracy points (whole network)"
+        + title,
+        title_justify="left",
+    )
+    for condition in data["condition"].values:
+        for network in data["network"].values:
+            cell = data.sel(condition=condition, network=network)
+            if int(cell["num_networks"].fillna(0)) > 0:
+                values = [float(cell["difference"].sel(comparison=name)) for name in names]
+                differences = (f"{value:+.1f}" if value == value else "" for value in values)  # NaN: lacks the score
+                table.add_row(escape(str(condition)), str(network), f"{float(cell['accuracy']):.2f}", *differences)
+    console.print(table)
 
 
 def print_outputs(
@@ -138,8 +174,7 @@ def print_outputs(
     if conditions_of(results):
         return _print_grid(results, out, dataset=dataset, seconds=seconds)
 
-    protocols, num_seeds = _protocols_and_seeds(results)
-    folders, findings = figure_folders(out, protocols, num_seeds)
+    folders, findings = _drawn_folders(results, out)
     differences = departures_from_paper(results)
     print_summary(results)
     if verdicts:
@@ -175,8 +210,6 @@ def print_outputs(
 
 def _protocols_and_seeds(results: "xr.DataTree") -> tuple[list[str], int]:
     """Return the protocols of the results and the largest number of seeds of a network."""
-    from jaxablate.results import protocols_of
-    from jaxablate.results._labels import studies_of
+    from jaxablate.results._labels import all_protocols
 
-    first = next(iter(studies_of(results).values()))
-    return protocols_of(first), max(node.sizes.get("seed", 0) for node in results.subtree)
+    return all_protocols(results), max(node.sizes.get("seed", 0) for node in results.subtree)

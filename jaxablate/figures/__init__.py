@@ -25,7 +25,7 @@ from jaxablate.figures._interactions import draw_pair_information
 from jaxablate.figures._sensitivity import draw_sensitivity
 from jaxablate.protocols import PAPER
 from jaxablate.results import protocols_of, select_protocol
-from jaxablate.results._labels import studies_of
+from jaxablate.results._labels import all_protocols
 
 __all__ = [
     "EXTRAS",
@@ -91,7 +91,7 @@ def save_conditions(results: xr.DataTree, folder: str | Path) -> list[Path]:
     """
     require_writable(folder)
     files = []
-    for protocol in protocols_of(next(iter(studies_of(results).values()))):
+    for protocol in all_protocols(results):
         stem = "conditions" if protocol == PAPER.name else f"conditions_{protocol}"
         files += _write(draw_conditions(results, protocol), Path(folder), stem)
     return files
@@ -118,7 +118,7 @@ def save_figures(
     """
     require_writable(folder)
     folder = Path(folder)
-    specs = [spec for spec in (*FIGURES.values(), *EXTRAS) if _missing(results, spec) is None]
+    specs = drawable(results)
     require(len(specs) > 0, f"figures: expected a 2-layer or 3-layer network, got {list(results.children)}")
     files = []
     for i, spec in enumerate(specs):
@@ -126,6 +126,11 @@ def save_figures(
         if on_progress is not None:
             on_progress("draw", i + 1, len(specs), spec.stem)
     return [*files, _contact_sheet([file for file in files if file.suffix == ".png"], folder)]
+
+
+def drawable(results: xr.DataTree) -> list[FigureSpec]:
+    """Return the figures that the results of one protocol have the networks and scores for."""
+    return [spec for spec in (*FIGURES.values(), *EXTRAS) if _missing(results, spec) is None]
 
 
 def save_finding_figures(results: xr.DataTree, verdicts: Sequence[Verdict], folder: str | Path) -> list[Path]:

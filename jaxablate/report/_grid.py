@@ -5,7 +5,7 @@ Output: a dictionary of the values in the template `grid.html`.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import xarray as xr
@@ -14,7 +14,7 @@ from jaxablate.charts import INTERVAL, comparison_name, names_of, order_chart
 from jaxablate.protocols import shown_protocols
 from jaxablate.report._sections import duration, provenance_of
 from jaxablate.results import NETWORK_SCOPE, compare_conditions, conditions_of, protocols_of, select_protocol
-from jaxablate.results._labels import studies_of
+from jaxablate.results._labels import all_protocols, studies_of
 
 WIDTH, MARGIN = 200, 6
 """Width of the picture of an interval, and the margin at each end, in the units of the SVG."""
@@ -23,22 +23,30 @@ WIDTH, MARGIN = 200, 6
 def grid_page(results: xr.DataTree) -> dict[str, Any]:
     """Return the values in the template `grid.html`, by name."""
     conditions, studies = conditions_of(results), studies_of(results)
-    protocols = shown_protocols(protocols_of(next(iter(studies.values()))))
+    protocols = shown_protocols(all_protocols(results))
     compared = {protocol: compare_conditions(results, protocol) for protocol in protocols}
-    first = compared[protocols[0]]
     settings = list(next(iter(conditions.values())))
-    seeds = int(first["num_networks"].max())
+    # protocols of one condition share its networks
+    num_networks = {
+        (condition, network): node.sizes["seed"]
+        for condition, study in studies.items()
+        for network, node in select_protocol(study, protocols_of(study)[0]).children.items()
+    }
     return {
         "conditions": conditions,
         "settings": ", ".join(name.replace("_", " ") for name in settings),
         "cards": [
             ("Data", results.attrs["dataset"], results.attrs["dataset_origin"]),
             ("Conditions", str(len(conditions)), "every combination of the settings " + ", ".join(settings)),
-            ("Networks", str(int(first["num_networks"].sum())), f"{seeds} of each kind in each condition"),
+            (
+                "Networks",
+                str(sum(num_networks.values())),
+                f"{max(num_networks.values())} of each kind in each condition",
+            ),
             ("Time", duration(float(results.attrs["seconds"])), f"to compute it on {results.attrs['device']}"),
         ],
         "interval_words": INTERVAL,
-        "rows": _rows(first),
+        "rows": _rows(conditions, compared),
         "blocks": [
             _comparisons(data, network, protocol if len(protocols) > 1 else "")
             for protocol, data in compared.items()
@@ -49,10 +57,14 @@ def grid_page(results: xr.DataTree) -> dict[str, Any]:
     }
 
 
-def _rows(data: xr.Dataset) -> list[dict[str, str]]:
-    """Return the rows of the table of conditions and networks."""
+def _rows(conditions: Iterable[str], compared: Mapping[str, xr.Dataset]) -> list[dict[str, str]]:
+    """Return the rows of the table of conditions and networks; of several protocols, a row is of the first."""
     rows = []
-    for condition in names_of(data, "condition"):
+    for condition in conditions:
+        with_condition = [data for data in compared.values() if condition in data["condition"].values]
+        if not with_condition:
+            continue
+        data = with_condition[0]
         for network in names_of(data, "network"):
             cell = data.sel(condition=condition, network=network)
             mean, low, high = (float(cell[name]) for name in ("accuracy", "accuracy_low", "accuracy_high"))
@@ -107,6 +119,7 @@ def _curves(studies: Mapping[str, xr.DataTree], protocols: Sequence[str]) -> lis
         [
             dataclasses.replace(chart, title=f"{condition}: {chart.title}")
             for condition, study in studies.items()
+            if protocol in protocols_of(study)
             for name, node in select_protocol(study, protocol).children.items()
             for chart in [order_chart(name, node.to_dataset(), NETWORK_SCOPE)]
         ]

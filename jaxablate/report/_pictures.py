@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxablate._checks import InputError
 from jaxablate.models import MLP, load_model
-from jaxablate.results import protocols_of, select_protocol
+from jaxablate.results import conditions_of, protocols_of, select_protocol
 
 
 def networks_beside(results: xr.DataTree, folder: str | Path) -> tuple[dict[str, MLP], list[str]]:
@@ -25,7 +25,8 @@ def networks_beside(results: xr.DataTree, folder: str | Path) -> tuple[dict[str,
         folder: folder of the run, with the networks in `networks`.
 
     Returns:
-        The networks by the name of their node, and a sentence for each file that could not be used.
+        The networks by the name of their node, and a sentence for each file that could not be used. None for a grid of
+        conditions, whose page has no pictures of weights.
 
     Example:
         >>> from jaxablate.report import networks_beside
@@ -33,6 +34,8 @@ def networks_beside(results: xr.DataTree, folder: str | Path) -> tuple[dict[str,
         ({}, [])
     """
     networks, notes = {}, []
+    if conditions_of(results):
+        return networks, notes
     data = json.loads(results.attrs["dataset_sha256"])
     for name, node in select_protocol(results, protocols_of(results)[0]).children.items():
         seed = int(node.to_dataset()["seed"][0])

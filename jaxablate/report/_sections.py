@@ -30,7 +30,7 @@ from jaxablate.charts import (
 )
 from jaxablate.protocols import DEPARTURES, PAPER, PUBLISHED
 from jaxablate.report._pictures import picture, weights_of
-from jaxablate.results import NETWORK_SCOPE, balanced_fill, protocols_of, select_protocol, summarize
+from jaxablate.results import NETWORK_SCOPE, balanced_fill, conditions_of, protocols_of, select_protocol, summarize
 
 EXTREMES = 3
 """Number of neurons at each end of a layer's ranking in the table."""
@@ -170,6 +170,9 @@ def provenance_of(results: xr.DataTree) -> dict:
     config = json.loads(results.attrs["config"])
     names = ("created", "device", "dataset", "dataset_origin", "matmul_precision", "format")
     files = json.loads(results.attrs["dataset_sha256"])
+    if conditions_of(results):  # a grid has the checksums of each dataset by its name
+        prefixes = {dataset: f"{dataset}, " if len(files) > 1 else "" for dataset in files}
+        files = {prefixes[dataset] + name: value for dataset in files for name, value in files[dataset].items()}
     in_memory = isinstance(files, dict) and "train_images" in files  # the names of files end with their kind
     return {
         "rows": {name.replace("_", " "): results.attrs[name] for name in names} | {"device": _device(results)},

@@ -10,11 +10,11 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 
-from jaxablate._checks import InputError, require
+from jaxablate._checks import InputError, require, require_known
 from jaxablate.histograms import constant_codes
 from jaxablate.orders import DIRECTIONS
 from jaxablate.protocols import PAPER
-from jaxablate.results._labels import NETWORK_SCOPE, RANDOM, select_protocol, studies_of
+from jaxablate.results._labels import NETWORK_SCOPE, RANDOM, all_protocols, protocols_of, select_protocol, studies_of
 from jaxablate.results._summaries import balanced_fill
 from jaxablate.statistics import (
     auc,
@@ -254,7 +254,8 @@ def compare_conditions(results: xr.DataTree, protocol: str = PAPER.name) -> xr.D
         protocol: the protocol whose results are compared.
 
     Returns:
-        A dataset over condition, network and comparison. A comparison is a difference of two areas:
+        A dataset over condition, network and comparison, without the conditions that lack the protocol. A comparison is
+        a difference of two areas:
 
         - "entropy_low - random", and the same for every other score and direction. It is positive if the order costs
           less accuracy than random orders.
@@ -283,9 +284,11 @@ def compare_conditions(results: xr.DataTree, protocol: str = PAPER.name) -> xr.D
         >>> ja.results.compare_conditions(results)["difference"].dims
         ('condition', 'network', 'comparison')
     """
+    require_known("protocol", protocol, all_protocols(results))
     rows = [
         _compare_orders(node.to_dataset()).assign_coords(condition=condition, network=name)
         for condition, study in studies_of(results).items()
+        if protocol in protocols_of(study)
         for name, node in select_protocol(study, protocol).children.items()
     ]
     joined = xr.merge([row.expand_dims(("condition", "network")) for row in rows], join="outer", compat="no_conflicts")

@@ -421,13 +421,18 @@ def grid_results(studies: Mapping[str, xr.DataTree], config: Mapping[str, Any], 
         name: " | ".join(dict.fromkeys(study[name] for study in attrs))
         for name in ("dataset", "dataset_origin", "device")
     }
+    checksums: dict[str, Any] = {}
+    for study in attrs:
+        # files of one name in several folders are several datasets
+        files, name = json.loads(study["dataset_sha256"]), study["dataset"]
+        checksums[name if checksums.get(name, files) == files else f"{name}, {study['dataset_origin']}"] = files
     root = {
         **attrs[0],
         **joined,
         "config": json.dumps(config, sort_keys=True),
         "conditions": json.dumps(conditions),
         "created": max(study["created"] for study in attrs),
-        "dataset_sha256": json.dumps({study["dataset"]: json.loads(study["dataset_sha256"]) for study in attrs}),
+        "dataset_sha256": json.dumps(checksums),
         "seconds": seconds,
     }
     return xr.DataTree(xr.Dataset(attrs=root), children=dict(studies))
@@ -453,6 +458,11 @@ def conditions_of(results: xr.DataTree) -> dict[str, dict[str, Any]]:
 def studies_of(results: xr.DataTree) -> dict[str, xr.DataTree]:
     """Return the results of every condition by its name; the results of one study have the name ""."""
     return {name: results.children[name] for name in conditions_of(results)} or {"": results}
+
+
+def all_protocols(results: xr.DataTree) -> list[str]:
+    """Return the protocols of all conditions of a grid, or those of one study, each once."""
+    return list(dict.fromkeys(name for study in studies_of(results).values() for name in protocols_of(study)))
 
 
 def _provenance(source: Source) -> dict[str, str]:

@@ -46,15 +46,18 @@ def merge_results(results: Mapping[str, xr.DataTree]) -> xr.DataTree:
     # All differences are found before anything is joined. Each run is compared with the first, since equality is
     # transitive.
     first = results[names[0]]
-    if conditions := conditions_of(first):
-        different = [name for name, tree in results.items() if conditions_of(tree) != conditions]
-        require(not different, f"run {', '.join(different)}: its conditions differ; merge runs of the same conditions")
+    conditions = conditions_of(first)
+    different = [name for name, tree in results.items() if conditions_of(tree) != conditions]
+    require(not different, f"run {', '.join(different)}: its conditions differ; merge runs of the same conditions")
+    if conditions:
         studies = {
             condition: merge_results({name: tree.children[condition] for name, tree in results.items()})
             for condition in conditions
         }
-        seconds = sum(float(tree.attrs["seconds"]) for tree in results.values())
-        return grid_results(studies, json.loads(first.attrs["config"]), seconds)
+        merged = _merged_attrs(results, json.loads(next(iter(studies.values())).attrs["config"])["seeds"])
+        grid = grid_results(studies, json.loads(merged["config"]), merged["seconds"])
+        grid.attrs.update({name: merged[name] for name in ("created", "versions", "merged_from")})
+        return grid
     settings = {name: _settings(tree) for name, tree in results.items()}
     for name in names[1:]:
         differences = format_differences(settings[names[0]], settings[name], (f"in {names[0]}", f"in {name}"))
