@@ -416,6 +416,11 @@ def test_grids_are_merged_and_replaced_from_the_command_line(small_data, tmp_pat
         assert (merged / "report.html").is_file()
         result = call("compare", first, first, "--json")
         assert json.loads(result.stdout)["differences"][0]["difference"] == 0
+        hostile = tmp_path / "a[" / "b]"  # "[/b]" closes a style of the console
+        shutil.copytree(second, hostile)
+        result = call("compare", hostile, second)
+        assert result.exit_code == 0, result.output
+        assert "nan" not in result.stdout  # one network has no interval
         # another run in place of a grid, of networks that the paper's figures do not show
         result = call("reproduce", *options, "--seeds", 2, "--out", first, "--force")
     assert result.exit_code == 0, result.output

@@ -27,6 +27,7 @@ def compare(
     Example: jaxablate compare sigmoid relu --out differences.csv
     """
     import xarray as xr
+    from rich.markup import escape
     from rich.table import Column, Table
 
     from jaxablate.charts import order_name
@@ -41,19 +42,22 @@ def compare(
         table = Table(
             "order", "fill", Column("difference", justify="right"), Column("95% interval", justify="right"),
             Column("p (Holm)", justify="right"), title_justify="left",
-            title=f"{name}: {by} of {first} minus {second}, whole network; {data.attrs['comparison']}, "
-            f"{int(data['num_networks'].max())} networks",
+            title=escape(
+                f"{name}: {by} of {first} minus {second}, whole network; {data.attrs['comparison']}, "
+                f"{int(data['num_networks'].max())} networks"
+            ),
         )  # fmt: skip
         whole = data.sel(scope=NETWORK_SCOPE)
         for ordering in whole["ordering"].values:
             for fill in whole["fill"].values:
                 cell = {key: float(value) for key, value in whole.sel(ordering=ordering, fill=fill).items()}
-                interval = f"[{cell['low']:+.2f}, {cell['high']:+.2f}]"
-                values = f"{cell['difference']:+.2f}", interval, f"{cell['p_holm']:.2g}"
+                has_interval = cell["low"] == cell["low"]  # one network has none
+                interval = escape(f"[{cell['low']:+.2f}, {cell['high']:+.2f}]") if has_interval else ""
+                values = f"{cell['difference']:+.2f}", interval, f"{cell['p_holm']:.2g}" if has_interval else ""
                 table.add_row(order_name(str(ordering)), str(fill).replace("_", " "), *values)
         console.print(table)
     joined = xr.concat([data.assign_coords(network=name) for name, data in networks.items()], "network", join="outer")
     if out is not None:
         save_table(joined, out)
-        console.print(f"Table of all scopes: {out}", highlight=False, soft_wrap=True)
+        console.print(f"Table of all scopes: {out}", highlight=False, markup=False, soft_wrap=True)
     return {"by": by, "differences": joined.to_dataframe().reset_index().to_dict("records"), "table": out}
