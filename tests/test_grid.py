@@ -159,7 +159,7 @@ def test_epochs_are_checkpoints_of_one_training(config):
         assert alone[NETWORK].to_dataset().identical(network_of(results, name))
 
 
-def test_your_own_networks_vary_in_what_is_not_trained(small_data, small_config):
+def test_your_own_networks_vary_in_what_is_not_trained(small_data, tmp_path):
     data = ja.load_dataset(small_data)
     model = ja.train(data, (8, 7), epochs=1)[0]
     config = ja.StudyConfig(networks=(), steps=3, num_random_orders=1, vary={"normalization": ("none", "z")})
@@ -167,6 +167,8 @@ def test_your_own_networks_vary_in_what_is_not_trained(small_data, small_config)
     none, z = (results[f"normalization={name}"]["mine"].to_dataset() for name in ("none", "z"))
     assert none["scores"].equals(z["scores"])
     assert not none["ablated"].equals(z["ablated"])
+    page = write_report(results, tmp_path / "grid.html").read_text()
+    assert "run_study(config, networks, data=data, run_dir" in page
     with raises_input_error("vary: l2 changes neither"):
         ja.run_study(replace(config, vary={"l2": (0, 1)}), {"mine": model}, data=data)
 
@@ -243,6 +245,12 @@ def test_datasets_of_one_name_keep_their_checksums(config, small_data, tmp_path,
         json.loads(study.attrs["dataset_sha256"]) for study in results.children.values()
     ]
     assert len({json.dumps(files) for files in checksums.values()}) == 2
+
+
+@pytest.mark.parametrize("name", [3, ""])
+def test_the_name_of_a_dataset_is_text(name):
+    with raises_input_error("name: expected a text"):
+        ja.Dataset.from_arrays(np.zeros((60, 4), np.float32), np.arange(60), name=name)
 
 
 def test_a_missing_dataset_is_reported_before_any_work(config, small_data, tmp_path):
