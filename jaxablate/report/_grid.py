@@ -107,8 +107,9 @@ def _comparisons(data: xr.Dataset, network: str, protocol: str) -> dict[str, Any
         "title": f"{network} network" + (f", protocol {protocol}" if protocol else ""),
         "see": "Difference of the areas under the curves of the whole network in accuracy points, bias balanced: mean "
         f"over networks and {INTERVAL}. Right of the line, the first order costs less accuracy than the second, or "
-        "bias balancing costs less than zeros. All intervals of a network have one scale. The p-values are in the "
-        f"table comparisons_{data.attrs['protocol']}.csv; they are not corrected over conditions.",
+        "bias balancing costs less than zeros. All intervals of a network have one scale. An area averages over all "
+        "steps of its condition, so conditions with different numbers of steps cannot be compared. The p-values are in "
+        f"the table comparisons_{data.attrs['protocol']}.csv; they are not corrected over conditions.",
         "comparisons": comparisons,
     }
 

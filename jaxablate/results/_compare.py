@@ -245,8 +245,9 @@ def _average_random(network: xr.Dataset, values: xr.DataArray) -> xr.DataArray:
 def compare_conditions(results: xr.DataTree, protocol: str = PAPER.name) -> xr.Dataset:
     """Compare the orders of ablation within each network, in every condition of a grid.
 
-    The compared quantity is the area under the curve of the whole network in percent, with bias balancing. Differences
-    are paired: each is taken within a network, with its random orders averaged.
+    The compared quantity is the area under the curve of the whole network in percent, with bias balancing. It averages
+    over all steps of a condition, so conditions with different numbers of steps cannot be compared. Differences are
+    paired: each is taken within a network, with its random orders averaged.
 
     Args:
         results: results of a grid, from `run_study` or `load_results`. Results of one study count as a grid of one
