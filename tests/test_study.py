@@ -91,6 +91,16 @@ def test_every_number_by_hand(small_config, small_results, node, mnist5k):
                 assert_counts(chosen["correct"].sel(fill=name), model, keep, test.images, test.labels, value)
     alone = ~np.eye(27, dtype=bool)
     assert_counts(node["single_correct"].sel(seed=3), model, alone, test.images, test.labels, fill)
+    drops = node["single_class_drop"].sel(seed=3).values
+    totals = np.bincount(test.labels, minlength=10)
+    fallen = np.round(drops * totals).astype(int)
+    intact = int(node["correct"].sel(seed=3, scope="network", fill="zero")[0, 0])
+    np.testing.assert_array_equal(intact - fallen.sum(axis=1), node["single_correct"].sel(seed=3))
+    np.testing.assert_allclose(drops, fallen / totals, atol=1e-12)
+    predicted, alone_predicted = (logits64(model, test.images, keep, fill).argmax(axis=1) for keep in (None, alone[12]))
+    for label in range(10):
+        chosen = test.labels == label
+        assert fallen[12, label] == (predicted[chosen] == label).sum() - (alone_predicted[chosen] == label).sum()
     np.testing.assert_array_equal(node["accuracy"], node["correct"] / 1000)
 
 

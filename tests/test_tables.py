@@ -89,6 +89,7 @@ def test_every_neuron_has_a_row(small_results):
     network = small_results["3-layer-10-8-9"].sel(seed=3, neuron=12)
     for name in ("mean_activation", "single_correct", "single_damage"):
         assert row[name] == network[name]
+    assert row["max_class_drop"] == network["single_class_drop"].max()
     for score in ("entropy", "mutual_information", "kl_selectivity"):
         assert row[score] == network["scores"].sel(score=score)
 

@@ -150,7 +150,8 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
             f"{_describe_bars(networks[0][1])}. Pictures: incoming weights, scaled for each neuron, "
             "violet above 0 and orange below; after the first layer they are products of the layers' weights, as if "
             "the layers between were linear. Damage alone: rise of the test loss if only that neuron is ablated, bias "
-            "balanced, in thousandths of a nat (mnat).",
+            "balanced, in thousandths of a nat (mnat). Class drop: the largest fall of the accuracy within a class, in "
+            "points.",
             neurons=[
                 {"title": f"{name} network, seed {int(network['seed'][0])}", **_neurons(network, models.get(name))}
                 for name, network in networks
@@ -247,6 +248,7 @@ def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
     totals = counts.sum(axis=2)
     profiles = np.where(totals > 0, counts @ codes / np.maximum(totals, 1), np.nan)
     damage = 1000 * first["single_damage"].values
+    drops = first["single_class_drop"].transpose("neuron", "class").values if "single_class_drop" in first else None
     weights = None if model is None else weights_of(model)
     layers, ranking, rows = first["layer"].values, scores[metrics.index(by)], []
     for i, site in enumerate(layers_of(network)):
@@ -267,6 +269,7 @@ def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
                     "neuron": f"{site}/{neuron - members[0]}, id {neuron}",
                     "scores": [f"{score:.4f}" if score == score else "undefined" for score in scores[:, neuron]],
                     "damage": f"{damage[neuron]:+.2f}",
+                    "drop": "" if drops is None else _largest_drop(drops[neuron]),
                     "profile": [(c, round(float(share), 3)) for c, share in enumerate(profiles[neuron])],
                     "picture": None if weights is None else picture(weights[i][neuron - members[0]]),
                 }
@@ -278,6 +281,14 @@ def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
         "bars": _describe_bars(network),
         "rows": rows,
     }
+
+
+def _largest_drop(drops: np.ndarray) -> str:
+    """Return the class whose accuracy falls most and its fall in points, from fractions [class]."""
+    if np.isnan(drops).all() or np.nanmax(drops) <= 0:
+        return "none"
+    largest = int(np.nanargmax(drops))
+    return f"{100 * drops[largest]:.1f} (class {largest})"
 
 
 def _numbers(tree: xr.DataTree) -> list[dict]:

@@ -21,6 +21,7 @@ from jaxablate.results._labels import (
     COORDINATES,
     FORMAT,
     HISTORY,
+    OPTIONAL,
     VARIABLES,
     protocols_of,
     select_protocol,
@@ -178,6 +179,8 @@ def _require_whole(path: Path, name: str, network: xr.Dataset) -> None:
     num_layers = network.sizes.get("scope", 1) - 1  # one scope is the whole network
     for variable, (dims, _, _) in VARIABLES.items():
         if variable in HISTORY and not history:  # trained elsewhere
+            continue
+        if variable in OPTIONAL and variable not in network:
             continue
         require(
             variable in network

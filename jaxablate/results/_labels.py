@@ -54,6 +54,11 @@ VARIABLES = {
     ),
     "single_correct": (("seed", "neuron"), "correct test predictions with only this neuron ablated, balanced", "1"),
     "single_damage": (("seed", "neuron"), "rise of the test loss with only this neuron ablated, balanced", "nat"),
+    "single_class_drop": (
+        ("seed", "neuron", "class"),
+        "fall of the test accuracy within a class with only this neuron ablated, balanced",
+        "1",
+    ),
     "correct": (
         ("seed", "scope", "ordering", "fill", "step"),
         "correct test predictions (-1: after the last neuron)",
@@ -63,6 +68,8 @@ VARIABLES = {
 }
 HISTORY = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 """Variables of the training history; networks that were trained elsewhere lack them."""
+OPTIONAL = ("single_class_drop",)
+"""Variables that earlier results lack."""
 COORDINATES = {
     "seed": "seed of initial weights, example order and random ablation orders",
     "epoch": "epoch",

@@ -52,7 +52,8 @@ def tidy(results: xr.DataTree, table: str = "curves") -> pd.DataFrame:
 
         - `site` (name), `layer` (from 1), `neuron` and `neuron_in_site` (ids in the network and in the site),
         - `mean_activation` (in the unit of activations), `single_correct` (number of test predictions) and
-          `single_damage` (in nats), as in `run_study`,
+          `single_damage` (in nats), as in `run_study`; `max_class_drop`: the largest entry of `single_class_drop`, NaN
+          in results without it,
         - one column for each score, in nats for entropies and information. A score with the name of another column
           becomes `score_NAME`. Networks without the score have NaN.
 
@@ -197,11 +198,20 @@ def _add_neurons(columns: dict[str, Any], networks: Sequence[_Rows]) -> None:
     columns["site"] = _texts(networks, "site")
     for name in ("layer", "neuron", "neuron_in_site", "mean_activation", "single_correct", "single_damage"):
         columns[name] = _numbers(networks, name)
+    columns["max_class_drop"] = _column(networks, (_max_class_drop(rows.network) for rows in networks))
     for score in dict.fromkeys(name for rows in networks for name in np.ravel(rows.network["score"]).tolist()):
         name = score
         while name in columns:
             name = f"score_{name}"
         columns[name] = _column(networks, (_score(rows.network, score) for rows in networks))
+
+
+def _max_class_drop(network: xr.Dataset) -> xr.DataArray:
+    """Return the largest fall of the accuracy within a class for each neuron (seed, neuron)."""
+    if "single_class_drop" not in network:  # earlier results
+        return xr.full_like(network["single_damage"], np.nan)
+    drops = network["single_class_drop"]
+    return drops.max("class") if "class" in drops.dims else drops
 
 
 def _score(network: xr.Dataset, score: str) -> xr.DataArray:

@@ -207,6 +207,7 @@ def _collect_arrays(
         "correct": correct,
         "single_correct": singles[f"{view.protocol.name} correct"],
         "single_damage": singles[f"{view.protocol.name} damage"],
+        "single_class_drop": singles[f"{view.protocol.name} class drop"],
     }
 
 
@@ -368,18 +369,26 @@ def _subset_curves(
 def _ablate_singly(model: AnyModel, views: Sequence[_View], test: EvaluationData) -> Arrays:
     """Return the effect of each neuron alone [neuron], bias balanced, under each protocol.
 
-    The arrays are "PROTOCOL correct", correct predictions, and "PROTOCOL damage", the rise of the loss in nats.
+    The arrays are "PROTOCOL correct", correct predictions; "PROTOCOL damage", the rise of the loss in nats; and
+    "PROTOCOL class drop" [neuron, class], the fall of the accuracy within a class, NaN for a class without examples.
     """
     fills = [view.fill for view in views]
     examples = test.images, test.labels
     keep_all = np.ones((1, len(views[0].mean)), bool)
-    intact = float(evaluate_masks(model, keep_all, *examples, outcomes="loss", mesh=test.mesh)[0])
+    outcomes = ("class_correct", "loss")
+    intact = evaluate_masks(model, keep_all, *examples, outcomes=outcomes, mesh=test.mesh)
+    num_classes = np.asarray(intact["class_correct"]).shape[-1]
+    totals = np.bincount(np.asarray(test.labels), minlength=num_classes).astype(float)
     arrays = {}
     for members in _group_by_fill(fills):
-        outcomes = single_ablation(model, *examples, fills[members[0]], outcomes=("correct", "loss"), mesh=test.mesh)
-        # The damage is a small difference of two losses, so it is taken in float64.
-        damage = np.asarray(outcomes["loss"], np.float64) - intact
+        alone = single_ablation(model, *examples, fills[members[0]], outcomes=outcomes, mesh=test.mesh)
+        correct = np.asarray(alone["class_correct"])
+        # Counts are exact, so the sum over classes equals the count over all examples. The damage is a small difference
+        # of two losses, so it is taken in float64.
+        drops = (np.asarray(intact["class_correct"]) - correct) / np.where(totals > 0, totals, np.nan)
+        damage = np.asarray(alone["loss"], np.float64) - float(intact["loss"][0])
         for i in members:
             name = views[i].protocol.name
-            arrays |= {f"{name} correct": np.asarray(outcomes["correct"]), f"{name} damage": damage}
+            arrays |= {f"{name} correct": correct.sum(axis=-1, dtype=np.int32), f"{name} damage": damage}
+            arrays[f"{name} class drop"] = drops
     return arrays

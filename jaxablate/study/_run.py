@@ -77,7 +77,9 @@ def run_study(
         - `ablated` (seed, scope, ordering, rank),
         - `correct` and `accuracy` (seed, scope, ordering, fill, step),
         - `single_correct` and `single_damage` (seed, neuron): correct predictions and rise of the loss in nats if only
-          that neuron is ablated.
+          that neuron is ablated,
+        - `single_class_drop` (seed, neuron, class): fall of the accuracy within a class if only that neuron is ablated,
+          a fraction; NaN for a class without test examples.
 
         Coordinates give the site, the layer and both ids of each neuron; the provenance is in `attrs`.
 
