@@ -137,7 +137,7 @@ def test_the_same_command_gives_the_same_claims(judged):
 
 def test_one_network_is_not_judged(reproduced):
     out, process = reproduced
-    assert "claims are not judged on one network of each kind: --seeds 10 does that" in process.stdout
+    assert "are not judged on one network of each kind: --seeds 10 does that" in process.stdout
     assert not (out / "claims.json").exists()
 
 

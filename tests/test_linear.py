@@ -481,6 +481,7 @@ def test_the_page_follows_from_the_committed_measurements(tmp_path, monkeypatch)
     assert (tmp_path / "findings" / "redundancy.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_measurements_resume_and_are_joined(tmp_path, monkeypatch):
     for name, value in {"PAPER": ("mnist5k", "sigmoid"), "OTHERS": [], "NETWORKS": ((6, 5),)}.items():
         monkeypatch.setattr(measure_redundancy, name, value)

@@ -215,7 +215,7 @@ def test_neurons_are_the_extremes_of_each_layer(page, small_results):
     assert f"layer2/{scores.argmax()}, id {neuron} " in first.replace("class", " ")
     drops = 100 * network["single_class_drop"].values[neuron]
     largest = f"{drops.max():.1f} (class {drops.argmax()})" if drops.max() > 0 else "none"
-    assert first.endswith(f"{damage:+.2f} {largest}")
+    assert first.endswith(f"{damage:+.2f}{largest}")
     counts = network["joint_counts"].values[neuron]
     share = 100 * counts[4, 1] / counts[4].sum()
     assert f"class 4: {share:.1f}%" in page.texts["title"]

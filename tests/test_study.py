@@ -469,6 +469,7 @@ def test_curves_of_different_lengths_are_summarized(complete):
         assert np.isfinite([curve.mean, curve.low, curve.high, curve.sd_orders]).all()
 
 
+@pytest.mark.slow
 def test_complete_curves_are_saved_drawn_and_printed(complete, tmp_path, capsys):
     ja.results.save_results(complete, tmp_path / "results.nc")
     results = ja.results.load_results(tmp_path / "results.nc")
