@@ -74,6 +74,7 @@ def check_linear_fill(fill: LinearFill, sites: Mapping[str, int], leading: tuple
     require_finite("fill means", means)
     for site, covariance in zip(sites, covariances, strict=True):
         require_finite(f"fill of site {site!r}", covariance)
+        # Cholesky reads one triangle only, so the symmetry needs a check of its own.
         tolerance = 1e-9 * np.abs(covariance).max(axis=(-2, -1), keepdims=True, initial=0)
         is_covariance = np.allclose(covariance, covariance.mT, rtol=1e-6, atol=tolerance)
         try:
@@ -135,6 +136,7 @@ def order_basis(covariance: np.ndarray, ridge: float, gone: np.ndarray) -> Basis
     """
     order = np.concatenate([np.setdiff1d(np.arange(len(covariance)), gone), gone[::-1]])
     lower = np.linalg.cholesky(regularize(covariance, ridge)[np.ix_(order, order)])
+    # Cholesky returns L sqrt(D). Each column is divided by its diagonal entry, which leaves L.
     lower /= np.diag(lower)
     inverse = scipy.linalg.solve_triangular(lower, np.eye(len(order)), lower=True)
     places = np.argsort(order)  # the place of each unit in `order`
@@ -154,6 +156,7 @@ def removal_basis(covariance: np.ndarray, ridge: float, keep: np.ndarray) -> Bas
     Returns:
         The basis, float64.
     """
+    # Column j: unit j itself, and its weight in the prediction of every unit that is already ablated.
     columns = np.diag(keep.astype(float)) + predictors(covariance, ridge, keep[None])[0].T
     residuals, places = np.zeros_like(columns), np.ix_(keep, keep)
     precision = np.linalg.inv(regularize(covariance, ridge)[places])
@@ -207,6 +210,7 @@ def elimination_ranks(covariance: np.ndarray, ridge: float, weights: np.ndarray)
     weights = np.array(weights, np.float64).reshape(len(covariance), -1)
     ranks, remaining = np.empty(len(covariance), int), np.ones(len(covariance), bool)
     for step in range(len(covariance)):
+        # 1 / P_jj = v_j + lambda, the factor of the saliency. Rows of removed units are 0 up to rounding.
         pivots = np.diag(precision)
         saliency = np.divide((weights**2).sum(axis=1), pivots, out=np.full(len(pivots), np.inf), where=remaining)
         unit = int(saliency.argmin())
@@ -261,6 +265,8 @@ def effective_rank(covariance: np.ndarray, share: float = 0.99) -> int:
         >>> ja.linear_compensation.effective_rank(np.diag([9.0, 0.5, 0.5]), 0.9)
         1
     """
+    # Rounding can make an eigenvalue slightly negative. It can also make the last sum smaller than `total`, so the
+    # limit has a tolerance.
     variances = np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0)
     total = variances.sum()
     return int(np.searchsorted(np.cumsum(variances), share * total * (1 - 1e-12)) + 1) if total > 0 else 0

@@ -171,6 +171,7 @@ def _pruned(
     is_module, added = isinstance(model.function, ModuleCall), set()
     require(apply is None or not is_module, "apply: expected None for a Flax NNX module, which needs no function")
     pairs = zip(keeps, fills, strict=True)
+    # Only a fill other than 0 needs a bias to join. `_repaired` removes the new biases that stay 0.
     if is_module and any(isinstance(fill, Prediction) or fill[~kept].any() for kept, fill in pairs):
         module, added = _with_biases(model.params)
         model = from_module(module, images, **options)
@@ -253,6 +254,8 @@ class _Cuts:
         if not inputs[removed].any():
             return
         params = reader.equation.params
+        # At the border a convolution reads padding, which is 0 and not the fill. So no single bias serves all
+        # positions.
         padded = not reader.is_product and (np.any(params["padding"]) or {*params["lhs_dilation"]} != {1})
         require(
             not padded,
@@ -303,6 +306,7 @@ class _Cuts:
         for axis in range(kept.ndim):
             places = kept.any(axis=tuple(a for a in range(kept.ndim) if a != axis))
             if (kept == np.expand_dims(places, [a for a in range(kept.ndim) if a != axis])).all():
+                # Several sites can have units along one axis, for example if their outputs are concatenated.
                 self.kept[index, axis] = places & self.kept.get((index, axis), True)
                 return
         raise InputError(
@@ -312,6 +316,7 @@ class _Cuts:
 
     def leaves(self, leaves: Sequence[jax.Array]) -> list[jax.Array]:
         """Return the smaller parameters."""
+        # Additions first: they have the shapes of the uncut parameters.
         small = list(leaves)
         for index, addition in self.additions.items():
             small[index] = jnp.asarray((np.asarray(small[index]) + addition).astype(small[index].dtype))
@@ -348,6 +353,7 @@ def _repaired(model: nnx.Module, added: set) -> nnx.Module:
             if path in added and layer.bias is not None and not layer.bias[...].any():
                 layer.bias, layer.use_bias = None, False
         if isinstance(layer, nnx.Conv):
+            # The kernel of a grouped convolution has the input channels of one group.
             layer.in_features *= layer.feature_group_count
             layer.kernel_shape = layer.kernel.shape
         if isinstance(layer, nnx.BatchNorm) and layer.mean is not None:

@@ -254,6 +254,8 @@ def train_many(
     graphdef = nnx.graphdef(models[0])
     states = stack_states([nnx.state(model) for model in models])
     labels = [_add_label_noise(np.asarray(data.train.labels), label_noise, seed) for seed in seeds]
+    # `nnx.Rngs` draws all keys of a seed from one stream: first the keys of the weights, then the key of the order,
+    # then the key of dropout. A new source of randomness must draw after these, or every trained network changes.
     inputs = _Inputs(
         order_key=jnp.stack([r.shuffle() for r in rngs]),
         dropout_key=jnp.stack([r.dropout() for r in rngs]),
@@ -297,6 +299,8 @@ def train_many(
             return [(nnx.merge(graphdef, state), History(*records[:, i].T)) for i, state in enumerate(states_of)]
 
         def on_checkpoint(states: nnx.State, records: list[np.ndarray]) -> None:
+            # Order and dropout of an epoch depend on its number and not on the total. So the first n epochs are the
+            # training of n epochs.
             if on_trained is not None and len(records) in checkpoints:
                 for seed, (model, history) in zip(
                     seeds[group], results(to_host(states), np.stack(records)), strict=True
@@ -369,6 +373,8 @@ def _add_label_noise(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     # alone, and a network that continues from another one gets the same noise.
     key = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
     choice_key, permutation_key = jax.random.split(key)
+    # The labels are permuted, not drawn, so the noise changes no count of a class. The examples are the first of one
+    # permutation: with the same seed, a larger share contains the examples of a smaller one.
     chosen = np.asarray(jax.random.permutation(choice_key, len(labels)))[: round(share * len(labels))]
     noisy = np.array(labels)
     noisy[chosen] = labels[np.asarray(jax.random.permutation(permutation_key, chosen))]
@@ -491,6 +497,7 @@ def _epoch(graphdef: nnx.GraphDef, batch_size: int, splits, states, opt_states, 
 
         params, statistics = nnx.split_state(state, nnx.Param, nnx.BatchStat)
         (params, statistics, opt_state), records = jax.lax.scan(step, (params, statistics, opt_state), (batches, keys))
+        # `graphdef` is in evaluation mode: no dropout, and batch norm uses its running statistics.
         model = nnx.merge(graphdef, params, statistics)
         validated = jnp.stack(_loss(model(validation_images), validation_labels))
         return nnx.state(model), opt_state, jnp.concatenate([records.mean(axis=0), validated])

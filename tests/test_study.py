@@ -514,9 +514,9 @@ def test_a_study_of_data_in_memory(small_config, in_memory, tmp_path):
     model, _ = ja.train(in_memory, (12, 10), epochs=1, seed=3)
     saved = ja.load_model(tmp_path / "networks" / "2-layer-12-10_seed3.safetensors").model
     np.testing.assert_array_equal(saved.stages[0].weights[0], model.stages[0].weights[0])
-    other = dataclasses.replace(in_memory.test, labels=in_memory.test.labels[::-1])
+    relabelled = dataclasses.replace(in_memory.test, labels=in_memory.test.labels[::-1])
     with raises_input_error("another run was started there .data: .*; choose another folder"):
-        ja.run_study(config, data=dataclasses.replace(in_memory, test=other), run_dir=tmp_path)
+        ja.run_study(config, data=dataclasses.replace(in_memory, test=relabelled), run_dir=tmp_path)
 
 
 def test_bad_data_in_memory(small_config, in_memory):

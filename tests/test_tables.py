@@ -95,13 +95,13 @@ def test_every_neuron_has_a_row(small_results):
 
 
 def test_scores_that_networks_lack_or_that_share_a_name(small_results):
-    one, two = (small_results[name].to_dataset() for name in ("2-layer-12-10", "3-layer-10-8-9"))
-    one = one.isel(score=[0]).assign_coords(score=["single_damage"])
-    table = ja.results.tidy(xr.DataTree.from_dict({"one": one, "two": two}), "neurons")
-    first = table["network"] == "one"
+    renamed, complete = (small_results[name].to_dataset() for name in ("2-layer-12-10", "3-layer-10-8-9"))
+    renamed = renamed.isel(score=[0]).assign_coords(score=["single_damage"])
+    table = ja.results.tidy(xr.DataTree.from_dict({"renamed": renamed, "complete": complete}), "neurons")
+    first = table["network"] == "renamed"
     assert (table["score_single_damage"].notna() == first).all()
     assert (table["entropy"].isna() == first).all()
-    np.testing.assert_array_equal(table.loc[first, "single_damage"], one["single_damage"].values.ravel())
+    np.testing.assert_array_equal(table.loc[first, "single_damage"], renamed["single_damage"].values.ravel())
 
 
 @pytest.mark.parametrize("table", _tidy.TABLES)

@@ -179,6 +179,7 @@ def _make_plan(
         specs = [network.site_specs[site] for site in sites]
         updates = [[u for u in of_site if u.is_direct(spec)] for spec, of_site in zip(specs, updates, strict=True)]
     carried = {update.reader.result for of_site in updates for update in of_site}
+    # A carried result is updated, so operations that only it needs are not evaluated again.
     without_carried = [eqn for eqn in graph.equations if not carried.intersection(eqn.outvars)]
     live = {eqn.outvars[0] for eqn in needed(without_carried, [*graph.outputs, *variables_of_sites])}
     levels = []
@@ -258,6 +259,7 @@ def measure_steps(
     if problem.linear is not None and keep is None:
         # Every order needs a basis for each of its sites. Groups of orders bound their memory; a group repeats the
         # forward pass up to the first site.
+        # A basis is two float32 matrices [unit, unit], for each site and network.
         per_order = 8 * sum(network.sizes[site] ** 2 for site in sites) * len(orders)
         at_a_time = min(BASES_AT_A_TIME, max(1, BASIS_BYTES // per_order))
     for first in range(0, orders.shape[1], at_a_time):
@@ -388,6 +390,7 @@ def site_fill(fill: jax.Array, basis: Basis | None, keep: jax.Array, is_order: b
     """
     if basis is None:
         return fill
+    # S - columns diag(gone) residuals, as in `Basis`. Its rows for ablated units are their predictions from kept units.
     start = jnp.eye(len(keep)) if is_order else basis.columns
     weights = start - (basis.columns * ~keep) @ basis.residuals
     return Prediction(fill, jnp.where(keep[:, None], weights.T, 0))
@@ -566,6 +569,7 @@ class _Curve(NamedTuple):
             neurons = order[progress.step - 1]  # step 0 is the start
             keep = progress.keep.at[neurons].set(progress.keep[neurons] & ~is_entered)
             is_member = (neurons >= first) & (neurons < last) & is_entered
+            # A neuron of another level gets unit 0 as a placeholder; its change is set to 0 below.
             units = jnp.where(is_member, neurons - first, 0)
             weights = self.without(progress.weights, neurons, is_entered) if self.bases else []
             progress = progress._replace(keep=keep, weights=weights)

@@ -88,9 +88,11 @@ def _write_grid(results: "xr.DataTree", out: Path) -> None:
 
     _remove_summaries(out)
     save_results(results, out / "results.nc")
+    # Commands that take the results of one study take the file of a condition.
     for name, study in studies_of(results).items():
         save_results(study, out / CONDITIONS / name / "results.nc")
     protocols, _ = _protocols_and_seeds(results)
+    # Conditions can have different protocols; a table has the conditions that ran its protocol.
     for protocol in protocols:
         save_table(compare_conditions(results, protocol), out / f"comparisons_{protocol}.csv")
     save_conditions(results, out / "figures")
@@ -149,6 +151,7 @@ def _print_comparisons(data: "xr.Dataset", title: str) -> None:
     for condition in data["condition"].values:
         for network in data["network"].values:
             cell = data.sel(condition=condition, network=network)
+            # If `networks` varies, a condition lacks the networks of all other conditions.
             if int(cell["num_networks"].fillna(0)) > 0:
                 values = [float(cell["difference"].sel(comparison=name)) for name in names]
                 differences = (f"{value:+.1f}" if value == value else "" for value in values)  # NaN: lacks the score

@@ -109,6 +109,7 @@ def reproduce(
         "activation": activation,
         "epochs": epochs,
     }
+    # Both options make one setting. An option that is not given has its default, also if the file has seeds.
     if seeds is not None or first_seed is not None:
         options["seeds"] = range(first_seed or 0, (first_seed or 0) + (seeds or 1))
     # Options override the file, also where the file varies a setting. The file overrides the defaults of StudyConfig.

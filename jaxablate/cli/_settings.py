@@ -62,6 +62,7 @@ def settings_from_text(option: str, texts: Sequence[str]) -> dict[str, Any]:
         require_setting(name)
         require(name != "vary" or option == "--vary", f"{option}: vary is an option of its own; give --vary l2=0,1e-4")
         require(name not in settings, f"{option}: {name} is there twice; give it once")
+        # Commas separate the values to vary. So "+" and "x" join the entries within one value.
         if option == "--vary":
             settings[name] = tuple(parse_setting(name, value) for value in values.split(","))
         else:
@@ -80,6 +81,7 @@ def parse_setting(name: str, text: str) -> Any:
         return tuple(tuple(_number(width) for width in hidden.split("x")) for hidden in text.split("+") if hidden)
     if name in SEQUENCES:
         return tuple(_number(entry) if name == "seeds" else entry for entry in text.split("+") if entry)
+    # `quantizer` and `steps` take a name or a number, so they are not in TEXTS.
     return text if name in TEXTS else _number(text)
 
 
@@ -87,6 +89,7 @@ def _number(text: str) -> Any:
     """Return a number, True, False or None from a text; every other text is returned unchanged."""
     if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE):  # JSON lacks ".5" and "1."
         return float(text)
+    # In lower case, Python's True and None read like JSON's true and null.
     try:
         value = json.loads(text.lower().replace("none", "null"))
     except ValueError:

@@ -90,6 +90,7 @@ class _Registry:
                 self.damaged.append(file)
             elif is_cached(file):
                 continue
+            # TFDS keeps a record of each file. Both are removed before a download, so no record of a damaged one stays.
             self.absent += [file, info_path(file)]
         self.cached = not self.absent
 

@@ -106,6 +106,7 @@ class Dataset:
         copies = {}
         for key, array in arrays.items():
             try:
+                # A copy: a later change of the user's array must not change data whose checksum is known.
                 copies[key] = np.array(array)
             except (ValueError, TypeError) as error:
                 raise InputError(f"{key.replace('_', ' ')}: expected an array of numbers ({error})") from None
@@ -229,6 +230,7 @@ def dataset_of_arrays(
     Raises:
         InputError: for arrays of another shape, dtype or range than expected, or images of several sizes.
     """
+    # The training labels decide: a network cannot learn a class that only the test split has.
     if num_classes is None:
         num_classes = count_classes(f"{what} train", arrays["train_labels"])
     splits = {

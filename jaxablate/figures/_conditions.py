@@ -34,6 +34,7 @@ def draw_conditions(results: xr.DataTree, protocol: str = "paper") -> Figure:
     """
     data = compare_conditions(results, protocol)
     conditions, networks, comparisons = (names_of(data, name) for name in ("condition", "network", "comparison"))
+    # All lengths are in inches: a grid may have two conditions or hundreds, and a row must keep its height.
     name_width = 0.3 + 0.075 * max(map(len, conditions))
     width, height = name_width + 1.75 * len(comparisons), 1.3 + ROW * (len(networks) + 0.5) * len(conditions)
     figure = Figure(figsize=(width, height))
@@ -54,6 +55,7 @@ def draw_conditions(results: xr.DataTree, protocol: str = "paper") -> Figure:
         for middle in (middles[:-1] + middles[1:]) / 2:
             column.axhline(middle, color="#dddddd", linewidth=0.6)
     axes[0].set_yticks(middles, conditions)
+    # The axis points down, so the first condition is at the top.
     axes[0].set_ylim(middles[-1] + (len(networks) + 0.5) / 2, -(len(networks) + 0.5) / 2)
     label = "difference of the areas under the curves of the whole network, accuracy points"
     figure.supxlabel(label, fontsize="medium", y=0.3 / height)
@@ -69,6 +71,7 @@ def draw_conditions(results: xr.DataTree, protocol: str = "paper") -> Figure:
 def _draw_intervals(axes: Axes, chosen: xr.Dataset, heights: np.ndarray, i: int, network: str) -> None:
     """Draw the intervals of one network and comparison, one condition at each height; a dot if it has no interval."""
     mean = chosen["difference"].values
+    # A single network has no interval: a bar of length 0 leaves the marker alone.
     reach = np.nan_to_num(np.stack([mean - chosen["low"].values, chosen["high"].values - mean]))
     axes.errorbar(
         mean,

@@ -62,6 +62,7 @@ class Stage(nnx.Module):
             # stages draw.
             self.batch_norm = nnx.BatchNorm(out_features, use_running_average=True, rngs=nnx.Rngs(0))
         if dropout > 0:
+            # Without `rngs`: a stream of keys would be state of the module. The keys come with each call.
             self.dropout = nnx.Dropout(dropout, deterministic=True)
 
     def __call__(self, inputs: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -90,6 +91,7 @@ class Stage(nnx.Module):
         if self.batch_norm is None:
             return kernel, bias
         scale, offset, mean, var = (getattr(self.batch_norm, name)[...] for name in BATCH_NORM)
+        # (x W + b - mean) factor + offset = x (W factor) + (b - mean) factor + offset
         factor = scale / jnp.sqrt(var + self.batch_norm.epsilon)
         return kernel * factor, (bias - mean) * factor + offset
 
@@ -148,6 +150,7 @@ class MLP(nnx.Module):
             for n, m in itertools.pairwise(sizes[:-1])
         ]
         self.stages = nnx.List([*layers, Stage(sizes[-2], num_classes, None, rngs=rngs)])
+        # Static attributes are a part of the graph, which compares them by value: equal architectures share programs.
         self.hidden = tuple(hidden)
         self.activation = activation
 
@@ -290,6 +293,7 @@ def from_arrays(
         stage.linear.kernel, stage.linear.bias = nnx.Param(jnp.asarray(kernel)), nnx.Param(jnp.asarray(bias))
     for stage, norm in zip(model.stages, norms, strict=False):  # the last stage has no batch norm
         for name, array in norm.items():
+            # Each array keeps its kind of variable: the optimizer updates parameters, not running statistics.
             setattr(stage.batch_norm, name, type(getattr(stage.batch_norm, name))(jnp.asarray(array)))
     return model
 

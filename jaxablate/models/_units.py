@@ -65,6 +65,7 @@ def _push_through(equations: Sequence[JaxprEqn], ids: Ids, flows: dict) -> None:
     """
     for eqn in equations:
         data = [atom for atom in variables(eqn.invars) if atom in ids]
+        # An operand that depends on the images but has no ids holds mixed units, or values that bypass the site.
         mixed = [atom for atom in variables(eqn.invars) if atom not in ids and flows.get(atom) is not None]
         if data or mixed:
             for var in eqn.outvars:
@@ -97,6 +98,8 @@ def push(eqn: JaxprEqn, operands: Sequence[np.ndarray | None]) -> list[np.ndarra
     pairs = zip(eqn.invars, operands, strict=True)
     known = np.concatenate([np.full(math.prod(shape_of(a)), -1) if ids is None else ids.ravel() for a, ids in pairs])
     results = [[known[numbers] for numbers in arrays] for arrays in sources]
+    # Each number of a result is computed from one number of every operand. The result keeps units apart if these
+    # numbers belong to one unit or to none (-1).
     units = [functools.reduce(np.maximum, candidates) for candidates in results]
     apart = all(((c == u) | (c < 0)).all() for u, candidates in zip(units, results, strict=True) for c in candidates)
     return [*units] if apart else unknown
@@ -118,6 +121,7 @@ def _sources(eqn: JaxprEqn) -> list[list[np.ndarray]] | None:
         return [[np.broadcast_to(array, shape_of(eqn.outvars[0])) for array in numbers]]
     if eqn.primitive.name not in _MOVES:
         return None
+    # The operation itself moves the numbers of the places, so no operation needs a rule of its own.
     moved = eqn.primitive.bind(*map(jnp.asarray, numbers), **eqn.params)
     return [[np.asarray(array)] for array in (moved if eqn.primitive.multiple_results else [moved])]
 
@@ -200,6 +204,9 @@ def pull(eqn: JaxprEqn, results: list[np.ndarray]) -> list[np.ndarray | None] | 
     if sources is None:
         return None
     bounds = np.cumsum([0, *map(math.prod, shapes)])
+    # For each number of the operands, the range of units that it serves. It may be one unit (lowest = highest) or none
+    # (lowest stays the largest integer). An operand whose numbers all serve the same range belongs to no unit, for
+    # example a scalar.
     lowest, highest = np.full(bounds[-1], np.iinfo(np.int32).max), np.full(bounds[-1], -1)
     for of_result, arrays in zip(results, sources, strict=True):
         for numbers in arrays:

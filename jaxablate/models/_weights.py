@@ -185,6 +185,7 @@ def find_leaf(graph: Graph, var: Var, numbers: np.ndarray) -> tuple[int, np.ndar
         The position in `graph.inputs` and int of the input's shape. None if the value is computed, or used elsewhere.
     """
     atom: Any = var
+    # If anything else read the value, a change of the parameter would change that too.
     while sum(atom in variables(eqn.invars) for eqn in graph.equations) == 1 and atom not in graph.outputs:
         producer = graph.producers.get(atom)
         if producer is None:
@@ -219,6 +220,7 @@ def find_addend(graph: Graph, flows: dict[Var, Flow | None], reader: Reader) -> 
         if name in ("add", "add_any", "sub"):
             side = next(i for i, atom in enumerate(eqn.invars) if atom is var)
             operand, sign = eqn.invars[1 - side], -1 if name == "sub" else 1
+            # In p - z the linear map itself changes its sign, which the returned sign cannot express.
             if shape_of(result) != numbers.shape or (sign, side) == (-1, 1):
                 return None
             pulled = pull(eqn, [numbers])
@@ -227,6 +229,7 @@ def find_addend(graph: Graph, flows: dict[Var, Flow | None], reader: Reader) -> 
                 leaf = find_leaf(graph, operand, units)
                 if leaf is not None:
                     return sign, *leaf
+            # Something else was added, for example a residual stream. A bias may still follow at the same places.
             moved = numbers
         else:
             moved = push(eqn, [numbers])[0] if name in RESHAPES | COPIES else None
@@ -273,6 +276,7 @@ def _incoming(graph: Graph, site: SiteSpec, flows: dict) -> list[tuple[Any, tupl
     """
 
     def refuse(_: JaxprEqn, var: Var | None) -> None:
+        # Nothing is removed here, so it does not matter what else reads the values.
         if var is None:
             raise MixedError
 

@@ -64,6 +64,7 @@ def _rows(conditions: Iterable[str], compared: Mapping[str, xr.Dataset]) -> list
         with_condition = [data for data in compared.values() if condition in data["condition"].values]
         if not with_condition:
             continue
+        # All protocols of a condition have the same networks, so the accuracies agree.
         data = with_condition[0]
         for network in names_of(data, "network"):
             cell = data.sel(condition=condition, network=network)
@@ -85,6 +86,8 @@ def _rows(conditions: Iterable[str], compared: Mapping[str, xr.Dataset]) -> list
 def _comparisons(data: xr.Dataset, network: str, protocol: str) -> dict[str, Any]:
     """Return the intervals of a network for every comparison and condition, on one axis."""
     chosen = data.sel(network=network).dropna("condition", subset=["accuracy"])
+    # The means count too: a single network has no interval, and its ends are NaN. The axis includes 0, the line of no
+    # difference.
     ends = xr.concat([chosen["low"], chosen["high"], chosen["difference"]], "end")
     lowest, highest = min(float(ends.min()), 0.0), max(float(ends.max()), 0.0)
     scale = (WIDTH - 2 * MARGIN) / max(highest - lowest, 1e-9)

@@ -76,6 +76,7 @@ def compare(first: xr.DataTree, second: xr.DataTree, *, by: str | Measure = "auc
     """
     points = _points(by)
     runs = [_provenance(name, tree) for name, tree in (("first", first), ("second", second))]
+    # Paths are relative to the arguments: two nodes of different names both have the path "." and are compared.
     networks, networks2 = (
         {node.relative_to(tree): node.to_dataset() for node in tree.subtree if "accuracy" in node.data_vars}
         for tree in (first, second)
@@ -104,6 +105,7 @@ def _points(by: object) -> float:
     try:
         points = float(text)
     except ValueError:
+        # out of range, so the check below reports the text
         points = 0.0
     require(
         name == "first_step_below" and 0 < points < 100,
@@ -147,6 +149,7 @@ def _compare(
     if differing:
         estimated = unpaired_difference(values.values, values2.values)
     else:
+        # Both have the same seeds, but perhaps in another order.
         estimated = paired_difference(values.values, values2.sel(seed=values["seed"]).values)
     low, high = estimated.interval()
     p_value = np.asarray(estimated.p_value)
@@ -207,6 +210,7 @@ def _values(network: xr.Dataset, by: str | Measure, points: float, shared: xr.Da
             values = values.copy(data=auc(curves.values)).assign_attrs(units="%")
         else:
             steps = first_step_below(curves.values, points)
+            # The finite entries are the start and K steps, so their count is K + 1.
             after_last = np.isfinite(curves.values).sum(axis=-1)
             values = values.copy(data=np.where(np.isfinite(steps), steps, after_last))
     return _average_random(network, values).transpose("seed", ...)
@@ -235,6 +239,7 @@ def _average_random(network: xr.Dataset, values: xr.DataArray) -> xr.DataArray:
     """Return the values with the mean over all random orderings as one ordering, "random"."""
     if "ordering" not in values.dims:
         return values
+    # Random orders repeat one treatment. As several orderings they would enter Holm's correction as several tests.
     random = network["ordering"].values[network["ranking"].values == RANDOM]
     values = values.drop_vars(("ranking", "direction"), errors="ignore")
     names = [RANDOM if name in random else str(name) for name in values["ordering"].values]
@@ -292,6 +297,7 @@ def compare_conditions(results: xr.DataTree, protocol: str = PAPER.name) -> xr.D
         if protocol in protocols_of(study)
         for name, node in select_protocol(study, protocol).children.items()
     ]
+    # An outer join fills NaN in for networks and scores that a condition lacks.
     joined = xr.merge([row.expand_dims(("condition", "network")) for row in rows], join="outer", compat="no_conflicts")
     # merging has sorted the coordinates; their order in the results is restored
     order = {
@@ -303,6 +309,7 @@ def compare_conditions(results: xr.DataTree, protocol: str = PAPER.name) -> xr.D
 def _compare_orders(network: xr.Dataset) -> xr.Dataset:
     """Return the comparisons of one network in one condition, as in `compare_conditions`."""
     balanced = balanced_fill(network)
+    # The start is left out: nothing is ablated there, so all orders agree.
     areas = 100 * network["accuracy"].sel(scope=NETWORK_SCOPE).isel(step=slice(1, None)).mean("step")
     areas = _average_random(network, areas).transpose("seed", "fill", "ordering")
     rankings = dict.fromkeys(str(ranking) for ranking in network["ranking"].values if ranking != RANDOM)
@@ -314,6 +321,7 @@ def _compare_orders(network: xr.Dataset) -> xr.Dataset:
     balancing = (random.sel(fill=balanced) - random.sel(fill="zero")).values[:, None]
     effect = estimate(np.concatenate([first.values - second.values, balancing], axis=1))
     ends = effect.interval()
+    # At step 0 nothing is ablated, so any scope, ordering and fill gives the accuracy of the intact network.
     intact = estimate(100 * network["accuracy"].isel(step=0, ordering=0, fill=0, scope=0).values)
     counts = network["joint_counts"].transpose("seed", "neuron", "class", "code").values
     constant = np.stack([constant_codes(of_seed) for of_seed in counts])

@@ -120,6 +120,7 @@ def _require_declared(path: Path, file: "h5py.File") -> None:
         f"results file {path}: its conditions are not those that it declares; the file is damaged",
     )
     size, addresses = 0, set()
+    # Depth 0 is the root of a study. The root of a grid is one level above and holds studies only.
     groups: list[tuple[int, h5py.Group]] = [(-1 if conditions else 0, file)]
     while groups:
         depth, group = groups.pop()
@@ -141,6 +142,7 @@ def _require_declared(path: Path, file: "h5py.File") -> None:
                 f"results file {path}: {name!r} is no array in the file itself; the file is damaged",
             )
             assert isinstance(item, h5py.Dataset)
+            # A chunk is decompressed as a whole, so a large chunk of a small array counts too.
             size += item.dtype.itemsize * (math.prod(item.shape or ()) + math.prod(item.chunks or ()))
             require(
                 size <= MAX_BYTES,
@@ -189,6 +191,7 @@ def _require_whole(path: Path, name: str, network: xr.Dataset) -> None:
             and network[variable].dtype.kind in "iuf",
             f"results file {path}: {name} lacks numbers {variable} over {', '.join(dims)}; the file is damaged",
         )
+    # Zero and one more fill: `balanced_fill` takes the first fill that is not zero.
     require(
         {*COORDINATES, *LABELS, *NEURON_IDS} - ({"epoch"} if not history else set()) <= set(network.coords)
         and "zero" in network["fill"].values

@@ -419,6 +419,7 @@ def grid_results(studies: Mapping[str, xr.DataTree], config: Mapping[str, Any], 
     attrs: list[dict[str, Any]] = [
         {str(name): value for name, value in tree.attrs.items()} for tree in studies.values()
     ]
+    # `StudyConfig.conditions` names the combinations of the same product, in the same order.
     values = itertools.product(*config["vary"].values())
     conditions = {
         name: dict(zip(config["vary"], combination, strict=True))
@@ -442,6 +443,7 @@ def grid_results(studies: Mapping[str, xr.DataTree], config: Mapping[str, Any], 
         "dataset_sha256": json.dumps(checksums),
         "seconds": seconds,
     }
+    # The studies keep their attributes, so each child passes for the results of one study.
     return xr.DataTree(xr.Dataset(attrs=root), children=dict(studies))
 
 
@@ -468,7 +470,7 @@ def studies_of(results: xr.DataTree) -> dict[str, xr.DataTree]:
 
 
 def all_protocols(results: xr.DataTree) -> list[str]:
-    """Return the protocols of all conditions of a grid, or those of one study, each once."""
+    """Return the protocols of one study, or of all conditions of a grid, each once."""
     return list(dict.fromkeys(name for study in studies_of(results).values() for name in protocols_of(study)))
 
 

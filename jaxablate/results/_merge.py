@@ -54,8 +54,10 @@ def merge_results(results: Mapping[str, xr.DataTree]) -> xr.DataTree:
             condition: merge_results({name: tree.children[condition] for name, tree in results.items()})
             for condition in conditions
         }
+        # Each condition has passed the checks below, and all conditions of a run have the same seeds.
         merged = _merged_attrs(results, json.loads(next(iter(studies.values())).attrs["config"])["seeds"])
         grid = grid_results(studies, json.loads(merged["config"]), merged["seconds"])
+        # `grid_results` takes most attributes from the first condition; these must describe whole runs.
         grid.attrs.update({name: merged[name] for name in ("created", "versions", "merged_from")})
         return grid
     settings = {name: _settings(tree) for name, tree in results.items()}

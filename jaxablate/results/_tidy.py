@@ -144,6 +144,7 @@ def _leading_columns(nodes: Sequence[xr.DataTree], counts: Sequence[int]) -> dic
     protocols = [str(node.attrs["protocol"]) for node in nodes]
     # a node that was cut out of its tree has a name and no path
     paths = [[part for part in node.path.split("/") if part] or [str(node.name or "")] for node in nodes]
+    # A path is [condition /] [protocol /] network; without the protocol, the condition remains.
     above = [[part for part in path[:-1] if part != protocol] for path, protocol in zip(paths, protocols, strict=True)]
     columns: dict[str, Any] = {}
     if any(above):
@@ -180,6 +181,7 @@ def _add_curves(columns: dict[str, Any], networks: Sequence[_Rows]) -> None:
     is_missing = _column(networks, (_at_step(rows.network, "ablated") for rows in networks)) == NO_NEURON
     for name in ABLATED:
         ids = _column(networks, (_at_step(rows.network, name) for rows in networks))
+        # Each column owns its mask: a change of one column must not reach the next.
         columns[name] = pd.arrays.IntegerArray(ids, is_missing.copy())
     for name in ("correct", "accuracy"):
         columns[name] = _numbers(networks, name)
@@ -201,6 +203,7 @@ def _add_neurons(columns: dict[str, Any], networks: Sequence[_Rows]) -> None:
     columns["max_class_drop"] = _column(networks, (_max_class_drop(rows.network) for rows in networks))
     for score in dict.fromkeys(name for rows in networks for name in np.ravel(rows.network["score"]).tolist()):
         name = score
+        # A user's score may have any name, for example `layer` or even `score_layer`.
         while name in columns:
             name = f"score_{name}"
         columns[name] = _column(networks, (_score(rows.network, score) for rows in networks))

@@ -98,6 +98,7 @@ def linear_redundancy(
     num_steps, total = sizes // neurons_per_step, len(models) * len(sizes)
     accuracy = np.full((*shape, num_steps.max() + 2), np.nan)  # one step more than any layer has
     r_squares, ranks = np.empty((len(models), network.num_neurons)), np.empty(shape[:2], int)
+    # One key for each layer: all networks get the same random orders.
     keys = jax.random.split(jax.random.key(seed), len(sizes))
     # One pass for each network and layer: scores and fills from the validation split, curves on the test split. The
     # readouts are fitted on the training split, which no score has seen.
@@ -126,6 +127,7 @@ def linear_redundancy(
     report("layers", total, total, "")
     # The first step at which the accuracy is below the share. NaN, after the last step of a layer, counts as below.
     first_below = (~(accuracy >= share * accuracy[:, :1, :1, :1, :1])).argmax(axis=-1)
+    # 0 means that even all neurons fall short.
     needed = np.where(first_below > 0, sizes[:, None, None] - (first_below - 1) * neurons_per_step, np.nan)
     return compensation_results(
         accuracy[..., :-1],

@@ -39,6 +39,7 @@ TRAINING = (
     *("dropout", "batch_norm", "label_noise"),
 )
 """Settings on which trained networks depend, in addition to the data."""
+# Seeds are the sample within each condition, and the folder of the data changes no result.
 NOT_VARIED = ("seeds", "data_dir", "vary")
 MAX_CONDITIONS = 1000
 
@@ -125,6 +126,8 @@ class StudyConfig:
                 isinstance(value, Iterable) and not isinstance(value, str),
                 f"{name}: expected a sequence, got {value!r}",
             )
+        # 0 and 0.0 are equal in Python, but not in the JSON texts that identify runs and saved networks. So every
+        # number becomes a float. Python counts True as a number too.
         for name in NUMBERS:
             value = getattr(self, name)
             require(
@@ -237,6 +240,7 @@ class StudyConfig:
         """
         if not self.vary:
             return {"": self}
+        # The combinations are counted before they are built: they could fill the memory.
         number = math.prod(map(len, self.vary.values()))
         require(
             number <= MAX_CONDITIONS, f"vary: {number} conditions are more than {MAX_CONDITIONS}; give fewer values"
@@ -289,10 +293,12 @@ def setting_text(value: Any) -> str:
     A path is named by its last part without suffix. The characters /, \\ and : become "-", for names of folders.
     """
     if isinstance(value, tuple):
+        # As on the command line: x joins the widths of one network, + the entries of every other sequence.
         separator = "x" if value and isinstance(value[0], int) else "+"
         return separator.join(map(setting_text, value)) or "none"
     if isinstance(value, str | Path):
         return re.sub(r'[/\\:*?"<>|]', "-", Path(value).stem if "/" in str(value) or "\\" in str(value) else str(value))
+    # Two numbers that agree in six digits get one name here; `conditions` refuses them.
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -328,6 +334,7 @@ def _plain(value: Any) -> Any:
     """Return tuples for sequences, Python numbers for NumPy's, and texts for paths."""
     if isinstance(value, np.generic):
         return value.item()
+    # Lists from JSON or TOML and tuples from Python must be equal settings.
     if isinstance(value, Iterable) and not isinstance(value, str):
         return tuple(map(_plain, value))
     return str(value) if isinstance(value, Path) else value

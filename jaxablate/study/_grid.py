@@ -73,6 +73,7 @@ def run_conditions(
     unused = [name for name in config.vary if name in fixed]
     require(not unused, f"vary: {', '.join(unused)} changes neither your own networks nor your own data; leave it out")
     firsts: dict[str, str] = {}  # the first condition with each combination of settings of data and training
+    # An owner follows from the config alone, so a repeated command looks for networks in the same folders.
     owners = {
         name: firsts.setdefault(repr([getattr(condition, setting) for setting in (*DATA, *TRAINING)]), name)
         for name, condition in conditions.items()
@@ -91,6 +92,7 @@ def run_conditions(
         for condition in reversed(by_dataset.values()) if data is None else ():
             shared = _load(condition)
         if run_dir is not None:
+            # Without name and path of the data: each condition compares the checksums of its data in its own folder.
             identity = json.loads(json.dumps({**dataclasses.asdict(config), "dataset": None, "data_dir": None}))
             broadcast_text(lambda: open_run(run_dir, identity, force=force))
         if network_dir is None:
@@ -149,6 +151,7 @@ def _train_side_by_side(
     Raises:
         InputError: if training diverges; the message names the condition.
     """
+    # As numbers: None stands for a number that follows from the size of the data, and checkpoints need the order.
     epochs = {
         name: condition.epochs or default_epochs(len(data.train), condition.batch_size)
         for name, condition in conditions.items()
@@ -157,6 +160,7 @@ def _train_side_by_side(
     for name in sorted(conditions, key=epochs.__getitem__, reverse=True):
         settings = [getattr(conditions[name], setting) for setting in TRAINING if setting != "epochs"]
         trainings.setdefault(repr(settings), []).append(name)
+    # If a killed run leaves a folder without its checkpoints, the condition's own study trains them.
     tasks = [
         (longest, hidden, {epochs[name]: folder for name in shorter if (folder := folders[name])})
         for longest, *shorter in trainings.values()
@@ -172,6 +176,7 @@ def _train_side_by_side(
             stop.check()
             with lock:
                 fractions[task] = done / total
+                # The tolerance absorbs rounding: a sum just below a whole number counts as that number.
                 trained = int(num_seeds * sum(fractions) + 1e-6)
                 report("train", trained, num_seeds * len(tasks), f"{name}: {note}")
 
