@@ -351,7 +351,9 @@ def test_a_grid_from_the_command_line(config, grid, small_data, tmp_path):
     with without_pdf():
         again = call("reproduce", *options)
     assert again.exit_code == 0
-    assert "quantizer=mean" in again.stdout
+    printed = "".join(line.split("│")[1] for line in again.stdout.splitlines() if "│" in line).replace(" ", "")
+    for name in results.children:
+        assert name.replace(" ", "") in printed
     assert f"Comparisons: {out / 'comparisons_paper.csv'}" in again.stdout
     assert (out / "report.html").read_bytes() != page  # which says how long it took
     runs = [out / "conditions" / f"l2={l2}, quantizer=mean" for l2 in ("0", "0.1")]

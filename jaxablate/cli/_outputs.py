@@ -131,32 +131,30 @@ def _print_grid(results: "xr.DataTree", out: Path, *, dataset: str, seconds: flo
 
 
 def _print_comparisons(data: "xr.Dataset", title: str) -> None:
-    """Print the accuracies and comparisons of every condition under one protocol."""
+    """Print the accuracies and comparisons of every condition under one protocol, a table for each network."""
     from rich.markup import escape
     from rich.table import Column, Table
 
-    from jaxablate.charts import comparison_name
+    from jaxablate.charts import comparison_name, short_name
 
-    # more columns would not fit a terminal
+    # the comparisons with random orders would not fit a terminal
     names = [str(name) for name in data["comparison"].values if not str(name).endswith(" - random")]
-    table = Table(
-        "condition",
-        "network",
-        Column("accuracy", justify="right"),
-        *(Column(comparison_name(name), justify="right") for name in names),
-        title="Test accuracy in %, and differences of areas under the curves in accuracy points (whole network)"
-        + title,
-        title_justify="left",
-    )
-    for condition in data["condition"].values:
-        for network in data["network"].values:
+    heads = [short_name(name.partition("_low - ")[0]) if "_low - " in name else comparison_name(name) for name in names]
+    for network in data["network"].values:
+        table = Table(
+            Column("condition", overflow="fold"),  # names of conditions are never cut
+            *(Column(head, justify="right", no_wrap=True) for head in ("accuracy", *heads)),
+            title=f"{escape(str(network))} network{title}: test accuracy in %, and differences of areas under the curves "
+            "of the whole network in points (scores: low values first minus high values first)",
+            title_justify="left",
+        )
+        for condition in data["condition"].values:
             cell = data.sel(condition=condition, network=network)
-            # If `networks` varies, a condition lacks the networks of all other conditions.
             if int(cell["num_networks"].fillna(0)) > 0:
                 values = [float(cell["difference"].sel(comparison=name)) for name in names]
                 differences = (f"{value:+.1f}" if value == value else "" for value in values)  # NaN: lacks the score
-                table.add_row(escape(str(condition)), str(network), f"{float(cell['accuracy']):.2f}", *differences)
-    console.print(table)
+                table.add_row(escape(str(condition)), f"{float(cell['accuracy']):.2f}", *differences)
+        console.print(table)
 
 
 def print_outputs(
