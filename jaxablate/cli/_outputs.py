@@ -144,8 +144,8 @@ def _print_comparisons(data: "xr.Dataset", title: str) -> None:
         table = Table(
             Column("condition", overflow="fold"),  # names of conditions are never cut
             *(Column(head, justify="right", no_wrap=True) for head in ("accuracy", *heads)),
-            title=f"{escape(str(network))} network{title}: test accuracy in %, and differences of areas under the curves "
-            "of the whole network in points (scores: low values first minus high values first)",
+            title=f"{escape(str(network))} network{title}: test accuracy in %, and differences of areas under the "
+            "curves of the whole network in points (scores: low values first minus high values first)",
             title_justify="left",
         )
         for condition in data["condition"].values:
