@@ -7,11 +7,13 @@ units are predicted.
 In formulas, K are the kept units, G the ablated ones, and lambda is the ridge times the mean of the diagonal of C.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
+from threadpoolctl import ThreadpoolController
 
 from jaxablate._checks import InputError, require, require_finite
 from jaxablate.fills import LinearFill
@@ -37,6 +39,16 @@ class Basis(NamedTuple):
 
     columns: np.ndarray
     residuals: np.ndarray
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """Return the control of the threads of NumPy's and SciPy's BLAS.
+
+    Beside an ablation they are limited to one. The others would keep their cores busy for some milliseconds after each
+    call, when the ablation needs them, and the systems of a layer are small enough for one.
+    """
+    return ThreadpoolController()
 
 
 def check_ridge(ridge: object) -> None:
@@ -78,7 +90,8 @@ def check_linear_fill(fill: LinearFill, sites: Mapping[str, int], leading: tuple
         tolerance = 1e-9 * np.abs(covariance).max(axis=(-2, -1), keepdims=True, initial=0)
         is_covariance = np.allclose(covariance, covariance.mT, rtol=1e-6, atol=tolerance)
         try:
-            np.linalg.cholesky(regularize(covariance, fill.ridge))
+            with _blas().limit(limits=1, user_api="blas"):
+                np.linalg.cholesky(regularize(covariance, fill.ridge))
         except np.linalg.LinAlgError:
             is_covariance = False
         require(is_covariance, f"fill of site {site!r}: expected a covariance, symmetric, no negative eigenvalues")
@@ -135,10 +148,11 @@ def order_basis(covariance: np.ndarray, ridge: float, gone: np.ndarray) -> Basis
         The basis, float64 and in the site's order of units.
     """
     order = np.concatenate([np.setdiff1d(np.arange(len(covariance)), gone), gone[::-1]])
-    lower = np.linalg.cholesky(regularize(covariance, ridge)[np.ix_(order, order)])
-    # Cholesky returns L sqrt(D). Each column is divided by its diagonal entry, which leaves L.
-    lower /= np.diag(lower)
-    inverse = scipy.linalg.solve_triangular(lower, np.eye(len(order)), lower=True)
+    with _blas().limit(limits=1, user_api="blas"):
+        lower = scipy.linalg.cholesky(regularize(covariance, ridge)[np.ix_(order, order)], lower=True)
+        # Cholesky returns L sqrt(D). Each column is divided by its diagonal entry, which leaves L.
+        lower /= np.diag(lower)
+        inverse = scipy.linalg.solve_triangular(lower, np.eye(len(order)), lower=True)
     places = np.argsort(order)  # the place of each unit in `order`
     return Basis(lower[np.ix_(places, places)], inverse[np.ix_(places, places)])
 
