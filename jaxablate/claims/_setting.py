@@ -8,9 +8,8 @@ import json
 
 import xarray as xr
 
-from jaxablate._checks import require
 from jaxablate.datasets import EMBEDDED
-from jaxablate.results import conditions_of
+from jaxablate.results._labels import require_one_study
 
 EPOCHS = {"mnist": 10, EMBEDDED: 143}
 """The paper's numbers of epochs, by dataset: on the embedded images for as many optimizer steps."""
@@ -46,7 +45,7 @@ def departures_from_paper(results: xr.DataTree) -> list[str]:
         >>> ja.claims.departures_from_paper(results)
         ['networks: 12 + 10, 10 + 8 + 9', 'epochs: 8']
     """
-    require(not conditions_of(results), "results: they hold several conditions; pass the results of one")
+    require_one_study(results)
     config = json.loads(results.attrs["config"])
     nodes = [node for node in results.subtree if "hidden" in node.attrs]
     hidden = {node.attrs["hidden"]: json.loads(node.attrs["hidden"]) for node in nodes}

@@ -83,7 +83,7 @@ def _write_grid(results: "xr.DataTree", out: Path) -> None:
     from jaxablate.figures import save_conditions
     from jaxablate.report import write_report
     from jaxablate.results import compare_conditions, save_results, save_table
-    from jaxablate.results._labels import studies_of
+    from jaxablate.results._labels import all_protocols, studies_of
     from jaxablate.study._grid import CONDITIONS
 
     _remove_summaries(out)
@@ -91,9 +91,8 @@ def _write_grid(results: "xr.DataTree", out: Path) -> None:
     # Commands that take the results of one study take the file of a condition.
     for name, study in studies_of(results).items():
         save_results(study, out / CONDITIONS / name / "results.nc")
-    protocols, _ = _protocols_and_seeds(results)
     # Conditions can have different protocols; a table has the conditions that ran its protocol.
-    for protocol in protocols:
+    for protocol in all_protocols(results):
         save_table(compare_conditions(results, protocol), out / f"comparisons_{protocol}.csv")
     save_conditions(results, out / "figures")
     write_report(results, out / "report.html")
@@ -103,8 +102,9 @@ def _print_grid(results: "xr.DataTree", out: Path, *, dataset: str, seconds: flo
     """Print the accuracies and comparisons of every condition and the places of the files; return the values."""
     from jaxablate.protocols import shown_protocols
     from jaxablate.results import compare_conditions
+    from jaxablate.results._labels import all_protocols
 
-    protocols, _ = _protocols_and_seeds(results)
+    protocols = all_protocols(results)
     compared = {protocol: compare_conditions(results, protocol) for protocol in protocols}
     for protocol in shown_protocols(protocols):
         _print_comparisons(compared[protocol], f", protocol {protocol}" if len(protocols) > 1 else "")
@@ -211,6 +211,6 @@ def print_outputs(
 
 def _protocols_and_seeds(results: "xr.DataTree") -> tuple[list[str], int]:
     """Return the protocols of the results and the largest number of seeds of a network."""
-    from jaxablate.results._labels import all_protocols
+    from jaxablate.results import protocols_of
 
-    return all_protocols(results), max(node.sizes.get("seed", 0) for node in results.subtree)
+    return protocols_of(results), max(node.sizes.get("seed", 0) for node in results.subtree)

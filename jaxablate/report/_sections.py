@@ -74,6 +74,7 @@ def _device(results: xr.DataTree) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Return a duration as text: `4.2 s`, `5 min` or `1 h 20 min`."""
     if seconds < 120:
         return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
     hours, minutes = divmod(round(seconds / 60), 60)

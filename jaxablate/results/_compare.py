@@ -15,6 +15,7 @@ from jaxablate.histograms import constant_codes
 from jaxablate.orders import DIRECTIONS
 from jaxablate.protocols import PAPER
 from jaxablate.results._labels import NETWORK_SCOPE, RANDOM, all_protocols, protocols_of, select_protocol, studies_of
+from jaxablate.results._summaries import auc as network_auc
 from jaxablate.results._summaries import balanced_fill
 from jaxablate.statistics import (
     auc,
@@ -309,9 +310,8 @@ def compare_conditions(results: xr.DataTree, protocol: str = PAPER.name) -> xr.D
 def _compare_orders(network: xr.Dataset) -> xr.Dataset:
     """Return the comparisons of one network in one condition, as in `compare_conditions`."""
     balanced = balanced_fill(network)
-    # The start is left out: nothing is ablated there, so all orders agree.
-    areas = 100 * network["accuracy"].sel(scope=NETWORK_SCOPE).isel(step=slice(1, None)).mean("step")
-    areas = _average_random(network, areas).transpose("seed", "fill", "ordering")
+    areas = _average_random(network, network_auc(network).sel(scope=NETWORK_SCOPE))
+    areas = areas.transpose("seed", "fill", "ordering")
     rankings = dict.fromkeys(str(ranking) for ranking in network["ranking"].values if ranking != RANDOM)
     low, high = ([f"{ranking}_{direction}" for ranking in rankings] for direction in DIRECTIONS)
     directions = list(zip(low, high, strict=True))

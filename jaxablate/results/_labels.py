@@ -469,6 +469,15 @@ def studies_of(results: xr.DataTree) -> dict[str, xr.DataTree]:
     return {name: results.children[name] for name in conditions_of(results)} or {"": results}
 
 
+def require_one_study(results: xr.DataTree) -> None:
+    """Raise `InputError` for the results of a grid, which hold several studies."""
+    require(
+        not conditions_of(results),
+        f"results: they hold {len(results.children)} conditions; pass the results of one, such as "
+        f"results[{next(iter(results.children), '')!r}]",
+    )
+
+
 def all_protocols(results: xr.DataTree) -> list[str]:
     """Return the protocols of one study, or of all conditions of a grid, each once."""
     return list(dict.fromkeys(name for study in studies_of(results).values() for name in protocols_of(study)))
@@ -510,11 +519,7 @@ def protocols_of(results: xr.DataTree) -> list[str]:
         >>> ja.results.protocols_of(results)
         ['paper', 'published']
     """
-    require(
-        not conditions_of(results),
-        f"results: they hold {len(results.children)} conditions; pass the results of one, such as "
-        f"results[{next(iter(results.children), '')!r}]",
-    )
+    require_one_study(results)
     # a node with children is a protocol; a node without is a network of the paper's protocol
     protocols = [name for name, node in results.children.items() if node.children]
     return [PAPER.name] * (len(protocols) < len(results.children)) + protocols

@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from jaxablate._checks import require, require_known
-from jaxablate.results._labels import NO_NEURON, NOT_EVALUATED
+from jaxablate.results._labels import NO_NEURON, NOT_EVALUATED, conditions_of
 
 TABLES = ("curves", "neurons")
 MAX_ROWS = 20_000_000
@@ -140,7 +140,7 @@ def _texts(networks: Sequence[_Rows], name: str) -> pd.Categorical:
 
 def _leading_columns(nodes: Sequence[xr.DataTree], counts: Sequence[int]) -> dict[str, Any]:
     """Return the columns that follow from a network's path in the tree: condition, settings, protocol, network."""
-    conditions = json.loads(nodes[0].root.attrs.get("conditions", "{}"))
+    conditions = conditions_of(nodes[0].root)
     protocols = [str(node.attrs["protocol"]) for node in nodes]
     # a node that was cut out of its tree has a name and no path
     paths = [[part for part in node.path.split("/") if part] or [str(node.name or "")] for node in nodes]
