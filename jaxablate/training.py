@@ -298,14 +298,16 @@ def train_many(
             states_of = [jax.tree.map(lambda leaf, i=i: to_device(leaf[i]), states) for i in range(len(seeds[group]))]
             return [(nnx.merge(graphdef, state), History(*records[:, i].T)) for i, state in enumerate(states_of)]
 
+        def report_trained(networks: list[tuple[MLP, History]]) -> None:
+            if on_trained is not None:
+                for seed, (model, history) in zip(seeds[group], networks, strict=True):
+                    on_trained(seed, model, history)
+
         def on_checkpoint(states: nnx.State, records: list[np.ndarray]) -> None:
             # Order and dropout of an epoch depend on its number and not on the total. So the first n epochs are the
             # training of n epochs.
-            if on_trained is not None and len(records) in checkpoints:
-                for seed, (model, history) in zip(
-                    seeds[group], results(to_host(states), np.stack(records)), strict=True
-                ):
-                    on_trained(seed, model, history)
+            if len(records) in checkpoints:
+                report_trained(results(to_host(states), np.stack(records)))
 
         trained, records = _train_together(
             graphdef,
@@ -326,9 +328,7 @@ def train_many(
             i = int(diverged.argmax())
             raise DivergedError(seeds[group][i], len(records), *results(trained, records[:-1])[i])
         networks = results(trained, records)
-        if on_trained is not None:
-            for seed, (model, history) in zip(seeds[group], networks, strict=True):
-                on_trained(seed, model, history)
+        report_trained(networks)
         return networks
 
     return list(itertools.chain.from_iterable(run_all(train_group, groups, threads=num_cores())))

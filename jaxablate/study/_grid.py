@@ -20,13 +20,12 @@ import xarray as xr
 
 from jaxablate._checks import InputError, require
 from jaxablate._rundir import lock_folders, open_run
-from jaxablate.datasets import Dataset, load_dataset
+from jaxablate.datasets import Dataset
 from jaxablate.devices import Stop, broadcast_text, num_cores, run_all
 from jaxablate.models import AnyModel
 from jaxablate.results import grid_results
 from jaxablate.study._config import TRAINING, StudyConfig
-from jaxablate.study._networks import OnProgress, trained_networks
-from jaxablate.training import default_epochs
+from jaxablate.study._networks import OnProgress, load_data, num_epochs, trained_networks
 
 CONDITIONS = "conditions"
 """Folder of the conditions in the folder of a run."""
@@ -90,7 +89,7 @@ def run_conditions(
             by_dataset.setdefault(condition.dataset, condition)
         shared = data
         for condition in reversed(by_dataset.values()) if data is None else ():
-            shared = _load(condition)
+            shared = load_data(condition)
         if run_dir is not None:
             # Without name and path of the data: each condition compares the checksums of its data in its own folder.
             identity = json.loads(json.dumps({**dataclasses.asdict(config), "dataset": None, "data_dir": None}))
@@ -100,7 +99,7 @@ def run_conditions(
             network_dir = Path(stack.enter_context(tempfile.TemporaryDirectory())) if temporary else run_dir
         for i, names in enumerate(groups.values()):
             if data is None and i > 0:
-                shared = _load(conditions[names[0]])
+                shared = load_data(conditions[names[0]])
             assert shared is not None
             folders = {
                 name: None if network_dir is None else network_dir / CONDITIONS / owners[name] / "networks"
@@ -129,11 +128,6 @@ def run_conditions(
     )
 
 
-def _load(condition: StudyConfig) -> Dataset:
-    """Load the dataset of a condition."""
-    return load_dataset(condition.dataset, seed=condition.split_seed, data_dir=condition.data_dir)
-
-
 def _train_side_by_side(
     conditions: Mapping[str, StudyConfig], data: Dataset, folders: Mapping[str, Path | None], report: OnProgress
 ) -> None:
@@ -151,11 +145,8 @@ def _train_side_by_side(
     Raises:
         InputError: if training diverges; the message names the condition.
     """
-    # As numbers: None stands for a number that follows from the size of the data, and checkpoints need the order.
-    epochs = {
-        name: condition.epochs or default_epochs(len(data.train), condition.batch_size)
-        for name, condition in conditions.items()
-    }
+    # as numbers, since checkpoints need their order
+    epochs = {name: num_epochs(condition, data) for name, condition in conditions.items()}
     trainings: dict[str, list[str]] = {}  # conditions that differ only in the number of epochs, the longest first
     for name in sorted(conditions, key=epochs.__getitem__, reverse=True):
         settings = [getattr(conditions[name], setting) for setting in TRAINING if setting != "epochs"]
@@ -167,7 +158,7 @@ def _train_side_by_side(
         for hidden in conditions[longest].networks
     ]
     fractions, lock = [0.0] * len(tasks), threading.Lock()
-    num_seeds = len(next(iter(conditions.values())).seeds) if conditions else 0
+    num_seeds = len(next(iter(conditions.values())).seeds)
 
     def train(task: int, stop: Stop) -> None:
         name, hidden, checkpoints = tasks[task]

@@ -13,11 +13,11 @@ import jax
 from jax.sharding import Mesh
 
 from jaxablate._checks import InputError, require
-from jaxablate.datasets import Dataset
+from jaxablate.datasets import Dataset, load_dataset
 from jaxablate.devices import Arrays, broadcast_from_primary
 from jaxablate.models import MLP, load_model, save_model
 from jaxablate.models._mlp import pop_tensors, to_tensors
-from jaxablate.study._config import StudyConfig, network_name
+from jaxablate.study._config import TRAINING, StudyConfig, network_name
 from jaxablate.training import DivergedError, History, default_epochs, train_many
 
 TrainedNetwork = tuple[MLP, History]
@@ -29,6 +29,16 @@ OnProgress = Callable[[str, int, int, str], None]
 
 def no_progress(what: str, done: int, total: int, note: str) -> None:
     """Report nothing; the default of `on_progress`."""
+
+
+def load_data(config: StudyConfig) -> Dataset:
+    """Load the dataset of a config."""
+    return load_dataset(config.dataset, seed=config.split_seed, data_dir=config.data_dir)
+
+
+def num_epochs(config: StudyConfig, data: Dataset) -> int:
+    """Return the number of epochs of a config; if it is None, it follows from the size of the data."""
+    return default_epochs(len(data.train), config.batch_size) if config.epochs is None else config.epochs
 
 
 def trained_networks(
@@ -59,17 +69,12 @@ def trained_networks(
         InputError: if training diverges; the network from before that epoch is saved in the folder.
     """
     name = network_name(hidden)
-    settings = {
-        "activation": config.activation,
-        "epochs": default_epochs(len(data.train), config.batch_size) if config.epochs is None else config.epochs,
-        "batch_size": config.batch_size,
-        "learning_rate": config.learning_rate,
-        "l2": config.l2,
-    }
+    settings = {field: getattr(config, field) for field in TRAINING if field not in ("networks", "seeds")}
+    settings["epochs"] = num_epochs(config, data)
     # Files of earlier versions lack these settings. So a setting is recorded only if it differs from the default.
     for field in ("dropout", "batch_norm", "label_noise"):
-        if getattr(config, field) != getattr(StudyConfig, field):  # a dataclass keeps its defaults as attributes
-            settings[field] = getattr(config, field)
+        if settings[field] == getattr(StudyConfig, field):  # a dataclass keeps its defaults as attributes
+            del settings[field]
     # The file of a network records its settings, seed and data. It is reused only if they are equal, so that a changed
     # setting never meets old weights. Versions are not compared here: `open_run` compares them for the whole run.
     identity = {**settings, "hidden": hidden, "split_seed": config.split_seed, "data": data.source.sha256}

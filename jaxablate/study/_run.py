@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxablate._checks import require, require_name
 from jaxablate._rundir import CheckpointStore, digest, format_differences, lock_folders, open_run
 from jaxablate._typing import Images
-from jaxablate.datasets import AUTO, Dataset, load_dataset
+from jaxablate.datasets import AUTO, Dataset
 from jaxablate.datasets._types import check_dataset
 from jaxablate.devices import Stop, allgather_text, broadcast_text, make_mesh, mesh_for, num_cores, run_all
 from jaxablate.models import AnyModel
@@ -29,7 +29,7 @@ from jaxablate.results import study_results
 from jaxablate.study._ablate import ablate_networks, state_digest
 from jaxablate.study._config import StudyConfig, network_name
 from jaxablate.study._grid import run_conditions
-from jaxablate.study._networks import OnProgress, no_progress, trained_networks
+from jaxablate.study._networks import OnProgress, load_data, no_progress, trained_networks
 from jaxablate.training import History
 
 Networks = Sequence[tuple[AnyModel, History | None]]
@@ -129,7 +129,7 @@ def run_condition(
     with lock_folders(run_dir, network_dir, report):
         report("data", 0, 1, str(config.dataset if data is None else data.source.name))
         if data is None:
-            data = load_dataset(config.dataset, seed=config.split_seed, data_dir=config.data_dir)
+            data = load_data(config)
         report("data", 1, 1, f"{data.source.name}: {data.source.origin}")
         if mesh is None and jax.process_count() > 1:
             mesh = jax.device_count()
