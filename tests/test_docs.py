@@ -20,7 +20,7 @@ from typer.main import get_command
 
 import jaxablate as ja
 from jaxablate.cli import app
-from jaxablate.study import _run
+from jaxablate.study import _networks
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -58,7 +58,7 @@ def less_work(monkeypatch, mnist5k, tmp_path):
     train, config, load = ja.train, ja.StudyConfig, ja.load_dataset
     known = {"mnist5k": mnist5k}
     monkeypatch.chdir(tmp_path)
-    for module in (ja, _run):
+    for module in (ja, _networks):
         monkeypatch.setattr(module, "load_dataset", lambda name, **kw: known.get(name) or load(name, **kw))
     monkeypatch.setattr(ja, "train", lambda *args, **kw: train(*args, **{**kw, "epochs": 1}))
     monkeypatch.setattr(ja, "StudyConfig", lambda **kw: config(**{**kw, "epochs": 1, "num_random_orders": 2}))
