@@ -79,7 +79,7 @@ def run_case(examples: int, hidden: list[int]) -> dict:
 
     def curves(images, labels):
         return ja.cumulative_ablation(
-            model, orders, images, labels, fill, steps=STEPS, neurons_per_step=each, memory_limit=MEMORY_LIMIT
+            model, orders, images, labels, fill, steps=np.arange(1, STEPS + 1) * each, memory_limit=MEMORY_LIMIT
         )
 
     correct = ja.streams.combine(batches(cut, examples), curves)

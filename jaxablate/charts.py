@@ -31,7 +31,8 @@ from jaxablate.layer_analysis import damage_correlations, layer_shares, mean_and
 from jaxablate.metrics import METRICS
 from jaxablate.orders import DIRECTIONS
 from jaxablate.protocols import PUBLISHED
-from jaxablate.results import NETWORK_SCOPE, RANDOM, balanced_fill, curve
+from jaxablate.results import NETWORK_SCOPE, RANDOM, balanced_fill, curve, keep_only
+from jaxablate.results._labels import neuron_numbers
 from jaxablate.results._summaries import INTERVAL, ordering_places
 from jaxablate.statistics import auc, estimate
 
@@ -50,10 +51,12 @@ __all__ = [
     "ViolinChart",
     "balancing_chart",
     "claim_table",
+    "class_chart",
     "compare_published",
     "correlation_chart",
     "deciding_effect",
     "figure_chart",
+    "keep_chart",
     "layers_of",
     "names_of",
     "order_chart",
@@ -83,6 +86,7 @@ SCORE_LOOKS = {"mutual_information": (1, "dashed"), "kl_selectivity": (2, "dashd
 FREE_COLORS = (4, 5, 6)
 LAYER_COLORS = (6, 5, 3, 4, 1, 2)
 DASHES = ("", "dashed", "dotted", "dashdot", "sparse")
+MAX_CLASSES = 6  # of a chart, as many as there are colours
 Look = tuple[str, int, str]  # the first three fields of a line: name, colour, dash
 Labels = tuple[str, str, str, str]  # the first four fields of a chart: title, subtitle, labels of x and y
 
@@ -389,6 +393,44 @@ def order_chart(
     return _curve_chart(name, network, scope, subtitle, lines, "orders")
 
 
+def keep_chart(name: str, network: xr.Dataset, scope: str) -> LineChart:
+    """Return the chart of keeping only the highest values of each score, or neurons in random order.
+
+    Ablated neurons are bias balanced.
+
+    Raises:
+        InputError: for curves that end before the last neuron of a scope.
+    """
+    chart = order_chart(name, keep_only(network), scope, directions=("high",))
+    return replace(chart, subtitle="only high values kept, the others bias balanced")
+
+
+def class_chart(name: str, network: xr.Dataset, scope: str) -> LineChart:
+    """Return the chart of the accuracy within the six classes that lose most, with high values of a score first.
+
+    The score is mutual information, or the first one. Neurons are bias balanced.
+    """
+    scores = names_of(network, "score")
+    score = "mutual_information" if "mutual_information" in scores else scores[0]
+    chosen = {"scope": scope, "fill": balanced_fill(network), "ordering": f"{score}_high"}
+    line = _curve_line(network, scope, (score, "high"), chosen["fill"], ("all classes", 0, ""))
+    curves = (
+        network["class_accuracy"].sel(chosen).isel(step=slice(0, len(line.values))).transpose("seed", "class", "step")
+    )
+    mean, low, high = mean_and_interval(curves.astype(np.float64))
+    losses = (mean.isel(step=0) - mean.mean("step")).values  # NaN, for a class without test examples, comes last
+    classes = np.sort(np.argsort(-losses, kind="stable")[: min(MAX_CLASSES, int(np.isfinite(losses).sum()))])
+    lines = [line]
+    for i, label in enumerate(classes):
+        parts = [part.isel({"class": label}) for part in (mean, low, high)]
+        lines.append(
+            _mean_line(network, (f"class {mean['class'].values[label]}", i + 1, DASHES[i % len(DASHES)]), parts)
+        )
+    of = f"the {MAX_CLASSES} of {len(losses)} classes that lose most" if len(losses) > MAX_CLASSES else "each class"
+    subtitle = f"{of}; {short_name(score)} high first, bias balanced"
+    return _curve_chart(name, network, scope, subtitle, lines, "")
+
+
 def share_charts(name: str, network: xr.Dataset) -> list[LineChart]:
     """Return a chart for each score: shares of the layers in a whole-network order, low values first."""
     # mean, low and high by ordering, rank and layer: the share of a layer among the first neurons of an order
@@ -553,6 +595,10 @@ def compare_published(
         places = ordering_places(network, ranking, spec.direction)
         # the mean over several random orders of each network would vary less than one published curve
         accuracy = accuracy.isel(ordering=places[0]).dropna("step").transpose("seed", "step")
+        require(
+            bool((neuron_numbers(accuracy) == accuracy["step"]).all()),
+            "results: published curves ablate one neuron at each step; run the study with steps=80",
+        )
         num_steps = accuracy.sizes["step"] - 1
         require(
             1 <= len(values) <= num_steps,
@@ -622,10 +668,13 @@ def _curve_line(
 def _curve_chart(
     name: str, network: xr.Dataset, scope: str, subtitle: str, lines: Sequence[Line], kind: str
 ) -> LineChart:
-    labels = (f"{name} network, {place_name(scope)}", subtitle, "Ablated neurons", "Test accuracy")
+    is_kept = "num_kept" in network.coords  # from `keep_only`; the paper has no such curves
+    x_label = "Kept neurons" if is_kept else "Ablated neurons"
+    labels = (f"{name} network, {place_name(scope)}", subtitle, x_label, "Test accuracy")
     first = int(network.attrs["first_step"])
-    steps = network["step"].values[first : first + len(lines[0].values)]
-    return _line_chart(network, labels, _paper(kind=kind, network=name, scope=scope), steps, lines)
+    steps = neuron_numbers(network).sel(scope=scope).values[first : first + len(lines[0].values)]
+    paper = "" if is_kept else _paper(kind=kind, network=name, scope=scope)
+    return _line_chart(network, labels, paper, steps, lines)
 
 
 def _line_chart(

@@ -46,23 +46,24 @@ SCOPES = {"layer 1": (0, 10), "layer 2": (10, 18), "layer 3": (18, 27), "network
 ENGINES = ("vmap", "incremental")
 
 
-@pairwise(scope=SCOPES, balanced=(False, True), neurons_per_step=(1, 3), engine=ENGINES)
-def test_curves_equal_numpy(small_model, examples, fill, scope, balanced, neurons_per_step, engine):
+# the number of ablated neurons at each step, for n neurons: one after another, three at a time, uneven steps
+STEPS = {"one": lambda n: n, "three": lambda n: range(3, n + 1, 3), "uneven": lambda n: (1, 2, 5, n - 2, n)}
+
+
+@pairwise(scope=SCOPES, balanced=(False, True), steps=STEPS, engine=ENGINES)
+def test_curves_equal_numpy(small_model, examples, fill, scope, balanced, steps, engine):
     start, stop = SCOPES[scope]
     value = fill if balanced else None
     orders = np.asarray(ja.random_orders(stop - start, 3, key=jax.random.key(2))) + start
-    steps = (stop - start) // neurons_per_step
-    counts = np.asarray(
-        ja.cumulative_ablation(
-            small_model, orders, *examples, value, steps=steps, neurons_per_step=neurons_per_step, engine=engine
-        )
-    )
-    assert counts.shape == (3, steps + 1)
-    masks = ja.orders.masks_of_orders(orders, 27, steps * neurons_per_step).reshape(3, -1, 27)[:, ::neurons_per_step]
+    steps = STEPS[steps](stop - start)
+    counts = np.asarray(ja.cumulative_ablation(small_model, orders, *examples, value, steps=steps, engine=engine))
+    numbers = [0, *(range(1, steps + 1) if isinstance(steps, int) else steps)]
+    assert counts.shape == (3, len(numbers))
+    masks = ja.orders.masks_of_orders(orders, 27, numbers[-1]).reshape(3, -1, 27)[:, numbers]
     assert_counts(counts.ravel(), small_model, masks.reshape(-1, 27), *examples, value)
     intact = int((logits64(small_model, examples[0]).argmax(axis=1) == examples[1]).sum())
     assert (counts[:, 0] == intact).all()
-    if steps * neurons_per_step == 27:
+    if numbers[-1] == 27:
         assert len(set(counts[:, -1].tolist())) == 1, "with nothing left every order ends at the same prediction"
     else:
         assert len(set(counts.ravel().tolist())) > 3
@@ -128,7 +129,7 @@ def test_equal_orders_are_followed_once(small_model, examples, monkeypatch):
     )
     orders = np.array([[5, 1, 2, 3], [0, 1, 2, 3], [5, 1, 2, 4], [5, 2, 1, 3]])
     counts = ja.cumulative_ablation(small_model, orders, *examples, steps=3, engine="incremental")
-    assert seen[0].tolist() == [[0, 1, 2], [5, 1, 2], [5, 2, 1]]
+    assert seen[0][..., 0].tolist() == [[0, 1, 2], [5, 1, 2], [5, 2, 1]]
     assert_counts(counts.ravel(), small_model, ja.orders.masks_of_orders(orders, 27, 3), *examples)
 
 
@@ -431,16 +432,19 @@ def test_bad_input(small_model, examples):
         everything = np.array([[False] * 10 + [True] * 17, [True] * 27])
         ja.evaluate_masks(small_model, everything, broken, labels)
     order = np.arange(27)[None]
-    with raises_input_error("steps: 80 steps of 1 are more than the 27 neurons of an order; choose at most 27 steps"):
+    with raises_input_error("steps: 80 neurons to ablate are more than the 27 of an order; choose at most 27"):
         ja.cumulative_ablation(small_model, order, images, labels)
     with raises_input_error("steps: expected at least 1, got 0"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=0)
-    with raises_input_error("steps: 10 steps of 3 are more than the 27 neurons of an order; choose at most 9 steps"):
-        ja.cumulative_ablation(small_model, order, images, labels, steps=10, neurons_per_step=3)
+    with raises_input_error("steps: 30 neurons to ablate are more than the 27 of an order; choose at most 27"):
+        ja.cumulative_ablation(small_model, order, images, labels, steps=range(3, 31, 3))
+    for steps in ((2, 2), (3, 1), ()):
+        with raises_input_error("steps: expected a number, or numbers of ablated neurons in increasing order, got"):
+            ja.cumulative_ablation(small_model, order, images, labels, steps=steps)
     with raises_input_error("steps: expected an integer, got 2.0"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=2.0)
-    with raises_input_error("neurons_per_step: expected an integer, got '2'"):
-        ja.cumulative_ablation(small_model, order, images, labels, steps=1, neurons_per_step="2")
+    with raises_input_error("steps: expected an integer, got '2'"):
+        ja.cumulative_ablation(small_model, order, images, labels, steps=("2",))
     with raises_input_error("memory_limit: expected an integer, got 1000000.0"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, memory_limit=1e6)
     with raises_input_error(r"orders: shape \(1, 0\) holds no neuron; give at least one"):
@@ -449,8 +453,8 @@ def test_bad_input(small_model, examples):
         ja.cumulative_ablation([small_model, 3], order, images, labels, steps=1)
     with raises_input_error("model: expected a network or several, got NoneType"):
         ja.cumulative_ablation(None, order, images, labels, steps=1)
-    with raises_input_error("neurons_per_step: expected at least 1, got 0"):
-        ja.cumulative_ablation(small_model, order, images, labels, steps=1, neurons_per_step=0)
+    with raises_input_error("steps: expected at least 1, got 0"):
+        ja.cumulative_ablation(small_model, order, images, labels, steps=(0, 1))
     with raises_input_error("engine: unknown 'magic'; choose one of auto, vmap, incremental"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, engine="magic")
     with raises_input_error("memory_limit: 10 bytes are less than the [0-9]+ that one example takes"):

@@ -92,7 +92,7 @@ def test_settings_need_to_go_together_in_the_conditions_only():
         ({"vary": {"l2": (True,)}}, "condition l2=True: l2: expected a number"),
         ({"vary": {"dataset": ("a/Data", "b/data")}}, "two conditions are named 'dataset=data'"),
         ({"vary": {"l2": (0,)}, "steps": 500}, "condition l2=0: steps: 500 is out of range"),
-        ({"steps": True}, "steps: expected a number or 'all', got True"),
+        ({"steps": True}, "steps: expected a number, 'all' or a percentage such as '0.5%', got True"),
         ({"l2": "much"}, "l2: expected a number, got 'much'"),
         ({"l2": float("nan")}, "l2: expected a number, got nan"),
         ({"batch_size": True}, "batch_size: expected an integer, got True"),

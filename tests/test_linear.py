@@ -127,7 +127,7 @@ def test_every_step_equals_a_float64_regression(mnist5k, examples, fit_images, e
         assert_counts(curve, lambda keep: logits64(model, fill, keep, examples[0]), masks_along(order, 27), examples[1])
 
 
-def test_several_neurons_per_step_and_networks(mnist5k, model, examples, fit_images, fill):
+def test_steps_of_several_neurons_and_networks(mnist5k, model, examples, fit_images, fill):
     second = ja.train(mnist5k, (10, 8, 9), seed=1, epochs=2)[0]
     fills = [fill, ja.compute_fill(second, "linear", fit_images)]
     both = LinearFill(
@@ -136,12 +136,11 @@ def test_several_neurons_per_step_and_networks(mnist5k, model, examples, fit_ima
         fill.ridge,
     )
     orders = np.stack([[np.random.default_rng(10 * n + i).permutation(27) for i in range(2)] for n in range(2)])
-    counts = ja.cumulative_ablation(
-        [model, second], orders, *examples, both, steps=9, neurons_per_step=3, engine="incremental"
-    )
+    steps = (3, 4, 9, 10, 27)
+    counts = ja.cumulative_ablation([model, second], orders, *examples, both, steps=steps, engine="incremental")
     for m, f, of_network, curves in zip((model, second), fills, orders, counts, strict=True):
         for order, curve in zip(of_network, curves, strict=True):
-            masks = masks_along(order, 27, 3)
+            masks = masks_along(order, 27)[[0, *steps]]
             assert_counts(curve, lambda keep, m=m, f=f: logits64(m, f, keep, examples[0]), masks, examples[1])
     masks = np.random.default_rng(0).random((2, 5, 27)) < 0.5
     for m, f, keep, of_network in zip(

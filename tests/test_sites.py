@@ -138,8 +138,8 @@ def test_both_engines_agree(kind, examples):
         ja.AffineFill(np.full(num_neurons, 0.5, np.float32), np.linspace(-0.2, 0.3, num_neurons).astype(np.float32)),
     ]
     orders = np.asarray(ja.random_orders(num_neurons, 3, key=jax.random.key(1)))
-    for fill, per_step in zip(fills, (1, 2, 3), strict=True):
-        options = {"steps": num_neurons // per_step, "neurons_per_step": per_step, "outcomes": ("correct", "loss")}
+    for fill, steps in zip(fills, (num_neurons, range(2, num_neurons, 2), (1, 4, 5, num_neurons - 1)), strict=True):
+        options = {"steps": steps, "outcomes": ("correct", "loss")}
         first, second = (
             ja.cumulative_ablation(model, orders, *examples, fill, engine=engine, **options)
             for engine in ("vmap", "incremental")

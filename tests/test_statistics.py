@@ -380,7 +380,7 @@ def test_normalized_areas_share_the_accuracy_of_the_balanced_scope():
             }
         )
     assert_comparison(comparison, *normalized, stats.ttest_rel)
-    with raises_input_error(r"by: normalized_auc needs .* \[4, 3, 7\] steps, got \[3, 3, 3\]; run the study with"):
+    with raises_input_error(r"by: normalized_auc needs .* \[4, 3, 7\], got \[3, 3, 3\]; run the study with"):
         ja.compare(run({"net": first}), run({"net": network(2, steps=[3] * 3)}), by="normalized_auc")
 
 

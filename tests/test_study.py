@@ -490,10 +490,10 @@ def test_complete_curves_are_saved_drawn_and_printed(complete, tmp_path, capsys)
 
 
 def test_steps_that_are_no_number(small_config):
-    for steps in ("each", 2.5, None):
-        with raises_input_error(f"steps: expected a number or 'all', got {steps!r}"):
+    for steps in ("each", 2.5, None, "0%", "101%", "-5%", "5 %", "1e1%", True):
+        with raises_input_error(f"steps: expected a number, 'all' or a percentage such as '0.5%', got {steps!r}"):
             dataclasses.replace(small_config, steps=steps)
-    assert dataclasses.replace(small_config, networks=((2, 90),), steps="all").num_steps(92) == 92
+    assert len(dataclasses.replace(small_config, networks=((2, 90),), steps="all").ablated_numbers(92)) == 93
 
 
 @pytest.fixture

@@ -86,8 +86,7 @@ def ablate(model: nnx.Module, split: ja.datasets.Split, orders: np.ndarray, fill
         split.images,
         split.labels,
         fill,
-        steps=STEPS,
-        neurons_per_step=HIDDEN // STEPS,
+        steps=range(HIDDEN // STEPS, HIDDEN + 1, HIDDEN // STEPS),
         outcomes=("correct", "divergence"),
     )
     return {

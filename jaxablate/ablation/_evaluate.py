@@ -5,6 +5,7 @@ Output: for each mask or step, the exact number of correct predictions, or other
 Memory: activations within `memory_limit`, and one bool for each mask and neuron.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool
 
 from jaxablate._checks import require, require_count, require_known
-from jaxablate._typing import AnyArray, Images, Orders, Targets
+from jaxablate._typing import AnyArray, Images, Orders, Steps, Targets
 from jaxablate.ablation import _incremental, _vmap
 from jaxablate.ablation._arguments import format_result, make_problem, require_leading, site_range
 from jaxablate.ablation._execute import AblationProblem
@@ -110,8 +111,7 @@ def cumulative_ablation(
     *,
     site: str | None = None,
     outcomes: Outcomes = CORRECT,
-    steps: int = 80,
-    neurons_per_step: int = 1,
+    steps: int | Sequence[int] | Steps = 80,
     engine: str = "auto",
     memory_limit: int | None = None,
     mesh: Mesh | None = None,
@@ -125,20 +125,20 @@ def cumulative_ablation(
             in network order, or within `site`.
         images, labels, fill, outcomes, memory_limit, mesh: as in `evaluate_masks`.
         site: name of a site within which the ids count; None if they count over the whole network.
-        steps: number of steps.
-        neurons_per_step: number of neurons that each step ablates; steps * neurons_per_step is at most the number of
-            ranks.
+        steps: number of steps, each of which ablates one neuron; or the total of ablated neurons at each step, in
+            increasing order. For wide layers, range(10, 1001, 10) ablates ten neurons in each of 100 steps.
         engine: "vmap" evaluates every step in full, "incremental" updates the step before. "auto" chooses "incremental"
             on a CPU if linear maps read the ablated sites, and "vmap" otherwise. Both evaluate any model and give the
             same counts.
 
     Returns:
-        int32 [order, steps + 1]: at step k the first k * neurons_per_step neurons of the order are ablated, at step 0
-        none. Other outcomes as in `evaluate_masks`, with [order, steps + 1] in place of [mask].
+        int32 [order, steps + 1]: at step k the first k neurons of the order are ablated, or the first steps[k - 1] if
+        `steps` is a sequence; at step 0 none. Other outcomes as in `evaluate_masks`, with [order, steps + 1] in place
+        of [mask].
 
     Raises:
-        InputError: for more steps than ranks, a repeated or unknown neuron, an unknown engine, or as in
-            `evaluate_masks`.
+        InputError: for more ablated neurons than ranks, steps that do not increase, a repeated or unknown neuron, an
+            unknown engine, or as in `evaluate_masks`.
 
     Source: paper, section 4.
 
@@ -149,36 +149,66 @@ def cumulative_ablation(
         (1, 4)
     """
     require_known("engine", engine, ENGINES)
-    steps, neurons_per_step = require_count("steps", steps), require_count("neurons_per_step", neurons_per_step)
+    numbers = _ablated_numbers(steps)
     problem, leading = make_problem(model, images, labels, fill, outcomes, memory_limit, mesh)
     network = problem.network
     first, last = site_range(network, site)
-    orders, num_ranks = np.asarray(orders), steps * neurons_per_step
+    orders, num_ranks = np.asarray(orders), int(numbers[-1])
     require_leading("orders", orders, leading, (None, None), "order, rank")
     require(orders.size > 0, f"orders: shape {orders.shape} holds no neuron; give at least one")
     require(
         num_ranks <= orders.shape[-1],
-        f"steps: {steps} steps of {neurons_per_step} are more than the {orders.shape[-1]} neurons of an order; choose "
-        f"at most {orders.shape[-1] // neurons_per_step} steps",
+        f"steps: {num_ranks} neurons to ablate are more than the {orders.shape[-1]} of an order; choose at most "
+        f"{orders.shape[-1]}",
     )
     num_networks, num_orders = len(problem.states), orders.shape[-2]
     flat = orders.reshape(-1, orders.shape[-1])
     flat = check_orders(flat, last - first, num_ranks, site=site, first_id=first)[:, :num_ranks] + first
     orders, num_distinct, positions = _unique_orders(flat.reshape(num_networks, num_orders, num_ranks))
     if _choose_engine(engine, problem, orders) == "incremental":
-        sums = _incremental.measure_steps(problem, orders, num_distinct, neurons_per_step=neurons_per_step)
+        sums = _incremental.measure_steps(problem, _split_steps(orders, numbers, network.num_neurons), num_distinct)
     else:
         orders = orders[:, : num_distinct.max()]
-        # Every neuron of an order gives a mask; a step of several neurons takes every `neurons_per_step`-th one.
+        # Every rank of an order gives a mask, of which the steps take theirs.
         keep = np.asarray(masks_of_orders(orders.reshape(-1, num_ranks), network.num_neurons, num_ranks))
-        keep = keep.reshape(*orders.shape[:2], num_ranks + 1, -1)[:, :, ::neurons_per_step]
+        keep = keep.reshape(*orders.shape[:2], num_ranks + 1, -1)[:, :, np.append(0, numbers)]
         sums = _vmap.measure_masks(problem, keep.reshape(num_networks, -1, network.num_neurons))
-        shape = (num_networks, orders.shape[1], steps + 1)
+        shape = (num_networks, orders.shape[1], len(numbers) + 1)
         sums = {name: values.reshape(*shape, *values.shape[2:]) for name, values in sums.items()}
     # Back from distinct orders to the given ones: repeated orders share a curve.
     index = np.arange(num_networks)[:, None], positions
     sums = {name: values[index].reshape(*leading, num_orders, *values.shape[2:]) for name, values in sums.items()}
     return format_result(sums, problem, outcomes, ("network", "order", "step")[-len(leading) - 2 :])
+
+
+def _ablated_numbers(steps: int | Sequence[int] | Steps) -> np.ndarray:
+    """Return the number of ablated neurons at each step but the first, int [step].
+
+    Raises:
+        InputError: unless `steps` is a number of at least 1, or such numbers in increasing order.
+    """
+    if np.ndim(steps) == 0:
+        return np.arange(1, require_count("steps", steps) + 1)
+    numbers = [require_count("steps", number) for number in np.asarray(steps).tolist()]  # pyright: ignore[reportAttributeAccessIssue]
+    require(
+        len(numbers) > 0 and all(a < b for a, b in itertools.pairwise(numbers)),
+        f"steps: expected a number, or numbers of ablated neurons in increasing order, got {steps!r}",
+    )
+    return np.array(numbers)
+
+
+def _split_steps(orders: np.ndarray, numbers: np.ndarray, padding: int) -> np.ndarray:
+    """Return orders [network, order, rank] as the neurons of each step [network, order, step, neuron].
+
+    Args:
+        orders: network-wide ids.
+        numbers: number of ablated neurons after each step, the last one equal to the number of ranks.
+        padding: the id that fills steps of fewer neurons than the largest.
+    """
+    starts = np.append(0, numbers[:-1])
+    ranks = starts[:, None] + np.arange((numbers - starts).max())
+    padded = np.append(orders, np.full((*orders.shape[:2], 1), padding, orders.dtype), axis=-1)
+    return padded[..., np.where(ranks < numbers[:, None], ranks, orders.shape[-1])]
 
 
 def _choose_engine(engine: str, problem: AblationProblem, orders: np.ndarray) -> str:

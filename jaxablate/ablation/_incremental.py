@@ -150,7 +150,7 @@ class _Plan(NamedTuple):
 
 def ablated_sites(network: ModelSpec, orders: np.ndarray) -> tuple[int, ...]:
     """Return the indices of the sites whose neurons are in the orders."""
-    return tuple(np.unique(network.site_of(orders)).tolist())
+    return tuple(np.unique(network.site_of(orders[orders < network.num_neurons])).tolist())
 
 
 def preferred_chunk(network: ModelSpec, sites: tuple[int, ...]) -> int:
@@ -230,17 +230,15 @@ def measure_steps(
     problem: AblationProblem,
     orders: np.ndarray,
     num_distinct: np.ndarray,
-    *,
-    neurons_per_step: int,
     keep: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Follow orders and sum the problem's outcomes at every step.
 
     Args:
         problem: the networks.
-        orders: network-wide ids [network, order, step * neurons_per_step].
+        orders: network-wide ids [network, order, step, neuron]. Steps of fewer neurons are padded with an id beyond the
+            last neuron.
         num_distinct: number of orders to follow [network]; the remaining ones are padding.
-        neurons_per_step: number of neurons that each step ablates.
         keep: bool [neuron], True = kept at the start; None keeps all neurons and measures the start as well.
 
     Returns:
@@ -250,7 +248,6 @@ def measure_steps(
     sites = ablated_sites(network, orders)
     # One example takes the results and changes of each level, and the activations before and after the levels.
     per_example = (2 * len(sites) + 4) * peak_activation_bytes(network, sites)
-    steps = orders.reshape(*orders.shape[:2], -1, neurons_per_step)
     removed = () if keep is None else ablated_sites(network, np.flatnonzero(~keep))
     static = network, sites, removed, keep is None, problem.outcomes, problem.precision, problem.has_moderate_fill
     start = np.ones(network.num_neurons, bool) if keep is None else keep
@@ -265,8 +262,9 @@ def measure_steps(
     for first in range(0, orders.shape[1], at_a_time):
         part = slice(first, first + at_a_time)
         number = np.clip(num_distinct - first, 0, at_a_time).astype(np.int32)
-        bases = _bases(problem, {*sites, *removed}, orders[:, part], number, keep)
-        replicated = steps[:, part], number, start, problem.states, problem.fill, problem.scale, bases
+        ranks = orders[:, part].reshape(len(orders), len(range(orders.shape[1])[part]), -1)
+        bases = _bases(problem, {*sites, *removed}, ranks, number, keep)
+        replicated = orders[:, part], number, start, problem.states, problem.fill, problem.scale, bases
         parts.append(runner.run(_engine, static, replicated))
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 
@@ -321,8 +319,10 @@ def _engine(static, replicated, shard: Shard):
     network, sites, removed, with_start, outcomes, precision, has_moderate_fill = static
     orders, num_distinct, keep, states, fill, scale, bases = replicated
     num_steps = orders.shape[2] + with_start
-    # the level at which each neuron is ablated
+    # The level at which each neuron is ablated. The padding of a step, with an id beyond the last neuron, gets a number
+    # larger than any level.
     level_of_neuron = np.repeat(np.searchsorted(sites, np.arange(len(network.sites))), network.sizes)
+    level_of_neuron = np.append(level_of_neuron, len(sites))
 
     def measure_network(arguments):
         state, orders, number, fill, scale, bases = arguments
@@ -570,7 +570,7 @@ class _Curve(NamedTuple):
             neurons = order[progress.step - 1]  # step 0 is the start
             keep = progress.keep.at[neurons].set(progress.keep[neurons] & ~is_entered)
             is_member = (neurons >= first) & (neurons < last) & is_entered
-            # A neuron of another level gets unit 0 as a placeholder; its change is set to 0 below.
+            # A neuron of another level, or padding, gets unit 0 as a placeholder; its change is set to 0 below.
             units = jnp.where(is_member, neurons - first, 0)
             weights = self.without(progress.weights, neurons, is_entered) if self.bases else []
             progress = progress._replace(keep=keep, weights=weights)

@@ -217,7 +217,6 @@ def _measure_sets(problem: AblationProblem, sets: np.ndarray, keep: np.ndarray |
         else:
             # The engine compiles for the padded number of sets and evaluates only those that exist.
             padded = np.resize(site_sets, (max(len(site_sets), network.sizes[site]), site_sets.shape[1]))
-            number, num_members = np.array([len(site_sets)]), sets.shape[1]
-            sums = _incremental.measure_steps(problem, padded[None], number, neurons_per_step=num_members, keep=keep)
+            sums = _incremental.measure_steps(problem, padded[None, :, None], np.array([len(site_sets)]), keep)
             parts.append({name: values[0, : len(site_sets), 0] for name, values in sums.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -57,12 +57,12 @@ Debug = Annotated[bool, typer.Option("--debug", help="Traceback in addition to t
 
 
 def parse_steps(text: str | int | None) -> int | str | None:
-    """Return the value of `--steps`: a number of at least 1, or "all"."""
+    """Return the value of `--steps`: a number of at least 1, or a text, which `StudyConfig` checks."""
     # Typer passes the default value through here as well, hence the integer and None.
-    if text is None or text == "all":
+    if text is None or text == "all" or "%" in str(text):
         return text
     if not str(text).isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"expected a number of at least 1, or all, got {text}")
+        raise typer.BadParameter(f"expected a number of at least 1, all, or a percentage, got {text}")
     return int(text)
 
 

@@ -128,13 +128,14 @@ def ablate(
     activation: Activation = None,
     quantizer: QuantizerInShort = "activation",
     extra_fills: ExtraFills = None,
-    # Any: Typer takes no union of types, and `parse_steps` returns a number or "all"
+    # Any: Typer takes no union of types, and `parse_steps` returns a number or a text
     steps: Annotated[
         Any,
         typer.Option(
             parser=parse_steps,
-            metavar="N|all",
-            help="Number of neurons to ablate; all: of each layer; default: 80 or the smallest layer.",
+            metavar="N|all|P%",
+            help="Number of neurons to ablate; all: of each layer; 0.5%: all, 0.5% in each step; default: 80 or the "
+            "smallest layer.",
         ),
     ] = None,
     normalization: Annotated[

@@ -55,9 +55,9 @@ def reproduce(
     random_subsets: Annotated[
         int | None, option(metavar="N", help="Random curves of protocol published; default: 2.")
     ] = None,
-    # Any: Typer takes no union of types, and `parse_steps` returns a number or "all"
+    # Any: Typer takes no union of types, and `parse_steps` returns a number or a text
     steps: Annotated[
-        Any, option(parser=parse_steps, metavar="N|all", help="Neurons to ablate, or all of a layer; default: 80.")
+        Any, option(parser=parse_steps, metavar="N|all|P%", help="Neurons to ablate, or all of a layer; default: 80.")
     ] = None,
     extra_fills: ExtraFills = None,
     activation: Annotated[

@@ -17,7 +17,9 @@ from jaxablate.charts import (
     LineChart,
     ViolinChart,
     balancing_chart,
+    class_chart,
     correlation_chart,
+    keep_chart,
     layers_of,
     names_of,
     order_chart,
@@ -94,6 +96,8 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
     """Return the questions of a study under one protocol with their answers; training is shown only for the first."""
     tree = select_protocol(results, protocol)
     networks = [(name, node.to_dataset()) for name, node in tree.children.items()]
+    # "all", or a percentage: the curves end with the last neuron
+    is_complete = isinstance(json.loads(results.attrs["config"]).get("steps"), str)
     sections = [
         Section(
             "Did the networks learn?",
@@ -135,6 +139,26 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
                 [order_chart(name, network, NETWORK_SCOPE) for name, network in networks],
                 # one layer always has the whole share
                 *(share_charts(name, network) for name, network in networks if len(layers_of(network)) > 1),
+            ],
+        ),
+        Section(
+            "How few neurons suffice?",
+            "The curves of low values first, read from their end: only the k neurons with the highest scores are kept. "
+            "The sooner a line reaches the intact accuracy, the fewer neurons the network needs. A line above random "
+            "means that the score finds them.",
+            [
+                [keep_chart(name, network, scope) for scope in names_of(network, "scope")]
+                for name, network in networks
+                if is_complete
+            ],
+        ),
+        Section(
+            "Does ablation hit all classes alike?",
+            "Accuracy within a class. Classes whose lines fall apart depend on different neurons.",
+            [
+                [class_chart(name, network, scope) for scope in names_of(network, "scope")]
+                for name, network in networks
+                if "class_accuracy" in network
             ],
         ),
         Section(

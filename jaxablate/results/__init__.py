@@ -29,6 +29,7 @@ from jaxablate.results._summaries import (
     auc,
     balanced_fill,
     curve,
+    keep_only,
     summarize,
 )
 from jaxablate.results._tidy import tidy
@@ -49,6 +50,7 @@ __all__ = [
     "conditions_of",
     "curve",
     "grid_results",
+    "keep_only",
     "load_results",
     "merge_results",
     "network_results",

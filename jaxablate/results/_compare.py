@@ -6,6 +6,7 @@ Output: differences with intervals and p-values, as an `xarray.DataTree` or an `
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -14,9 +15,17 @@ from jaxablate._checks import InputError, require, require_known
 from jaxablate.histograms import constant_codes
 from jaxablate.orders import DIRECTIONS
 from jaxablate.protocols import PAPER
-from jaxablate.results._labels import NETWORK_SCOPE, RANDOM, all_protocols, protocols_of, select_protocol, studies_of
+from jaxablate.results._labels import (
+    NETWORK_SCOPE,
+    RANDOM,
+    all_protocols,
+    neuron_numbers,
+    protocols_of,
+    select_protocol,
+    studies_of,
+)
 from jaxablate.results._summaries import auc as network_auc
-from jaxablate.results._summaries import balanced_fill
+from jaxablate.results._summaries import balanced_fill, last_steps
 from jaxablate.statistics import (
     auc,
     estimate,
@@ -65,7 +74,8 @@ def compare(first: xr.DataTree, second: xr.DataTree, *, by: str | Measure = "auc
 
     Raises:
         InputError: for arguments that are not results, have no network in common or nothing in common to compare; for
-            an unknown `by`; or for curves that end before the last neuron if `by` is "normalized_auc".
+            different `steps` of which one is a percentage; for an unknown `by`; or for curves that end before the last
+            neuron if `by` is "normalized_auc".
 
     Example:
         >>> comparison = ja.compare(results["2-layer-12-10"], results["3-layer-10-8-9"])
@@ -76,7 +86,18 @@ def compare(first: xr.DataTree, second: xr.DataTree, *, by: str | Measure = "auc
         2
     """
     points = _points(by)
-    runs = [_provenance(name, tree) for name, tree in (("first", first), ("second", second))]
+    sources = [_attrs_of_run(name, tree) for name, tree in (("first", first), ("second", second))]
+    configs = [json.loads(attrs["config"]) for attrs in sources]
+    # what two runs must share, in addition to the seeds, for their networks to be paired
+    runs = [
+        {"data": json.loads(attrs["dataset_sha256"]), "split seeds": config.get("split_seed")}
+        for attrs, config in zip(sources, configs, strict=True)
+    ]
+    steps = [config.get("steps") for config in configs]
+    require(
+        steps[0] == steps[1] or not any("%" in str(setting) for setting in steps),
+        f"second: its steps are {steps[1]!r} and those of the first {steps[0]!r}; run both studies with the same steps",
+    )
     # Paths are relative to the arguments: two nodes of different names both have the path "." and are compared.
     networks, networks2 = (
         {node.relative_to(tree): node.to_dataset() for node in tree.subtree if "accuracy" in node.data_vars}
@@ -115,8 +136,8 @@ def _points(by: object) -> float:
     return points
 
 
-def _provenance(argument: str, tree: xr.DataTree) -> dict[str, object]:
-    """Return what two runs must share, in addition to the seeds, for their networks to be paired.
+def _attrs_of_run(argument: str, tree: xr.DataTree) -> dict[str, Any]:
+    """Return the attributes of the run that a tree belongs to.
 
     Raises:
         InputError: unless the tree belongs to the results of a study.
@@ -129,7 +150,7 @@ def _provenance(argument: str, tree: xr.DataTree) -> dict[str, object]:
         f"{argument}: expected results of a study or a node of them, such as results['3-layer'], got "
         f"{type(tree).__name__} without checksums and settings",
     )
-    return {"data": json.loads(attrs["dataset_sha256"]), "split seeds": json.loads(attrs["config"]).get("split_seed")}
+    return attrs
 
 
 def _compare(
@@ -211,9 +232,11 @@ def _values(network: xr.Dataset, by: str | Measure, points: float, shared: xr.Da
             values = values.copy(data=auc(curves.values)).assign_attrs(units="%")
         else:
             steps = first_step_below(curves.values, points)
-            # The finite entries are the start and K steps, so their count is K + 1.
-            after_last = np.isfinite(curves.values).sum(axis=-1)
-            values = values.copy(data=np.where(np.isfinite(steps), steps, after_last))
+            last = np.isfinite(curves.values).sum(axis=-1) - 1
+            # As numbers of ablated neurons: K + 1 after the K of the last step.
+            numbers = neuron_numbers(network).where(shared)
+            place = values.copy(data=np.where(np.isfinite(steps), steps, last).astype(int))
+            values = values.copy(data=numbers.isel(step=place).transpose(*place.dims).values + np.isinf(steps))
     return _average_random(network, values).transpose("seed", ...)
 
 
@@ -223,16 +246,9 @@ def _all_ablated(network: xr.Dataset, curves: xr.DataArray) -> np.ndarray:
     Raises:
         InputError: unless the curves continue to the last neuron of every scope.
     """
-    steps, layers = _steps(network).sum("step").values - 1, network["layer"].values
-    widths = [*(int((layers == layer).sum()) for layer in np.unique(layers)), len(layers)]
-    require(
-        steps.tolist() == widths,
-        f"by: normalized_auc needs curves to the last neuron of every scope, {widths} steps, got {steps.tolist()}; run "
-        "the study with steps='all'",
-    )
+    last, _ = last_steps(network, "by: normalized_auc")
     balanced = curves.sel(fill=[balanced_fill(network)])
     # a scope's last step ablates all its neurons, so that it does not depend on the ordering
-    last = xr.DataArray(steps, dims="scope")
     return balanced.isel(step=last).transpose(*curves.dims[:-1]).values
 
 

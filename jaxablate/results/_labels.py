@@ -38,7 +38,7 @@ NOT_EVALUATED = -1
 # name: (dimensions, long name, unit); the unit "1" marks counts and fractions. Results are one dataset for each network
 # and protocol. `neuron` is the id in the whole network, `neuron_in_site` the id within the site. `scope` is the ablated
 # site or "network"; `ordering` is a score with a direction or a random order. `rank` counts the neurons of an order
-# from 1; `step` counts ablated neurons from 0, the intact network.
+# from 1; `step` counts from 0, the intact network. `num_ablated` (scope, step) is the number of ablated neurons.
 VARIABLES = {
     "train_loss": (("seed", "epoch"), "training loss", "nat"),
     "train_accuracy": (("seed", "epoch"), "training accuracy", "1"),
@@ -65,11 +65,16 @@ VARIABLES = {
         "1",
     ),
     "accuracy": (("seed", "scope", "ordering", "fill", "step"), "test accuracy", "1"),
+    "class_accuracy": (
+        ("seed", "scope", "ordering", "fill", "step", "class"),
+        "test accuracy within a class (NaN: no test example, or after the last neuron)",
+        "1",
+    ),
 }
 HISTORY = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 """Variables of the training history; networks that were trained elsewhere lack them."""
-OPTIONAL = ("single_class_drop",)
-"""Variables that earlier results lack."""
+OPTIONAL = ("single_class_drop", "class_accuracy")
+"""Variables that earlier results lack, or a study without `by_class`."""
 COORDINATES = {
     "seed": "seed of initial weights, example order and random ablation orders",
     "epoch": "epoch",
@@ -80,7 +85,7 @@ COORDINATES = {
     "scope": "ablated layer, or the whole network",
     "ordering": "order of ablation",
     "fill": "value of an ablated neuron",
-    "step": "ablated neurons",
+    "step": "step of the ablation",
     "rank": "rank in the order of ablation",
 }
 
@@ -115,6 +120,7 @@ def network_results(
     orderings: Sequence[Ordering],
     fills: Sequence[str],
     num_test_examples: int,
+    ablated_numbers: Sequence[np.ndarray] | None = None,
 ) -> xr.Dataset:
     """Label the arrays of the networks of one architecture.
 
@@ -130,6 +136,8 @@ def network_results(
         orderings: orderings in the order of the array.
         fills: names of the fills in the order of the array.
         num_test_examples: number of test examples, the divisor of `correct`.
+        ablated_numbers: for each scope, the number of ablated neurons at each step [step]; None if every step of every
+            scope ablates one neuron.
 
     Returns:
         A dataset with long names and units; units "1" mark a count or a fraction. A neuron has the coordinates `neuron`
@@ -144,6 +152,9 @@ def network_results(
     for name, array in variables.items():
         # The arrays give the sizes of the dimensions. xarray raises if two arrays disagree about one.
         sizes.update(zip(VARIABLES[name][0], array.shape, strict=True))
+    numbers = np.tile(np.arange(sizes["step"]), (sizes["scope"], 1))
+    for i, of_scope in enumerate(ablated_numbers or ()):
+        numbers[i] = np.pad(of_scope, (0, sizes["step"] - len(of_scope)), constant_values=NOT_EVALUATED)
     coordinates = {
         "seed": np.asarray(seeds, np.int64),
         **({"epoch": np.arange(1, sizes["epoch"] + 1)} if "epoch" in sizes else {}),
@@ -166,6 +177,7 @@ def network_results(
             **{name: _labelled(name, values, COORDINATES[name]) for name, values in coordinates.items()},
             **_neuron_coordinates(sites),
             **_ablated_coordinates(variables["ablated"], sites),
+            "num_ablated": _labelled(("scope", "step"), numbers, "ablated neurons (-1: after the last step)"),
             "ranking": _labelled("ordering", [o.ranking for o in orderings], "score that ranks the neurons, or random"),
             "direction": _labelled(
                 "ordering",
@@ -182,6 +194,16 @@ def network_results(
             "num_test_examples": num_test_examples,
         },
     )
+
+
+def neuron_numbers(network: xr.Dataset | xr.DataArray) -> xr.DataArray:
+    """Return the number of ablated neurons at each step of each scope, with the dimensions (scope, step).
+
+    An argument of one scope gives (step). After the last step of a scope the number is -1. In curves from `keep_only`
+    it is the number of kept neurons.
+    """
+    # In earlier results every step ablates one neuron.
+    return network[next(name for name in ("num_kept", "num_ablated", "step") if name in network.coords)]
 
 
 def _labelled(dims: str | tuple[str, ...], values: Any, long_name: str, units: str | None = None) -> tuple:

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from jaxablate._checks import require, require_known
-from jaxablate.results._labels import RANDOM, protocols_of, select_protocol
+from jaxablate.results._labels import NO_NEURON, RANDOM, Ordering, neuron_numbers, protocols_of, select_protocol
 from jaxablate.statistics import estimate
 
 INTERVAL = "95% t-interval of the mean"  # the words for `Estimate.interval`
@@ -45,6 +45,75 @@ def auc(network: xr.Dataset) -> xr.DataArray:
         ('seed', 'scope', 'ordering', 'fill')
     """
     return 100 * network["accuracy"].isel(step=slice(1, None)).mean("step")
+
+
+def last_steps(network: xr.Dataset, what: str) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return the step that ablates the last neuron of each scope, and the number of neurons of each scope.
+
+    Args:
+        network: a node of the results.
+        what: what needs complete curves, for the message.
+
+    Raises:
+        InputError: unless the curves continue to the last neuron of every scope.
+    """
+    last = network["accuracy"].notnull().all(("seed", "ordering", "fill")).sum("step") - 1
+    layers = network["layer"].values
+    widths = [*(int((layers == layer).sum()) for layer in np.unique(layers)), len(layers)]
+    ends = neuron_numbers(network).isel(step=last).values.tolist()
+    require(
+        ends == widths,
+        f"{what} needs curves to the last neuron of every scope, {widths}, got {ends}; run the study with steps='all'",
+    )
+    return last, xr.DataArray(widths, dims="scope")
+
+
+def keep_only(network: xr.Dataset) -> xr.Dataset:
+    """Return the accuracy with only the first neurons of each order kept, from complete ablation curves.
+
+    To ablate all but the last k neurons of "entropy_low" is to keep the k neurons of the highest entropy. So its curve,
+    read from the end, is the curve of keeping neurons, and here its name is "entropy_high".
+
+    Args:
+        network: a node of the results of a study whose `steps` end with the last neuron ("all" or a percentage).
+
+    Returns:
+        `accuracy` (seed, scope, ordering, fill, step), with the coordinate `num_kept` (scope, step): the number of kept
+        neurons, 0 at step 0. After the last step of a scope they are NaN and -1. `curve` summarizes it.
+
+    Raises:
+        InputError: for curves that end before the last neuron of a scope.
+
+    Example:
+        >>> config = ja.StudyConfig(dataset="mnist5k", networks=((8,),), epochs=1, num_random_orders=2, steps="all")
+        >>> kept = ja.results.keep_only(ja.run_study(config)["1-layer-8"].to_dataset())
+        >>> ja.results.curve(kept, scope="layer1", ranking="entropy", direction="high", fill="mean").step.tolist()
+        [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    """
+    last, widths = last_steps(network, "network: keep_only")
+    accuracy = network["accuracy"].transpose("scope", ..., "step")
+    numbers = neuron_numbers(network).broadcast_like(accuracy.isel(seed=0, ordering=0, fill=0)).values
+    values, kept = np.full(accuracy.shape, np.nan), np.full(numbers.shape, NO_NEURON)
+    for scope, (end, width) in enumerate(zip(last.values + 1, widths.values, strict=True)):
+        values[scope, ..., :end] = accuracy.values[scope, ..., :end][..., ::-1]
+        kept[scope, :end] = width - numbers[scope, :end][::-1]
+    flipped = {"low": "high", "high": "low"}
+    is_random = network["ranking"].values == RANDOM
+    directions = [d if r else flipped[d] for d, r in zip(network["direction"].values.tolist(), is_random, strict=True)]
+    rankings = network["ranking"].values.tolist()
+    return (
+        accuracy.copy(data=values)
+        .transpose(*network["accuracy"].dims)
+        .to_dataset()
+        .drop_vars("num_ablated", errors="ignore")
+        .assign_attrs(network.attrs, first_step=0)
+        .assign_coords(
+            score=network["score"],
+            num_kept=(("scope", "step"), kept, {"long_name": "kept neurons (-1: after the last step)"}),
+            ordering=[Ordering(*names).label for names in zip(rankings, directions, strict=True)],
+            direction=("ordering", directions),
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -109,7 +178,7 @@ def curve(network: xr.Dataset, *, scope: str, ranking: str, direction: str, fill
     )
     # a scope with fewer neurons than steps ends with its last neuron
     accuracy = accuracy.dropna("step", how="all").transpose("seed", "ordering", "step")
-    return _summary(accuracy["step"].values, accuracy.values)
+    return _summary(neuron_numbers(accuracy).values, accuracy.values)
 
 
 def ordering_places(network: xr.Dataset, ranking: str, direction: str) -> np.ndarray:
@@ -176,7 +245,8 @@ def summarize(results: xr.DataTree, steps: Sequence[int] = (0, 40, 80)) -> list[
 
     Args:
         results: from `run_study` or `load_results`.
-        steps: numbers of ablated neurons; a number beyond the last step means the last step.
+        steps: numbers of ablated neurons; a number beyond the last step means the last step. If the results jump over a
+            number, since each step ablates several neurons, the rows have the number before it.
 
     Returns:
         One row for each protocol, network, scope, ordering and fill; the random orders share a row.
@@ -193,7 +263,7 @@ def summarize(results: xr.DataTree, steps: Sequence[int] = (0, 40, 80)) -> list[
     for protocol in protocols_of(results):
         for name, node in select_protocol(results, protocol).children.items():
             network = node.to_dataset()
-            last = int(network["step"][-1])
+            last = int(neuron_numbers(network).max())
             # A set, because several numbers beyond the last step become the same one.
             row_steps = sorted({min(step, last) for step in steps})
             orderings = dict.fromkeys(
@@ -203,7 +273,10 @@ def summarize(results: xr.DataTree, steps: Sequence[int] = (0, 40, 80)) -> list[
             for scope, (ranking, direction), fill in itertools.product(
                 map(str, network["scope"].values), orderings, map(str, network["fill"].values)
             ):
-                mean = curve(network, scope=scope, ranking=ranking, direction=direction, fill=fill).mean
-                accuracy = {step: float(mean[step]) for step in row_steps if step < len(mean)}
+                summary = curve(network, scope=scope, ranking=ranking, direction=direction, fill=fill)
+                # Steps of several neurons may jump over a number; the last step before it counts.
+                places = np.searchsorted(summary.step, row_steps, side="right") - 1
+                chosen = [i for i, step in zip(places, row_steps, strict=True) if step <= summary.step[-1]]
+                accuracy = {int(summary.step[i]): float(summary.mean[i]) for i in chosen}
                 rows.append(SummaryRow(protocol, name, scope, ranking, direction, fill, accuracy))
     return rows

@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from jaxablate._checks import require, require_known
-from jaxablate.results._labels import NO_NEURON, NOT_EVALUATED, conditions_of
+from jaxablate.results._labels import NO_NEURON, NOT_EVALUATED, conditions_of, neuron_numbers
 
 TABLES = ("curves", "neurons")
 MAX_ROWS = 20_000_000
@@ -45,7 +45,8 @@ def tidy(results: xr.DataTree, table: str = "curves") -> pd.DataFrame:
 
         - `scope`, `ranking`, `direction`, `fill`, `step` (number of ablated neurons),
         - `ablated`, `ablated_in_site`, `ablated_layer`: the neuron ablated at this step, by its id in the network and
-          in its site, and its layer from 1. Missing at step 0, and for orderings that draw a new subset at each step.
+          in its site, and its layer from 1. Missing at step 0, for steps of several neurons, and for orderings that
+          draw a new subset at each step.
         - `correct`: number of correct test predictions; `accuracy`: test accuracy, a fraction.
 
         "neurons" has one row for each neuron, and the columns
@@ -177,7 +178,7 @@ def _add_curves(columns: dict[str, Any], networks: Sequence[_Rows]) -> None:
     columns["seed"] = _numbers(networks, "seed")
     for name in ("scope", "ranking", "direction", "fill"):
         columns[name] = _texts(networks, name)
-    columns["step"] = _numbers(networks, "step")
+    columns["step"] = _column(networks, (neuron_numbers(rows.network) for rows in networks))
     is_missing = _column(networks, (_at_step(rows.network, "ablated") for rows in networks)) == NO_NEURON
     for name in ABLATED:
         ids = _column(networks, (_at_step(rows.network, name) for rows in networks))
@@ -191,7 +192,9 @@ def _at_step(network: xr.Dataset, name: str) -> xr.DataArray:
     """Return the neuron that each step ablates: the neuron at the rank with the step's number; none at step 0."""
     by_rank = network[name].reset_coords(drop=True).rename(rank="step")
     # xarray annotates `fill_value` for its default alone
-    return by_rank.reindex(step=network["step"].values, fill_value=NO_NEURON)  # pyright: ignore[reportArgumentType]
+    at_step = by_rank.reindex(step=network["step"].values, fill_value=NO_NEURON)  # pyright: ignore[reportArgumentType]
+    # As long as a step's number is the number of ablated neurons, each step has ablated one.
+    return at_step.where(neuron_numbers(network).reset_coords(drop=True) == network["step"], NO_NEURON)
 
 
 def _add_neurons(columns: dict[str, Any], networks: Sequence[_Rows]) -> None:

@@ -131,7 +131,7 @@ def ablate_networks(
     what = f"ablate {name}"
     total, done = len(networks) * (len(network.sites) + 1), itertools.count(1)
     report(what, 0, total, "")
-    per_seed, views = [], []
+    per_seed, views, scopes = [], [], _Scopes.from_network(network, name, config.seeds[0])
     for seed, (model, history), state in zip(config.seeds, networks, states, strict=True):
         scopes, unit = _Scopes.from_network(network, name, seed), f"{name}_seed{seed}"
 
@@ -168,6 +168,7 @@ def ablate_networks(
             orderings=config.orderings(view.protocol),
             fills=config.fill_names(view.protocol),
             num_test_examples=len(data.test),
+            ablated_numbers=[config.ablated_numbers(stop - start) for start, stop in scopes.places],
         )
         for i, view in enumerate(views)
     }
@@ -178,16 +179,19 @@ def _collect_arrays(
 ) -> Arrays:
     """Collect the results of one network under one protocol."""
     num_orderings = len(config.orderings(view.protocol))
-    # The last scope is the whole network, which has the most steps. Shorter scopes are padded at their end.
-    steps = [config.num_steps(orders.shape[1]) for orders in view.orders]
-    ablated = np.full((len(view.orders), num_orderings, steps[-1]), NO_NEURON, np.int32)
-    correct = np.full(
-        (len(view.orders), num_orderings, len(config.fill_names(view.protocol)), steps[-1] + 1), NOT_EVALUATED, np.int32
-    )
-    for scope, orders in enumerate(view.orders):
+    # The last scope is the whole network, which has the most neurons. Shorter scopes are padded at their end.
+    numbers = [config.ablated_numbers(orders.shape[1]) for orders in view.orders]
+    num_steps = max(map(len, numbers))
+    ablated = np.full((len(view.orders), num_orderings, numbers[-1][-1]), NO_NEURON, np.int32)
+    curve_shape = len(view.orders), num_orderings, len(config.fill_names(view.protocol)), num_steps
+    correct = np.full(curve_shape, NOT_EVALUATED, np.int32)
+    by_class = np.full((*curve_shape, view.counts.shape[1]), np.nan, np.float32) if config.by_class else None
+    for scope, (orders, of_scope) in enumerate(zip(view.orders, numbers, strict=True)):
         # Random curves with fresh subsets follow no order. Their rows, which come last, keep NO_NEURON.
-        ablated[scope, : len(orders), : steps[scope]] = orders[:, : steps[scope]]
-        correct[scope, :, :, : steps[scope] + 1] = curves[scope][view.protocol.name]
+        ablated[scope, : len(orders), : of_scope[-1]] = orders[:, : of_scope[-1]]
+        correct[scope, :, :, : len(of_scope)] = curves[scope][view.protocol.name]
+        if by_class is not None:
+            by_class[scope, :, :, : len(of_scope)] = curves[scope][f"{view.protocol.name} by class"]
     training = (
         {}
         if history is None
@@ -205,6 +209,7 @@ def _collect_arrays(
         "scores": view.scores,
         "ablated": ablated,
         "correct": correct,
+        **({} if by_class is None else {"class_accuracy": by_class}),
         "single_correct": singles[f"{view.protocol.name} correct"],
         "single_damage": singles[f"{view.protocol.name} damage"],
         "single_class_drop": singles[f"{view.protocol.name} class drop"],
@@ -310,7 +315,11 @@ def _curves(
     extra_fills: Callable[[], Sequence[AnyFill]],
     test: EvaluationData,
 ) -> Arrays:
-    """Return the correct predictions [ordering, fill, step] of each protocol; shared curves are evaluated once."""
+    """Return the correct predictions [ordering, fill, step] of each protocol; shared curves are evaluated once.
+
+    With `by_class` in the config, "PROTOCOL by class" is the accuracy within each class [ordering, fill, step, class],
+    NaN for a class without test examples.
+    """
     zero = np.zeros(scopes.num_neurons, np.float32)
     same_for_all = [[fill] * len(views) for fill in (zero, *extra_fills())]
     by_fill = [same_for_all[0], [view.fill for view in views], *same_for_all[1:]]
@@ -325,7 +334,8 @@ def _curves(
                 test.images,
                 test.labels,
                 fill,
-                steps=config.num_steps(orders[0].shape[1]),
+                outcomes=_curve_outcome(config),
+                steps=config.ablated_numbers(orders[0].shape[1])[1:],
                 mesh=test.mesh,
             )
             parts = np.split(np.asarray(counts), np.cumsum([len(part) for part in orders])[:-1])
@@ -337,7 +347,24 @@ def _curves(
                         subsets[key] = _subset_curves(config, views[i], scopes, scope, model, fill, test)
                     part = np.concatenate([part, subsets[key]])
                 curves[i].append(part)
-    return {view.protocol.name: np.stack(parts, axis=1) for view, parts in zip(views, curves, strict=True)}
+    arrays = {view.protocol.name: np.stack(parts, axis=1) for view, parts in zip(views, curves, strict=True)}
+    if not config.by_class:
+        return arrays
+    totals = _class_totals(test, next(iter(arrays.values())).shape[-1])
+    # Counts are exact, so the sum over the classes is the number of all correct predictions.
+    sums = {name: counts.sum(axis=-1, dtype=np.int32) for name, counts in arrays.items()}
+    return sums | {f"{name} by class": (counts / totals).astype(np.float32) for name, counts in arrays.items()}
+
+
+def _curve_outcome(config: StudyConfig) -> str:
+    """Return the outcome that is counted along the curves."""
+    return "class_correct" if config.by_class else "correct"
+
+
+def _class_totals(test: EvaluationData, num_classes: int) -> np.ndarray:
+    """Return the number of test examples of each class, float [class]; NaN for a class without examples."""
+    totals = np.bincount(np.asarray(test.labels), minlength=num_classes).astype(float)
+    return np.where(totals > 0, totals, np.nan)
 
 
 def _subset_curves(
@@ -349,21 +376,26 @@ def _subset_curves(
     fill: AnyFill,
     test: EvaluationData,
 ) -> np.ndarray:
-    """Return the correct predictions [repetition, step] with a fresh subset of a scope ablated at every step."""
+    """Return the correct predictions [repetition, step] with a fresh subset of a scope ablated at every step.
+
+    With `by_class` in the config, they have a last axis [class].
+    """
     start, stop = scopes.places[scope]
     neurons = start + np.flatnonzero(~_ablated_last(view.protocol, view.counts)[start:stop])
     draw = view.protocol.fresh_subsets
     assert draw is not None
     # the scope's key itself draws the random orders
     key = jax.random.fold_in(scopes.keys[scope], 1)
-    # [repetition, step + 1, neuron], embedded below in masks of the whole network that keep all other neurons. After
-    # the last neuron the subsets stay the same.
-    masks = draw(len(neurons), config.num_random_subsets, config.num_steps(stop - start), key=key)
+    # [repetition, step, neuron], embedded below in masks of the whole network that keep all other neurons. After the
+    # last neuron the subsets stay the same. A subset is drawn for every number of neurons up to the last one.
+    numbers = config.ablated_numbers(stop - start)
+    masks = draw(len(neurons), config.num_random_subsets, int(numbers[-1]), key=key)[:, numbers]
     keep = np.ones((*masks.shape[:2], scopes.num_neurons), bool)
     keep[:, :, neurons] = masks
     masks = keep.reshape(-1, keep.shape[-1])
-    counts = evaluate_masks(model, masks, test.images, test.labels, fill, mesh=test.mesh)
-    return np.asarray(counts).reshape(keep.shape[:2])
+    outcome = _curve_outcome(config)
+    counts = np.asarray(evaluate_masks(model, masks, test.images, test.labels, fill, outcomes=outcome, mesh=test.mesh))
+    return counts.reshape(*keep.shape[:2], *counts.shape[1:])
 
 
 def _ablate_singly(model: AnyModel, views: Sequence[_View], test: EvaluationData) -> Arrays:
@@ -377,15 +409,14 @@ def _ablate_singly(model: AnyModel, views: Sequence[_View], test: EvaluationData
     keep_all = np.ones((1, len(views[0].mean)), bool)
     outcomes = ("class_correct", "loss")
     intact = evaluate_masks(model, keep_all, *examples, outcomes=outcomes, mesh=test.mesh)
-    num_classes = np.asarray(intact["class_correct"]).shape[-1]
-    totals = np.bincount(np.asarray(test.labels), minlength=num_classes).astype(float)
+    totals = _class_totals(test, np.asarray(intact["class_correct"]).shape[-1])
     arrays = {}
     for members in _group_by_fill(fills):
         alone = single_ablation(model, *examples, fills[members[0]], outcomes=outcomes, mesh=test.mesh)
         correct = np.asarray(alone["class_correct"])
         # Counts are exact, so the sum over classes equals the count over all examples. The damage is a small difference
         # of two losses, so it is taken in float64.
-        drops = (np.asarray(intact["class_correct"]) - correct) / np.where(totals > 0, totals, np.nan)
+        drops = (np.asarray(intact["class_correct"]) - correct) / totals
         damage = np.asarray(alone["loss"], np.float64) - float(intact["loss"][0])
         for i in members:
             name = views[i].protocol.name

@@ -109,6 +109,7 @@ def linear_redundancy(
         fit, test = evidence.linear_fill, fit_linear(*trace_model(model, data.test.images))
         train_layers, test_layers = (record_activations(model, split.images) for split in (data.train, data.test))
         for j, (site, size, steps) in enumerate(zip(network.sites, network.sizes, num_steps.tolist(), strict=True)):
+            numbers = np.arange(1, steps + 1) * neurons_per_step
             report("layers", i * len(sizes) + j, total, f"network {i + 1} of {len(models)}, {site}")
             part = slice(*network.offsets[j : j + 2])
             moments = fit.covariances[j], fit.ridge, fit.means[part], test.covariances[j], test.means[part]
@@ -117,9 +118,7 @@ def linear_redundancy(
             orders = np.stack([*ranked, *random_orders(size, num_random_orders, key=keys[j])])
             examples = data.test.images, data.test.labels
             for m, fill in enumerate((*fills, fit)):
-                counts = cumulative_ablation(
-                    model, orders, *examples, fill, site=site, steps=steps, neurons_per_step=neurons_per_step
-                )
+                counts = cumulative_ablation(model, orders, *examples, fill, site=site, steps=numbers)
                 accuracy[i, j, :, m, : steps + 1] = np.asarray(counts) / len(data.test)
             for o, order in enumerate(orders):
                 correct = _readout(order, fit.ridge, train_layers[j], data.train.labels, test_layers[j], examples[1])

@@ -75,7 +75,10 @@ class StudyConfig:
         num_random_orders: number of random orders for each network, seed and scope.
         num_random_subsets: number of random curves under a protocol that draws a new random subset at every step.
         steps: number of neurons to ablate, one after another; "all" ablates every neuron of each layer, and of the
-            network.
+            network. A percentage, for example "0.5%", also ablates every neuron, and each step ablates this part of the
+            layer or network, but at least one neuron.
+        by_class: True also keeps the accuracy within each class at every step, which multiplies the size of the results
+            by the number of classes.
         extra_fills: fills in addition to zero and the protocol's bias balancing: "median", "class_mean", "resample" or
             "linear", as in `compute_fill`, from the validation split.
         vary: values of each setting to vary: `{"l2": (0, 1e-4), "activation": ("sigmoid", "relu")}`. Every combination
@@ -111,6 +114,7 @@ class StudyConfig:
     num_random_orders: int = 10
     num_random_subsets: int = 2
     steps: int | str = 80
+    by_class: bool = False
     extra_fills: Sequence[str] = ()
     vary: Mapping[str, Sequence[Any]] = field(default_factory=dict, hash=False)
 
@@ -197,9 +201,12 @@ class StudyConfig:
         require_bool("batch_norm", self.batch_norm)
         require_fraction("label_noise", self.label_noise)
         require(
-            self.steps == "all" or (isinstance(self.steps, int) and not isinstance(self.steps, bool)),
-            f"steps: expected a number or 'all', got {self.steps!r}",
+            _percentage(self.steps) > 0
+            or self.steps == "all"
+            or (isinstance(self.steps, int) and not isinstance(self.steps, bool)),
+            f"steps: expected a number, 'all' or a percentage such as '0.5%', got {self.steps!r}",
         )
+        require_bool("by_class", self.by_class)
         # Settings go together in every condition, which is a config and checks itself. They need not in the config that
         # varies them: `networks=((8,),)` with other `steps` than the default for `vary={"steps": (3, 5)}`.
         if self.vary:
@@ -264,9 +271,16 @@ class StudyConfig:
         if isinstance(self.steps, int):
             require_steps(self.steps, widths or [max(self.steps, 1)])
 
-    def num_steps(self, num_neurons: int) -> int:
-        """Return the number of steps in a scope of this many neurons."""
-        return self.steps if isinstance(self.steps, int) else num_neurons
+    def ablated_numbers(self, num_neurons: int) -> np.ndarray:
+        """Return the number of ablated neurons at each step, int [step], in a scope of this many neurons.
+
+        The first is 0, the intact network.
+        """
+        per_step = _percentage(self.steps) * num_neurons / 100
+        if per_step <= 1:
+            return np.arange((self.steps if isinstance(self.steps, int) else num_neurons) + 1)
+        numbers = np.rint(np.arange(math.ceil(num_neurons / per_step) + 1) * per_step).astype(int)
+        return np.unique(numbers.clip(max=num_neurons))
 
     def fill_names(self, protocol: Protocol) -> tuple[str, ...]:
         """Return the names of the fills under a protocol, in the order of the results."""
@@ -277,6 +291,13 @@ class StudyConfig:
         ranked = [Ordering(score, direction) for score in self.scores for direction in DIRECTIONS]
         num_random = self.num_random_subsets if protocol.fresh_subsets else self.num_random_orders
         return (*ranked, *(Ordering(RANDOM, str(i)) for i in range(num_random)))
+
+
+def _percentage(steps: int | str) -> float:
+    """Return the number of a percentage above 0 and up to 100; 0 for everything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)%", steps) if isinstance(steps, str) else None
+    value = float(match[1]) if match else 0.0
+    return value if value <= 100 else 0.0
 
 
 def require_setting(name: object, known: Sequence[str] | None = None) -> None:

@@ -75,7 +75,10 @@ def run_study(
         - the training history (seed, epoch), unless you pass your own models,
         - `scores` (seed, score, neuron),
         - `ablated` (seed, scope, ordering, rank),
-        - `correct` and `accuracy` (seed, scope, ordering, fill, step),
+        - `correct` and `accuracy` (seed, scope, ordering, fill, step); the coordinate `num_ablated` (scope, step) is
+          the number of ablated neurons,
+        - `class_accuracy` (seed, scope, ordering, fill, step, class): accuracy within each class, if the config has
+          `by_class`; NaN for a class without test examples,
         - `single_correct` and `single_damage` (seed, neuron): correct predictions and rise of the loss in nats if only
           that neuron is ablated,
         - `single_class_drop` (seed, neuron, class): fall of the accuracy within a class if only that neuron is ablated,
