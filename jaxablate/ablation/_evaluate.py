@@ -16,7 +16,7 @@ from jaxtyping import Bool
 
 from jaxablate._checks import require, require_count, require_known
 from jaxablate._typing import AnyArray, Images, Orders, Steps, Targets
-from jaxablate.ablation import _incremental, _vmap
+from jaxablate.ablation import _certified, _incremental, _vmap
 from jaxablate.ablation._arguments import format_result, make_problem, require_leading, site_range
 from jaxablate.ablation._execute import AblationProblem
 from jaxablate.ablation._outcomes import CORRECT, Outcomes
@@ -24,7 +24,7 @@ from jaxablate.fills import AnyFill
 from jaxablate.models._model import AnyModel
 from jaxablate.orders import check_orders, masks_of_orders
 
-ENGINES = ("auto", "vmap", "incremental")
+ENGINES = ("auto", "vmap", "incremental", "certified")
 # A program is compiled for each number of orders, so this number is padded to a multiple of 32.
 ORDERS_MULTIPLE = 32
 
@@ -165,7 +165,10 @@ def cumulative_ablation(
     flat = orders.reshape(-1, orders.shape[-1])
     flat = check_orders(flat, last - first, num_ranks, site=site, first_id=first)[:, :num_ranks] + first
     orders, num_distinct, positions = _unique_orders(flat.reshape(num_networks, num_orders, num_ranks))
-    if _choose_engine(engine, problem, orders) == "incremental":
+    engine = _choose_engine(engine, problem, orders, numbers)
+    if engine == "certified":
+        sums = _certified.measure_orders(problem, orders, num_distinct)
+    elif engine == "incremental":
         sums = _incremental.measure_steps(problem, _split_steps(orders, numbers, network.num_neurons), num_distinct)
     else:
         orders = orders[:, : num_distinct.max()]
@@ -211,17 +214,26 @@ def _split_steps(orders: np.ndarray, numbers: np.ndarray, padding: int) -> np.nd
     return padded[..., np.where(ranks < numbers[:, None], ranks, orders.shape[-1])]
 
 
-def _choose_engine(engine: str, problem: AblationProblem, orders: np.ndarray) -> str:
-    """Return the engine to use, "vmap" or "incremental".
+def _choose_engine(engine: str, problem: AblationProblem, orders: np.ndarray, numbers: np.ndarray) -> str:
+    """Return the engine to use, "vmap", "incremental" or "certified".
 
     Raises:
-        InputError: if the incremental engine is requested and does not apply.
+        InputError: if the certified engine is requested and does not apply.
     """
-    if engine == "vmap" or (engine == "auto" and jax.default_backend() != "cpu"):
-        return "vmap"
     sites = _incremental.ablated_sites(problem.network, orders)
-    if engine == "incremental":
+    # on neighbouring numbers: each step ablates one neuron
+    can_certify = int(numbers[-1]) == len(numbers) and _certified.can_certify(problem, sites)
+    require(
+        engine != "certified" or can_certify,
+        "engine: 'certified' counts predictions of a multilayer perceptron that loses one neuron in each step; choose "
+        "'incremental'",
+    )
+    if engine != "auto":
         return engine
+    if jax.default_backend() != "cpu":
+        return "vmap"
+    if can_certify:
+        return "certified"
     return "incremental" if _incremental.has_updates(problem.network, sites, problem.linear is not None) else "vmap"
 
 

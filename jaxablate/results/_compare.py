@@ -150,7 +150,7 @@ def _attrs_of_run(argument: str, tree: xr.DataTree) -> dict[str, Any]:
         f"{argument}: expected results of a study or a node of them, such as results['3-layer'], got "
         f"{type(tree).__name__} without checksums and settings",
     )
-    return attrs
+    return {str(name): value for name, value in attrs.items()}
 
 
 def _compare(

@@ -1,0 +1,417 @@
+"""The engine for predictions of multilayer perceptrons: each step evaluates only examples that may change their class.
+
+Input: orders of neuron ids [network, order, step], and an `AblationProblem`.
+Output: sums of the outcomes [network, order, step + 1, ...].
+Memory: for one chunk of examples, three values of the largest layer.
+"""
+
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import JaxprEqn
+
+from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard
+from jaxablate.ablation._incremental import LARGE_OUTPUT, ablated_sites
+from jaxablate.ablation._outcomes import Batch, measure, zero_sums
+from jaxablate.models._analysis import describe_values
+from jaxablate.models._graph import called_jaxpr, evaluate, needed, replaced, variables
+from jaxablate.models._model import (
+    TRACED,
+    ModelSpec,
+    State,
+    bind_inputs,
+    peak_activation_bytes,
+    replacements,
+    stack_states,
+)
+
+# Let a chain of layers follow the first ablated site: z = h W_0 + ..., p = f(z), then further products W_1, W_2, ...
+# up to the logits l. A step changes a row of h, so z changes by a row of W_0, and p costs little. The products after p
+# cost most, and their results serve a single purpose: the class with the largest logit. For any two classes a and b,
+#
+#     |(l_a - l_b)(p) - (l_a - l_b)(p')| <= c_ab |p - p'|,  c_ab = slopes |W_1| ... |W_m-1| |W_m[:, a] - W_m[:, b]|.
+#
+# |W| is the spectral norm, and `slopes` the product of the largest slopes of the activation functions in between. So an
+# example with the reference p' and the logits l at p' keeps its class a as long as |p - p'| < min_b (l_a - l_b) / c_ab,
+# its radius. Each step computes p for all examples, and the products only for examples beyond their radius; p becomes
+# their new reference.
+# Masks after p: sites on the way may be ablated too. Ablating units of p's own site changes p itself. Ablating a unit
+# of the last site changes the logits at the reference by its row of W_m, since the last site is read by the logits
+# alone. Both leave the bound valid: a mask only removes terms from the products.
+# Exactness: the bound holds for exact numbers. SLACK covers the rounding of norms and distances, ROUNDING that of the
+# logits. As in the other engines, counts can differ from a forward pass only for near ties.
+
+BLOCK = 24  # number of examples that are evaluated together
+DENSE = 0.5  # above this fraction, all examples of a chunk are evaluated, which takes no longer
+CHUNK = 1000  # examples whose state fits a CPU core's cache
+SLACK = 0.99
+ROUNDING = 1e-5
+PREDICTIONS = {"correct", "class_correct", "confusion"}  # outcomes that depend on the predicted class alone
+SLOPES = {"logistic": 0.25, "tanh": 1.0, "max": 1.0, "name": 1.0, "add": 1.0, "sub": 1.0}
+"""Largest slope of operations on one value, or on a value and a constant."""
+PLAIN_PRODUCT = (((1,), (0,)), ((), ()))  # [example, unit] times [unit, result]
+
+
+class _Chain(NamedTuple):
+    """The layers after a site. Values are given by their positions in `Graph.values`.
+
+    Attributes:
+        result: z, the result of the product that reads the site.
+        operands: p and the operands of the products after it.
+        weights: weights of the products, W_0 first.
+        slope: product of the largest slopes of all operations after the product that reads p.
+        reads_last: True if units of the last site are ablated too.
+    """
+
+    result: int
+    operands: tuple[int, ...]
+    weights: tuple[int, ...]
+    slope: float
+    reads_last: bool
+
+
+def can_certify(problem: AblationProblem, sites: tuple[int, ...]) -> bool:
+    """Return True if this engine applies: predictions of a chain of layers, ablated where the bound holds."""
+    return (
+        problem.precision in ("highest", "float32")  # the factors of a product rounded further would exceed ROUNDING
+        and problem.linear is None
+        and problem.scale is None
+        and isinstance(problem.fill, np.ndarray)
+        and all(function in PREDICTIONS for _, function in problem.outcomes)
+        and _find_chain(problem.network, sites) is not None
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _find_chain(network: ModelSpec, sites: tuple[int, ...]) -> _Chain | None:
+    """Return the chain after the first of these sites, or None if the bound does not hold for orders over the sites."""
+    graph = network.graph(TRACED[0])
+    flows = describe_values(graph)
+    first, *deeper = (graph.values[network.site_specs[site].ordinal] for site in sites)
+    # links[i] are the operations after i products; link_of[value] is the number of products before the value.
+    value, products, links, link_of = first, [], [[]], {first: 0}
+    while value is not graph.outputs[0]:
+        users = [eqn for eqn in graph.equations if value in variables(eqn.invars)]
+        if len(users) != 1 or sum(flows[var] is not None for var in variables(users[0].invars)) != 1:
+            return None
+        (eqn,) = users
+        if eqn.primitive.name == "dot_general":
+            if eqn.invars[0] is not value or eqn.params["dimension_numbers"] != PLAIN_PRODUCT or value.aval.ndim != 2:
+                return None
+            products.append(eqn)
+            links.append([])
+        elif _slope(eqn) is None:
+            return None
+        else:
+            links[-1].append(eqn)
+        value = eqn.outvars[0]
+        link_of[value] = len(products)
+    dtypes = {eqn.outvars[0].aval.dtype for eqn in products}
+    if len(products) < 3 or dtypes != {np.dtype(np.float32)} or any(link_of.get(var) not in (1, 2) for var in deeper):
+        return None
+    # An ablated unit replaces a column of the operand, so only names lie between. Only a bias follows the last product.
+    last = [var for var in deeper if link_of[var] == 2]
+    made = [eqn.outvars[0] for eqn in links[2]]
+    after_last = links[2][made.index(last[0]) + 1 :] if last and last[0] in made else []
+    if (
+        not _only(links[0], {"name"})
+        or not _only(links[-1], {"name", "add", "sub"})
+        or (last and (len(products) > 3 or last[0] not in made or not _only(after_last, {"name"})))
+    ):
+        return None
+    place = {var: i for i, var in enumerate(graph.values)}
+    return _Chain(
+        place[products[0].outvars[0]],
+        tuple(place[eqn.invars[0]] for eqn in products[1:]),
+        tuple(place[eqn.invars[1]] for eqn in products),
+        math.prod(_slope(eqn) or 0.0 for link in links[2:] for eqn in link),
+        bool(last),
+    )
+
+
+def _only(equations: Iterable[JaxprEqn], names: set[str]) -> bool:
+    """Return True if all equations are operations of these names."""
+    return all(eqn.primitive.name in names for eqn in equations)
+
+
+def _slope(eqn: JaxprEqn) -> float | None:
+    """Return the largest slope of an operation on one value and constants; None if it is not known."""
+    inner = called_jaxpr(eqn)
+    if inner is None:
+        return SLOPES.get(eqn.primitive.name)
+    jaxpr, _ = inner
+    values = [*jaxpr.invars, *(var for inner_eqn in jaxpr.eqns for var in inner_eqn.outvars)]
+    operands = [variables(inner_eqn.invars) for inner_eqn in jaxpr.eqns]
+    # A chain of its own: each operation takes the result of the one before.
+    if operands != [[value] for value in values[:-1]] or jaxpr.outvars != values[-1:]:
+        return None
+    slopes = [_slope(inner_eqn) for inner_eqn in jaxpr.eqns]
+    return None if None in slopes else math.prod(slope or 0.0 for slope in slopes)
+
+
+def measure_orders(problem: AblationProblem, orders: np.ndarray, num_distinct: np.ndarray) -> dict[str, np.ndarray]:
+    """Follow orders and sum the problem's outcomes at every step.
+
+    Args:
+        problem: the networks; `can_certify` is True.
+        orders: network-wide ids [network, order, step].
+        num_distinct: number of orders to follow [network]; the remaining ones are padding.
+
+    Returns:
+        Sums [network, order, step + 1, ...].
+    """
+    network = problem.network
+    sites = ablated_sites(network, orders)
+    runner = ChunkRunner(problem, 6 * peak_activation_bytes(network, sites), CHUNK)
+    static = network, sites, problem.outcomes, problem.precision
+    return runner.run(_engine, static, (orders, num_distinct, problem.states, problem.fill))
+
+
+class _Curve(NamedTuple):
+    """The state of a curve for one chunk of examples.
+
+    Attributes:
+        keep: bool [neuron], True = kept.
+        z: result of the first product [example, unit].
+        distance: squared distance of p from the reference [example].
+        reference: p at which the products were evaluated last [example, unit].
+        last: operand of the last product at the reference [example, unit]; None unless units of its site are ablated.
+        logits: logits at the reference under the present masks [example, class].
+        radius: squared distance within which the class of the largest logit stays [example].
+    """
+
+    keep: jax.Array
+    z: jax.Array
+    distance: jax.Array
+    reference: jax.Array
+    last: jax.Array | None
+    logits: jax.Array
+    radius: jax.Array
+
+
+@Engine
+def _engine(static, replicated, shard: Shard):
+    """Follow orders on one shard of examples; return sums [network, order, step, ...].
+
+    Args:
+        static: the network, the ablated sites, outcomes, precision.
+        replicated: orders [network, order, step], the number of orders to follow [network], the state of each network,
+            fill [network, neuron].
+        shard: the examples.
+    """
+    network, sites, outcomes, precision = static
+    orders, num_distinct, states, fill = replicated
+    num_steps = orders.shape[2] + 1
+    chain = _find_chain(network, sites)
+    assert chain is not None
+
+    def measure_network(arguments):
+        state, orders, number, fill = arguments
+        block = _Layers(network, chain, sites, BLOCK)
+        constants = block.constants(state)
+        weights = [constants[block.graph.values[place]] for place in chain.weights]
+        bounds = _bounds(chain, weights)
+
+        def add_chunk(totals, images, labels, targets, _):
+            layers = _Layers(network, chain, sites, len(images))
+            graph, env = bind_inputs(network, state, images)
+            evaluate(layers.before, env)
+            follow = _Follow(layers, block, env, constants, weights, bounds, fill, sites)
+            start = follow.start(env[graph.values[chain.result]])
+            examples = Batch(labels, targets, None)
+
+            def add_curve(i, totals):
+                def add_step(step, state):
+                    curve, sums = state
+                    curve = follow.ablate(curve, orders[i, step - 1])
+                    return curve, put(sums, step, curve)
+
+                def put(sums, step, curve):
+                    new = measure(outcomes, network.kind, curve.logits, examples)
+                    return jax.tree.map(lambda sums, new: sums.at[step].set(new), sums, new)
+
+                zeros = {name: jnp.zeros(values.shape[1:], values.dtype) for name, values in totals.items()}
+                _, sums = jax.lax.fori_loop(1, num_steps, add_step, (start, put(zeros, 0, start)))
+                return jax.tree.map(lambda total, sums: total.at[i].add(sums), totals, sums)
+
+            return jax.lax.fori_loop(0, number, add_curve, totals)
+
+        return shard.add_chunks(add_chunk, zero_sums(outcomes, network, shard.targets, (orders.shape[0], num_steps)))
+
+    with jax.default_matmul_precision(precision):
+        return jax.lax.map(measure_network, (stack_states(states), orders, num_distinct, fill))
+
+
+class _Layers:
+    """The chain of layers for one number of examples.
+
+    Attributes:
+        graph: the graph for this number of examples.
+        before: operations that do not depend on z.
+        after: operations that depend on z, up to the logits.
+    """
+
+    def __init__(self, network: ModelSpec, chain: _Chain, sites: tuple[int, ...], num_examples: int):
+        self.network, self.chain, self.sites = network, chain, sites
+        self.graph = network.graph(num_examples)
+        self.result = self.graph.values[chain.result]
+        self.before, self.after = self.graph.split([self.result])
+
+    def constants(self, state: State) -> dict:
+        """Return the values, by variable, that the layers take in addition to z, and all weights."""
+        made = {self.result, *(var for eqn in self.after for var in eqn.outvars)}
+        used = {var for eqn in self.after for var in variables(eqn.invars)} - made
+        used |= {self.graph.values[place] for place in self.chain.weights}
+        inputs = dict(zip(self.graph.inputs, state, strict=False))  # without the images, on which no constant depends
+        return evaluate(needed(self.before, used), inputs)
+
+    def forward(self, env: Mapping, z: jax.Array, keep: jax.Array, fill: jax.Array, *, whole: bool) -> list:
+        """Return p; if `whole` is True, also the operand of the last product, and the logits."""
+        offsets = self.network.offsets
+        masks = {site: (slice(*offsets[site : site + 2])) for site in self.sites[1:]}
+        replace = replacements(
+            self.network, self.graph, {site: (keep[part], fill[part], None) for site, part in masks.items()}
+        )
+        values = [self.graph.values[place] for place in self.chain.operands]
+        wanted = [values[0], values[-1], self.graph.outputs[0]] if whole else values[:1]
+        env = replaced({**env, self.result: z}, replace)
+        env = evaluate(needed(self.after, wanted), env, replace)
+        return [env[var] for var in wanted]
+
+
+class _Follow(NamedTuple):
+    """Everything that all curves of one chunk of examples share.
+
+    Attributes:
+        layers, block: the layers for the chunk, and for a block of examples.
+        env, constants: values that do not depend on z, for both.
+        weights: W_0, W_1, ... W_m.
+        bounds: c [class, class].
+        fill: [neuron].
+        sites: the ablated sites.
+    """
+
+    layers: _Layers
+    block: _Layers
+    env: dict
+    constants: dict
+    weights: list[jax.Array]
+    bounds: jax.Array
+    fill: jax.Array
+    sites: tuple[int, ...]
+
+    def start(self, z: jax.Array) -> _Curve:
+        """Return the state with all neurons kept."""
+        keep = jnp.ones(self.layers.network.num_neurons, bool)
+        p, last, logits = self.layers.forward(self.env, z, keep, self.fill, whole=True)
+        last = last if self.layers.chain.reads_last else None
+        return _Curve(keep, z, jnp.zeros(len(z)), p, last, logits, _radius(logits, self.bounds))
+
+    def ablate(self, curve: _Curve, neuron: jax.Array) -> _Curve:
+        """Ablate one more neuron, and evaluate the examples whose class may have changed."""
+        curve = curve._replace(keep=curve.keep.at[neuron].set(False))
+        if self.layers.chain.reads_last:
+            is_last = neuron >= self.layers.network.offsets[self.sites[-1]]
+            curve = jax.lax.cond(is_last, self._ablate_last, self._ablate_before, curve, neuron)
+        else:
+            curve = self._ablate_before(curve, neuron)
+        return self._evaluate_changed(curve)
+
+    def _ablate_before(self, curve: _Curve, neuron: jax.Array) -> _Curve:
+        """Ablate a neuron of the first site, or of the site of p."""
+        network, graph = self.layers.network, self.layers.graph
+        first, last = network.offsets[self.sites[0] : self.sites[0] + 2]
+        outputs, fill = self.env[graph.values[network.site_specs[self.sites[0]].ordinal]], self.fill[first:last]
+        is_member, unit = neuron < last, jnp.minimum(neuron, last - 1) - first
+        change = jnp.where(is_member, fill[unit] - jax.lax.dynamic_slice_in_dim(outputs, unit, 1, 1), 0)
+
+        def again():
+            product = graph.equations[graph.producers[self.layers.result]]
+            masked = jnp.where(curve.keep[first:last], outputs, fill)
+            return evaluate([product], {**self.env, product.invars[0]: masked})[self.layers.result]
+
+        # as in the incremental engine: a large change would lose digits of z
+        z = jax.lax.cond(jnp.abs(change).max() < LARGE_OUTPUT, lambda: curve.z + change * self.weights[0][unit], again)
+        (p,) = self.layers.forward(self.env, z, curve.keep, self.fill, whole=False)
+        # A product with ones adds up rows faster than XLA's sum over the last axis; the barrier keeps it a product.
+        squares = jax.lax.optimization_barrier((p - curve.reference) ** 2)
+        return curve._replace(z=z, distance=squares @ jnp.ones(p.shape[1]))
+
+    def _ablate_last(self, curve: _Curve, neuron: jax.Array) -> _Curve:
+        """Ablate a neuron of the last site: the logits at the reference change by its row of the last weight."""
+        assert curve.last is not None
+        unit = neuron - self.layers.network.offsets[self.sites[-1]]
+        change = self.fill[neuron] - jax.lax.dynamic_slice_in_dim(curve.last, unit, 1, 1)
+        logits = curve.logits + change * self.weights[-1][unit]
+        # A large change would lose digits of the logits: the radius 0 has them computed again.
+        is_small = jnp.abs(change[:, 0]) < LARGE_OUTPUT
+        return curve._replace(logits=logits, radius=jnp.where(is_small, _radius(logits, self.bounds), 0))
+
+    def _evaluate_changed(self, curve: _Curve) -> _Curve:
+        """Evaluate the examples beyond their radius; p becomes their reference."""
+        is_beyond = ~(curve.distance < curve.radius)  # True for NaN
+        number, num_examples = is_beyond.sum(), len(curve.z)
+        # The places of these examples. The rest is padding, whose results are dropped.
+        places = jnp.nonzero(is_beyond, size=num_examples + BLOCK, fill_value=num_examples)[0]
+
+        def evaluated(forward, z, curve):
+            p, last, logits = forward(z, curve.keep, self.fill, whole=True)
+            new = {
+                "distance": jnp.zeros(len(z)),
+                "reference": p,
+                "logits": logits,
+                "radius": _radius(logits, self.bounds),
+            }
+            return new if curve.last is None else {**new, "last": last}
+
+        def evaluate_block(state):
+            start, curve = state
+            rows = jax.lax.dynamic_slice_in_dim(places, start, BLOCK)
+            new = evaluated(partial(self.block.forward, self.constants), curve.z.at[rows].get(mode="clip"), curve)
+            put = {name: getattr(curve, name).at[rows].set(values, mode="drop") for name, values in new.items()}
+            return start + BLOCK, curve._replace(**put)
+
+        def evaluate_blocks(curve):
+            return jax.lax.while_loop(lambda state: state[0] < number, evaluate_block, (0, curve))[1]
+
+        def evaluate_all(curve):
+            return curve._replace(**evaluated(partial(self.layers.forward, self.env), curve.z, curve))
+
+        return jax.lax.cond(number > DENSE * num_examples, evaluate_all, evaluate_blocks, curve)
+
+
+def _radius(logits: jax.Array, bounds: jax.Array) -> jax.Array:
+    """Return the squared distance [example] within which the class of the largest logit stays, for c [class, class]."""
+    largest = logits.max(axis=1, keepdims=True)
+    predicted = logits.argmax(axis=1)
+    margin = largest - logits - ROUNDING * (1 + jnp.abs(largest))
+    # No margin, or a NaN, gives the radius 0: the example is evaluated at every step.
+    radius = jnp.where(margin > 0, margin / bounds[predicted], 0)
+    others = jnp.arange(logits.shape[1]) != predicted[:, None]
+    return (SLACK * jnp.min(radius, axis=1, where=others, initial=jnp.inf)) ** 2
+
+
+def _bounds(chain: _Chain, weights: list[jax.Array]) -> jax.Array:
+    """Return c [class, class], the bound of the change of a difference of two logits for a change of p of length 1."""
+    last = weights[-1]
+    differences = jnp.linalg.norm(last[:, :, None] - last[:, None, :], axis=0)
+    return chain.slope * math.prod(map(_spectral_bound, weights[1:-1]), start=jnp.float32(1)) * differences
+
+
+def _spectral_bound(weight: jax.Array) -> jax.Array:
+    """Return an upper bound of the spectral norm, at most 1.4 times as large for 200 neurons: the Schatten 16-norm."""
+    gram = weight.T @ weight if weight.shape[0] > weight.shape[1] else weight @ weight.T
+    # trace(gram^8)^(1/8), with every power divided by its trace, so that nothing overflows
+    log_bound = 0.0
+    for power in (1, 2, 4, 8):
+        trace = jnp.trace(gram)
+        log_bound += jnp.log(trace) / power
+        gram = gram / trace
+        gram = gram @ gram
+    return jnp.exp(log_bound / 2)

@@ -1,0 +1,201 @@
+"""The certified engine: it evaluates few examples, and every count equals a forward pass."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import assert_counts, pairwise, raises_input_error
+
+import jaxablate as ja
+from jaxablate.ablation import _certified
+
+HIDDEN = (40, 30, 20)
+SCOPES = {
+    "layer 1": range(40),
+    "layers 1 and 2": range(70),
+    "network": range(90),
+    "layers 1 and 3": (*range(40), *range(70, 90)),
+}
+
+
+@pytest.fixture(scope="module")
+def examples(mnist5k):
+    return mnist5k.test.images, mnist5k.test.labels
+
+
+@pytest.fixture(scope="module")
+def models(mnist5k):
+    kinds = ("sigmoid", "relu", "tanh")
+    return {kind: ja.train(mnist5k, HIDDEN, activation=kind, epochs=15)[0] for kind in kinds}
+
+
+@pytest.fixture(scope="module")
+def evaluated(monkeypatch_module):
+    """[examples evaluated again, examples] since it was last cleared."""
+    totals = []
+    original = _certified._Follow._evaluate_changed
+
+    def count(self, curve):
+        is_beyond = ~(curve.distance < curve.radius)
+        jax.debug.callback(lambda number: totals.append((int(number), len(is_beyond))), is_beyond.sum())
+        return original(self, curve)
+
+    monkeypatch_module.setattr(_certified._Follow, "_evaluate_changed", count)
+    return totals
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pairwise(activation=("sigmoid", "relu", "tanh"), scope=SCOPES, balanced=(False, True))
+def test_counts_equal_full_passes(models, examples, evaluated, activation, scope, balanced):
+    model, neurons = models[activation], np.array(SCOPES[scope])
+    fill = np.asarray(ja.mean_activations(model, examples[0])) if balanced else None
+    orders = neurons[np.asarray(ja.random_orders(len(neurons), 4, key=jax.random.key(5)))]
+    evaluated.clear()
+    counts = {
+        engine: ja.cumulative_ablation(
+            model, orders, *examples, fill, steps=len(neurons), engine=engine, outcomes=_certified.PREDICTIONS
+        )
+        for engine in ("certified", "vmap")
+    }
+    for name in _certified.PREDICTIONS:
+        np.testing.assert_array_equal(counts["certified"][name], counts["vmap"][name])
+    masks = ja.orders.masks_of_orders(orders, 90, len(neurons))
+    assert_counts(np.ravel(counts["certified"]["correct"]), model, masks, *examples, fill)
+    jax.effects_barrier()
+    again, total = np.sum(evaluated, axis=0)
+    assert 0.001 < again / total < 0.9
+    assert np.ptp(counts["vmap"]["correct"]) > 100
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "relu", "tanh"])
+def test_no_change_within_the_radius_changes_the_class(activation):
+    """The worst direction that a gradient finds, and random ones, for networks with large weights too."""
+    changed = 0
+    for seed, scale in itertools.product(range(3), (1.0, 3.0, 10.0)):
+        model = ja.MLP(6, (8, 7, 9, 5), 4, activation=activation, rngs=nnx.Rngs(seed))
+        weights = [jnp.asarray(stage.weights[0]) * scale for stage in model.stages]
+        spec = ja.from_module(model, np.zeros((2, 6), np.float32)).spec
+        chain = _certified._find_chain(spec, (0,))
+        assert chain.slope == {"sigmoid": 1 / 16, "relu": 1, "tanh": 1}[activation]
+        bounds = _certified._bounds(chain, weights[1:])
+        act = {"sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu, "tanh": jnp.tanh}[activation]
+
+        def logits(p, weights=weights, act=act):
+            return act(act(p @ weights[2]) @ weights[3]) @ weights[4]
+
+        keys = jax.random.split(jax.random.key(seed), 3)
+        p = jax.random.normal(keys[0], (300, 7))
+        start = logits(p)
+        radius = np.sqrt(_certified._radius(start, bounds))
+        assert (radius > 0).mean() > 0.5
+        gradient = jax.grad(lambda p: (jnp.sort(logits(p), axis=1)[:, -1] - jnp.sort(logits(p), axis=1)[:, -2]).sum())(
+            p
+        )
+        for direction in (-gradient, jax.random.normal(keys[1], p.shape), -p):
+            unit = direction / (jnp.linalg.norm(direction, axis=1, keepdims=True) + 1e-30)
+            moved = logits(p + unit * np.minimum(radius, 100)[:, None])
+            np.testing.assert_array_equal(moved.argmax(axis=1), start.argmax(axis=1))
+        # a radius a hundred times as large must fail for some, or the test shows nothing
+        far = logits(p - 100 * radius[:, None] * gradient / (jnp.linalg.norm(gradient, axis=1, keepdims=True) + 1e-30))
+        changed += int((far.argmax(axis=1) != start.argmax(axis=1)).sum())
+    assert changed > 300
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (1, 7), (200, 200), (64, 1000)])
+def test_the_bound_of_the_spectral_norm(shape):
+    weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    for matrix in (weight, 1e-6 * weight, 1e6 * weight, np.ones(shape, np.float32)):
+        norm = np.linalg.norm(matrix.astype(np.float64), 2)
+        assert norm * (1 - 1e-5) <= float(_certified._spectral_bound(jnp.asarray(matrix))) <= 1.4 * norm
+
+
+def confusions(model, orders, examples, **options):
+    return [
+        np.asarray(ja.cumulative_ablation(model, orders, *examples, engine=engine, outcomes="confusion", **options))
+        for engine in ("certified", "vmap")
+    ]
+
+
+def test_equal_classes(mnist5k, examples):
+    """Two classes with the same weights are tied for every example, and the first one is predicted."""
+    model = ja.train(mnist5k, (12, 10, 8), activation="relu", epochs=5)[0]
+    head = model.stages[-1].linear
+    for weight in (head.kernel, head.bias):
+        weight[...] = weight[...].at[..., 7].set(weight[...][..., 2])
+    orders = np.asarray(ja.random_orders(30, 3, key=jax.random.key(0)))
+    counts = confusions(model, orders, examples, steps=30)
+    np.testing.assert_array_equal(*counts)
+    assert counts[0][..., 2].any()
+    assert not counts[0][..., 7].any()
+
+
+@pytest.mark.parametrize(("layer", "order"), [(0, [0, 3, 7, 5]), (2, [1, 22, 25, 24])])
+def test_a_large_output_leaves_no_rounding_error_behind(mnist5k, examples, layer, order):
+    """Once a neuron of outputs near 1e7 is gone, the small ones decide."""
+    model = ja.train(mnist5k, (12, 10, 8), activation="relu", epochs=5)[0]
+    neuron = order[1] - (0, 12, 22)[layer]
+    kernel, following = (model.stages[i].linear.kernel for i in (layer, layer + 1))
+    kernel[...] = kernel[...].at[:, neuron].set(1e5)
+    following[...] = following[...].at[neuron].set(jnp.linspace(0.5, 1.5, following.shape[1]))
+    counts = confusions(model, np.array([order]), examples, steps=4)
+    np.testing.assert_array_equal(*counts)
+    assert np.trace(counts[0][0, 2]) > 2 * np.trace(counts[0][0, 0])
+
+
+def test_several_networks_and_little_memory(examples, mnist5k):
+    models = [model for model, _ in ja.training.train_many(mnist5k, HIDDEN, (0, 1, 2), epochs=1)]
+    orders = np.stack([ja.random_orders(90, 3, key=jax.random.key(seed)) for seed in range(3)])
+    fill = np.stack([ja.mean_activations(model, examples[0]) for model in models])
+    together = ja.cumulative_ablation(models, orders, *examples, fill, steps=60, memory_limit=100_000)
+    for i, model in enumerate(models):
+        alone = ja.cumulative_ablation(model, orders[i], *examples, fill[i], steps=60, engine="vmap")
+        np.testing.assert_array_equal(together[i], alone)
+
+
+def residual(params, x):
+    first = jax.nn.relu(x @ params["a"])
+    second = first + jax.nn.relu(first @ params["b"])
+    return jax.nn.relu(second @ params["c"]) @ params["d"]
+
+
+def test_what_is_not_certified(models, examples, mnist5k):
+    model, order = models["sigmoid"], np.arange(40)[None]
+    random = np.random.default_rng(0)
+    sizes = {"a": (784, 9), "b": (9, 9), "c": (9, 9), "d": (9, 10)}
+    params = {name: random.normal(size=size, scale=0.3).astype(np.float32) for name, size in sizes.items()}
+    flat = examples[0].reshape(len(examples[0]), -1)
+    others = {
+        "steps of several neurons": (model, order, examples[0], {"steps": (2, 4)}),
+        "a loss": (model, order, examples[0], {"outcomes": "loss"}),
+        "an unknown slope": (
+            ja.train(mnist5k, (9, 8, 7), activation="gelu", epochs=1)[0],
+            order[:, :9],
+            examples[0],
+            {},
+        ),
+        "a last layer": (model, order[:, :20] + 70, examples[0], {}),
+        "a residual stream": (ja.from_function(residual, params, flat[:2]), order[:, :9], flat, {}),
+    }
+    for other_name, (other, orders, images, options) in others.items():
+        options = {"steps": 4, **options}
+        with raises_input_error(
+            "engine: 'certified' counts predictions of a multilayer perceptron that loses one neuron"
+        ):
+            ja.cumulative_ablation(other, orders, images, examples[1], engine="certified", **options)
+        if other_name == "a residual stream":
+            continue  # without biases, examples of no active neuron are tied
+        auto = ja.cumulative_ablation(other, orders, images, examples[1], **options)
+        np.testing.assert_allclose(
+            auto, ja.cumulative_ablation(other, orders, images, examples[1], engine="vmap", **options), rtol=1e-4
+        )
+    fill = ja.compute_fill(model, "linear", mnist5k.validation.images)
+    with raises_input_error("engine: 'certified' counts predictions"):
+        ja.cumulative_ablation(model, order, *examples, fill, steps=4, engine="certified")
