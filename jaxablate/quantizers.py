@@ -322,16 +322,24 @@ def quantile(bins: int) -> Quantizer:
 
 # A sigmoid or tanh neuron fires at the middle of its range or above. ReLU and GELU are at rest at 0, so 0 itself does
 # not count as firing.
-_DEFAULTS = {"sigmoid": threshold(0.5), "tanh": threshold(0.0), "relu": positive(), "gelu": positive()}
+# Softplus is above 0 everywhere; above log 2 its pre-activation is positive, as for the others.
+_POSITIVE = ("relu", "gelu", "gelu_exact", "silu", "leaky_relu", "elu", "hardtanh")
+_DEFAULTS = {
+    "sigmoid": threshold(0.5),
+    "tanh": threshold(0.0),
+    "softplus": threshold(math.log(2)),
+    **dict.fromkeys(_POSITIVE, positive()),
+}
 
 
 def default_quantizer(activation: str) -> Quantizer:
     """Return the one-bit quantizer of an activation function: does the neuron fire?
 
-    sigmoid: h >= 0.5; tanh: h >= 0; relu and gelu: h > 0.
+    sigmoid: h >= 0.5; tanh: h >= 0; softplus: h >= log 2; all others: h > 0. The pre-activation is then positive, or at
+    least 0.
 
     Args:
-        activation: name of the activation function.
+        activation: name of the activation function, as in `ja.models.get_activation`.
 
     Returns:
         A `Quantizer` with 2 codes; the same object in every call.
@@ -343,8 +351,9 @@ def default_quantizer(activation: str) -> Quantizer:
         >>> ja.quantizers.default_quantizer("relu")(jnp.array([[0.0, 0.1]])).tolist()
         [[0, 1]]
     """
-    require_known("activation", activation, _DEFAULTS)
-    return _DEFAULTS[activation]
+    kind = activation.partition(":")[0]
+    require_known("activation", kind, _DEFAULTS)
+    return _DEFAULTS[kind]
 
 
 def get_quantizer(setting: str | float) -> Quantizer:

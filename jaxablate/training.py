@@ -109,7 +109,7 @@ def train(
         data: dataset, whose training and validation splits are used.
         hidden: number of neurons of each hidden layer.
         seed: seed of the initial weights, the order of the examples, dropout and label noise.
-        activation: activation function of the hidden layers: "sigmoid", "relu", "tanh" or "gelu".
+        activation: activation function of the hidden layers, as in `MLP`.
         epochs: number of passes over the training split. Each pass has a new random order and drops the last partial
             batch. None keeps the number of optimizer steps near the paper's 15,620.
         batch_size: number of examples in one step.

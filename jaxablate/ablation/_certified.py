@@ -8,7 +8,6 @@ Memory: for one chunk of examples, three values of the largest layer.
 import functools
 import math
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -35,15 +34,17 @@ from jaxablate.models._model import (
 # up to the logits l. A step changes a row of h, so z changes by a row of W_0, and p costs little. The products after p
 # cost most, and their results serve a single purpose: the class with the largest logit. For any two classes a and b,
 #
-#     |(l_a - l_b)(p) - (l_a - l_b)(p')| <= c_ab |p - p'|,  c_ab = slopes |W_1| ... |W_m-1| |W_m[:, a] - W_m[:, b]|.
+#     |(l_a - l_b)(p) - (l_a - l_b)(p')| <= c_ab |p - p'|,
+#     c_ab = s |W_1| ... |W_m-2| (|W_m-1 w| + |W_m-1| |w|) / 2,  w = W_m[:, a] - W_m[:, b].
 #
-# |W| is the spectral norm, and `slopes` the product of the largest slopes of the activation functions in between. So an
-# example with the reference p' and the logits l at p' keeps its class a as long as |p - p'| < min_b (l_a - l_b) / c_ab,
-# its radius. Each step computes p for all examples, and the products only for examples beyond their radius; p becomes
-# their new reference.
+# |W| is the spectral norm, and s the product of the largest slopes of the activation functions in between, whose slopes
+# lie in [0, s]. The last of them multiplies the k-th unit's change by some s_k (1 + e_k) / 2 with |e_k| <= 1, hence the
+# two terms: for 1 and for e. So an example with the reference p' and the logits l at p' keeps its class a as long as
+# |p - p'| < min_b (l_a - l_b) / c_ab, its radius. Each step computes p for all examples, and the products only for
+# examples beyond their radius; p becomes their new reference.
 # Masks after p: sites on the way may be ablated too. Ablating units of p's own site changes p itself. Ablating a unit
 # of the last site changes the logits at the reference by its row of W_m, since the last site is read by the logits
-# alone. Both leave the bound valid: a mask only removes terms from the products.
+# alone. Both leave the bound valid: a mask is a slope of 0.
 # Exactness: the bound holds for exact numbers. SLACK covers the rounding of norms and distances, ROUNDING that of the
 # logits. As in the other engines, counts can differ from a forward pass only for near ties.
 
@@ -53,8 +54,8 @@ CHUNK = 1000  # examples whose state fits a CPU core's cache
 SLACK = 0.99
 ROUNDING = 1e-5
 PREDICTIONS = {"correct", "class_correct", "confusion"}  # outcomes that depend on the predicted class alone
-SLOPES = {"logistic": 0.25, "tanh": 1.0, "max": 1.0, "name": 1.0, "add": 1.0, "sub": 1.0}
-"""Largest slope of operations on one value, or on a value and a constant."""
+SLOPES = {"logistic": 0.25, "tanh": 1.0, "max": 1.0, "name": 1.0, "add": 1.0}
+"""Largest slope of operations on one value, or on a value and a constant; their least slope is 0 or more."""
 PLAIN_PRODUCT = (((1,), (0,)), ((), ()))  # [example, unit] times [unit, result]
 
 
@@ -121,7 +122,7 @@ def _find_chain(network: ModelSpec, sites: tuple[int, ...]) -> _Chain | None:
     after_last = links[2][made.index(last[0]) + 1 :] if last and last[0] in made else []
     if (
         not _only(links[0], {"name"})
-        or not _only(links[-1], {"name", "add", "sub"})
+        or not _only(links[-1], {"name", "add"})
         or (last and (len(products) > 3 or last[0] not in made or not _only(after_last, {"name"})))
     ):
         return None
@@ -313,45 +314,55 @@ class _Follow(NamedTuple):
         last = last if self.layers.chain.reads_last else None
         return _Curve(keep, z, jnp.zeros(len(z)), p, last, logits, _radius(logits, self.bounds))
 
+    # Conditionals copy large arrays that they pass through, and loops do not. So a conditional returns one number for
+    # each example at most, and what happens rarely is the body of a loop that runs once or not at all.
     def ablate(self, curve: _Curve, neuron: jax.Array) -> _Curve:
         """Ablate one more neuron, and evaluate the examples whose class may have changed."""
-        curve = curve._replace(keep=curve.keep.at[neuron].set(False))
-        if self.layers.chain.reads_last:
-            is_last = neuron >= self.layers.network.offsets[self.sites[-1]]
-            curve = jax.lax.cond(is_last, self._ablate_last, self._ablate_before, curve, neuron)
-        else:
-            curve = self._ablate_before(curve, neuron)
-        return self._evaluate_changed(curve)
-
-    def _ablate_before(self, curve: _Curve, neuron: jax.Array) -> _Curve:
-        """Ablate a neuron of the first site, or of the site of p."""
-        network, graph = self.layers.network, self.layers.graph
-        first, last = network.offsets[self.sites[0] : self.sites[0] + 2]
-        outputs, fill = self.env[graph.values[network.site_specs[self.sites[0]].ordinal]], self.fill[first:last]
-        is_member, unit = neuron < last, jnp.minimum(neuron, last - 1) - first
-        change = jnp.where(is_member, fill[unit] - jax.lax.dynamic_slice_in_dim(outputs, unit, 1, 1), 0)
-
-        def again():
-            product = graph.equations[graph.producers[self.layers.result]]
-            masked = jnp.where(curve.keep[first:last], outputs, fill)
-            return evaluate([product], {**self.env, product.invars[0]: masked})[self.layers.result]
-
+        network, graph, (site, *_) = self.layers.network, self.layers.graph, self.sites
+        first, last = network.offsets[site : site + 2]
+        outputs, fill = self.env[graph.values[network.site_specs[site].ordinal]], self.fill[first:last]
+        keep = curve.keep.at[neuron].set(False)
+        # Neurons of later sites do not change z; unit 0 is a placeholder for them.
+        unit = jnp.where(neuron < last, neuron - first, 0)
+        change = jnp.where(neuron < last, fill[unit] - jax.lax.dynamic_slice_in_dim(outputs, unit, 1, 1), 0)
+        z = curve.z + change * self.weights[0][unit]
         # as in the incremental engine: a large change would lose digits of z
-        z = jax.lax.cond(jnp.abs(change).max() < LARGE_OUTPUT, lambda: curve.z + change * self.weights[0][unit], again)
-        (p,) = self.layers.forward(self.env, z, curve.keep, self.fill, whole=False)
+        z, _ = jax.lax.while_loop(
+            lambda state: state[1] >= LARGE_OUTPUT,
+            lambda _: (self._result(jnp.where(keep[first:last], outputs, fill)), 0.0),
+            (z, jnp.abs(change).max()),
+        )
+        curve = curve._replace(keep=keep, z=z)
+        if not self.layers.chain.reads_last:
+            return self._evaluate_changed(curve._replace(distance=self._distance(curve)))
+        is_last = neuron >= network.offsets[self.sites[-1]]
+        distance = jax.lax.cond(is_last, lambda: curve.distance, lambda: self._distance(curve))
+        logits, radius = jax.lax.cond(
+            is_last, lambda: self._without_last(curve, neuron), lambda: (curve.logits, curve.radius)
+        )
+        return self._evaluate_changed(curve._replace(distance=distance, logits=logits, radius=radius))
+
+    def _result(self, outputs: jax.Array) -> jax.Array:
+        """Return z for outputs [example, unit] of the first site."""
+        product = self.layers.graph.equations[self.layers.graph.producers[self.layers.result]]
+        return evaluate([product], {**self.env, product.invars[0]: outputs})[self.layers.result]
+
+    def _distance(self, curve: _Curve) -> jax.Array:
+        """Return the squared distance [example] of p from the reference."""
+        (p,) = self.layers.forward(self.env, curve.z, curve.keep, self.fill, whole=False)
         # A product with ones adds up rows faster than XLA's sum over the last axis; the barrier keeps it a product.
         squares = jax.lax.optimization_barrier((p - curve.reference) ** 2)
-        return curve._replace(z=z, distance=squares @ jnp.ones(p.shape[1]))
+        return squares @ jnp.ones(p.shape[1])
 
-    def _ablate_last(self, curve: _Curve, neuron: jax.Array) -> _Curve:
-        """Ablate a neuron of the last site: the logits at the reference change by its row of the last weight."""
+    def _without_last(self, curve: _Curve, neuron: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return logits and radius without a neuron of the last site: its row of the last weight goes."""
         assert curve.last is not None
         unit = neuron - self.layers.network.offsets[self.sites[-1]]
         change = self.fill[neuron] - jax.lax.dynamic_slice_in_dim(curve.last, unit, 1, 1)
         logits = curve.logits + change * self.weights[-1][unit]
         # A large change would lose digits of the logits: the radius 0 has them computed again.
         is_small = jnp.abs(change[:, 0]) < LARGE_OUTPUT
-        return curve._replace(logits=logits, radius=jnp.where(is_small, _radius(logits, self.bounds), 0))
+        return logits, jnp.where(is_small, _radius(logits, self.bounds), 0)
 
     def _evaluate_changed(self, curve: _Curve) -> _Curve:
         """Evaluate the examples beyond their radius; p becomes their reference."""
@@ -360,30 +371,25 @@ class _Follow(NamedTuple):
         # The places of these examples. The rest is padding, whose results are dropped.
         places = jnp.nonzero(is_beyond, size=num_examples + BLOCK, fill_value=num_examples)[0]
 
-        def evaluated(forward, z, curve):
-            p, last, logits = forward(z, curve.keep, self.fill, whole=True)
-            new = {
-                "distance": jnp.zeros(len(z)),
-                "reference": p,
-                "logits": logits,
-                "radius": _radius(logits, self.bounds),
-            }
+        def evaluated(layers, env, z, curve):
+            p, last, logits = layers.forward(env, z, curve.keep, self.fill, whole=True)
+            new = {"distance": jnp.zeros(len(z)), "reference": p, "logits": logits}
+            new["radius"] = _radius(logits, self.bounds)
             return new if curve.last is None else {**new, "last": last}
+
+        def evaluate_all(state):
+            _, curve = state
+            return 0, curve._replace(**evaluated(self.layers, self.env, curve.z, curve))
 
         def evaluate_block(state):
             start, curve = state
             rows = jax.lax.dynamic_slice_in_dim(places, start, BLOCK)
-            new = evaluated(partial(self.block.forward, self.constants), curve.z.at[rows].get(mode="clip"), curve)
+            new = evaluated(self.block, self.constants, curve.z.at[rows].get(mode="clip"), curve)
             put = {name: getattr(curve, name).at[rows].set(values, mode="drop") for name, values in new.items()}
             return start + BLOCK, curve._replace(**put)
 
-        def evaluate_blocks(curve):
-            return jax.lax.while_loop(lambda state: state[0] < number, evaluate_block, (0, curve))[1]
-
-        def evaluate_all(curve):
-            return curve._replace(**evaluated(partial(self.layers.forward, self.env), curve.z, curve))
-
-        return jax.lax.cond(number > DENSE * num_examples, evaluate_all, evaluate_blocks, curve)
+        number, curve = jax.lax.while_loop(lambda state: state[0] > DENSE * num_examples, evaluate_all, (number, curve))
+        return jax.lax.while_loop(lambda state: state[0] < number, evaluate_block, (0, curve))[1]
 
 
 def _radius(logits: jax.Array, bounds: jax.Array) -> jax.Array:
@@ -399,9 +405,17 @@ def _radius(logits: jax.Array, bounds: jax.Array) -> jax.Array:
 
 def _bounds(chain: _Chain, weights: list[jax.Array]) -> jax.Array:
     """Return c [class, class], the bound of the change of a difference of two logits for a change of p of length 1."""
-    last = weights[-1]
-    differences = jnp.linalg.norm(last[:, :, None] - last[:, None, :], axis=0)
-    return chain.slope * math.prod(map(_spectral_bound, weights[1:-1]), start=jnp.float32(1)) * differences
+    *hidden, before, last = weights[1:]
+    norms = chain.slope * math.prod(map(_spectral_bound, hidden), start=jnp.float32(1))
+    return norms / 2 * (_distances(before @ last) + _spectral_bound(before) * _distances(last))
+
+
+def _distances(columns: jax.Array) -> jax.Array:
+    """Return upper bounds of the distances of all pairs of columns [class, class]."""
+    gram = columns.T @ columns
+    squares = jnp.diag(gram)[:, None] + jnp.diag(gram)
+    # the second term exceeds the rounding of the difference
+    return jnp.sqrt(jnp.maximum(squares - 2 * gram, 0) + 1e-5 * squares)
 
 
 def _spectral_bound(weight: jax.Array) -> jax.Array:

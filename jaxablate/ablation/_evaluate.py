@@ -127,9 +127,9 @@ def cumulative_ablation(
         site: name of a site within which the ids count; None if they count over the whole network.
         steps: number of steps, each of which ablates one neuron; or the total of ablated neurons at each step, in
             increasing order. For wide layers, range(10, 1001, 10) ablates ten neurons in each of 100 steps.
-        engine: "vmap" evaluates every step in full, "incremental" updates the step before. "auto" chooses "incremental"
-            on a CPU if linear maps read the ablated sites, and "vmap" otherwise. Both evaluate any model and give the
-            same counts.
+        engine: "vmap" evaluates every step in full; "incremental" updates the step before; "certified" does so for
+            predictions of multilayer perceptrons, and evaluates only examples that may change their class. "auto"
+            chooses the fastest that applies on a CPU, and "vmap" on other devices. All give the same counts.
 
     Returns:
         int32 [order, steps + 1]: at step k the first k neurons of the order are ablated, or the first steps[k - 1] if
@@ -138,7 +138,7 @@ def cumulative_ablation(
 
     Raises:
         InputError: for more ablated neurons than ranks, steps that do not increase, a repeated or unknown neuron, an
-            unknown engine, or as in `evaluate_masks`.
+            unknown engine, "certified" where it does not apply, or as in `evaluate_masks`.
 
     Source: paper, section 4.
 

@@ -44,6 +44,16 @@ DatasetName = Annotated[
 Activation = Annotated[
     str | None, typer.Option(metavar="NAME", help="Activation function that a PyTorch file lacks.", show_default=False)
 ]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,...", help="Order of a PyTorch file's layers, where it leaves that open.", show_default=False
+    ),
+]
+Reference = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Inputs and outputs (.npz) that the network must reproduce.", show_default=False),
+]
 Scores = Annotated[
     list[str] | None,
     typer.Option(
@@ -77,6 +87,8 @@ def score(
     dataset: DatasetName = "auto",
     data_dir: DataDir = None,
     activation: Activation = None,
+    layers: Layers = None,
+    reference: Reference = None,
     quantizer: Quantizer = "activation",
 ) -> dict[str, Any]:
     """Score every neuron of a network: by default entropy, mutual information with the class, KL selectivity (nats).
@@ -90,7 +102,7 @@ def score(
 
     # The path is checked before the work, so that no scores are lost to a spelling mistake.
     check_table_path(out)
-    model = _read_network(network, activation)
+    model = _read_network(network, activation, layers, reference, dataset, data_dir)
     data = load_dataset(dataset, data_dir=data_dir)
     scored = score_neurons(model, data, scores=tuple(scores or METRICS), quantizer=quantizer)
     save_table(scored, out)
@@ -126,6 +138,8 @@ def ablate(
     dataset: DatasetName = "auto",
     data_dir: DataDir = None,
     activation: Activation = None,
+    layers: Layers = None,
+    reference: Reference = None,
     quantizer: QuantizerInShort = "activation",
     extra_fills: ExtraFills = None,
     # Any: Typer takes no union of types, and `parse_steps` returns a number or a text
@@ -171,7 +185,7 @@ def ablate(
         check_table_path(out)
     if report is not None and is_primary():
         check_report_path(report)
-    model = _read_network(network, activation)
+    model = _read_network(network, activation, layers, reference, dataset, data_dir)
     config = StudyConfig(
         dataset=dataset,
         data_dir=None if data_dir is None else str(data_dir),
@@ -240,6 +254,8 @@ def prune(
     dataset: DatasetName = "auto",
     data_dir: DataDir = None,
     activation: Activation = None,
+    layers: Layers = None,
+    reference: Reference = None,
     quantizer: QuantizerInShort = "activation",
 ) -> dict[str, Any]:
     """Remove the neurons with the lowest (or highest) scores, and write the smaller network.
@@ -260,7 +276,7 @@ def prune(
         out.resolve() != network.resolve(), f"--out {out}: this is the file of the network itself; choose another file"
     )
     require_writable(out.parent)
-    model = _read_network(network, activation)
+    model = _read_network(network, activation, layers, reference, dataset, data_dir)
     data = load_dataset(dataset, data_dir=data_dir)
     comparison = prune_by_score(
         model, data, score=score, direction=direction, keep_fraction=keep_fraction, scope=scope, fill=fill,
@@ -285,14 +301,22 @@ def prune(
     }
 
 
-def _read_network(path: Path, activation: str | None) -> "MLP":
-    """Return the network of a file that jaxablate or PyTorch wrote."""
-    from jaxablate import MLP, InputError, load_model
+def _read_network(
+    path: Path,
+    activation: str | None,
+    layers: str | None,
+    reference: Path | None,
+    dataset: str,
+    data_dir: Path | None,
+) -> "MLP":
+    """Return the network of a file that jaxablate or PyTorch wrote; the other arguments are options of a command."""
+    from jaxablate import MLP, InputError, load_dataset, load_model
     from jaxablate._files import require_file
-    from jaxablate.models import ACTIVATIONS, load_pytorch
+    from jaxablate.models import ACTIVATIONS, load_pytorch, require_reference
     from jaxablate.models._files import is_saved_model
 
     require_file("network file", path)
+    pair = None if reference is None else _read_reference(reference)
     # The header of a file that jaxablate wrote names its format and its activation function. A state dict of PyTorch
     # has weights only.
     if is_saved_model(path):
@@ -301,12 +325,45 @@ def _read_network(path: Path, activation: str | None) -> "MLP":
             raise InputError(
                 f"--activation: {activation} is not the {model.activation} of {path}; leave the option out"
             )
+        if layers is not None:
+            raise InputError(f"--layers: {path} names its layers in order; leave the option out")
+        if pair is not None:
+            require_reference(path, model, *pair)
         return model
     if activation is None:
         raise InputError(
             f"network file {path}: a PyTorch state dict does not name its activation function; give --activation "
             f"{' or '.join(ACTIVATIONS)}"
         )
-    model = load_pytorch(path, activation=activation)
+    images = load_dataset(dataset, data_dir=data_dir).test.images[:1]
+    has_colours = images.ndim == 4 and images.shape[-1] > 1
+    order = None if layers is None else layers.split(",")
+    model = load_pytorch(
+        path, activation=activation, images=images if has_colours else None, layers=order, reference=pair
+    )
+    if has_colours:
+        console.print(
+            f"Inputs: {path.name} is taken to flatten images channel by channel, as PyTorch does; its first weights "
+            "are reordered for the dataset, which has the channels last. --reference checks it.",
+            highlight=False,
+        )
     assert isinstance(model, MLP)
     return model
+
+
+def _read_reference(path: Path) -> tuple[Any, Any]:
+    """Return the arrays `inputs` and `outputs` of an .npz file."""
+    import numpy as np
+
+    from jaxablate import InputError
+    from jaxablate._files import require_file
+
+    require_file("--reference", path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["inputs"], arrays["outputs"]
+    except (OSError, ValueError, KeyError, AttributeError, EOFError) as error:
+        raise InputError(
+            f"--reference {path}: expected an .npz file with the arrays inputs and outputs, got {error}; write it by "
+            "np.savez(path, inputs=..., outputs=...)"
+        ) from None

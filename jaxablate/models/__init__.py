@@ -6,9 +6,9 @@ Output: models that the other modules record, score, ablate and prune; files of 
 
 from jaxablate.models._analysis import SiteSpec
 from jaxablate.models._files import SavedModel, load_model, save_model
-from jaxablate.models._mlp import ACTIVATIONS, MLP, from_arrays, layer_of_neuron
+from jaxablate.models._mlp import ACTIVATIONS, MLP, from_arrays, get_activation, layer_of_neuron
 from jaxablate.models._model import AnyModel, Model, from_function, from_module, site_neurons
-from jaxablate.models._pytorch import load_pytorch
+from jaxablate.models._pytorch import load_pytorch, require_reference
 from jaxablate.models._sites import Site, tag
 
 __all__ = [
@@ -22,9 +22,11 @@ __all__ = [
     "from_arrays",
     "from_function",
     "from_module",
+    "get_activation",
     "layer_of_neuron",
     "load_model",
     "load_pytorch",
+    "require_reference",
     "save_model",
     "site_neurons",
     "tag",

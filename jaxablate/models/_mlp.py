@@ -10,7 +10,7 @@ order. The last stage is a linear map alone and returns the logits.
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeGuard, TypeVar
 
 import jax
@@ -22,10 +22,51 @@ from jaxablate._checks import finite_float32, require, require_bool, require_fra
 from jaxablate._typing import Images
 from jaxablate.models._sites import tag
 
-ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": jax.nn.gelu}
+ACTIVATIONS = {
+    "sigmoid": jax.nn.sigmoid,
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+    "gelu": jax.nn.gelu,
+    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+    "leaky_relu": jax.nn.leaky_relu,
+    "elu": jax.nn.elu,
+    "softplus": jax.nn.softplus,
+    "hardtanh": jax.nn.hard_tanh,
+}
+"""Activation functions by name."""
+WITH_NUMBER = ("leaky_relu", "elu")
+"""Activation functions that take a number: the slope below 0 (0.01), or alpha (1)."""
 Module = TypeVar("Module", bound=nnx.Module)
 BATCH_NORM = ("scale", "bias", "mean", "var")
 """Names of the arrays [out] of a batch norm: two parameters, then two running statistics."""
+
+
+def get_activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """Return the activation function of a name such as "relu" or "leaky_relu:0.2".
+
+    Args:
+        name: a name in `ACTIVATIONS`. "gelu" is the approximation by tanh, "gelu_exact" the exact form. "leaky_relu"
+            and "elu" may have a number: the slope below 0, otherwise 0.01; or alpha, otherwise 1.
+
+    Raises:
+        InputError: for an unknown name, or a number that is not finite.
+
+    Example:
+        >>> ja.models.get_activation("leaky_relu:0.5")(jnp.array([-2.0, 2.0])).tolist()
+        [-1.0, 2.0]
+    """
+    require(isinstance(name, str), f"activation: expected a name, got {name!r}")
+    kind, colon, number = name.partition(":")
+    require_known("activation", kind if kind in WITH_NUMBER else name, ACTIVATIONS)
+    if not colon:
+        return ACTIVATIONS[name]
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    require(math.isfinite(value), f"activation: expected a number after {kind}:, got {name!r}")
+    return functools.partial(ACTIVATIONS[kind], **{{"leaky_relu": "negative_slope", "elu": "alpha"}[kind]: value})
 
 
 # nnx.Linear keeps its initializers, and functions compare by identity. So the cache returns one object for each fan-in:
@@ -71,7 +112,7 @@ class Stage(nnx.Module):
         if self.batch_norm is not None:
             outputs = self.batch_norm(outputs)
         if self.activation is not None:
-            outputs = ACTIVATIONS[self.activation](outputs)
+            outputs = get_activation(self.activation)(outputs)
         if self.dropout is not None:
             require(
                 rngs is not None or bool(self.dropout.deterministic),
@@ -108,7 +149,7 @@ class MLP(nnx.Module):
         in_features: number of pixels of an image.
         hidden: number of neurons of each hidden layer, at least one layer.
         num_classes: number of logits.
-        activation: "sigmoid", "relu", "tanh" or "gelu".
+        activation: "sigmoid", "relu", "tanh", "gelu" or another name that `ja.models.get_activation` takes.
         dropout: probability in [0, 1) with which training mode sets an output of a hidden layer to 0. The other outputs
             are divided by 1 - dropout.
         batch_norm: True puts an `nnx.BatchNorm` between linear map and activation function of each hidden layer, with
@@ -136,7 +177,7 @@ class MLP(nnx.Module):
         batch_norm: bool = False,
         rngs: nnx.Rngs,
     ):
-        require_known("activation", activation, ACTIVATIONS)
+        get_activation(activation)
         require_fraction("dropout", dropout, below_one=True)
         require_bool("batch_norm", batch_norm)
         require(isinstance(hidden, Sequence), f"hidden: expected a sequence of layer sizes, got {hidden!r}")

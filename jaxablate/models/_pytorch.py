@@ -4,6 +4,7 @@ Input: the file of a state dict, and the same architecture as an `nnx.Sequential
 Output: a network with these weights in Flax's layout.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import InputError, finite_float32, require, require_known
+from jaxablate._checks import InputError, finite_float32, require
 from jaxablate._typing import Images
-from jaxablate.models._mlp import ACTIVATIONS, MLP, flatten_images, from_arrays
+from jaxablate.models._mlp import ACTIVATIONS, MLP, flatten_images, from_arrays, get_activation, in_evaluation_mode
 from jaxablate.models._sites import Site
 from jaxablate.models._tensors import Tensors, read_tensors
 
@@ -36,6 +37,9 @@ WEIGHTS = {
 }
 """For each type of layer, PyTorch's names of its weights and Flax's names."""
 PARTS = tuple(WEIGHTS[nnx.BatchNorm])
+CHANNELS = (1, 3, 4)  # numbers of channels of grey and of colour images
+MAX_STEPS = 10_000  # of the search for the order of modules
+REFERENCE_TOLERANCE = 1e-4
 ELEMENTWISE = {
     jax.nn.sigmoid, jnp.tanh, nnx.tanh, jax.nn.relu, jax.nn.gelu, jax.nn.silu, jax.nn.elu, jax.nn.leaky_relu,
     jax.nn.softplus,
@@ -44,29 +48,43 @@ ELEMENTWISE = {
 
 
 def load_pytorch(
-    path: str | Path, model: nnx.Sequential | None = None, *, activation: str = "relu", images: Images | None = None
+    path: str | Path,
+    model: nnx.Sequential | None = None,
+    *,
+    activation: str | None = None,
+    images: Images | None = None,
+    layers: Sequence[str] | None = None,
+    reference: tuple[Any, Any] | None = None,
 ) -> MLP | nnx.Sequential:
     """Read a network from the file of a PyTorch state dict.
 
-    The layers of the file and of the model are matched by their order, not by their names.
+    A state dict has names and weights, but not the order in which the layers are applied. The order follows from the
+    shapes, and from the numbers in names that differ only in numbers. If both leave several orders open, the file is
+    refused, and `layers` settles it.
 
     Args:
         path: `.safetensors`, or `.pt` or `.pth` as `torch.save(model.state_dict(), path)` writes it since PyTorch 1.6.
-            Reading `.pt` needs PyTorch. The order is that of the file; safetensors have no order, so their names are
-            sorted, with numbers by value. The file may take at most 4 GiB, also unpacked.
+            Reading `.pt` needs PyTorch. The file may take at most 4 GiB, also unpacked.
         model: an `nnx.Sequential` of the same architecture, with `nnx.Linear`, `nnx.Conv` (2-D) and
             `nnx.BatchNorm`; None for an `MLP` of the file's linear maps.
-        activation: activation function of the hidden layers of that `MLP`; a state dict does not contain it.
+        activation: activation function of the hidden layers of that `MLP`, as in `MLP`; a state dict does not contain
+            it. "gelu" is PyTorch's `nn.GELU()`, the exact form; "gelu_tanh" is its approximation.
         images: [example, height, width, channel]; only the shape matters. Needed if a feature map of several channels
             is flattened before a linear map, because PyTorch flattens the channel first and Flax last.
+        layers: names of the modules of the file in the order in which the network applies them, for example
+            ("layer_one", "layer_two", "output").
+        reference: (inputs, outputs), with inputs as the loaded network takes them, and the outputs of the network in
+            PyTorch for these inputs [example, ...]. The loaded network must reproduce them.
 
     Returns:
         The network, with float32 weights: an `MLP`, or a copy of `model`. A bias that the file lacks becomes 0, and a
         scale of a batch norm that it lacks becomes 1.
 
     Raises:
-        InputError: for a file that is not a state dict, for weights that do not fit the model's layers in number, type
-            or shape, or for missing images. A pickled module is refused too, because reading it runs code.
+        InputError: for a file that is not a state dict; for weights that do not fit the model's layers in number, type
+            or shape; for several possible orders of the layers; for a missing activation; for missing images, or
+            images whose shape looks like [example, channel, height, width]; or for other outputs than the reference. A
+            pickled module is refused too, because reading it runs code.
 
     Example:
         >>> from safetensors.numpy import save_file
@@ -84,15 +102,123 @@ def load_pytorch(
     )
     modules = _modules(path, read_tensors(path))
     if model is None:
-        return _mlp(path, modules, activation, images)
-    return _set_weights(path, modules, nnx.clone(model), None if images is None else np.shape(images))
+        network: MLP | nnx.Sequential = _mlp(path, modules, activation, images, layers)
+    else:
+        network = _set_weights(path, modules, nnx.clone(model), None if images is None else np.shape(images), layers)
+    if reference is not None:
+        require_reference(path, network, *reference)
+    return network
+
+
+def require_reference(path: Path, network: Any, inputs: Any, outputs: Any) -> None:
+    """Raise `InputError` unless a network reproduces outputs [example, ...], up to 1e-4 of the largest output.
+
+    Args:
+        path: file of the network, for messages.
+        network: the network.
+        inputs: [example, ...], as the network takes them.
+        outputs: its outputs in the framework that it comes from.
+    """
+    outputs = np.asarray(outputs, np.float64)
+    with jax.default_matmul_precision("highest"):
+        ours = np.asarray(in_evaluation_mode(network)(jnp.asarray(inputs, jnp.float32)), np.float64)
+    require(
+        ours.shape == outputs.shape,
+        f"reference: expected outputs {ours.shape} for these inputs, got {outputs.shape}; give the logits of "
+        "PyTorch for the same inputs",
+    )
+    difference, size = np.abs(ours - outputs).max(initial=0), np.abs(outputs).max(initial=0)
+    require(
+        bool(difference <= REFERENCE_TOLERANCE * max(size, 1e-6)),
+        f"reference: the network of {path} gives other outputs, by up to {difference:.3g} with the largest output at "
+        f"{size:.3g}; check activation, layers and the layout of the images",
+    )
+
+
+def _numbered(name: str) -> tuple[str, tuple[int, ...]]:
+    """Return a name without its numbers, and the numbers: ("layers.#", (2,)) for "layers.2"."""
+    numbers = re.findall(r"\d+", name)
+    return re.sub(r"\d+", "#", name), tuple(int(number[-18:]) for number in numbers)
+
+
+def _settle_order(
+    path: Path,
+    modules: dict[str, Tensors],
+    layers: Sequence[str] | None,
+    fits: Callable[[int, Tensors | None, Tensors], bool],
+) -> dict[str, Tensors]:
+    """Return the modules in the order in which the network applies them.
+
+    Args:
+        path: the file, for messages.
+        modules: the modules in any order.
+        layers: the user's order, or None.
+        fits: function of (place, module before or None, module): True if the module can stand there.
+
+    Raises:
+        InputError: if several orders are possible, or if `layers` does not name the modules.
+    """
+    if layers is not None:
+        names = [layers] if isinstance(layers, str) else list(layers)
+        require(
+            sorted(names) == sorted(modules),
+            f"layers: expected each module of {path} once ({', '.join(modules)}), got {', '.join(map(str, names))}",
+        )
+        return {name: modules[name] for name in names}
+    orders: list[list[str]] = []
+    steps = 0
+
+    # Depth first, since a second order is enough to refuse. Modules whose names differ only in their numbers keep the
+    # order of the numbers, so only the first that is left of each kind of name can follow.
+    def extend(order: list[str], left: dict[str, list[str]]) -> None:
+        nonlocal steps
+        steps += 1
+        if len(orders) > 1 or steps > MAX_STEPS:
+            return
+        if not any(left.values()):
+            orders.append(order)
+        for kind, names in left.items():
+            if names and fits(len(order), modules[order[-1]] if order else None, modules[names[0]]):
+                extend([*order, names[0]], {**left, kind: names[1:]})
+
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(modules, key=lambda name: _numbered(name)[1]):
+        kinds.setdefault(_numbered(name)[0], []).append(name)
+    extend([], kinds)
+    if not orders and steps <= MAX_STEPS:
+        return modules  # no order fits; the caller says why
+    require(
+        len(orders) == 1 and steps <= MAX_STEPS,
+        f"PyTorch file {path}: the names and shapes of its modules leave their order open"
+        + (f", for example {' or '.join(', '.join(order) for order in orders)}" if orders else "")
+        + "; give the order in which the network applies them with layers (--layers)",
+    )
+    return {name: modules[name] for name in orders[0]}
 
 
 def _set_weights(
-    path: Path, modules: dict[str, Tensors], model: nnx.Sequential, image_shape: tuple[int, ...] | None
+    path: Path,
+    modules: dict[str, Tensors],
+    model: nnx.Sequential,
+    image_shape: tuple[int, ...] | None,
+    names: Sequence[str] | None,
 ) -> nnx.Sequential:
-    """Set the weights of a model in place and return it; `image_shape` is [example, height, width, channel]."""
+    """Set the weights of a model in place and return it.
+
+    Args:
+        path: the file, for messages.
+        modules: the modules of the file.
+        model: the model.
+        image_shape: [example, height, width, channel], or None.
+        names: the user's order of the modules, or None.
+    """
     layers = list(_flatten_layers(model.layers))
+    for index, layer in enumerate(layers):
+        require(
+            not (isinstance(layer, nnx.Conv) and layer.padding == "SAME" and np.max(layer.strides or 1) > 1),
+            f"layer {index} (Conv): padding 'SAME' with strides pads other sides than PyTorch's numbers do; write the "
+            "numbers, for example padding=((1, 1), (1, 1)) for PyTorch's padding=1",
+        )
     weighted = [index for index, layer in enumerate(layers) if _has_weights(layer)]
     for index in weighted:
         require(
@@ -108,9 +234,9 @@ def _set_weights(
         f"PyTorch file {path}: expected {len(weighted)} modules, one for each layer with weights, got {len(modules)} "
         f"({', '.join(modules)})",
     )
-    if path.suffix == ".safetensors":
-        # sorted by name, bn1 comes before conv1, so only modules of one type are in the right order
-        modules = _by_type(modules, [_type_of(layers[index]) for index in weighted])
+    modules = _settle_order(
+        path, modules, names, lambda place, _, tensors: _has_shapes_of(layers[weighted[place]], tensors)
+    )
     for index, (name, tensors) in zip(weighted, modules.items(), strict=True):
         label = f"layer {index} ({type(layers[index]).__name__}) from module {name!r} of {path}"
         _set_layer(layers[index], tensors, orders.get(index), label)
@@ -164,32 +290,61 @@ def _type_of(layer: Callable) -> type | None:
     return next((known for known in WEIGHTS if isinstance(layer, known)), None)
 
 
-def _by_type(modules: dict[str, Tensors], types: Sequence[type | None]) -> dict[str, Tensors]:
-    """Return the modules in the order of the layers' types, or unchanged if they have other types."""
-    names: dict[type | None, list[str]] = {}
-    for name, parts in modules.items():
-        names.setdefault(_type_in_file(parts), []).append(name)
-    if any(len(names_of_type) != types.count(kind) for kind, names_of_type in names.items()):
-        return modules
-    return {name: modules[name] for name in (names[kind].pop(0) for kind in types)}
+def _has_shapes_of(layer: Any, tensors: Tensors) -> bool:
+    """Return True if the tensors have the type and the shapes of a layer."""
+    kind = _type_of(layer)
+    return (
+        kind is not None
+        and kind is _type_in_file(tensors)
+        and all(
+            variable is not None and tensors[part].shape == _shape_in_file(variable)
+            for part, variable in (
+                (part, getattr(layer, name)) for part, name in WEIGHTS[kind].items() if part in tensors
+            )
+        )
+    )
+
+
+def _shape_in_file(variable: Any) -> tuple[int, ...]:
+    """Return PyTorch's shape of a weight: [out, in, height, width] for [height, width, in, out], [out] for [out]."""
+    return (*variable.shape[-2:][::-1], *variable.shape[:-2])
 
 
 def _has_weights(layer: Callable) -> bool:
     return isinstance(layer, nnx.Module) and len(jax.tree.leaves(nnx.state(layer, (nnx.Param, nnx.BatchStat)))) > 0
 
 
-def _mlp(path: Path, modules: dict[str, Tensors], activation: str, images: Images | None) -> MLP:
-    """Return the `MLP` of the file's linear maps, in their order."""
-    require_known("activation", activation, ACTIVATIONS)
+def _mlp(
+    path: Path,
+    modules: dict[str, Tensors],
+    activation: str | None,
+    images: Images | None,
+    names: Sequence[str] | None,
+) -> MLP:
+    """Return the `MLP` of the file's linear maps; `names` is the user's order of them."""
     for name, parts in modules.items():
         require(
             _type_in_file(parts) is nnx.Linear,
             f"PyTorch file {path}: expected linear maps only, got weight {parts.get('weight', np.array(0)).shape} for "
             f"module {name!r}; in Python, pass a model of the same architecture",
         )
+    if activation is None:
+        raise InputError(
+            f"activation: the PyTorch file {path} does not name its activation function; give one of "
+            f"{', '.join(ACTIVATIONS)}"
+        )
+    activation = {"gelu": "gelu_exact", "gelu_tanh": "gelu"}.get(activation, activation)
+    get_activation(activation)
+    modules = _settle_order(
+        path,
+        modules,
+        names,
+        lambda _, before, tensors: before is None or before["weight"].shape[0] == tensors["weight"].shape[1],
+    )
     weights = [parts["weight"] for parts in modules.values()]
     biases = [parts.get("bias", np.zeros(len(parts["weight"]))) for parts in modules.values()]
     if images is not None and np.ndim(images) == 4 and weights:
+        _require_channels_last(np.shape(images))
         order = _feature_order(flatten_images, np.shape(images)[1:], "images")
         require(
             weights[0].shape[1] == len(order),
@@ -203,6 +358,15 @@ def _mlp(path: Path, modules: dict[str, Tensors], activation: str, images: Image
             f"PyTorch file {path}: its linear maps do not form a network ({error}); pass a model of the same "
             "architecture"
         ) from None
+
+
+def _require_channels_last(shape: tuple[int, ...]) -> None:
+    """Raise if images of this shape look like [example, channel, height, width]."""
+    require(
+        shape[3] in CHANNELS or shape[1] not in CHANNELS,
+        f"images: shape {shape} looks like PyTorch's [example, channel, height, width], but images have their channels "
+        "last; pass images.transpose(0, 2, 3, 1), also to the functions that evaluate the network",
+    )
 
 
 def _set_layer(layer: Any, tensors: Tensors, order: np.ndarray | None, label: str) -> None:
@@ -228,8 +392,7 @@ def _set_layer(layer: Any, tensors: Tensors, order: np.ndarray | None, label: st
         if variable is None:
             require(part not in tensors, f"{label}: the file has a {part}, the layer has none; add it to the layer")
             continue
-        # PyTorch's shape of [height, width, in, out] is [out, in, height, width]; a vector [out] stays [out]
-        shape = (*variable.shape[-2:][::-1], *variable.shape[:-2])
+        shape = _shape_in_file(variable)
         tensor = tensors.get(part, np.full(shape, float(part == "weight")))
         require(tensor.shape == shape, f"{label}: expected {part} {shape}, got {tensor.shape}")
         if order is not None and (kind is not nnx.Linear or part == "weight"):

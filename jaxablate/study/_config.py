@@ -23,7 +23,7 @@ from jaxablate._checks import (
     require_name,
 )
 from jaxablate.metrics import METRICS
-from jaxablate.models import ACTIVATIONS
+from jaxablate.models import get_activation
 from jaxablate.orders import DIRECTIONS, NORMALIZATIONS
 from jaxablate.protocols import PAPER, Protocol, get_protocol
 from jaxablate.quantizers import get_quantizer
@@ -53,7 +53,7 @@ class StudyConfig:
         data_dir: folder of the data, as in `load_dataset`.
         split_seed: seed of the split into training and validation examples.
         networks: hidden layers of each network to train; () if you pass your own models to `run_study`.
-        activation: activation function of the hidden layers: "sigmoid", "relu", "tanh" or "gelu".
+        activation: activation function of the hidden layers, as in `MLP`.
         quantizer: how activations become codes. "activation" codes whether the neuron fires, as in `default_quantizer`;
             it needs an `MLP`, which knows its activation function. Any other value is a quantizer of `get_quantizer`,
             for example "mean" or "quantile:8"; edges that depend on data come from the validation split. Other values
@@ -166,7 +166,7 @@ class StudyConfig:
 
     def _check(self) -> None:
         """Raise unless every setting is known and in range, and the settings go together."""
-        require_known("activation", self.activation, ACTIVATIONS)
+        get_activation(self.activation)
         for name in ("scores", "protocols", "extra_fills"):
             for value in getattr(self, name):
                 require(isinstance(value, str), f"{name}: expected names, got {value!r}")

@@ -1,0 +1,275 @@
+"""Files of PyTorch networks that leave something open: settled by shapes and numbers, or refused, never guessed."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import raises_input_error
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+import jaxablate as ja
+from jaxablate.cli import app
+from jaxablate.models import get_activation, load_pytorch, require_reference
+
+WORDS = ("layer_one", "layer_two", "layer_three", "output")
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch", reason="needs PyTorch (the extra bench)")
+
+
+def write(path, weights):
+    """Write a state dict of linear maps [out, in] by name, with biases."""
+    tensors = {f"{name}.weight": weight for name, weight in weights.items()}
+    tensors |= {
+        f"{name}.bias": np.linspace(-0.5, 0.5, len(weight), dtype=np.float32) for name, weight in weights.items()
+    }
+    save_file(tensors, path)
+    return path
+
+
+def network(names, sizes, seed=0):
+    random = np.random.default_rng(seed)
+    return {
+        name: random.normal(0, 1 / n**0.5, (m, n)).astype(np.float32)
+        for name, (n, m) in zip(names, itertools.pairwise(sizes), strict=True)
+    }
+
+
+def forward(weights, x):
+    """ReLU between linear maps in the order of the mapping."""
+    for i, weight in enumerate(weights.values()):
+        x = (np.maximum(x, 0) if i else x) @ weight.T + np.linspace(-0.5, 0.5, len(weight), dtype=np.float32)
+    return x
+
+
+INPUTS = np.random.default_rng(1).normal(size=(50, 12)).astype(np.float32)
+
+
+def test_equal_widths_and_names_in_words_are_refused(tmp_path):
+    weights = network(WORDS, (12, 9, 9, 9, 5))
+    path = write(tmp_path / "net.safetensors", weights)
+    both = "layer_one, layer_(two|three), layer_(two|three), output"
+    with raises_input_error(f"leave their order open, for example {both} or {both}; give the order .* layers"):
+        load_pytorch(path, activation="relu")
+    model = load_pytorch(path, activation="relu", layers=WORDS)
+    np.testing.assert_allclose(model(INPUTS), forward(weights, INPUTS), atol=1e-5)
+    for layers in (WORDS[:3], (*WORDS[:3], "head"), (*WORDS, "output"), "output"):
+        with raises_input_error("layers: expected each module of .* once"):
+            load_pytorch(path, activation="relu", layers=layers)
+    with raises_input_error("its linear maps do not form a network"):
+        load_pytorch(path, activation="relu", layers=WORDS[::-1])
+
+
+@pytest.mark.parametrize(
+    ("names", "sizes"),
+    [
+        (WORDS, (12, 9, 8, 7, 5)),  # only one order fits
+        (("z", "a"), (12, 6, 5)),
+        (("output", "hidden"), (12, 12, 5)),
+        (("layers.2", "layers.10", "layers.20", "head"), (12, 12, 12, 12, 5)),
+        (("fc1", "fc2", "out"), (12, 9, 9, 5)),
+        (("encoder.0", "encoder.1", "decoder.0", "decoder.1"), (12, 7, 4, 7, 12)),
+        (("net.0.lin", "net.1.lin", "net.2.lin"), (12, 12, 12, 12)),
+    ],
+)
+def test_shapes_and_numbers_settle_the_order(tmp_path, names, sizes):
+    weights = network(names, sizes)
+    model = load_pytorch(write(tmp_path / "net.safetensors", weights), activation="relu")
+    np.testing.assert_allclose(model(INPUTS), forward(weights, INPUTS), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 30])
+def test_many_modules_of_one_shape_are_refused_at_once(tmp_path, size):
+    letters = ["".join(pair) for pair in itertools.product("abcdef", repeat=2)][:size]
+    path = write(tmp_path / "net.safetensors", network(letters, (12,) * (size + 1)))
+    with raises_input_error("leave their order open"):
+        load_pytorch(path, activation="relu")
+
+
+def test_an_order_that_the_search_does_not_find(tmp_path):
+    """Every chain of these modules ends before the last one: the file is refused, and not after hours."""
+    letters = ["".join(pair) for pair in itertools.product("abcdef", repeat=2)][:20]
+    weights = network(letters, (12,) * 21) | {"last": np.ones((3, 4), np.float32)}
+    with raises_input_error("leave their order open; give the order"):
+        load_pytorch(write(tmp_path / "net.safetensors", weights), activation="relu")
+
+
+def test_the_order_of_definition_is_not_the_order_of_use(torch, tmp_path):
+    nn = torch.nn
+
+    class Net(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.last, self.second, self.first = nn.Linear(width, 5), nn.Linear(9, width), nn.Linear(12, 9)
+
+        def forward(self, x):
+            return self.last(torch.relu(self.second(torch.relu(self.first(x)))))
+
+    net = Net(7)
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    model = load_pytorch(tmp_path / "net.pt", activation="relu")
+    np.testing.assert_allclose(model(INPUTS), net(torch.tensor(INPUTS)).detach(), atol=1e-5)
+    three = {name: nn.Linear(9, 9) for name in ("b", "a")}
+    torch.save(nn.ModuleDict(three).state_dict(), tmp_path / "open.pt")
+    with raises_input_error("leave their order open, for example b, a or a, b"):
+        load_pytorch(tmp_path / "open.pt", activation="relu")
+
+
+def test_convolutions_of_one_shape(torch, tmp_path):
+    nn = torch.nn
+    convs = {name: nn.Conv2d(1, 1, 3, padding=1) for name in ("down", "up")}
+    net = nn.Sequential(convs["down"], nn.ReLU(), convs["up"], nn.Flatten(), nn.Linear(16, 3))
+    state = {f"{name}.{part}": tensor for name, conv in convs.items() for part, tensor in conv.state_dict().items()}
+    torch.save({**state, "head.weight": net[4].weight, "head.bias": net[4].bias}, tmp_path / "net.pt")
+    rngs, padding = nnx.Rngs(0), ((1, 1), (1, 1))
+    ours = nnx.Sequential(
+        nnx.Conv(1, 1, (3, 3), padding=padding, rngs=rngs),
+        nnx.relu,
+        nnx.Conv(1, 1, (3, 3), padding=padding, rngs=rngs),
+        lambda x: x.reshape(len(x), -1),
+        nnx.Linear(16, 3, rngs=rngs),
+    )
+    images = np.random.default_rng(0).random((6, 4, 4, 1)).astype(np.float32)
+    with raises_input_error("leave their order open, for example down, up, head or up, down, head"):
+        load_pytorch(tmp_path / "net.pt", ours, images=images)
+    outputs = net(torch.tensor(images.transpose(0, 3, 1, 2))).detach().numpy()
+    model = load_pytorch(
+        tmp_path / "net.pt", ours, images=images, layers=("down", "up", "head"), reference=(images, outputs)
+    )
+    np.testing.assert_allclose(model(images), outputs, atol=1e-5)
+    with raises_input_error("reference: the network of .* gives other outputs, by up to"):
+        load_pytorch(
+            tmp_path / "net.pt", ours, images=images, layers=("up", "down", "head"), reference=(images, outputs)
+        )
+
+
+def test_padding_with_strides(torch, tmp_path):
+    nn = torch.nn
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    images = np.random.default_rng(0).random((6, 8, 8, 1)).astype(np.float32)
+
+    def ours(padding):
+        rngs = nnx.Rngs(0)
+        conv = nnx.Conv(1, 2, (3, 3), strides=2, padding=padding, rngs=rngs)
+        return nnx.Sequential(conv, nnx.relu, lambda x: x.reshape(len(x), -1), nnx.Linear(32, 3, rngs=rngs))
+
+    with raises_input_error(r"layer 0 \(Conv\): padding 'SAME' with strides pads other sides"):
+        load_pytorch(tmp_path / "net.pt", ours("SAME"), images=images)
+    model = load_pytorch(tmp_path / "net.pt", ours(((1, 1), (1, 1))), images=images)
+    np.testing.assert_allclose(model(images), net(torch.tensor(images.transpose(0, 3, 1, 2))).detach(), atol=1e-5)
+
+
+def test_images_with_their_channels_first_are_refused(tmp_path):
+    path = write(tmp_path / "net.safetensors", network(("fc1", "fc2"), (784, 9, 5)))
+    for shape in ((2, 1, 28, 28), (2, 4, 14, 14)):
+        with raises_input_error("looks like PyTorch's .* channels last; pass images.transpose"):
+            load_pytorch(path, activation="relu", images=np.zeros(shape, np.float32))
+    assert load_pytorch(path, activation="relu", images=np.zeros((2, 28, 28, 1), np.float32)).hidden == (9,)
+    assert load_pytorch(path, activation="relu", images=np.zeros((2, 14, 14, 4), np.float32)).hidden == (9,)
+
+
+def test_the_activation_is_named(tmp_path):
+    path = write(tmp_path / "net.safetensors", network(("fc1", "fc2"), (12, 9, 5)))
+    with raises_input_error(
+        "activation: the PyTorch file .* does not name its activation function; give one of sigmoid"
+    ):
+        load_pytorch(path)
+    for wrong in ("swish", "relu:2", "elu:x", "elu:", "leaky_relu:inf", 3):
+        with raises_input_error("activation: "):
+            load_pytorch(path, activation=wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "options"),
+    [
+        ("sigmoid", "Sigmoid", {}),
+        ("relu", "ReLU", {}),
+        ("tanh", "Tanh", {}),
+        ("gelu", "GELU", {}),
+        ("gelu_exact", "GELU", {}),
+        ("gelu_tanh", "GELU", {"approximate": "tanh"}),
+        ("silu", "SiLU", {}),
+        ("leaky_relu", "LeakyReLU", {}),
+        ("leaky_relu:0.2", "LeakyReLU", {"negative_slope": 0.2}),
+        ("elu", "ELU", {}),
+        ("elu:0.7", "ELU", {"alpha": 0.7}),
+        ("softplus", "Softplus", {}),
+        ("hardtanh", "Hardtanh", {}),
+    ],
+)
+def test_every_activation_is_pytorchs(torch, tmp_path, name, module, options):
+    nn = torch.nn
+    net = nn.Sequential(nn.Linear(12, 9), getattr(nn, module)(**options), nn.Linear(9, 5))
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    model = load_pytorch(tmp_path / "net.pt", activation=name)
+    with torch.no_grad():
+        expected = net(4 * torch.tensor(INPUTS)).numpy()
+    np.testing.assert_allclose(model(4 * INPUTS), expected, atol=2e-6 * np.abs(expected).max() + 1e-6)
+    ja.save_model(model, tmp_path / "ours.safetensors")
+    again = ja.load_model(tmp_path / "ours.safetensors").model
+    np.testing.assert_array_equal(again(INPUTS), model(INPUTS))
+
+
+def test_a_neuron_fires_where_its_pre_activation_is_positive():
+    z = np.array([[-3.0, -0.5, -1e-3, 1e-3, 0.5, 3.0]], np.float32)
+    for name in (*ja.models.ACTIVATIONS, "leaky_relu:0.3", "elu:2"):
+        codes = ja.quantizers.default_quantizer(name)(get_activation(name)(jnp.asarray(z)))
+        assert codes.tolist() == [[0, 0, 0, 1, 1, 1]], name
+
+
+def test_a_reference(tmp_path):
+    weights = network(("fc1", "fc2"), (12, 9, 5))
+    path, outputs = write(tmp_path / "net.safetensors", weights), forward(weights, INPUTS)
+    load_pytorch(path, activation="relu", reference=(INPUTS, outputs))
+    with raises_input_error(
+        "reference: the network of .*net.safetensors gives other outputs, by up to [0-9.]+ with the"
+    ):
+        load_pytorch(path, activation="gelu", reference=(INPUTS, outputs))
+    with raises_input_error(r"reference: expected outputs \(50, 5\) for these inputs, got \(50,\)"):
+        load_pytorch(path, activation="relu", reference=(INPUTS, outputs[:, 0]))
+    with raises_input_error("reference: the network"):
+        require_reference(path, load_pytorch(path, activation="relu"), INPUTS, outputs * np.nan)
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """A dataset of colour images, and a file whose network flattens them channel by channel."""
+    random = np.random.default_rng(0)
+    images, labels = random.random((60, 4, 4, 3)).astype(np.float32), np.arange(60) % 3
+    np.savez(
+        tmp_path / "data.npz",
+        train_images=images, train_labels=labels, test_images=images, test_labels=labels,
+        validation_images=images, validation_labels=labels,
+    )  # fmt: skip
+    weights = network(("one", "two", "three"), (48, 9, 9, 3))
+    write(tmp_path / "net.safetensors", weights)
+    outputs = forward(weights, images.transpose(0, 3, 1, 2).reshape(60, -1))
+    np.savez(tmp_path / "reference.npz", inputs=images, outputs=outputs)
+    return tmp_path, images, outputs
+
+
+def test_colour_images_on_the_command_line(colours):
+    folder, images, outputs = colours
+    arguments = ["score", f"{folder}/net.safetensors", "--activation", "relu", "--dataset", f"{folder}/data.npz"]
+    arguments += ["--out", f"{folder}/scores.csv", "--score", "mean_activation"]
+    run = CliRunner().invoke(app, arguments)
+    assert run.exit_code != 0
+    assert "leave their order open" in run.output.replace("\n", " ")
+    assert "--layers" in run.output
+    settled = [*arguments, "--layers", "one,two,three", "--reference", f"{folder}/reference.npz"]
+    run = CliRunner().invoke(app, settled)
+    assert run.exit_code == 0, run.output
+    assert "is taken to flatten images channel by channel" in " ".join(run.output.split())
+    np.savez(folder / "reference.npz", inputs=images, outputs=outputs + 0.5)
+    run = CliRunner().invoke(app, settled)
+    assert run.exit_code != 0
+    assert "gives other outputs" in " ".join(run.output.split())
+    np.savez(folder / "reference.npz", inputs=images)
+    run = CliRunner().invoke(app, settled)
+    assert "expected an .npz file with the arrays inputs and outputs" in " ".join(run.output.split())
