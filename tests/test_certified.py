@@ -18,6 +18,8 @@ SCOPES = {
     "layers 1 and 2": range(70),
     "network": range(90),
     "layers 1 and 3": (*range(40), *range(70, 90)),
+    "layer 2": range(40, 70),
+    "layers 2 and 3": range(40, 90),
 }
 
 
@@ -75,6 +77,25 @@ def test_counts_equal_full_passes(models, examples, evaluated, activation, scope
     assert np.ptp(counts["vmap"]["correct"]) > 100
 
 
+def check_radius(logits, p, bounds, key):
+    """Move points by their radius in several directions; return how many change their class by a much larger one."""
+    start = logits(p)
+    radius = np.sqrt(_certified._radius(start, bounds))
+    assert (radius > 0).mean() > 0.5
+
+    def margin(p):
+        return jnp.diff(jnp.sort(logits(p), axis=1)[:, -2:], axis=1).sum()
+
+    gradient = jax.grad(margin)(p)
+    for direction in (-gradient, jax.random.normal(key, p.shape), -p):
+        unit = direction / (jnp.linalg.norm(direction, axis=1, keepdims=True) + 1e-30)
+        moved = logits(p + unit * np.minimum(radius, 100)[:, None])
+        np.testing.assert_array_equal(moved.argmax(axis=1), start.argmax(axis=1))
+    # a radius a hundred times as large must fail for some, or the test shows nothing
+    far = logits(p - 100 * radius[:, None] * gradient / (jnp.linalg.norm(gradient, axis=1, keepdims=True) + 1e-30))
+    return int((far.argmax(axis=1) != start.argmax(axis=1)).sum())
+
+
 @pytest.mark.parametrize("activation", ["sigmoid", "relu", "tanh"])
 def test_no_change_within_the_radius_changes_the_class(activation):
     """The worst direction that a gradient finds, and random ones, for networks with large weights too."""
@@ -86,26 +107,21 @@ def test_no_change_within_the_radius_changes_the_class(activation):
         chain = _certified._find_chain(spec, (0,))
         assert chain.slope == {"sigmoid": 1 / 16, "relu": 1, "tanh": 1}[activation]
         bounds = _certified._bounds(chain, weights[1:])
+        short = _certified._find_chain(spec, (2,))
+        assert short.probe is None
+        np.testing.assert_allclose(short.slope, 1 / 4 if activation == "sigmoid" else 1)
+        last_bounds = _certified._bounds(short, weights[3:])
         act = {"sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu, "tanh": jnp.tanh}[activation]
 
         def logits(p, weights=weights, act=act):
             return act(act(p @ weights[2]) @ weights[3]) @ weights[4]
 
+        def last_logits(z, weights=weights, act=act):
+            return act(z) @ weights[4]
+
         keys = jax.random.split(jax.random.key(seed), 3)
-        p = jax.random.normal(keys[0], (300, 7))
-        start = logits(p)
-        radius = np.sqrt(_certified._radius(start, bounds))
-        assert (radius > 0).mean() > 0.5
-        gradient = jax.grad(lambda p: (jnp.sort(logits(p), axis=1)[:, -1] - jnp.sort(logits(p), axis=1)[:, -2]).sum())(
-            p
-        )
-        for direction in (-gradient, jax.random.normal(keys[1], p.shape), -p):
-            unit = direction / (jnp.linalg.norm(direction, axis=1, keepdims=True) + 1e-30)
-            moved = logits(p + unit * np.minimum(radius, 100)[:, None])
-            np.testing.assert_array_equal(moved.argmax(axis=1), start.argmax(axis=1))
-        # a radius a hundred times as large must fail for some, or the test shows nothing
-        far = logits(p - 100 * radius[:, None] * gradient / (jnp.linalg.norm(gradient, axis=1, keepdims=True) + 1e-30))
-        changed += int((far.argmax(axis=1) != start.argmax(axis=1)).sum())
+        for function, width, c in ((logits, 7, bounds), (last_logits, 5, last_bounds)):
+            changed += check_radius(function, jax.random.normal(keys[0], (300, width)), c, keys[1])
     assert changed > 300
 
 

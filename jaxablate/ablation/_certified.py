@@ -42,6 +42,7 @@ from jaxablate.models._model import (
 # two terms: for 1 and for e. So an example with the reference p' and the logits l at p' keeps its class a as long as
 # |p - p'| < min_b (l_a - l_b) / c_ab, its radius. Each step computes p for all examples, and the products only for
 # examples beyond their radius; p becomes their new reference.
+# If the logits follow z directly, p is z itself: the activation function is then evaluated for few examples too.
 # Masks after p: sites on the way may be ablated too. Ablating units of p's own site changes p itself. Ablating a unit
 # of the last site changes the logits at the reference by its row of W_m, since the last site is read by the logits
 # alone. Both leave the bound valid: a mask is a slope of 0.
@@ -64,14 +65,16 @@ class _Chain(NamedTuple):
 
     Attributes:
         result: z, the result of the product that reads the site.
-        operands: p and the operands of the products after it.
+        probe: p, the operand of the second product; None if that product gives the logits. Then p is z.
+        last: operand of the last product.
         weights: weights of the products, W_0 first.
-        slope: product of the largest slopes of all operations after the product that reads p.
+        slope: product of the largest slopes of the operations between the product that reads p (or z) and the last.
         reads_last: True if units of the last site are ablated too.
     """
 
     result: int
-    operands: tuple[int, ...]
+    probe: int | None
+    last: int
     weights: tuple[int, ...]
     slope: float
     reads_last: bool
@@ -114,12 +117,13 @@ def _find_chain(network: ModelSpec, sites: tuple[int, ...]) -> _Chain | None:
         value = eqn.outvars[0]
         link_of[value] = len(products)
     dtypes = {eqn.outvars[0].aval.dtype for eqn in products}
-    if len(products) < 3 or dtypes != {np.dtype(np.float32)} or any(link_of.get(var) not in (1, 2) for var in deeper):
+    if len(products) < 2 or dtypes != {np.dtype(np.float32)} or any(link_of.get(var) not in (1, 2) for var in deeper):
         return None
     # An ablated unit replaces a column of the operand, so only names lie between. Only a bias follows the last product.
-    last = [var for var in deeper if link_of[var] == 2]
-    made = [eqn.outvars[0] for eqn in links[2]]
-    after_last = links[2][made.index(last[0]) + 1 :] if last and last[0] in made else []
+    last_link = len(products) - 1
+    last = [var for var in deeper if link_of[var] == last_link]
+    made = [eqn.outvars[0] for eqn in links[last_link]]
+    after_last = links[last_link][made.index(last[0]) + 1 :] if last and last[0] in made else []
     if (
         not _only(links[0], {"name"})
         or not _only(links[-1], {"name", "add"})
@@ -127,11 +131,13 @@ def _find_chain(network: ModelSpec, sites: tuple[int, ...]) -> _Chain | None:
     ):
         return None
     place = {var: i for i, var in enumerate(graph.values)}
+    is_short = len(products) == 2
     return _Chain(
         place[products[0].outvars[0]],
-        tuple(place[eqn.invars[0]] for eqn in products[1:]),
+        None if is_short else place[products[1].invars[0]],
+        place[products[-1].invars[0]],
         tuple(place[eqn.invars[1]] for eqn in products),
-        math.prod(_slope(eqn) or 0.0 for link in links[2:] for eqn in link),
+        math.prod(_slope(eqn) or 0.0 for link in links[1 if is_short else 2 :] for eqn in link),
         bool(last),
     )
 
@@ -272,18 +278,28 @@ class _Layers:
         inputs = dict(zip(self.graph.inputs, state, strict=False))  # without the images, on which no constant depends
         return evaluate(needed(self.before, used), inputs)
 
-    def forward(self, env: Mapping, z: jax.Array, keep: jax.Array, fill: jax.Array, *, whole: bool) -> list:
-        """Return p; if `whole` is True, also the operand of the last product, and the logits."""
+    def forward(self, env: Mapping, z: jax.Array, keep: jax.Array, fill: jax.Array) -> tuple[jax.Array, ...]:
+        """Return p, the operand of the last product, and the logits."""
+        last, logits = self.graph.values[self.chain.last], self.graph.outputs[0]
+        env = self._evaluate(env, z, keep, fill, [last, logits])
+        return z if self.chain.probe is None else env[self.graph.values[self.chain.probe]], env[last], env[logits]
+
+    def probe(self, env: Mapping, z: jax.Array, keep: jax.Array, fill: jax.Array) -> jax.Array:
+        """Return p alone."""
+        if self.chain.probe is None:
+            return z
+        p = self.graph.values[self.chain.probe]
+        return self._evaluate(env, z, keep, fill, [p])[p]
+
+    def _evaluate(self, env: Mapping, z: jax.Array, keep: jax.Array, fill: jax.Array, wanted: list) -> dict:
+        """Return the values on which the wanted ones depend, by variable."""
         offsets = self.network.offsets
-        masks = {site: (slice(*offsets[site : site + 2])) for site in self.sites[1:]}
+        masks = {site: slice(*offsets[site : site + 2]) for site in self.sites[1:]}
         replace = replacements(
             self.network, self.graph, {site: (keep[part], fill[part], None) for site, part in masks.items()}
         )
-        values = [self.graph.values[place] for place in self.chain.operands]
-        wanted = [values[0], values[-1], self.graph.outputs[0]] if whole else values[:1]
         env = replaced({**env, self.result: z}, replace)
-        env = evaluate(needed(self.after, wanted), env, replace)
-        return [env[var] for var in wanted]
+        return evaluate(needed(self.after, wanted), env, replace)
 
 
 class _Follow(NamedTuple):
@@ -310,7 +326,7 @@ class _Follow(NamedTuple):
     def start(self, z: jax.Array) -> _Curve:
         """Return the state with all neurons kept."""
         keep = jnp.ones(self.layers.network.num_neurons, bool)
-        p, last, logits = self.layers.forward(self.env, z, keep, self.fill, whole=True)
+        p, last, logits = self.layers.forward(self.env, z, keep, self.fill)
         last = last if self.layers.chain.reads_last else None
         return _Curve(keep, z, jnp.zeros(len(z)), p, last, logits, _radius(logits, self.bounds))
 
@@ -349,7 +365,7 @@ class _Follow(NamedTuple):
 
     def _distance(self, curve: _Curve) -> jax.Array:
         """Return the squared distance [example] of p from the reference."""
-        (p,) = self.layers.forward(self.env, curve.z, curve.keep, self.fill, whole=False)
+        p = self.layers.probe(self.env, curve.z, curve.keep, self.fill)
         # A product with ones adds up rows faster than XLA's sum over the last axis; the barrier keeps it a product.
         squares = jax.lax.optimization_barrier((p - curve.reference) ** 2)
         return squares @ jnp.ones(p.shape[1])
@@ -372,7 +388,7 @@ class _Follow(NamedTuple):
         places = jnp.nonzero(is_beyond, size=num_examples + BLOCK, fill_value=num_examples)[0]
 
         def evaluated(layers, env, z, curve):
-            p, last, logits = layers.forward(env, z, curve.keep, self.fill, whole=True)
+            p, last, logits = layers.forward(env, z, curve.keep, self.fill)
             new = {"distance": jnp.zeros(len(z)), "reference": p, "logits": logits}
             new["radius"] = _radius(logits, self.bounds)
             return new if curve.last is None else {**new, "last": last}
@@ -405,6 +421,8 @@ def _radius(logits: jax.Array, bounds: jax.Array) -> jax.Array:
 
 def _bounds(chain: _Chain, weights: list[jax.Array]) -> jax.Array:
     """Return c [class, class], the bound of the change of a difference of two logits for a change of p of length 1."""
+    if chain.probe is None:
+        return chain.slope * _distances(weights[-1])
     *hidden, before, last = weights[1:]
     norms = chain.slope * math.prod(map(_spectral_bound, hidden), start=jnp.float32(1))
     return norms / 2 * (_distances(before @ last) + _spectral_bound(before) * _distances(last))
