@@ -12,7 +12,7 @@ from flax import nnx
 from helpers import OPTIMIZED, assert_counts, logits64, pairwise, raises_input_error, random_masks, weights64
 
 import jaxablate as ja
-from jaxablate.ablation import _execute, _incremental, _vmap
+from jaxablate.ablation import _certified, _execute, _incremental, _vmap
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +325,11 @@ def test_full_size_programs_stay_small_by_default(mnist5k):
     calls = []
     for module, run in (
         (_vmap, lambda: ja.evaluate_masks(model, np.zeros((8192, 600), bool), images, labels)),
-        (_incremental, lambda: ja.cumulative_ablation(model, np.arange(600)[None], images, labels)),
+        (
+            _incremental,
+            lambda: ja.cumulative_ablation(model, np.arange(600)[None], images, labels, engine="incremental"),
+        ),
+        (_certified, lambda: ja.cumulative_ablation(model, np.arange(600)[None], images, labels)),
     ):
         count = module._engine.single_device
 
@@ -338,7 +342,7 @@ def test_full_size_programs_stay_small_by_default(mnist5k):
             patch.setattr(_execute, "num_cores", lambda: 1)
             with pytest.raises(StopIteration):
                 run()
-    assert len(calls) == 2
+    assert len(calls) == 3
     assert max(calls) < 100e6
 
 

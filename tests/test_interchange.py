@@ -110,7 +110,9 @@ def test_mlp_equals_pytorch(torch, tmp_path, suffix, activation, module):
 def test_mlp_of_colour_images_equals_pytorch(torch, tmp_path, images, suffix):
     nn = torch.nn
     net = nn.Sequential(nn.Flatten(), nn.Linear(images[0].size, 9), nn.ReLU(), nn.Linear(9, 5))
-    model = load_pytorch(saved(torch, net.state_dict(), tmp_path / f"net{suffix}"), images=images[:1])
+    model = load_pytorch(
+        saved(torch, net.state_dict(), tmp_path / f"net{suffix}"), activation="relu", images=images[:1]
+    )
     np.testing.assert_allclose(logits(model, images), torch_logits(torch, net, images), atol=1e-5)
 
 
@@ -204,7 +206,7 @@ def test_weights_become_float32(torch, tmp_path, suffix, dtype):
     rngs = nnx.Rngs(0)
     local = nnx.Sequential(nnx.Linear(6, 4, param_dtype=jnp.bfloat16, rngs=rngs), nnx.relu, nnx.Linear(4, 3, rngs=rngs))
     path = saved(torch, net.state_dict(), tmp_path / f"net{suffix}")
-    for model in (load_pytorch(path), load_pytorch(path, local)):
+    for model in (load_pytorch(path, activation="relu"), load_pytorch(path, local)):
         assert {leaf.dtype for leaf in leaves(model)} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(model.layers[0].kernel[...], net[0].weight.detach().float().numpy().T)
 
@@ -329,17 +331,21 @@ def test_linear_maps_that_make_no_network(tmp_path):
     with raises_input_error(
         r"its linear maps do not form a network \(stage 1: expected kernel \(3, 2\) .* got \(5, 2\)"
     ):
-        load_pytorch(path)
+        load_pytorch(path, activation="relu")
     with raises_input_error("activation: unknown 'swish'"):
         load_pytorch(path, activation="swish")
     with raises_input_error("expected a kernel and a bias for each of two or more stages, got 1 and 1"):
-        load_pytorch(write(path, a__weight=(3, 4)))
+        load_pytorch(write(path, a__weight=(3, 4)), activation="relu")
     with raises_input_error("expected a kernel and a bias for each of two or more stages, got 0 and 0"):
-        load_pytorch(write(path, a__num_batches_tracked=(1,)))
+        load_pytorch(write(path, a__num_batches_tracked=(1,)), activation="relu")
     with raises_input_error(r"expected linear maps only, got weight \(3, 4, 2, 2\) for module 'a'; in Python, pass"):
-        load_pytorch(write(path, a__weight=(3, 4, 2, 2), b__weight=(3, 2)))
-    with raises_input_error(r"images: expected 4 pixels .* got shape \(1, 3, 3, 2\)"):
-        load_pytorch(write(path, a__weight=(3, 4), b__weight=(2, 3)), images=np.zeros((1, 3, 3, 2), np.float32))
+        load_pytorch(write(path, a__weight=(3, 4, 2, 2), b__weight=(3, 2)), activation="relu")
+    with raises_input_error(r"images: expected 4 pixels .* got shape \(1, 3, 5, 3\)"):
+        load_pytorch(
+            write(path, a__weight=(3, 4), b__weight=(2, 3)),
+            activation="relu",
+            images=np.zeros((1, 3, 5, 3), np.float32),
+        )
 
 
 def test_weights_that_do_not_fit_the_model(tmp_path):

@@ -63,6 +63,10 @@ def test_equal_widths_and_names_in_words_are_refused(tmp_path):
             load_pytorch(path, activation="relu", layers=layers)
     with raises_input_error("its linear maps do not form a network"):
         load_pytorch(path, activation="relu", layers=WORDS[::-1])
+    # an autoencoder, or a decoder before an encoder
+    names = ("encoder.0", "encoder.1", "decoder.0", "decoder.1")
+    with raises_input_error("leave their order open"):
+        load_pytorch(write(path, network(names, (12, 7, 4, 7, 12))), activation="relu")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +77,7 @@ def test_equal_widths_and_names_in_words_are_refused(tmp_path):
         (("output", "hidden"), (12, 12, 5)),
         (("layers.2", "layers.10", "layers.20", "head"), (12, 12, 12, 12, 5)),
         (("fc1", "fc2", "out"), (12, 9, 9, 5)),
-        (("encoder.0", "encoder.1", "decoder.0", "decoder.1"), (12, 7, 4, 7, 12)),
+        (("encoder.0", "encoder.1", "decoder.0", "decoder.1"), (12, 7, 4, 7, 11)),
         (("net.0.lin", "net.1.lin", "net.2.lin"), (12, 12, 12, 12)),
     ],
 )
@@ -247,7 +251,7 @@ def colours(tmp_path):
         train_images=images, train_labels=labels, test_images=images, test_labels=labels,
         validation_images=images, validation_labels=labels,
     )  # fmt: skip
-    weights = network(("one", "two", "three"), (48, 9, 9, 3))
+    weights = network(("one", "two", "three", "four"), (48, 9, 9, 9, 3))
     write(tmp_path / "net.safetensors", weights)
     outputs = forward(weights, images.transpose(0, 3, 1, 2).reshape(60, -1))
     np.savez(tmp_path / "reference.npz", inputs=images, outputs=outputs)
@@ -262,7 +266,7 @@ def test_colour_images_on_the_command_line(colours):
     assert run.exit_code != 0
     assert "leave their order open" in run.output.replace("\n", " ")
     assert "--layers" in run.output
-    settled = [*arguments, "--layers", "one,two,three", "--reference", f"{folder}/reference.npz"]
+    settled = [*arguments, "--layers", "one,two,three,four", "--reference", f"{folder}/reference.npz"]
     run = CliRunner().invoke(app, settled)
     assert run.exit_code == 0, run.output
     assert "is taken to flatten images channel by channel" in " ".join(run.output.split())

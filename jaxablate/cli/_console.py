@@ -48,7 +48,7 @@ Devices = Annotated[
 ]
 ExtraFills = Annotated[
     list[str] | None,
-    typer.Option("--extra-fill", metavar="NAME", help="Extra fill: median, class_mean, resample, linear; repeatable."),
+    typer.Option("--extra-fill", metavar="NAME", help="median, class_mean, resample, linear; repeatable."),
 ]
 Cache = Annotated[bool, typer.Option(help="Reuse of compiled programs from ~/.cache/jaxablate.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No output except notes and errors.")]

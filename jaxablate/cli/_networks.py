@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 NetworkFile = Annotated[
     Path,
     typer.Argument(
-        help="Multilayer perceptron that jaxablate wrote, or a PyTorch state dict (.safetensors, .pt).",
+        help="Network from jaxablate, or PyTorch state dict.",
         show_default=False,
     ),
 ]
@@ -46,13 +46,11 @@ Activation = Annotated[
 ]
 Layers = Annotated[
     str | None,
-    typer.Option(
-        metavar="A,B,...", help="Order of a PyTorch file's layers, where it leaves that open.", show_default=False
-    ),
+    typer.Option(metavar="A,B,...", help="Order of the layers of a PyTorch file.", show_default=False),
 ]
 Reference = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Inputs and outputs (.npz) that the network must reproduce.", show_default=False),
+    typer.Option(metavar="FILE", help="Inputs and outputs (.npz) to reproduce.", show_default=False),
 ]
 Scores = Annotated[
     list[str] | None,
@@ -76,7 +74,7 @@ Quantizer = Annotated[
         "0?), quantile:BINS, uniform:BINS:LOW:HIGH, levels:EDGE:EDGE:..., or a threshold.",
     ),
 ]
-QuantizerInShort = Annotated[str, typer.Option(metavar="NAME", help="Quantizer from `jaxablate score --help`.")]
+QuantizerInShort = Annotated[str, typer.Option(metavar="NAME", help="Quantizer; see `score --help`.")]
 
 
 @command
@@ -148,8 +146,7 @@ def ablate(
         typer.Option(
             parser=parse_steps,
             metavar="N|all|P%",
-            help="Number of neurons to ablate; all: of each layer; 0.5%: all, 0.5% in each step; default: 80 or the "
-            "smallest layer.",
+            help="Neurons to ablate, or all (P% in each step); default: 80 or all.",
         ),
     ] = None,
     normalization: Annotated[
