@@ -119,6 +119,13 @@ class _Edges:
             f"activations: expected [example, neuron] of the {neuron_shape[0] if neuron_shape else 0} neurons that the "
             f"quantizer has edges for, got shape {activations.shape}",
         )
+        if not traced(activations):
+            number = int(jnp.isnan(activations).sum())
+            require(
+                number == 0,
+                f"activations: {number} of {activations.size} are NaN, which has no code; check the weights and the "
+                "images",
+            )
         return _count_edges(activations, self.edges, self.strict)
 
 

@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from jaxablate._checks import InputError, require, require_bool, require_fraction, require_integer, require_known
 from jaxablate._precision import matmul_precision
 from jaxablate.datasets import Dataset
+from jaxablate.datasets._types import require_dataset
 from jaxablate.devices import (
     COMPILER_OPTIONS,
     DATA,
@@ -226,6 +227,7 @@ def train_many(
     require_known("parallel", parallel, PARALLEL)
     seeds = [require_integer("seed", seed) for seed in seeds]
     require(len(seeds) > 0, "seeds: the list is empty; give at least one seed")
+    require_dataset(data)
     num_examples = len(data.train)
     require(
         1 <= batch_size <= num_examples,

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from flax import nnx
 from helpers import raises_input_error
 
 import jaxablate as ja
@@ -441,3 +442,40 @@ def test_damaged_npz(tmp_path):
     path.write_bytes(b"PK not a zip")
     with raises_input_error("expected an .npz archive of plain arrays"):
         ja.load_dataset(path)
+
+
+def test_a_dataset_prints_in_a_line(mnist5k):
+    assert repr(mnist5k) == (
+        "Dataset('mnist5k': train 3,500, validation 500, test 1,000 examples of shape (28, 28), 10 classes)"
+    )
+    assert repr(mnist5k.test) == "Split(1,000 examples of shape (28, 28))"
+
+
+def test_arrays_in_place_of_a_dataset(mnist5k):
+    """One sentence, which names the way for arrays and never holds their content."""
+    arrays = mnist5k.test.images, mnist5k.test.labels
+    model = ja.MLP(784, (5,), 10, rngs=nnx.Rngs(0))
+    calls = {
+        "score": lambda: ja.study.score_neurons(model, arrays),
+        "prune": lambda: ja.study.prune_by_score(model, arrays),
+        "train": lambda: ja.train(arrays),
+        "sensitivity": lambda: ja.study.quantizer_sensitivity(model, arrays, ("mean", "positive")),
+        "redundancy": lambda: ja.study.linear_redundancy(model, arrays),
+        "study": lambda: ja.run_study(ja.StudyConfig(networks=()), {"net": model}, data=arrays),
+    }
+    for call in calls.values():
+        with raises_input_error("data: expected a Dataset, such as ja.Dataset.from_arrays.* got tuple$"):
+            call()
+    for name in (arrays[0], {"train": arrays}, None, 3):
+        with raises_input_error(f"dataset: expected a name or a path, got {type(name).__name__}; .{{,60}}$"):
+            ja.load_dataset(name)
+        with raises_input_error(f"dataset: expected a name or a path, got {type(name).__name__}; run_study takes"):
+            ja.StudyConfig(dataset=name)
+
+
+def test_a_nan_has_no_code():
+    activations = np.array([[0.5, np.nan], [1.0, 2.0], [np.inf, -np.inf]], np.float32)
+    for quantizer in (ja.quantizers.threshold(0.5), ja.quantizers.positive(), ja.quantizers.levels([0.0, 1.0])):
+        with raises_input_error("activations: 1 of 6 are NaN, which has no code; check the weights and the images"):
+            quantizer(activations)
+    assert ja.quantizers.positive()(activations[1:]).tolist() == [[1, 1], [1, 0]]

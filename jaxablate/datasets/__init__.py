@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxablate._checks import InputError
+from jaxablate._checks import InputError, require
 from jaxablate.datasets._idx import load_idx_folder
 from jaxablate.datasets._npz import load_npz
 from jaxablate.datasets._tfds import NAMES, DatasetUnavailableError, availability, load_tfds
@@ -72,6 +72,10 @@ def load_dataset(name: str | Path, *, seed: int = 2045, data_dir: str | Path | N
         >>> data.train.images.shape, data.num_classes
         ((3500, 28, 28), 10)
     """
+    require(
+        isinstance(name, str | Path),
+        f"dataset: expected a name or a path, got {type(name).__name__}; ja.Dataset.from_arrays takes arrays",
+    )
     # Only files that are nowhere to be had lead to the small dataset. A damaged file is an error: silently taking other
     # data would give other results.
     if name == AUTO:

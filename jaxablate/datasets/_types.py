@@ -29,6 +29,10 @@ class Split:
         """Return the number of examples."""
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        """Return the number and the shape of the examples; the arrays would fill the screen."""
+        return f"Split({len(self):,} examples of shape {np.shape(self.images)[1:]})"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -58,6 +62,12 @@ class Dataset:
     test: Split
     num_classes: int
     source: Source
+
+    def __repr__(self) -> str:
+        """Return the name and the sizes; the arrays would fill the screen."""
+        splits = ", ".join(f"{name} {len(getattr(self, name)):,}" for name in ("train", "validation", "test"))
+        shape = np.shape(self.train.images)[1:]
+        return f"Dataset({self.source.name!r}: {splits} examples of shape {shape}, {self.num_classes} classes)"
 
     @classmethod
     def from_arrays(
@@ -129,16 +139,21 @@ def _with_checksums(data: Dataset) -> Dataset:
     return replace(data, source=replace(data.source, sha256=checksums))
 
 
+def require_dataset(data: object) -> None:
+    """Raise `InputError` unless the data are a `Dataset`."""
+    require(
+        isinstance(data, Dataset),
+        f"data: expected a Dataset, such as ja.Dataset.from_arrays(images, labels), got {type(data).__name__}",
+    )
+
+
 def check_dataset(data: Dataset) -> Dataset:
     """Return a dataset after the same checks as for a file, with the checksums of its arrays.
 
     Raises:
         InputError: for an object that is no `Dataset`, or arrays of another shape, dtype or range than expected.
     """
-    require(
-        isinstance(data, Dataset),
-        f"data: expected a Dataset, such as ja.Dataset.from_arrays(images, labels), got {type(data).__name__}",
-    )
+    require_dataset(data)
     # Users can make a dataset by hand or replace its arrays, so the source says nothing certain about the content.
     return _with_checksums(dataset_of_arrays(data.source.name, _arrays_of(data), data.source, 0, data.num_classes))
 

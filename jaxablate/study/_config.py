@@ -148,6 +148,12 @@ class StudyConfig:
             all(isinstance(hidden, Iterable) for hidden in self.networks),
             f"networks: expected the hidden layers of each network, such as ((200, 200),), got {self.networks!r}",
         )
+        for name in ("dataset", "data_dir"):
+            value = getattr(self, name)
+            require(
+                isinstance(value, str | Path) or (value is None and name == "data_dir"),
+                f"{name}: expected a name or a path, got {type(value).__name__}; run_study takes arrays as data=",
+            )
         plain = {
             "dataset": str(self.dataset),
             "data_dir": None if self.data_dir is None else str(self.data_dir),

@@ -14,6 +14,7 @@ from jaxablate._typing import Mask
 from jaxablate.ablation import evaluate_masks
 from jaxablate.activations import compute_fill
 from jaxablate.datasets import Dataset
+from jaxablate.datasets._types import require_dataset
 from jaxablate.fills import AnyFill, PerExampleFill
 from jaxablate.models import MLP
 from jaxablate.models._mlp import is_mlp
@@ -103,6 +104,7 @@ def prune_by_score(
         [('before', (10,)), ('masked', (10,)), ('pruned', (5,))]
     """
     require(is_mlp(model), f"model: expected an MLP, got {type(model).__name__}; ja.prune takes any network")
+    require_dataset(data)
     require_known("direction", direction, DIRECTIONS)
     require_known("scope", scope, SCOPES)
     require_known("fill", fill, FILLS)

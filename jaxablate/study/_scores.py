@@ -14,6 +14,7 @@ import xarray as xr
 from jaxablate._checks import InputError, JaxablateWarning, require, require_different
 from jaxablate.activations import mean_activations
 from jaxablate.datasets import Dataset
+from jaxablate.datasets._types import require_dataset
 from jaxablate.metrics import METRICS
 from jaxablate.models import AnyModel
 from jaxablate.models._mlp import is_mlp
@@ -59,6 +60,7 @@ def score_neurons(
         >>> scores["scores"].sel(score="entropy").shape
         (5,)
     """
+    require_dataset(data)
     network, _, _ = trace_model(model, data.validation.images[:1])
     # A label beyond the network's logits would never be predicted. More logits than classes are harmless.
     require(
@@ -111,6 +113,7 @@ def networks_of_one_architecture(
     Raises:
         InputError: for no model, several architectures, or models that cannot be ablated.
     """
+    require_dataset(data)
     models = [models] if isinstance(models, AnyModel) else list(models)
     require(len(models) > 0, "models: the sequence is empty; pass at least one network")
     first, *rest = (trace_model(model, data.test.images[:1])[0] for model in models)
