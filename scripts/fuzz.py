@@ -239,7 +239,7 @@ def readers(folder: Path) -> dict[str, Reader]:
         check_network(ja.load_model(path).model)
 
     def read_pytorch(path: Path) -> None:
-        check_network(ja.models.load_pytorch(path))
+        check_network(ja.models.load_pytorch(path, activation="relu"))
 
     def read_results(path: Path) -> None:
         ja.results.summarize(ja.results.load_results(path))

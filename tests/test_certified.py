@@ -55,8 +55,21 @@ def monkeypatch_module():
         yield patch
 
 
+@pytest.mark.slow
 @pairwise(activation=("sigmoid", "relu", "tanh"), scope=SCOPES, balanced=(False, True))
+def test_all_counts_equal_full_passes(models, examples, evaluated, activation, scope, balanced):
+    check_counts(models, examples, evaluated, activation, scope, balanced)
+
+
+@pytest.mark.parametrize(
+    ("activation", "scope", "balanced"),
+    [("sigmoid", "network", True), ("relu", "layer 1", False), ("tanh", "layers 2 and 3", True)],
+)
 def test_counts_equal_full_passes(models, examples, evaluated, activation, scope, balanced):
+    check_counts(models, examples, evaluated, activation, scope, balanced)
+
+
+def check_counts(models, examples, evaluated, activation, scope, balanced):
     model, neurons = models[activation], np.array(SCOPES[scope])
     fill = np.asarray(ja.mean_activations(model, examples[0])) if balanced else None
     orders = neurons[np.asarray(ja.random_orders(len(neurons), 4, key=jax.random.key(5)))]

@@ -1,5 +1,6 @@
 """Hostile files of networks and results: one sentence, nothing is run, no other file is read, little memory."""
 
+import functools
 import json
 import math
 import os
@@ -15,8 +16,8 @@ import xarray as xr
 from helpers import refused
 
 import jaxablate as ja
+from jaxablate import models
 from jaxablate._rundir import CheckpointStore, lock_folder, open_run
-from jaxablate.models import load_pytorch
 from jaxablate.study._config import StudyConfig
 from jaxablate.study._networks import trained_networks
 
@@ -73,6 +74,7 @@ SAFETENSORS = {
     "blocks": ({"shape": (2, 2, 2)}, r"expected kernels \[in, out\]|expected a weight"),
     "nothing of great size": ({"shape": (2**60, 0), "widths": (0,)}, r"expected kernel|expected numbers, got"),
 }
+load_pytorch = functools.partial(models.load_pytorch, activation="relu")
 NAMES = {
     "load_model": (ja.load_model, "stages.{}.kernel", "stages.{}.bias"),
     "load_pytorch": (load_pytorch, "{}.weight", "{}.bias"),

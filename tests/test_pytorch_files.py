@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 import jaxablate as ja
 from jaxablate.cli import app
-from jaxablate.models import get_activation, load_pytorch, require_reference
+from jaxablate.models import get_activation, load_pytorch
+from jaxablate.models._pytorch import require_reference
 
 WORDS = ("layer_one", "layer_two", "layer_three", "output")
 

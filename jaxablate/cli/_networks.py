@@ -309,8 +309,9 @@ def _read_network(
     """Return the network of a file that jaxablate or PyTorch wrote; the other arguments are options of a command."""
     from jaxablate import MLP, InputError, load_dataset, load_model
     from jaxablate._files import require_file
-    from jaxablate.models import ACTIVATIONS, load_pytorch, require_reference
+    from jaxablate.models import ACTIVATIONS, load_pytorch
     from jaxablate.models._files import is_saved_model
+    from jaxablate.models._pytorch import require_reference
 
     require_file("network file", path)
     pair = None if reference is None else _read_reference(reference)

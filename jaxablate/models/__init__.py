@@ -8,7 +8,7 @@ from jaxablate.models._analysis import SiteSpec
 from jaxablate.models._files import SavedModel, load_model, save_model
 from jaxablate.models._mlp import ACTIVATIONS, MLP, from_arrays, get_activation, layer_of_neuron
 from jaxablate.models._model import AnyModel, Model, from_function, from_module, site_neurons
-from jaxablate.models._pytorch import load_pytorch, require_reference
+from jaxablate.models._pytorch import load_pytorch
 from jaxablate.models._sites import Site, tag
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "layer_of_neuron",
     "load_model",
     "load_pytorch",
-    "require_reference",
     "save_model",
     "site_neurons",
     "tag",

@@ -49,6 +49,9 @@ def get_activation(name: str) -> Callable[[jax.Array], jax.Array]:
         name: a name in `ACTIVATIONS`. "gelu" is the approximation by tanh, "gelu_exact" the exact form. "leaky_relu"
             and "elu" may have a number: the slope below 0, otherwise 0.01; or alpha, otherwise 1.
 
+    Returns:
+        The function, which keeps the shape of its argument.
+
     Raises:
         InputError: for an unknown name, or a number that is not finite.
 

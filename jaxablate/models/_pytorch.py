@@ -135,10 +135,13 @@ def require_reference(path: Path, network: Any, inputs: Any, outputs: Any) -> No
     )
 
 
-def _numbered(name: str) -> tuple[str, tuple[int, ...]]:
-    """Return a name without its numbers, and the numbers: ("layers.#", (2,)) for "layers.2"."""
-    numbers = re.findall(r"\d+", name)
-    return re.sub(r"\d+", "#", name), tuple(int(number[-18:]) for number in numbers)
+def _numbered(name: str) -> tuple[str, tuple[tuple[int, str], ...]]:
+    """Return a name without its numbers, and a sort key of the numbers: ("layers.#", ((1, "2"),)) for "layers.2".
+
+    A number is compared by its length and then its digits: Python refuses to convert more than 4,300 digits.
+    """
+    numbers = re.findall(r"0*(\d+)", name)
+    return re.sub(r"\d+", "#", name), tuple((len(number), number) for number in numbers)
 
 
 def _settle_order(
