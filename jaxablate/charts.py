@@ -426,8 +426,8 @@ def class_chart(name: str, network: xr.Dataset, scope: str) -> LineChart:
         lines.append(
             _mean_line(network, (f"class {mean['class'].values[label]}", i + 1, DASHES[i % len(DASHES)]), parts)
         )
-    of = f"the {MAX_CLASSES} of {len(losses)} classes that lose most" if len(losses) > MAX_CLASSES else "each class"
-    subtitle = f"{of}; {short_name(score)} high first, bias balanced"
+    shown = f"the {MAX_CLASSES} of {len(losses)} classes that lose most" if len(losses) > MAX_CLASSES else "each class"
+    subtitle = f"{shown}; {short_name(score)} high first, bias balanced"
     return _curve_chart(name, network, scope, subtitle, lines, "")
 
 

@@ -201,7 +201,7 @@ def test_what_is_not_certified(models, examples, mnist5k):
     sizes = {"a": (784, 9), "b": (9, 9), "c": (9, 9), "d": (9, 10)}
     params = {name: random.normal(size=size, scale=0.3).astype(np.float32) for name, size in sizes.items()}
     flat = examples[0].reshape(len(examples[0]), -1)
-    others = {
+    cases = {
         "steps of several neurons": (model, order, examples[0], {"steps": (2, 4)}),
         "a loss": (model, order, examples[0], {"outcomes": "loss"}),
         "an unknown slope": (
@@ -213,17 +213,17 @@ def test_what_is_not_certified(models, examples, mnist5k):
         "a last layer": (model, order[:, :20] + 70, examples[0], {}),
         "a residual stream": (ja.from_function(residual, params, flat[:2]), order[:, :9], flat, {}),
     }
-    for other_name, (other, orders, images, options) in others.items():
+    for name, (network, orders, images, options) in cases.items():
         options = {"steps": 4, **options}
         with raises_input_error(
             "engine: 'certified' counts predictions of a multilayer perceptron that loses one neuron"
         ):
-            ja.cumulative_ablation(other, orders, images, examples[1], engine="certified", **options)
-        if other_name == "a residual stream":
+            ja.cumulative_ablation(network, orders, images, examples[1], engine="certified", **options)
+        if name == "a residual stream":
             continue  # without biases, examples of no active neuron are tied
-        auto = ja.cumulative_ablation(other, orders, images, examples[1], **options)
+        auto = ja.cumulative_ablation(network, orders, images, examples[1], **options)
         np.testing.assert_allclose(
-            auto, ja.cumulative_ablation(other, orders, images, examples[1], engine="vmap", **options), rtol=1e-4
+            auto, ja.cumulative_ablation(network, orders, images, examples[1], engine="vmap", **options), rtol=1e-4
         )
     fill = ja.compute_fill(model, "linear", mnist5k.validation.images)
     with raises_input_error("engine: 'certified' counts predictions"):

@@ -158,7 +158,7 @@ def test_comparisons_count_ablated_neurons(in_parts, one_by_one, models, data):
     assert max(first["net"]) > len(NUMBERS["network"])  # a number of neurons, not of a step
     normalized = ja.compare(in_parts["net"], in_parts["published/net"], by="normalized_auc")
     assert np.isfinite(normalized["difference"].sel(scope="layer1", fill="zero")).all()
-    with raises_input_error("second: its steps are 'all' and those of the first '16%'; run both studies with the same"):
+    with raises_input_error("second: its steps are 'all', and the first has '16%'; run both studies with the same"):
         ja.compare(in_parts, one_by_one)
     assert reference.sizes["step"] == 8
 

@@ -19,7 +19,7 @@ from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Sh
 from jaxablate.ablation._incremental import LARGE_OUTPUT, ablated_sites
 from jaxablate.ablation._outcomes import Batch, measure, zero_sums
 from jaxablate.models._analysis import describe_values
-from jaxablate.models._graph import called_jaxpr, evaluate, needed, replaced, variables
+from jaxablate.models._graph import called_jaxpr, evaluate, needed, replaced, shape_of, variables
 from jaxablate.models._model import (
     TRACED,
     ModelSpec,
@@ -106,7 +106,11 @@ def _find_chain(network: ModelSpec, sites: tuple[int, ...]) -> _Chain | None:
             return None
         (eqn,) = users
         if eqn.primitive.name == "dot_general":
-            if eqn.invars[0] is not value or eqn.params["dimension_numbers"] != PLAIN_PRODUCT or value.aval.ndim != 2:
+            if (
+                eqn.invars[0] is not value
+                or eqn.params["dimension_numbers"] != PLAIN_PRODUCT
+                or len(shape_of(value)) != 2
+            ):
                 return None
             products.append(eqn)
             links.append([])
@@ -291,15 +295,15 @@ class _Layers:
         p = self.graph.values[self.chain.probe]
         return self._evaluate(env, z, keep, fill, [p])[p]
 
-    def _evaluate(self, env: Mapping, z: jax.Array, keep: jax.Array, fill: jax.Array, wanted: list) -> dict:
-        """Return the values on which the wanted ones depend, by variable."""
+    def _evaluate(self, env: Mapping, z: jax.Array, keep: jax.Array, fill: jax.Array, results: list) -> dict:
+        """Return the results and all values on which they depend, by variable."""
         offsets = self.network.offsets
         masks = {site: slice(*offsets[site : site + 2]) for site in self.sites[1:]}
         replace = replacements(
             self.network, self.graph, {site: (keep[part], fill[part], None) for site, part in masks.items()}
         )
         env = replaced({**env, self.result: z}, replace)
-        return evaluate(needed(self.after, wanted), env, replace)
+        return evaluate(needed(self.after, results), env, replace)
 
 
 class _Follow(NamedTuple):
@@ -345,7 +349,7 @@ class _Follow(NamedTuple):
         # as in the incremental engine: a large change would lose digits of z
         z, _ = jax.lax.while_loop(
             lambda state: state[1] >= LARGE_OUTPUT,
-            lambda _: (self._result(jnp.where(keep[first:last], outputs, fill)), 0.0),
+            lambda _: (self._result(jnp.where(keep[first:last], outputs, fill)), jnp.float32(0)),
             (z, jnp.abs(change).max()),
         )
         curve = curve._replace(keep=keep, z=z)
@@ -415,8 +419,8 @@ def _radius(logits: jax.Array, bounds: jax.Array) -> jax.Array:
     margin = largest - logits - ROUNDING * (1 + jnp.abs(largest))
     # No margin, or a NaN, gives the radius 0: the example is evaluated at every step.
     radius = jnp.where(margin > 0, margin / bounds[predicted], 0)
-    others = jnp.arange(logits.shape[1]) != predicted[:, None]
-    return (SLACK * jnp.min(radius, axis=1, where=others, initial=jnp.inf)) ** 2
+    is_rival = jnp.arange(logits.shape[1]) != predicted[:, None]
+    return (SLACK * jnp.min(radius, axis=1, where=is_rival, initial=jnp.inf)) ** 2
 
 
 def _bounds(chain: _Chain, weights: list[jax.Array]) -> jax.Array:

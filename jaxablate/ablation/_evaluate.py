@@ -125,8 +125,8 @@ def cumulative_ablation(
             in network order, or within `site`.
         images, labels, fill, outcomes, memory_limit, mesh: as in `evaluate_masks`.
         site: name of a site within which the ids count; None if they count over the whole network.
-        steps: number of steps, each of which ablates one neuron; or the total of ablated neurons at each step, in
-            increasing order. For wide layers, range(10, 1001, 10) ablates ten neurons in each of 100 steps.
+        steps: number of steps of one neuron each; or the total of ablated neurons at each step, in increasing order.
+            For wide layers, range(10, 1001, 10) ablates ten neurons in each of 100 steps.
         engine: "vmap" evaluates every step in full; "incremental" updates the step before; "certified" does so for
             predictions of multilayer perceptrons, and evaluates only examples that may change their class. "auto"
             chooses the fastest that applies on a CPU, and "vmap" on other devices. All give the same counts.
@@ -138,7 +138,7 @@ def cumulative_ablation(
 
     Raises:
         InputError: for more ablated neurons than ranks, steps that do not increase, a repeated or unknown neuron, an
-            unknown engine, "certified" where it does not apply, or as in `evaluate_masks`.
+            unknown engine, "certified" for an ablation that it cannot follow, or as in `evaluate_masks`.
 
     Source: paper, section 4.
 
@@ -172,7 +172,7 @@ def cumulative_ablation(
         sums = _incremental.measure_steps(problem, _split_steps(orders, numbers, network.num_neurons), num_distinct)
     else:
         orders = orders[:, : num_distinct.max()]
-        # Every rank of an order gives a mask, of which the steps take theirs.
+        # Every rank of an order gives a mask; the steps take some of them.
         keep = np.asarray(masks_of_orders(orders.reshape(-1, num_ranks), network.num_neurons, num_ranks))
         keep = keep.reshape(*orders.shape[:2], num_ranks + 1, -1)[:, :, np.append(0, numbers)]
         sums = _vmap.measure_masks(problem, keep.reshape(num_networks, -1, network.num_neurons))

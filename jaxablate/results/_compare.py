@@ -74,7 +74,7 @@ def compare(first: xr.DataTree, second: xr.DataTree, *, by: str | Measure = "auc
 
     Raises:
         InputError: for arguments that are not results, have no network in common or nothing in common to compare; for
-            different `steps` of which one is a percentage; for an unknown `by`; or for curves that end before the last
+            different `steps` if one is a percentage; for an unknown `by`; or for curves that end before the last
             neuron if `by` is "normalized_auc".
 
     Example:
@@ -96,7 +96,7 @@ def compare(first: xr.DataTree, second: xr.DataTree, *, by: str | Measure = "auc
     steps = [config.get("steps") for config in configs]
     require(
         steps[0] == steps[1] or not any("%" in str(setting) for setting in steps),
-        f"second: its steps are {steps[1]!r} and those of the first {steps[0]!r}; run both studies with the same steps",
+        f"second: its steps are {steps[1]!r}, and the first has {steps[0]!r}; run both studies with the same steps",
     )
     # Paths are relative to the arguments: two nodes of different names both have the path "." and are compared.
     networks, networks2 = (
