@@ -50,7 +50,7 @@ OnEpoch = Callable[[int, int, float, float], None]
 """Called after every epoch with the epochs done, the total of epochs, and the epoch's training loss and accuracy."""
 
 OnTrained = Callable[[int, MLP, "History"], None]
-"""Called with the seed, the network and its history when a network is trained, and at its checkpoints."""
+"""Called with the network's place, the network and its history when it is trained, and at its checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,17 @@ class DivergedError(InputError):
 
     Attributes:
         seed: seed of the network.
+        place: index of the network in the seeds of `train_many`.
         epoch: number of the first epoch with a loss that is not finite, from 1.
         model: the network as it was before that epoch.
         history: history of the earlier epochs.
     """
 
-    def __init__(self, seed: int, epoch: int, model: MLP, history: History):
+    def __init__(self, seed: int, place: int, epoch: int, model: MLP, history: History):
         super().__init__(
             f"training of seed {seed} diverged in epoch {epoch}: the loss is not finite; lower learning_rate"
         )
-        self.seed, self.epoch, self.model, self.history = seed, epoch, model, history
+        self.seed, self.place, self.epoch, self.model, self.history = seed, place, epoch, model, history
 
 
 def train(
@@ -183,11 +184,11 @@ def train_many(
     activation: str = "sigmoid",
     epochs: int | None = None,
     batch_size: int = 32,
-    learning_rate: float = 1e-3,
-    l2: float = 1e-3,
+    learning_rate: float | Sequence[float] = 1e-3,
+    l2: float | Sequence[float] = 1e-3,
     dropout: float = 0.0,
     batch_norm: bool = False,
-    label_noise: float = 0.0,
+    label_noise: float | Sequence[float] = 0.0,
     starts: Sequence[MLP] | None = None,
     on_epoch: OnEpoch | None = None,
     on_trained: OnTrained | None = None,
@@ -201,12 +202,13 @@ def train_many(
 
     Args:
         data, hidden, activation, epochs, batch_size, learning_rate, l2, dropout, batch_norm, label_noise: as in
-            `train`.
-        seeds: integers, one for each network.
+            `train`. The learning rate, l2 and label_noise may also be sequences with one number for each network.
+        seeds: integers, one for each network; networks may share a seed.
         starts: one network for each seed to continue from, all of one architecture; None for new weights.
         on_epoch: called after every epoch as in `train`, from any thread. Both numbers of epochs are totals over all
             networks. If one program trains several networks, the loss and accuracy are means over these networks.
-        on_trained: called with (seed, network, history) when a network is complete, from any thread.
+        on_trained: called with (place, network, history) when a network is complete, from any thread; the place of a
+            network is its index in `seeds`.
         checkpoints: numbers of epochs after which `on_trained` is also called, with the network and history so far.
             Training for that number of epochs gives the same network.
         parallel: "vmap" trains all seeds in one batched program, "threads" trains one seed on each core, "auto" takes
@@ -233,11 +235,16 @@ def train_many(
         1 <= batch_size <= num_examples,
         f"batch_size: expected 1 to {num_examples}, the size of the training split, got {batch_size}",
     )
-    require(learning_rate > 0, f"learning_rate: {learning_rate} is not above 0; choose a positive number")
-    require(l2 >= 0, f"l2: {l2} is below 0; choose 0 or more")
+    rates, penalties, noises = (
+        _one_for_each(name, value, len(seeds))
+        for name, value in (("learning_rate", learning_rate), ("l2", l2), ("label_noise", label_noise))
+    )
+    for rate, penalty, noise in zip(rates, penalties, noises, strict=True):
+        require(rate > 0, f"learning_rate: {rate} is not above 0; choose a positive number")
+        require(penalty >= 0, f"l2: {penalty} is below 0; choose 0 or more")
+        require_fraction("label_noise", noise)
     require_fraction("dropout", dropout, below_one=True)
     require_bool("batch_norm", batch_norm)
-    require_fraction("label_noise", label_noise)
     epochs = default_epochs(num_examples, batch_size) if epochs is None else epochs
     require(epochs >= 1, f"epochs: {epochs} is below 1; choose at least 1")
     make_room_for_programs()
@@ -255,15 +262,16 @@ def train_many(
     )
     graphdef = nnx.graphdef(models[0])
     states = stack_states([nnx.state(model) for model in models])
-    labels = [_add_label_noise(np.asarray(data.train.labels), label_noise, seed) for seed in seeds]
+    clean = np.asarray(data.train.labels)
+    labels = [_add_label_noise(clean, noise, seed) for noise, seed in zip(noises, seeds, strict=True)]
     # `nnx.Rngs` draws all keys of a seed from one stream: first the keys of the weights, then the key of the order,
     # then the key of dropout. A new source of randomness must draw after these, or every trained network changes.
     inputs = _Inputs(
         order_key=jnp.stack([r.shuffle() for r in rngs]),
         dropout_key=jnp.stack([r.dropout() for r in rngs]),
         labels=to_device(np.stack(labels)),
-        learning_rate=to_device(np.full(len(seeds), learning_rate, np.float32)),
-        l2=to_device(np.full(len(seeds), l2, np.float32)) if l2 > 0 else None,
+        learning_rate=to_device(np.array(rates, np.float32)),
+        l2=to_device(np.array(penalties, np.float32)) if any(penalties) else None,
     )
     images, validation_images = (
         to_device(split.images.reshape(len(split), -1)) for split in (data.train, data.validation)
@@ -302,8 +310,8 @@ def train_many(
 
         def report_trained(networks: list[tuple[MLP, History]]) -> None:
             if on_trained is not None:
-                for seed, (model, history) in zip(seeds[group], networks, strict=True):
-                    on_trained(seed, model, history)
+                for place, (model, history) in zip(range(len(seeds))[group], networks, strict=True):
+                    on_trained(place, model, history)
 
         def on_checkpoint(states: nnx.State, records: list[np.ndarray]) -> None:
             # Order and dropout of an epoch depend on its number and not on the total. So the first n epochs are the
@@ -328,12 +336,20 @@ def train_many(
         diverged = ~np.isfinite(records).all(axis=(0, 2))
         if diverged.any():
             i = int(diverged.argmax())
-            raise DivergedError(seeds[group][i], len(records), *results(trained, records[:-1])[i])
+            place = range(len(seeds))[group][i]
+            raise DivergedError(seeds[place], place, len(records), *results(trained, records[:-1])[i])
         networks = results(trained, records)
         report_trained(networks)
         return networks
 
     return list(itertools.chain.from_iterable(run_all(train_group, groups, threads=num_cores())))
+
+
+def _one_for_each(name: str, value: float | Sequence[float], number: int) -> list[float]:
+    """Return one number for each network from one number, or from a sequence of them."""
+    values = [value] * number if np.ndim(value) == 0 else list(np.asarray(value).tolist())
+    require(len(values) == number, f"{name}: expected one number, or one for each of {number} seeds, got {len(values)}")
+    return values
 
 
 def _require_starts(starts: Sequence[MLP], num_seeds: int, in_features: int, num_classes: int) -> None:

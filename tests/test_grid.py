@@ -4,10 +4,12 @@ import json
 import shutil
 from dataclasses import asdict, replace
 
+import jax
 import jaxtyping
 import numpy as np
 import pytest
 from helpers import raises_input_error, without_pdf
+from safetensors.numpy import load_file
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -15,6 +17,7 @@ import jaxablate as ja
 import jaxablate.cli
 from jaxablate.figures import draw_conditions, save_conditions
 from jaxablate.report import write_report
+from jaxablate.study import _networks
 
 NETWORK = "2-layer-8-7"
 
@@ -157,6 +160,43 @@ def test_epochs_are_checkpoints_of_one_training(config):
     for name in ("epochs=1, l2=0.1", "epochs=2, l2=0", "epochs=3, l2=0"):
         alone = ja.run_study(config.conditions()[name])
         assert alone[NETWORK].to_dataset().identical(network_of(results, name))
+
+
+@pytest.mark.slow
+def test_conditions_in_one_batch(config, tmp_path, monkeypatch):
+    """As on a GPU: conditions of equal shapes train together, and their networks equal those of conditions alone."""
+    vary = {"l2": (0.0, 0.1), "label_noise": (0.0, 0.5), "learning_rate": (1e-3, 3e-3)}
+    config = replace(config, vary=vary, seeds=(0, 3), networks=((8, 7),))
+    expected = ja.run_study(config)
+    batches = []
+    train_many = _networks.train_many
+
+    def recorded(data, hidden, seeds, **options):
+        batches.append(len(seeds))
+        return train_many(data, hidden, seeds, **options)
+
+    monkeypatch.setattr(_networks, "train_many", recorded)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    results = ja.run_study(config, run_dir=tmp_path / "grid")
+    assert batches == [16]
+    saved = {path: load_file(path) for path in (tmp_path / "grid").rglob("networks/*.safetensors")}
+    assert len(saved) == 16
+    for condition in config.conditions():
+        ours, alone = network_of(results, condition), network_of(expected, condition)
+        for name in ("train_loss", "validation_loss", "mean_activation"):
+            np.testing.assert_allclose(ours[name], alone[name], atol=1e-4, err_msg=condition)
+        assert np.abs(ours["correct"] - alone["correct"]).max() <= 3
+    # If one file is lost, the same batch is trained again, and only that file is written.
+    times = {path: path.stat().st_mtime_ns for path in saved}
+    lost = next(iter(saved))
+    lost.unlink()
+    ja.run_study(config, run_dir=tmp_path / "grid")
+    assert batches == [16, 16]
+    assert {path for path in saved if path.stat().st_mtime_ns != times[path]} == {lost}
+    for name, tensor in load_file(lost).items():
+        np.testing.assert_array_equal(tensor, saved[lost][name])
+    with raises_input_error("condition l2=0, label_noise=0, learning_rate=1e[+]20: training of seed"):
+        ja.run_study(replace(config, vary={**vary, "learning_rate": (1e-3, 1e20)}))
 
 
 def test_your_own_networks_vary_in_what_is_not_trained(small_data, tmp_path):

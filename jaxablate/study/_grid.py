@@ -25,7 +25,14 @@ from jaxablate.devices import Stop, broadcast_text, num_cores, run_all
 from jaxablate.models import AnyModel
 from jaxablate.results import grid_results
 from jaxablate.study._config import TRAINING, StudyConfig
-from jaxablate.study._networks import OnProgress, load_data, num_epochs, trained_networks
+from jaxablate.study._networks import (
+    BATCHED,
+    OnProgress,
+    load_data,
+    num_epochs,
+    train_in_one_batch,
+    trained_networks,
+)
 
 CONDITIONS = "conditions"
 """Folder of the conditions in the folder of a run."""
@@ -34,10 +41,10 @@ DATA = ("dataset", "data_dir", "split_seed")
 """Settings on which the data depend."""
 
 
-# Conditions with the same data run one after another, so that only one dataset is in memory. On a CPU, their networks
-# are trained first, in parallel: the small steps of one network do not fill the cores. Compiled programs depend on
-# shapes, not on the values of settings such as L2, so conditions of equal shapes share them. The studies then run one
-# after another and load their networks from the folder.
+# Conditions with the same data run one after another, so that only one dataset is in memory. Their networks are trained
+# first, since the small steps of one network fill no device: on a CPU in parallel, on other devices in batches of
+# conditions of equal shapes. Compiled programs depend on shapes, not on the values of settings such as L2, so such
+# conditions share them. The studies then run one after another and load their networks from the folder.
 # Conditions with equal settings of training share networks, which are in the folder of the first such condition.
 # Conditions that differ only in the number of epochs are trained once: the shorter ones are checkpoints of the longest.
 def run_conditions(
@@ -105,11 +112,11 @@ def run_conditions(
                 name: None if network_dir is None else network_dir / CONDITIONS / owners[name] / "networks"
                 for name in names
             }
-            # Not with several processes, which exchange networks and so need the same order of work. Not on other
-            # devices either, which train all seeds in one batch.
-            if models is None and jax.default_backend() == "cpu" and jax.process_count() == 1:
+            # Not with several processes, which exchange networks and so need the same order of work.
+            if models is None and jax.process_count() == 1:
                 trained = {name: conditions[name] for name in names if owners[name] == name}
-                _train_side_by_side(trained, shared, folders, report)
+                train = _train_side_by_side if jax.default_backend() == "cpu" else _train_in_batches
+                train(trained, shared, folders, report)
             for name in names:
                 report("conditions", len(trees), len(conditions), name)
                 trees[name] = run_condition(
@@ -126,6 +133,21 @@ def run_conditions(
     return grid_results(
         {name: trees[name] for name in conditions}, dataclasses.asdict(config), time.monotonic() - start
     )
+
+
+def _train_in_batches(
+    conditions: Mapping[str, StudyConfig], data: Dataset, folders: Mapping[str, Path | None], report: OnProgress
+) -> None:
+    """Train conditions that differ only in settings of `BATCHED` in one batch; for the arguments see below."""
+    batches: dict[str, list[str]] = {}
+    for name, condition in conditions.items():
+        settings = [getattr(condition, setting) for setting in TRAINING if setting not in BATCHED]
+        batches.setdefault(repr(settings), []).append(name)
+    for names in batches.values():
+        # A condition alone trains its seeds in one batch by itself.
+        for hidden in conditions[names[0]].networks if len(names) > 1 else ():
+            batch = {name: conditions[name] for name in names}
+            train_in_one_batch(batch, hidden, data, {n: f for n, f in folders.items() if f is not None}, report)
 
 
 def _train_side_by_side(

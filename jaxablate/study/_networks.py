@@ -8,6 +8,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -21,6 +22,8 @@ from jaxablate.study._config import TRAINING, StudyConfig, network_name
 from jaxablate.training import DivergedError, History, default_epochs, train_many
 
 TrainedNetwork = tuple[MLP, History]
+BATCHED = ("learning_rate", "l2", "label_noise")
+"""Settings in which networks of one batch may differ."""
 HISTORY_FIELDS = [field.name for field in dataclasses.fields(History)]
 
 OnProgress = Callable[[str, int, int, str], None]
@@ -68,22 +71,9 @@ def trained_networks(
     Raises:
         InputError: if training diverges; the network from before that epoch is saved in the folder.
     """
-    name = network_name(hidden)
-    settings = {field: getattr(config, field) for field in TRAINING if field not in ("networks", "seeds")}
-    settings["epochs"] = num_epochs(config, data)
-    # Files of earlier versions lack these settings. So a setting is recorded only if it differs from the default.
-    for field in ("dropout", "batch_norm", "label_noise"):
-        if settings[field] == getattr(StudyConfig, field):  # a dataclass keeps its defaults as attributes
-            del settings[field]
-    # The file of a network records its settings, seed and data. It is reused only if they are equal, so that a changed
-    # setting never meets old weights. Versions are not compared here: `open_run` compares them for the whole run.
-    identity = {**settings, "hidden": hidden, "split_seed": config.split_seed, "data": data.source.sha256}
-    paths = {seed: folder / f"{name}_seed{seed}.safetensors" for seed in config.seeds} if folder else {}
-
-    def text(seed: int, epochs: int) -> str:
-        return json.dumps({**identity, "epochs": epochs, "seed": seed}, sort_keys=True)
-
-    texts = {seed: text(seed, settings["epochs"]) for seed in config.seeds}
+    name, settings = network_name(hidden), _settings(config, data)
+    paths = {seed: _path(folder, hidden, seed) for seed in config.seeds} if folder else {}
+    texts = {seed: _text(config, hidden, data, seed) for seed in config.seeds}
     networks: dict[int, TrainedNetwork] = {}
     notes = []
 
@@ -105,11 +95,16 @@ def trained_networks(
     if not missing:
         return [networks[seed] for seed in config.seeds]
 
-    def save(seed: int, model: MLP, history: History) -> None:
-        epochs = len(history.loss)
+    # A CPU trains each seed in a program of its own, which rounds the same way whatever the other seeds are. Elsewhere
+    # one batched program trains all seeds, and its rounding depends on their number: train all, save the missing.
+    on_cpu = jax.default_backend() == "cpu"
+    seeds, mesh = (missing, None) if on_cpu else (config.seeds, mesh)
+
+    def save(place: int, model: MLP, history: History) -> None:
+        seed, epochs = seeds[place], len(history.loss)
         if checkpoints and epochs < settings["epochs"]:
-            path = checkpoints[epochs] / f"{name}_seed{seed}.safetensors"
-            save_model(model, path, {"training": text(seed, epochs)}, **vars(history))
+            text = _text(config, hidden, data, seed, epochs)
+            save_model(model, _path(checkpoints[epochs], hidden, seed), {"training": text}, **vars(history))
         elif seed in missing:
             networks[seed] = model, history
             if folder and jax.process_index() == 0:
@@ -118,10 +113,6 @@ def trained_networks(
     def on_epoch(done: int, total: int, loss: float, accuracy: float) -> None:
         report(f"train {name}", done, total, f"loss {loss:.3f}, accuracy {accuracy:.1%}")
 
-    # A CPU trains each seed in a program of its own, which rounds the same way whatever the other seeds are. Elsewhere
-    # one batched program trains all seeds, and its rounding depends on their number: train all, save the missing.
-    on_cpu = jax.default_backend() == "cpu"
-    seeds, mesh = (missing, None) if on_cpu else (config.seeds, mesh)
     try:
         epochs = set(checkpoints or ())
         train_many(data, hidden, seeds, on_epoch=on_epoch, on_trained=save, checkpoints=epochs, mesh=mesh, **settings)
@@ -136,6 +127,88 @@ def trained_networks(
             arrays = broadcast_from_primary(lambda seed=seed: _to_arrays(*networks[seed]))
             networks[seed] = _from_arrays(arrays, config)
     return [networks[seed] for seed in config.seeds]
+
+
+def train_in_one_batch(
+    conditions: Mapping[str, StudyConfig],
+    hidden: Sequence[int],
+    data: Dataset,
+    folders: Mapping[str, Path],
+    report: OnProgress,
+    mesh: Mesh | None = None,
+) -> None:
+    """Train one architecture under several conditions in one batched program, and save the networks that are missing.
+
+    The conditions may differ in the learning rate, l2 and label noise. If any network is missing, all are trained:
+    the rounding of a batch depends on its size.
+
+    Args:
+        conditions: the settings by name; all other settings of training are equal.
+        hidden: neurons of each hidden layer.
+        data: the dataset.
+        folders: folder of the networks of each condition.
+        report: called as the work progresses.
+        mesh: devices that train the networks.
+
+    Raises:
+        InputError: if training diverges; the message names the condition.
+    """
+    places = [(name, seed) for name, config in conditions.items() for seed in config.seeds]
+    files = [_path(folders[name], hidden, seed) for name, seed in places]
+    texts = [_text(conditions[name], hidden, data, seed) for name, seed in places]
+
+    def is_saved(place: int) -> bool:
+        try:
+            return files[place].is_file() and bool(_load_matching(files[place], texts[place]))
+        except InputError:
+            return False
+
+    missing = {place for place in range(len(places)) if not is_saved(place)}
+    if not missing:
+        return
+
+    def save(place: int, model: MLP, history: History) -> None:
+        if place in missing:
+            save_model(model, files[place], {"training": texts[place]}, **vars(history))
+
+    def on_epoch(done: int, total: int, loss: float, accuracy: float) -> None:
+        report(f"train {network_name(hidden)}", done, total, f"{len(conditions)} conditions, loss {loss:.3f}")
+
+    settings = _settings(next(iter(conditions.values())), data)
+    for setting in BATCHED:
+        settings[setting] = [getattr(conditions[name], setting) for name, _ in places]
+    seeds = [seed for _, seed in places]
+    try:
+        train_many(data, hidden, seeds, on_epoch=on_epoch, on_trained=save, mesh=mesh, parallel="vmap", **settings)
+    except DivergedError as error:
+        raise InputError(f"condition {places[error.place][0]}: {error}") from None
+
+
+def _settings(config: StudyConfig, data: Dataset) -> dict[str, Any]:
+    """Return the settings that `train_many` takes, by name."""
+    settings = {field: getattr(config, field) for field in TRAINING if field not in ("networks", "seeds")}
+    settings["epochs"] = num_epochs(config, data)
+    # Files of earlier versions lack these settings. So a setting is recorded only if it differs from the default.
+    for field in ("dropout", "batch_norm", "label_noise"):
+        if settings[field] == getattr(StudyConfig, field):  # a dataclass keeps its defaults as attributes
+            del settings[field]
+    return settings
+
+
+def _text(config: StudyConfig, hidden: Sequence[int], data: Dataset, seed: int, epochs: int | None = None) -> str:
+    """Return the settings, seed and data of a network, as its file records them.
+
+    A file is reused only if they are equal, so that a changed setting never meets old weights. Versions are not
+    compared here: `open_run` compares them for the whole run.
+    """
+    identity = {**_settings(config, data), "hidden": hidden, "split_seed": config.split_seed}
+    identity |= {"data": data.source.sha256, "seed": seed}
+    return json.dumps(identity if epochs is None else {**identity, "epochs": epochs}, sort_keys=True)
+
+
+def _path(folder: Path, hidden: Sequence[int], seed: int) -> Path:
+    """Return the file of a network in a folder."""
+    return folder / f"{network_name(hidden)}_seed{seed}.safetensors"
 
 
 def _to_arrays(model: MLP, history: History) -> Arrays:
