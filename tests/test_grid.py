@@ -163,6 +163,7 @@ def test_epochs_are_checkpoints_of_one_training(config):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:mutual information of")  # strong penalties leave neurons without information
 def test_conditions_in_one_batch(config, tmp_path, monkeypatch):
     """As on a GPU: conditions of equal shapes train together, and their networks equal those of conditions alone."""
     vary = {"l2": (0.0, 0.1), "label_noise": (0.0, 0.5), "learning_rate": (1e-3, 3e-3)}
@@ -195,8 +196,8 @@ def test_conditions_in_one_batch(config, tmp_path, monkeypatch):
     assert {path for path in saved if path.stat().st_mtime_ns != times[path]} == {lost}
     for name, tensor in load_file(lost).items():
         np.testing.assert_array_equal(tensor, saved[lost][name])
-    with raises_input_error("condition l2=0, label_noise=0, learning_rate=1e[+]20: training of seed"):
-        ja.run_study(replace(config, vary={**vary, "learning_rate": (1e-3, 1e20)}))
+    with raises_input_error("condition l2=0, label_noise=0, learning_rate=3e[+]38: training of seed"):
+        ja.run_study(replace(config, vary={**vary, "learning_rate": (1e-3, 3e38)}))
 
 
 def test_your_own_networks_vary_in_what_is_not_trained(small_data, tmp_path):

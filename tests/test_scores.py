@@ -165,8 +165,8 @@ def test_bad_input():
         ja.mutual_information(np.zeros((2, 3, 2), np.int32))
     with raises_input_error("metric: unknown 'gini'; choose one of entropy, mutual_information, kl_selectivity"):
         ja.metrics.get_metric("gini")
-    with raises_input_error("activation: unknown 'softplus'"):
-        ja.quantizers.default_quantizer("softplus")
+    with raises_input_error("activation: unknown 'swish'"):
+        ja.quantizers.default_quantizer("swish")
     with raises_input_error(r"codes: expected values in 0..1, got 0..2"):
         ja.joint_histogram(np.array([[0], [2]]), np.array([0, 0]), num_codes=2, num_classes=1)
     with raises_input_error("num_codes: expected an integer, got 2.5"):
