@@ -5,7 +5,7 @@ A quantizer holds increasing edges. The code of an activation is the number of e
 - An activation on an edge belongs to the upper code; with strict edges it belongs to the lower one.
 - Activations outside the range of the edges get the first or the last code.
 - Equal edges leave the codes between them empty.
-- NaN reaches no edge and gets code 0.
+- NaN has no code and is refused.
 
 `quantile` and `mean` take their edges from data: call `.fit(activations)` first. All others are ready to use, and their
 `fit` returns the same quantizer.

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -345,9 +345,9 @@ def train_many(
     return list(itertools.chain.from_iterable(run_all(train_group, groups, threads=num_cores())))
 
 
-def _one_for_each(name: str, value: float | Sequence[float], number: int) -> list[float]:
+def _one_for_each(name: str, value: Any, number: int) -> list[Any]:
     """Return one number for each network from one number, or from a sequence of them."""
-    values = [value] * number if np.ndim(value) == 0 else list(np.asarray(value).tolist())
+    values = [value] * number if np.ndim(value) == 0 else list(value)
     require(len(values) == number, f"{name}: expected one number, or one for each of {number} seeds, got {len(values)}")
     return values
 
