@@ -10,7 +10,7 @@ from flax import nnx
 from helpers import assert_counts, pairwise, raises_input_error
 
 import jaxablate as ja
-from jaxablate.ablation import _certified
+from jaxablate.ablation import _certified, _incremental
 
 HIDDEN = (40, 30, 20)
 SCOPES = {
@@ -183,10 +183,23 @@ def test_several_networks_and_little_memory(examples, mnist5k):
     models = [model for model, _ in ja.training.train_many(mnist5k, HIDDEN, (0, 1, 2), epochs=1)]
     orders = np.stack([ja.random_orders(90, 3, key=jax.random.key(seed)) for seed in range(3)])
     fill = np.stack([ja.mean_activations(model, examples[0]) for model in models])
-    together = ja.cumulative_ablation(models, orders, *examples, fill, steps=60, memory_limit=100_000)
+    together = ja.cumulative_ablation(
+        models, orders, *examples, fill, steps=60, memory_limit=100_000, engine="certified"
+    )
     for i, model in enumerate(models):
         alone = ja.cumulative_ablation(model, orders[i], *examples, fill[i], steps=60, engine="vmap")
         np.testing.assert_array_equal(together[i], alone)
+
+
+@pytest.mark.parametrize(("number", "engine"), [(1000, "incremental"), (2000, "certified")])
+def test_many_examples_choose_the_engine(models, examples, number, engine, monkeypatch):
+    called = []
+    for module, name in ((_certified, "measure_orders"), (_incremental, "measure_steps")):
+        measured = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, f=measured, m=module, **k: called.append(m) or f(*a, **k))
+    images, labels = (np.resize(array, (number, *array.shape[1:])) for array in examples)
+    ja.cumulative_ablation(models["sigmoid"], np.arange(40)[None], images, labels, steps=2)
+    assert [module.__name__.rpartition("_")[2] for module in called] == [engine]
 
 
 def residual(params, x):

@@ -27,6 +27,7 @@ from jaxablate.orders import check_orders, masks_of_orders
 ENGINES = ("auto", "vmap", "incremental", "certified")
 # A program is compiled for each number of orders, so this number is padded to a multiple of 32.
 ORDERS_MULTIPLE = 32
+CERTIFIED_EXAMPLES = 2000  # fewest examples for which "auto" takes the certified engine
 
 
 def evaluate_masks(
@@ -129,7 +130,8 @@ def cumulative_ablation(
             For wide layers, range(10, 1001, 10) ablates ten neurons in each of 100 steps.
         engine: "vmap" evaluates every step in full; "incremental" updates the step before; "certified" does so for
             predictions of multilayer perceptrons, and evaluates only examples that may change their class. "auto"
-            chooses the fastest that applies on a CPU, and "vmap" on other devices. All give the same counts.
+            chooses among them on a CPU by the model and the number of examples, and takes "vmap" on other devices. All
+            give the same counts.
 
     Returns:
         int32 [order, steps + 1]: at step k the first k neurons of the order are ablated, or the first steps[k - 1] if
@@ -232,7 +234,8 @@ def _choose_engine(engine: str, problem: AblationProblem, orders: np.ndarray, nu
         return engine
     if jax.default_backend() != "cpu":
         return "vmap"
-    if can_certify:
+    # Its program takes longer to compile, which few examples do not pay back.
+    if can_certify and problem.num_examples >= CERTIFIED_EXAMPLES:
         return "certified"
     return "incremental" if _incremental.has_updates(problem.network, sites, problem.linear is not None) else "vmap"
 
