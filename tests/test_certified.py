@@ -109,7 +109,9 @@ def check_radius(logits, p, bounds, key):
     return int((far.argmax(axis=1) != start.argmax(axis=1)).sum())
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", "relu", "tanh"])
+@pytest.mark.parametrize(
+    "activation", ["relu", *(pytest.param(a, marks=pytest.mark.slow) for a in ("sigmoid", "tanh"))]
+)
 def test_no_change_within_the_radius_changes_the_class(activation):
     """The worst direction that a gradient finds, and random ones, for networks with large weights too."""
     changed = 0
@@ -179,6 +181,7 @@ def test_a_large_output_leaves_no_rounding_error_behind(mnist5k, examples, layer
     assert np.trace(counts[0][0, 2]) > 2 * np.trace(counts[0][0, 0])
 
 
+@pytest.mark.slow
 def test_several_networks_and_little_memory(examples, mnist5k):
     models = [model for model, _ in ja.training.train_many(mnist5k, HIDDEN, (0, 1, 2), epochs=1)]
     orders = np.stack([ja.random_orders(90, 3, key=jax.random.key(seed)) for seed in range(3)])

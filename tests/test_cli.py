@@ -429,7 +429,7 @@ def test_a_wrong_checksum_is_one_sentence_and_leaves_nothing(tmp_path, mnist_dir
 def test_all_steps_from_the_command_line(tmp_path):
     ja.save_model(ja.MLP(784, (6, 3), 10, rngs=nnx.Rngs(0)), tmp_path / "network.safetensors")
     command = ["ablate", "network.safetensors", "--dataset", "mnist5k", "--random-orders", "2", "--quiet", "--no-cache"]
-    for steps, length in (([], 3), (["--steps", "2"], 2), (["--steps", "all"], 9)):
+    for steps, length in (([], 3), (["--steps", "2"], 2), (["--steps", "all"], 9), (["--steps", "50%"], 2)):
         arguments = [command[0], str(tmp_path / command[1]), *command[2:], *steps, "--out", str(tmp_path / "curves.nc")]
         result = CliRunner().invoke(jaxablate.cli.app, arguments)
         assert result.exit_code == 0, result.output
