@@ -120,8 +120,11 @@ def _find_chain(network: ModelSpec, sites: tuple[int, ...]) -> _Chain | None:
             links[-1].append(eqn)
         value = eqn.outvars[0]
         link_of[value] = len(products)
-    dtypes = {eqn.outvars[0].aval.dtype for eqn in products}
-    if len(products) < 2 or dtypes != {np.dtype(np.float32)} or any(link_of.get(var) not in (1, 2) for var in deeper):
+    dtypes = {atom.aval.dtype for eqn in products for atom in (*eqn.invars, *eqn.outvars)}
+    if len(products) < 2 or dtypes != {np.dtype(np.float32)}:
+        return None
+    allowed = (1, 2) if len(products) == 3 else (1,)
+    if any(link_of.get(var) not in allowed for var in deeper):
         return None
     # An ablated unit replaces a column of the operand, so only names lie between. Only a bias follows the last product.
     last_link = len(products) - 1
@@ -131,7 +134,7 @@ def _find_chain(network: ModelSpec, sites: tuple[int, ...]) -> _Chain | None:
     if (
         not _only(links[0], {"name"})
         or not _only(links[-1], {"name", "add"})
-        or (last and (len(products) > 3 or last[0] not in made or not _only(after_last, {"name"})))
+        or (last and (len(last) > 1 or last[0] not in made or not _only(after_last, {"name"})))
     ):
         return None
     place = {var: i for i, var in enumerate(graph.values)}
