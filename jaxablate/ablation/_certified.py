@@ -88,6 +88,7 @@ def can_certify(problem: AblationProblem, sites: tuple[int, ...]) -> bool:
         and problem.scale is None
         and isinstance(problem.fill, np.ndarray)
         and all(function in PREDICTIONS for _, function in problem.outcomes)
+        and problem.network.num_classes > 1  # the only class never changes, so an overflow would not be seen
         and _find_chain(problem.network, sites) is not None
     )
 
@@ -109,6 +110,7 @@ def _find_chain(network: ModelSpec, sites: tuple[int, ...]) -> _Chain | None:
             if (
                 eqn.invars[0] is not value
                 or eqn.params["dimension_numbers"] != PLAIN_PRODUCT
+                or not _is_precise(eqn.params["precision"])
                 or len(shape_of(value)) != 2
             ):
                 return None
@@ -123,6 +125,7 @@ def _find_chain(network: ModelSpec, sites: tuple[int, ...]) -> _Chain | None:
     dtypes = {atom.aval.dtype for eqn in products for atom in (*eqn.invars, *eqn.outvars)}
     if len(products) < 2 or dtypes != {np.dtype(np.float32)}:
         return None
+    # Further sites are that of p, or the last one next to it. Steps at others would change neither p nor the logits.
     allowed = (1, 2) if len(products) == 3 else (1,)
     if any(link_of.get(var) not in allowed for var in deeper):
         return None
@@ -147,6 +150,12 @@ def _find_chain(network: ModelSpec, sites: tuple[int, ...]) -> _Chain | None:
         math.prod(_slope(eqn) or 0.0 for link in links[1 if is_short else 2 :] for eqn in link),
         bool(last),
     )
+
+
+def _is_precise(precision: object) -> bool:
+    """Return True if the precision of a product itself allows no rounding of its factors."""
+    highest = jax.lax.Precision.HIGHEST
+    return precision in (highest, (highest, highest))
 
 
 def _only(equations: Iterable[JaxprEqn], names: set[str]) -> bool:
@@ -349,11 +358,11 @@ class _Follow(NamedTuple):
         unit = jnp.where(neuron < last, neuron - first, 0)
         change = jnp.where(neuron < last, fill[unit] - jax.lax.dynamic_slice_in_dim(outputs, unit, 1, 1), 0)
         z = curve.z + change * self.weights[0][unit]
-        # as in the incremental engine: a large change would lose digits of z
+        # A large change would lose digits of z.
         z, _ = jax.lax.while_loop(
             lambda state: state[1] >= LARGE_OUTPUT,
             lambda _: (self._result(jnp.where(keep[first:last], outputs, fill)), jnp.float32(0)),
-            (z, jnp.abs(change).max()),
+            (z, jnp.abs(change).max() * jnp.maximum(1, jnp.abs(self.weights[0][unit]).max())),
         )
         curve = curve._replace(keep=keep, z=z)
         if not self.layers.chain.reads_last:
@@ -384,7 +393,7 @@ class _Follow(NamedTuple):
         change = self.fill[neuron] - jax.lax.dynamic_slice_in_dim(curve.last, unit, 1, 1)
         logits = curve.logits + change * self.weights[-1][unit]
         # A large change would lose digits of the logits: the radius 0 has them computed again.
-        is_small = jnp.abs(change[:, 0]) < LARGE_OUTPUT
+        is_small = jnp.abs(change[:, 0]) * jnp.maximum(1, jnp.abs(self.weights[-1][unit]).max()) < LARGE_OUTPUT
         return logits, jnp.where(is_small, _radius(logits, self.bounds), 0)
 
     def _evaluate_changed(self, curve: _Curve) -> _Curve:
