@@ -426,6 +426,7 @@ def test_a_wrong_checksum_is_one_sentence_and_leaves_nothing(tmp_path, mnist_dir
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_all_steps_from_the_command_line(tmp_path):
     ja.save_model(ja.MLP(784, (6, 3), 10, rngs=nnx.Rngs(0)), tmp_path / "network.safetensors")
     command = ["ablate", "network.safetensors", "--dataset", "mnist5k", "--random-orders", "2", "--quiet", "--no-cache"]

@@ -255,6 +255,7 @@ def test_conditions_of_different_networks(config):
     assert draw_conditions(results).axes
 
 
+@pytest.mark.slow
 def test_conditions_of_different_protocols(config, tmp_path):
     vary = {"protocols": (("published",), ("paper", "published"), ("paper",))}
     results = ja.run_study(replace(config, seeds=(0,), vary=vary))
@@ -452,6 +453,7 @@ def test_the_command_line_counts_more_than_the_file(tmp_path):
     assert json.loads(result.stdout)["vary"] == {"normalization": ["none", "z"], "epochs": [None, 1]}
 
 
+@pytest.mark.slow
 def test_grids_are_merged_and_replaced_from_the_command_line(small_data, tmp_path):
     options = ["--dataset", small_data, "--epochs", 1, "--random-orders", 1, "--steps", 2, "--set", "networks=8x7"]
     vary = ["--vary", "scores=entropy,mutual_information"]

@@ -160,6 +160,7 @@ def test_networks_that_are_no_mlp(kind, examples, fit_images):
         assert_counts(counts, lambda keep: logits_of(model, kind, fill, keep, examples[0]), masks, examples[1])
 
 
+@pytest.mark.slow
 def test_single_neurons_pairs_and_greedy_removal(model, examples, fill):
     def reference(keep):
         return logits64(model, fill, keep, examples[0])
@@ -443,6 +444,7 @@ def test_studies_take_the_fill(mnist5k, small_config, model):
     np.testing.assert_array_equal(network["correct"].isel(seed=0).sel(scope="network", fill="linear"), counts)
 
 
+@pytest.mark.slow
 def test_pruned_networks_have_the_outputs_of_the_compensated_mask(model, fit_images, examples, fill):
     random = np.random.default_rng(0)
     shapes = {"hidden": (12, 784), "shift": (12,), "head": (10, 12), "bias": (10,)}

@@ -169,7 +169,7 @@ IMAGES = np.zeros((2, 28, 28), np.float32)
 FUNCTIONS = {f.__name__: f for f in (linen_residual, haiku_mlp, equinox_cnn, plain_function)}
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "equinox_cnn")) for n in FUNCTIONS])
 def test_a_pruned_function_puts_out_what_the_masked_one_does(name, images):
     """Functions of every framework. For the plain one the masks are applied in float64 NumPy."""
     model, sizes, by_hand, apply_of = FUNCTIONS[name]()

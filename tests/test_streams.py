@@ -139,6 +139,7 @@ def test_an_iterator_that_hangs_holds_nobody_up():
     over.set()
 
 
+@pytest.mark.slow
 def test_a_million_wide_examples_in_small():
     """The benchmark that shows how far streams reach; its last batch is smaller."""
     case = json.dumps([9999, [90, 80]])

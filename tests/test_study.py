@@ -122,6 +122,7 @@ def test_random_orders_stay_in_their_scope_and_differ(node):
         assert len({tuple(order) for order in ranks.reshape(-1, 6).tolist()}) == 6
 
 
+@pytest.mark.slow
 def test_the_study_repeats_itself(small_config, small_results):
     small = dataclasses.replace(small_config, networks=((12, 10),))
     again = ja.run_study(small)

@@ -165,6 +165,7 @@ def optimized():
     training._epoch.clear_cache()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices order sums as they like")
 @pytest.mark.parametrize("l2", [0.01, 0.0])
 def test_plain_training_keeps_its_bits(l2, optimized):
