@@ -148,10 +148,10 @@ def test_the_bound_of_the_spectral_norm(shape):
         assert norm * (1 - 1e-5) <= float(_certified._spectral_bound(jnp.asarray(matrix))) <= 1.4 * norm
 
 
-def confusions(model, orders, examples, **options):
+def confusions(model, orders, examples, engines=("certified", "vmap"), **options):
     return [
         np.asarray(ja.cumulative_ablation(model, orders, *examples, engine=engine, outcomes="confusion", **options))
-        for engine in ("certified", "vmap")
+        for engine in engines
     ]
 
 
@@ -205,21 +205,22 @@ def test_many_examples_choose_the_engine(models, examples, number, engine, monke
     assert [module.__name__.rpartition("_")[2] for module in called] == [engine]
 
 
-def product(a, b):
-    return jax.lax.dot_general(a, b, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+def product(a, b, precision=None):
+    dims = (((1,), (0,)), ((), ()))
+    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
 
 
-def layers(params, x, tags=(), cast=lambda value: value):
+def layers(params, x, tags=(), cast=lambda value: value, precision=None):
     """ReLU layers of a list of weights; each tag marks the last hidden layer."""
     for weight in params[:-1]:
-        x = cast(jax.nn.relu(product(x, weight)))
+        x = cast(jax.nn.relu(product(x, weight, precision)))
     for name in tags:
         x = ja.tag(x, name)
     return product(x, params[-1])
 
 
 def test_chains_for_which_the_bound_does_not_hold(examples):
-    """Layers between p and the last one, weights of other types, a layer tagged twice, a single class."""
+    """Layers between p and the last one, other types and precisions, a layer tagged twice, a single class."""
     images, labels = examples[0].reshape(1000, -1), np.asarray(examples[1])
     random = np.random.default_rng(0)
 
@@ -235,6 +236,7 @@ def test_chains_for_which_the_bound_does_not_hold(examples):
         [jnp.asarray(weight, jnp.float32 if i == 0 else jnp.bfloat16) for i, weight in enumerate(small)],
         images[:2],
     )
+    rounded = ja.from_function(lambda p, x: layers(p, x, precision="default"), small, images[:2])
     cases = {
         "layers 1 and 3 of 4": (deep, (*range(10), *range(19, 27))),
         "layers 1 to 3 of 4": (deep, range(27)),
@@ -242,6 +244,7 @@ def test_chains_for_which_the_bound_does_not_hold(examples):
         "weights of int8": (ja.from_function(layers, whole, images[:2]), range(12)),
         "outputs of bfloat16": (bfloat16, range(9)),
         "a layer tagged twice": (twice, range(twice.spec.num_neurons)),
+        "products of the precision 'default'": (rounded, range(9)),
         "one class": (ja.MLP(784, (9, 8), 1, rngs=nnx.Rngs(0)), range(9)),
     }
     for name, (model, neurons) in cases.items():
@@ -254,17 +257,29 @@ def test_chains_for_which_the_bound_does_not_hold(examples):
             of_class = np.zeros(1000, int) if name == "one class" else labels
             ja.cumulative_ablation(model, order, images, of_class, engine="certified", steps=len(order[0]))
     # next to these, an order for which the bound holds
-    np.testing.assert_array_equal(*confusions(deep, random.permutation(19)[None], (images, labels), steps=19))
+    no_ties = [
+        *map(np.abs, small[:2]),
+        small[2],
+    ]  # an example without active neurons would tie all classes
+    highest = ja.from_function(lambda p, x: layers(p, x, precision="highest"), no_ties, images[:2])
+    for model, number, steps in ((deep, 19, 19), (highest, 9, 5)):
+        order = random.permutation(number)[None]
+        np.testing.assert_array_equal(*confusions(model, order, (images, labels), steps=steps))
 
 
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 @pytest.mark.parametrize(("layer", "order"), [(0, [0, 3, 7, 5]), (2, [1, 22, 25, 24])])
-def test_large_weights_leave_no_rounding_error_behind(mnist5k, examples, layer, order):
+def test_large_weights_leave_no_rounding_error_behind(mnist5k, examples, activation, layer, order):
     """A small output with a row of weights near 1e7: once the neuron is gone, the other rows decide."""
-    model = ja.train(mnist5k, (12, 10, 8), activation="relu", epochs=5)[0]
+    model = ja.train(mnist5k, (12, 10, 8), activation=activation, epochs=5)[0]
     neuron = order[1] - (0, 12, 22)[layer]
     following = model.stages[layer + 1].linear.kernel
     following[...] = following[...].at[neuron].set(1e7 * jnp.linspace(0.5, 1.5, following.shape[1]))
-    np.testing.assert_array_equal(*confusions(model, np.array([order]), examples, steps=4))
+    engines = ("certified", "incremental", "vmap")
+    certified, incremental, full = confusions(model, np.array([order]), examples, engines, steps=4)
+    np.testing.assert_array_equal(certified, full)
+    np.testing.assert_array_equal(incremental, full)
+    assert (full[0, 2] != full[0, 1]).any()
 
 
 def residual(params, x):

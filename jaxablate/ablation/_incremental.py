@@ -46,7 +46,8 @@ from jaxablate.models._weights import Reader, find_readers
 # level equals the linear map of that site's outputs, up to rounding.
 # Exactness: each update adds about one float32 rounding error to z. After n steps the error is that of a sum of n
 # terms, as in the matrix product itself. Counts can differ from a full forward pass only for near ties. If h_j or a_j
-# is large, the update would lose digits of z. So z is computed again from h if the difference reaches LARGE_OUTPUT.
+# is large, or its row of W, the update would lose digits of z. So z is computed again from h if the difference, or its
+# product with the row, reaches LARGE_OUTPUT.
 # Linear fills: ablating neuron j changes the outputs of its site's ablated units (j included) by -e_j b_j. Here e_j is
 # the part of h_j that the remaining units do not predict, and b_j is column j of the order's `Basis.columns`. So z
 # changes by -e_j (b_j^T W): an update as above, with -e_j in place of a_j - h_j and columns^T W in place of W. Only
@@ -93,19 +94,17 @@ def _rows_first(array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return array.reshape(-1, *array.shape[len(axes) :])
 
 
-def _change(reader: Reader, changes: jax.Array, weight: jax.Array, rows: jax.Array) -> jax.Array:
+def _change(reader: Reader, changes: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return the change of the result of a linear map if some rows of its operand change.
 
     Args:
         reader: the linear map.
         changes: changes of these rows of the operand, [row, ...] for a product, else along the axis of channels.
-        weight: the weight with all rows, [row, ...] for a product.
-        rows: int [row], the rows that change.
+        kernel: these rows of the weight, [row, ...] for a product, else along its axis of input channels.
     """
-    kernel = _take(weight, rows, 0 if reader.is_product else reader.weight_axes[0])
     if not reader.is_product:
         return reader.equation.primitive.bind(changes, kernel, **reader.equation.params)
-    if len(rows) > 1:
+    if len(changes) > 1:
         return _product(reader, changes, kernel)
     left, right = (changes[0], kernel[0]) if reader.side == 0 else (kernel[0], changes[0])
     return left.reshape(*left.shape, *(1,) * right.ndim) * right
@@ -249,7 +248,7 @@ def measure_steps(
     # One example takes the results and changes of each level, and the activations before and after the levels.
     per_example = (2 * len(sites) + 4) * peak_activation_bytes(network, sites)
     removed = () if keep is None else ablated_sites(network, np.flatnonzero(~keep))
-    static = network, sites, removed, keep is None, problem.outcomes, problem.precision, problem.has_moderate_fill
+    static = network, sites, removed, keep is None, problem.outcomes, problem.precision, problem.is_moderate
     start = np.ones(network.num_neurons, bool) if keep is None else keep
     runner = ChunkRunner(problem, per_example, preferred_chunk(network, sites))
     at_a_time, parts = orders.shape[1], []
@@ -310,13 +309,13 @@ def _engine(static, replicated, shard: Shard):
 
     Args:
         static: the network, the ablated sites, the sites with neurons removed at the start, True to measure the start,
-            outcomes, precision, and True if fill and scale are moderate.
+            outcomes, precision, and True if fill, scale and weights are moderate.
         replicated: orders [network, order, step, neuron], the number of orders to follow [network], the neurons kept at
             the start [neuron], the state of each network, fill, scale, and for a linear fill the bases of each site
             [network, order or 1, unit, unit], else {}.
         shard: the examples.
     """
-    network, sites, removed, with_start, outcomes, precision, has_moderate_fill = static
+    network, sites, removed, with_start, outcomes, precision, is_moderate = static
     orders, num_distinct, keep, states, fill, scale, bases = replicated
     num_steps = orders.shape[2] + with_start
     # The level at which each neuron is ablated. The padding of a step, with an id beyond the last neuron, gets a number
@@ -342,7 +341,7 @@ def _engine(static, replicated, shard: Shard):
             replace = replacements(network, graph, constant)
             env = evaluate(plan.first, replaced(env, replace), replace)
             examples = Batch(labels, targets, intact)
-            settings = fills, scales, replace, has_moderate_fill, with_start
+            settings = fills, scales, replace, is_moderate, with_start
 
             def start_curve(bases):
                 # computed before the loops, since deeper levels are entered many times
@@ -440,7 +439,7 @@ class _Curve(NamedTuple):
     fills: Sequence
     scales: Sequence
     replace: dict
-    has_moderate_fill: bool
+    is_moderate: bool
     with_start: bool
     bases: dict[int, Basis]
     changed_weights: list[list[jax.Array]]
@@ -576,15 +575,17 @@ class _Curve(NamedTuple):
             progress = progress._replace(keep=keep, weights=weights)
             changes, sizes = [], []
             for update, changes_of, weight in zip(level.updates, entered.changes, entered.weights, strict=True):
-                rows = jnp.asarray(update.reader.rows)[units]
+                reader = update.reader
+                rows = jnp.asarray(reader.rows)[units]
                 change = changes_of(units, rows.ravel())
-                axis = 0 if update.reader.is_product else update.reader.axes[0]
+                axis, weight_axis = (0, 0) if reader.is_product else (reader.axes[0], reader.weight_axes[0])
                 shape = [-1 if a == axis else 1 for a in range(change.ndim)]
                 change = jnp.where(jnp.repeat(is_member, rows.shape[1]).reshape(shape), change, 0)
-                sizes.append(jnp.abs(change).max())
-                changes.append(_change(update.reader, change, weight, rows.ravel()))
+                kernel = _take(weight, rows.ravel(), weight_axis)
+                sizes.append(jnp.abs(change).max() * jnp.maximum(1, jnp.abs(kernel).max()))
+                changes.append(_change(reader, change, kernel))
             updated = [result + change for result, change in zip(results, changes, strict=True)]
-            if level.updates and not (level.is_bounded and self.has_moderate_fill):
+            if level.updates and not (level.is_bounded and self.is_moderate):
                 is_small = jnp.stack(sizes).max() < LARGE_OUTPUT
                 again = partial(self.results, depth, entered.env, progress)
                 updated = jax.lax.cond(is_small, lambda: updated, again)
