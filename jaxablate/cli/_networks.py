@@ -326,7 +326,7 @@ def _read_network(
         if layers is not None:
             raise InputError(f"--layers: {path} names its layers in order; leave the option out")
         if pair is not None:
-            require_reference(path, model, *pair)
+            require_reference(f"network file {path}", model, *pair)
         return model
     if activation is None:
         raise InputError(

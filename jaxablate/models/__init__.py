@@ -10,6 +10,7 @@ from jaxablate.models._mlp import ACTIVATIONS, MLP, from_arrays, get_activation,
 from jaxablate.models._model import AnyModel, Model, from_function, from_module, site_neurons
 from jaxablate.models._pytorch import load_pytorch
 from jaxablate.models._sites import Site, tag
+from jaxablate.models._torch_modules import from_pytorch, to_pytorch
 
 __all__ = [
     "ACTIVATIONS",
@@ -22,6 +23,7 @@ __all__ = [
     "from_arrays",
     "from_function",
     "from_module",
+    "from_pytorch",
     "get_activation",
     "layer_of_neuron",
     "load_model",
@@ -29,4 +31,5 @@ __all__ = [
     "save_model",
     "site_neurons",
     "tag",
+    "to_pytorch",
 ]

@@ -1,20 +1,24 @@
-"""The file of an MLP: safetensors, with the settings that the weights do not show in its metadata.
+"""The file of a network: safetensors, with the settings that the weights do not show in its metadata.
 
-Input: an MLP, strings of metadata and further arrays.
+Input: an `MLP` or an `nnx.Sequential` of known layers, strings of metadata and further arrays.
 Output: one file with the tensors `stages.0.kernel` [in, out], `stages.0.bias` [out], ... and the further arrays; with
-batch norm also `stages.0.batch_norm.scale`, `.bias`, `.mean` and `.var` [out].
+batch norm also `stages.0.batch_norm.scale`, `.bias`, `.mean` and `.var` [out]. For an `nnx.Sequential` the tensors are
+`layers.0.kernel`, ..., and the metadata describe its layers.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from jaxablate._checks import InputError, require
 from jaxablate._files import load_tensors, require_file, save_tensors
 from jaxablate._rundir import digest
+from jaxablate.models._chain import chain_tensors, describe_chain, layers_of, pop_chain
 from jaxablate.models._mlp import MLP, pop_tensors, to_tensors
 
 FORMAT = "jaxablate network 1"
@@ -25,40 +29,53 @@ class SavedModel:
     """The contents of a file that `save_model` wrote.
 
     Attributes:
-        model: the network.
+        model: the network, an `MLP` or an `nnx.Sequential`.
         metadata: strings that were saved with the network.
         arrays: further arrays that were saved with the network, for example its training history.
     """
 
-    model: MLP
+    model: Any
     metadata: dict[str, str]
     arrays: dict[str, np.ndarray]
 
 
-def save_model(model: MLP, path: str | Path, metadata: Mapping[str, str] | None = None, **arrays: np.ndarray) -> None:
+def save_model(
+    model: MLP | nnx.Sequential, path: str | Path, metadata: Mapping[str, str] | None = None, **arrays: np.ndarray
+) -> None:
     """Write a network as safetensors; the file appears whole or not at all.
 
     Args:
-        model: the network. Its kernels [in, out] and biases [out] become the tensors `stages.0.kernel`, ...
+        model: an `MLP`, or an `nnx.Sequential` of the layers that `ja.models.from_pytorch` reads, `nnx.Dropout` and
+            `ja.Site`.
         path: the file.
         metadata: strings to keep in the header. Characters that UTF-8 cannot encode are written as escapes.
         arrays: further arrays to keep in the file, for example a training history.
 
     Raises:
-        InputError: for a model that is not an `MLP`, or metadata under a name that the format reserves.
+        InputError: for another model, a layer that cannot be written down, or metadata under a name that the format
+            reserves.
 
     Example:
         >>> ja.save_model(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), tmp_path / "model.safetensors", {"seed": "0"})
     """
-    require(isinstance(model, MLP), f"model: expected an MLP, got {type(model).__name__}; save other models yourself")
+    require(
+        isinstance(model, MLP | nnx.Sequential),
+        f"model: expected an MLP or an nnx.Sequential, got {type(model).__name__}; save other models yourself",
+    )
     # safetensors writes the memory of an array as it lies, so a transposed view would be stored in the wrong order.
     tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    tensors |= to_tensors(model)
-    reserved = {"format": FORMAT, "activation": model.activation, "layer_sizes": _layer_sizes(model)}
-    if model.dropout:
-        reserved["dropout"] = repr(model.dropout)
+    reserved = {"format": FORMAT}
+    if isinstance(model, MLP):
+        tensors |= to_tensors(model)
+        reserved |= {"activation": model.activation, "layer_sizes": _layer_sizes(model)}
+        if model.dropout:
+            reserved["dropout"] = repr(model.dropout)
+    else:
+        layers = layers_of(model)
+        tensors |= chain_tensors(layers)
+        reserved["layers"] = json.dumps(describe_chain(layers))
     reserved["sha256"] = digest(tensors)
-    taken = sorted({*reserved, "dropout"} & {*(metadata or {})})
+    taken = sorted({*reserved, "activation", "layer_sizes", "dropout", "layers"} & {*(metadata or {})})
     require(
         not taken, f"metadata: the format reserves {', '.join(taken)}; choose other names than {', '.join(reserved)}"
     )
@@ -105,12 +122,16 @@ def load_model(path: str | Path) -> SavedModel:
         checksum == digest(tensors),
         f"network file {path}: the arrays do not match the checksum in its header; write it again or remove it",
     )
+    if "layers" in metadata:
+        try:
+            chain = pop_chain(tensors, json.loads(metadata.pop("layers")))
+        except (KeyError, ValueError, TypeError) as error:  # InputError is a ValueError
+            raise _incomplete(path, error) from None
+        return SavedModel(chain, metadata, tensors)
     try:
         model = pop_tensors(tensors, activation=metadata.pop("activation"), dropout=float(metadata.pop("dropout", 0)))
     except (KeyError, ValueError) as error:  # InputError is a ValueError
-        raise InputError(
-            f"network file {path}: its arrays are not the weights of a whole network ({error}); write it again"
-        ) from None
+        raise _incomplete(path, error) from None
     sizes = _layer_sizes(model)
     stated_sizes = metadata.pop("layer_sizes", sizes)
     require(
@@ -118,6 +139,12 @@ def load_model(path: str | Path) -> SavedModel:
         f"network file {path}: expected layer sizes {stated_sizes} as in its header, got weights of {sizes}",
     )
     return SavedModel(model, metadata, tensors)
+
+
+def _incomplete(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"network file {path}: its arrays are not the weights of a whole network ({error}); write it again"
+    )
 
 
 def is_saved_model(path: str | Path) -> bool:

@@ -5,7 +5,7 @@ Output: a network with these weights in Flax's layout.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from flax import nnx
 
 from jaxablate._checks import InputError, finite_float32, require
 from jaxablate._typing import Images
+from jaxablate.models._chain import flatten_layers
 from jaxablate.models._mlp import ACTIVATIONS, MLP, flatten_images, from_arrays, get_activation, in_evaluation_mode
+from jaxablate.models._parametrizations import compute_parametrized
 from jaxablate.models._sites import Site
-from jaxablate.models._tensors import Tensors, read_tensors
+from jaxablate.models._tensors import Tensors, find_state_dict, read_tensors, to_numpy
 
 # PyTorch and Flax store the same numbers in another order:
 #
@@ -48,43 +50,48 @@ ELEMENTWISE = {
 
 
 def load_pytorch(
-    path: str | Path,
+    source: str | Path | Mapping[str, Any],
     model: nnx.Sequential | None = None,
     *,
     activation: str | None = None,
     images: Images | None = None,
     layers: Sequence[str] | None = None,
     reference: tuple[Any, Any] | None = None,
+    state_key: str | None = None,
 ) -> MLP | nnx.Sequential:
-    """Read a network from the file of a PyTorch state dict.
+    """Read a network from a PyTorch state dict, in a file or in memory.
 
     A state dict has names and weights, but not the order in which the layers are applied. The order follows from the
-    shapes, and from the numbers in names that differ only in numbers. If both leave several orders open, the file is
-    refused, and `layers` settles it.
+    shapes, and from the numbers in names that differ only in numbers. If both leave several orders open, the state dict
+    is refused, and `layers` settles it. `from_pytorch` reads a module in memory, which leaves nothing open.
 
     Args:
-        path: `.safetensors`, or `.pt` or `.pth` as `torch.save(model.state_dict(), path)` writes it since PyTorch 1.6.
-            Reading `.pt` needs PyTorch. The file may take at most 4 GiB, also unpacked.
+        source: path of `.safetensors`, or of `.pt`, `.pth` or `.ckpt` as `torch.save(model.state_dict(), path)` writes
+            it since PyTorch 1.6; or a state dict. A checkpoint that has one state dict among its values is read too.
+            Reading `.pt` needs PyTorch. The file may take at most 4 GiB, also unpacked. Masks of
+            `torch.nn.utils.prune`, weight norms and spectral norms are computed.
         model: an `nnx.Sequential` of the same architecture, with `nnx.Linear`, `nnx.Conv` (2-D) and
-            `nnx.BatchNorm`; None for an `MLP` of the file's linear maps.
+            `nnx.BatchNorm`; None for an `MLP` of the linear maps.
         activation: activation function of the hidden layers of that `MLP`, as in `MLP`; a state dict does not contain
             it. "gelu" is PyTorch's `nn.GELU()`, the exact form; "gelu_tanh" is its approximation.
         images: [example, height, width, channel]; only the shape matters. Needed if a feature map of several channels
             is flattened before a linear map, because PyTorch flattens the channel first and Flax last.
-        layers: names of the modules of the file in the order in which the network applies them, for example
+        layers: names of the modules of the state dict in the order in which the network applies them, for example
             ("layer_one", "layer_two", "output").
         reference: (inputs, outputs), with inputs as the loaded network takes them, and the outputs of the network in
             PyTorch for these inputs [example, ...]. The loaded network must reproduce them.
+        state_key: key of the state dict in a checkpoint that has several, for example "model" and "ema".
 
     Returns:
-        The network, with float32 weights: an `MLP`, or a copy of `model`. A bias that the file lacks becomes 0, and a
-        scale of a batch norm that it lacks becomes 1.
+        The network, with float32 weights: an `MLP`, or a copy of `model`. A bias that the state dict lacks becomes 0,
+        and a scale of a batch norm that it lacks becomes 1.
 
     Raises:
-        InputError: for a file that is not a state dict; for weights that do not fit the model's layers in number, type
-            or shape; for several possible orders of the layers; for a missing activation; for missing images, or
-            images whose shape looks like [example, channel, height, width]; or for other outputs than the reference. A
-            pickled module is refused too, because reading it runs code.
+        InputError: for a file that has no state dict, or several and no `state_key`; for weights that do not fit the
+            model's layers in number, type or shape; for several possible orders of the layers; for a missing
+            activation; for missing images, or images whose shape looks like [example, channel, height, width]; for an
+            unknown parametrization; or for other outputs than the reference. A pickled module is refused too, because
+            reading it runs code.
 
     Example:
         >>> from safetensors.numpy import save_file
@@ -95,26 +102,53 @@ def load_pytorch(
         >>> model.hidden, model.activation
         ((3,), 'tanh')
     """
-    path = Path(path)
     require(
         model is None or isinstance(model, nnx.Sequential),
         f"model: expected an nnx.Sequential or None, got {type(model).__name__}",
     )
-    modules = _modules(path, read_tensors(path))
-    if model is None:
-        network: MLP | nnx.Sequential = _mlp(path, modules, activation, images, layers)
-    else:
-        network = _set_weights(path, modules, nnx.clone(model), None if images is None else np.shape(images), layers)
+    shape = None if images is None else np.shape(images)
+    network, _ = read_state_dict(source, model, activation=activation, shape=shape, layers=layers, state_key=state_key)
     if reference is not None:
-        require_reference(path, network, *reference)
+        require_reference("PyTorch state dict", network, *reference)
     return network
 
 
-def require_reference(path: Path, network: Any, inputs: Any, outputs: Any) -> None:
+def read_state_dict(
+    source: str | Path | Mapping[str, Any],
+    model: nnx.Sequential | None,
+    *,
+    activation: str | None,
+    shape: tuple[int, ...] | None,
+    layers: Sequence[str] | None,
+    state_key: str | None,
+) -> tuple[MLP | nnx.Sequential, list[str]]:
+    """Return the network of a state dict, and the names of its modules in the order of the layers.
+
+    Args:
+        source, model, activation, layers, state_key: as in `load_pytorch`.
+        shape: shape of the images, or None.
+    """
+    if isinstance(source, str | Path):
+        what = f"PyTorch file {source}"
+        tensors = read_tensors(Path(source), state_key)
+    else:
+        what = "PyTorch state dict"
+        require(
+            isinstance(source, Mapping),
+            f"source: expected a path or a state dict, got {type(source).__name__}; ja.from_pytorch takes modules",
+        )
+        tensors = {name: to_numpy(tensor) for name, tensor in find_state_dict(what, source, state_key).items()}
+    modules = group_modules(what, tensors)
+    if model is None:
+        return _mlp(what, modules, activation, shape, layers)
+    return set_weights(what, modules, nnx.clone(model), shape, layers)
+
+
+def require_reference(what: str, network: Any, inputs: Any, outputs: Any) -> None:
     """Raise `InputError` unless a network reproduces outputs [example, ...], up to 1e-4 of the largest output.
 
     Args:
-        path: file of the network, for messages.
+        what: names the network's source in messages.
         network: the network.
         inputs: [example, ...], as the network takes them.
         outputs: its outputs in the framework that it comes from.
@@ -130,8 +164,8 @@ def require_reference(path: Path, network: Any, inputs: Any, outputs: Any) -> No
     difference, size = np.abs(ours - outputs).max(initial=0), np.abs(outputs).max(initial=0)
     require(
         bool(difference <= REFERENCE_TOLERANCE * max(size, 1e-6)),
-        f"reference: the network of {path} gives other outputs, by up to {difference:.3g} with the largest output at "
-        f"{size:.3g}; check activation, layers and the layout of the images",
+        f"reference: the {what} gives other outputs, by up to {difference:.3g} with the largest output "
+        f"at {size:.3g}; check activation, layers and the layout of the images",
     )
 
 
@@ -145,7 +179,7 @@ def _numbered(name: str) -> tuple[str, tuple[tuple[int, str], ...]]:
 
 
 def _settle_order(
-    path: Path,
+    what: str,
     modules: dict[str, Tensors],
     layers: Sequence[str] | None,
     fits: Callable[[int, Tensors | None, Tensors], bool],
@@ -153,7 +187,7 @@ def _settle_order(
     """Return the modules in the order in which the network applies them.
 
     Args:
-        path: the file, for messages.
+        what: names the source in messages.
         modules: the modules in any order.
         layers: the user's order, or None.
         fits: function of (place, module before or None, module): True if the module can stand there.
@@ -165,7 +199,7 @@ def _settle_order(
         names = [layers] if isinstance(layers, str) else list(layers)
         require(
             sorted(names) == sorted(modules),
-            f"layers: expected each module of {path} once ({', '.join(modules)}), got {', '.join(map(str, names))}",
+            f"layers: expected each module of the {what} once ({', '.join(modules)}), got {', '.join(map(str, names))}",
         )
         return {name: modules[name] for name in names}
     orders: list[list[str]] = []
@@ -192,37 +226,37 @@ def _settle_order(
         return modules  # no order fits; the caller says why
     require(
         len(orders) == 1 and steps <= MAX_STEPS,
-        f"PyTorch file {path}: the names and shapes of its modules leave their order open"
+        f"{what}: the names and shapes of its modules leave their order open"
         + (f", for example {' or '.join(', '.join(order) for order in orders)}" if orders else "")
         + "; give the order in which the network applies them with layers (--layers)",
     )
     return {name: modules[name] for name in orders[0]}
 
 
-def _set_weights(
-    path: Path,
+def set_weights(
+    what: str,
     modules: dict[str, Tensors],
     model: nnx.Sequential,
     image_shape: tuple[int, ...] | None,
     names: Sequence[str] | None,
-) -> nnx.Sequential:
-    """Set the weights of a model in place and return it.
+) -> tuple[nnx.Sequential, list[str]]:
+    """Set the weights of a model in place; return it and the names of the modules in the order of its layers.
 
     Args:
-        path: the file, for messages.
+        what: names the source in messages.
         modules: the modules of the file.
         model: the model.
         image_shape: [example, height, width, channel], or None.
         names: the user's order of the modules, or None.
     """
-    layers = list(_flatten_layers(model.layers))
+    layers = list(flatten_layers(model.layers))
     for index, layer in enumerate(layers):
         require(
             not (isinstance(layer, nnx.Conv) and layer.padding == "SAME" and np.max(layer.strides or 1) > 1),
             f"layer {index} (Conv): padding 'SAME' with strides pads other sides than PyTorch's numbers do; write the "
             "numbers, for example padding=((1, 1), (1, 1)) for PyTorch's padding=1",
         )
-    weighted = [index for index, layer in enumerate(layers) if _has_weights(layer)]
+    weighted = [index for index, layer in enumerate(layers) if has_weights(layer)]
     for index in weighted:
         require(
             _type_of(layers[index]) is not None,
@@ -231,47 +265,50 @@ def _set_weights(
         )
     if image_shape is None:
         _require_nothing_flattened(layers)
-    orders = {} if image_shape is None else _feature_orders(model, image_shape)
+    orders = {} if image_shape is None else feature_orders(model, image_shape)
     require(
         len(modules) == len(weighted),
-        f"PyTorch file {path}: expected {len(weighted)} modules, one for each layer with weights, got {len(modules)} "
+        f"{what}: expected {len(weighted)} modules, one for each layer with weights, got {len(modules)} "
         f"({', '.join(modules)})",
     )
     modules = _settle_order(
-        path, modules, names, lambda place, _, tensors: _has_shapes_of(layers[weighted[place]], tensors)
+        what, modules, names, lambda place, _, tensors: _has_shapes_of(layers[weighted[place]], tensors)
     )
     for index, (name, tensors) in zip(weighted, modules.items(), strict=True):
-        label = f"layer {index} ({type(layers[index]).__name__}) from module {name!r} of {path}"
+        label = f"layer {index} ({type(layers[index]).__name__}) from module {name!r} of the {what}"
         _set_layer(layers[index], tensors, orders.get(index), label)
-    return model
+    return model, list(modules)
 
 
-def _modules(path: Path, tensors: Tensors) -> dict[str, Tensors]:
+def group_modules(what: str, tensors: Tensors) -> dict[str, Tensors]:
     """Group the tensors by module: "conv1.weight" becomes modules["conv1"]["weight"], as float32.
 
     Raises:
         InputError: for tensors that do not belong to a linear map, a convolution or a batch norm.
     """
-    modules: dict[str, Tensors] = {}
+    floats = {}
     for name, tensor in tensors.items():
-        module, _, part = name.rpartition(".")
-        if part == "num_batches_tracked":
+        if name.rpartition(".")[2] == "num_batches_tracked":
             continue
         require(
+            jnp.issubdtype(tensor.dtype, jnp.floating),
+            f"{what}: expected floating numbers, got dtype {tensor.dtype} for {name!r}",
+        )
+        require(tensor.size > 0, f"{what}: expected numbers, got shape {tensor.shape} for {name!r}")
+        floats[name] = finite_float32(f"{what}: {name}", tensor)
+    modules: dict[str, Tensors] = {}
+    for name, tensor in compute_parametrized(what, floats).items():
+        module, _, part = name.rpartition(".")
+        require(
             part in PARTS,
-            f"PyTorch file {path}: expected names that end in {', '.join(PARTS)}, got {name!r}; only linear maps, "
+            f"{what}: expected names that end in {', '.join(PARTS)}, got {name!r}; only linear maps, "
             "convolutions and batch norms can be read",
         )
-        require(
-            jnp.issubdtype(tensor.dtype, jnp.floating),
-            f"PyTorch file {path}: expected floating numbers, got dtype {tensor.dtype} for {name!r}",
-        )
-        require(tensor.size > 0, f"PyTorch file {path}: expected numbers, got shape {tensor.shape} for {name!r}")
-        modules.setdefault(module, {})[part] = finite_float32(f"PyTorch file {path}: {name}", tensor)
+        modules.setdefault(module, {})[part] = tensor
     for module, parts in modules.items():
         require(
             _type_in_file(parts) is not None,
-            f"PyTorch file {path}: expected a weight [out, in] or [out, in, height, width], or a batch norm with its "
+            f"{what}: expected a weight [out, in] or [out, in, height, width], or a batch norm with its "
             "running_mean and running_var, got "
             + ", ".join(f"{part} {tensor.shape}" for part, tensor in parts.items())
             + f" for module {module!r}",
@@ -313,57 +350,67 @@ def _shape_in_file(variable: Any) -> tuple[int, ...]:
     return (*variable.shape[-2:][::-1], *variable.shape[:-2])
 
 
-def _has_weights(layer: Callable) -> bool:
+def has_weights(layer: Callable) -> bool:
     return isinstance(layer, nnx.Module) and len(jax.tree.leaves(nnx.state(layer, (nnx.Param, nnx.BatchStat)))) > 0
 
 
 def _mlp(
-    path: Path,
+    what: str,
     modules: dict[str, Tensors],
     activation: str | None,
-    images: Images | None,
+    shape: tuple[int, ...] | None,
     names: Sequence[str] | None,
-) -> MLP:
-    """Return the `MLP` of the file's linear maps; `names` is the user's order of them."""
+) -> tuple[MLP, list[str]]:
+    """Return the `MLP` of the linear maps, and their names in order; `names` is the user's order of them."""
     for name, parts in modules.items():
         require(
             _type_in_file(parts) is nnx.Linear,
-            f"PyTorch file {path}: expected linear maps only, got weight {parts.get('weight', np.array(0)).shape} for "
+            f"{what}: expected linear maps only, got weight {parts.get('weight', np.array(0)).shape} for "
             f"module {name!r}; in Python, pass a model of the same architecture",
         )
     if activation is None:
         raise InputError(
-            f"activation: the PyTorch file {path} does not name its activation function; give one of "
-            f"{', '.join(ACTIVATIONS)}"
+            f"activation: the {what} does not name its activation function; give one of {', '.join(ACTIVATIONS)}"
         )
     activation = {"gelu": "gelu_exact", "gelu_tanh": "gelu"}.get(activation, activation)
     get_activation(activation)
     modules = _settle_order(
-        path,
+        what,
         modules,
         names,
         lambda _, before, tensors: before is None or before["weight"].shape[0] == tensors["weight"].shape[1],
     )
+    return mlp_of_modules(what, modules, activation, shape), list(modules)
+
+
+def mlp_of_modules(what: str, modules: dict[str, Tensors], activation: str, shape: tuple[int, ...] | None) -> MLP:
+    """Return the `MLP` of linear maps in order.
+
+    Args:
+        what: names the source in messages.
+        modules: the linear maps.
+        activation: name of the activation function in JAX.
+        shape: shape of the images, or None.
+    """
     weights = [parts["weight"] for parts in modules.values()]
     biases = [parts.get("bias", np.zeros(len(parts["weight"]))) for parts in modules.values()]
-    if images is not None and np.ndim(images) == 4 and weights:
-        _require_channels_last(np.shape(images))
-        order = _feature_order(flatten_images, np.shape(images)[1:], "images")
+    if shape is not None and len(shape) == 4 and weights:
+        require_channels_last(shape)
+        order = _feature_order(flatten_images, shape[1:], "images")
         require(
             weights[0].shape[1] == len(order),
-            f"images: expected {weights[0].shape[1]} pixels for {path}, got shape {np.shape(images)}",
+            f"images: expected {weights[0].shape[1]} pixels for the {what}, got shape {shape}",
         )
         weights[0] = weights[0][:, order]
     try:
         return from_arrays([weight.T for weight in weights], biases, activation=activation)
     except InputError as error:
         raise InputError(
-            f"PyTorch file {path}: its linear maps do not form a network ({error}); pass a model of the same "
-            "architecture"
+            f"{what}: its linear maps do not form a network ({error}); pass a model of the same architecture"
         ) from None
 
 
-def _require_channels_last(shape: tuple[int, ...]) -> None:
+def require_channels_last(shape: tuple[int, ...]) -> None:
     """Raise if images of this shape look like [example, channel, height, width]."""
     require(
         shape[3] in CHANNELS or shape[1] not in CHANNELS,
@@ -421,7 +468,7 @@ def _require_nothing_flattened(layers: Sequence[Callable]) -> None:
             unknown = index
 
 
-def _feature_orders(model: nnx.Sequential, shape: tuple[int, ...]) -> dict[int, np.ndarray]:
+def feature_orders(model: nnx.Sequential, shape: tuple[int, ...]) -> dict[int, np.ndarray]:
     """Return by its index the input order of each layer with weights that reads flattened maps, as in `_feature_order`.
 
     The layers are applied to one image of zeros, so that the shape before and after each layer is known.
@@ -435,7 +482,7 @@ def _feature_orders(model: nnx.Sequential, shape: tuple[int, ...]) -> dict[int, 
     # `order` is set while the features are flattened and no linear map has read them yet. A batch norm in between has
     # one weight for each feature, so its weights are permuted too and the order still holds for the next layer.
     outputs, order, orders = jnp.zeros((1, *shape[1:])), None, {}
-    for index, layer in enumerate(_flatten_layers(model.layers)):
+    for index, layer in enumerate(flatten_layers(model.layers)):
         inputs = outputs
         try:
             outputs = layer(inputs)
@@ -445,7 +492,7 @@ def _feature_orders(model: nnx.Sequential, shape: tuple[int, ...]) -> dict[int, 
                 f"images: with shape {shape}, layer {index} gets {inputs.shape} and raises {type(error).__name__}: "
                 f"{reason}; pass images that the model takes"
             ) from error
-        if order is not None and _has_weights(layer):
+        if order is not None and has_weights(layer):
             orders[index] = order
             order = None if isinstance(layer, nnx.Linear) else order
         elif order is not None:
@@ -454,7 +501,7 @@ def _feature_orders(model: nnx.Sequential, shape: tuple[int, ...]) -> dict[int, 
                 f"layer {index}: expected to keep the {inputs.shape[1]} flattened features up to the next linear map, "
                 f"got shape {outputs.shape}",
             )
-        elif inputs.ndim == 4 and not _has_weights(layer):
+        elif inputs.ndim == 4 and not has_weights(layer):
             keeps_channels = outputs.ndim == 4 and outputs.shape[-1] == inputs.shape[-1]
             require(
                 keeps_channels or outputs.ndim == 2,
@@ -486,12 +533,3 @@ def _feature_order(flatten: Callable, shape: tuple[int, ...], label: str) -> np.
         "that are neither; put the flattening into a separate layer",
     )
     return order.astype(np.int64)
-
-
-def _flatten_layers(layers: Sequence[Callable]) -> Iterator[Callable]:
-    """Yield the layers of a sequential; an `nnx.Sequential` among them is replaced by its layers."""
-    for layer in layers:
-        if isinstance(layer, nnx.Sequential) and type(layer).__call__ is nnx.Sequential.__call__:
-            yield from _flatten_layers(layer.layers)
-        else:
-            yield layer

@@ -1,6 +1,6 @@
 """Read the tensors of a PyTorch state dict from its file, without running any code that the file may hold.
 
-Input: a `.safetensors`, `.pt` or `.pth` file of at most 4 GiB, unpacked too.
+Input: a `.safetensors`, `.pt`, `.pth` or `.ckpt` file of at most 4 GiB, unpacked too; or a state dict in memory.
 Output: NumPy arrays by tensor name, in the order of the file (`.pt`) or of the names (`.safetensors`).
 """
 
@@ -9,6 +9,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -20,21 +21,74 @@ MAX_PICKLE_BYTES = 2**16
 """Size of the pickle in a `.pt` file, which lists the tensors: enough for about 600 of them, at 100 bytes each."""
 
 
-def read_tensors(path: Path) -> Tensors:
+def read_tensors(path: Path, state_key: str | None = None) -> Tensors:
     """Return the tensors of a state dict by name.
+
+    Args:
+        path: the file.
+        state_key: key of the state dict in a checkpoint that has several, or None.
 
     Raises:
         InputError: for a file that cannot be read or that may do harm.
     """
     require_file("PyTorch file", path)
     if path.suffix == ".safetensors":
+        require(state_key is None, f"state_key: {path} has tensors alone, and no keys above them; leave it out")
         return _read_safetensors(path)
     require(
-        path.suffix in (".pt", ".pth"),
-        f"PyTorch file {path}: expected .safetensors, .pt or .pth, got {path.suffix!r}; other pickles are not read, "
-        "save model.state_dict() by torch.save as .pt or by safetensors.torch.save_file",
+        path.suffix in (".pt", ".pth", ".ckpt"),
+        f"PyTorch file {path}: expected .safetensors, .pt, .pth or .ckpt, got {path.suffix!r}; other pickles are not "
+        "read, save model.state_dict() by torch.save as .pt or by safetensors.torch.save_file",
     )
-    return _read_pt(path)
+    return _read_pt(path, state_key)
+
+
+def find_state_dict(what: str, loaded: object, state_key: str | None) -> Mapping[str, Any]:
+    """Return the state dict in a checkpoint: the only mapping from names to tensors, or that of a key.
+
+    Args:
+        what: names the source in messages.
+        loaded: a state dict, or a mapping that has state dicts among its values.
+        state_key: key of the state dict, or None.
+
+    Raises:
+        InputError: if there is no state dict, if there are several and no key, or if the key is not among them.
+    """
+    if state_key is None and _is_state_dict(loaded):
+        return loaded
+    inside = loaded.items() if isinstance(loaded, Mapping) else ()
+    found = {key: value for key, value in inside if _is_state_dict(value)}
+    require(
+        len(found) > 0,
+        f"{what}: expected a state dict, which maps names to tensors, got {_describe(loaded)}; save "
+        "model.state_dict() by itself",
+    )
+    require(
+        state_key in found if state_key is not None else len(found) == 1,
+        f"state_key: the {what} has the state dicts {', '.join(map(repr, found))}, got {state_key!r}; choose one of "
+        "them with state_key (--state-key)",
+    )
+    return found[state_key] if state_key is not None else next(iter(found.values()))
+
+
+def _is_state_dict(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Return True for a mapping from names to tensors or arrays."""
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(
+            isinstance(name, str) and hasattr(tensor, "shape") and hasattr(tensor, "dtype")
+            for name, tensor in value.items()
+        )
+    )
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """Return a tensor of PyTorch, or an array, as a NumPy array; bfloat16 becomes float32."""
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu()
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+    return np.asarray(tensor)
 
 
 def _read_safetensors(path: Path) -> Tensors:
@@ -56,7 +110,7 @@ def _natural(name: str) -> list[str | tuple[int, str]]:
     return [(len(part), part) if place % 2 else part for place, part in enumerate(parts)]
 
 
-def _read_pt(path: Path) -> Tensors:
+def _read_pt(path: Path, state_key: str | None) -> Tensors:
     try:
         import torch  # pyright: ignore[reportMissingImports] (optional)
     except ImportError:
@@ -76,12 +130,7 @@ def _read_pt(path: Path) -> Tensors:
             f"PyTorch file {path}: expected a state dict, got {contents}; save it by "
             "torch.save(model.state_dict(), path)"
         ) from None
-    require(
-        isinstance(loaded, Mapping)
-        and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in loaded.items()),
-        f"PyTorch file {path}: expected a state dict, which maps names to tensors, got {_describe(loaded)}; save "
-        "model.state_dict() by itself",
-    )
+    loaded = find_state_dict(f"PyTorch file {path}", loaded, state_key)
     for name, tensor in loaded.items():
         plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
         plain = plain and not (tensor.is_quantized or tensor.is_nested)
@@ -93,9 +142,7 @@ def _read_pt(path: Path) -> Tensors:
         )
     size = sum(tensor.numel() * max(4, tensor.element_size()) for tensor in loaded.values())
     require(size <= MAX_BYTES, f"PyTorch file {path}: the tensors take {size} bytes; keep them within {MAX_BYTES}")
-    tensors = {name: tensor.detach() for name, tensor in loaded.items()}
-    # NumPy has no bfloat16
-    return {name: (t.float() if t.is_floating_point() else t).numpy() for name, t in tensors.items()}
+    return {name: to_numpy(tensor) for name, tensor in loaded.items()}
 
 
 def _describe(loaded: object) -> str:

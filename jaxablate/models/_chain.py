@@ -1,0 +1,254 @@
+"""Describe a chain of layers by plain values, and build the chain again.
+
+Input: an `nnx.Sequential` whose layers have known types.
+Output: a dict for each layer, which JSON can hold; or the chain of such dicts, with weights of 0.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxablate._checks import InputError
+from jaxablate.models._mlp import ACTIVATIONS, MLP, WITH_NUMBER, flatten_images, get_activation
+from jaxablate.models._sites import Site
+
+Layer = dict[str, Any]
+WEIGHTS = ("kernel", "bias", "scale", "mean", "var")
+POOLS = {"max_pool": nnx.max_pool, "avg_pool": nnx.avg_pool}
+
+
+def add_channel_axis(images: jax.Array) -> jax.Array:
+    """Return images [example, height, width] as [example, height, width, 1]."""
+    return images[..., None]
+
+
+FUNCTIONS = {"flatten": flatten_images, "add_channel_axis": add_channel_axis, "log_softmax": jax.nn.log_softmax}
+
+
+def flatten_layers(layers: Sequence[Callable]) -> Iterator[Callable]:
+    """Yield the layers of a sequential; an `nnx.Sequential` among them is replaced by its layers."""
+    for layer in layers:
+        if isinstance(layer, nnx.Sequential) and type(layer).__call__ is nnx.Sequential.__call__:
+            yield from flatten_layers(layer.layers)
+        else:
+            yield layer
+
+
+def layers_of(model: MLP | nnx.Sequential) -> list[Callable]:
+    """Return the layers of a network in the order in which they are applied."""
+    if not isinstance(model, MLP):
+        return list(flatten_layers(model.layers))
+    layers: list[Callable] = [flatten_images]
+    for stage in model.stages:
+        layers.append(stage.linear)
+        layers += [] if stage.batch_norm is None else [stage.batch_norm]
+        layers += [] if stage.activation is None else [get_activation(stage.activation)]
+        layers += [] if stage.dropout is None else [stage.dropout]
+    return layers
+
+
+def describe_layer(layer: Callable) -> Layer | None:
+    """Return the type and the options of a layer; None for a layer of an unknown type."""
+    if isinstance(layer, nnx.Linear):
+        inputs, outputs = layer.kernel.shape
+        return {"type": "linear", "in": inputs, "out": outputs, "bias": layer.bias is not None}
+    if isinstance(layer, nnx.Conv):
+        return _describe_conv(layer)
+    if isinstance(layer, nnx.BatchNorm):
+        known = layer.axis == -1 and layer.axis_name is None
+        scale, bias = layer.scale is not None, layer.bias is not None
+        options = {"epsilon": layer.epsilon, "momentum": layer.momentum, "scale": scale, "bias": bias}
+        return {"type": "batch_norm", "size": layer.mean.shape[0], **options} if known else None
+    if isinstance(layer, nnx.Dropout):
+        return {"type": "dropout", "rate": float(layer.rate)} if layer.broadcast_dims == () else None
+    if isinstance(layer, Site):
+        return {"type": "site", "name": layer.name, "axis": layer.axis, "reduce": layer.reduce}
+    return _describe_function(layer)
+
+
+def _describe_conv(layer: nnx.Conv) -> Layer | None:
+    rank = layer.kernel.ndim - 2
+    padding = layer.padding
+    if rank != 2 or layer.mask is not None or np.max(_numbers(layer.input_dilation, 2)) > 1:
+        return None
+    if not isinstance(padding, str):
+        padding = [[side, side] if isinstance(side, int) else list(side) for side in _numbers(padding, 2)]
+    elif padding not in ("SAME", "VALID"):
+        return None
+    height, width, inputs, outputs = layer.kernel.shape
+    return {
+        "type": "conv",
+        "in": inputs * layer.feature_group_count,
+        "out": outputs,
+        "kernel": [height, width],
+        "strides": _numbers(layer.strides, 2),
+        "padding": padding,
+        "dilation": _numbers(layer.kernel_dilation, 2),
+        "groups": layer.feature_group_count,
+        "bias": layer.bias is not None,
+    }
+
+
+def _numbers(value: Any, rank: int) -> list:
+    """Return an option of Flax that is None, one number or a sequence as a list with one entry for each axis."""
+    return [1] * rank if value is None else [value] * rank if isinstance(value, int) else list(value)
+
+
+def _describe_function(layer: Callable) -> Layer | None:
+    """Return the description of a function, which may be a `functools.partial`; None if it is not known."""
+    for kind, function in FUNCTIONS.items():
+        if layer is function:
+            return {"type": kind}
+    for name, function in (*ACTIVATIONS.items(), ("tanh", nnx.tanh)):
+        if _parts(layer) == _parts(function):
+            return {"type": "activation", "name": name}
+    function, args, options = _parts(layer)
+    for name in WITH_NUMBER:
+        if function is ACTIVATIONS[name] and not args and len(options) == 1:
+            return {"type": "activation", "name": f"{name}:{options[0][1]!r}"}
+    for kind, pool in POOLS.items():
+        if function is pool:
+            keys = ("window_shape", "strides", "padding", "count_include_pad")
+            given = dict(zip(keys, args, strict=False)) | dict(options)
+            window, padding = list(given["window_shape"]), given.get("padding", "VALID")
+            return {
+                "type": kind,
+                "window": window,
+                "strides": _numbers(given.get("strides"), len(window)),
+                "padding": padding if isinstance(padding, str) else [list(pair) for pair in padding],
+                "count_padding": bool(given.get("count_include_pad", True)),
+            }
+    return None
+
+
+def _parts(layer: Callable) -> tuple:
+    """Return a function, the arguments that a `functools.partial` fixes, and its options in order."""
+    if isinstance(layer, functools.partial):
+        return layer.func, layer.args, tuple(sorted(layer.keywords.items()))
+    return layer, (), ()
+
+
+def build_layer(layer: Layer) -> Callable:
+    """Return the layer of a description, with weights of 0, in evaluation mode."""
+    zeros, rngs = nnx.initializers.zeros_init(), nnx.Rngs(0)
+    match layer["type"]:
+        case "linear":
+            return nnx.Linear(layer["in"], layer["out"], use_bias=layer["bias"], kernel_init=zeros, rngs=rngs)
+        case "conv":
+            padding = layer["padding"]
+            return nnx.Conv(
+                layer["in"],
+                layer["out"],
+                tuple(layer["kernel"]),
+                tuple(layer["strides"]),
+                padding=padding if isinstance(padding, str) else tuple(map(tuple, padding)),
+                kernel_dilation=tuple(layer["dilation"]),
+                feature_group_count=layer["groups"],
+                use_bias=layer["bias"],
+                kernel_init=zeros,
+                rngs=rngs,
+            )
+        case "batch_norm":
+            return nnx.BatchNorm(
+                layer["size"],
+                use_running_average=True,
+                momentum=layer["momentum"],
+                epsilon=layer["epsilon"],
+                use_bias=layer["bias"],
+                use_scale=layer["scale"],
+                rngs=rngs,
+            )
+        case "dropout":
+            return nnx.Dropout(layer["rate"], deterministic=True)
+        case "site":
+            return Site(layer["name"], axis=layer["axis"], reduce=layer["reduce"])
+        case "activation":
+            return get_activation(layer["name"])
+        case "max_pool" | "avg_pool":
+            padding = layer["padding"]
+            options = {"count_include_pad": layer["count_padding"]} if layer["type"] == "avg_pool" else {}
+            return functools.partial(
+                POOLS[layer["type"]],
+                window_shape=tuple(layer["window"]),
+                strides=tuple(layer["strides"]),
+                padding=padding if isinstance(padding, str) else tuple(map(tuple, padding)),
+                **options,
+            )
+        case kind:
+            return FUNCTIONS[kind]
+
+
+def describe_chain(layers: Sequence[Callable], shape: tuple[int, ...] | None = None) -> list[Layer]:
+    """Describe the layers of a network.
+
+    Args:
+        layers: the layers.
+        shape: shape of images [example, ...]. A function that is not known is then applied to numbers; one that only
+            flattens them is described as such. None describes known functions only.
+
+    Raises:
+        InputError: for a layer that is not known.
+    """
+    described, outputs = [], None if shape is None else jnp.zeros((1, *shape[1:]))
+    for index, layer in enumerate(layers):
+        description = describe_layer(layer)
+        if description is None and outputs is not None and not isinstance(layer, nnx.Module):
+            numbers = jnp.arange(outputs.size, dtype=jnp.float32).reshape(outputs.shape)
+            result = layer(numbers)
+            if result.ndim == 2 and bool(jnp.array_equal(result, flatten_images(numbers))):
+                description = {"type": "flatten"}
+        if description is None:
+            name = getattr(layer, "__name__", type(layer).__name__)
+            raise InputError(
+                f"layer {index} ({name}): expected a linear map, a 2-D convolution, a batch norm, dropout, a site, a "
+                "function of ja.models.ACTIVATIONS, functools.partial(nnx.max_pool, window_shape=...) or its avg_pool, "
+                "or a function that flattens the images; no other layer can be written down"
+            )
+        described.append(description)
+        outputs = None if outputs is None else layer(outputs)
+    return described
+
+
+def chain_tensors(layers: Sequence[Callable]) -> dict[str, np.ndarray]:
+    """Return copies of the weights of a chain by name: `layers.0.kernel`, `layers.0.bias`, ..."""
+    return {
+        f"layers.{index}.{name}": np.array(variable[...])
+        for index, layer in enumerate(layers)
+        for name in WEIGHTS
+        if isinstance(layer, nnx.Module) and isinstance(variable := getattr(layer, name, None), nnx.Variable)
+    }
+
+
+def pop_chain(tensors: dict[str, np.ndarray], description: Sequence[Layer]) -> nnx.Sequential:
+    """Build a chain from its description and tensors with the names of `chain_tensors`, and remove these tensors.
+
+    Raises:
+        KeyError: for a weight that is missing.
+        InputError: for a weight of another shape, or a description that is not one of `describe_chain`.
+    """
+    model = build_chain(description)
+    for index, layer in enumerate(model.layers):
+        for name in WEIGHTS:
+            variable = getattr(layer, name, None) if isinstance(layer, nnx.Module) else None
+            if isinstance(variable, nnx.Variable):
+                array = tensors.pop(f"layers.{index}.{name}")
+                require_shape(f"layer {index} {name}", array, variable.shape, "number")
+                setattr(layer, name, variable.replace(jnp.asarray(finite_float32(f"layer {index} {name}", array))))
+    return model
+
+
+def build_chain(description: Sequence[Layer]) -> nnx.Sequential:
+    """Return the chain of a description, with weights of 0, in evaluation mode.
+
+    Raises:
+        InputError: for a description that is not one of `describe_chain`.
+    """
+    try:
+        return nnx.Sequential(*map(build_layer, description))
+    except (KeyError, TypeError, ValueError) as error:  # InputError is a ValueError
+        raise InputError(f"layers: expected a description of layers, got another ({error!r})") from None

@@ -1,0 +1,471 @@
+"""Convert between PyTorch modules in memory and networks of Flax.
+
+Input: a `torch.nn.Module`, or an `MLP` or an `nnx.Sequential`; images.
+Output: the network in the other framework, with equal outputs on these images.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxablate._checks import InputError, require
+from jaxablate._typing import Images
+from jaxablate.models._chain import Layer, build_chain, describe_chain, layers_of
+from jaxablate.models._mlp import MLP, in_evaluation_mode, is_mlp
+from jaxablate.models._pytorch import (
+    PARTS,
+    WEIGHTS,
+    feature_orders,
+    group_modules,
+    mlp_of_modules,
+    require_channels_last,
+    set_weights,
+)
+from jaxablate.models._tensors import to_numpy
+
+TOLERANCE = 1e-4  # relative to the largest output; float32 sums in another order differ by less
+RESHAPES = {"flatten", "view", "reshape", "contiguous", "unsqueeze", "squeeze"}  # methods and functions
+
+
+def _import_torch(function: str) -> Any:
+    try:
+        import torch  # pyright: ignore[reportMissingImports] (optional)
+        import torch.fx.passes.shape_prop  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise InputError(f"{function} needs PyTorch, which is not installed; install torch") from None
+    return torch
+
+
+# `torch.fx` traces the module to a graph of calls. If each call takes the result of the one before, they are the layers
+# of a chain. Calls of functions (F.max_pool2d) become modules with the same arguments (nn.MaxPool2d), so that one table
+# serves both. What a reshape does follows from the shapes before and after it, for the images that were given.
+def from_pytorch(module: Any, images: Images) -> MLP | nnx.Sequential:
+    """Convert a PyTorch module in memory, whose layers are a chain, to a network of Flax.
+
+    The layers may be linear maps, 2-D convolutions, batch norms, dropout, pooling, flattening and the activation
+    functions in `ja.models.ACTIVATIONS`, as modules or as functions in `forward`. Parametrized weights, such as weight
+    norms and pruning masks, are computed.
+
+    Args:
+        module: a `torch.nn.Module` that takes images. It is left as it is.
+        images: [example, ...], at least one example, as the network of Flax takes them. With four axes they are
+            [example, height, width, channel], and the module gets them as [example, channel, height, width].
+
+    Returns:
+        The network in evaluation mode, with float32 weights: an `MLP` if the layers are linear maps with one activation
+        function, without batch norm; otherwise an `nnx.Sequential`. Its outputs for the images are those of the module,
+        up to 1e-4 of the largest output.
+
+    Raises:
+        InputError: for an object that is no module, images that it does not take, layers that are no chain or are not
+            among the ones above, or other outputs. PyTorch must be installed.
+
+    Example:
+        >>> torch = pytest.importorskip("torch")
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 5), torch.nn.ReLU(),
+        ...                           torch.nn.Linear(5, 10))
+        >>> model = ja.models.from_pytorch(net, np.zeros((2, 28, 28), np.float32))
+        >>> model.hidden, model.activation
+        ((5,), 'relu')
+    """
+    torch = _import_torch("from_pytorch")
+    require(
+        isinstance(module, torch.nn.Module),
+        f"module: expected a torch.nn.Module, got {type(module).__name__}; load_pytorch takes files and state dicts",
+    )
+    images = np.asarray(to_numpy(images), np.float32)
+    require(images.ndim >= 2 and len(images) > 0, f"images: expected [example, ...], got shape {images.shape}")
+    if images.ndim == 4:
+        require_channels_last(images.shape)
+    what = f"PyTorch module {type(module).__name__}"
+    with _in_evaluation(module), torch.no_grad():
+        inputs = _for_pytorch(torch, images)
+        first = next(module.parameters(), None)
+        inputs = inputs if first is None else inputs.to(first.device, first.dtype)
+        try:
+            expected = module(inputs)  # computes weights that hooks parametrize
+        except Exception as error:  # the user's own code may raise anything
+            raise InputError(
+                f"images: {what} gets {tuple(inputs.shape)} and raises {type(error).__name__}: "
+                f"{str(error).strip().splitlines()[0]}; pass images that the module takes, with the channels last"
+            ) from error
+        description, tensors = _read_chain(torch, what, module, inputs)
+    modules = group_modules(what, tensors)
+    hidden = [layer["name"] for layer in description if layer["type"] == "activation"]
+    types = [layer["type"] for layer in description]
+    start = ["flatten"] * (images.ndim > 2)
+    alternating = start + ["linear", "activation"] * len(hidden) + ["linear"]
+    if types == alternating and len(set(hidden)) == 1:
+        network: MLP | nnx.Sequential = mlp_of_modules(what, modules, hidden[0], images.shape)
+    else:
+        network, _ = set_weights(what, modules, build_chain(description), images.shape, list(modules))
+    _require_equal(what, to_numpy(expected), network, images)
+    return network
+
+
+def to_pytorch(model: MLP | nnx.Sequential, images: Images | None = None) -> Any:
+    """Convert a network to a `torch.nn.Sequential`, for example after pruning.
+
+    Args:
+        model: an `MLP`, or an `nnx.Sequential` of the layers that `from_pytorch` reads, `nnx.Dropout` and `ja.Site`.
+        images: [example, ...], at least one example, as the model takes them. With four axes they are [example, height,
+            width, channel], and the module takes them as [example, channel, height, width]; weights that read flattened
+            features are reordered. Not needed for an `MLP`, whose module then flattens its inputs as the model does.
+
+    Returns:
+        The module in evaluation mode. Its outputs for the images are those of the model, up to 1e-4 of the largest
+        output.
+
+    Raises:
+        InputError: for a network of another kind, a layer that has no counterpart, missing images, or other outputs.
+            PyTorch must be installed.
+
+    Example:
+        >>> torch = pytest.importorskip("torch")
+        >>> net = ja.models.to_pytorch(ja.MLP(784, (5,), 10, activation="relu", rngs=nnx.Rngs(0)))
+        >>> [type(layer).__name__ for layer in net]
+        ['Flatten', 'Linear', 'ReLU', 'Linear']
+    """
+    torch = _import_torch("to_pytorch")
+    require(
+        is_mlp(model) or (isinstance(model, nnx.Sequential) and type(model).__call__ is nnx.Sequential.__call__),
+        f"model: expected an MLP or an nnx.Sequential, got {type(model).__name__}; no other network can be converted",
+    )
+    if images is None and is_mlp(model):
+        images = np.zeros((1, model.stages[0].linear.in_features), np.float32)
+    require(images is not None, "images: expected an example of what the model takes, got none")
+    assert images is not None
+    images = np.asarray(to_numpy(images), np.float32)
+    network = in_evaluation_mode(model)
+    layers = layers_of(network)
+    description = describe_chain(layers, images.shape)
+    chain = nnx.Sequential(*layers)
+    orders = feature_orders(chain, images.shape) if images.ndim == 4 else {}
+    modules, outputs = [], jnp.asarray(images[:1])
+    for index, (layer, described) in enumerate(zip(layers, description, strict=True)):
+        modules += _make_modules(torch, index, described, outputs.shape)
+        if described["type"] in WITH_WEIGHTS:
+            _set_torch_weights(torch, modules[-1], layer, orders.get(index))
+        outputs = layer(outputs)
+    net = torch.nn.Sequential(*modules).eval()
+    with torch.no_grad():
+        theirs = to_numpy(net(_for_pytorch(torch, images)))
+    _require_equal("network", theirs, network, images)
+    return net
+
+
+def _for_pytorch(torch: Any, images: np.ndarray) -> Any:
+    """Return images as a tensor, [example, channel, height, width] if they have four axes."""
+    return torch.tensor(images.transpose(0, 3, 1, 2).copy() if images.ndim == 4 else images)
+
+
+def _require_equal(what: str, theirs: np.ndarray, network: Any, images: np.ndarray) -> None:
+    """Raise `InputError` unless a network of Flax has the outputs of PyTorch."""
+    with jax.default_matmul_precision("highest"):
+        ours = np.asarray(network(jnp.asarray(images)))
+    require(
+        ours.shape == theirs.shape and bool(np.isfinite(theirs).all()),
+        f"{what}: expected finite outputs of shape {ours.shape} for these images, got {theirs.shape}",
+    )
+    difference, size = np.abs(ours - theirs).max(initial=0), np.abs(theirs).max(initial=0)
+    require(
+        bool(difference <= TOLERANCE * max(size, 1e-6)),
+        f"{what}: the converted network gives other outputs, by up to {difference:.3g} with the largest output at "
+        f"{size:.3g}; its forward does something that its layers do not show",
+    )
+
+
+@contextlib.contextmanager
+def _in_evaluation(module: Any) -> Iterator[None]:
+    """Put a module into evaluation mode; afterwards each part gets its own mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _read_chain(torch: Any, what: str, module: Any, inputs: Any) -> tuple[list[Layer], dict[str, np.ndarray]]:
+    """Return the layers of a module, and the tensors of those with weights, named after their places."""
+    nn = torch.nn
+
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, m: Any, module_qualified_name: str) -> bool:
+            return isinstance(m, _leaf_types(nn))
+
+    try:
+        graph = torch.fx.GraphModule(module, Tracer().trace(module))
+        torch.fx.passes.shape_prop.ShapeProp(graph).propagate(inputs)
+    except Exception as error:  # the user's own code may raise anything
+        raise InputError(
+            f"{what}: torch.fx cannot trace it ({str(error).strip().splitlines()[0]}); write the network as an "
+            "nnx.Sequential and read its weights by load_pytorch"
+        ) from error
+    value, description, tensors = None, [], {}
+    for node in graph.graph.nodes:
+        shape = _shape(node)
+        if node.op == "output":
+            require(node.args[0] is value, f"{what}: expected one tensor as its output, the result of its last layer")
+        elif node.op == "placeholder" and value is None:
+            value = node
+        elif shape is not None:
+            read = [other for other in node.all_input_nodes if _shape(other) is not None]
+            require(
+                read == [value] and node.op.startswith("call_"),
+                f"{what}: expected a chain of layers, but {node.name!r} does not take the result of the layer before "
+                "alone; write the network in Flax and read its weights by load_pytorch, see "
+                "docs/howto/network.md",
+            )
+            layer = _module_of(torch, graph, node)
+            before, name = _shape(value), f"{len(description)}"
+            assert before is not None
+            described = _describe_module(nn, f"{what}: {node.name}", layer, before, shape)
+            description += described
+            if described and described[0]["type"] in WITH_WEIGHTS:
+                parts = {part: getattr(layer, part, None) for part in PARTS}
+                tensors |= {f"{name}.{part}": to_numpy(each) for part, each in parts.items() if each is not None}
+            value = node
+    return description, tensors
+
+
+def _shape(node: Any) -> tuple[int, ...] | None:
+    """Return the shape of a node's result; None if it is no tensor."""
+    return tuple(meta.shape) if hasattr(meta := node.meta.get("tensor_meta"), "shape") else None
+
+
+WITH_WEIGHTS = ("linear", "conv", "batch_norm")
+
+
+def _leaf_types(nn: Any) -> tuple[type, ...]:
+    """Return the types of modules that are layers."""
+    return (
+        nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity,
+        nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.LogSoftmax, nn.Softmax, nn.ReLU, nn.Sigmoid,
+        nn.Tanh, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.Softplus, nn.Hardtanh,
+    )  # fmt: skip
+
+
+def _module_of(torch: Any, graph: Any, node: Any) -> Any:
+    """Return the module that a call stands for, `nn.Flatten` for any call that changes the shape, None for others."""
+    nn, functional = torch.nn, torch.nn.functional
+    if node.op == "call_module":
+        return graph.get_submodule(node.target)
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if name in RESHAPES:
+        return nn.Flatten()
+    if node.target in (functional.dropout, functional.dropout2d):
+        return nn.Identity()
+    kinds = {
+        "relu": nn.ReLU, "relu_": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU,
+        "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "softplus": nn.Softplus, "hardtanh": nn.Hardtanh,
+        "avg_pool2d": nn.AvgPool2d, "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d, "log_softmax": nn.LogSoftmax,
+        "softmax": nn.Softmax,
+    }  # fmt: skip
+    if node.target is functional.max_pool2d:
+        name, kinds = "max_pool2d", {"max_pool2d": nn.MaxPool2d}
+    options = {key: value for key, value in node.kwargs.items() if key not in ("_stacklevel", "dtype", "input")}
+    return kinds[name](*node.args[1:], **options) if name in kinds else None
+
+
+def _describe_module(nn: Any, what: str, module: Any, before: tuple[int, ...], after: tuple[int, ...]) -> list[Layer]:
+    """Return the description of a PyTorch module as in `describe_chain`: one layer, or none if it changes nothing.
+
+    Args:
+        nn: `torch.nn`.
+        what: names the module in messages.
+        module: the module; `nn.Flatten` is any change of the shape. None for an unknown operation.
+        before, after: shapes of its operand and its result.
+    """
+    activation = _activation_name(nn, module)
+    if activation is not None:
+        return [{"type": "activation", "name": activation}]
+    if isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d | nn.AlphaDropout):
+        return []
+    if isinstance(module, nn.Flatten):
+        if after == before:
+            return []
+        if len(before) in (3, 4) and after == (before[0], math.prod(before[1:])):
+            return [{"type": "flatten"}]
+        if len(before) == 3 and after == (before[0], 1, *before[1:]):
+            return [{"type": "add_channel_axis"}]
+        raise InputError(
+            f"{what}: {before} becomes {after}; only flattening to [example, feature] and adding an axis of one "
+            "channel can be converted"
+        )
+    described = _describe_weighted(nn, module, before)
+    if described is None and isinstance(module, nn.LogSoftmax) and len(before) == 2 and module.dim in (1, -1):
+        described = {"type": "log_softmax"}
+    if described is None and isinstance(module, nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d):
+        described = _describe_pool(nn, module, before, after)
+    reason = (
+        "give the network without its softmax, since outcomes take logits"
+        if isinstance(module, nn.Softmax)
+        else ("write the network in Flax and read its weights by load_pytorch")
+    )
+    require(described is not None, f"{what}: {module or 'this operation'} cannot be converted; {reason}")
+    assert described is not None
+    return [described]
+
+
+def _activation_name(nn: Any, module: Any) -> str | None:
+    """Return the name in `ACTIVATIONS` of an activation function; None for other modules."""
+    if isinstance(module, nn.GELU):
+        return "gelu_exact" if module.approximate == "none" else "gelu"
+    if isinstance(module, nn.LeakyReLU):
+        return f"leaky_relu:{module.negative_slope!r}"
+    if isinstance(module, nn.ELU):
+        return f"elu:{module.alpha!r}"
+    if isinstance(module, nn.Softplus):
+        return "softplus" if module.beta == 1 else None
+    if isinstance(module, nn.Hardtanh):
+        return "hardtanh" if (module.min_val, module.max_val) == (-1, 1) else None
+    return {nn.ReLU: "relu", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh", nn.SiLU: "silu"}.get(type(module))
+
+
+def _describe_weighted(nn: Any, module: Any, before: tuple[int, ...]) -> Layer | None:
+    """Return the description of a linear map, a convolution or a batch norm; None for one without a counterpart."""
+    if isinstance(module, nn.Linear) and len(before) in (2, 3):
+        bias = module.bias is not None
+        return {"type": "linear", "in": module.in_features, "out": module.out_features, "bias": bias}
+    if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and len(before) == 4:
+        padding: Any = module.padding
+        if not isinstance(padding, str):
+            padding = [[side, side] for side in padding]
+        return {
+            "type": "conv",
+            "in": module.in_channels,
+            "out": module.out_channels,
+            "kernel": list(module.kernel_size),
+            "strides": list(module.stride),
+            "padding": padding.upper() if isinstance(padding, str) else padding,
+            "dilation": list(module.dilation),
+            "groups": module.groups,
+            "bias": module.bias is not None,
+        }
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.track_running_stats and len(before) in (2, 4):
+        affine, momentum = bool(module.affine), 0.1 if module.momentum is None else module.momentum
+        options = {"epsilon": module.eps, "momentum": 1 - momentum, "scale": affine, "bias": affine}
+        return {"type": "batch_norm", "size": module.num_features, **options}
+    return None
+
+
+def _describe_pool(nn: Any, module: Any, before: tuple[int, ...], after: tuple[int, ...]) -> Layer | None:
+    """Return the description of a pooling layer; None for one without a counterpart."""
+    if len(before) != 4:
+        return None
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        if before[2] % after[2] or before[3] % after[3]:
+            return None
+        window = [before[2] // after[2], before[3] // after[3]]
+        return {"type": "avg_pool", "window": window, "strides": window, "padding": "VALID", "count_padding": True}
+    if module.ceil_mode or getattr(module, "dilation", 1) not in (1, (1, 1)):
+        return None
+    if getattr(module, "divisor_override", None) is not None or getattr(module, "return_indices", False):
+        return None
+    window, strides, padding = (
+        [value] * 2 if isinstance(value, int) else list(value)
+        for value in (module.kernel_size, module.stride or module.kernel_size, module.padding)
+    )
+    return {
+        "type": "max_pool" if isinstance(module, nn.MaxPool2d) else "avg_pool",
+        "window": window,
+        "strides": strides,
+        "padding": [[side, side] for side in padding],
+        "count_padding": bool(getattr(module, "count_include_pad", True)),
+    }
+
+
+def _make_modules(torch: Any, index: int, layer: Layer, shape: tuple[int, ...]) -> list[Any]:
+    """Return the PyTorch modules of a layer, without its weights.
+
+    Args:
+        torch: the package.
+        index: place of the layer, for messages.
+        layer: its description.
+        shape: shape of its operand in Flax.
+    """
+    nn = torch.nn
+    match layer["type"]:
+        case "linear":
+            return [nn.Linear(layer["in"], layer["out"], bias=layer["bias"])]
+        case "conv":
+            sizes = [1 + (size - 1) * step for size, step in zip(layer["kernel"], layer["dilation"], strict=True)]
+            pads, before = _pads(layer, sizes, shape)
+            options = {"dilation": tuple(layer["dilation"]), "groups": layer["groups"], "bias": layer["bias"]}
+            kernel, strides = tuple(layer["kernel"]), tuple(layer["strides"])
+            conv = nn.Conv2d(layer["in"], layer["out"], kernel, strides, padding=pads, **options)
+            return [nn.ZeroPad2d(before), conv] if before else [conv]
+        case "batch_norm":
+            kind = nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d
+            affine = layer["scale"] or layer["bias"]
+            return [kind(layer["size"], eps=layer["epsilon"], momentum=1 - layer["momentum"], affine=affine)]
+        case "dropout":
+            return [nn.Dropout(layer["rate"])]
+        case "site":
+            return []
+        case "activation":
+            return [_make_activation(nn, layer["name"])]
+        case "flatten":
+            return [nn.Flatten()]
+        case "log_softmax":
+            return [nn.LogSoftmax(dim=1)]
+        case "add_channel_axis":
+            return [nn.Unflatten(1, (1, shape[1]))]
+        case kind:
+            pads, before = _pads(layer, layer["window"], shape)
+            require(not before, f"layer {index}: padding of a pool that is larger on one side has no counterpart")
+            options = {} if kind == "max_pool" else {"count_include_pad": layer["count_padding"]}
+            pool = {"max_pool": nn.MaxPool2d, "avg_pool": nn.AvgPool2d}[kind]
+            return [pool(tuple(layer["window"]), tuple(layer["strides"]), padding=pads, **options)]
+
+
+def _pads(layer: Layer, sizes: Sequence[int], shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """Return equal padding (height, width), or (left, right, top, bottom) for a separate layer if sides differ."""
+    padding = layer["padding"]
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(shape[1:3], sizes, layer["strides"], padding)
+    (top, bottom), (left, right) = padding
+    return ((top, left), ()) if (top, left) == (bottom, right) else ((0, 0), (left, right, top, bottom))
+
+
+def _make_activation(nn: Any, name: str) -> Any:
+    """Return the module of an activation function."""
+    kind, _, number = name.partition(":")
+    modules: dict[str, Callable[..., Any]] = {
+        "sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh, "gelu": lambda: nn.GELU(approximate="tanh"),
+        "gelu_exact": nn.GELU, "silu": nn.SiLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "softplus": nn.Softplus,
+        "hardtanh": nn.Hardtanh,
+    }  # fmt: skip
+    return modules[kind](float(number)) if number else modules[kind]()
+
+
+def _set_torch_weights(torch: Any, module: Any, layer: Any, order: np.ndarray | None) -> None:
+    """Copy the weights of a layer of Flax into a PyTorch module.
+
+    Args:
+        torch: the package.
+        module: the module.
+        layer: the layer.
+        order: for each input feature of the layer, PyTorch's number of that feature; None if they are the same.
+    """
+    kind = next(kind for kind in WEIGHTS if isinstance(layer, kind))
+    for part, name in WEIGHTS[kind].items():
+        variable, target = getattr(layer, name), getattr(module, part)
+        if variable is None:
+            continue  # a batch norm with a bias alone keeps PyTorch's scale of 1
+        array = np.asarray(variable[...], np.float32)
+        if array.ndim > 1:
+            array = array.transpose(-1, -2, *range(array.ndim - 2))
+        if order is not None and (kind is not nnx.Linear or part == "weight"):
+            ours, array = array, np.empty_like(array)
+            array[..., order] = ours
+        with torch.no_grad():
+            target.copy_(torch.tensor(np.ascontiguousarray(array)))
