@@ -267,10 +267,10 @@ def test_what_is_no_state_dict_is_refused(torch, tmp_path):
     ):
         load_pytorch(tmp_path / "module.pt")
     torch.save(net.state_dict(), tmp_path / "net.pkl")
-    with raises_input_error("expected .safetensors, .pt or .pth, got '.pkl'; other pickles are not read, save"):
+    with raises_input_error("expected .safetensors, .pt, .pth or .ckpt, got '.pkl'; other pickles are not read, save"):
         load_pytorch(tmp_path / "net.pkl")
-    torch.save({"model": net.state_dict(), "epoch": 3}, tmp_path / "checkpoint.pt")
-    with raises_input_error(r"got 'model' \(OrderedDict\), 'epoch' \(int\); save model.state_dict\(\) by itself"):
+    torch.save({"loss": {"train": 0.1}, "epoch": 3}, tmp_path / "checkpoint.pt")
+    with raises_input_error(r"got 'loss' \(dict\), 'epoch' \(int\); save model.state_dict\(\) by itself"):
         load_pytorch(tmp_path / "checkpoint.pt")
     torch.save(torch.ones(3), tmp_path / "tensor.pt")
     with raises_input_error("which maps names to tensors, got a Tensor"):
@@ -307,7 +307,7 @@ def test_bad_files(tmp_path):
     with raises_input_error("expected safetensors, got an unreadable file"):
         load_pytorch(path)
     (tmp_path / "net.h5").write_text("")
-    with raises_input_error("expected .safetensors, .pt or .pth, got '.h5'"):
+    with raises_input_error("expected .safetensors, .pt, .pth or .ckpt, got '.h5'"):
         load_pytorch(tmp_path / "net.h5")
     write(path, a__weight=(3, 4), a__weight_mask=(3, 4))
     with raises_input_error("expected names that end in weight, bias, running_mean, running_var, got 'a.weight_mask'"):

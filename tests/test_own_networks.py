@@ -229,7 +229,7 @@ def test_prune_from_a_file(files, small_model, mnist5k):
             "steps: 9 is out of range; choose 1 to 8, the number of neurons of the smallest",
         ),
         ("ablate", ["own", "--out", "a.csv", "--score", "x"], "score: unknown 'x'"),
-        ("prune", ["own", "--out", "a.nc"], "--out a.nc: this is not a .safetensors file"),
+        ("prune", ["own", "--out", "a.nc"], "--out a.nc: expected .safetensors or .pt, got '.nc'"),
         (
             "prune",
             ["own", "--out", "a.safetensors", "--keep-fraction", "0"],

@@ -147,7 +147,7 @@ def test_convolutions_of_one_shape(torch, tmp_path):
         tmp_path / "net.pt", ours, images=images, layers=("down", "up", "head"), reference=(images, outputs)
     )
     np.testing.assert_allclose(model(images), outputs, atol=1e-5)
-    with raises_input_error("reference: the network of .* gives other outputs, by up to"):
+    with raises_input_error("reference: the .* gives other outputs, by up to"):
         load_pytorch(
             tmp_path / "net.pt", ours, images=images, layers=("up", "down", "head"), reference=(images, outputs)
         )
@@ -233,13 +233,13 @@ def test_a_reference(tmp_path):
     path, outputs = write(tmp_path / "net.safetensors", weights), forward(weights, INPUTS)
     load_pytorch(path, activation="relu", reference=(INPUTS, outputs))
     with raises_input_error(
-        "reference: the network of .*net.safetensors gives other outputs, by up to [0-9.]+ with the"
+        "reference: the PyTorch file .*net.safetensors gives other outputs, by up to [0-9.]+ with the"
     ):
         load_pytorch(path, activation="gelu", reference=(INPUTS, outputs))
     with raises_input_error(r"reference: expected outputs \(50, 5\) for these inputs, got \(50,\)"):
         load_pytorch(path, activation="relu", reference=(INPUTS, outputs[:, 0]))
-    with raises_input_error("reference: the network"):
-        require_reference(path, load_pytorch(path, activation="relu"), INPUTS, outputs * np.nan)
+    with raises_input_error("reference: the .* gives other outputs, by up to nan"):
+        require_reference(f"PyTorch file {path}", load_pytorch(path, activation="relu"), INPUTS, outputs * np.nan)
 
 
 @pytest.fixture

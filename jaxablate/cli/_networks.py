@@ -24,6 +24,8 @@ from jaxablate.cli._tables import accuracy_of, dataset_of, print_dataset, print_
 __all__ = ["ablate", "prune", "score"]
 
 if TYPE_CHECKING:
+    from flax import nnx
+
     from jaxablate import MLP
 
 # Options that several commands share. `jaxablate score --help` lists all names; the other commands refer to it, so that
@@ -47,6 +49,10 @@ Activation = Annotated[
 Layers = Annotated[
     str | None,
     typer.Option(metavar="A,B,...", help="Order of the layers of a PyTorch file.", show_default=False),
+]
+StateKey = Annotated[
+    str | None,
+    typer.Option(metavar="KEY", help="State dict in a PyTorch checkpoint of several.", show_default=False),
 ]
 Reference = Annotated[
     Path | None,
@@ -74,7 +80,9 @@ Quantizer = Annotated[
         "0?), quantile:BINS, uniform:BINS:LOW:HIGH, levels:EDGE:EDGE:..., or a threshold.",
     ),
 ]
-QuantizerInShort = Annotated[str, typer.Option(metavar="NAME", help="Quantizer; see `score --help`.")]
+QuantizerInShort = Annotated[
+    str, typer.Option(metavar="NAME", help="Quantizer; see `score --help`.", show_default=False)
+]
 
 
 @command
@@ -86,6 +94,7 @@ def score(
     data_dir: DataDir = None,
     activation: Activation = None,
     layers: Layers = None,
+    state_key: StateKey = None,
     reference: Reference = None,
     quantizer: Quantizer = "activation",
 ) -> dict[str, Any]:
@@ -100,7 +109,7 @@ def score(
 
     # The path is checked before the work, so that no scores are lost to a spelling mistake.
     check_table_path(out)
-    model = _read_network(network, activation, layers, reference, dataset, data_dir)
+    model, _ = _read_network(network, activation, layers, state_key, reference, dataset, data_dir)
     data = load_dataset(dataset, data_dir=data_dir)
     scored = score_neurons(model, data, scores=tuple(scores or METRICS), quantizer=quantizer)
     save_table(scored, out)
@@ -137,6 +146,7 @@ def ablate(
     data_dir: DataDir = None,
     activation: Activation = None,
     layers: Layers = None,
+    state_key: StateKey = None,
     reference: Reference = None,
     quantizer: QuantizerInShort = "activation",
     extra_fills: ExtraFills = None,
@@ -171,7 +181,7 @@ def ablate(
 
     Example: jaxablate ablate network.safetensors --dataset data.npz --score mutual_information --out curves.csv
     """
-    from jaxablate import StudyConfig, run_study
+    from jaxablate import StudyConfig, from_module, load_dataset, run_study
     from jaxablate.devices import is_primary
     from jaxablate.metrics import METRICS
     from jaxablate.report import check_report_path, write_report
@@ -182,7 +192,9 @@ def ablate(
         check_table_path(out)
     if report is not None and is_primary():
         check_report_path(report)
-    model = _read_network(network, activation, layers, reference, dataset, data_dir)
+    model, _ = _read_network(network, activation, layers, state_key, reference, dataset, data_dir)
+    images = load_dataset(dataset, data_dir=data_dir).test.images
+    sizes = from_module(model, images).spec.sizes
     config = StudyConfig(
         dataset=dataset,
         data_dir=None if data_dir is None else str(data_dir),
@@ -191,7 +203,7 @@ def ablate(
         quantizer=quantizer,
         normalization=normalization,
         extra_fills=tuple(extra_fills or ()),
-        steps=min(80, *model.hidden) if steps is None else steps,
+        steps=min(80, *sizes) if steps is None else steps,
         num_random_orders=random_orders,
         seeds=(seed,),
     )
@@ -220,7 +232,7 @@ def ablate(
 def prune(
     network: NetworkFile,
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="File of the smaller network: .safetensors.", show_default=False)
+        Path, typer.Option(metavar="FILE", help="Smaller network: .safetensors, or .pt.", show_default=False)
     ],
     score: Annotated[
         str, typer.Option(metavar="NAME", help="Score from `jaxablate score --help`.")
@@ -252,6 +264,7 @@ def prune(
     data_dir: DataDir = None,
     activation: Activation = None,
     layers: Layers = None,
+    state_key: StateKey = None,
     reference: Reference = None,
     quantizer: QuantizerInShort = "activation",
 ) -> dict[str, Any]:
@@ -262,25 +275,35 @@ def prune(
     from jaxablate import load_dataset, save_model
     from jaxablate._checks import require
     from jaxablate._files import require_writable
+    from jaxablate.models._torch_modules import import_torch, save_state_dict
     from jaxablate.study import prune_by_score
 
     # All mistakes in paths are reported before anything is scored or trained.
     require(
-        out.suffix == ".safetensors", f"--out {out}: this is not a .safetensors file; choose a name with that ending"
+        out.suffix in (".safetensors", ".pt"),
+        f"--out {out}: expected .safetensors or .pt, got {out.suffix!r}; choose a name with such an ending",
     )
+    if out.suffix == ".pt":
+        import_torch(f"--out {out}: needs")
     require(not out.is_dir(), f"--out {out}: this is a folder; choose a file")
     require(
         out.resolve() != network.resolve(), f"--out {out}: this is the file of the network itself; choose another file"
     )
     require_writable(out.parent)
-    model = _read_network(network, activation, layers, reference, dataset, data_dir)
+    model, names = _read_network(network, activation, layers, state_key, reference, dataset, data_dir)
     data = load_dataset(dataset, data_dir=data_dir)
     comparison = prune_by_score(
         model, data, score=score, direction=direction, keep_fraction=keep_fraction, scope=scope, fill=fill,
         fine_tune_epochs=fine_tune, quantizer=quantizer,
     )  # fmt: skip
     note = f"{score}, {direction} values first; {keep_fraction:g} of each {scope} kept; {fill} added to the next layer"
-    save_model(comparison.model, out, {"pruned_from": network.name, "pruned_by": note})
+    metadata = {"pruned_from": network.name, "pruned_by": note}
+    # A state dict of PyTorch becomes one again, with the names of its modules.
+    is_state_dict = names is not None or out.suffix == ".pt"
+    if is_state_dict:
+        save_state_dict(comparison.model, out, data.test.images[:100], names, metadata)
+    else:
+        save_model(comparison.model, out, metadata)
     table = Table("network", "hidden layers", title=note, title_justify="left")
     for name in ("parameters", "FLOPs per example", "test accuracy in %"):
         table.add_column(name, justify="right")
@@ -289,7 +312,8 @@ def prune(
         table.add_row(row.name, widths, f"{row.parameters:,}", f"{row.flops:,}", f"{100 * row.accuracy:.2f}")
     console.print(table)
     console.print(f"Dataset: {data.source.name} ({data.source.origin})", highlight=False, markup=False)
-    console.print(f"Network: {out}", highlight=False, soft_wrap=True)
+    kind = " (PyTorch state dict)" if is_state_dict else ""
+    console.print(f"Network: {out}{kind}", highlight=False, soft_wrap=True)
     return {
         "network": out,
         "dataset": data.source.name,
@@ -302,51 +326,55 @@ def _read_network(
     path: Path,
     activation: str | None,
     layers: str | None,
+    state_key: str | None,
     reference: Path | None,
     dataset: str,
     data_dir: Path | None,
-) -> "MLP":
-    """Return the network of a file that jaxablate or PyTorch wrote; the other arguments are options of a command."""
+) -> "tuple[MLP | nnx.Sequential, list[str] | None]":
+    """Return the network of a file, and the names of its modules if PyTorch wrote it.
+
+    The other arguments are options of a command.
+    """
     from jaxablate import MLP, InputError, load_dataset, load_model
     from jaxablate._files import require_file
-    from jaxablate.models import ACTIVATIONS, load_pytorch
+    from jaxablate.models import ACTIVATIONS
     from jaxablate.models._files import is_saved_model
-    from jaxablate.models._pytorch import require_reference
+    from jaxablate.models._pytorch import read_state_dict, require_reference
 
     require_file("network file", path)
     pair = None if reference is None else _read_reference(reference)
+    names = None
     # The header of a file that jaxablate wrote names its format and its activation function. A state dict of PyTorch
     # has weights only.
     if is_saved_model(path):
         model = load_model(path).model
-        if activation not in (None, model.activation):
+        own = model.activation if isinstance(model, MLP) else "functions of its layers"
+        if activation not in (None, own):
+            raise InputError(f"--activation: {activation} is not the {own} of {path}; leave the option out")
+        for option, value in (("--layers", layers), ("--state-key", state_key)):
+            if value is not None:
+                raise InputError(f"{option}: {path} is a whole network, with its layers in order; leave the option out")
+    else:
+        if activation is None:
             raise InputError(
-                f"--activation: {activation} is not the {model.activation} of {path}; leave the option out"
+                f"network file {path}: a PyTorch state dict does not name its activation function; give --activation "
+                f"{' or '.join(ACTIVATIONS)}"
             )
-        if layers is not None:
-            raise InputError(f"--layers: {path} names its layers in order; leave the option out")
-        if pair is not None:
-            require_reference(f"network file {path}", model, *pair)
-        return model
-    if activation is None:
-        raise InputError(
-            f"network file {path}: a PyTorch state dict does not name its activation function; give --activation "
-            f"{' or '.join(ACTIVATIONS)}"
-        )
-    images = load_dataset(dataset, data_dir=data_dir).test.images[:1]
-    has_colours = images.ndim == 4 and images.shape[-1] > 1
-    order = None if layers is None else layers.split(",")
-    model = load_pytorch(
-        path, activation=activation, images=images if has_colours else None, layers=order, reference=pair
-    )
-    if has_colours:
-        console.print(
-            f"Inputs: {path.name} is taken to flatten images channel by channel, as PyTorch does; its first weights "
-            "are reordered for the dataset, which has the channels last. --reference checks it.",
-            highlight=False,
-        )
-    assert isinstance(model, MLP)
-    return model
+        shape = load_dataset(dataset, data_dir=data_dir).test.images.shape
+        has_colours = len(shape) == 4 and shape[-1] > 1
+        model, names = read_state_dict(
+            path, None, activation=activation, shape=shape if has_colours else None,
+            layers=None if layers is None else layers.split(","), state_key=state_key,
+        )  # fmt: skip
+        if has_colours:
+            console.print(
+                f"Inputs: {path.name} is taken to flatten images channel by channel, as PyTorch does; its first "
+                "weights are reordered for the dataset, which has the channels last. --reference checks it.",
+                highlight=False,
+            )
+    if pair is not None:
+        require_reference(f"network file {path}", model, *pair)
+    return model, names
 
 
 def _read_reference(path: Path) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ Output: models that the other modules record, score, ablate and prune; files of 
 
 from jaxablate.models._analysis import SiteSpec
 from jaxablate.models._files import SavedModel, load_model, save_model
-from jaxablate.models._mlp import ACTIVATIONS, MLP, from_arrays, get_activation, layer_of_neuron
+from jaxablate.models._mlp import ACTIVATIONS, MLP, flatten_images, from_arrays, get_activation, layer_of_neuron
 from jaxablate.models._model import AnyModel, Model, from_function, from_module, site_neurons
 from jaxablate.models._pytorch import load_pytorch
 from jaxablate.models._sites import Site, tag
@@ -20,6 +20,7 @@ __all__ = [
     "SavedModel",
     "Site",
     "SiteSpec",
+    "flatten_images",
     "from_arrays",
     "from_function",
     "from_module",

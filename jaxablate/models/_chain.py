@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import InputError
+from jaxablate._checks import InputError, finite_float32, require_shape
+from jaxablate._typing import Images
 from jaxablate.models._mlp import ACTIVATIONS, MLP, WITH_NUMBER, flatten_images, get_activation
 from jaxablate.models._sites import Site
 
@@ -22,7 +23,7 @@ WEIGHTS = ("kernel", "bias", "scale", "mean", "var")
 POOLS = {"max_pool": nnx.max_pool, "avg_pool": nnx.avg_pool}
 
 
-def add_channel_axis(images: jax.Array) -> jax.Array:
+def add_channel_axis(images: Images) -> Images:
     """Return images [example, height, width] as [example, height, width, 1]."""
     return images[..., None]
 
@@ -207,7 +208,7 @@ def describe_chain(layers: Sequence[Callable], shape: tuple[int, ...] | None = N
             raise InputError(
                 f"layer {index} ({name}): expected a linear map, a 2-D convolution, a batch norm, dropout, a site, a "
                 "function of ja.models.ACTIVATIONS, functools.partial(nnx.max_pool, window_shape=...) or its avg_pool, "
-                "or a function that flattens the images; no other layer can be written down"
+                "or ja.models.flatten_images; no other layer can be written down"
             )
         described.append(description)
         outputs = None if outputs is None else layer(outputs)

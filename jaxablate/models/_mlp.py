@@ -236,7 +236,12 @@ def in_evaluation_mode(model: Module) -> Module:
 
 
 def flatten_images(images: Images) -> Images:
-    """Return images [example, ...] as [example, pixel]."""
+    """Return images [example, ...] as [example, pixel]; also a layer of an `nnx.Sequential` that can be saved.
+
+    Example:
+        >>> ja.models.flatten_images(np.zeros((5, 28, 28), np.float32)).shape
+        (5, 784)
+    """
     return images.reshape(len(images), -1)
 
 

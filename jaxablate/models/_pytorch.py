@@ -109,8 +109,13 @@ def load_pytorch(
     shape = None if images is None else np.shape(images)
     network, _ = read_state_dict(source, model, activation=activation, shape=shape, layers=layers, state_key=state_key)
     if reference is not None:
-        require_reference("PyTorch state dict", network, *reference)
+        require_reference(_name_of(source), network, *reference)
     return network
+
+
+def _name_of(source: str | Path | Mapping[str, Any]) -> str:
+    """Return the name of a source in messages."""
+    return f"PyTorch file {source}" if isinstance(source, str | Path) else "PyTorch state dict"
 
 
 def read_state_dict(
@@ -128,11 +133,10 @@ def read_state_dict(
         source, model, activation, layers, state_key: as in `load_pytorch`.
         shape: shape of the images, or None.
     """
+    what = _name_of(source)
     if isinstance(source, str | Path):
-        what = f"PyTorch file {source}"
         tensors = read_tensors(Path(source), state_key)
     else:
-        what = "PyTorch state dict"
         require(
             isinstance(source, Mapping),
             f"source: expected a path or a state dict, got {type(source).__name__}; ja.from_pytorch takes modules",
@@ -366,7 +370,8 @@ def _mlp(
         require(
             _type_in_file(parts) is nnx.Linear,
             f"{what}: expected linear maps only, got weight {parts.get('weight', np.array(0)).shape} for "
-            f"module {name!r}; in Python, pass a model of the same architecture",
+            f"module {name!r}; in Python, pass a model of the same architecture, or convert the module by from_pytorch "
+            "and write it by save_model, for the commands too",
         )
     if activation is None:
         raise InputError(

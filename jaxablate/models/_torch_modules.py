@@ -7,6 +7,7 @@ Output: the network in the other framework, with equal outputs on these images.
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from jaxablate._checks import InputError, require
+from jaxablate._files import atomic_path, save_tensors
 from jaxablate._typing import Images
 from jaxablate.models._chain import Layer, build_chain, describe_chain, layers_of
 from jaxablate.models._mlp import MLP, in_evaluation_mode, is_mlp
@@ -30,15 +32,17 @@ from jaxablate.models._pytorch import (
 from jaxablate.models._tensors import to_numpy
 
 TOLERANCE = 1e-4  # relative to the largest output; float32 sums in another order differ by less
+WITH_WEIGHTS = ("linear", "conv", "batch_norm")
 RESHAPES = {"flatten", "view", "reshape", "contiguous", "unsqueeze", "squeeze"}  # methods and functions
 
 
-def _import_torch(function: str) -> Any:
+def import_torch(what: str) -> Any:
+    """Import PyTorch; raise `InputError` that starts with a text, such as "to_pytorch needs", if it is missing."""
     try:
         import torch  # pyright: ignore[reportMissingImports] (optional)
         import torch.fx.passes.shape_prop  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise InputError(f"{function} needs PyTorch, which is not installed; install torch") from None
+        raise InputError(f"{what} PyTorch, which is not installed; install torch") from None
     return torch
 
 
@@ -74,7 +78,7 @@ def from_pytorch(module: Any, images: Images) -> MLP | nnx.Sequential:
         >>> model.hidden, model.activation
         ((5,), 'relu')
     """
-    torch = _import_torch("from_pytorch")
+    torch = import_torch("from_pytorch needs")
     require(
         isinstance(module, torch.nn.Module),
         f"module: expected a torch.nn.Module, got {type(module).__name__}; load_pytorch takes files and state dicts",
@@ -132,7 +136,7 @@ def to_pytorch(model: MLP | nnx.Sequential, images: Images | None = None) -> Any
         >>> [type(layer).__name__ for layer in net]
         ['Flatten', 'Linear', 'ReLU', 'Linear']
     """
-    torch = _import_torch("to_pytorch")
+    torch = import_torch("to_pytorch needs")
     require(
         is_mlp(model) or (isinstance(model, nnx.Sequential) and type(model).__call__ is nnx.Sequential.__call__),
         f"model: expected an MLP or an nnx.Sequential, got {type(model).__name__}; no other network can be converted",
@@ -144,20 +148,73 @@ def to_pytorch(model: MLP | nnx.Sequential, images: Images | None = None) -> Any
     images = np.asarray(to_numpy(images), np.float32)
     network = in_evaluation_mode(model)
     layers = layers_of(network)
-    description = describe_chain(layers, images.shape)
-    chain = nnx.Sequential(*layers)
-    orders = feature_orders(chain, images.shape) if images.ndim == 4 else {}
+    tensors = iter(pytorch_tensors(network, images))
     modules, outputs = [], jnp.asarray(images[:1])
-    for index, (layer, described) in enumerate(zip(layers, description, strict=True)):
+    for index, (layer, described) in enumerate(zip(layers, describe_chain(layers, images.shape), strict=True)):
         modules += _make_modules(torch, index, described, outputs.shape)
         if described["type"] in WITH_WEIGHTS:
-            _set_torch_weights(torch, modules[-1], layer, orders.get(index))
+            state = {part: torch.tensor(array) for part, array in next(tensors).items()}
+            modules[-1].load_state_dict({**modules[-1].state_dict(), **state})
         outputs = layer(outputs)
     net = torch.nn.Sequential(*modules).eval()
     with torch.no_grad():
         theirs = to_numpy(net(_for_pytorch(torch, images)))
     _require_equal("network", theirs, network, images)
     return net
+
+
+def pytorch_tensors(model: MLP | nnx.Sequential, images: Images) -> list[dict[str, np.ndarray]]:
+    """Return the weights of each layer that has any, by PyTorch's names and in PyTorch's layout.
+
+    Args:
+        model: as in `to_pytorch`.
+        images: [example, ...]; only the shape matters.
+    """
+    layers = layers_of(model)
+    orders = feature_orders(nnx.Sequential(*layers), images.shape)
+    tensors = []
+    for index, layer in enumerate(layers):
+        kind = next((kind for kind in WEIGHTS if isinstance(layer, kind)), None)
+        if kind is None:
+            continue
+        arrays = {}
+        for part, name in WEIGHTS[kind].items():
+            if (variable := getattr(layer, name)) is None:
+                continue
+            array = np.asarray(variable[...], np.float32)
+            if array.ndim > 1:
+                array = array.transpose(-1, -2, *range(array.ndim - 2))
+            if index in orders and (kind is not nnx.Linear or part == "weight"):
+                ours, array = array, np.empty_like(array)
+                array[..., orders[index]] = ours
+            arrays[part] = np.ascontiguousarray(array)
+        tensors.append(arrays)
+    return tensors
+
+
+def save_state_dict(
+    model: MLP | nnx.Sequential, path: Path, images: Images, names: Sequence[str] | None, metadata: dict[str, str]
+) -> None:
+    """Write the weights of a network as a PyTorch state dict; the file appears whole or not at all.
+
+    Args:
+        model: as in `to_pytorch`.
+        path: a `.pt` file, or a `.safetensors` file, whose header gets the metadata.
+        images: [example, ...], as in `to_pytorch`.
+        names: names of the modules with weights, in order; None for those of `to_pytorch`.
+        metadata: strings.
+    """
+    if names is None:
+        tensors = {name: to_numpy(tensor) for name, tensor in to_pytorch(model, images).state_dict().items()}
+    else:
+        parts = zip(names, pytorch_tensors(model, images), strict=True)
+        tensors = {f"{name}.{part}": array for name, arrays in parts for part, array in arrays.items()}
+    if path.suffix == ".safetensors":
+        save_tensors(path, tensors, metadata)
+        return
+    torch = import_torch(f"{path}: needs")
+    with atomic_path(path) as unfinished:
+        torch.save({name: torch.tensor(array) for name, array in tensors.items()}, unfinished)
 
 
 def _for_pytorch(torch: Any, images: np.ndarray) -> Any:
@@ -239,9 +296,6 @@ def _read_chain(torch: Any, what: str, module: Any, inputs: Any) -> tuple[list[L
 def _shape(node: Any) -> tuple[int, ...] | None:
     """Return the shape of a node's result; None if it is no tensor."""
     return tuple(meta.shape) if hasattr(meta := node.meta.get("tensor_meta"), "shape") else None
-
-
-WITH_WEIGHTS = ("linear", "conv", "batch_norm")
 
 
 def _leaf_types(nn: Any) -> tuple[type, ...]:
@@ -445,27 +499,3 @@ def _make_activation(nn: Any, name: str) -> Any:
         "hardtanh": nn.Hardtanh,
     }  # fmt: skip
     return modules[kind](float(number)) if number else modules[kind]()
-
-
-def _set_torch_weights(torch: Any, module: Any, layer: Any, order: np.ndarray | None) -> None:
-    """Copy the weights of a layer of Flax into a PyTorch module.
-
-    Args:
-        torch: the package.
-        module: the module.
-        layer: the layer.
-        order: for each input feature of the layer, PyTorch's number of that feature; None if they are the same.
-    """
-    kind = next(kind for kind in WEIGHTS if isinstance(layer, kind))
-    for part, name in WEIGHTS[kind].items():
-        variable, target = getattr(layer, name), getattr(module, part)
-        if variable is None:
-            continue  # a batch norm with a bias alone keeps PyTorch's scale of 1
-        array = np.asarray(variable[...], np.float32)
-        if array.ndim > 1:
-            array = array.transpose(-1, -2, *range(array.ndim - 2))
-        if order is not None and (kind is not nnx.Linear or part == "weight"):
-            ours, array = array, np.empty_like(array)
-            array[..., order] = ours
-        with torch.no_grad():
-            target.copy_(torch.tensor(np.ascontiguousarray(array)))
