@@ -480,19 +480,9 @@ def test_commands_take_cnns(data, tmp_path):
     order = results["ablated"].sel(scope="layers/0").values[0, 0]
     counts = ja.cumulative_ablation(model, order[None, :4], arrays["test_images"], arrays["test_labels"], steps=4)
     np.testing.assert_array_equal(results["correct"].sel(scope="layers/0", fill="zero").values[0, 0][:5], counts[0])
-    run(
-        "prune",
-        net,
-        "--dataset",
-        path,
-        "--fill",
-        "zero",
-        "--keep-fraction",
-        0.5,
-        "--out",
-        tmp_path / "small.safetensors",
-    )
-    small = ja.load_model(tmp_path / "small.safetensors").model
+    small_file = tmp_path / "small.safetensors"
+    run("prune", net, *options, "--fill", "zero", "--keep-fraction", 0.5, "--out", small_file)
+    small = ja.load_model(small_file).model
     assert ja.from_module(small, arrays["test_images"]).spec.sizes == (2, 3)
 
 

@@ -28,8 +28,8 @@ AFFINE = {"add", "sub", "neg", "add_any", "mul", "div"}
 """Affine in each operand (the denominator of "div" aside)."""
 ELEMENTWISE = AFFINE | {
     "abs", "and", "atan2", "cbrt", "ceil", "clamp", "cos", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1",
-    "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min", "ne", "not", "or",
-    "pow", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sqrt", "square", "tan", "tanh",
+    "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min", "ne", "not",
+    "or", "pow", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sqrt", "square", "tan", "tanh",
 }  # fmt: skip
 """Operations that treat each number by itself."""
 _MOVES = LAYOUT | REDUCTIONS | WINDOWS | AFFINE | {"concatenate", "iota"}
