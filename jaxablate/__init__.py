@@ -41,10 +41,19 @@ if TYPE_CHECKING:
     from jaxablate.activations import compute_fill, mean_activations, record_activations
     from jaxablate.claims import judge_claims
     from jaxablate.datasets import Dataset, load_dataset
-    from jaxablate.fills import AffineFill, PerExampleFill
     from jaxablate.histograms import joint_histogram
     from jaxablate.metrics import entropy, kl_selectivity, mutual_information
-    from jaxablate.models import MLP, Site, from_function, from_module, load_model, save_model, tag
+    from jaxablate.models import (
+        MLP,
+        Site,
+        from_function,
+        from_module,
+        from_pytorch,
+        load_model,
+        save_model,
+        tag,
+        to_pytorch,
+    )  # fmt: skip
     from jaxablate.orders import ablation_order, random_orders
     from jaxablate.pruning import prune
     from jaxablate.results import compare
@@ -57,10 +66,19 @@ _NAMES = {
     "activations": ("compute_fill", "mean_activations", "record_activations"),
     "claims": ("judge_claims",),
     "datasets": ("Dataset", "load_dataset"),
-    "fills": ("AffineFill", "PerExampleFill"),
     "histograms": ("joint_histogram",),
     "metrics": ("entropy", "kl_selectivity", "mutual_information"),
-    "models": ("MLP", "Site", "from_function", "from_module", "load_model", "save_model", "tag"),
+    "models": (
+        "MLP",
+        "Site",
+        "from_function",
+        "from_module",
+        "from_pytorch",
+        "load_model",
+        "save_model",
+        "tag",
+        "to_pytorch",
+    ),
     "orders": ("ablation_order", "random_orders"),
     "pruning": ("prune",),
     "results": ("compare",),
@@ -71,10 +89,8 @@ _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 __all__ = [
     "MLP",
-    "AffineFill",
     "Dataset",
     "InputError",
-    "PerExampleFill",
     "Site",
     "StudyConfig",
     "ablation",
@@ -91,6 +107,7 @@ __all__ = [
     "fills",
     "from_function",
     "from_module",
+    "from_pytorch",
     "histograms",
     "interactions",
     "joint_histogram",
@@ -120,6 +137,7 @@ __all__ = [
     "streams",
     "study",
     "tag",
+    "to_pytorch",
     "train",
     "training",
     "uncertainty",

@@ -159,7 +159,7 @@ def compute_fill(
         key: random key, `jax.random.key(seed)`, for "resample" and "optimal".
 
     Returns:
-        float32 [neuron] over all sites in network order; a `ja.PerExampleFill` for "class_mean" and "resample",
+        float32 [neuron] over all sites in network order; a `ja.fills.PerExampleFill` for "class_mean" and "resample",
         a `ja.fills.LinearFill` for "linear".
 
     Warns:

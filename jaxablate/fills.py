@@ -27,7 +27,7 @@ class AffineFill:
 
     Example:
         >>> model = ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0))
-        >>> halved = ja.AffineFill(scale=np.full(3, 0.5), offset=np.zeros(3))
+        >>> halved = ja.fills.AffineFill(scale=np.full(3, 0.5), offset=np.zeros(3))
         >>> ja.single_ablation(model, np.ones((5, 4), np.float32), np.zeros(5, np.int32), halved).shape
         (3,)
     """

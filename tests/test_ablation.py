@@ -80,14 +80,16 @@ def test_a_scale_keeps_a_part_of_the_activation(examples, fill, activation, engi
     masks = ja.orders.masks_of_orders(orders, 27, 27)
     zeros = np.zeros(27, np.float32)
     for offset in (zeros, fill):
-        affine = ja.AffineFill(scale, offset)
+        affine = ja.fills.AffineFill(scale, offset)
         counts = ja.cumulative_ablation(model, orders, *examples, affine, steps=27, engine=engine)
         assert_counts(counts.ravel(), model, masks, *examples, offset, scale)
         np.testing.assert_array_equal(counts.ravel(), ja.evaluate_masks(model, masks, *examples, affine))
     plain = ja.cumulative_ablation(model, orders, *examples, steps=27, engine=engine)
-    scaled = ja.cumulative_ablation(model, orders, *examples, ja.AffineFill(scale, zeros), steps=27, engine=engine)
+    scaled = ja.cumulative_ablation(
+        model, orders, *examples, ja.fills.AffineFill(scale, zeros), steps=27, engine=engine
+    )
     assert (plain != scaled).any()
-    intact = ja.AffineFill(np.ones(27), zeros)
+    intact = ja.fills.AffineFill(np.ones(27), zeros)
     curves = ja.cumulative_ablation(model, orders, *examples, intact, steps=27, engine=engine)
     assert (curves == curves[:, :1]).all(), "a scale of 1 ablates nothing"
 
@@ -102,7 +104,7 @@ def test_a_scale_of_another_width_is_refused(small_model, examples):
         (ones, np.full(27, np.inf), "fill offset: .*finite"),
     ):
         with raises_input_error(message):
-            ja.evaluate_masks(small_model, keep, *examples, ja.AffineFill(scale, offset))
+            ja.evaluate_masks(small_model, keep, *examples, ja.fills.AffineFill(scale, offset))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

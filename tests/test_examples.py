@@ -51,7 +51,7 @@ def naive_logits(model, split, sizes, keep, fill):
     copy, ends = nnx.clone(model), np.cumsum(list(sizes.values()))[:-1]
     sites = {module.name: module for _, module in nnx.iter_modules(copy) if isinstance(module, ja.Site)}
     assert set(sites) == set(sizes)
-    if isinstance(fill, ja.PerExampleFill):
+    if isinstance(fill, ja.fills.PerExampleFill):
         fills = [table[fill.rows(jnp.asarray(split.labels))] for table in fill.tables]
     else:
         fills = np.split(np.asarray(fill), ends)

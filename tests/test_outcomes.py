@@ -111,7 +111,7 @@ def test_a_scale_goes_with_neurons_alone(small_model, examples, fill):
     scale = np.linspace(0, 1, 27).astype(np.float32)
     logits = [logits64(small_model, examples[0], keep, fill, scale) for keep in ~np.eye(27, dtype=bool)]
     correct = [(outputs.argmax(axis=1) == examples[1]).sum() for outputs in logits]
-    np.testing.assert_array_equal(ja.single_ablation(small_model, *examples, ja.AffineFill(scale, fill)), correct)
+    np.testing.assert_array_equal(ja.single_ablation(small_model, *examples, ja.fills.AffineFill(scale, fill)), correct)
 
 
 @pytest.mark.parametrize(
@@ -285,8 +285,8 @@ def test_bad_input(small_model, examples, mnist5k):
     with raises_input_error(r"fill: a PerExampleFill goes with one network"):
         ja.evaluate_masks([small_model, small_model], np.ones((2, 1, 27), bool), *examples, resampled)
     with raises_input_error("fill: expected 3 tables, one for each site, got 2"):
-        ja.evaluate_masks(small_model, masks, *examples, ja.PerExampleFill(resampled.tables[:2]))
-    short = ja.PerExampleFill(tuple(table[:5] for table in resampled.tables))
+        ja.evaluate_masks(small_model, masks, *examples, ja.fills.PerExampleFill(resampled.tables[:2]))
+    short = ja.fills.PerExampleFill(tuple(table[:5] for table in resampled.tables))
     with raises_input_error(r"fill: expected a table \[row, 10\] or .* of at least 10 rows for site 'layer1', got"):
         ja.evaluate_masks(small_model, masks, *examples, short)
 

@@ -372,7 +372,7 @@ def test_what_cannot_be_pruned(small_model, images):
     with raises_input_error("fill: expected finite numbers"):
         ja.prune(small_model, np.ones(27, bool), np.full(27, np.nan, np.float32))
     with raises_input_error("fill: expected numbers .neuron., the same for every example, or a linear fill, got PerEx"):
-        ja.prune(small_model, np.ones(27, bool), ja.PerExampleFill(()))
+        ja.prune(small_model, np.ones(27, bool), ja.fills.PerExampleFill(()))
     with raises_input_error("images: expected an example of what the model takes, got none"):
         ja.prune(chain_of(nnx.relu), keep)
     with raises_input_error("apply: expected None for a Flax NNX module"):

@@ -14,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 import jaxablate as ja
+from jaxablate import from_pytorch, to_pytorch
 from jaxablate.cli import app
-from jaxablate.models import from_pytorch, load_pytorch, to_pytorch
+from jaxablate.models import load_pytorch
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.random((9, 12, 14), dtype=np.float32)

@@ -135,7 +135,9 @@ def test_both_engines_agree(kind, examples):
     fills = [
         np.linspace(-0.5, 0.5, num_neurons).astype(np.float32),
         ja.compute_fill(model, "resample", examples[0], key=jax.random.key(0)),
-        ja.AffineFill(np.full(num_neurons, 0.5, np.float32), np.linspace(-0.2, 0.3, num_neurons).astype(np.float32)),
+        ja.fills.AffineFill(
+            np.full(num_neurons, 0.5, np.float32), np.linspace(-0.2, 0.3, num_neurons).astype(np.float32)
+        ),
     ]
     orders = np.asarray(ja.random_orders(num_neurons, 3, key=jax.random.key(1)))
     for fill, steps in zip(fills, (num_neurons, range(2, num_neurons, 2), (1, 4, 5, num_neurons - 1)), strict=True):

@@ -55,9 +55,9 @@ def evaluate_masks(
             order), or over `site` alone.
         images: [example, ...], as the model takes them.
         labels: integers [example] in 0..classes-1; any numbers [example, ...] if all outcomes are functions.
-        fill: the outputs of ablated neurons: None for zeros, float [neuron], `ja.AffineFill`, `ja.fills.LinearFill` or
-            `ja.PerExampleFill`, always over the whole network. `ja.mean_activations` gives means (bias balancing in the
-            paper), and `ja.compute_fill` other fills.
+        fill: the outputs of ablated neurons: None for zeros, float [neuron], or an `AffineFill`, `LinearFill` or
+            `PerExampleFill` of `ja.fills`, always over the whole network. `ja.mean_activations` gives means (bias
+            balancing in the paper), and `ja.compute_fill` other fills.
         site: name of a site; masks then cover its neurons only, and all other neurons are kept. None stands for the
             whole network.
         outcomes: "correct", "class_correct", "confusion", "loss" or "divergence"; or several names, which are computed

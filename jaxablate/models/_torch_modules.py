@@ -74,7 +74,7 @@ def from_pytorch(module: Any, images: Images) -> MLP | nnx.Sequential:
         >>> torch = pytest.importorskip("torch")
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 5), torch.nn.ReLU(),
         ...                           torch.nn.Linear(5, 10))
-        >>> model = ja.models.from_pytorch(net, np.zeros((2, 28, 28), np.float32))
+        >>> model = ja.from_pytorch(net, np.zeros((2, 28, 28), np.float32))
         >>> model.hidden, model.activation
         ((5,), 'relu')
     """
@@ -132,7 +132,7 @@ def to_pytorch(model: MLP | nnx.Sequential, images: Images | None = None) -> Any
 
     Example:
         >>> torch = pytest.importorskip("torch")
-        >>> net = ja.models.to_pytorch(ja.MLP(784, (5,), 10, activation="relu", rngs=nnx.Rngs(0)))
+        >>> net = ja.to_pytorch(ja.MLP(784, (5,), 10, activation="relu", rngs=nnx.Rngs(0)))
         >>> [type(layer).__name__ for layer in net]
         ['Flatten', 'Linear', 'ReLU', 'Linear']
     """
