@@ -131,6 +131,8 @@ EXAMPLES = [name for name, thing in PUBLIC.items() if callable(thing) and ">>>" 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_run(name, doctest_globals):
+    if "import torch" in PUBLIC[name].__doc__:
+        pytest.importorskip("torch", reason="needs PyTorch (the extra bench)")
     if name == "results.load_results":
         ja.results.save_results(doctest_globals["results"], doctest_globals["tmp_path"] / "results.nc")
     finder = doctest.DocTestFinder(recurse=False)

@@ -69,6 +69,14 @@ def from_pytorch(module: Any, images: Images) -> MLP | nnx.Sequential:
     Raises:
         InputError: for an object that is no module, images that it does not take, layers that are no chain or are not
             among the ones above, or other outputs. PyTorch must be installed.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 5), torch.nn.ReLU(),
+        ...                           torch.nn.Linear(5, 10))
+        >>> model = ja.from_pytorch(net, np.zeros((2, 28, 28), np.float32))
+        >>> model.hidden, model.activation
+        ((5,), 'relu')
     """
     torch = import_torch("from_pytorch needs")
     require(
@@ -121,6 +129,12 @@ def to_pytorch(model: MLP | nnx.Sequential, images: Images | None = None) -> Any
     Raises:
         InputError: for a network of another kind, a layer that has no counterpart, missing images, or other outputs.
             PyTorch must be installed.
+
+    Example:
+        >>> import torch
+        >>> net = ja.to_pytorch(ja.MLP(784, (5,), 10, activation="relu", rngs=nnx.Rngs(0)))
+        >>> [type(layer).__name__ for layer in net]
+        ['Flatten', 'Linear', 'ReLU', 'Linear']
     """
     torch = import_torch("to_pytorch needs")
     require(
