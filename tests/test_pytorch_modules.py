@@ -21,7 +21,7 @@ from jaxablate.models import load_pytorch
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.random((9, 12, 14), dtype=np.float32)
 COLOURS = RANDOM.normal(size=(9, 12, 14, 3)).astype(np.float32)
-OTHERS = {3: RANDOM.random((30, 12, 14), dtype=np.float32), 4: RANDOM.normal(size=(30, 12, 14, 3)).astype(np.float32)}
+UNSEEN = {3: RANDOM.random((30, 12, 14), dtype=np.float32), 4: RANDOM.normal(size=(30, 12, 14, 3)).astype(np.float32)}
 
 
 @pytest.fixture(scope="module")
@@ -251,11 +251,11 @@ def test_a_module_and_back(torch, name):
     assert isinstance(model, ja.MLP) == ("mlp" in name)
     assert all(part.training for part in net.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-    others = OTHERS[images.ndim]
-    theirs = logits(torch, net.eval(), others)
-    np.testing.assert_allclose(model(others), theirs, rtol=1e-5, atol=1e-5)
-    assert np.ptp(theirs, axis=0).min() > 1e-3
-    np.testing.assert_allclose(logits(torch, to_pytorch(model, images), others), theirs, rtol=1e-5, atol=1e-5)
+    unseen = UNSEEN[images.ndim]
+    torch_outputs = logits(torch, net.eval(), unseen)
+    np.testing.assert_allclose(model(unseen), torch_outputs, rtol=1e-5, atol=1e-5)
+    assert np.ptp(torch_outputs, axis=0).min() > 1e-3
+    np.testing.assert_allclose(logits(torch, to_pytorch(model, images), unseen), torch_outputs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [mlp, mlp_of_colours, cnn_of_one_group, two_activations])
@@ -267,11 +267,11 @@ def test_a_pruned_module_goes_back(torch, make):
     fill = None if make is cnn_of_one_group else np.asarray(ja.mean_activations(model, images))
     small = to_pytorch(ja.prune(model, keep, fill, images=images), images)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
-    others = OTHERS[images.ndim]
+    unseen = UNSEEN[images.ndim]
     outputs = {str(c): lambda outputs, labels, c=c: outputs[:, c] for c in range(5)}
-    masked = ja.evaluate_masks(sites, keep[None], others, np.zeros(30, int), fill, outcomes=outputs)
+    masked = ja.evaluate_masks(sites, keep[None], unseen, np.zeros(30, int), fill, outcomes=outputs)
     sums = np.stack([np.asarray(masked[str(c)])[0] for c in range(5)])
-    np.testing.assert_allclose(logits(torch, small, others).mean(axis=0), sums, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(logits(torch, small, unseen).mean(axis=0), sums, rtol=1e-4, atol=1e-4)
 
 
 def refused(torch):
@@ -366,7 +366,7 @@ def test_chains_of_flax_go_to_pytorch(torch, name):
     model = chains()[name]
     net = to_pytorch(model, COLOURS)
     model.eval()
-    np.testing.assert_allclose(logits(torch, net, OTHERS[4]), model(OTHERS[4]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits(torch, net, UNSEEN[4]), model(UNSEEN[4]), rtol=1e-5, atol=1e-5)
 
 
 def test_an_mlp_goes_to_pytorch_with_all_its_parts(torch):
@@ -377,7 +377,7 @@ def test_an_mlp_goes_to_pytorch_with_all_its_parts(torch):
     kinds = [type(part).__name__ for part in net]
     assert kinds == ["Flatten", *["Linear", "BatchNorm1d", "ELU", "Dropout"] * 2, "Linear"]
     assert net[1].out_features == 9
-    np.testing.assert_allclose(logits(torch, net, OTHERS[3]), model(OTHERS[3]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits(torch, net, UNSEEN[3]), model(UNSEEN[3]), rtol=1e-5, atol=1e-5)
 
 
 def test_what_does_not_go_to_pytorch(torch):
@@ -389,9 +389,9 @@ def test_what_does_not_go_to_pytorch(torch):
         to_pytorch(nnx.Sequential(nnx.Linear(14, 5, rngs=rngs), nnx.LayerNorm(5, rngs=rngs)), IMAGES)
     with raises_input_error("images: expected an example of what the model takes, got none"):
         to_pytorch(nnx.Sequential(nnx.Linear(14, 5, rngs=rngs)))
-    for other in (ja.from_module(ja.MLP(4, (3,), 2, rngs=rngs), np.zeros((1, 4), np.float32)), nnx.relu, None):
+    for model in (ja.from_module(ja.MLP(4, (3,), 2, rngs=rngs), np.zeros((1, 4), np.float32)), nnx.relu, None):
         with raises_input_error("model: expected an MLP or an nnx.Sequential, got"):
-            to_pytorch(other, IMAGES)
+            to_pytorch(model, IMAGES)
 
 
 def test_without_pytorch(monkeypatch):

@@ -348,9 +348,9 @@ def _read_network(
     # has weights only.
     if is_saved_model(path):
         model = load_model(path).model
-        own = model.activation if isinstance(model, MLP) else "functions of its layers"
-        if activation not in (None, own):
-            raise InputError(f"--activation: {activation} is not the {own} of {path}; leave the option out")
+        stated = model.activation if isinstance(model, MLP) else "functions of its layers"
+        if activation not in (None, stated):
+            raise InputError(f"--activation: {activation} is not the {stated} of {path}; leave the option out")
         for option, value in (("--layers", layers), ("--state-key", state_key)):
             if value is not None:
                 raise InputError(f"{option}: {path} is a whole network, with its layers in order; leave the option out")

@@ -50,8 +50,8 @@ def compute_parametrized(what: str, tensors: Mapping[str, np.ndarray]) -> dict[s
     """
     tensors = dict(tensors)
     # A mask may lie on a part of a weight norm, so the search starts again after each weight.
-    while found := _find(tensors):
-        plain, names, compute = found
+    while match := _find(tensors):
+        plain, names, compute = match
         parts = [tensors[name] for name in names]
         try:
             weight = compute(*parts)
@@ -66,10 +66,10 @@ def compute_parametrized(what: str, tensors: Mapping[str, np.ndarray]) -> dict[s
             for name, tensor in tensors.items()
             if name not in names[1:]
         }
-    other = [name for name in tensors if "parametrizations." in name]
+    unknown = [name for name in tensors if "parametrizations." in name]
     require(
-        not other,
-        f"{what}: {', '.join(other)} is a parametrization other than weight norm and spectral norm; call "
+        not unknown,
+        f"{what}: {', '.join(unknown)} is a parametrization other than weight norm and spectral norm; call "
         "torch.nn.utils.parametrize.remove_parametrizations(module, name) before you save",
     )
     return tensors

@@ -56,19 +56,19 @@ def find_state_dict(what: str, loaded: object, state_key: str | None) -> Mapping
     """
     if state_key is None and _is_state_dict(loaded):
         return loaded
-    inside = loaded.items() if isinstance(loaded, Mapping) else ()
-    found = {key: value for key, value in inside if _is_state_dict(value)}
+    entries = loaded.items() if isinstance(loaded, Mapping) else ()
+    candidates = {key: value for key, value in entries if _is_state_dict(value)}
     require(
-        len(found) > 0,
+        len(candidates) > 0,
         f"{what}: expected a state dict, which maps names to tensors, got {_describe(loaded)}; save "
         "model.state_dict() by itself",
     )
     require(
-        state_key in found if state_key is not None else len(found) == 1,
-        f"state_key: the {what} has the state dicts {', '.join(map(repr, found))}, got {state_key!r}; choose one of "
-        "them with state_key (--state-key)",
+        state_key in candidates if state_key is not None else len(candidates) == 1,
+        f"state_key: the {what} has the state dicts {', '.join(map(repr, candidates))}, got {state_key!r}; choose one "
+        "with state_key (--state-key)",
     )
-    return found[state_key] if state_key is not None else next(iter(found.values()))
+    return candidates[state_key] if state_key is not None else next(iter(candidates.values()))
 
 
 def _is_state_dict(value: object) -> TypeGuard[Mapping[str, Any]]:

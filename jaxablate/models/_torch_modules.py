@@ -57,14 +57,14 @@ def from_pytorch(module: Any, images: Images) -> MLP | nnx.Sequential:
     norms and pruning masks, are computed.
 
     Args:
-        module: a `torch.nn.Module` that takes images. It is left as it is.
+        module: a `torch.nn.Module` that takes images; it is not changed.
         images: [example, ...], at least one example, as the network of Flax takes them. With four axes they are
             [example, height, width, channel], and the module gets them as [example, channel, height, width].
 
     Returns:
         The network in evaluation mode, with float32 weights: an `MLP` if the layers are linear maps with one activation
-        function, without batch norm; otherwise an `nnx.Sequential`. Its outputs for the images are those of the module,
-        up to 1e-4 of the largest output.
+        function, without batch norm; otherwise an `nnx.Sequential`. Its outputs for the images equal the module's, up
+        to 1e-4 of the largest output.
 
     Raises:
         InputError: for an object that is no module, images that it does not take, layers that are no chain or are not
@@ -123,8 +123,7 @@ def to_pytorch(model: MLP | nnx.Sequential, images: Images | None = None) -> Any
             features are reordered. Not needed for an `MLP`, whose module then flattens its inputs as the model does.
 
     Returns:
-        The module in evaluation mode. Its outputs for the images are those of the model, up to 1e-4 of the largest
-        output.
+        The module in evaluation mode. Its outputs for the images equal the model's, up to 1e-4 of the largest output.
 
     Raises:
         InputError: for a network of another kind, a layer that has no counterpart, missing images, or other outputs.
@@ -158,8 +157,8 @@ def to_pytorch(model: MLP | nnx.Sequential, images: Images | None = None) -> Any
         outputs = layer(outputs)
     net = torch.nn.Sequential(*modules).eval()
     with torch.no_grad():
-        theirs = to_numpy(net(_for_pytorch(torch, images)))
-    _require_equal("network", theirs, network, images)
+        expected = to_numpy(net(_for_pytorch(torch, images)))
+    _require_equal("network", expected, network, images)
     return net
 
 
@@ -201,7 +200,7 @@ def save_state_dict(
         model: as in `to_pytorch`.
         path: a `.pt` file, or a `.safetensors` file, whose header gets the metadata.
         images: [example, ...], as in `to_pytorch`.
-        names: names of the modules with weights, in order; None for those of `to_pytorch`.
+        names: names of the modules with weights, in order; None for the names in `to_pytorch`.
         metadata: strings.
     """
     if names is None:
@@ -222,15 +221,15 @@ def _for_pytorch(torch: Any, images: np.ndarray) -> Any:
     return torch.tensor(images.transpose(0, 3, 1, 2).copy() if images.ndim == 4 else images)
 
 
-def _require_equal(what: str, theirs: np.ndarray, network: Any, images: np.ndarray) -> None:
+def _require_equal(what: str, expected: np.ndarray, network: Any, images: np.ndarray) -> None:
     """Raise `InputError` unless a network of Flax has the outputs of PyTorch."""
     with jax.default_matmul_precision("highest"):
         ours = np.asarray(network(jnp.asarray(images)))
     require(
-        ours.shape == theirs.shape and bool(np.isfinite(theirs).all()),
-        f"{what}: expected finite outputs of shape {ours.shape} for these images, got {theirs.shape}",
+        ours.shape == expected.shape and bool(np.isfinite(expected).all()),
+        f"{what}: expected finite outputs of shape {ours.shape} for these images, got {expected.shape}",
     )
-    difference, size = np.abs(ours - theirs).max(initial=0), np.abs(theirs).max(initial=0)
+    difference, size = np.abs(ours - expected).max(initial=0), np.abs(expected).max(initial=0)
     require(
         bool(difference <= TOLERANCE * max(size, 1e-6)),
         f"{what}: the converted network gives other outputs, by up to {difference:.3g} with the largest output at "
@@ -274,7 +273,7 @@ def _read_chain(torch: Any, what: str, module: Any, inputs: Any) -> tuple[list[L
         elif node.op == "placeholder" and value is None:
             value = node
         elif shape is not None:
-            read = [other for other in node.all_input_nodes if _shape(other) is not None]
+            read = [operand for operand in node.all_input_nodes if _shape(operand) is not None]
             require(
                 read == [value] and node.op.startswith("call_"),
                 f"{what}: expected a chain of layers, but {node.name!r} does not take the result of the layer before "
