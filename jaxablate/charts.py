@@ -32,7 +32,7 @@ from jaxablate.metrics import METRICS
 from jaxablate.orders import DIRECTIONS
 from jaxablate.protocols import PUBLISHED
 from jaxablate.results import NETWORK_SCOPE, RANDOM, balanced_fill, curve, keep_only
-from jaxablate.results._labels import neuron_numbers
+from jaxablate.results._labels import is_passed, neuron_numbers
 from jaxablate.results._summaries import INTERVAL, ordering_places
 from jaxablate.statistics import auc, estimate
 
@@ -325,7 +325,7 @@ def training_chart(name: str, network: xr.Dataset, subject: str) -> LineChart:
         values = network[f"{split}_{quantity}"]
         look = (values.attrs["long_name"], color, dash)
         lines.append(_mean_line(network, look, mean_and_interval(values), values.values))
-    paper = _paper(kind="training", network=name, subject=subject)
+    paper = _paper(network, kind="training", network=name, subject=subject)
     labels, x = (f"{name} network", f"training {quantity}", "Epoch", y_label), network["epoch"].values
     return _line_chart(network, labels, paper, x, lines, percent=subject == "accuracy")
 
@@ -348,7 +348,7 @@ def score_chart(name: str, network: xr.Dataset, score: str) -> ViolinChart:
         subtitle = f"{quantity}, published as mutual information"
     unit = f" ({network['scores'].attrs['units']}s)" if score in METRICS else ""  # other scores have different units
     labels = (f"{name} network", subtitle, "Hidden layer (lines: quartiles)", f"{quantity}{unit}")
-    return ViolinChart(*labels, _paper(kind="scores", network=name, subject=score), violins, bound)
+    return ViolinChart(*labels, _paper(network, kind="scores", network=name, subject=score), violins, bound)
 
 
 def balancing_chart(name: str, network: xr.Dataset, scope: str, fills: Sequence[str] = ()) -> LineChart:
@@ -635,7 +635,8 @@ def published_chart(results: xr.DataTree, number: int, published: Mapping[str, S
     subtitle = f"{order}; solid: published, dashed: our mean"
     labels = (f"{spec.network} network, {place_name(spec.scope)}", subtitle, "Ablated neurons", "Test accuracy")
     steps = np.arange(1, len(lines[0].values) + 1)
-    return _line_chart(results[spec.network].to_dataset(), labels, _paper(number=number), steps, lines)
+    network = results[spec.network].to_dataset()
+    return _line_chart(network, labels, f"The paper's figure {number}.", steps, lines)
 
 
 def _layer_color(i: int) -> int:
@@ -673,7 +674,7 @@ def _curve_chart(
     labels = (f"{name} network, {place_name(scope)}", subtitle, x_label, "Test accuracy")
     first = int(network.attrs["first_step"])
     steps = neuron_numbers(network).sel(scope=scope).values[first : first + len(lines[0].values)]
-    paper = "" if is_kept else _paper(kind=kind, network=name, scope=scope)
+    paper = "" if is_kept else _paper(network, kind=kind, network=name, scope=scope)
     return _line_chart(network, labels, paper, steps, lines)
 
 
@@ -697,8 +698,10 @@ def _line_chart(
     return LineChart(*labels, caption, x, lines, percent)
 
 
-def _paper(**attributes: str | int) -> str:
-    """Name the paper's figures whose specification has these attributes."""
+def _paper(dataset: xr.Dataset, /, **attributes: str | int) -> str:
+    """Name the paper's figures whose specification has these attributes; none for a network passed to the study."""
+    if is_passed(dataset):  # it may only share the name of the paper's network
+        return ""
     numbers = [
         str(number)
         for number, spec in FIGURES.items()

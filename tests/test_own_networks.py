@@ -1,10 +1,15 @@
 """A user's networks: in a study, and from files on the command line."""
 
 import csv
+import hashlib
+import json
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
+import xarray as xr
+from flax import nnx
 from helpers import raises_input_error
 from networks import KINDS, masked_logits
 from safetensors.numpy import save_file
@@ -12,6 +17,8 @@ from typer.testing import CliRunner
 
 import jaxablate as ja
 import jaxablate.cli
+from jaxablate.charts import balancing_chart, order_chart, score_chart
+from jaxablate.figures import drawable
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +253,155 @@ def test_bad_command_lines(files, command, arguments, sentence, tmp_path, monkey
     assert result.exit_code == 1
     assert sentence in result.output.replace("\n", " ")
     assert list(tmp_path.iterdir()) == []
+
+
+TRAINING = ("networks", "activation", "epochs", "batch_size", "learning_rate", "l2", "dropout", "batch_norm")
+
+
+def linear_relu(params, images):
+    return jax.nn.relu(images.reshape(len(images), -1) @ params["first"]) @ params["last"]
+
+
+def test_results_state_only_what_is_true_of_networks_that_were_passed(small_model, mnist5k):
+    """The defaults of training in the config were not used, and the seeds have trained nothing."""
+    config = ja.StudyConfig(dataset="mnist5k", seeds=(4, 5), scores=("entropy",), num_random_orders=1, steps=1)
+    changed = nnx.clone(small_model)
+    kernel = changed.stages[1].linear.kernel
+    kernel[...] = kernel[...].at[2, 3].add(1e-6)
+    results = ja.run_study(config, {"mine": [small_model, changed]})
+    settings, network = json.loads(results.attrs["config"]), results["mine"].to_dataset()
+    assert not {*TRAINING, "label_noise"} & {*settings}
+    assert settings["seeds"] == [4, 5]
+    assert "optax" not in json.loads(results.attrs["versions"])
+    assert network["seed"].attrs["long_name"] == "seed of random ablation orders, fills and scores"
+    assert network.attrs["model"] == "NNX module MLP"
+    assert network.attrs["activation"] == "sigmoid"
+    assert network.attrs["num_parameters"] == 785 * 10 + 11 * 8 + 9 * 9 + 10 * 10
+    first, second = network["model_sha256"].values
+    assert len(first) == 64
+    assert first != second
+    again = ja.run_study(replace(config, seeds=(6,)), {"another": small_model})["another"].to_dataset()
+    assert again["model_sha256"].values.tolist() == [first], "neither the name nor the seed changes the network"
+    differences = ja.claims.departures_from_paper(results)
+    assert differences == ["networks: 10 + 8 + 9", "training: not by the study"]
+
+
+def test_the_kind_of_a_network_is_stated(mnist5k):
+    params = {"first": np.eye(784, 6, dtype=np.float32), "last": np.eye(6, 10, dtype=np.float32)}
+    function = ja.from_function(linear_relu, params, mnist5k.test.images[:1])
+    models = {"function": function, "chain": KINDS["chain"]()}
+    models["module"] = ja.from_module(models["chain"], mnist5k.test.images[:1])
+    models["norm"] = ja.MLP(784, (6,), 10, activation="relu", batch_norm=True, rngs=nnx.Rngs(0))
+    config = ja.StudyConfig(dataset="mnist5k", scores=("entropy",), quantizer="mean", num_random_orders=1, steps=1)
+    results = ja.run_study(config, models)
+    assert {name: node.attrs["model"] for name, node in results.children.items()} == {
+        "function": "function linear_relu", "chain": "NNX module Sequential", "module": "NNX module Sequential",
+        "norm": "NNX module MLP with batch norm",
+    }  # fmt: skip
+    assert results["function"].attrs["num_parameters"] == 784 * 6 + 6 * 10
+    assert "activation: not known, relu" in ja.claims.departures_from_paper(results)
+
+
+def facts_of(path) -> dict:
+    content = path.read_bytes()
+    return {"name": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_the_file_and_what_was_assumed_are_stated(files, small_model, mnist5k, tmp_path):
+    data = ["--dataset", files / "data.npz", "--score", "entropy", "--json"]
+    own, torch, outputs = files / "own.safetensors", files / "torch.safetensors", tmp_path / "outputs.npz"
+    np.savez(outputs, inputs=mnist5k.test.images[:5], outputs=np.asarray(small_model(mnist5k.test.images[:5])))
+    expected = facts_of(own) | {
+        "format": "network of jaxablate", "activation": "sigmoid, named in the file", "layers": "named in the file",
+        "reference": "not checked, since --reference was not given",
+    }  # fmt: skip
+    assert json.loads(run("score", own, *data, "--out", tmp_path / "scores.nc"))["file"] == expected
+    with xr.open_dataset(tmp_path / "scores.nc", engine="h5netcdf") as scores:
+        assert json.loads(scores.attrs["file"]) == expected
+        assert "optax" not in json.loads(scores.attrs["versions"])
+    options = ["--activation", "sigmoid", "--reference", outputs]
+    assert json.loads(run("score", torch, *data, *options, "--out", tmp_path / "scores.nc"))["file"] == facts_of(
+        torch
+    ) | {
+        "format": "PyTorch state dict", "activation": "sigmoid, from --activation; the file does not name it",
+        "layers": "the only order that names and shapes allow",
+        "reference": f"reproduced, from outputs.npz (SHA-256 {facts_of(outputs)['sha256']})",
+    }  # fmt: skip
+    printed = run("prune", own, *data[:2], "--score", "entropy", "--out", tmp_path / "small.safetensors", "--json")
+    assert json.loads(printed)["file"] == expected
+    metadata = ja.load_model(tmp_path / "small.safetensors").metadata
+    assert metadata["pruned_from_sha256"] == expected["sha256"]
+
+
+def test_the_order_of_colours_is_stated(tmp_path):
+    random = np.random.default_rng(0)
+    shapes = {"a.weight": (4, 48), "a.bias": (4,), "b.weight": (2, 4), "b.bias": (2,)}
+    save_file({k: random.normal(size=s).astype(np.float32) for k, s in shapes.items()}, tmp_path / "net.safetensors")
+    images = random.random((40, 4, 4, 3)).astype(np.float32)
+    arrays = {f"{split}_images": images for split in ("train", "validation", "test")}
+    np.savez(tmp_path / "data.npz", **arrays, **{name[:-6] + "labels": np.arange(40) % 2 for name in arrays})
+    options = ["--activation", "relu", "--layers", "a,b", "--score", "entropy", "--out", tmp_path / "scores.csv"]
+    line = ["score", tmp_path / "net.safetensors", "--dataset", tmp_path / "data.npz", *options, "--json"]
+    facts = json.loads(run(*line))["file"]
+    assert facts["images"].startswith("assumed that the network flattens images channel by channel")
+    assert facts["layers"] == "a,b, from --layers"
+
+
+def test_results_with_damaged_facts_are_refused(study_of_file, tmp_path):
+    for attributes in (
+        {"files": "[]"}, {"files": '{"own": {"name": "own", "bytes": "1", "sha256": ""}}'}, {"files": "{"},
+        {"command": 1},
+    ):  # fmt: skip
+        damaged = study_of_file.copy()
+        damaged.attrs |= attributes
+        ja.results.save_results(damaged, tmp_path / "damaged.nc")
+        with raises_input_error(f"missing or invalid attributes {next(iter(attributes))}"):
+            ja.results.load_results(tmp_path / "damaged.nc")
+    for name, value in {"model": 1, "num_parameters": "many"}.items():
+        damaged = study_of_file.copy(deep=True)
+        damaged["own"].attrs[name] = value
+        ja.results.save_results(damaged, tmp_path / "damaged.nc")
+        with raises_input_error("own .paper. lacks labels that jaxablate writes"):
+            ja.results.load_results(tmp_path / "damaged.nc")
+
+
+@pytest.fixture(scope="module")
+def study_of_file(files):
+    """The results of `jaxablate ablate`, from their file."""
+    options = ["--score", "entropy", "--random-orders", 1, "--no-cache", "--steps", 2]
+    out = files / "study.nc"
+    run("ablate", files / "own.safetensors", "--dataset", files / "data.npz", "--out", out, *options)
+    return ja.results.load_results(out)
+
+
+def test_merged_results_keep_the_files_of_their_runs(study_of_file):
+    """Several runs have no common command; their files and commands stay in the list of the runs."""
+    runs = {}
+    for seed in (1, 0):
+        tree = runs[f"run{seed}"] = study_of_file.copy(deep=True)
+        tree["own"] = xr.DataTree(tree["own"].to_dataset().assign_coords(seed=[seed]))
+        tree["own"]["model_sha256"][:] = f"checksum {seed}"
+        tree.attrs["config"] = json.dumps({**json.loads(tree.attrs["config"]), "seeds": [seed]})
+    merged = ja.results.merge_results(runs)
+    assert merged["own"]["model_sha256"].values.tolist() == ["checksum 0", "checksum 1"]
+    assert not {"command", "files"} & {*merged.attrs}
+    for entry in json.loads(merged.attrs["merged_from"]):
+        assert entry["command"] == study_of_file.attrs["command"]
+        assert json.loads(entry["files"])["own"]["name"] == "own.safetensors"
+
+
+def test_a_network_with_the_name_of_the_papers_has_no_figures_of_the_paper(mnist5k):
+    """Its training is not known, and a number of a figure would claim that it is the paper's network."""
+    config = ja.StudyConfig(dataset="mnist5k", num_random_orders=1, steps=2)
+    model = ja.MLP(784, (4, 3), 10, rngs=nnx.Rngs(0))
+    results = ja.run_study(config, {"2-layer": model})
+    kinds = {spec.kind for spec in drawable(results)}
+    assert kinds == {"scores", "balancing", "orders"}
+    network = results["2-layer"].to_dataset()
+    for chart in (order_chart("2-layer", network, "network"), balancing_chart("2-layer", network, "layer1")):
+        assert chart.caption.startswith("One network")
+    assert score_chart("2-layer", network, "entropy").caption == ""
+    figure = ja.figures.draw_figure(results, 6)
+    assert figure.axes[0].get_title(loc="left").startswith("2-layer network")
+    with raises_input_error("training of the 3-layer network, which the study did not train"):
+        ja.figures.draw_figure(xr.DataTree(results.to_dataset(), children={"3-layer": results["2-layer"]}), 1)

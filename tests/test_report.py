@@ -1,20 +1,28 @@
 """The report: its numbers are the results', it needs no other file, and it answers to the reader."""
 
 import base64
+import hashlib
 import html
 import io
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from flax import nnx
+from networks import KINDS
 from PIL import Image
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
 
 import jaxablate as ja
+import jaxablate.cli
 from jaxablate.charts import Line, LineChart, score_chart
 from jaxablate.layer_analysis import damage_correlations
 from jaxablate.report import networks_beside, write_report
@@ -436,3 +444,190 @@ def test_it_prints(browser, path):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.evaluate("[...document.querySelectorAll('details')].every(of => of.open)")
     page.close()
+
+
+# Settings of a study that only describe how it trains networks.
+TRAINING = ("epochs", "batch size", "learning rate", "l2", "dropout", "batch norm", "label noise", "initial weights")
+
+
+@pytest.fixture(scope="module")
+def passed():
+    """A config whose settings of training are its defaults, networks that were passed, and the results."""
+    config = ja.StudyConfig(
+        dataset="mnist5k", seeds=(4, 5), scores=("entropy",), quantizer="mean", num_random_orders=2, steps=2,
+        extra_fills=("resample",),
+    )  # fmt: skip
+    networks = {"chain": [KINDS["chain"](seed) for seed in (0, 1)]}
+    networks["mlp"] = [ja.MLP(784, (4, 3), 10, activation="relu", rngs=nnx.Rngs(seed)) for seed in (0, 1)]
+    return config, networks, ja.run_study(config, networks)
+
+
+def facts(page):
+    """The rows of the table of the origin."""
+    return next(text for text in page.texts["table"] if "matmul precision" in text)
+
+
+def program_of(page):
+    """The last program or command on the page, and the sentence before it."""
+    return page.texts["pre"][-1], [text for text in page.texts["p"] if "computes the same results" in text][-1]
+
+
+def run_program(program, networks, folder, monkeypatch):
+    """Fill the placeholders of a program with networks, run it, and return its names."""
+    for name, of_name in networks.items():
+        values = "..." if isinstance(of_name, nnx.Module) else "[..., ...]"
+        assert f"{name!r}: {values}" in program
+        program = program.replace(f"{name!r}: {values}", f"{name!r}: given[{name!r}]")
+    monkeypatch.chdir(folder)
+    names = {"given": networks}
+    exec(program, names)
+    return names
+
+
+def test_nothing_is_said_of_a_training_that_the_study_did_not_do(passed, tmp_path):
+    path = write_report(passed[2], tmp_path / "report.html", networks={"mlp": passed[1]["mlp"][0]}, verdicts=[])
+    page, text = Page(path), path.read_text()
+    for word in TRAINING:
+        assert not re.search(rf"\b{word.replace(' ', '[ _]')}\b", text, re.IGNORECASE), word
+    assert "Did the networks learn?" not in text
+    assert "optax" not in text
+    cards = [card for card in page.texts["p"] if "of the intact networks" in card]
+    assert [card.split("; ", 1)[1] for card in cards] == [
+        "first with 9 neurons, second with 7 neurons, NNX module Sequential; 1,000 test images; "
+        "not trained by this study",
+        "4 + 3 neurons, relu; 1,000 test images; not trained by this study",
+    ]
+    rows = facts(page)
+    parameters = 784 * 9 + 9 + 9 * 7 + 7 + 7 + 7 + 7 * 10
+    kind = "NNX module Sequential, not trained by this study"
+    assert f"{kind}; neurons: first (9), second (7); parameters: {parameters:,}" in rows
+    assert "activation function: relu" in rows
+    assert "4, 5, of random orders, fills and scores; no network depends on them" in rows
+    for name in ("chain", "mlp"):
+        for number, checksum in enumerate(passed[2][name]["model_sha256"].values, 1):
+            assert f"SHA-256 of the state of {name}, {number} of 2{checksum}" in rows
+        assert any(text.startswith(f"{name} network, the first of 2: by") for text in page.texts["caption"])
+    assert "Pictures: incoming weights" in text
+    assert "Pictures: incoming weights" not in write_report(passed[2], path, verdicts=[]).read_text()
+
+
+def test_the_program_for_passed_networks_gives_the_same_results(passed, tmp_path, monkeypatch):
+    config, networks, results = passed
+    program, words = program_of(Page(write_report(results, tmp_path / "page.html", verdicts=[])))
+    assert "first replace ... in the lines marked as placeholders" in words
+    assert "# placeholders: your networks" in program
+    names = run_program(program, networks, tmp_path, monkeypatch)
+    settings = {name: getattr(names["config"], name) for name in vars(config)}
+    assert settings == vars(config) | {"networks": ()}
+    for name in networks:
+        again, before = names["results"][name].to_dataset(), results[name].to_dataset()
+        assert again.identical(before)
+    assert (tmp_path / "report.html").exists()
+
+
+def test_the_program_for_data_in_memory_gives_the_same_results(mnist5k, tmp_path, monkeypatch):
+    config = ja.StudyConfig(scores=("entropy",), quantizer="mean", num_random_orders=1, steps=1)
+    model, test = KINDS["chain"](), mnist5k.test
+    data = ja.Dataset.from_arrays(test.images, test.labels)
+    results = ja.run_study(config, {"chain": model}, data=data)
+    program, _ = program_of(Page(write_report(results, tmp_path / "page.html")))
+    assert "\ndata = ...  # placeholder: your dataset" in program
+    given = {"chain": model, "data": data}
+    program = program.replace("data = ...", "data = given['data']")
+    monkeypatch.chdir(tmp_path)
+    names = {"given": given}
+    exec(program.replace("'chain': ...", "'chain': given['chain']"), names)
+    assert names["results"]["chain"].to_dataset().identical(results["chain"].to_dataset())
+
+
+def test_the_command_on_the_page_gives_the_same_results(small_data, tmp_path, monkeypatch):
+    """From a PyTorch file whose name a shell would split, with options in any order."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    shapes = {"b.weight": (6, 784), "b.bias": (6,), "a.weight": (10, 6), "a.bias": (10,)}
+    tensors = {name: random.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
+    save_file(tensors, "my net; $(x) 'y'.safetensors")
+    options = ["--no-cache", "--steps", "50%", "--layers", "b,a", "--extra-fill", "resample", "--seed", "3"]
+    options += ["--activation=tanh", "--dataset", str(small_data), "--score", "entropy", "--random-orders", "2"]
+    line = ["ablate", *options, "--out", "curves.nc", "--report", "page.html", "my net; $(x) 'y'.safetensors"]
+    assert CliRunner().invoke(jaxablate.cli.app, line).exit_code == 0
+    page, results = Page(tmp_path / "page.html"), ja.results.load_results("curves.nc")
+    command, words = program_of(page)
+    assert "placeholder" not in words
+    assert shlex.split(command) == ["jaxablate", *line]
+    content = (tmp_path / "my net; $(x) 'y'.safetensors").read_bytes()
+    rows = facts(page)
+    for fact in (
+        "my net; $(x) 'y'.safetensors", f"{len(content):,} bytes", hashlib.sha256(content).hexdigest(),
+        "PyTorch state dict", "tanh, from --activation; the file does not name it", "b,a, from --layers",
+        "not checked, since --reference was not given", "3, of random orders",
+    ):  # fmt: skip
+        assert fact in rows
+    for word in TRAINING:
+        assert word.replace(" ", "_") not in json.loads(results.attrs["config"])
+    Path("curves.nc").unlink()
+    assert CliRunner().invoke(jaxablate.cli.app, shlex.split(command)[1:]).exit_code == 0
+    again = ja.results.load_results("curves.nc")
+    (name,) = results.children
+    assert again[name].to_dataset().identical(results[name].to_dataset())
+    assert CliRunner().invoke(jaxablate.cli.app, ["report", "curves.nc"]).exit_code == 0
+    assert program_of(Page(tmp_path / "report.html"))[0] == command, "also from the results"
+
+
+def test_trained_and_passed_networks_are_each_described(passed, small_results, small_model, tmp_path):
+    """The API makes no such tree, but users can."""
+    nodes = {NAME: small_results[NAME].to_dataset(), "chain": passed[2]["chain"].to_dataset()}
+    root = xr.Dataset(attrs={**small_results.attrs, "config": json.dumps({"steps": 6, "l2": 0.5, "networks": [[8]]})})
+    mixed = xr.DataTree.from_dict({"/": root, **nodes})
+    page = Page(write_report(mixed, tmp_path / "report.html", networks={NAME: small_model}, verdicts=[]))
+    cards = [card for card in page.texts["p"] if "of the intact networks" in card]
+    assert ["not trained by this study" in card for card in cards] == [False, True]
+    titles = [text for text in page.texts["h3"] if "training" in text]
+    assert titles == [f"{NAME} network: training accuracy", f"{NAME} network: training loss"]
+    assert f"network {NAME}trained by the study" in facts(page)
+    assert "network chainNNX module Sequential, not trained by this study" in facts(page)
+    assert f"The settings of training hold for {NAME} only." in page.texts["p"]
+    trained, own = page.texts["pre"]
+    assert "l2=0.5" in trained
+    assert "l2" not in own
+    assert "networks=()" in own
+    assert "'chain': [..., ...]" in own
+
+
+def test_a_grid_of_passed_networks(passed, tmp_path, monkeypatch):
+    config, networks, _ = passed
+    grid = ja.run_study(replace(config, vary={"quantizer": ("mean", "positive")}), {"chain": networks["chain"]})
+    assert "l2" not in json.loads(grid.attrs["config"])
+    path = write_report(grid, tmp_path / "page.html")
+    page, text = Page(path), path.read_text()
+    for word in TRAINING:
+        assert not re.search(rf"\b{word.replace(' ', '[ _]')}\b", text, re.IGNORECASE), word
+    assert "2 of each kind, the same in each condition; not trained by this study" in page.texts["p"]
+    assert "comparisons_paper.csv" not in text
+    program, _ = program_of(page)
+    again = run_program(program, {"chain": networks["chain"]}, tmp_path, monkeypatch)["results"]
+    for name in ("quantizer=mean", "quantizer=positive"):
+        assert again[name]["chain"].to_dataset().identical(grid[name]["chain"].to_dataset())
+
+
+def test_earlier_results_of_passed_networks_state_no_training(passed, tmp_path):
+    """Results of earlier versions hold the settings of training, and lack kind and checksums."""
+    earlier = passed[2].copy(deep=True)
+    earlier.attrs["config"] = json.dumps({**json.loads(earlier.attrs["config"]), "l2": 0.5, "networks": [[200, 200]]})
+    for node in earlier.children.values():
+        del node.attrs["model"], node.attrs["num_parameters"], node["model_sha256"]
+    ja.results.save_results(earlier, tmp_path / "earlier.nc")
+    loaded = ja.results.load_results(tmp_path / "earlier.nc")
+    text = write_report(loaded, tmp_path / "report.html", verdicts=[]).read_text()
+    assert not re.search(r"\bl2\b", text)
+    assert "unknown kind of network, not trained by this study" in text
+    assert not any(difference.startswith("l2") for difference in ja.claims.departures_from_paper(loaded))
+
+
+def test_pictures_of_a_run_are_not_of_a_passed_network(passed, tmp_path):
+    """A folder may hold a trained network of the same name, seed and widths."""
+    results = passed[2]
+    path = tmp_path / "networks" / "mlp_seed4.safetensors"
+    training = {"data": json.loads(results.attrs["dataset_sha256"]), "seed": 4}
+    ja.save_model(passed[1]["mlp"][1], path, {"training": json.dumps(training)})
+    assert networks_beside(results, tmp_path) == ({}, [])

@@ -9,7 +9,7 @@ import json
 import xarray as xr
 
 from jaxablate.datasets import EMBEDDED
-from jaxablate.results._labels import require_one_study
+from jaxablate.results._labels import is_passed, require_one_study, stated_settings
 
 EPOCHS = {"mnist": 10, EMBEDDED: 143}
 """The paper's numbers of epochs, by dataset: on the embedded images for as many optimizer steps."""
@@ -46,18 +46,19 @@ def departures_from_paper(results: xr.DataTree) -> list[str]:
         ['networks: 12 + 10, 10 + 8 + 9', 'epochs: 8']
     """
     require_one_study(results)
-    config = json.loads(results.attrs["config"])
     nodes = [node for node in results.subtree if "hidden" in node.attrs]
+    is_trained = not all(is_passed(node.to_dataset()) for node in nodes)
+    config = stated_settings(json.loads(results.attrs["config"]), is_trained=is_trained)
     hidden = {node.attrs["hidden"]: json.loads(node.attrs["hidden"]) for node in nodes}
     unusual = [" + ".join(map(str, widths)) for widths in hidden.values() if widths not in NETWORKS]
-    activations = sorted({str(node.attrs["activation"]) for node in nodes} - {ACTIVATION})
+    # only an MLP names its activation function
+    activations = {"not known" if node.attrs["activation"] == "other" else node.attrs["activation"] for node in nodes}
     dataset, epochs = results.attrs["dataset"], config.get("epochs")
     differences = {
         "dataset": dataset if dataset not in EPOCHS else "",
         "networks": ", ".join(unusual),
-        "activation": ", ".join(activations),
-        # networks that were trained elsewhere have no history
-        "training": "" if all("train_loss" in node.data_vars for node in nodes) else "not by the study",
+        "activation": ", ".join(sorted(activations - {ACTIVATION})),
+        "training": "not by the study" if any(is_passed(node.to_dataset()) for node in nodes) else "",
         "epochs": "" if epochs in (None, EPOCHS.get(dataset)) else epochs,
         **{name: config[name] for name, value in SETTINGS.items() if config.get(name, value) != value},
     }

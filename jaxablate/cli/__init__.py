@@ -16,6 +16,7 @@ from jaxablate.cli._console import console, exit_on_signal, print_error, signals
 from jaxablate.cli._datasets import datasets
 from jaxablate.cli._merge import merge
 from jaxablate.cli._networks import ablate, prune, score
+from jaxablate.cli._origin import RecordedCommand
 from jaxablate.cli._processes import is_distributed
 from jaxablate.cli._report import report
 from jaxablate.cli._reproduce import reproduce
@@ -44,7 +45,7 @@ for command, short_help in {
     prune: "Remove the neurons of your network with the lowest scores.",
     datasets: "List the available datasets.",
 }.items():
-    app.command(short_help=short_help)(command)
+    app.command(short_help=short_help, cls=RecordedCommand)(command)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """`jaxablate score`, `ablate` and `prune`: commands for the user's network in a file."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from jaxablate.cli._console import (
     keep_compiled_programs,
     parse_steps,
 )
+from jaxablate.cli._origin import command_line, file_facts
 from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, initialize_distributed
 from jaxablate.cli._tables import accuracy_of, dataset_of, print_dataset, print_summary
 
@@ -109,9 +111,10 @@ def score(
 
     # The path is checked before the work, so that no scores are lost to a spelling mistake.
     check_table_path(out)
-    model, _ = _read_network(network, activation, layers, state_key, reference, dataset, data_dir)
+    model, _, file = _read_network(network, activation, layers, state_key, reference, dataset, data_dir)
     data = load_dataset(dataset, data_dir=data_dir)
     scored = score_neurons(model, data, scores=tuple(scores or METRICS), quantizer=quantizer)
+    scored.attrs["file"] = json.dumps(file)
     save_table(scored, out)
     table = Table(
         "layer",
@@ -131,11 +134,12 @@ def score(
     console.print(table)
     print_dataset(scored, asked=dataset)
     console.print(f"Scores: {out}", highlight=False, soft_wrap=True)
-    return {"scores": out, **dataset_of(scored), "mean_score": mean_scores}
+    return {"scores": out, "file": file, **dataset_of(scored), "mean_score": mean_scores}
 
 
 @command
 def ablate(
+    context: typer.Context,
     network: NetworkFile,
     out: Annotated[
         Path,
@@ -192,7 +196,7 @@ def ablate(
         check_table_path(out)
     if report is not None and is_primary():
         check_report_path(report)
-    model, _ = _read_network(network, activation, layers, state_key, reference, dataset, data_dir)
+    model, _, file = _read_network(network, activation, layers, state_key, reference, dataset, data_dir)
     images = load_dataset(dataset, data_dir=data_dir).test.images
     sizes = from_module(model, images).spec.sizes
     config = StudyConfig(
@@ -215,6 +219,7 @@ def ablate(
     bars = Bars()
     with bars.progress:
         results = run_study(config, {network.stem: model}, on_progress=bars, mesh=devices)
+    results.attrs |= {"command": command_line(context), "files": json.dumps({network.stem: file})}
     if out.suffix == ".csv":
         save_table(results[network.stem].to_dataset()[["correct", "accuracy"]], out)
     else:
@@ -225,7 +230,14 @@ def ablate(
     if report is not None:
         write_report(results, report, networks={network.stem: model})
         console.print(f"Report: {report}", highlight=False, soft_wrap=True)
-    return {"curves": out, "report": report, **dataset_of(results), "accuracy": accuracy_of(results)}
+    return {
+        "curves": out,
+        "report": report,
+        "file": file,
+        "command": results.attrs["command"],
+        **dataset_of(results),
+        "accuracy": accuracy_of(results),
+    }
 
 
 @command
@@ -290,14 +302,14 @@ def prune(
         out.resolve() != network.resolve(), f"--out {out}: this is the file of the network itself; choose another file"
     )
     require_writable(out.parent)
-    model, names = _read_network(network, activation, layers, state_key, reference, dataset, data_dir)
+    model, names, file = _read_network(network, activation, layers, state_key, reference, dataset, data_dir)
     data = load_dataset(dataset, data_dir=data_dir)
     comparison = prune_by_score(
         model, data, score=score, direction=direction, keep_fraction=keep_fraction, scope=scope, fill=fill,
         fine_tune_epochs=fine_tune, quantizer=quantizer,
     )  # fmt: skip
     note = f"{score}, {direction} values first; {keep_fraction:g} of each {scope} kept; {fill} added to the next layer"
-    metadata = {"pruned_from": network.name, "pruned_by": note}
+    metadata = {"pruned_from": network.name, "pruned_from_sha256": file["sha256"], "pruned_by": note}
     # A state dict of PyTorch becomes one again, with the names of its modules.
     is_state_dict = names is not None or out.suffix == ".pt"
     if is_state_dict:
@@ -316,6 +328,7 @@ def prune(
     console.print(f"Network: {out}{kind}", highlight=False, soft_wrap=True)
     return {
         "network": out,
+        "file": file,
         "dataset": data.source.name,
         "dataset_origin": data.source.origin,
         "networks": [asdict(row) for row in comparison.rows],
@@ -330,8 +343,8 @@ def _read_network(
     reference: Path | None,
     dataset: str,
     data_dir: Path | None,
-) -> "tuple[MLP | nnx.Sequential, list[str] | None]":
-    """Return the network of a file, and the names of its modules if PyTorch wrote it.
+) -> "tuple[MLP | nnx.Sequential, list[str] | None, dict[str, Any]]":
+    """Return the network of a file, the names of its modules if PyTorch wrote it, and the facts about the file.
 
     The other arguments are options of a command.
     """
@@ -343,7 +356,7 @@ def _read_network(
 
     require_file("network file", path)
     pair = None if reference is None else _read_reference(reference)
-    names = None
+    names, is_reordered = None, False
     # The header of a file that jaxablate wrote names its format and its activation function. A state dict of PyTorch
     # has weights only.
     if is_saved_model(path):
@@ -360,13 +373,14 @@ def _read_network(
                 f"network file {path}: a PyTorch state dict does not name its activation function; give --activation "
                 f"{' or '.join(ACTIVATIONS)}"
             )
+        stated = activation
         shape = load_dataset(dataset, data_dir=data_dir).test.images.shape
-        has_colours = len(shape) == 4 and shape[-1] > 1
+        is_reordered = len(shape) == 4 and shape[-1] > 1
         model, names = read_state_dict(
-            path, None, activation=activation, shape=shape if has_colours else None,
+            path, None, activation=activation, shape=shape if is_reordered else None,
             layers=None if layers is None else layers.split(","), state_key=state_key,
         )  # fmt: skip
-        if has_colours:
+        if is_reordered:
             console.print(
                 f"Inputs: {path.name} is taken to flatten images channel by channel, as PyTorch does; its first "
                 "weights are reordered for the dataset, which has the channels last. --reference checks it.",
@@ -374,7 +388,11 @@ def _read_network(
             )
     if pair is not None:
         require_reference(f"network file {path}", model, *pair)
-    return model, names
+    facts = file_facts(
+        path, activation=stated, is_pytorch=names is not None, layers=layers, state_key=state_key,
+        is_reordered=is_reordered, reference=reference,
+    )  # fmt: skip
+    return model, names, facts
 
 
 def _read_reference(path: Path) -> tuple[Any, Any]:

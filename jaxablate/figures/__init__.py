@@ -25,7 +25,7 @@ from jaxablate.figures._interactions import draw_pair_information
 from jaxablate.figures._sensitivity import draw_sensitivity
 from jaxablate.protocols import PAPER
 from jaxablate.results import protocols_of, select_protocol
-from jaxablate.results._labels import all_protocols
+from jaxablate.results._labels import all_protocols, is_passed
 
 __all__ = [
     "EXTRAS",
@@ -177,9 +177,12 @@ def _missing(results: xr.DataTree, spec: FigureSpec) -> str | None:
     """Return what the results lack for this figure, or None."""
     if spec.network not in results.children:
         return f"a {spec.network} network"
+    network = results[spec.network].to_dataset()
+    if spec.kind == "training" and is_passed(network):
+        return f"the training of the {spec.network} network, which the study did not train"
     # the paper's figures show only the paper's scores
     metrics = {"scores": {spec.subject}, "balancing": {"mutual_information"}, "orders": set(METRIC_NAMES)}
-    absent = metrics.get(spec.kind, set()) - {*names_of(results[spec.network].to_dataset(), "score")}
+    absent = metrics.get(spec.kind, set()) - {*names_of(network, "score")}
     return f"the scores {sorted(absent)}" if absent else None
 
 

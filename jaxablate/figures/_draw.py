@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from jaxablate.charts import FIGURES, FigureSpec, LineChart, ViolinChart, figure_chart, origin, published_chart
+from jaxablate.results._labels import is_passed
 
 styled = matplotlib.style.context(Path(__file__).with_name("jaxablate.mplstyle"))
 """Decorator of functions that draw or save a figure in the package's style."""
@@ -49,7 +50,8 @@ def draw(results: xr.DataTree, spec: FigureSpec) -> Figure:
             notes = [f"{network.attrs['num_test_examples']:,} test images"]
             notes += [f"band: {line.band}" for line in chart.lines[:1] if line.band]
         _name_curves(axes)
-    number = "" if spec.number is None else f"Figure {spec.number}. "
+    # a number of the paper's figures says nothing about a network that only has the name of the paper's network
+    number = "" if spec.number is None or is_passed(network) else f"Figure {spec.number}. "
     axes.set_title(f"{number}{chart.title}\n{chart.subtitle}; data: {results.attrs['dataset']}")
     add_caption(figure, origin(results, network, *notes))
     return figure

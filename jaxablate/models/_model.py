@@ -344,6 +344,16 @@ def _checked(
     return model
 
 
+def model_kind(model: AnyModel) -> str:
+    """Return the kind of a model in words: the class of a module, or the name of a function."""
+    if isinstance(model, Model) and isinstance(model.function, FunctionCall):
+        apply = model.function.apply
+        return f"function {getattr(apply, '__name__', type(apply).__name__)}"
+    module = model.params if isinstance(model, Model) else model
+    norm = " with batch norm" if is_mlp(module) and module.batch_norm else ""
+    return f"NNX module {type(module).__name__}{norm}"
+
+
 def trace_model(model: AnyModel, images: Images) -> tuple[ModelSpec, State, jax.Array]:
     """Return the spec of a model or module, its state, and the images as an array.
 

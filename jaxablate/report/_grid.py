@@ -25,7 +25,7 @@ def grid_page(results: xr.DataTree) -> dict[str, Any]:
     conditions, studies = conditions_of(results), studies_of(results)
     protocols = shown_protocols(all_protocols(results))
     compared = {protocol: compare_conditions(results, protocol) for protocol in protocols}
-    settings = list(next(iter(conditions.values())))
+    settings, provenance = list(next(iter(conditions.values()))), provenance_of(results)
     # protocols of one condition share its networks
     num_networks = {
         (condition, network): node.sizes["seed"]
@@ -40,20 +40,22 @@ def grid_page(results: xr.DataTree) -> dict[str, Any]:
             ("Conditions", str(len(conditions)), "every combination of the settings " + ", ".join(settings)),
             (
                 "Networks",
-                str(sum(num_networks.values())),
-                f"{max(num_networks.values())} of each kind in each condition",
+                str(sum(num_networks.values()) // (len(conditions) if provenance["is_passed"] else 1)),
+                f"{max(num_networks.values())} of each kind, the same in each condition; not trained by this study"
+                if provenance["is_passed"]
+                else f"{max(num_networks.values())} of each kind in each condition",
             ),
             ("Time", duration(float(results.attrs["seconds"])), f"to compute it on {results.attrs['device']}"),
         ],
         "interval_words": INTERVAL,
         "rows": _rows(conditions, compared),
         "blocks": [
-            _comparisons(data, network, protocol if len(protocols) > 1 else "")
+            _comparisons(data, network, protocol if len(protocols) > 1 else "", is_passed=provenance["is_passed"])
             for protocol, data in compared.items()
             for network in names_of(data, "network")
         ],
         "curves": _curves(studies, protocols),
-        "provenance": provenance_of(results),
+        "provenance": provenance,
     }
 
 
@@ -83,7 +85,7 @@ def _rows(conditions: Iterable[str], compared: Mapping[str, xr.Dataset]) -> list
     return rows
 
 
-def _comparisons(data: xr.Dataset, network: str, protocol: str) -> dict[str, Any]:
+def _comparisons(data: xr.Dataset, network: str, protocol: str, *, is_passed: bool) -> dict[str, Any]:
     """Return the intervals of a network for every comparison and condition, on one axis."""
     chosen = data.sel(network=network).dropna("condition", subset=["accuracy"])
     # The means count too: a single network has no interval, and its ends are NaN. The axis includes 0, the line of no
@@ -106,13 +108,16 @@ def _comparisons(data: xr.Dataset, network: str, protocol: str) -> dict[str, Any
                 places = {"zero": place(0.0), "mean": place(mean), "low": place(low), "high": place(high)}
                 rows.append({"condition": condition, "text": f"{mean:+.2f}{interval}", **places})
         comparisons[comparison_name(comparison)] = rows
+    # only `jaxablate reproduce` writes the table, and it trains its networks
+    protocol_name = data.attrs["protocol"]
+    table = f"compare_conditions(results, {protocol_name!r})" if is_passed else f"comparisons_{protocol_name}.csv"
     return {
         "title": f"{network} network" + (f", protocol {protocol}" if protocol else ""),
         "see": "Difference of the areas under the curves of the whole network in accuracy points, bias balanced: mean "
         f"over networks and {INTERVAL}. Right of the line, the first order costs less accuracy than the second, or "
         "bias balancing costs less than zeros. All intervals of a network have one scale. An area averages over all "
         "steps of its condition, so conditions with different numbers of steps cannot be compared. The p-values are in "
-        f"the table comparisons_{data.attrs['protocol']}.csv; they are not corrected over conditions.",
+        f"{table}; they are not corrected over conditions.",
         "comparisons": comparisons,
     }
 

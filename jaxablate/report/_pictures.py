@@ -15,6 +15,7 @@ from PIL import Image
 from jaxablate._checks import InputError
 from jaxablate.models import MLP, load_model
 from jaxablate.results import conditions_of, protocols_of, select_protocol
+from jaxablate.results._labels import is_passed
 
 
 def networks_beside(results: xr.DataTree, folder: str | Path) -> tuple[dict[str, MLP], list[str]]:
@@ -38,6 +39,8 @@ def networks_beside(results: xr.DataTree, folder: str | Path) -> tuple[dict[str,
         return networks, notes
     data = json.loads(results.attrs["dataset_sha256"])
     for name, node in select_protocol(results, protocols_of(results)[0]).children.items():
+        if is_passed(node.to_dataset()):  # a run keeps only the networks that it trained
+            continue
         seed = int(node.to_dataset()["seed"][0])
         path = Path(folder) / "networks" / f"{name}_seed{seed}.safetensors"
         if not path.exists():

@@ -33,9 +33,22 @@ from jaxablate.charts import (
 from jaxablate.protocols import DEPARTURES, PAPER, PUBLISHED
 from jaxablate.report._pictures import picture, weights_of
 from jaxablate.results import NETWORK_SCOPE, balanced_fill, conditions_of, protocols_of, select_protocol, summarize
+from jaxablate.results._labels import is_passed, stated_settings, studies_of
 
 EXTREMES = 3
 """Number of neurons at each end of a layer's ranking in the table."""
+PICTURES = (
+    "Pictures: incoming weights, scaled for each neuron, violet above 0 and orange below; after the first layer they "
+    "are products of the layers' weights, as if the layers between were linear. "
+)
+FILE_FACTS = {
+    "format": "format",
+    "activation": "activation function",
+    "layers": "order of the layers",
+    "images": "order of the inputs",
+    "reference": "reference outputs",
+}
+"""Names of the facts about a file, from `jaxablate ablate`, in the table of the origin."""
 
 
 @dataclass
@@ -58,16 +71,28 @@ def cards_of(results: xr.DataTree) -> list[tuple[str, str, str]]:
         network = node.to_dataset()
         intact = 100 * network["accuracy"].isel(step=0, ordering=0, fill=0, scope=0).values
         mean = f"s, mean of {len(intact)}, {intact.min():.2f} to {intact.max():.2f}%" if len(intact) > 1 else ""
-        hidden = " + ".join(map(str, json.loads(network.attrs["hidden"])))
         tests = f"{network.attrs['num_test_examples']:,}"
-        words = (
-            f"test accuracy of the intact network{mean}; {hidden} neurons, {network.attrs['activation']}; "
-            f"{tests} test images"
+        words = f"test accuracy of the intact network{mean}; {_architecture(network)}; {tests} test images" + (
+            "; not trained by this study" if is_passed(network) else ""
         )
         cards.append((f"{name} network", f"{intact.mean():.2f}%", words))
     if seconds is not None:
         cards.append(("Time", duration(float(seconds)), f"to compute it on {_device(results)}"))
     return cards
+
+
+def _architecture(network: xr.Dataset) -> str:
+    """Return neurons and activation function in words; without an activation function, the sites and the kind."""
+    widths, activation = json.loads(network.attrs["hidden"]), network.attrs["activation"]
+    if activation != "other":
+        return f"{' + '.join(map(str, widths))} neurons, {activation}"
+    sites = zip(layers_of(network), widths, strict=True)
+    return ", ".join([*(f"{place_name(site)} with {width} neurons" for site, width in sites), _kind(network)])
+
+
+def _kind(network: xr.Dataset) -> str:
+    """Return the kind of a network that was passed to the study; earlier results lack it."""
+    return network.attrs.get("model", "unknown kind of network")
 
 
 def _device(results: xr.DataTree) -> str:
@@ -98,6 +123,10 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
     networks = [(name, node.to_dataset()) for name, node in tree.children.items()]
     # "all", or a percentage: the curves end with the last neuron
     is_complete = isinstance(json.loads(results.attrs["config"]).get("steps"), str)
+    neurons = [
+        {"title": _first_network(name, network), **_neurons(network, models.get(name))} for name, network in networks
+    ]
+    pictures = PICTURES if any(table["rows"][0]["picture"] for table in neurons) else ""
     sections = [
         Section(
             "Did the networks learn?",
@@ -173,15 +202,10 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
             "Which neurons are the most and the least informative?",
             f"Neurons are named by layer and number within the layer, and by their id in the whole network. In the "
             "library, orders and masks use these ids, or the number within the layer together with site=. Bars: "
-            f"{_describe_bars(networks[0][1])}. Pictures: incoming weights, scaled for each neuron, "
-            "violet above 0 and orange below; after the first layer they are products of the layers' weights, as if "
-            "the layers between were linear. Damage alone: rise of the test loss if only that neuron is ablated, bias "
-            "balanced, in thousandths of a nat (mnat). Class drop: the largest fall of the accuracy within a class, in "
-            "points.",
-            neurons=[
-                {"title": f"{name} network, seed {int(network['seed'][0])}", **_neurons(network, models.get(name))}
-                for name, network in networks
-            ],
+            f"{_describe_bars(networks[0][1])}. {pictures}Damage alone: rise of the test loss if only that neuron is "
+            "ablated, bias balanced, in thousandths of a nat (mnat). Class drop: the largest fall of the accuracy "
+            "within a class, in points.",
+            neurons=neurons,
         ),
         Section(
             "The numbers",
@@ -192,37 +216,124 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
     return [section for section in sections if any(section.charts) or section.tables or section.neurons]
 
 
+def _first_network(name: str, network: xr.Dataset) -> str:
+    """Return the name of the first network of a kind; a seed names only a network that the study trained."""
+    if not is_passed(network):
+        return f"{name} network, seed {int(network['seed'][0])}"
+    return f"{name} network" + (f", the first of {network.sizes['seed']}" if network.sizes["seed"] > 1 else "")
+
+
 def provenance_of(results: xr.DataTree) -> dict:
-    """Return the origin of the results, and the program that computes them and this page again."""
-    config = json.loads(results.attrs["config"])
+    """Return the origin of the results, and the programs or the command that compute them and this page again."""
     names = ("created", "device", "dataset", "dataset_origin", "matmul_precision", "format")
     files = json.loads(results.attrs["dataset_sha256"])
-    if conditions_of(results):  # a grid has the checksums of each dataset by its name
+    is_grid = bool(conditions_of(results))
+    if is_grid:  # a grid has the checksums of each dataset by its name
         prefixes = {dataset: f"{dataset}, " if len(files) > 1 else "" for dataset in files}
         files = {prefixes[dataset] + name: value for dataset in files for name, value in files[dataset].items()}
     in_memory = isinstance(files, dict) and "train_images" in files  # the names of files end with their kind
+    # networks that were passed to a grid are the same in every condition
+    study = next(iter(studies_of(results).values()))
+    nodes = select_protocol(study, protocols_of(study)[0]).children
+    networks = {name: node.to_dataset() for name, node in nodes.items()}
+    passed = {name: network for name, network in networks.items() if is_passed(network)}
+    trained = [name for name in networks if name not in passed]
+    config = json.loads(results.attrs["config"])
+    of_passed = stated_settings(config, is_trained=False)
+    config = stated_settings(config, is_trained=bool(trained))
+    rows = {name.replace("_", " "): results.attrs[name] for name in names} | {"device": _device(results)}
+    if passed:
+        rows |= _passed_rows(results, passed)
+        rows |= {f"network {name}": "trained by the study" for name in trained}
+    programs = []
+    if trained:
+        programs.append((_sentence("program", in_memory), _python(config, {}, in_memory, is_grid)))
+    if passed and "command" in results.attrs:
+        words = (
+            "With the versions above, and files of these checksums, this command computes the same results. Its paths "
+            "start from the folder where it ran:"
+        )
+        programs.append((words, results.attrs["command"]))
+    elif passed:
+        programs.append((_sentence("program", True), _python(of_passed, passed, in_memory, is_grid)))
     return {
-        "rows": {name.replace("_", " "): results.attrs[name] for name in names} | {"device": _device(results)},
+        "rows": rows,
         "checksums": files if isinstance(files, dict) else {"data": files},
         "versions": json.loads(results.attrs["versions"]),
         "config": {name: json.dumps(value) for name, value in config.items()},
-        "python": _python(config, in_memory),
-        "with_models": "" if config.get("networks") else ", with your networks by name in `networks`",
-        "with_data": ", with your dataset in `data`" if in_memory else "",
+        "config_of": ", ".join(trained) if passed else "",
+        "programs": programs,
+        "is_passed": bool(passed),
     }
 
 
-def _python(config: dict, in_memory: bool) -> str:
-    """Return the program that computes the results again and writes this page."""
-    settings = ", ".join(f"{name}={_tuple(value)!r}" for name, value in config.items())
-    models = "" if config.get("networks") else ", networks"  # the user's networks by name
-    models += ", data=data" if in_memory else ""
-    return (
-        "import jaxablate as ja\nfrom jaxablate.report import networks_beside, write_report\n\n"
-        f"config = ja.StudyConfig({settings})\n"
-        f'results = ja.run_study(config{models}, run_dir="run")\n'
-        'write_report(results, "report.html", networks=networks_beside(results, "run")[0])\n'
-    )
+def _passed_rows(results: xr.DataTree, networks: Mapping[str, xr.Dataset]) -> dict[str, str]:
+    """Return what is known of networks that were passed to the study, as rows of the table of the origin."""
+    files, rows = json.loads(results.attrs.get("files", "{}")), {}
+    for name, network in networks.items():
+        widths = json.loads(network.attrs["hidden"])
+        sites = ", ".join(f"{site} ({width})" for site, width in zip(layers_of(network), widths, strict=True))
+        parts = [f"{_kind(network)}, not trained by this study", f"neurons: {sites}"]
+        parts += [f"activation function: {network.attrs['activation']}"] * (network.attrs["activation"] != "other")
+        parts += [f"parameters: {network.attrs[key]:,}" for key in ("num_parameters",) if key in network.attrs]
+        rows[f"network {name}"] = "; ".join(parts)
+        if file := files.get(name):
+            rows[f"file of {name}"] = f"{file['name']}, {file['bytes']:,} bytes"
+            rows[f"SHA-256 of the file of {name}"] = file["sha256"]
+            rows |= {f"{words} of {name}": file[fact] for fact, words in FILE_FACTS.items() if fact in file}
+        checksums = [str(checksum) for checksum in network["model_sha256"].values] if "model_sha256" in network else []
+        for number, checksum in enumerate(checksums, 1):
+            which = name if len(checksums) == 1 else f"{name}, {number} of {len(checksums)}"
+            rows[f"SHA-256 of the state of {which}"] = checksum
+    seeds = dict.fromkeys(int(seed) for network in networks.values() for seed in network["seed"].values)
+    rows["seeds"] = f"{', '.join(map(str, seeds))}, of random orders, fills and scores; no network depends on them"
+    return rows
+
+
+def _sentence(what: str, has_placeholders: bool) -> str:
+    """Return the sentence before a program."""
+    fill_in = "; first replace ... in the lines marked as placeholders" if has_placeholders else ""
+    return f"With the versions above, this {what} computes the same results and writes this page{fill_in}:"
+
+
+def _python(config: dict, passed: Mapping[str, xr.Dataset], in_memory: bool, is_grid: bool) -> str:
+    """Return the program that computes the results again and writes this page.
+
+    Args:
+        config: settings of the study.
+        passed: networks that were passed to the study; {} for the program that trains the networks.
+        in_memory: True if the data were passed to the study.
+        is_grid: True for a study of several conditions, whose page shows no networks.
+    """
+    settings = {**config, "networks": ()} if passed else config
+    arguments = ", ".join(f"{name}={_tuple(value)!r}" for name, value in settings.items())
+    lines = ["import jaxablate as ja", "from jaxablate.report import networks_beside, write_report", ""]
+    if passed:
+        lines[1] = "from jaxablate.report import write_report"
+    lines.append(f"config = ja.StudyConfig({arguments})")
+    if in_memory:
+        lines.append("data = ...  # placeholder: your dataset, of the checksums above")
+    elif passed and not is_grid:
+        lines.append("data = ja.load_dataset(config.dataset, seed=config.split_seed, data_dir=config.data_dir)")
+    if passed:
+        node = "results[CONDITION][NAME]" if is_grid else "results[NAME]"
+        lines.append(f'# placeholders: your networks; {node}["model_sha256"] must be the checksums above')
+        lines.append("networks = {")
+        for name, network in passed.items():
+            number = network.sizes["seed"]
+            value = "..." if number == 1 else f"[{', '.join(['...'] * number)}]"
+            lines.append(f"    {name!r}: {value},  # {_kind(network)}")
+        lines.append("}")
+    run = "config" + (", networks" if passed else "") + (", data=data" if in_memory else "")
+    lines.append(f'results = ja.run_study({run}, run_dir="run")')
+    pictures = ', networks=networks_beside(results, "run")[0]'
+    if passed:
+        firsts = ", ".join(
+            f"{name!r}: networks[{name!r}]{'[0]' * (network.sizes['seed'] > 1)}" for name, network in passed.items()
+        )
+        pictures = "" if is_grid else f", networks={{{firsts}}}"
+    lines.append(f'write_report(results, "report.html"{pictures})')
+    return "\n".join([*lines, ""])
 
 
 def _tuple(value):

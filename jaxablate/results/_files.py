@@ -162,7 +162,21 @@ def _require_attributes(path: Path, group: "h5py.Group") -> None:
     seconds = np.asarray(group.attrs.get("seconds", 0.0))  # older files lack it
     if seconds.size != 1 or seconds.dtype.kind not in "iuf":
         bad.append("seconds")
+    # networks from files have these two
+    if not isinstance(group.attrs.get("command", ""), str):
+        bad.append("command")
+    if not _are_file_facts(_from_json(group.attrs.get("files", "{}"))):
+        bad.append("files")
     require(not bad, f"results file {path}: missing or invalid attributes {', '.join(bad)}; the file is damaged")
+
+
+def _are_file_facts(files: Any) -> bool:
+    """Return True for facts of files by network, as `jaxablate ablate` stores them."""
+    kinds = {"name": str, "bytes": int, "sha256": str}
+    return isinstance(files, dict) and all(
+        isinstance(facts, dict) and all(isinstance(facts.get(name), kind) for name, kind in kinds.items())
+        for facts in files.values()
+    )
 
 
 def _from_json(text: object) -> Any:
@@ -202,9 +216,17 @@ def _require_whole(path: Path, name: str, network: xr.Dataset) -> None:
         and all(isinstance(network.attrs.get(name), str) for name in ("protocol", "activation"))
         and _from_json(network.attrs.get("hidden"))
         == [int((network["layer"] == i + 1).sum()) for i in range(num_layers)]
-        and all(isinstance(network.attrs.get(name), int | np.integer) for name in ("first_step", "num_test_examples")),
+        and all(isinstance(network.attrs.get(name), int | np.integer) for name in ("first_step", "num_test_examples"))
+        and isinstance(network.attrs.get("model", ""), str)
+        and isinstance(network.attrs.get("num_parameters", 0), int | np.integer)
+        and ("model_sha256" not in network or _are_texts(network["model_sha256"], "seed")),
         f"results file {path}: {name} lacks labels that jaxablate writes; the file is damaged",
     )
+
+
+def _are_texts(values: xr.DataArray, dim: str) -> bool:
+    """Return True for an array of texts over one dimension."""
+    return values.dims == (dim,) and all(isinstance(value, str) for value in values.values)
 
 
 def save_table(data: xr.Dataset | pd.DataFrame, path: str | Path) -> None:

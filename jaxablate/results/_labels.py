@@ -71,8 +71,14 @@ VARIABLES = {
         "1",
     ),
 }
+MODEL_SHA256 = "SHA-256 of the state of the network: parameters, running statistics and constants"
 HISTORY = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-"""Variables of the training history; networks that were trained elsewhere lack them."""
+"""Variables of the training history; networks that were passed to a study lack them."""
+TRAINING_SETTINGS = (
+    *("networks", "activation", "epochs", "batch_size", "learning_rate", "l2"),
+    *("dropout", "batch_norm", "label_noise"),
+)
+"""Settings of a study that only describe how it trains networks."""
 OPTIONAL = ("single_class_drop", "class_accuracy")
 """Variables that earlier results lack, or a study without `by_class`."""
 COORDINATES = {
@@ -88,6 +94,8 @@ COORDINATES = {
     "step": "step of the ablation",
     "rank": "rank in the order of ablation",
 }
+PASSED_SEED = "seed of random ablation orders, fills and scores"
+"""Long name of the coordinate `seed` of networks that were passed to a study: the seed did not train them."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,21 @@ class Ordering:
         return f"{self.ranking}_{self.direction}"
 
 
+@dataclass(frozen=True)
+class PassedNetworks:
+    """Describe the networks of one architecture that were passed to a study.
+
+    Attributes:
+        kind: the class of the module or the name of the function, in words.
+        num_parameters: number of parameters of each network.
+        sha256: a checksum of the state of each network, in hexadecimal digits.
+    """
+
+    kind: str
+    num_parameters: int
+    sha256: Sequence[str]
+
+
 def network_results(
     variables: Mapping[str, np.ndarray],
     *,
@@ -121,6 +144,7 @@ def network_results(
     fills: Sequence[str],
     num_test_examples: int,
     ablated_numbers: Sequence[np.ndarray] | None = None,
+    passed: PassedNetworks | None = None,
 ) -> xr.Dataset:
     """Label the arrays of the networks of one architecture.
 
@@ -138,6 +162,7 @@ def network_results(
         num_test_examples: number of test examples, the divisor of `correct`.
         ablated_numbers: for each scope, the number of ablated neurons at each step [step]; None if every step of every
             scope ablates one neuron.
+        passed: description of networks that were passed to the study; None for networks that the study trained.
 
     Returns:
         A dataset with long names and units; units "1" mark a count or a fraction. A neuron has the coordinates `neuron`
@@ -147,8 +172,8 @@ def network_results(
     correct = variables["correct"]
     accuracy = np.where(correct == NOT_EVALUATED, np.nan, correct / num_test_examples)
     variables = {**variables, "accuracy": accuracy}
-    # Networks that were trained elsewhere have no history, so the dimension `epoch` may be missing.
-    sizes = {}
+    # Networks that were passed to a study have no history, so the dimension `epoch` may be missing.
+    sizes, long_names = {}, COORDINATES if passed is None else {**COORDINATES, "seed": PASSED_SEED}
     for name, array in variables.items():
         # The arrays give the sizes of the dimensions. xarray raises if two arrays disagree about one.
         sizes.update(zip(VARIABLES[name][0], array.shape, strict=True))
@@ -172,9 +197,10 @@ def network_results(
             name: _labelled(dims, variables[name], long_name, units)
             for name, (dims, long_name, units) in VARIABLES.items()
             if name in variables
-        },
+        }
+        | ({} if passed is None else {"model_sha256": _labelled("seed", list(passed.sha256), MODEL_SHA256)}),
         coords={
-            **{name: _labelled(name, values, COORDINATES[name]) for name, values in coordinates.items()},
+            **{name: _labelled(name, values, long_names[name]) for name, values in coordinates.items()},
             **_neuron_coordinates(sites),
             **_ablated_coordinates(variables["ablated"], sites),
             "num_ablated": _labelled(("scope", "step"), numbers, "ablated neurons (-1: after the last step)"),
@@ -192,8 +218,24 @@ def network_results(
             "hidden": json.dumps([int(width) for width in sites.values()]),
             "activation": activation,
             "num_test_examples": num_test_examples,
+            **({} if passed is None else {"model": passed.kind, "num_parameters": passed.num_parameters}),
         },
     )
+
+
+def is_passed(network: xr.Dataset) -> bool:
+    """Return True if a network was passed to the study, and False if the study trained it."""
+    return not {*HISTORY} & {*network.data_vars}
+
+
+def stated_settings(config: Mapping[str, Any], *, is_trained: bool) -> dict[str, Any]:
+    """Return the settings of a study that are true of its networks.
+
+    Args:
+        config: settings by name.
+        is_trained: False if all networks were passed to the study, so that the settings of training had no effect.
+    """
+    return {name: value for name, value in config.items() if is_trained or name not in TRAINING_SETTINGS}
 
 
 def neuron_numbers(network: xr.Dataset | xr.DataArray) -> xr.DataArray:
@@ -410,12 +452,13 @@ def study_results(
     Returns:
         A tree. The networks of the paper's protocol are at the root, all others under the name of their protocol.
     """
+    is_trained = not all(is_passed(network) for by_name in networks.values() for network in by_name.values())
     attrs = {
         "format": FORMAT,
         "title": "Information-ordered cumulative ablation",
         "config": json.dumps(config, sort_keys=True),
         "seconds": seconds,
-        **_provenance(source),
+        **_provenance(source, is_trained=is_trained),
     }
     # The paper's networks are at the root: results of the default protocol need no prefix.
     nodes = {
@@ -505,10 +548,13 @@ def all_protocols(results: xr.DataTree) -> list[str]:
     return list(dict.fromkeys(name for study in studies_of(results).values() for name in protocols_of(study)))
 
 
-def _provenance(source: Source) -> dict[str, str]:
-    """Return the attributes that say where results come from: data, versions, device, time."""
+def _provenance(source: Source, *, is_trained: bool = False) -> dict[str, str]:
+    """Return the attributes that say where results come from: data, versions, device, time.
+
+    Optax, which only trains networks, has a version only if the study trained one.
+    """
     # The packages that compute and hold the results; all others only draw or print.
-    packages = ("jaxablate", "jax", "jaxlib", "flax", "optax", "numpy", "xarray")
+    packages = ("jaxablate", "jax", "jaxlib", "flax", *(("optax",) if is_trained else ()), "numpy", "xarray")
     # Recorded, but not compared when runs are merged: the same counts come from every device, except for near ties.
     device = jax.devices()[0]
     return {

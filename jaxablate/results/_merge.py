@@ -17,6 +17,8 @@ from jaxablate.results._labels import conditions_of, grid_results
 
 PER_RUN = ("seeds", "dataset", "data_dir")
 """Settings that may differ between runs: the checksums of the data are compared instead of names and paths."""
+ORIGIN = ("command", "files")
+"""Attributes of results from networks in files, which describe one run only."""
 
 
 def merge_results(results: Mapping[str, xr.DataTree]) -> xr.DataTree:
@@ -28,7 +30,8 @@ def merge_results(results: Mapping[str, xr.DataTree]) -> xr.DataTree:
 
     Returns:
         The results of one run of all seeds, in ascending order of the seeds. The attribute `merged_from` lists
-        the seeds, versions, device, duration and date of each run, as JSON. Grids are merged condition by condition.
+        the seeds, versions, device, duration, date, command and files of each run, as JSON. Grids are merged condition
+        by condition.
 
     Raises:
         InputError: for fewer than two runs, settings, data or networks that differ, or a seed that two runs share; the
@@ -118,18 +121,19 @@ def _merged_attrs(results: Mapping[str, xr.DataTree], seeds: list[int]) -> dict[
     # Merged results look like the results of one run, so every reader of results takes them. What differs between the
     # runs is kept in `merged_from`, or joined by " | ".
     attrs = [{str(name): value for name, value in tree.attrs.items()} for tree in results.values()]
+    common = {name: value for name, value in attrs[0].items() if name not in ORIGIN}
     versions = [json.loads(run["versions"]) for run in attrs]
     merged_from = [
         {
             "run": name,
             "seeds": json.loads(run["config"])["seeds"],
             "versions": run_versions,
-            **{key: run[key] for key in ("created", "device", "seconds") if key in run},
+            **{key: run[key] for key in ("created", "device", "seconds", *ORIGIN) if key in run},
         }
         for name, run, run_versions in zip(results, attrs, versions, strict=True)
     ]
     return {
-        **attrs[0],
+        **common,
         "config": json.dumps({**json.loads(attrs[0]["config"]), "seeds": seeds}, sort_keys=True),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": sum(float(run.get("seconds", 0.0)) for run in attrs),

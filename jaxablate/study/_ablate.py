@@ -30,12 +30,13 @@ from jaxablate.histograms import constant_codes
 from jaxablate.metrics import METRICS
 from jaxablate.models import AnyModel
 from jaxablate.models._mlp import is_mlp
-from jaxablate.models._model import ModelSpec, trace_model
+from jaxablate.models._model import ModelSpec, model_kind, trace_model
 from jaxablate.orders import DIRECTIONS, normalize_per_layer, random_orders
 from jaxablate.protocols import FreshSubsets, Protocol, get_protocol
+from jaxablate.pruning import count_parameters
 from jaxablate.quantizers import Quantizer
 from jaxablate.results import NETWORK_SCOPE, network_results
-from jaxablate.results._labels import NO_NEURON, NOT_EVALUATED
+from jaxablate.results._labels import NO_NEURON, NOT_EVALUATED, PassedNetworks
 from jaxablate.scores import compute_score, is_user_defined
 from jaxablate.study._config import StudyConfig
 from jaxablate.study._networks import OnProgress
@@ -156,6 +157,10 @@ def ablate_networks(
         singles = units.get(f"{unit} singles", inputs_digest, partial(_ablate_singly, model, views, test))
         per_seed.append([_collect_arrays(config, history, view, curves, singles) for view in views])
     report(what, total, total, "")
+    passed = None
+    if networks[0][1] is None:
+        model = networks[0][0]
+        passed = PassedNetworks(model_kind(model), count_parameters(model), [state_digest(state) for state in states])
     return {
         view.protocol.name: network_results(
             {name: np.stack([arrays[i][name] for arrays in per_seed]) for name in per_seed[0][i]},
@@ -169,6 +174,7 @@ def ablate_networks(
             fills=config.fill_names(view.protocol),
             num_test_examples=len(data.test),
             ablated_numbers=[config.ablated_numbers(stop - start) for start, stop in scopes.places],
+            passed=passed,
         )
         for i, view in enumerate(views)
     }

@@ -28,16 +28,14 @@ from jaxablate.orders import DIRECTIONS, NORMALIZATIONS
 from jaxablate.protocols import PAPER, Protocol, get_protocol
 from jaxablate.quantizers import get_quantizer
 from jaxablate.results import RANDOM, Ordering
+from jaxablate.results._labels import TRAINING_SETTINGS
 from jaxablate.scores import get_score
 
 EXTRA_FILLS = ("median", "class_mean", "resample", "linear")
 SEQUENCES = ("networks", "seeds", "scores", "protocols", "extra_fills")
 NUMBERS = ("learning_rate", "l2", "dropout", "label_noise")
 COUNTS = ("split_seed", "epochs", "batch_size", "num_random_orders", "num_random_subsets")
-TRAINING = (
-    *("networks", "activation", "seeds", "epochs", "batch_size", "learning_rate", "l2"),
-    *("dropout", "batch_norm", "label_noise"),
-)
+TRAINING = (*TRAINING_SETTINGS, "seeds")
 """Settings on which trained networks depend, in addition to the data."""
 # Seeds are the sample within each condition, and the folder of the data changes no result.
 NOT_VARIED = ("seeds", "data_dir", "vary")

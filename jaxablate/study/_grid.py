@@ -24,6 +24,7 @@ from jaxablate.datasets import Dataset
 from jaxablate.devices import Stop, broadcast_text, num_cores, run_all
 from jaxablate.models import AnyModel
 from jaxablate.results import grid_results
+from jaxablate.results._labels import stated_settings
 from jaxablate.study._config import TRAINING, StudyConfig
 from jaxablate.study._networks import (
     BATCHED,
@@ -130,9 +131,8 @@ def run_conditions(
                     **options,
                 )
         report("conditions", len(conditions), len(conditions), "")
-    return grid_results(
-        {name: trees[name] for name in conditions}, dataclasses.asdict(config), time.monotonic() - start
-    )
+    settings = stated_settings(dataclasses.asdict(config), is_trained=models is None)
+    return grid_results({name: trees[name] for name in conditions}, settings, time.monotonic() - start)
 
 
 def _train_in_batches(

@@ -26,6 +26,7 @@ from jaxablate.devices import Stop, allgather_text, broadcast_text, make_mesh, m
 from jaxablate.models import AnyModel
 from jaxablate.models._model import record_sites, trace_model
 from jaxablate.results import study_results
+from jaxablate.results._labels import stated_settings
 from jaxablate.study._ablate import ablate_networks, state_digest
 from jaxablate.study._config import StudyConfig, network_name
 from jaxablate.study._grid import run_conditions
@@ -72,7 +73,8 @@ def run_study(
         An `xarray.DataTree` with one node for each network: `results["3-layer"]`, or `results["published/3-layer"]`
         under another protocol than the paper's. `select_protocol` selects all networks of a protocol. A node holds
 
-        - the training history (seed, epoch), unless you pass your own models,
+        - the training history (seed, epoch); for your own models instead `model_sha256` (seed), a checksum of the
+          parameters, running statistics and constants of each network,
         - `scores` (seed, score, neuron),
         - `ablated` (seed, scope, ordering, rank),
         - `correct` and `accuracy` (seed, scope, ordering, fill, step); the coordinate `num_ablated` (scope, step) is
@@ -164,7 +166,8 @@ def run_condition(
     by_protocol = {
         protocol: {name: datasets[protocol] for name, datasets in by_network.items()} for protocol in config.protocols
     }
-    return study_results(by_protocol, _settings(config), data.source, time.monotonic() - start)
+    settings = stated_settings(_settings(config), is_trained=models is None)
+    return study_results(by_protocol, settings, data.source, time.monotonic() - start)
 
 
 def _settings(config: StudyConfig) -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""Describe where the network of a command comes from: its file, what was assumed, and the command itself."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+__all__ = ["RecordedCommand", "command_line", "file_facts"]
+
+
+ARGUMENTS = "jaxablate.arguments"
+
+
+class RecordedCommand(TyperCommand):
+    """A command that keeps its arguments as the user gave them, for `command_line`."""
+
+    context_class = typer.Context
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep the arguments, and parse them."""
+        ctx.meta[ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+
+def command_line(context: typer.Context) -> str:
+    """Return the command of a context as a shell takes it, with the options that the user gave."""
+    return shlex.join(["jaxablate", str(context.info_name), *context.meta[ARGUMENTS]])
+
+
+def file_facts(
+    path: Path,
+    *,
+    activation: str,
+    is_pytorch: bool,
+    layers: str | None,
+    state_key: str | None,
+    is_reordered: bool,
+    reference: Path | None,
+) -> dict[str, Any]:
+    """Return what is known of the file of a network, and what was assumed when it was read.
+
+    Args:
+        path: the file.
+        activation: activation function of the network.
+        is_pytorch: True for a state dict of PyTorch, False for a file that jaxablate wrote.
+        layers: value of --layers.
+        state_key: value of --state-key.
+        is_reordered: True if the first weights were reordered for images with the channels last.
+        reference: value of --reference, whose outputs the network has reproduced.
+    """
+    from jaxablate.datasets._types import sha256_of
+
+    facts = {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    if is_pytorch:
+        facts |= {
+            "format": "PyTorch state dict",
+            "activation": f"{activation}, from --activation; the file does not name it",
+            "layers": "the only order that names and shapes allow" if layers is None else f"{layers}, from --layers",
+        }
+        if state_key is not None:
+            facts["state dict"] = f"{state_key}, from --state-key"
+    else:
+        facts |= {
+            "format": "network of jaxablate",
+            "activation": f"{activation}, named in the file",
+            "layers": "named in the file",
+        }
+    if is_reordered:
+        facts["images"] = (
+            "assumed that the network flattens images channel by channel, as PyTorch does; its first weights were "
+            "reordered for images with the channels last"
+        )
+    facts["reference"] = (
+        "not checked, since --reference was not given"
+        if reference is None
+        else f"reproduced, from {reference.name} (SHA-256 {sha256_of(reference)})"
+    )
+    # file names may hold bytes that are not UTF-8, and netCDF stores UTF-8 only
+    return {
+        name: fact.encode("utf-8", "backslashreplace").decode() if isinstance(fact, str) else fact
+        for name, fact in facts.items()
+    }
