@@ -250,6 +250,20 @@ def is_primary() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+def backend_failure() -> str | None:
+    """Return a sentence if JAX cannot start its devices, for example `JAX_PLATFORMS=cuda` without a GPU; else None."""
+    try:
+        jax.devices()
+    except Exception as error:  # RuntimeError, AssertionError, or what a plugin raises
+        platforms = os.environ.get("JAX_PLATFORMS")
+        cause = str(error).strip().split("\n")[0] or type(error).__name__
+        return (
+            f"devices: JAX cannot start {'a device' if platforms is None else f'JAX_PLATFORMS={platforms}'} ({cause}); "
+            "set JAX_PLATFORMS=cpu, or install driver and JAX for the device"
+        )
+    return None
+
+
 def broadcast_from_primary(function: Callable[[], Arrays], source: int = 0) -> Arrays:
     """Call the function in one process and return its arrays in every process.
 

@@ -1,6 +1,7 @@
 """Figures: the paper's catalogue, and that what is drawn is what the results hold."""
 
 import dataclasses
+import io
 import itertools
 
 import numpy as np
@@ -53,6 +54,26 @@ def test_the_catalogue_is_the_paper():
 
 def lines_of(figure) -> dict[str, np.ndarray]:
     return {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
+
+
+def test_a_style_of_the_user_changes_no_picture(results):
+    def picture() -> bytes:
+        file = io.BytesIO()
+        draw_figure(results, 6).savefig(file, format="png", dpi=40)
+        return file.getvalue()
+
+    plain = picture()
+    hostile = {
+        "axes.prop_cycle": matplotlib.cycler("color", ["r"]),
+        "font.size": 60,
+        "lines.linewidth": 9,
+        "axes.grid": True,
+    }
+    with matplotlib.rc_context({**hostile, "text.usetex": True, "figure.constrained_layout.use": True}):
+        figure = draw_figure(results, 6)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=40)
+    assert file.getvalue() == plain
 
 
 def test_order_figures_draw_the_curves(results):

@@ -79,6 +79,7 @@ def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
 
     @functools.wraps(run)
     def with_common_options(*, quiet: bool, as_json: bool, debug: bool, **options: Any) -> None:
+        os.environ["MPLBACKEND"] = "agg"  # commands open no window, and a notebook's backend may not exist here
         _quiet_compiler()
         _require_address_space()
         from jaxablate._files import for_json
@@ -138,7 +139,7 @@ def print_error(text: str) -> None:
 def one_sentence_errors(debug: bool = False) -> Iterator[None]:
     """Print a mistake, a file error or lack of memory as one sentence and exit with 1; print our warnings as notes."""
     from jaxablate._checks import InputError, JaxablateWarning, one_line
-    from jaxablate.devices import is_primary
+    from jaxablate.devices import backend_failure, is_primary
 
     python_showwarning = warnings.showwarning
 
@@ -153,17 +154,19 @@ def one_sentence_errors(debug: bool = False) -> Iterator[None]:
     try:
         yield
     # BrokenPipeError is an OSError, so it has to come first. InputError is a ValueError, and JAX reports a lack of
-    # memory by a RuntimeError. Every other ValueError or RuntimeError is a defect of the program and keeps its
-    # traceback.
+    # memory, or a device that it cannot start, by a RuntimeError or an AssertionError. All others are defects of the
+    # program and keep their traceback.
     except BrokenPipeError:  # the reader has closed its pipe; Typer exits quietly
         raise
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError, AssertionError) as error:
         text = one_line(str(error))
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:  # JAX raises a RuntimeError
             text = (
                 f"memory: no room for the data and the networks ('{text}'); end other programs, raise the limit "
                 "(ulimit -v) or take a larger machine"
             )
+        elif not isinstance(error, InputError | OSError) and (failure := backend_failure()):
+            text = failure
         elif not isinstance(error, InputError | OSError):
             raise
         if debug:

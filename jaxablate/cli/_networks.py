@@ -197,6 +197,9 @@ def ablate(
     if report is not None and is_primary():
         check_report_path(report)
     model, _, file = _read_network(network, activation, layers, state_key, reference, dataset, data_dir)
+    name = _name_in_results(network)
+    if name != network.stem:
+        console.print(f"Name of the network in the results: {name}", highlight=False, markup=False, soft_wrap=True)
     images = load_dataset(dataset, data_dir=data_dir).test.images
     sizes = from_module(model, images).spec.sizes
     config = StudyConfig(
@@ -214,21 +217,21 @@ def ablate(
     if cache:
         keep_compiled_programs()
     if not is_primary():
-        run_study(config, {network.stem: model}, mesh=devices)
+        run_study(config, {name: model}, mesh=devices)
         return {}
     bars = Bars()
     with bars.progress:
-        results = run_study(config, {network.stem: model}, on_progress=bars, mesh=devices)
-    results.attrs |= {"command": command_line(context), "files": json.dumps({network.stem: file})}
+        results = run_study(config, {name: model}, on_progress=bars, mesh=devices)
+    results.attrs |= {"command": command_line(context), "files": json.dumps({name: file})}
     if out.suffix == ".csv":
-        save_table(results[network.stem].to_dataset()[["correct", "accuracy"]], out)
+        save_table(results[name].to_dataset()[["correct", "accuracy"]], out)
     else:
         save_results(results, out)
     print_summary(results)
     print_dataset(results, asked=dataset)
     console.print(f"Curves: {out}", highlight=False, soft_wrap=True)
     if report is not None:
-        write_report(results, report, networks={network.stem: model})
+        write_report(results, report, networks={name: model})
         console.print(f"Report: {report}", highlight=False, soft_wrap=True)
     return {
         "curves": out,
@@ -333,6 +336,15 @@ def prune(
         "dataset_origin": data.source.origin,
         "networks": [asdict(row) for row in comparison.rows],
     }
+
+
+def _name_in_results(path: Path) -> str:
+    """Return the name of a file without its ending, changed where results cannot have it."""
+    from jaxablate.protocols import SETS
+
+    name = "".join(c if c.isprintable() and c not in "/\\:" else "_" for c in path.stem)[:90]
+    is_taken = name.strip(". ") == "" or any(name in protocols for protocols in SETS.values())
+    return f"network {name}" if is_taken else name
 
 
 def _read_network(

@@ -14,8 +14,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from jaxablate.charts import FIGURES, FigureSpec, LineChart, ViolinChart, figure_chart, origin, published_chart
 from jaxablate.results._labels import is_passed
 
-styled = matplotlib.style.context(Path(__file__).with_name("jaxablate.mplstyle"))
-"""Decorator of functions that draw or save a figure in the package's style."""
+styled = matplotlib.style.context(Path(__file__).with_name("jaxablate.mplstyle"), after_reset=True)
+"""Decorator of functions that draw or save a figure in the package's style, whatever the user's matplotlibrc says."""
 
 # by the numbers and names of `charts`
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
