@@ -4,12 +4,20 @@ A message has one line: `argument: problem; remedy`. For shapes, types and enume
 "expected X, got Y".
 """
 
+import dataclasses
 import operator
+import os
+import re
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+AnyArray = jax.Array | np.ndarray
 
 MAX_MESSAGE = 1000
 """Number of characters that a message may have."""
@@ -42,10 +50,42 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
-def require_known(argument: str, name: str, known: Iterable[str]) -> None:
+def describe_value(value: object) -> str:
+    """Return a short text for a value in a message, without the content of an array.
+
+    Arrays are described by type, dtype and shape, other values by a short `repr`, or else by type and length.
+    """
+    name = "Array" if isinstance(value, jax.Array) else type(value).__name__
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if isinstance(shape, tuple) and shape and dtype is not None:
+        return f"{name} of dtype {dtype} and shape {shape}"
+    text = repr(value)
+    if len(text) <= 80 and text.isprintable() and not re.search(r"array|Array|tensor|object at 0x|function <", text):
+        return text
+    return f"{name} of length {len(value)}" if isinstance(value, str | bytes | list | tuple | dict | set) else name
+
+
+def short_repr(self: Any) -> str:
+    """Return the `repr` of a dataclass, with dtype and shape in place of the content of large arrays."""
+    parts = [f"{field.name}={_shorten(getattr(self, field.name))}" for field in dataclasses.fields(self)]
+    return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def _shorten(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shorten, value))})"
+    text = "" if isinstance(value, AnyArray) and value.size > 10 else repr(value)
+    return text if 0 < len(text) <= 100 and text.isprintable() else describe_value(value)
+
+
+def require_known(argument: str, name: object, known: Iterable[str]) -> None:
     """Raise unless `name` is one of the known names, which the message lists."""
     known = list(known)
-    require(name in known, f"{argument}: unknown {name!r}; choose one of {', '.join(known)}")
+    # An array would be compared with each name by its elements.
+    require(
+        isinstance(name, str) and name in known,
+        f"{argument}: unknown {describe_value(name)}; choose one of {', '.join(known)}",
+    )
 
 
 def require_different(argument: str, values: Collection) -> None:
@@ -70,13 +110,64 @@ def require_name(argument: str, name: object) -> None:
         and 1 <= len(name) <= 100
         and not set(name) & {*"/\\:"}
         and name.strip(". ") != "",
-        f"{argument}: expected a name of up to 100 printable characters other than / \\ :, got {name!r}",
+        f"{argument}: expected a name of up to 100 printable characters other than / \\ :, got {describe_value(name)}",
     )
 
 
 def traced(*arrays: object) -> bool:
     """Return True if JAX is tracing any of the arrays: its values are unknown then and cannot be checked."""
     return any(isinstance(array, Tracer) for array in arrays)
+
+
+def host_array(argument: str, values: Any) -> np.ndarray:
+    """Return values as a NumPy array of one dtype.
+
+    Raises:
+        InputError: for what is no array, a masked array, a tensor that NumPy cannot read, or a traced array.
+    """
+    name = type(values).__name__
+    require(
+        not traced(values),
+        f"{argument}: JAX is tracing it, so its values are unknown; call this outside of jit and vmap",
+    )
+    # NumPy would drop the mask and use the values under it.
+    require(
+        not np.ma.is_masked(values),
+        f"{argument}: expected an array without a mask, got a masked array; drop the masked examples, or replace the "
+        "values by .filled(value)",
+    )
+    try:
+        array = np.asarray(values)
+    except Exception as error:  # ragged lists, and tensors of other libraries, which raise anything
+        reason = str(error).strip().split("\n")[0][:150]
+        raise InputError(f"{argument}: expected an array, got {name} ({reason})") from None
+    remedy = "; .toarray() makes an array of it" if hasattr(values, "toarray") else ""
+    require(array.dtype != object or array.ndim > 0, f"{argument}: expected an array, got {name}{remedy}")
+    return array
+
+
+def as_array(argument: str, values: Any) -> Any:
+    """Return a JAX array as it is, and other values as by `host_array`."""
+    return values if isinstance(values, jax.Array) else host_array(argument, values)
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Return True for floating-point dtypes, also for those that NumPy does not know, such as bfloat16."""
+    return jnp.issubdtype(dtype, np.floating)
+
+
+def host_numbers(argument: str, values: Any) -> np.ndarray:
+    """Return values as a NumPy array of real numbers.
+
+    Raises:
+        InputError: as in `host_array`, or for another dtype: NumPy would convert texts, dates and complex numbers.
+    """
+    array = host_array(argument, values)
+    require(
+        array.dtype.kind in "biuf" or is_floating(array.dtype),
+        f"{argument}: expected an array of numbers, got dtype {array.dtype}; convert it, for example by .astype(float)",
+    )
+    return array
 
 
 def require_finite(argument: str, values: np.ndarray, remedy: str = "") -> None:
@@ -86,12 +177,12 @@ def require_finite(argument: str, values: np.ndarray, remedy: str = "") -> None:
     require(bad == 0, f"{argument}: expected finite numbers, got {bad} NaN or infinite of {values.size}{ending}")
 
 
-def finite_float32(argument: str, values: np.ndarray) -> np.ndarray:
+def finite_float32(argument: str, values: Any) -> np.ndarray:
     """Return the values as float32; raise if any is then NaN or infinite."""
     # A float64 beyond the range of float32 becomes infinite; the next line reports it, so NumPy's warning would be a
     # second message.
     with np.errstate(over="ignore"):
-        values = np.asarray(values, np.float32)
+        values = host_numbers(argument, values).astype(np.float32)
     require_finite(argument, values)
     return values
 
@@ -105,14 +196,44 @@ def require_shape(argument: str, array: Any, shape: tuple[int | None, ...], axes
     require(fits, f"{argument}: expected shape ({expected}) = [{axes}], got {array.shape}")
 
 
+def require_type(argument: str, value: object, kind: Any, expected: str) -> None:
+    """Raise unless a value is an instance of a type; `expected` names the type in the message."""
+    if not isinstance(value, kind):  # the description may be slow, as the `repr` of a network is
+        raise InputError(f"{argument}: expected {expected}, got {describe_value(value)}")
+
+
+def require_key(key: object) -> None:
+    """Raise unless a value is a random key of JAX, of the new or the old kind."""
+    # The old kind is an array of uint32.
+    is_key = isinstance(key, jax.Array) and (
+        jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or (key.dtype == np.uint32 and key.ndim == 1)
+    )
+    require(is_key, f"key: expected a random key, jax.random.key(seed), got {describe_value(key)}")
+
+
+def require_number(argument: str, value: Any) -> None:
+    """Raise unless a value is one finite real number."""
+    is_number = isinstance(value, int | float | np.number) or (isinstance(value, AnyArray) and value.ndim == 0)
+    require(
+        is_number and not np.iscomplexobj(value) and bool(np.isfinite(value)),
+        f"{argument}: expected a finite number, got {describe_value(value)}",
+    )
+
+
+def as_path(argument: str, path: object) -> Path:
+    """Return a path; raise unless it is a text or a path."""
+    require_type(argument, path, str | os.PathLike, "a path")
+    return Path(path)  # pyright: ignore[reportArgumentType] (checked above)
+
+
 def require_bool(argument: str, value: object) -> None:
     """Raise `InputError` unless a value is True or False."""
-    require(isinstance(value, bool | np.bool_), f"{argument}: expected True or False, got {value!r}")
+    require(isinstance(value, bool | np.bool_), f"{argument}: expected True or False, got {describe_value(value)}")
 
 
 def require_fraction(argument: str, value: Any, *, below_one: bool = False) -> None:
     """Raise `InputError` unless a value is a number in [0, 1], or in [0, 1) if `below_one`."""
-    require(isinstance(value, int | float | np.number), f"{argument}: expected a number, got {value!r}")
+    require(isinstance(value, int | float | np.number), f"{argument}: expected a number, got {describe_value(value)}")
     require(
         bool(0 <= value < 1) or bool(value == 1 and not below_one),
         f"{argument}: {value} is out of range; choose {'0 or more, and less than 1' if below_one else '0 to 1'}",
@@ -124,7 +245,7 @@ def require_integer(argument: str, value: object) -> int:
     try:
         return operator.index(value)  # pyright: ignore[reportArgumentType] (that is the question)
     except TypeError:
-        raise InputError(f"{argument}: expected an integer, got {value!r}") from None
+        raise InputError(f"{argument}: expected an integer, got {describe_value(value)}") from None
 
 
 def require_count(argument: str, value: object, minimum: int = 1) -> int:
@@ -146,8 +267,69 @@ def require_range(argument: str, values: np.ndarray, low: int, high: int) -> Non
         raise InputError(f"{argument}: expected values in {low}..{high}, got {values.min()}..{values.max()}")
 
 
-def require_labels(labels: np.ndarray, num_examples: int, num_classes: int) -> None:
-    """Raise unless labels are integers [example] in 0..num_classes-1, one for each example."""
-    require_integers("labels", labels)
-    require_shape("labels", labels, (num_examples,), "example")
-    require_range("labels", labels, 0, num_classes - 1)
+def check_labels(
+    labels: Any, num_examples: int | None = None, num_classes: int | None = None, *, argument: str = "labels"
+) -> np.ndarray:
+    """Return labels as a NumPy array of integers [example].
+
+    Args:
+        labels: integers [example].
+        num_examples: number of examples; None for any.
+        num_classes: labels lie in 0..num_classes-1; None for any.
+        argument: names the labels in messages.
+
+    Raises:
+        InputError: for other labels; the message has the expression that makes class labels of them, if there is one.
+    """
+    array = host_array(argument, labels)
+    # Labels in another form are not converted: the same array could mean a regression or several labels per example.
+    # The message names the conversion.
+    remedy = _label_remedy(array)
+    if array.ndim != 1 or num_examples not in (None, len(array)):
+        expected = "any" if num_examples is None else num_examples
+        ending = remedy if array.ndim == 2 else ""
+        raise InputError(f"{argument}: expected shape ({expected}) = [example], got {array.shape}{ending}")
+    is_integer = np.issubdtype(array.dtype, np.integer)
+    require(is_integer, f"{argument}: expected integers, got dtype {array.dtype}{remedy}")
+    if num_classes is not None and array.size:
+        low, high = int(array.min()), int(array.max())
+        require(
+            low >= 0 and high < num_classes,
+            f"{argument}: expected values in 0..{num_classes - 1}, got {low}..{high}"
+            f"{_range_remedy(low, high, num_classes)}",
+        )
+    return array
+
+
+ONE_OUTPUT = (
+    "; one output is one class: make two logits of the output z, jnp.concatenate([0 * z, z], axis=1), or pass "
+    "outcomes={'name': function}"
+)
+UNKNOWN_CLASS = "; drop the examples without a class"
+
+
+def _label_remedy(labels: np.ndarray) -> str:
+    """Return the end of a message on labels that are no integers [example]; "" if there is no remedy."""
+    kind, to_integers = labels.dtype.kind, "; np.asarray(labels, int) converts them"
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        return "; np.ravel(labels) drops the second axis"
+    if kind in "OUSTMm":
+        is_integer = all(isinstance(label, int) for label in labels.ravel().tolist())
+        return to_integers if is_integer else "; np.unique(labels, return_inverse=True)[1] numbers the classes"
+    if kind in "biuf" and labels.ndim == 2 and labels.size:
+        one_hot = ((labels != 0).sum(axis=1) == 1).all() and (labels.max(axis=1) == 1).all()
+        return " (one-hot labels); np.argmax(labels, axis=1) converts them" if one_hot else ""
+    if kind == "f" and not np.isfinite(labels).all():
+        return f" with {int((~np.isfinite(labels)).sum())} NaN or infinite{UNKNOWN_CLASS}"
+    if kind == "f" and (labels != np.floor(labels)).any():
+        return " with fractions; number the classes from 0"
+    return to_integers if kind in "bf" else ""
+
+
+def _range_remedy(low: int, high: int, num_classes: int) -> str:
+    """Return the end of a message on labels low..high that are not in 0..num_classes-1."""
+    if low == 1 and high == num_classes > 1:
+        return "; number the classes from 0, by labels - 1"
+    if num_classes == 1 and (low, high) == (0, 1):
+        return ONE_OUTPUT
+    return UNKNOWN_CLASS if low < 0 or high == 255 else ""

@@ -14,7 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxablate._checks import JaxablateWarning, require, require_finite, require_known, require_labels, require_shape
+from jaxablate._checks import (
+    JaxablateWarning,
+    check_labels,
+    host_array,
+    require,
+    require_count,
+    require_finite,
+    require_key,
+    require_known,
+    require_number,
+    require_shape,
+)
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Activations, Fill, Images, Labels, Masks
 from jaxablate.fills import LinearFill, PerExampleFill
@@ -37,6 +48,7 @@ BATCH_SIZE = 10_000
 MEMORY = 2**28  # bytes of one activation of a batch
 FILLS = ("zero", "constant", "mean", "median", "class_mean", "resample", "optimal", "linear")
 RIDGE = 1e-6
+CHECK = "check the weights and the images"
 EXAMPLES_PER_NEURON = 10  # a linear fill from fewer examples predicts these examples better than others
 
 
@@ -78,7 +90,8 @@ def mean_activations(model: AnyModel, images: Images) -> Fill:
         float32 [neuron], all sites in network order: the mean over examples, and over a unit's positions in an example.
 
     Raises:
-        InputError: for images that the model does not take, or a module that cannot be ablated.
+        InputError: for images that the model does not take, a module that cannot be ablated, or means that are NaN or
+            infinite.
 
     Source: paper, section 4 (bias balancing).
 
@@ -92,7 +105,9 @@ def mean_activations(model: AnyModel, images: Images) -> Fill:
     for batch in batches:  # added in float64, because a float32 sum over many batches would lose digits
         means = [_reduce_positions(jnp.mean, h) for h in batch]
         total = total + np.concatenate([np.asarray(h.sum(axis=0), np.float64) for h in means])
-    return jnp.asarray(total / count, jnp.float32)
+    mean = np.asarray(total / count, np.float32)
+    require_finite("mean activations", mean, CHECK)
+    return jnp.asarray(mean)
 
 
 def zero_fractions(model: AnyModel, images: Images) -> np.ndarray:
@@ -166,8 +181,8 @@ def compute_fill(
         JaxablateWarning: if "linear" gets fewer than ten examples for each neuron of a site.
 
     Raises:
-        InputError: for an unknown kind, a missing argument that the kind needs, a class without examples, or images
-            that the model does not take.
+        InputError: for an unknown kind, a missing argument that the kind needs, a class without examples, images
+            that the model does not take, or activations that are NaN or infinite.
 
     Source: "optimal" follows M. Li and L. Janson, Optimal ablation for interpretability (2024).
 
@@ -188,17 +203,19 @@ def compute_fill(
     missing = [name for name, argument in needed.get(kind, {}).items() if argument is None]
     require(not missing, f"fill {kind!r}: expected {' and '.join(missing)}, got none")
     if key is not None:
-        require(
-            isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key),
-            f"key: expected a random key, jax.random.key(seed), got {type(key).__name__}",
-        )
+        require_key(key)
     if labels is not None:
-        require_labels(np.asarray(labels), len(images), network.num_classes)
+        labels = check_labels(labels, len(images), network.num_classes)
     if keep is not None and kind in ("optimal", "linear"):
-        keep = np.asarray(keep)
+        keep = host_array("keep", keep)
         require(keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {keep.dtype}")
         require_shape("keep", keep, (None, network.num_neurons), "mask, neuron")
-        require(len(keep) > 0 and steps >= 1, f"{kind} fill: expected masks and steps, got {len(keep)} and {steps}")
+        require(len(keep) > 0, f"{kind} fill: expected at least one mask, got none")
+    if kind == "constant":
+        require_number("value", value)
+    if kind == "optimal":
+        steps, batch_size = require_count("steps", steps), require_count("batch_size", batch_size)
+        require_number("learning_rate", learning_rate)
     if kind in ("zero", "constant"):
         constant = np.full(network.num_neurons, value if kind == "constant" else 0.0, np.float32)
         require_finite("fill", constant)
@@ -206,15 +223,16 @@ def compute_fill(
     if kind == "mean":
         return mean_activations(model, images)
     if kind == "median":
-        outputs = _record_outputs(model, images)
+        outputs = _record_finite(model, images)
         return jnp.concatenate([jnp.median(h.reshape(-1, h.shape[-1]), axis=0) for h in outputs])
     if kind == "class_mean":
-        outputs = _record_outputs(model, images)
-        return PerExampleFill(tuple(_class_means(h, np.asarray(labels), network.num_classes) for h in outputs))
+        outputs = _record_finite(model, images)
+        by_label = np.asarray(labels)
+        return PerExampleFill(tuple(_class_means(h, by_label, network.num_classes) for h in outputs))
     if kind == "linear":
         return fit_linear(network, state, images, ridge, keep)
     if kind == "resample":
-        return PerExampleFill(tuple(_record_outputs(model, images)), key)
+        return PerExampleFill(tuple(_record_finite(model, images)), key)
     start = np.asarray(mean_activations(model, images))
     settings = steps, min(batch_size, len(images)), learning_rate
     fitted = _fit_optimal(network, settings, state, start, images, jnp.asarray(labels), jnp.asarray(keep), key)
@@ -230,10 +248,17 @@ def _reduce_positions(reduction: Callable, outputs: jax.Array) -> jax.Array:
     return reduction(outputs, axis=tuple(range(1, outputs.ndim - 1))) if outputs.ndim > 2 else outputs
 
 
-def _record_outputs(model: AnyModel, images: Images) -> list[jax.Array]:
-    """Record the outputs of every site for every image, float32 [example, ..., neuron]."""
-    _, batches = _record_batches(model, images)
-    return [jnp.concatenate(site).astype(jnp.float32) for site in zip(*batches, strict=True)]
+def _record_finite(model: AnyModel, images: Images) -> list[jax.Array]:
+    """Record the outputs of every site for every image, float32 [example, ..., neuron].
+
+    Raises:
+        InputError: if an output is NaN or infinite.
+    """
+    network, batches = _record_batches(model, images)
+    outputs = [jnp.concatenate(site).astype(jnp.float32) for site in zip(*batches, strict=True)]
+    for name, values in zip(network.sites, outputs, strict=True):
+        require_finite(f"activations of site {name!r}", np.asarray(values), CHECK)
+    return outputs
 
 
 def _record_batches(model: AnyModel, images: Images) -> tuple[ModelSpec, Iterator[list[jax.Array]]]:
@@ -311,13 +336,14 @@ def _moments(
         values = [np.asarray(h, np.float64).reshape(-1, h.shape[-1]) for h in batch]
         shifts = shifts or [h.mean(axis=0) for h in values]
         for total, h, shift in zip(sums, values, shifts, strict=True):
-            shifted = np.column_stack([h - shift, np.ones(len(h))])
-            total += shifted.T @ shifted
+            with np.errstate(invalid="ignore"):  # infinity minus infinity, which the check below reports
+                shifted = np.column_stack([h - shift, np.ones(len(h))])
+                total += shifted.T @ shifted
     for name, total, shift in zip(network.sites, sums, shifts, strict=True):
         mean_products = total / total[-1, -1]
         mean = mean_products[-1, :-1]
         covariance = mean_products[:-1, :-1] - np.outer(mean, mean)
-        require_finite(f"activations of site {name!r}", covariance, "check the weights and the images")
+        require_finite(f"activations of site {name!r}", covariance, CHECK)
         moments.append((shift + mean, covariance))
     return moments
 

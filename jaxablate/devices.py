@@ -26,10 +26,12 @@ from jax.sharding import PartitionSpec as P
 
 from jaxablate._checks import (
     InputError,
+    as_array,
+    check_labels,
+    describe_value,
     require,
     require_integer,
     require_integers,
-    require_labels,
     require_range,
     require_shape,
     traced,
@@ -101,9 +103,9 @@ def mesh_for(mesh: Mesh | None, *arrays: Any) -> Mesh | None:
     if mesh is None:
         return None
     if not isinstance(mesh, Mesh) or mesh.axis_names != (DATA,):
+        actual = f"axes {mesh.axis_names}" if isinstance(mesh, Mesh) else describe_value(mesh)
         raise InputError(
-            f"mesh: expected a mesh with the one axis '{DATA}', got {type(mesh).__name__} "
-            f"{getattr(mesh, 'axis_names', mesh)}; make it with ja.devices.make_mesh"
+            f"mesh: expected a mesh with the one axis '{DATA}', got {actual}; make it with ja.devices.make_mesh"
         )
     processes = {device.process_index for device in mesh.devices.flat}
     # Results are gathered either in this process alone or from all processes. With a mesh of some of them, the others
@@ -141,8 +143,7 @@ def require_examples(labels: Any, num_examples: int, num_classes: int) -> int:
         InputError: if a label is not a class, or every label is padding.
     """
     if not is_partly_remote(labels):
-        require_labels(np.asarray(labels), num_examples, num_classes)
-        return num_examples
+        return len(check_labels(labels, num_examples, num_classes))
     require_integers("labels", labels)
     require_shape("labels", labels, (num_examples,), "example")
     require_range("labels", np.asarray(range_of(labels)), -1, num_classes - 1)
@@ -192,9 +193,8 @@ def shard_examples(mesh: Mesh, images: Any, labels: Any) -> tuple[jax.Array, jax
     """
     if mesh_for(mesh) is None:
         raise InputError("mesh: expected a mesh, got None; make it with ja.devices.make_mesh")
-    labels = np.asarray(labels)
-    require_integers("labels", labels)
-    require_shape("labels", labels, (len(images),), "example")
+    images, labels = as_array("images", images), check_labels(labels)
+    require_shape("labels", labels, images.shape[:1], "example")
     require_range("labels", labels, 0, 2**31 - 1)
     require(len(labels) > 0, "images: a process has no example; give each process at least one")
     if not mesh.is_multi_process:

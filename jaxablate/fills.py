@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxablate._checks import short_repr
 from jaxablate._typing import Fill, Labels
 
 __all__ = ["AffineFill", "AnyFill", "LinearFill", "PerExampleFill"]
@@ -34,6 +35,8 @@ class AffineFill:
 
     scale: Fill
     offset: Fill
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class LinearFill:
     covariances: tuple[np.ndarray, ...]
     ridge: float
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class PerExampleFill:
@@ -81,6 +86,8 @@ class PerExampleFill:
 
     tables: tuple[jax.Array, ...]
     key: jax.Array | None = None
+
+    __repr__ = short_repr
 
     def rows(self, labels: Labels) -> jax.Array:
         """Return the row of each example, int32 [example]."""

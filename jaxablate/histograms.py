@@ -17,7 +17,16 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool
 
-from jaxablate._checks import require, require_count, require_integers, require_range, traced
+from jaxablate._checks import (
+    as_array,
+    host_array,
+    require,
+    require_count,
+    require_integers,
+    require_range,
+    require_shape,
+    traced,
+)
 from jaxablate._typing import AnyArray, Codes, Counts, Labels
 from jaxablate.devices import DATA, is_sharded, mesh_for, pad_and_shard, range_of, require_examples
 
@@ -60,7 +69,7 @@ def joint_histogram(
     if traced(codes, labels):
         require(mesh is None, "mesh: not used inside jax.jit, which keeps the sharding of its inputs; leave it out")
     else:
-        codes, labels = (array if isinstance(array, jax.Array) else np.asarray(array) for array in (codes, labels))
+        codes, labels = as_array("codes", codes), as_array("labels", labels)
         _check_codes(codes, labels, num_codes, num_classes)
         mesh = mesh_for(mesh, codes, labels)
     # The index of a cell is an int32, and so is its count.
@@ -97,7 +106,10 @@ def constant_codes(counts: Counts) -> Bool[np.ndarray, "neuron"]:
         >>> ja.histograms.constant_codes(np.array([[[3, 0], [4, 0]], [[3, 0], [3, 1]]])).tolist()
         [True, False]
     """
-    return (np.asarray(counts).sum(axis=1) > 0).sum(axis=1) <= 1
+    counts = host_array("counts", counts)
+    require_integers("counts", counts)
+    require_shape("counts", counts, (None, None, None), "neuron, class, code")
+    return (counts.sum(axis=1) > 0).sum(axis=1) <= 1
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))

@@ -19,13 +19,17 @@ import numpy as np
 from jaxtyping import Float, Int32
 
 from jaxablate._checks import (
+    check_labels,
+    host_array,
+    host_numbers,
     require,
     require_count,
     require_finite,
     require_integers,
-    require_labels,
+    require_key,
     require_range,
     require_shape,
+    short_repr,
 )
 from jaxablate._typing import AnyArray, Codes, Labels, Scores
 
@@ -53,6 +57,8 @@ class PairInformation:
     """
 
     joint: Pairs
+
+    __repr__ = short_repr
 
     @property
     def single(self) -> Scores:
@@ -120,12 +126,12 @@ def pair_information(codes: Codes, labels: Labels, *, num_codes: int, num_classe
         ([[0.0, 0.0], [0.0, 0.0]], [0.0, 0.6930999755859375])
     """
     num_codes, num_classes = require_count("num_codes", num_codes), require_count("num_classes", num_classes)
-    host_codes, host_labels = np.asarray(codes), np.asarray(labels)
+    host_codes = host_array("codes", codes)
     require_integers("codes", host_codes)
     require_shape("codes", host_codes, (None, None), "example, neuron")
     require(host_codes.size > 0, f"codes: expected at least one example and neuron, got shape {host_codes.shape}")
     require_range("codes", host_codes, 0, num_codes - 1)
-    require_labels(host_labels, len(host_codes), num_classes)
+    host_labels = check_labels(labels, len(host_codes), num_classes)
     neurons = host_codes.shape[1]
     cells = num_classes * num_codes**2 * neurons
     require(cells < 2**31, f"joint counts: expected fewer than 2^31 cells for a neuron, got {cells}; use fewer codes")
@@ -262,7 +268,8 @@ def loss_curvature(
         >>> ja.interactions.loss_curvature(changes, np.array([[0.5, 0.5]])).round(6).tolist()
         [[1.0, 0.0], [0.0, 0.0]]
     """
-    changes, p = np.asarray(logit_changes, np.float64), np.asarray(probabilities, np.float64)
+    changes = host_numbers("logit_changes", logit_changes).astype(np.float64)
+    p = host_numbers("probabilities", probabilities).astype(np.float64)
     require_shape("logit_changes", changes, (None, None, None), "neuron, example, class")
     require_shape("probabilities", p, changes.shape[1:], "example, class")
     require(p.size > 0, f"probabilities: expected at least one example and class, got shape {p.shape}")
@@ -339,6 +346,7 @@ def mantel_test(
         require(len(matrix) == neurons, f"{name}: expected {neurons} neurons as in the first, got {len(matrix)}")
     require(neurons >= 3, f"first: expected 3 neurons or more, got {neurons}")
     num_permutations = require_count("num_permutations", num_permutations)
+    require_key(key)
     a, b, *controls = (_standard_ranks(matrix) for matrix in matrices.values())
     for c in controls:
         a, b = _residual(a, c), _residual(b, c)
@@ -395,7 +403,7 @@ def _permuted_correlations(a: jax.Array, b: jax.Array, keys: jax.Array) -> jax.A
 
 def _symmetric_matrix(argument: str, matrix: Pairs) -> np.ndarray:
     """Return the matrix as float64; raise unless it is square, finite and symmetric."""
-    host = np.asarray(matrix, np.float64)
+    host = host_numbers(argument, matrix).astype(np.float64)
     square = host.ndim == 2 and host.shape[0] == host.shape[1]
     require(square, f"{argument}: expected shape [neuron, neuron], got {host.shape}")
     require_finite(argument, host)

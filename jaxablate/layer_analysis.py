@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from jaxablate.results import NETWORK_SCOPE
+from jaxablate.results._labels import require_network_results
 from jaxablate.statistics import estimate
 
 __all__ = ["damage_correlations", "layer_shares", "mean_and_interval"]
@@ -29,6 +30,7 @@ def layer_shares(network: xr.Dataset) -> xr.DataArray:
         >>> bool((abs(shares.sum("layer") - 1) < 1e-12).all())
         True
     """
+    require_network_results(network)
     ablated = network["ablated"].sel(scope=NETWORK_SCOPE).drop_vars("scope")
     ablated = ablated.isel(ordering=np.flatnonzero((ablated >= 0).all(("seed", "rank"))))
     layers = np.unique(network["layer"])
@@ -54,6 +56,7 @@ def damage_correlations(network: xr.Dataset) -> xr.DataArray:
         >>> ja.layer_analysis.damage_correlations(results["3-layer-10-8-9"].to_dataset()).dims
         ('seed', 'score', 'scope')
     """
+    require_network_results(network)
     scopes, damage = network["scope"].values, network["single_damage"].values
     correlations = np.empty((network.sizes["seed"], network.sizes["score"], len(scopes)))
     # Rank correlation, since a score need not be proportional to the damage. Within a layer it compares like with like;

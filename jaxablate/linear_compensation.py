@@ -15,7 +15,16 @@ import numpy as np
 import scipy.linalg
 from threadpoolctl import ThreadpoolController
 
-from jaxablate._checks import InputError, require, require_finite
+from jaxablate._checks import (
+    InputError,
+    describe_value,
+    host_array,
+    host_numbers,
+    require,
+    require_finite,
+    require_fraction,
+    require_shape,
+)
 from jaxablate.fills import LinearFill
 
 __all__ = ["effective_rank", "elimination_ranks", "predictors", "r_squared", "unique_variances"]
@@ -55,7 +64,7 @@ def check_ridge(ridge: object) -> None:
     """Raise `InputError` unless a ridge is a finite number of at least `SMALLEST_RIDGE`."""
     require(
         isinstance(ridge, int | float | np.number) and SMALLEST_RIDGE <= float(ridge) < np.inf,
-        f"ridge: expected a number from {SMALLEST_RIDGE:g}, got {ridge!r}",
+        f"ridge: expected a number from {SMALLEST_RIDGE:g}, got {describe_value(ridge)}",
     )
 
 
@@ -99,6 +108,15 @@ def check_linear_fill(fill: LinearFill, sites: Mapping[str, int], leading: tuple
     return LinearFill(means.reshape(-1, means.shape[-1]), by_network, float(fill.ridge))
 
 
+def _check_covariance(argument: str, covariance: np.ndarray, ridge: object = SMALLEST_RIDGE) -> np.ndarray:
+    """Return a covariance [unit, unit] in float64; raise unless it is a finite square matrix and the ridge a number."""
+    check_ridge(ridge)
+    matrix = host_numbers(argument, covariance).astype(np.float64)
+    require_shape(argument, matrix, (len(matrix) if matrix.ndim else None,) * 2, "unit, unit")
+    require_finite(argument, matrix)
+    return matrix
+
+
 def regularize(covariance: np.ndarray, ridge: float) -> np.ndarray:
     """Return C + lambda I from C, both float64 [..., unit, unit], with lambda from `penalty`."""
     return covariance + penalty(covariance, ridge)[..., None, None] * np.eye(covariance.shape[-1])
@@ -125,6 +143,10 @@ def predictors(covariance: np.ndarray, ridge: float, keep: np.ndarray) -> np.nda
         float32 [mask, unit, unit]: the weight of the first unit in the prediction of the second. For each mask the
         block [K, G] is (C_KK + lambda I)^-1 C_KG, and all other entries are 0.
     """
+    covariance = _check_covariance("covariance", covariance, ridge)
+    keep = host_array("keep", keep)
+    require(keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {keep.dtype}")
+    require_shape("keep", keep, (None, len(covariance)), "mask, unit")
     weights, regularized = np.zeros((*keep.shape, keep.shape[1]), np.float32), regularize(covariance, ridge)
     for i, kept in enumerate(keep):
         inner, outer = np.ix_(kept, kept), np.ix_(kept, ~kept)
@@ -193,6 +215,7 @@ def unique_variances(covariance: np.ndarray, ridge: float) -> np.ndarray:
         >>> ja.linear_compensation.unique_variances(covariance, 1e-9).round(6)
         array([0.36, 0.36])
     """
+    covariance = _check_covariance("covariance", covariance, ridge)
     precision = np.linalg.inv(regularize(covariance, ridge))
     return np.maximum(1 / np.diag(precision) - penalty(covariance, ridge), 0)
 
@@ -220,8 +243,11 @@ def elimination_ranks(covariance: np.ndarray, ridge: float, weights: np.ndarray)
         >>> ja.linear_compensation.elimination_ranks(covariance, 1e-9, np.ones((3, 1)))
         array([0, 2, 1])
     """
+    covariance = _check_covariance("covariance", covariance, ridge)
     precision = np.linalg.inv(regularize(covariance, ridge))
-    weights = np.array(weights, np.float64).reshape(len(covariance), -1)
+    weights = host_numbers("weights", weights).astype(np.float64)
+    require_shape("weights", weights, (len(covariance), *weights.shape[1:]), "unit, ...")
+    weights = weights.reshape(len(covariance), -1)
     ranks, remaining = np.empty(len(covariance), int), np.ones(len(covariance), bool)
     for step in range(len(covariance)):
         # 1 / P_jj = v_j + lambda, the factor of the saliency. Rows of removed units are 0 up to rounding.
@@ -255,6 +281,11 @@ def r_squared(
         >>> ja.linear_compensation.r_squared(covariance, 1e-9, np.zeros(2), covariance, np.zeros(2)).round(6)
         array([0.64, 0.64])
     """
+    covariance = _check_covariance("covariance", covariance, ridge)
+    test_covariance = _check_covariance("test_covariance", test_covariance)
+    means, test_means = host_numbers("means", means), host_numbers("test_means", test_means)
+    for name, array in (("test_covariance", test_covariance[0]), ("means", means), ("test_means", test_means)):
+        require_shape(name, array, (len(covariance),), "unit")
     # e = r (h - means) for each row r of the residuals, so E[e^2] = r E[(h - means) (h - means)^T] r^T: the means and
     # covariance of the test examples suffice.
     residuals = removal_basis(covariance, ridge, np.ones(len(covariance), bool)).residuals
@@ -279,6 +310,8 @@ def effective_rank(covariance: np.ndarray, share: float = 0.99) -> int:
         >>> ja.linear_compensation.effective_rank(np.diag([9.0, 0.5, 0.5]), 0.9)
         1
     """
+    covariance = _check_covariance("covariance", covariance)
+    require_fraction("share", share)
     # Rounding can make an eigenvalue slightly negative. It can also make the last sum smaller than `total`, so the
     # limit has a tolerance.
     variances = np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0)

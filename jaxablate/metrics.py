@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxablate._checks import require, require_integers, require_known, traced
+from jaxablate._checks import host_array, require, require_integers, require_known, traced
 from jaxablate._typing import AnyArray, Counts, Scores
 
 __all__ = [
@@ -203,7 +203,7 @@ def _check_counts(counts: Counts) -> Counts:
     """Return the counts as a JAX array; raise unless they are counts of at least one example for each neuron."""
     if traced(counts):
         return counts
-    host = np.asarray(counts)
+    host = host_array("counts", counts)
     require_integers("counts", host)
     require(host.ndim == 3, f"counts: expected shape [neuron, class, code], got {host.shape}")
     totals = host.sum(axis=(1, 2), dtype=np.int64)
@@ -217,7 +217,7 @@ def _check_counts(counts: Counts) -> Counts:
     require(
         largest < 2**31, f"counts: expected sums that int32 can hold, up to {2**31 - 1}, got {largest}; take a part"
     )
-    return jnp.asarray(counts)
+    return jnp.asarray(host)
 
 
 # The formulas below are written so that special values are exact:

@@ -13,7 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, Num
 
-from jaxablate._checks import InputError, require, require_finite, require_integers, require_known
+from jaxablate._checks import (
+    InputError,
+    host_array,
+    host_numbers,
+    require,
+    require_count,
+    require_finite,
+    require_integers,
+    require_key,
+    require_known,
+)
 from jaxablate._typing import AnyArray, Masks, Order, Orders, Scores
 from jaxablate.devices import to_device
 
@@ -68,7 +78,7 @@ def ablation_order(
         [0, 1, 2, 3]
     """
     require_known("direction", direction, DIRECTIONS)
-    values = np.asarray(scores)
+    values = host_numbers("scores", scores)
     require(values.ndim == 1, f"scores: expected shape [neuron], got {values.shape}")
     if site is not None:
         sites = _sites_of_scores(scores)
@@ -129,7 +139,7 @@ def normalize_per_layer(scores: Scores, layers: Int[AnyArray, "neuron"], how: st
         [0.25, 0.75, 0.25, 0.75]
     """
     require_known("normalization", how, NORMALIZATIONS)
-    values, layers = np.asarray(scores, np.float64), np.asarray(layers)
+    values, layers = host_numbers("scores", scores).astype(np.float64), host_array("layers", layers)
     require(values.ndim == 1, f"scores: expected shape [neuron], got {values.shape}")
     require(layers.shape == values.shape, f"layers: expected one for each of {len(values)} neurons, got {layers.shape}")
     require_finite("scores", values)
@@ -170,6 +180,8 @@ def random_orders(num_neurons: int, num_orders: int, *, key: jax.Array) -> Order
         >>> ja.random_orders(5, 3, key=jax.random.key(0)).shape
         (3, 5)
     """
+    require_key(key)
+    num_neurons, num_orders = require_count("num_neurons", num_neurons), require_count("num_orders", num_orders)
     # One key for each order. The first orders are the same for every number of orders, since JAX derives key i from i
     # alone.
     keys = jax.random.split(key, num_orders)
@@ -191,7 +203,7 @@ def check_orders(
     Raises:
         InputError: for more steps than ranks, or an unknown or repeated neuron.
     """
-    array = np.asarray(orders)
+    array = host_array("orders", orders)
     require_integers("orders", array)
     require(array.ndim == 2 and array.size > 0, f"orders: expected shape [order, rank], got {array.shape}")
     require(
@@ -245,6 +257,7 @@ def masks_of_orders(orders: Orders, num_neurons: int, steps: int) -> Masks:
         >>> ja.orders.masks_of_orders(np.array([[2, 0]]), 3, 2).astype(int).tolist()
         [[1, 1, 1], [1, 1, 0], [0, 1, 0]]
     """
+    num_neurons, steps = require_count("num_neurons", num_neurons), require_count("steps", steps, 0)
     array = check_orders(orders, num_neurons, steps)
     # rank[order, neuron] is the step that ablates the neuron, minus one; neurons outside the order are never ablated
     rank = np.full((len(array), num_neurons), array.shape[1], np.int32)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import InputError, require, require_finite, require_shape
+from jaxablate._checks import InputError, host_array, host_numbers, require, require_finite, require_shape, require_type
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Fill, Images, Mask
 from jaxablate.fills import LinearFill
@@ -81,7 +81,7 @@ def prune(
         >>> ja.prune(model, np.array([True, False, True, True, True])).hidden
         (2, 2)
     """
-    keep = np.asarray(keep)
+    keep = host_array("keep", keep)
     require(keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {keep.dtype}")
     compared = images is not None
     if images is None and is_mlp(model):  # cutting an MLP is plain algebra; zeros serve to trace it
@@ -97,7 +97,7 @@ def prune(
         constant is None or isinstance(constant, np.ndarray | jax.Array | list | tuple),
         f"fill: expected numbers [neuron], the same for every example, or a linear fill, got {type(fill).__name__}",
     )
-    values = np.zeros(spec.num_neurons, np.float32) if constant is None else np.asarray(constant, np.float32)
+    values = host_numbers("fill", np.zeros(spec.num_neurons) if constant is None else constant).astype(np.float32)
     require_shape("fill", values, (spec.num_neurons,), "neuron")
     require_finite("fill", values)
     keeps, fills = (np.split(array, spec.offsets[1:-1]) for array in (keep, values))
@@ -137,6 +137,7 @@ def count_parameters(model: AnyModel) -> int:
         >>> ja.pruning.count_parameters(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)))
         23
     """
+    require_type("model", model, AnyModel, "a network")
     leaves = jax.tree.leaves(nnx.state(model, nnx.Param)) if isinstance(model, nnx.Module) else model.state
     return sum(leaf.size for leaf in leaves)
 

@@ -26,7 +26,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxablate._checks import InputError, require, require_count, require_finite, require_known, traced
+from jaxablate._checks import (
+    InputError,
+    describe_value,
+    host_numbers,
+    require,
+    require_count,
+    require_finite,
+    require_known,
+    require_type,
+    short_repr,
+    traced,
+)
 from jaxablate._typing import Activations, AnyArray, Codes
 from jaxablate.devices import to_device
 
@@ -51,7 +62,7 @@ def _to_numbers(what: str, values: object) -> np.ndarray:
             # raise here.
             return np.asarray(np.asarray(values, np.float64), np.float32)
     except (TypeError, ValueError):
-        raise InputError(f"{what}: expected numbers, got {values!r}") from None
+        raise InputError(f"{what}: expected numbers, got {describe_value(values)}") from None
 
 
 @runtime_checkable
@@ -94,6 +105,8 @@ class _Edges:
     edges: Float[AnyArray, "edge *neuron"]
     strict: bool = False
 
+    __repr__ = short_repr
+
     @property
     def num_codes(self) -> int:
         """Number of codes, one more than edges."""
@@ -110,7 +123,9 @@ class _Edges:
         Raises:
             InputError: if each neuron has its own edges and the number of neurons differs.
         """
-        activations = to_device(activations)
+        activations = to_device(
+            activations if isinstance(activations, jax.Array) else host_numbers("activations", activations)
+        )
         # Edges [edge, neuron] are compared with activations [example, neuron] along the last axis. Without this check a
         # network of one neuron would be broadcast silently.
         neuron_shape = np.shape(self.edges)[1:]
@@ -145,7 +160,7 @@ class _Unfitted:
 
     def fit(self, activations: Activations) -> Quantizer:
         """Return the quantizer with edges from these activations."""
-        values = np.asarray(activations, np.float32)
+        values = host_numbers("activations", activations).astype(np.float32)
         require(values.ndim == 2, f"activations: expected shape [example, neuron], got {values.shape}")
         # NaN and infinity have no rank: an edge at one of them would leave codes without meaning.
         require_finite("activations", values)
@@ -358,6 +373,7 @@ def default_quantizer(activation: str) -> Quantizer:
         >>> ja.quantizers.default_quantizer("relu")(jnp.array([[0.0, 0.1]])).tolist()
         [[0, 1]]
     """
+    require_type("activation", activation, str, "a name")
     kind = activation.partition(":")[0]
     require_known("activation", kind, _DEFAULTS)
     return _DEFAULTS[kind]
@@ -404,7 +420,7 @@ def get_quantizer(setting: str | float) -> Quantizer:
     except ValueError:
         pass  # text in the place of a number: an unknown setting
     raise InputError(
-        f"quantizer: unknown {setting!r}; choose mean, positive, quantile:BINS, uniform:BINS:LOW:HIGH, "
+        f"quantizer: unknown {describe_value(setting)}; choose mean, positive, quantile:BINS, uniform:BINS:LOW:HIGH, "
         "levels:EDGE:EDGE:... or a threshold (also activation, for networks that know their activation function)"
     )
 

@@ -18,7 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxablate._checks import require, require_finite, require_known, require_labels
+from jaxablate._checks import (
+    as_array,
+    check_labels,
+    require,
+    require_count,
+    require_finite,
+    require_known,
+    require_type,
+    short_repr,
+)
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import AnyArray, Counts, Images, Labels
 from jaxablate.ablation import ShapleyValues, evaluate_masks, shapley_values, single_ablation
@@ -69,13 +78,15 @@ class Evidence:
     quantizer: Quantizer = field(default_factory=mean)
     key: jax.Array | None = None
 
+    __repr__ = short_repr
+
     def __post_init__(self):
-        require(
-            isinstance(self.quantizer, Quantizer),
-            "quantizer: expected a quantizer from ja.quantizers (get_quantizer reads settings), got "
-            f"{self.quantizer!r}",
+        require_type(
+            "quantizer", self.quantizer, Quantizer, "a quantizer from ja.quantizers (get_quantizer reads settings)"
         )
-        require_labels(np.asarray(self.labels), len(self.images), self.num_classes)
+        images = as_array("images", self.images)
+        require(images.ndim > 0, "images: expected [example, ...], got shape ()")
+        check_labels(self.labels, len(images), require_count("num_classes", self.num_classes))
 
     @cached_property
     def activations(self) -> np.ndarray:
@@ -144,8 +155,7 @@ class Evidence:
     def taylor(self) -> np.ndarray:
         """Mean over examples of |sum over positions of a dL/da|, L the cross-entropy in nats, float64 [neuron]."""
         network, state, images = trace_model(self.model, self.images)
-        require_labels(np.asarray(self.labels), len(images), network.num_classes)
-        labels = jnp.asarray(self.labels)
+        labels = jnp.asarray(check_labels(self.labels, len(images), network.num_classes))
         total = np.zeros(network.num_neurons)
         # The gradient holds all activations of a batch, so examples are taken in batches. The sum over batches is in
         # float64.
@@ -218,6 +228,7 @@ def conditional_entropy(evidence: Evidence) -> np.ndarray:
     Returns:
         float32 [neuron] in nats.
     """
+    require_type("evidence", evidence, Evidence, "ja.scores.Evidence(model, images, labels, num_classes)")
     return np.asarray(entropy(evidence.counts)) - np.asarray(mutual_information(evidence.counts))
 
 
@@ -237,6 +248,7 @@ def class_selectivity(evidence: Evidence) -> np.ndarray:
 
     Source: Morcos et al., 2018.
     """
+    require_type("evidence", evidence, Evidence, "ja.scores.Evidence(model, images, labels, num_classes)")
     means = evidence.class_means
     require(len(means) > 1, f"class_selectivity: expected examples of two classes or more, got {len(means)}")
     largest = means.max(axis=0)
@@ -307,6 +319,7 @@ def get_score(name: str) -> Score:
         >>> ja.scores.get_score("taylor") is ja.scores.SCORES["taylor"]
         True
     """
+    require_type("score", name, str, "a name")
     # Digits after the prefix name a class; every other ending is looked up in SCORES.
     label = name.removeprefix(SPECIFIC)
     if label != name and label.isdecimal():
@@ -346,6 +359,7 @@ def compute_score(name: str, evidence: Evidence) -> np.ndarray:
         >>> ja.scores.compute_score("taylor", ja.scores.Evidence(model, data.images, data.labels, 10)).shape
         (5,)
     """
+    require_type("evidence", evidence, Evidence, "ja.scores.Evidence(model, images, labels, num_classes)")
     score = np.asarray(get_score(name)(evidence))
     neurons = evidence.activations.shape[1]
     require(score.shape == (neurons,), f"score {name!r}: expected shape ({neurons},) = [neuron], got {score.shape}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxablate._checks import require, require_count
+from jaxablate._checks import host_numbers, require, require_count, require_number, short_repr
 
 __all__ = [
     "CONFIDENCE",
@@ -53,6 +53,8 @@ class Estimate:
     standard_error: Numbers
     degrees_of_freedom: Numbers
     num_networks: np.ndarray
+
+    __repr__ = short_repr
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[Numbers, Numbers]:
         """Return the ends of the t-interval of the mean, each [...]; NaN for fewer than two networks."""
@@ -145,7 +147,7 @@ def paired_difference(first: Values, second: Values) -> Estimate:
         >>> float(ja.statistics.paired_difference(first, second).mean)
         2.0
     """
-    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    first, second = (host_numbers(n, v).astype(np.float64) for n, v in (("first", first), ("second", second)))
     require(
         first.shape == second.shape,
         f"second: expected shape {first.shape} as in the first, got {second.shape}; for other networks take "
@@ -195,7 +197,7 @@ def _estimate(mean: Any, squared_error: Any, degrees_of_freedom: Any, num_networ
 
 def _moments(name: str, values: Any) -> tuple[Any, Any, Any]:
     """Return mean, sample variance (NaN for fewer than two values) and number of the values that are not NaN."""
-    values = np.asarray(values, np.float64)
+    values = host_numbers(name, values).astype(np.float64)
     require(values.ndim > 0, f"{name}: expected an array [network, ...], got a number")
     defined = np.isfinite(values)
     number = defined.sum(axis=0)
@@ -225,7 +227,7 @@ def holm(p_values: Numbers) -> Numbers:
         >>> ja.statistics.holm(np.array([0.01, 0.04, 0.03])).tolist()
         [0.03, 0.06, 0.06]
     """
-    p_values = np.asarray(p_values, np.float64)
+    p_values = host_numbers("p_values", p_values).astype(np.float64)
     require(p_values.ndim == 1, f"p_values: expected shape [test], got {p_values.shape}")
     return holm_of_families(p_values)
 
@@ -259,8 +261,9 @@ def false_discovery_rate(p_values: Numbers) -> Numbers:
     """
     from scipy import stats
 
-    corrected = np.array(p_values, np.float64)
+    corrected = host_numbers("p_values", p_values).astype(np.float64)
     require(corrected.ndim == 1, f"p_values: expected shape [test], got {corrected.shape}")
+    require(not ((corrected < 0) | (corrected > 1)).any(), "p_values: expected numbers in 0..1, got others")
     made = ~np.isnan(corrected)
     if made.any():
         corrected[made] = stats.false_discovery_control(corrected[made])
@@ -286,7 +289,7 @@ def sign_flip_test(values: Float[np.ndarray, "network"], *, num_resamples: int =
     """
     from scipy import stats
 
-    values = np.asarray(values, np.float64)
+    values = host_numbers("values", values).astype(np.float64)
     values = values[np.isfinite(values)]
     if len(values) < 2:
         return float("nan")
@@ -295,7 +298,7 @@ def sign_flip_test(values: Float[np.ndarray, "network"], *, num_resamples: int =
         np.mean,
         permutation_type="samples",
         n_resamples=require_count("num_resamples", num_resamples),
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(require_count("seed", seed, 0)),
     )
     return float(result.pvalue)
 
@@ -342,7 +345,7 @@ def normalized_auc(accuracy: Float[np.ndarray, "*curve step"], all_ablated: Numb
     if all_ablated is None:
         last = np.isfinite(curves).sum(axis=-1) - 1
         all_ablated = np.take_along_axis(curves, np.expand_dims(np.maximum(last, 0), -1), -1)[..., 0]
-    lowest = 100 * np.asarray(all_ablated, np.float64)
+    lowest = 100 * host_numbers("all_ablated", all_ablated).astype(np.float64)
     fall = 100 * curves[..., 0] - lowest
     return np.asarray((auc(curves) - lowest) / np.where(fall >= SMALLEST_FALL - 1e-9, fall, np.nan))
 
@@ -364,6 +367,7 @@ def first_step_below(accuracy: Float[np.ndarray, "*curve step"], points: float) 
         >>> ja.statistics.first_step_below(np.array([[0.9, 0.88, 0.7], [0.9, 0.9, 0.89]]), 5.0).tolist()
         [2.0, inf]
     """
+    require_number("points", points)
     require(points > 0, f"points: {points} is not positive; choose above 0")
     curves = _curves(accuracy)
     # the tolerance absorbs the rounding of a difference of fractions
@@ -373,7 +377,7 @@ def first_step_below(accuracy: Float[np.ndarray, "*curve step"], points: float) 
 
 def _curves(accuracy: Any) -> np.ndarray:
     """Return curves as float64; raise unless they have at least two steps."""
-    curves = np.asarray(accuracy, np.float64)
+    curves = host_numbers("accuracy", accuracy).astype(np.float64)
     require(
         curves.ndim > 0 and curves.shape[-1] >= 2,
         f"accuracy: expected curves [..., step] with at least two steps, got shape {curves.shape}",

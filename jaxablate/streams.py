@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxablate._checks import InputError, require, require_count, require_range
+from jaxablate._checks import InputError, describe_value, require, require_count, require_range, require_type
 from jaxablate._typing import AnyArray
 from jaxablate.devices import allgather_text, broadcast_from_primary, mesh_for, put_local
 
@@ -61,6 +61,8 @@ def combine(
         (0.5, 2)
     """
     require_count("prefetch", prefetch)
+    require_type("batches", batches, Iterable, "an iterable of pairs (images, labels)")
+    require(callable(function), f"function: expected a function of (images, labels), got {describe_value(function)}")
     if (mesh := mesh_for(mesh)) is not None and mesh.is_multi_process:
         examples, totals = _over_processes(lambda: _totals(batches, function, prefetch, mesh.local_mesh))
     else:

@@ -21,7 +21,15 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxablate._checks import InputError, require, require_bool, require_fraction, require_integer, require_known
+from jaxablate._checks import (
+    InputError,
+    require,
+    require_bool,
+    require_fraction,
+    require_integer,
+    require_known,
+    require_type,
+)
 from jaxablate._precision import matmul_precision
 from jaxablate.datasets import Dataset
 from jaxablate.datasets._types import require_dataset
@@ -227,6 +235,7 @@ def train_many(
         2
     """
     require_known("parallel", parallel, PARALLEL)
+    require_type("seeds", seeds, Iterable, "a sequence of integers")
     seeds = [require_integer("seed", seed) for seed in seeds]
     require(len(seeds) > 0, "seeds: the list is empty; give at least one seed")
     require_dataset(data)
@@ -246,6 +255,7 @@ def train_many(
     require_fraction("dropout", dropout, below_one=True)
     require_bool("batch_norm", batch_norm)
     epochs = default_epochs(num_examples, batch_size) if epochs is None else epochs
+    epochs = require_integer("epochs", epochs)
     require(epochs >= 1, f"epochs: {epochs} is below 1; choose at least 1")
     make_room_for_programs()
     in_features = int(np.prod(data.train.images.shape[1:]))

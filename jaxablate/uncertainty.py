@@ -17,7 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxablate._checks import JaxablateWarning, require, require_count, require_finite
+from jaxablate._checks import (
+    JaxablateWarning,
+    describe_value,
+    require,
+    require_count,
+    require_finite,
+    require_key,
+    short_repr,
+)
 from jaxablate._typing import AnyArray, Codes, Counts, Labels, Scores
 from jaxablate.histograms import joint_histogram
 from jaxablate.metrics import Metric, mutual_information, predicted_bias
@@ -51,6 +59,8 @@ class ShuffleNull:
     mean: Scores
     p_value: Float[np.ndarray, "neuron"]
 
+    __repr__ = short_repr
+
     def fraction_not_significant(self, level: float = 0.05) -> float:
         """Return the fraction of neurons with p > level, in 0..1: a chance score is not excluded for these neurons."""
         _require_level(level)
@@ -68,6 +78,8 @@ class Interval:
 
     low: Scores
     high: Scores
+
+    __repr__ = short_repr
 
 
 def warn_of_bias(counts: Counts) -> Bool[np.ndarray, "neuron"]:
@@ -143,6 +155,8 @@ def shuffle_null(
     """
     num_shuffles = require_count("num_shuffles", num_shuffles)
     _check_inputs(codes, labels, num_codes, num_classes)
+    require_key(key)
+    require(callable(metric), f"metric: expected a function of counts, got {describe_value(metric)}")
     scores = _shuffled_scores(
         jnp.asarray(codes), jnp.asarray(labels), key, num_shuffles, num_codes, num_classes, metric
     )
@@ -203,6 +217,8 @@ def bootstrap(
     num_resamples = require_count("num_resamples", num_resamples)
     _require_level(level)
     _check_inputs(codes, labels, num_codes, num_classes)
+    require_key(key)
+    require(callable(metric), f"metric: expected a function of counts, got {describe_value(metric)}")
     scores = _resampled_scores(
         jnp.asarray(codes), jnp.asarray(labels), key, num_resamples, num_codes, num_classes, metric
     )

@@ -156,7 +156,7 @@ def test_bad_arrays_in_memory():
         make(images, labels, test=(images[:, 1:], labels))
     with raises_input_error(r"test: expected a pair \(images, labels\), got ndarray"):
         make(images, labels, test=images)
-    with raises_input_error("train images: expected an array of numbers .*inhomogeneous"):
+    with raises_input_error("arrays train images: expected an array, got list .*inhomogeneous"):
         make([[1.0], [1.0, 2.0]], [0, 1])
     with raises_input_error("training split: 4 examples are too few to split one in 5 off for test; give at least 5"):
         make(images[:4], labels[:4])

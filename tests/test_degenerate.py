@@ -15,7 +15,10 @@ from jaxablate._checks import JaxablateWarning
 from jaxablate.scores import SCORES
 from jaxablate.training import DivergedError
 
-pytestmark = pytest.mark.filterwarnings("ignore::jaxablate.uncertainty.BiasWarning")  # noise, few examples
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::jaxablate.uncertainty.BiasWarning"),  # noise, few examples
+    pytest.mark.filterwarnings("ignore:.*has no example of class"),
+]
 
 
 @pytest.fixture

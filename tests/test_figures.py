@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 
+import matplotlib
 import numpy as np
 import pytest
 import xarray as xr

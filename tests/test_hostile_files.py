@@ -335,6 +335,7 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.mark.filterwarnings("ignore:.* example of class")  # few examples
 @pytest.mark.parametrize("name", ["idx", "idx.gz", "npz", "network", "pytorch", "pt", "netcdf"])
 def test_a_moment_of_fuzzing(tmp_path, name, unchecked):
     """Files are the same every time; scripts/fuzz.py runs for a chosen time."""

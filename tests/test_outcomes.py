@@ -279,7 +279,7 @@ def test_bad_input(small_model, examples, mnist5k):
     with raises_input_error(r"fill 'class_mean': expected examples of every class, got none of \[3\]"):
         some = examples[1] != 3
         ja.compute_fill(small_model, "class_mean", examples[0][some], examples[1][some])
-    with raises_input_error("fill: expected finite numbers"):
+    with raises_input_error("value: expected a finite number, got nan"):
         ja.compute_fill(small_model, "constant", examples[0], value=np.nan)
     resampled = ja.compute_fill(small_model, "resample", examples[0], key=jax.random.key(0))
     with raises_input_error(r"fill: a PerExampleFill goes with one network"):

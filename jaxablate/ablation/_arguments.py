@@ -4,7 +4,7 @@ Input: a user's model, images, labels and fill; later the engines' sums over exa
 Output: an `AblationProblem`; later the array of each outcome.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxablate._checks import InputError, require, require_finite, require_known, require_shape
+from jaxablate._checks import (
+    InputError,
+    as_array,
+    describe_value,
+    host_numbers,
+    require,
+    require_finite,
+    require_known,
+    require_shape,
+)
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Fill, Images
 from jaxablate.ablation._execute import AblationProblem, Tables
@@ -38,12 +47,13 @@ def make_problem(
         InputError: as in `evaluate_masks`.
     """
     pairs = check_outcomes(outcomes)
+    images, labels = as_array("images", images), as_array("labels", labels)
     mesh = mesh_for(mesh, images, labels)
     # On a mesh, one example is enough to trace the models; the images themselves stay where they are.
     network, states, problem_images, leading = _trace_networks(model, images if mesh is None else first_example(images))
     targets = None
     if any(callable(function) for _, function in pairs):
-        targets = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+        targets = labels if isinstance(labels, jax.Array) else host_numbers("labels", labels)
     require_computable(pairs, network, targets)
     if all(callable(function) for _, function in pairs):  # the labels mean something to the functions alone
         num_examples = len(images)
@@ -55,12 +65,11 @@ def make_problem(
         int_labels = jnp.asarray(labels).astype(jnp.int32)  # -1 marks an example that does not count
 
     def check_values(what: str, values: Fill) -> np.ndarray:
-        try:
-            values = np.asarray(values, np.float32)
-        except (TypeError, ValueError):
-            raise InputError(
-                f"{what}: expected numbers [neuron], got {type(values).__name__}; ja.compute_fill makes them"
-            ) from None
+        require(
+            not isinstance(values, str | Mapping),
+            f"{what}: expected numbers [neuron], got {describe_value(values)}; ja.compute_fill makes them",
+        )
+        values = host_numbers(what, values).astype(np.float32)
         require_leading(what, values, leading, (network.num_neurons,), "neuron")
         require_finite(what, values)
         return values.reshape(len(states), network.num_neurons)

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool
 
-from jaxablate._checks import require, require_count, require_known
+from jaxablate._checks import describe_value, host_array, require, require_count, require_known
 from jaxablate._typing import AnyArray, Images, Orders, Steps, Targets
 from jaxablate.ablation import _certified, _incremental, _vmap
 from jaxablate.ablation._arguments import format_result, make_problem, require_leading, site_range
@@ -90,7 +90,7 @@ def evaluate_masks(
     problem, leading = make_problem(model, images, labels, fill, outcomes, memory_limit, mesh)
     network = problem.network
     first, last = site_range(network, site)
-    site_keep = np.asarray(keep)
+    site_keep = host_array("keep", keep)
     require(site_keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {site_keep.dtype}")
     axis = "neuron" if site is None else f"neuron of site {site!r}"
     require_leading("keep", site_keep, leading, (None, last - first), f"mask, {axis}")
@@ -155,7 +155,7 @@ def cumulative_ablation(
     problem, leading = make_problem(model, images, labels, fill, outcomes, memory_limit, mesh)
     network = problem.network
     first, last = site_range(network, site)
-    orders, num_ranks = np.asarray(orders), int(numbers[-1])
+    orders, num_ranks = host_array("orders", orders), int(numbers[-1])
     require_leading("orders", orders, leading, (None, None), "order, rank")
     require(orders.size > 0, f"orders: shape {orders.shape} holds no neuron; give at least one")
     require(
@@ -194,10 +194,10 @@ def _ablated_numbers(steps: int | Sequence[int] | Steps) -> np.ndarray:
     """
     if np.ndim(steps) == 0:
         return np.arange(1, require_count("steps", steps) + 1)
-    numbers = [require_count("steps", number) for number in np.asarray(steps).tolist()]  # pyright: ignore[reportAttributeAccessIssue]
+    numbers = [require_count("steps", number) for number in host_array("steps", steps).tolist()]  # pyright: ignore[reportAttributeAccessIssue]
     require(
         len(numbers) > 0 and all(a < b for a, b in itertools.pairwise(numbers)),
-        f"steps: expected a number, or numbers of ablated neurons in increasing order, got {steps!r}",
+        f"steps: expected a number, or numbers of ablated neurons in increasing order, got {describe_value(steps)}",
     )
     return np.array(numbers)
 

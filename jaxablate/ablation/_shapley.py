@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxablate._checks import require, require_count, require_known
+from jaxablate._checks import require, require_count, require_key, require_known, short_repr
 from jaxablate._typing import Images, Labels
 from jaxablate.ablation._arguments import site_range
 from jaxablate.ablation._evaluate import cumulative_ablation
@@ -34,6 +34,8 @@ class ShapleyValues:
 
     values: np.ndarray
     standard_errors: np.ndarray
+
+    __repr__ = short_repr
 
 
 def shapley_values(
@@ -81,6 +83,7 @@ def shapley_values(
     """
     require_known("outcome", outcome, HARM)
     num_permutations = require_count("num_permutations", num_permutations, 2)
+    require_key(key)
     require(isinstance(model, AnyModel), f"model: expected one network, got {type(model).__name__}")
     network, _, _ = trace_model(model, first_example(images))
     num_examples = require_examples(labels, len(images), network.num_classes)

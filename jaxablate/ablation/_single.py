@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxablate._checks import require, require_integer, require_known
+from jaxablate._checks import require, require_integer, require_known, short_repr
 from jaxablate._typing import Images, Order, Targets
 from jaxablate.ablation import _incremental, _vmap
 from jaxablate.ablation._arguments import format_result, make_site_problem
@@ -122,6 +122,8 @@ class GreedyOrder:
 
     order: Order
     outcome: jax.Array
+
+    __repr__ = short_repr
 
 
 def greedy_order(

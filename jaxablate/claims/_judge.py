@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from jaxablate._checks import as_path, require_type
 from jaxablate._files import atomic_path, for_json, require_writable
 from jaxablate.claims._definitions import CLAIMS, Claim, Comparison, NetworkSummary
 from jaxablate.claims._setting import departures_from_paper
@@ -35,6 +36,7 @@ from jaxablate.claims._statistics import (
 )
 from jaxablate.protocols import DEPARTURES, PAPER, PUBLISHED
 from jaxablate.results import protocols_of, select_protocol
+from jaxablate.results._labels import require_results
 from jaxablate.statistics import CONFIDENCE, estimate, paired_difference
 
 HOLDS_IN_PART, REVERSED_IN_PART, NOT_JUDGED = "holds in part", "reversed in part", "not judged"
@@ -108,7 +110,11 @@ def judge_claims(results: xr.DataTree, claims: Iterable[Claim] | None = None) ->
         >>> verdicts[0].claim, verdicts[0].num_networks, verdicts[0].verdict
         ('C1', 2, 'not judged')
     """
+    require_results(results)
+    require_type("claims", claims, Iterable | None, "claims from ja.claims.CLAIMS")
     claims = list(CLAIMS.values()) if claims is None else list(claims)
+    for claim in claims:
+        require_type("claims", claim, Claim, "claims from ja.claims.CLAIMS")
     return [
         verdict
         for protocol in protocols_of(results)
@@ -142,6 +148,13 @@ def _judge_network(protocol: str, name: str, network: xr.Dataset, claims: Sequen
         verdict = combine(effect.verdict for effect in effects)
         verdicts.append(replace(blank, verdict=verdict, thresholds=tuple(_threshold_ranges(family, verdict))))
     return verdicts
+
+
+def require_verdicts(verdicts: object) -> None:
+    """Raise `InputError` unless all verdicts are from `judge_claims`."""
+    require_type("verdicts", verdicts, Sequence, "verdicts from ja.judge_claims")
+    for verdict in verdicts:  # pyright: ignore[reportGeneralTypeIssues] (checked above)
+        require_type("verdicts", verdict, Verdict, "verdicts from ja.judge_claims")
 
 
 def combine(verdicts: Iterable[str]) -> str:
@@ -198,6 +211,9 @@ def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str |
         >>> ja.claims.save_claims(ja.judge_claims(results), results, tmp_path)[0].name
         'claims.json'
     """
+    require_verdicts(verdicts)
+    require_results(results)
+    folder = as_path("folder", folder)
     require_writable(folder)
     # No date and no path: the document depends on the results alone.
     differences = departures_from_paper(results)
@@ -302,6 +318,7 @@ def explain_changes(verdicts: Sequence[Verdict]) -> list[VerdictChange]:
         >>> {change.claim for change in changes} <= {verdict.claim for verdict in verdicts}
         True
     """
+    require_verdicts(verdicts)
     effects: dict[tuple[str, str, str], dict[str, Effect]] = {}
     for verdict in verdicts:
         for effect in verdict.effects if verdict.verdict != NOT_JUDGED else ():

@@ -9,7 +9,7 @@ import json
 import xarray as xr
 
 from jaxablate.datasets import EMBEDDED
-from jaxablate.results._labels import is_passed, require_one_study, stated_settings
+from jaxablate.results._labels import is_passed, require_one_study, require_results, stated_settings
 
 EPOCHS = {"mnist": 10, EMBEDDED: 143}
 """The paper's numbers of epochs, by dataset: on the embedded images for as many optimizer steps."""
@@ -45,6 +45,7 @@ def departures_from_paper(results: xr.DataTree) -> list[str]:
         >>> ja.claims.departures_from_paper(results)
         ['networks: 12 + 10, 10 + 8 + 9', 'epochs: 8']
     """
+    require_results(results, whole=True)
     require_one_study(results)
     nodes = [node for node in results.subtree if "hidden" in node.attrs]
     is_trained = not all(is_passed(node.to_dataset()) for node in nodes)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxablate._checks import InputError, require
+from jaxablate._checks import require, require_count
 from jaxablate.datasets._idx import load_idx_folder
 from jaxablate.datasets._npz import load_npz
 from jaxablate.datasets._tfds import NAMES, DatasetUnavailableError, availability, load_tfds
-from jaxablate.datasets._types import Dataset, Source, Split, make_split, sha256_of
+from jaxablate.datasets._types import Dataset, Source, Split, make_split, sha256_of, warn_of_absent_classes
 
 EMBEDDED = "mnist5k"
 AUTO = "auto"
@@ -51,7 +51,9 @@ def load_dataset(name: str | Path, *, seed: int = 2045, data_dir: str | Path | N
             - the path of a folder with the four canonical IDX files, gzipped or not.
             - the path of an `.npz` file with train_images, train_labels, test_images, test_labels and, optionally,
               validation_images and validation_labels. Images are [example, ...] of any shape. uint8 images are divided
-              by 255; floating ones are not changed.
+              by 255; floating ones are not changed. The names may also be x_train, y_train, ... or X_train, y_train,
+              ..., and "validation" may be "val" or "valid". A single pair (X, y), (x, y), (images, labels) or (data,
+              target) is split as by `Dataset.from_arrays`. `source.origin` names what was assumed.
             An IDX file or the arrays of an `.npz` file may take 4 GiB unpacked; larger ones are refused before reading.
         seed: seed of the permutation that splits off the validation split (and mnist5k's test split).
         data_dir: folder with the canonical files of a dataset of TensorFlow Datasets, which verifies their checksums.
@@ -67,6 +69,9 @@ def load_dataset(name: str | Path, *, seed: int = 2045, data_dir: str | Path | N
         DatasetUnavailableError: if no file is available and no server answers (after at most 15 s).
         InputError: for an unknown name, or files with other content than expected.
 
+    Warns:
+        JaxablateWarning: if a split of a folder or an `.npz` file has no example of some class.
+
     Example:
         >>> data = ja.load_dataset("mnist5k")
         >>> data.train.images.shape, data.num_classes
@@ -76,6 +81,7 @@ def load_dataset(name: str | Path, *, seed: int = 2045, data_dir: str | Path | N
         isinstance(name, str | Path),
         f"dataset: expected a name or a path, got {type(name).__name__}; ja.Dataset.from_arrays takes arrays",
     )
+    seed = require_count("seed", seed, 0)
     # Only files that are nowhere to be had lead to the small dataset. A damaged file is an error: silently taking other
     # data would give other results.
     if name == AUTO:
@@ -88,14 +94,15 @@ def load_dataset(name: str | Path, *, seed: int = 2045, data_dir: str | Path | N
     if name == EMBEDDED:
         return _load_embedded(seed)
     path = Path(name)
-    if os.path.isdir(path):  # Path.is_dir raises for a name that is too long
-        return load_idx_folder(path, seed)
-    if path.suffix == ".npz" and os.path.exists(path):
-        return load_npz(path, seed)
-    raise InputError(
-        f"dataset: unknown {str(name)!r}; choose {AUTO}, {', '.join(KNOWN)}, an existing folder of IDX files, "
-        "or an existing .npz file"
+    is_folder = os.path.isdir(path)  # Path.is_dir raises for a name that is too long
+    require(
+        is_folder or (path.suffix == ".npz" and os.path.exists(path)),
+        f"dataset: unknown {str(name)[:200]!r}; choose {AUTO}, {', '.join(KNOWN)}, an existing folder of IDX files, "
+        "or an existing .npz file",
     )
+    data = load_idx_folder(path, seed) if is_folder else load_npz(path, seed)
+    warn_of_absent_classes(data)
+    return data
 
 
 def dataset_status(data_dir: str | Path | None = None) -> dict[str, str]:

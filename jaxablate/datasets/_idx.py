@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxablate._checks import require
+from jaxablate._checks import InputError, require
 from jaxablate._files import MAX_BYTES, require_file
-from jaxablate.datasets._types import Dataset, InputError, Source, dataset_of_arrays, sha256_of
+from jaxablate.datasets._types import Dataset, Source, dataset_of_arrays, sha256_of
 
 IMAGES_MAGIC = 0x00000803  # unsigned bytes, three dimensions
 LABELS_MAGIC = 0x00000801  # unsigned bytes, one dimension

@@ -10,9 +10,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from jaxablate._checks import require
+from jaxablate._checks import InputError, require
 from jaxablate.datasets._idx import FILES, dataset_from_idx
-from jaxablate.datasets._types import Dataset, InputError, sha256_of
+from jaxablate.datasets._types import Dataset, sha256_of
 
 NAMES = ("mnist", "fashion_mnist", "kmnist")
 DATA_DIR_VARIABLE = "JAXABLATE_DATA_DIR"

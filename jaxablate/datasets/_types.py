@@ -1,6 +1,7 @@
 """The types of a dataset, and the checks that raw arrays pass on their way into it."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxablate._checks import InputError, finite_float32, require, require_integers, require_labels
+from jaxablate._checks import (
+    JaxablateWarning,
+    check_labels,
+    describe_value,
+    finite_float32,
+    host_array,
+    is_floating,
+    require,
+    require_count,
+)
 from jaxablate._rundir import digest
 from jaxablate._typing import Images, Labels
 
@@ -97,14 +107,19 @@ class Dataset:
 
         Raises:
             InputError: for arrays of another shape, dtype or range than expected, images of several sizes, or too few
-                examples to split.
+                examples to split. Labels of another form (one-hot, texts, floating numbers) are not converted: the
+                message has the expression that converts them.
+
+        Warns:
+            JaxablateWarning: if a split has no example of some class, as with labels from 1.
 
         Example:
             >>> images, labels = np.zeros((6, 28, 28), np.uint8), np.arange(6)
             >>> len(ja.Dataset.from_arrays(images, labels, test=(images, labels)).validation)
             1
         """
-        require(isinstance(name, str) and name != "", f"name: expected a text, got {name!r}")
+        require(isinstance(name, str) and name != "", f"name: expected a text, got {describe_value(name)}")
+        seed = require_count("seed", seed, 0)
         arrays = {"train_images": images, "train_labels": labels}
         for split, pair in (("test", test), ("validation", validation)):
             if pair is not None:
@@ -113,14 +128,11 @@ class Dataset:
                     f"{split}: expected a pair (images, labels), got {type(pair).__name__}",
                 )
                 arrays[f"{split}_images"], arrays[f"{split}_labels"] = pair
-        copies = {}
-        for key, array in arrays.items():
-            try:
-                # A copy: a later change of the user's array must not change data whose checksum is known.
-                copies[key] = np.array(array)
-            except (ValueError, TypeError) as error:
-                raise InputError(f"{key.replace('_', ' ')}: expected an array of numbers ({error})") from None
-        return _with_checksums(dataset_of_arrays(name, copies, Source(name, "in memory", {}), seed))
+        # A copy: a later change of the user's array must not change data whose checksum is known.
+        copies = {key: host_array(f"{name} {key.replace('_', ' ')}", array).copy() for key, array in arrays.items()}
+        data = dataset_of_arrays(name, copies, Source(name, "in memory", {}), seed)
+        warn_of_absent_classes(data)
+        return _with_checksums(data)
 
 
 def _arrays_of(data: Dataset) -> dict[str, np.ndarray]:
@@ -181,21 +193,18 @@ def make_split(what: str, images: np.ndarray, labels: np.ndarray, num_classes: i
         f"{what} images: expected a non-empty array [example, ...], such as [example, height, width], got shape "
         f"{images.shape}",
     )
+    labels = check_labels(labels, num_classes=num_classes, argument=f"{what} labels")
     require(
-        labels.ndim == 1 and len(labels) == len(images),
+        len(labels) == len(images),
         f"{what}: expected one label for each image, got {len(images)} images and labels of shape {labels.shape}",
     )
-    try:
-        # The shared check does not know which split and file the labels are from, so its message gets a prefix.
-        require_labels(labels, len(images), num_classes)
-    except InputError as error:
-        raise InputError(f"{what} {error}") from None
     if images.dtype == np.uint8:
         images = images.astype(np.float32) / np.float32(255)
     else:
         require(
-            np.issubdtype(images.dtype, np.floating),
-            f"{what} images: expected uint8 in 0..255 or floating numbers, got dtype {images.dtype}",
+            is_floating(images.dtype),
+            f"{what} images: expected uint8 in 0..255 or floating numbers, got dtype {images.dtype}; pixels are "
+            ".astype(np.uint8), features .astype(np.float32)",
         )
         images = finite_float32(f"{what} images", images)
         # Pixels saved as whole floating numbers up to 255 are a common mistake. A network takes them without an
@@ -220,7 +229,7 @@ def count_classes(what: str, labels: np.ndarray) -> int:
     Raises:
         InputError: for labels that are not integers, or more than `MAX_CLASSES`.
     """
-    require_integers(f"{what} labels", labels)
+    check_labels(labels, argument=f"{what} labels")
     largest = int(labels.max(initial=0))
     require(
         largest < MAX_CLASSES, f"{what} labels: expected 0 to classes - 1, got {largest}; number the classes from 0"
@@ -260,6 +269,31 @@ def dataset_of_arrays(
     sizes = {split.images.shape[1:] for split in splits.values()}
     require(len(sizes) == 1, f"{source.name}: expected images of one size, got {sorted(sizes)}")
     return Dataset(**splits, num_classes=num_classes, source=source)
+
+
+def warn_of_absent_classes(data: Dataset) -> None:
+    """Warn if a split has no example of some class: labels from 1, or a mark such as 255, would add classes."""
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    absent = {name: np.setdiff1d(np.arange(data.num_classes), split.labels).tolist() for name, split in splits.items()}
+    everywhere = set(absent["train"]).intersection(absent["validation"], absent["test"])
+    parts = [f"no split has an example of {_name_classes(sorted(everywhere))}"] if everywhere else []
+    for name, classes in absent.items():
+        if more := [label for label in classes if label not in everywhere]:
+            parts.append(f"{name} has no example of {_name_classes(more)}")
+    if parts:
+        # Few examples may lack a class by chance; a class that is never trained comes from the numbers of the labels.
+        remedy = "; number the classes from 0 without gaps" if absent["train"] else ""
+        warnings.warn(
+            f"{data.source.name}: of the {data.num_classes} classes, {', '.join(parts)}{remedy}",
+            JaxablateWarning,
+            stacklevel=3,
+        )
+
+
+def _name_classes(classes: list[int]) -> str:
+    """Return the classes as text, at most five of them by number."""
+    more = f" and {len(classes) - 5} more" if len(classes) > 5 else ""
+    return f"class{'' if len(classes) == 1 else 'es'} {', '.join(map(str, classes[:5]))}{more}"
 
 
 def _split_off(name: str, part: int, split: Split, seed: int) -> tuple[Split, Split]:

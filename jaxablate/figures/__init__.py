@@ -14,10 +14,11 @@ import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jaxablate._checks import require
+from jaxablate._checks import as_path, require
 from jaxablate._files import atomic_path, require_writable
 from jaxablate.charts import EXTRAS, FIGURES, INTERVAL, METRIC_NAMES, FigureSpec, names_of, origin
 from jaxablate.claims import Verdict, departures_from_paper, explain_changes
+from jaxablate.claims._judge import require_verdicts
 from jaxablate.figures import _findings
 from jaxablate.figures._conditions import draw_conditions
 from jaxablate.figures._draw import draw, draw_published, styled
@@ -25,7 +26,7 @@ from jaxablate.figures._interactions import draw_pair_information
 from jaxablate.figures._sensitivity import draw_sensitivity
 from jaxablate.protocols import PAPER
 from jaxablate.results import protocols_of, select_protocol
-from jaxablate.results._labels import all_protocols, is_passed
+from jaxablate.results._labels import all_protocols, is_passed, require_results
 
 __all__ = [
     "EXTRAS",
@@ -59,6 +60,7 @@ def draw_figure(results: xr.DataTree, number: int) -> Figure:
     Raises:
         InputError: for an unknown number, or results without the network that the figure shows.
     """
+    require_results(results)
     return draw(results, _spec(results, number))
 
 
@@ -71,6 +73,8 @@ def save_figure(results: xr.DataTree, number: int, folder: str | Path) -> list[P
     Raises:
         InputError: as `draw_figure`, or for a folder that cannot be written.
     """
+    require_results(results)
+    folder = as_path("folder", folder)
     require_writable(folder)
     return _write(draw_figure(results, number), Path(folder), FIGURES[number].stem)
 
@@ -89,6 +93,8 @@ def save_conditions(results: xr.DataTree, folder: str | Path) -> list[Path]:
     Raises:
         InputError: for a folder that cannot be written.
     """
+    require_results(results)
+    folder = as_path("folder", folder)
     require_writable(folder)
     files = []
     for protocol in all_protocols(results):
@@ -116,6 +122,8 @@ def save_figures(
     Raises:
         InputError: for a folder that cannot be written, or results without any network of the paper.
     """
+    require_results(results)
+    folder = as_path("folder", folder)
     require_writable(folder)
     folder = Path(folder)
     specs = drawable(results)
@@ -149,6 +157,9 @@ def save_finding_figures(results: xr.DataTree, verdicts: Sequence[Verdict], fold
     Raises:
         InputError: for a folder that cannot be written.
     """
+    require_results(results)
+    folder = as_path("folder", folder)
+    require_verdicts(verdicts)
     require_writable(folder)
     protocols = [name for name in protocols_of(results) if name in _findings.COMPARED]
     require(len(protocols) > 0, f"figures: expected the protocol paper or published, got {protocols_of(results)}")

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from jaxablate.charts import INTERVAL, comparison_name, names_of
 from jaxablate.figures._draw import COLORS, INK, add_caption, styled
 from jaxablate.results import compare_conditions
+from jaxablate.results._labels import require_results
 
 MARKERS = "osD^vP*X"
 ROW = 0.24
@@ -32,6 +33,7 @@ def draw_conditions(results: xr.DataTree, protocol: str = "paper") -> Figure:
     Raises:
         InputError: for a protocol that is not in the results.
     """
+    require_results(results)
     data = compare_conditions(results, protocol)
     conditions, networks, comparisons = (names_of(data, name) for name in ("condition", "network", "comparison"))
     # All lengths are in inches: a grid may have two conditions or hundreds, and a row must keep its height.

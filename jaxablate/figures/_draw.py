@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from jaxablate._checks import require_type
 from jaxablate.charts import FIGURES, FigureSpec, LineChart, ViolinChart, figure_chart, origin, published_chart
-from jaxablate.results._labels import is_passed
+from jaxablate.results._labels import is_passed, require_results
 
 styled = matplotlib.style.context(Path(__file__).with_name("jaxablate.mplstyle"), after_reset=True)
 """Decorator of functions that draw or save a figure in the package's style, whatever the user's matplotlibrc says."""
@@ -74,6 +75,8 @@ def draw_published(results: xr.DataTree, number: int, published: Mapping[str, Se
     Raises:
         InputError: for an unknown number or name, a single network, or more values than the results have steps.
     """
+    require_results(results)
+    require_type("published", published, Mapping, "values by curve")
     chart = published_chart(results, number, published)
     network = results[FIGURES[number].network].to_dataset()
     figure = Figure()

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxablate._checks import require_known
+from jaxablate._checks import require_known, require_type
 from jaxablate.figures._draw import add_caption, styled
 from jaxablate.interactions import PairInformation
 
@@ -29,6 +29,7 @@ def draw_pair_information(pairs: PairInformation, *, arranged: str = "informatio
     Raises:
         InputError: for an unknown order.
     """
+    require_type("pairs", pairs, PairInformation, "pairs from ja.interactions.pair_information")
     require_known("order", arranged, ARRANGED)
     clusters = arranged == "clusters"
     order = _by_clusters(pairs) if clusters else np.argsort(-np.asarray(pairs.single), kind="stable")

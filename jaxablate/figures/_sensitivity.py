@@ -5,6 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
+from jaxablate._checks import InputError
 from jaxablate.charts import INTERVAL, names_of, place_name, score_colors, score_name
 from jaxablate.figures._draw import COLORS, DASHES, INK, SOFT, add_caption, styled
 from jaxablate.layer_analysis import mean_and_interval
@@ -25,6 +26,11 @@ def draw_sensitivity(sensitivity: xr.Dataset, *, title: str = "Does the result d
         quantizer; below, by how much the AUC is higher with low values first than with high ones, in accuracy points.
         Both are means over the networks, with 95% t-intervals.
     """
+    is_sensitivity = isinstance(sensitivity, xr.Dataset) and "quantizer" in sensitivity.coords
+    if not is_sensitivity:
+        raise InputError(
+            f"sensitivity: expected results from ja.study.quantizer_sensitivity, got {type(sensitivity).__name__}"
+        )
     gap = sensitivity["auc"].sel(direction="low") - sensitivity["auc"].sel(direction="high")
     rows = {
         "Rank correlation with\nthe first quantizer": sensitivity["rank_correlation"],

@@ -6,6 +6,7 @@ batch norm also `stages.0.batch_norm.scale`, `.bias`, `.mean` and `.var` [out]. 
 `layers.0.kernel`, ..., and the metadata describe its layers.
 """
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import InputError, require
+from jaxablate._checks import InputError, as_path, describe_value, require
 from jaxablate._files import load_tensors, require_file, save_tensors
 from jaxablate._rundir import digest
 from jaxablate.models._chain import chain_tensors, describe_chain, layers_of, pop_chain
@@ -62,6 +63,11 @@ def save_model(
         isinstance(model, MLP | nnx.Sequential),
         f"model: expected an MLP or an nnx.Sequential, got {type(model).__name__}; save other models yourself",
     )
+    path = as_path("network file", path)
+    is_text = isinstance(metadata, Mapping | None) and all(
+        isinstance(x, str) for x in itertools.chain(*(metadata or {}).items())
+    )
+    require(is_text, f"metadata: expected texts by name, got {describe_value(metadata)}")
     # safetensors writes the memory of an array as it lies, so a transposed view would be stored in the wrong order.
     tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     reserved = {"format": FORMAT}
@@ -103,7 +109,7 @@ def load_model(path: str | Path) -> SavedModel:
         >>> saved.model.hidden, saved.metadata
         ((3,), {'seed': '0'})
     """
-    path = Path(path)
+    path = as_path("network file", path)
     require_file("network file", path)
     try:
         metadata, tensors = load_tensors(path)

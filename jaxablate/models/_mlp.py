@@ -18,7 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import finite_float32, require, require_bool, require_fraction, require_known, require_shape
+from jaxablate._checks import (
+    describe_value,
+    finite_float32,
+    host_array,
+    require,
+    require_bool,
+    require_fraction,
+    require_integer,
+    require_known,
+    require_shape,
+    require_type,
+)
 from jaxablate._typing import Images
 from jaxablate.models._sites import tag
 
@@ -59,7 +70,7 @@ def get_activation(name: str) -> Callable[[jax.Array], jax.Array]:
         >>> ja.models.get_activation("leaky_relu:0.5")(jnp.array([-2.0, 2.0])).tolist()
         [-1.0, 2.0]
     """
-    require(isinstance(name, str), f"activation: expected a name, got {name!r}")
+    require(isinstance(name, str), f"activation: expected a name, got {describe_value(name)}")
     kind, colon, number = name.partition(":")
     require_known("activation", kind if kind in WITH_NUMBER else name, ACTIVATIONS)
     if not colon:
@@ -183,8 +194,9 @@ class MLP(nnx.Module):
         get_activation(activation)
         require_fraction("dropout", dropout, below_one=True)
         require_bool("batch_norm", batch_norm)
-        require(isinstance(hidden, Sequence), f"hidden: expected a sequence of layer sizes, got {hidden!r}")
-        sizes = (in_features, *hidden, num_classes)
+        hidden = check_hidden(hidden)
+        require_type("rngs", rngs, nnx.Rngs, "nnx.Rngs(seed)")
+        sizes = (require_integer("in_features", in_features), *hidden, require_integer("num_classes", num_classes))
         require(
             len(hidden) > 0 and min(sizes) >= 1,
             f"hidden: the layer sizes are {sizes}; give at least one hidden layer, and sizes of at least 1",
@@ -195,7 +207,7 @@ class MLP(nnx.Module):
         ]
         self.stages = nnx.List([*layers, Stage(sizes[-2], num_classes, None, rngs=rngs)])
         # Static attributes are a part of the graph, which compares them by value: equal architectures share programs.
-        self.hidden = tuple(hidden)
+        self.hidden = hidden
         self.activation = activation
 
     def __call__(self, images: Images, *, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -256,6 +268,15 @@ def require_fitting(model: MLP, images: Images) -> None:
     )
 
 
+def check_hidden(hidden: object) -> tuple[int, ...]:
+    """Return the sizes of hidden layers as a tuple; raise unless they are integers."""
+    require(
+        isinstance(hidden, Sequence) and not isinstance(hidden, str | bytes),
+        f"hidden: expected a sequence of layer sizes, got {describe_value(hidden)}",
+    )
+    return tuple(require_integer("hidden", size) for size in hidden)  # pyright: ignore[reportGeneralTypeIssues]
+
+
 def layer_of_neuron(hidden: Sequence[int]) -> np.ndarray:
     """Return the layer of each hidden neuron.
 
@@ -269,6 +290,7 @@ def layer_of_neuron(hidden: Sequence[int]) -> np.ndarray:
         >>> ja.models.layer_of_neuron((2, 3)).tolist()
         [1, 1, 2, 2, 2]
     """
+    hidden = check_hidden(hidden)
     return np.repeat(np.arange(1, len(hidden) + 1, dtype=np.int32), hidden)
 
 
@@ -302,6 +324,9 @@ def from_arrays(
         >>> model(np.ones((1, 3), np.float32)).tolist()
         [[3.0, 3.0]]
     """
+    for name, arrays in (("kernels", kernels), ("biases", biases)):
+        require_type(name, arrays, list | tuple, "a list of arrays")
+    kernels, biases = [host_array("kernels", k) for k in kernels], [host_array("biases", b) for b in biases]
     require(
         len(kernels) == len(biases) >= 2,
         f"kernels: expected a kernel and a bias for each of two or more stages, got {len(kernels)} and {len(biases)}",
@@ -310,6 +335,9 @@ def from_arrays(
         all(kernel.ndim == 2 for kernel in kernels),
         f"kernels: expected kernels [in, out], got shapes {', '.join(str(kernel.shape) for kernel in kernels)}",
     )
+    require_type("batch_norms", batch_norms, list | tuple | None, "a list of mappings")
+    for norm in batch_norms or ():
+        require_type("batch_norms", norm, Mapping, "a mapping for each hidden layer")
     norms, num_norms = [dict(norm) for norm in batch_norms or ()], 0 if batch_norms is None else len(kernels) - 1
     require(
         len(norms) == num_norms and all(set(norm) == {*BATCH_NORM} for norm in norms),
@@ -332,6 +360,7 @@ def from_arrays(
         weights.append((finite_float32(f"stage {i} kernel", kernel), finite_float32(f"stage {i} bias", bias)))
     for i, norm in enumerate(norms):
         for name, array in norm.items():
+            array = host_array(f"stage {i} batch norm {name}", array)
             require_shape(f"stage {i} batch norm {name}", array, (sizes[i + 1],), "neuron")
             norm[name] = finite_float32(f"stage {i} batch norm {name}", array)
         require(bool((norm["var"] >= 0).all()), f"stage {i} batch norm var: a variance is negative; give 0 or more")

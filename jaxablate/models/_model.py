@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.extend.core import Literal
 
-from jaxablate._checks import InputError, require, require_known
+from jaxablate._checks import InputError, as_array, describe_value, require, require_known
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Images
 from jaxablate.devices import is_partly_remote, to_device
@@ -218,6 +218,13 @@ class Model:
     choice: Choice
     kind: str
 
+    def __repr__(self) -> str:
+        """Return the sites and the shape of an image; the parameters would fill the screen."""
+        sizes = [f"{name} ({size})" for name, size in zip(self.spec.sites, self.spec.sizes, strict=True)]
+        more = f" and {len(sizes) - 8} more" if len(sizes) > 8 else ""
+        image = f"{self.image.dtype} {self.image.shape}"
+        return f"Model(sites {', '.join(sizes[:8])}{more}; images {image})"
+
     @property
     def params(self) -> Any:
         """Return the parameters in the tree that `from_function` took, or the module that `from_module` took."""
@@ -334,7 +341,7 @@ def _checked(
     if sites is not None and not callable(sites) and not isinstance(sites, str):
         require(
             isinstance(sites, Sequence) and all(isinstance(name, str) for name in sites),
-            f"sites: expected names, a function or None, got {sites!r}",
+            f"sites: expected names, a function or None, got {describe_value(sites)}",
         )
         choice = tuple(sites)
     images = _as_images(images)
@@ -400,11 +407,12 @@ def _as_images(images: Images) -> jax.Array:
         "images: other processes hold a part of the examples; pass the mesh to a function that takes one, or only the "
         "images of this process",
     )
+    array = as_array("images", images)
+    require(array.ndim >= 2 and len(array) > 0, f"images: expected [example, ...], got shape {array.shape}")
     try:
-        images = to_device(images)
+        images = to_device(array)
     except (TypeError, ValueError):
-        raise InputError(f"images: expected an array [example, ...], got {type(images).__name__}") from None
-    require(images.ndim >= 2 and len(images) > 0, f"images: expected [example, ...], got shape {images.shape}")
+        raise InputError(f"images: expected numbers [example, ...], got {describe_value(array)}") from None
     return images
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxablate._checks import require, require_known
+from jaxablate._checks import describe_value, host_numbers, require, require_known
 from jaxablate._typing import AnyArray
 from jaxablate.models._analysis import TAG
 
@@ -42,15 +42,19 @@ def tag(value: AnyArray, name: str, *, axis: int | Sequence[int] = -1, reduce: s
         (3,)
     """
     require(
-        isinstance(name, str) and name != "" and name.isprintable(), f"site: expected a printable name, got {name!r}"
+        isinstance(name, str) and name != "" and name.isprintable(),
+        f"site: expected a printable name, got {describe_value(name)}",
     )
     require_known("reduction", reduce, REDUCTIONS)
-    axes = tuple(np.atleast_1d(axis).tolist())
+    axes = (axis,) if isinstance(axis, int | np.integer) else tuple(axis) if isinstance(axis, Sequence) else ()
     require(
-        len(axes) > 0 and len({*axes}) == len(axes) and all(isinstance(a, int) for a in axes),
-        f"axis: expected an integer or distinct integers, got {axis!r}",
+        len(axes) > 0 and all(isinstance(a, int | np.integer) for a in axes) and len({*axes}) == len(axes),
+        f"axis: expected an integer or distinct integers, got {describe_value(axis)}",
     )
-    return checkpoint_name(jnp.asarray(value), f"{TAG} axis={','.join(map(str, axes))} reduce={reduce} {name}")
+    return checkpoint_name(
+        jnp.asarray(value if isinstance(value, jax.Array) else host_numbers("value", value)),
+        f"{TAG} axis={','.join(map(str, axes))} reduce={reduce} {name}",
+    )
 
 
 class Site(nnx.Module):

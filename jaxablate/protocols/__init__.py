@@ -10,7 +10,7 @@ Two controls change the orders: of neurons whose code never changes, and of ties
 import itertools
 from collections.abc import Iterable
 
-from jaxablate._checks import InputError, require
+from jaxablate._checks import InputError, describe_value, require, require_type
 from jaxablate.protocols._protocol import PAPER, FreshSubsets, Protocol
 from jaxablate.protocols._published import CONTROLS, DEPARTURES, with_departures
 
@@ -71,7 +71,7 @@ def get_protocol(name: str) -> Protocol:
         >>> ja.protocols.get_protocol("paper").fresh_subsets is None
         True
     """
-    require(isinstance(name, str), f"protocol: expected a name, got {name!r}")
+    require(isinstance(name, str), f"protocol: expected a name, got {describe_value(name)}")
     if name == PAPER.name:
         return PAPER
     parts = name.split("+")
@@ -84,6 +84,7 @@ def get_protocol(name: str) -> Protocol:
 
 def protocol_names(text: str) -> tuple[str, ...]:
     """Return the protocols named in a text of names and of `SETS`, separated by commas, without repeats."""
+    require_type("protocol", text, str, "a text")
     # A set may repeat a name, as in "paper,both"; `dict.fromkeys` drops repeats and keeps the order.
     names = [name for part in text.split(",") for name in SETS.get(part.strip(), (part.strip(),))]
     return tuple(dict.fromkeys(names))
@@ -96,5 +97,6 @@ def shown_protocols(names: Iterable[str]) -> list[str]:
         >>> ja.protocols.shown_protocols(["paper", "nan_logs", "published"])
         ['paper', 'published']
     """
+    require_type("protocols", names, Iterable, "names")
     names = list(dict.fromkeys(names))
     return [name for name in names if name in SETS["both"]] or names

@@ -15,10 +15,11 @@ import xarray as xr
 from flax import nnx
 from markupsafe import Markup
 
-from jaxablate._checks import require
+from jaxablate._checks import as_path, require, require_type
 from jaxablate._files import atomic_path, require_writable
 from jaxablate.charts import claim_table
 from jaxablate.claims import Verdict, departures_from_paper, judge_claims
+from jaxablate.claims._judge import require_verdicts
 from jaxablate.models import MLP
 from jaxablate.protocols import shown_protocols
 from jaxablate.report._charts import svg_chart
@@ -26,6 +27,7 @@ from jaxablate.report._grid import grid_page
 from jaxablate.report._pictures import networks_beside
 from jaxablate.report._sections import cards_of, meaning_of, provenance_of, sections_of
 from jaxablate.results import conditions_of, protocols_of, select_protocol
+from jaxablate.results._labels import require_results
 
 __all__ = ["check_report_path", "networks_beside", "write_report"]
 
@@ -70,8 +72,12 @@ def write_report(
         >>> write_report(results, tmp_path / "report.html").name
         'report.html'
     """
-    path = Path(path)
+    require_results(results, whole=True)
+    path = as_path("report", path)
     check_report_path(path)
+    require_type("networks", networks, Mapping | None, "networks by name")
+    if verdicts is not None:
+        require_verdicts(verdicts)
     if conditions_of(results):
         require(
             not networks and not verdicts, "results: a grid has no networks or verdicts on its page; leave them out"
@@ -132,7 +138,7 @@ def check_report_path(path: str | Path) -> None:
         >>> from jaxablate.report import check_report_path
         >>> check_report_path(tmp_path / "report.html")
     """
-    path = Path(path)
+    path = as_path("report", path)
     require(path.suffix in (".html", ".htm"), f"report {path}: expected a name that ends in .html, got {path.name!r}")
     require(not path.is_dir(), f"report {path}: expected a file or nothing, got a folder; name the file")
     require_writable(path.parent)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from jaxablate._checks import InputError, require, require_known
+from jaxablate._checks import InputError, describe_value, require, require_known
 from jaxablate.histograms import constant_codes
 from jaxablate.orders import DIRECTIONS
 from jaxablate.protocols import PAPER
@@ -21,6 +21,7 @@ from jaxablate.results._labels import (
     all_protocols,
     neuron_numbers,
     protocols_of,
+    require_results,
     select_protocol,
     studies_of,
 )
@@ -121,9 +122,9 @@ def _points(by: object) -> float:
     Raises:
         InputError: for an unknown `by`.
     """
-    if callable(by) or by in ("auc", "normalized_auc"):
+    if callable(by) or (isinstance(by, str) and by in ("auc", "normalized_auc")):
         return float("nan")
-    name, _, text = str(by).partition(":")
+    name, _, text = by.partition(":") if isinstance(by, str) else ("", "", "")
     try:
         points = float(text)
     except ValueError:
@@ -131,7 +132,8 @@ def _points(by: object) -> float:
         points = 0.0
     require(
         name == "first_step_below" and 0 < points < 100,
-        f"by: unknown {by!r}; choose auc, normalized_auc, first_step_below:POINTS (above 0) or a function",
+        f"by: unknown {describe_value(by)}; choose auc, normalized_auc, first_step_below:POINTS (above 0) or a "
+        "function",
     )
     return points
 
@@ -307,6 +309,7 @@ def compare_conditions(results: xr.DataTree, protocol: str = PAPER.name) -> xr.D
         >>> ja.results.compare_conditions(results)["difference"].dims
         ('condition', 'network', 'comparison')
     """
+    require_results(results)
     require_known("protocol", protocol, all_protocols(results))
     rows = [
         _compare_orders(node.to_dataset()).assign_coords(condition=condition, network=name)

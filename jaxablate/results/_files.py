@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from jaxablate._checks import InputError, require, require_name
+from jaxablate._checks import InputError, as_path, require, require_name, require_type
 from jaxablate._files import MAX_BYTES, atomic_path, require_file, require_writable
 from jaxablate.results._labels import (
     COORDINATES,
@@ -24,6 +24,7 @@ from jaxablate.results._labels import (
     OPTIONAL,
     VARIABLES,
     protocols_of,
+    require_results,
     select_protocol,
     studies_of,
 )
@@ -55,6 +56,8 @@ def save_results(results: xr.DataTree, path: str | Path) -> None:
     Example:
         >>> ja.results.save_results(results, tmp_path / "results.nc")
     """
+    require_results(results)
+    path = as_path("results file", path)
     with atomic_path(path) as temporary:
         # h5netcdf reads and writes by h5py alone and needs no netCDF library in C.
         # A copy has no parent, so one condition of a grid can be written alone.
@@ -77,6 +80,7 @@ def load_results(path: str | Path) -> xr.DataTree:
         >>> ja.results.load_results(tmp_path / "results.nc").attrs["dataset"]
         'mnist5k'
     """
+    path = as_path("results file", path)
     import h5py
 
     path = Path(path)
@@ -246,6 +250,8 @@ def save_table(data: xr.Dataset | pd.DataFrame, path: str | Path) -> None:
         >>> ja.results.save_table(network[["accuracy"]], tmp_path / "accuracy.csv")
         >>> ja.results.save_table(ja.results.tidy(results), tmp_path / "curves.csv")
     """
+    path = as_path("table", path)
+    require_type("data", data, xr.Dataset | pd.DataFrame, "a dataset of xarray or a table of pandas")
     path = Path(path)
     check_table_path(path, TABLE_SUFFIXES if isinstance(data, pd.DataFrame) else DATASET_SUFFIXES)
     with atomic_path(path) as temporary:
@@ -266,6 +272,7 @@ def check_table_path(path: Path, suffixes: tuple[str, ...] = DATASET_SUFFIXES) -
         InputError: for another suffix, a folder of that name, a folder that cannot be written, or .parquet if pyarrow
             is not installed.
     """
+    path = as_path("table", path)
     choice = " or ".join(suffixes)
     require(path.suffix in suffixes, f"table {path}: unknown suffix; choose a name that ends in {choice}")
     require(

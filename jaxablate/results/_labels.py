@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from jaxablate._checks import require, require_known
+from jaxablate._checks import InputError, require, require_known, require_type
 from jaxablate._precision import matmul_precision
 from jaxablate.datasets import Source
 from jaxablate.models import layer_of_neuron
@@ -512,6 +512,25 @@ def grid_results(studies: Mapping[str, xr.DataTree], config: Mapping[str, Any], 
     return xr.DataTree(xr.Dataset(attrs=root), children=dict(studies))
 
 
+def require_results(results: object, argument: str = "results", *, whole: bool = False) -> None:
+    """Raise `InputError` unless a value is a tree of results; a `whole` tree also has the settings of its study."""
+    require_type(argument, results, xr.DataTree, "results from ja.run_study or ja.results.load_results")
+    assert isinstance(results, xr.DataTree)
+    require(
+        not whole or "config" in results.attrs,
+        f"{argument}: expected results from ja.run_study or ja.results.load_results, got a tree without settings",
+    )
+
+
+def require_network_results(network: object) -> None:
+    """Raise `InputError` unless a value has the results of one network."""
+    is_network = isinstance(network, xr.Dataset) and "ordering" in network.dims
+    if not is_network:
+        raise InputError(
+            f"network: expected the results of one network, results['NAME'].to_dataset(), got {type(network).__name__}"
+        )
+
+
 def conditions_of(results: xr.DataTree) -> dict[str, dict[str, Any]]:
     """Return the varied settings of each condition of a grid; {} for the results of one study.
 
@@ -526,6 +545,7 @@ def conditions_of(results: xr.DataTree) -> dict[str, dict[str, Any]]:
         >>> ja.results.conditions_of(results)
         {}
     """
+    require_results(results)
     return json.loads(results.attrs.get("conditions", "{}"))
 
 
@@ -587,6 +607,7 @@ def protocols_of(results: xr.DataTree) -> list[str]:
         >>> ja.results.protocols_of(results)
         ['paper', 'published']
     """
+    require_results(results)
     require_one_study(results)
     # a node with children is a protocol; a node without is a network of the paper's protocol
     protocols = [name for name, node in results.children.items() if node.children]
@@ -610,6 +631,7 @@ def select_protocol(results: xr.DataTree, protocol: str) -> xr.DataTree:
         >>> ja.results.select_protocol(results, "published")["2-layer-12-10"].attrs["protocol"]
         'published'
     """
+    require_results(results)
     require_known("protocol", protocol, protocols_of(results))
     root = results if protocol == PAPER.name else results[protocol]
     networks = {name: node.to_dataset() for name, node in root.children.items() if not node.children}

@@ -11,9 +11,9 @@ from typing import Any
 
 import xarray as xr
 
-from jaxablate._checks import InputError, require
+from jaxablate._checks import InputError, require, require_type
 from jaxablate._rundir import format_differences
-from jaxablate.results._labels import conditions_of, grid_results
+from jaxablate.results._labels import conditions_of, grid_results, require_results
 
 PER_RUN = ("seeds", "dataset", "data_dir")
 """Settings that may differ between runs: the checksums of the data are compared instead of names and paths."""
@@ -43,6 +43,9 @@ def merge_results(results: Mapping[str, xr.DataTree]) -> xr.DataTree:
         >>> ja.results.merge_results(runs)["1-layer-8"]["seed"].values.tolist()
         [0, 1]
     """
+    require_type("runs", results, Mapping, "results by name")
+    for tree in results.values():
+        require_results(tree, "runs", whole=True)
     require(len(results) > 1, f"runs: {len(results)} is not enough to merge; name at least two")
     names = list(results)
     results = {name: tree.copy() for name, tree in results.items()}  # a copy of a condition has no grid as parent

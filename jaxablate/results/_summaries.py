@@ -5,14 +5,23 @@ Output: areas, curves with bands, and rows of tables.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
-from jaxablate._checks import require, require_known
-from jaxablate.results._labels import NO_NEURON, RANDOM, Ordering, neuron_numbers, protocols_of, select_protocol
+from jaxablate._checks import require, require_integer, require_known, require_type
+from jaxablate.results._labels import (
+    NO_NEURON,
+    RANDOM,
+    Ordering,
+    neuron_numbers,
+    protocols_of,
+    require_network_results,
+    require_results,
+    select_protocol,
+)
 from jaxablate.statistics import estimate
 
 INTERVAL = "95% t-interval of the mean"  # the words for `Estimate.interval`
@@ -26,6 +35,7 @@ def balanced_fill(network: xr.Dataset) -> str:
         >>> ja.results.balanced_fill(results["2-layer-12-10"].to_dataset())
         'mean'
     """
+    require_network_results(network)
     return next(str(name) for name in network["fill"].values if name != "zero")
 
 
@@ -44,6 +54,7 @@ def auc(network: xr.Dataset) -> xr.DataArray:
         >>> ja.results.auc(results["2-layer-12-10"].to_dataset()).dims
         ('seed', 'scope', 'ordering', 'fill')
     """
+    require_network_results(network)
     return 100 * network["accuracy"].isel(step=slice(1, None)).mean("step")
 
 
@@ -90,6 +101,7 @@ def keep_only(network: xr.Dataset) -> xr.Dataset:
         >>> ja.results.curve(kept, scope="layer1", ranking="entropy", direction="high", fill="mean").step.tolist()
         [0, 1, 2, 3, 4, 5, 6, 7, 8]
     """
+    require_network_results(network)
     last, widths = last_steps(network, "network: keep_only")
     accuracy = network["accuracy"].transpose("scope", ..., "step")
     numbers = neuron_numbers(network).broadcast_like(accuracy.isel(seed=0, ordering=0, fill=0)).values
@@ -165,6 +177,9 @@ def curve(network: xr.Dataset, *, scope: str, ranking: str, direction: str, fill
         >>> ja.results.curve(network, scope="layer1", ranking="random", direction="low", fill="mean").num_orders
         3
     """
+    require_type("ranking", ranking, str, "a name")
+    require_type("direction", direction, str, "a name")
+    require_network_results(network)
     for kind, value, known in (
         ("scope", scope, network["scope"].values),
         ("ranking", ranking, np.unique(network["ranking"].values)),
@@ -258,7 +273,10 @@ def summarize(results: xr.DataTree, steps: Sequence[int] = (0, 40, 80)) -> list[
         >>> sorted(ja.results.summarize(results)[0].accuracy)[0]
         0
     """
-    require(all(step >= 0 for step in steps), f"steps: {tuple(steps)} has negative numbers; choose 0 or more")
+    require_results(results)
+    require_type("steps", steps, Iterable, "numbers of ablated neurons")
+    steps = tuple(require_integer("steps", step) for step in steps)
+    require(all(step >= 0 for step in steps), f"steps: {steps[:20]} has negative numbers; choose 0 or more")
     rows = []
     for protocol in protocols_of(results):
         for name, node in select_protocol(results, protocol).children.items():

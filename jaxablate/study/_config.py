@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxablate._checks import (
     InputError,
+    describe_value,
     require,
     require_bool,
     require_different,
@@ -21,9 +22,11 @@ from jaxablate._checks import (
     require_integer,
     require_known,
     require_name,
+    require_type,
 )
 from jaxablate.metrics import METRICS
 from jaxablate.models import get_activation
+from jaxablate.models._mlp import check_hidden
 from jaxablate.orders import DIRECTIONS, NORMALIZATIONS
 from jaxablate.protocols import PAPER, Protocol, get_protocol
 from jaxablate.quantizers import get_quantizer
@@ -124,27 +127,26 @@ class StudyConfig:
         # A text is iterable too: ("entropy") without a comma would become seven scores of one letter.
         for name in SEQUENCES:
             value = getattr(self, name)
-            require(
-                isinstance(value, Iterable) and not isinstance(value, str),
-                f"{name}: expected a sequence, got {value!r}",
-            )
+            is_sequence = isinstance(value, Iterable) and not isinstance(value, str)
+            require(is_sequence, f"{name}: expected a sequence, got {'' if is_sequence else describe_value(value)}")
         # 0 and 0.0 are equal in Python, but not in the JSON texts that identify runs and saved networks. So every
         # number becomes a float. Python counts True as a number too.
         for name in NUMBERS:
             value = getattr(self, name)
             require(
                 isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
-                f"{name}: expected a number, got {value!r}",
+                f"{name}: expected a number, got {describe_value(value)}",
             )
             object.__setattr__(self, name, float(value))
         for name in COUNTS:
             value = getattr(self, name)
-            require(not isinstance(value, bool), f"{name}: expected an integer, got {value!r}")
+            require(not isinstance(value, bool), f"{name}: expected an integer, got {describe_value(value)}")
             if value is not None or name != "epochs":
                 object.__setattr__(self, name, require_integer(name, value))
         require(
             all(isinstance(hidden, Iterable) for hidden in self.networks),
-            f"networks: expected the hidden layers of each network, such as ((200, 200),), got {self.networks!r}",
+            "networks: expected the hidden layers of each network, such as ((200, 200),), got "
+            f"{describe_value(self.networks)}",
         )
         for name in ("dataset", "data_dir"):
             value = getattr(self, name)
@@ -173,13 +175,14 @@ class StudyConfig:
         get_activation(self.activation)
         for name in ("scores", "protocols", "extra_fills"):
             for value in getattr(self, name):
-                require(isinstance(value, str), f"{name}: expected names, got {value!r}")
+                require(isinstance(value, str), f"{name}: expected names, got {describe_value(value)}")
         for score in self.scores:
             get_score(score)
         for protocol in self.protocols:
             get_protocol(protocol)
         for fill in self.extra_fills:
             require_known("extra_fills", fill, EXTRA_FILLS)
+        require_type("quantizer", self.quantizer, str | int | float, "a name or a number")
         if self.quantizer != "activation":
             get_quantizer(self.quantizer)
         require_known("normalization", self.normalization, NORMALIZATIONS)
@@ -208,7 +211,7 @@ class StudyConfig:
             _percentage(self.steps) > 0
             or self.steps == "all"
             or (isinstance(self.steps, int) and not isinstance(self.steps, bool)),
-            f"steps: expected a number, 'all' or a percentage such as '0.5%', got {self.steps!r}",
+            f"steps: expected a number, 'all' or a percentage such as '0.5%', got {describe_value(self.steps)}",
         )
         require_bool("by_class", self.by_class)
         # Settings go together in every condition, which is a config and checks itself. They need not in the config that
@@ -333,7 +336,7 @@ def _plain_values(vary: Any) -> dict[str, tuple[Any, ...]]:
     Raises:
         InputError: unless `vary` maps settings that can vary to sequences of different values.
     """
-    require(isinstance(vary, Mapping), f"vary: expected a mapping from settings to values, got {vary!r}")
+    require(isinstance(vary, Mapping), f"vary: expected a mapping from settings to values, got {describe_value(vary)}")
     known = [setting.name for setting in dataclasses.fields(StudyConfig) if setting.name not in NOT_VARIED]
     plain = {}
     for name, values in vary.items():
@@ -341,7 +344,7 @@ def _plain_values(vary: Any) -> dict[str, tuple[Any, ...]]:
         require_setting(name, known)
         require(
             isinstance(values, Iterable) and not isinstance(values, str | Mapping),
-            f"vary: expected a sequence of values for {name}, got {values!r}",
+            f"vary: expected a sequence of values for {name}, got {describe_value(values)}",
         )
         plain[name] = tuple(_plain_value(name, value) for value in values)
         require_different(f"vary: {name}", plain[name])
@@ -387,5 +390,6 @@ def network_name(hidden: Sequence[int]) -> str:
         >>> ja.study.network_name((200, 200, 200))
         '3-layer'
     """
+    hidden = check_hidden(hidden)
     depth = f"{len(hidden)}-layer"
     return depth if set(hidden) == {200} else "-".join([depth, *map(str, hidden)])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import require, require_known
+from jaxablate._checks import require, require_integer, require_known, require_number
 from jaxablate._typing import Mask
 from jaxablate.ablation import evaluate_masks
 from jaxablate.activations import compute_fill
@@ -112,6 +112,8 @@ def prune_by_score(
     require_dataset(data)
     require_known("direction", direction, DIRECTIONS)
     require_known("scope", scope, SCOPES)
+    require_number("keep_fraction", keep_fraction)
+    fine_tune_epochs = require_integer("fine_tune_epochs", fine_tune_epochs)
     require_known("fill", fill, FILLS)
     require(
         0 < keep_fraction <= 1,

@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
 
-from jaxablate._checks import require, require_name
+from jaxablate._checks import as_path, require, require_name, require_type
 from jaxablate._rundir import CheckpointStore, digest, format_differences, lock_folders, open_run
 from jaxablate._typing import Images
 from jaxablate.datasets import AUTO, Dataset
@@ -104,8 +104,12 @@ def run_study(
         >>> dict(ja.run_study(config)["1-layer-8"]["accuracy"].sizes)
         {'seed': 1, 'scope': 2, 'ordering': 8, 'fill': 2, 'step': 5}
     """
+    require_type("config", config, StudyConfig, "a StudyConfig")
     report = on_progress or no_progress
-    run_dir, network_dir = (None if folder is None else Path(folder) for folder in (run_dir, network_dir))
+    run_dir, network_dir = (
+        None if folder is None else as_path(name, folder)
+        for name, folder in (("run_dir", run_dir), ("network_dir", network_dir))
+    )
     if data is not None:
         require(
             config.dataset == AUTO,
@@ -256,6 +260,7 @@ def _checked_models(models: Mapping[str, AnyModel | Sequence[AnyModel]], config:
     for name, of_name in models.items():
         require_name("models", name)
         require(name not in config.protocols, f"models: {name!r} is the name of a protocol; choose another name")
+        require_type("models", of_name, AnyModel | Sequence, "a network or a sequence of networks for each name")
         sequence = [of_name] if isinstance(of_name, AnyModel) else list(of_name)
         require(
             len(sequence) == len(config.seeds),

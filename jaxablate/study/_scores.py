@@ -5,13 +5,21 @@ Output: labelled scores [score, neuron].
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
 import xarray as xr
 
-from jaxablate._checks import InputError, JaxablateWarning, require, require_different
+from jaxablate._checks import (
+    ONE_OUTPUT,
+    InputError,
+    JaxablateWarning,
+    describe_value,
+    require,
+    require_different,
+    require_type,
+)
 from jaxablate.activations import mean_activations
 from jaxablate.datasets import Dataset
 from jaxablate.datasets._types import require_dataset
@@ -65,10 +73,12 @@ def score_neurons(
     # A label beyond the network's logits would never be predicted. More logits than classes are harmless.
     require(
         data.num_classes <= network.num_classes,
-        f"labels: the data have {data.num_classes} classes, and the network has {network.num_classes}; take a network "
-        "that was trained on these classes",
+        f"labels: the data have {data.num_classes} classes, and the network has {network.num_classes}"
+        + (ONE_OUTPUT if network.num_classes == 1 else "; take a network that was trained on these classes"),
     )
+    require_type("scores", scores, Iterable, "names of scores")
     names = (scores,) if isinstance(scores, str) else tuple(scores)
+    require(all(isinstance(name, str) for name in names), f"scores: expected names, got {describe_value(scores)}")
     require_different("scores", names)
     evidence = evidence_of(model, data, quantizer_of(quantizer, model))
     if "mutual_information" in names:
@@ -95,6 +105,7 @@ def quantizer_of(
     Raises:
         InputError: for an unknown setting, or "activation" for a model that does not know its activation function.
     """
+    require_type("quantizer", setting, str | int | float, "a name or a number")
     if setting != "activation":
         return get_quantizer(setting)
     if not is_mlp(model):
@@ -114,6 +125,7 @@ def networks_of_one_architecture(
         InputError: for no model, several architectures, or models that cannot be ablated.
     """
     require_dataset(data)
+    require_type("models", models, AnyModel | Iterable, "a network or several")
     models = [models] if isinstance(models, AnyModel) else list(models)
     require(len(models) > 0, "models: the sequence is empty; pass at least one network")
     first, *rest = (trace_model(model, data.test.images[:1])[0] for model in models)

@@ -5,13 +5,13 @@ Output: correlations of scores, and areas under the curves, under each quantizer
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
-from jaxablate._checks import require, require_different, require_known
+from jaxablate._checks import InputError, require, require_different, require_known, require_type
 from jaxablate.ablation import cumulative_ablation
 from jaxablate.activations import compute_fill
 from jaxablate.claims import NOT_JUDGED, UNDECIDED
@@ -75,7 +75,10 @@ def quantizer_sensitivity(
         >>> results["auc"].sizes["quantizer"], results["num_codes"].values.tolist()
         (2, [2, 4])
     """
+    require_type("quantizers", quantizers, str | float | Iterable, "names of quantizers, or thresholds")
     quantizers = (quantizers,) if isinstance(quantizers, str | float) else tuple(quantizers)
+    for quantizer in quantizers:
+        require_type("quantizers", quantizer, str | int | float, "a name or a number")
     labels = [str(quantizer) for quantizer in quantizers]
     require(
         len(labels) > 1 and len(set(labels)) == len(labels),
@@ -179,6 +182,11 @@ def compare_quantizers(sensitivity: xr.Dataset) -> list[QuantizerComparison]:
         >>> [comparison.verdict for comparison in ja.study.compare_quantizers(results)]
         ['not judged', 'not judged']
     """
+    is_sensitivity = isinstance(sensitivity, xr.Dataset) and "quantizer" in sensitivity.coords
+    if not is_sensitivity:
+        raise InputError(
+            f"sensitivity: expected results from ja.study.quantizer_sensitivity, got {type(sensitivity).__name__}"
+        )
     quantizers = tuple(map(str, sensitivity["quantizer"].values))
     comparisons = []
     for scope, score in itertools.product(map(str, sensitivity["scope"].values), map(str, sensitivity["score"].values)):
