@@ -59,10 +59,12 @@ def describe_value(value: object) -> str:
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if isinstance(shape, tuple) and shape and dtype is not None:
         return f"{name} of dtype {dtype} and shape {shape}"
+    if isinstance(value, str):
+        return repr(value if len(value) <= 80 else f"{value[:80]}...")
     text = repr(value)
     if len(text) <= 80 and text.isprintable() and not re.search(r"array|Array|tensor|object at 0x|function <", text):
         return text
-    return f"{name} of length {len(value)}" if isinstance(value, str | bytes | list | tuple | dict | set) else name
+    return f"{name} of length {len(value)}" if isinstance(value, bytes | list | tuple | dict | set) else name
 
 
 def short_repr(self: Any) -> str:

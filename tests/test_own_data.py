@@ -521,7 +521,8 @@ def test_other_objects_in_place_of_an_argument(calls, argument, tmp_path, monkey
 
 
 def test_a_message_describes_a_value():
-    assert describe_value("a") == "'a'"
+    assert describe_value("my_array") == "'my_array'"
+    assert len(describe_value("a" * 999)) == 85
     assert describe_value(np.zeros((2, 3))) == "ndarray of dtype float64 and shape (2, 3)"
     assert describe_value(jnp.zeros(2)) == "Array of dtype float32 and shape (2,)"
     assert describe_value([np.zeros(2)]) == "list of length 1"
