@@ -19,7 +19,7 @@ from jax.core import Tracer
 
 AnyArray = jax.Array | np.ndarray
 
-MAX_MESSAGE = 1000
+MAX_MESSAGE = 400
 """Number of characters that a message may have."""
 
 
@@ -41,7 +41,7 @@ def one_line(text: str) -> str:
     """
     # The start of a message names the argument and its end the remedy, so the middle is what can go.
     line = "".join(char if char.isprintable() else " " for char in text)
-    return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE - 305]} ... {line[-300:]}"
+    return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE - 205]} ... {line[-200:]}"
 
 
 def require(condition: bool, message: str) -> None:

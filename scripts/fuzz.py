@@ -312,7 +312,7 @@ def accepted(read: Callable[[Path], object], path: Path) -> bool:
         except ja.InputError as error:
             message = str(error)
             assert message.isprintable(), message
-            assert len(message) <= 1000, message
+            assert len(message) <= 400, message
             return False
     return True
 

@@ -531,6 +531,13 @@ def test_a_message_describes_a_value():
     assert describe_value(jax.random.key(0)) == "Array"
 
 
+def test_no_message_is_long():
+    with raises_input_error("^score: unknown 'a.* choose one of entropy") as caught:
+        ja.scores.get_score("a" * 10**6)
+    assert len(str(caught.value)) <= 400
+    assert len(str(InputError("b" * 10**6))) == 400
+
+
 def test_objects_print_in_a_line(model):
     many = np.zeros(500)
     objects = [
