@@ -196,6 +196,7 @@ def test_the_scripts(reproduced, tmp_path):
     assert "--random-orders" in process.stdout
 
 
+@pytest.mark.slow
 def test_a_report_of_saved_results_is_the_same(reproduced, tmp_path):
     out, _ = reproduced
     process = run("report", out, "--out", tmp_path / "again.html", "--json")

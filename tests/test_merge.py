@@ -81,6 +81,7 @@ def test_merged_runs_equal_one_run_of_all_seeds(small_data, runs, tmp_path):
     assert "it already holds files" in refusal("merge", runs / "a", runs / "b", "--out", out)
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_be_merged_are_refused(runs, tmp_path):
     a, b, out = runs / "a", runs / "b", tmp_path / "out"
     assert "1 is not enough to merge" in refusal("merge", a, "--out", out)

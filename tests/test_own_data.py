@@ -542,7 +542,7 @@ def test_objects_print_in_a_line(model):
     many = np.zeros(500)
     objects = [
         ja.from_module(model, IMAGES),
-        ja.AffineFill(many, many),
+        ja.fills.AffineFill(many, many),
         ja.compute_fill(model, "linear", IMAGES),
         ja.compute_fill(model, "resample", IMAGES, key=jax.random.key(0)),
         ja.scores.Evidence(model, IMAGES, LABELS, 3),

@@ -286,6 +286,7 @@ def test_results_state_only_what_is_true_of_networks_that_were_passed(small_mode
     assert differences == ["networks: 10 + 8 + 9", "training: not by the study"]
 
 
+@pytest.mark.slow
 def test_the_kind_of_a_network_is_stated(mnist5k):
     params = {"first": np.eye(784, 6, dtype=np.float32), "last": np.eye(6, 10, dtype=np.float32)}
     function = ja.from_function(linear_relu, params, mnist5k.test.images[:1])

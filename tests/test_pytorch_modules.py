@@ -451,7 +451,7 @@ def test_damaged_files_of_chains(tmp_path):
 def data(tmp_path):
     random = np.random.default_rng(0)
     arrays = {}
-    for split, size in (("train", 60), ("test", 40)):
+    for split, size in (("train", 240), ("test", 40)):
         arrays[f"{split}_images"] = random.random((size, 12, 14, 3), dtype=np.float32)
         arrays[f"{split}_labels"] = np.arange(size) % 5
     np.savez(tmp_path / "colours.npz", **arrays)
@@ -464,6 +464,7 @@ def run(*arguments):
     return result.output
 
 
+@pytest.mark.filterwarnings("ignore:mutual information")  # random labels tell nothing
 def test_commands_take_cnns(data, tmp_path):
     path, arrays = data
     net = tmp_path / "cnn.safetensors"
@@ -501,6 +502,7 @@ def colour_state(tmp_path):
     return ja.models.from_arrays([first[0].T, head[0].T], [first[1], head[1]], activation="relu")
 
 
+@pytest.mark.filterwarnings("ignore:mutual information")  # random labels tell nothing
 def test_a_pruned_state_dict_keeps_its_names_and_its_layout(data, tmp_path):
     path, arrays = data
     model = colour_state(tmp_path)
@@ -518,6 +520,7 @@ def test_a_pruned_state_dict_keeps_its_names_and_its_layout(data, tmp_path):
     np.testing.assert_allclose(outputs, small(arrays["test_images"]), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:mutual information")  # random labels tell nothing
 def test_a_pruned_state_dict_loads_in_pytorch(torch, data, tmp_path):
     path, arrays = data
     colour_state(tmp_path)

@@ -127,6 +127,7 @@ def test_networks_are_kept_as_soon_as_they_are_trained(config, undisturbed, tmp_
     xr.testing.assert_identical(first["correct"], alone["correct"])
 
 
+@pytest.mark.slow
 def test_a_damaged_unit_is_computed_anew(config, undisturbed, tmp_path):
     ja.run_study(config, run_dir=tmp_path)
     units = sorted((tmp_path / "units").iterdir())
@@ -284,6 +285,7 @@ for limit in range(10_000, 1000, -1500):
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_before_a_figure_is_whole(tmp_path):
     process = subprocess.run([sys.executable, "-c", FULL_FOR_FIGURES, tmp_path], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-2000:]

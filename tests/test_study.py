@@ -401,6 +401,7 @@ def complete():
     )
 
 
+@pytest.mark.slow
 def test_steps_all_ablates_every_neuron_of_every_scope(complete, mnist5k):
     node = complete["2-layer-12-10"].to_dataset()
     assert node["step"].values.tolist() == list(range(23))
