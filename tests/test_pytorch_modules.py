@@ -81,6 +81,8 @@ def test_checkpoints():
     both = {"model": STATE, "ema": ema, **rest}
     with raises_input_error("state_key: the PyTorch state dict has the state dicts 'model', 'ema', got None; choose"):
         load_pytorch(both, activation="relu")
+    with raises_input_error("state_key: the PyTorch state dict is a state dict itself; leave it out"):
+        load_pytorch(STATE, activation="relu", state_key="model")
     with raises_input_error("has the state dicts 'model', 'ema', got 'optimizer'"):
         load_pytorch(both, activation="relu", state_key="optimizer")
     for key, factor in (("model", 1), ("ema", 2)):
@@ -130,9 +132,26 @@ def test_parametrized_weights_are_computed(name):
     parts, weight = parametrized()[name]
     state = {**{name: np.asarray(part) for name, part in parts.items()}, **STATE}
     del state["fc.weight"]
-    model = load_pytorch(state, activation="relu")
+    if name.startswith("new"):
+        with raises_input_error("the names of .* do not settle the parametrization; give a reference, or call torch"):
+            load_pytorch(state, activation="relu")
+    reference = (INPUTS, expected(weight)) if name.startswith("new") else None
+    model = load_pytorch(state, activation="relu", reference=reference)
     np.testing.assert_allclose(model.stages[0].linear.kernel[...], weight.T, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(model(INPUTS), expected(weight), rtol=1e-4, atol=1e-4)
+
+
+def test_names_that_do_not_settle_the_parametrization():
+    """Two tensors may be any parametrization, and a square weight may be normed by its columns."""
+    rest = {name: tensor for name, tensor in STATE.items() if name != "fc.weight"}
+    new = {"fc.parametrizations.weight.original0": np.ones((6, 1), np.float32)}
+    new["fc.parametrizations.weight.original1"] = FIRST[0]
+    outputs = np.maximum(INPUTS @ (np.e * FIRST[0]).T + FIRST[1], 0) @ HEAD[0].T + HEAD[1]  # exp(g) v
+    with raises_input_error("gives other outputs"):
+        load_pytorch({**new, **rest}, activation="relu", reference=(INPUTS, outputs))
+    square = {"a.weight_orig": np.eye(12, dtype=np.float32), "a.weight_u": INPUTS[0], "a.weight_v": INPUTS[1]}
+    with raises_input_error("the names of a.weight_orig, .* do not settle the parametrization"):
+        load_pytorch({**square, "b.weight": FIRST[0]}, activation="relu")
 
 
 def test_unknown_parametrizations_are_refused():
@@ -330,10 +349,157 @@ def test_modules_that_are_refused(torch):
 
 def test_what_forward_hides_is_found(torch):
     """A hook changes the outputs, and no layer shows it."""
-    net, images = mlp(torch)
-    net.register_forward_hook(lambda module, inputs, outputs: 2 * outputs)
-    with raises_input_error("the converted network gives other outputs, by up to .*; its forward does something"):
-        from_pytorch(net, images)
+    for kind in ("hook", "pre-hook", "inner hook", "patched forward"):
+        net, images = mlp(torch)
+        if kind == "pre-hook":
+            net.register_forward_pre_hook(lambda module, inputs: (inputs[0].clamp(max=0.9),))
+        elif kind == "patched forward":
+            net.hidden.forward = lambda x: x[:, :9]
+        else:
+            part = net if kind == "hook" else net.hidden
+            part.register_forward_hook(lambda module, inputs, outputs: outputs.clamp(max=99))
+        with raises_input_error("has a hook or a forward of its own, which its layers do not show"):
+            from_pytorch(net, images)
+
+
+def hidden_differences(torch):
+    """Modules that are those of plain layers only for some images, or only in part."""
+    nn, functional = torch.nn, torch.nn.functional
+
+    class Clamped(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).clamp(-3, 3)
+
+    class Identity(nn.Identity):
+        def forward(self, x):
+            return x.clamp(-3, 3)
+
+    class Slope(nn.LeakyReLU):
+        def forward(self, x):
+            return super().forward(x).clamp(max=3)
+
+    class MonteCarlo(nn.Dropout):
+        def forward(self, x):
+            return functional.dropout(x, 0.5, True)
+
+    class Net(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.a, self.b, self.function = nn.Linear(168, 9), nn.Linear(9, 5), function
+
+        def forward(self, x, flag=None):
+            return self.function(self, x.flatten(1), flag)
+
+    def plain(net, x, flag):
+        return net.b(torch.relu(net.a(x)))
+
+    def branch(net, x, flag):
+        return plain(net, x, flag) if flag is None else plain(net, x.abs(), flag)
+
+    def chain(layer, first=None):
+        return nn.Sequential(nn.Flatten(), *([first] if first else []), nn.Linear(168, 9), layer, nn.Linear(9, 5))
+
+    small = 0.01 * IMAGES
+    return {
+        "a layer that clamps": (chain(nn.ReLU(), Clamped(168, 168)), small),
+        "an identity that clamps": (chain(Identity()), small),
+        "a slope that clamps": (chain(Slope()), small),
+        "dropout that stays on": (chain(nn.ReLU(), MonteCarlo()), 0 * IMAGES),
+        "dropout as a function that stays on": (
+            Net(lambda net, x, flag: plain(net, functional.dropout(x), flag)), 0 * IMAGES,
+        ),
+        "softplus of another threshold": (chain(nn.Softplus(1, 2.0)), small),
+        "softplus as a function": (Net(lambda net, x, f: net.b(functional.softplus(net.a(x), 1, 2))), small),
+        "half precision": (chain(nn.ReLU()).half(), IMAGES),
+        "parallel": (nn.DataParallel(chain(nn.ReLU())), IMAGES),
+        "compiled": (torch.compile(chain(nn.ReLU()), backend="eager"), IMAGES),
+        "scripted": (torch.jit.script(chain(nn.ReLU())), IMAGES),
+        "not initialised": (nn.Sequential(nn.Flatten(), nn.LazyLinear(5)), IMAGES),
+        "on meta": (chain(nn.ReLU()).to("meta"), IMAGES),
+        "NaN images": (chain(nn.ReLU()), IMAGES * np.nan),
+        "a pair of images and labels": (chain(nn.ReLU()), (IMAGES, np.zeros(9))),
+        "text": (chain(nn.ReLU()), "images"),
+        "an assertion without text": (Net(lambda net, x, flag: 1 // 0), IMAGES),
+        "convolutions alone": (nn.Sequential(nn.Conv2d(3, 2, 3)), COLOURS),
+        "PReLU": (nn.PReLU(), IMAGES),
+    }, {
+        "a branch that is not taken": (Net(branch), IMAGES),
+        "pooling of the size of the map": (
+            nn.Sequential(nn.Conv2d(3, 4, 3), GlobalPool(torch), nn.Flatten(), nn.Linear(4, 5)), COLOURS,
+        ),
+        "a linear map alone": (nn.Linear(14, 5), IMAGES[:, 0]),
+        "a window of NumPy": (
+            nn.Sequential(nn.MaxPool2d(np.int64(2)), nn.Flatten(), nn.Linear(126, 5)), COLOURS,
+        ),
+        "a slope of NumPy": (chain(nn.LeakyReLU(np.float64(0.2))), IMAGES),
+        "a large constant": (offset(torch, chain(nn.ReLU())), IMAGES),
+    }  # fmt: skip
+
+
+def offset(torch, net):
+    net[-1].bias.data += 3000
+    return net
+
+
+def GlobalPool(torch):
+    class Pool(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.avg_pool2d(x, x.size()[2:])
+
+    return Pool()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning", "ignore::UserWarning")
+def test_what_some_images_do_not_show(torch):
+    refused, converted = hidden_differences(torch)
+    for name, (net, images) in refused.items():
+        print(name)
+        with raises_input_error("PyTorch module|module: |images"):
+            from_pytorch(net, images)
+    for name, (net, images) in converted.items():
+        print(name)
+        unseen = 20 * np.random.default_rng(3).normal(size=(30, *images.shape[1:])).astype(np.float32)
+        theirs = logits(torch, net.eval(), unseen)
+        np.testing.assert_allclose(from_pytorch(net, images)(unseen), theirs, rtol=1e-4, atol=1e-2)
+
+
+def test_references_of_other_forms(torch):
+    x = torch.tensor(INPUTS)
+    net = torch.nn.Sequential(torch.nn.Linear(12, 6), torch.nn.ReLU(), torch.nn.Linear(6, 5))
+    for outputs in (net(x), net(x).detach(), net(x).detach().numpy()):  # the first requires a gradient
+        load_pytorch(net.state_dict(), activation="relu", reference=(x, outputs))
+    y = expected()
+    for reference in ((INPUTS,), (INPUTS, y, y), {"inputs": INPUTS}, INPUTS, (INPUTS[:, :3], y), (INPUTS[0], y[0]),
+                      (INPUTS[:0], y[:0]), (INPUTS, 0 * y), (INPUTS, None), ("inputs", "outputs")):  # fmt: skip
+        with raises_input_error("reference"):
+            load_pytorch(STATE, activation="relu", reference=reference)
+    for options in ({"layers": True}, {"activation": ["relu"]}):
+        with raises_input_error("layers|activation"):
+            load_pytorch(STATE, **{"activation": "relu", **options})
+    for tensor in (torch.ones(6, 12).to_sparse(), torch.ones(6, 12, device="meta")):
+        with raises_input_error("expected plain tensors with all their numbers stored"):
+            load_pytorch({**STATE, "fc.weight": tensor}, activation="relu")
+
+
+def test_subclasses_of_layers_of_flax_are_refused(torch, tmp_path):
+    class Clipped(nnx.Linear):
+        def __call__(self, x):
+            return jnp.clip(super().__call__(x), -3, 3)
+
+    model = nnx.Sequential(Clipped(14, 5, rngs=nnx.Rngs(0)), nnx.relu)
+    with raises_input_error(r"layer 0 \(Clipped\): expected a linear map"):
+        to_pytorch(model, IMAGES[:, 0])
+    with raises_input_error(r"layer 0 \(Clipped\): expected a linear map"):
+        ja.save_model(model, tmp_path / "model.safetensors")
+
+
+def test_images_with_their_channels_first_do_not_go_to_pytorch(torch):
+    net, images = mlp_of_colours(torch)
+    model = from_pytorch(net, images)
+    with raises_input_error("looks like PyTorch's"):
+        to_pytorch(model, images.transpose(0, 3, 1, 2))
+    with raises_input_error("images: expected"):
+        to_pytorch(model, images[:0])
 
 
 def chains():

@@ -362,9 +362,8 @@ def _read_network(
     """
     from jaxablate import MLP, InputError, load_dataset, load_model
     from jaxablate._files import require_file
-    from jaxablate.models import ACTIVATIONS
     from jaxablate.models._files import is_saved_model
-    from jaxablate.models._pytorch import read_state_dict, require_reference
+    from jaxablate.models._pytorch import TORCH_ACTIVATIONS, read_state_dict, require_reference
 
     require_file("network file", path)
     pair = None if reference is None else _read_reference(reference)
@@ -383,14 +382,19 @@ def _read_network(
         if activation is None:
             raise InputError(
                 f"network file {path}: a PyTorch state dict does not name its activation function; give --activation "
-                f"{' or '.join(ACTIVATIONS)}"
+                f"{' or '.join(TORCH_ACTIVATIONS)}"
             )
         stated = activation
         shape = load_dataset(dataset, data_dir=data_dir).test.images.shape
         is_reordered = len(shape) == 4 and shape[-1] > 1
         model, names = read_state_dict(
             path, None, activation=activation, shape=shape if is_reordered else None,
-            layers=None if layers is None else layers.split(","), state_key=state_key,
+            layers=None if layers is None else [name.strip() for name in layers.split(",")], state_key=state_key,
+            is_checked=pair is not None,
+        )  # fmt: skip
+        console.print(
+            f"Layers: {', '.join(names)}, with {activation} between them. --reference checks it.",
+            highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
         if is_reordered:
             console.print(
@@ -418,8 +422,8 @@ def _read_reference(path: Path) -> tuple[Any, Any]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return arrays["inputs"], arrays["outputs"]
-    except (OSError, ValueError, KeyError, AttributeError, EOFError) as error:
+    except Exception as error:  # a damaged archive raises anything
         raise InputError(
-            f"--reference {path}: expected an .npz file with the arrays inputs and outputs, got {error}; write it by "
-            "np.savez(path, inputs=..., outputs=...)"
+            f"--reference {path}: expected an .npz file with the arrays inputs and outputs, got {str(error)[:100]}; "
+            "write it by np.savez(path, inputs=..., outputs=...)"
         ) from None

@@ -53,21 +53,21 @@ def layers_of(model: MLP | nnx.Sequential) -> list[Callable]:
     return layers
 
 
-def describe_layer(layer: Callable) -> Layer | None:
+def describe_layer(layer: Any) -> Layer | None:
     """Return the type and the options of a layer; None for a layer of an unknown type."""
-    if isinstance(layer, nnx.Linear):
+    if type(layer) is nnx.Linear:  # a subclass may compute something else
         inputs, outputs = layer.kernel.shape
         return {"type": "linear", "in": inputs, "out": outputs, "bias": layer.bias is not None}
-    if isinstance(layer, nnx.Conv):
+    if type(layer) is nnx.Conv:
         return _describe_conv(layer)
-    if isinstance(layer, nnx.BatchNorm):
+    if type(layer) is nnx.BatchNorm:
         known = layer.axis == -1 and layer.axis_name is None
         scale, bias = layer.scale is not None, layer.bias is not None
         options = {"epsilon": layer.epsilon, "momentum": layer.momentum, "scale": scale, "bias": bias}
         return {"type": "batch_norm", "size": layer.mean.shape[0], **options} if known else None
-    if isinstance(layer, nnx.Dropout):
+    if type(layer) is nnx.Dropout:
         return {"type": "dropout", "rate": float(layer.rate)} if layer.broadcast_dims == () else None
-    if isinstance(layer, Site):
+    if type(layer) is Site:
         return {"type": "site", "name": layer.name, "axis": layer.axis, "reduce": layer.reduce}
     return _describe_function(layer)
 
@@ -111,7 +111,7 @@ def _describe_function(layer: Callable) -> Layer | None:
     function, args, options = _parts(layer)
     for name in WITH_NUMBER:
         if function is ACTIVATIONS[name] and not args and len(options) == 1:
-            return {"type": "activation", "name": f"{name}:{options[0][1]!r}"}
+            return {"type": "activation", "name": f"{name}:{float(options[0][1])!r}"}
     for kind, pool in POOLS.items():
         if function is pool:
             keys = ("window_shape", "strides", "padding", "count_include_pad")

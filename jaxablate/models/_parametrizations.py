@@ -38,21 +38,30 @@ KINDS: list[tuple[Callable[..., np.ndarray], tuple[str, ...]]] = [
 ]
 
 
-def compute_parametrized(what: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def compute_parametrized(what: str, tensors: Mapping[str, np.ndarray], *, is_checked: bool) -> dict[str, np.ndarray]:
     """Return the tensors of a state dict with its masks, weight norms and spectral norms computed.
 
     Args:
         what: names the source in messages.
         tensors: float arrays by name.
+        is_checked: True if the outputs will be compared with a reference.
 
     Raises:
-        InputError: for another parametrization, or parts that do not fit together.
+        InputError: for another parametrization, parts that do not fit together, or names that leave the parametrization
+            open if there is no reference.
     """
     tensors = dict(tensors)
     # A mask may lie on a part of a weight norm, so the search starts again after each weight.
     while match := _find(tensors):
         plain, names, compute = match
         parts = [tensors[name] for name in names]
+        # Any class of `torch.nn.utils.parametrize` may have these names; and a square weight may be normed by columns.
+        is_open = "parametrizations." in names[0] or (compute is _spectral_norm and len(set(parts[0].shape)) == 1)
+        require(
+            is_checked or not is_open,
+            f"{what}: the names of {', '.join(names)} do not settle the parametrization; give a reference, or call "
+            "torch.nn.utils.parametrize.remove_parametrizations(module, name) before you save",
+        )
         try:
             weight = compute(*parts)
         except (ValueError, IndexError):

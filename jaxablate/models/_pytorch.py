@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import InputError, finite_float32, require
+from jaxablate._checks import InputError, describe_value, finite_float32, require, require_type
 from jaxablate._typing import Images
 from jaxablate.models._chain import flatten_layers
 from jaxablate.models._mlp import ACTIVATIONS, MLP, flatten_images, from_arrays, get_activation, in_evaluation_mode
 from jaxablate.models._parametrizations import compute_parametrized
 from jaxablate.models._sites import Site
-from jaxablate.models._tensors import Tensors, find_state_dict, read_tensors, to_numpy
+from jaxablate.models._tensors import Tensors, find_state_dict, read_tensors, require_plain, to_numpy
 
 # PyTorch and Flax store the same numbers in another order:
 #
@@ -41,7 +41,11 @@ WEIGHTS = {
 PARTS = tuple(WEIGHTS[nnx.BatchNorm])
 CHANNELS = (1, 3, 4)  # numbers of channels of grey and of colour images
 MAX_STEPS = 10_000  # of the search for the order of modules
-REFERENCE_TOLERANCE = 1e-4
+REFERENCE_TOLERANCE = 1e-4  # relative to the range of an output over the examples
+ROUNDING = 1e-5  # relative to the largest output; float32 sums in another order differ by less
+IN_PYTORCH = {"gelu": "gelu_exact", "gelu_tanh": "gelu"}
+"""Names of activation functions that differ in PyTorch."""
+TORCH_ACTIVATIONS = (*(name for name in ACTIVATIONS if name != "gelu_exact"), "gelu_tanh")
 ELEMENTWISE = {
     jax.nn.sigmoid, jnp.tanh, nnx.tanh, jax.nn.relu, jax.nn.gelu, jax.nn.silu, jax.nn.elu, jax.nn.leaky_relu,
     jax.nn.softplus,
@@ -107,8 +111,15 @@ def load_pytorch(
         f"model: expected an nnx.Sequential or None, got {type(model).__name__}",
     )
     shape = None if images is None else np.shape(images)
-    network, _ = read_state_dict(source, model, activation=activation, shape=shape, layers=layers, state_key=state_key)
+    network, _ = read_state_dict(
+        source, model, activation=activation, shape=shape, layers=layers, state_key=state_key,
+        is_checked=reference is not None,
+    )  # fmt: skip
     if reference is not None:
+        require(
+            isinstance(reference, tuple | list) and len(reference) == 2,
+            f"reference: expected a pair (inputs, outputs), got {describe_value(reference)}",
+        )
         require_reference(_name_of(source), network, *reference)
     return network
 
@@ -126,12 +137,14 @@ def read_state_dict(
     shape: tuple[int, ...] | None,
     layers: Sequence[str] | None,
     state_key: str | None,
+    is_checked: bool,
 ) -> tuple[MLP | nnx.Sequential, list[str]]:
     """Return the network of a state dict, and the names of its modules in the order of the layers.
 
     Args:
         source, model, activation, layers, state_key: as in `load_pytorch`.
         shape: shape of the images, or None.
+        is_checked: True if a reference will be compared.
     """
     what = _name_of(source)
     if isinstance(source, str | Path):
@@ -141,8 +154,9 @@ def read_state_dict(
             isinstance(source, Mapping),
             f"source: expected a path or a state dict, got {type(source).__name__}; ja.from_pytorch takes modules",
         )
-        tensors = {name: to_numpy(tensor) for name, tensor in find_state_dict(what, source, state_key).items()}
-    modules = group_modules(what, tensors)
+        state = find_state_dict(what, source, state_key)
+        tensors = {name: to_numpy(require_plain(what, name, tensor)) for name, tensor in state.items()}
+    modules = group_modules(what, tensors, is_checked=is_checked)
     if model is None:
         return _mlp(what, modules, activation, shape, layers)
     return set_weights(what, modules, nnx.clone(model), shape, layers)
@@ -157,17 +171,34 @@ def require_reference(what: str, network: Any, inputs: Any, outputs: Any) -> Non
         inputs: [example, ...], as the network takes them.
         outputs: its outputs in the framework that it comes from.
     """
-    outputs = np.asarray(outputs, np.float64)
-    with jax.default_matmul_precision("highest"):
-        ours = np.asarray(in_evaluation_mode(network)(jnp.asarray(inputs, jnp.float32)), np.float64)
+    inputs, outputs = (
+        finite_float32(f"reference {name}", to_numpy(values) if hasattr(values, "detach") else values)
+        for name, values in (("inputs", inputs), ("outputs", outputs))
+    )
+    require(
+        inputs.ndim >= 2 and inputs.size > 0,
+        f"reference: expected inputs [example, ...] with at least one example, got shape {inputs.shape}",
+    )
+    try:
+        with jax.default_matmul_precision("highest"):
+            ours = np.asarray(in_evaluation_mode(network)(jnp.asarray(inputs)))
+    except Exception as error:  # the network may have any operations
+        reason = str(error).strip().split("\n")[0][:150]
+        raise InputError(f"reference: the {what} does not take inputs of shape {inputs.shape} ({reason})") from None
     require(
         ours.shape == outputs.shape,
         f"reference: expected outputs {ours.shape} for these inputs, got {outputs.shape}; give the logits of "
         "PyTorch for the same inputs",
     )
+    # Outputs may have a large constant part, so differences between examples are the measure.
     difference, size = np.abs(ours - outputs).max(initial=0), np.abs(outputs).max(initial=0)
+    spread = np.ptp(outputs, axis=0).max(initial=0) if len(outputs) > 1 else size
     require(
-        bool(difference <= REFERENCE_TOLERANCE * max(size, 1e-6)),
+        bool(spread > 0),
+        "reference: expected outputs that differ between examples, got constant ones; give other inputs",
+    )
+    require(
+        bool(difference <= REFERENCE_TOLERANCE * spread + ROUNDING * size),
         f"reference: the {what} gives other outputs, by up to {difference:.3g} with the largest output "
         f"at {size:.3g}; check activation, layers and the layout of the images",
     )
@@ -200,6 +231,7 @@ def _settle_order(
         InputError: if several orders are possible, or if `layers` does not name the modules.
     """
     if layers is not None:
+        require_type("layers", layers, str | list | tuple, "names")
         names = [layers] if isinstance(layers, str) else list(layers)
         require(
             sorted(names) == sorted(modules),
@@ -284,7 +316,7 @@ def set_weights(
     return model, list(modules)
 
 
-def group_modules(what: str, tensors: Tensors) -> dict[str, Tensors]:
+def group_modules(what: str, tensors: Tensors, *, is_checked: bool = True) -> dict[str, Tensors]:
     """Group the tensors by module: "conv1.weight" becomes modules["conv1"]["weight"], as float32.
 
     Raises:
@@ -301,7 +333,7 @@ def group_modules(what: str, tensors: Tensors) -> dict[str, Tensors]:
         require(tensor.size > 0, f"{what}: expected numbers, got shape {tensor.shape} for {name!r}")
         floats[name] = finite_float32(f"{what}: {name}", tensor)
     modules: dict[str, Tensors] = {}
-    for name, tensor in compute_parametrized(what, floats).items():
+    for name, tensor in compute_parametrized(what, floats, is_checked=is_checked).items():
         module, _, part = name.rpartition(".")
         require(
             part in PARTS,
@@ -375,9 +407,10 @@ def _mlp(
         )
     if activation is None:
         raise InputError(
-            f"activation: the {what} does not name its activation function; give one of {', '.join(ACTIVATIONS)}"
+            f"activation: the {what} does not name its activation function; give one of {', '.join(TORCH_ACTIVATIONS)}"
         )
-    activation = {"gelu": "gelu_exact", "gelu_tanh": "gelu"}.get(activation, activation)
+    require_type("activation", activation, str, "a name")
+    activation = IN_PYTORCH.get(activation, activation)
     get_activation(activation)
     modules = _settle_order(
         what,

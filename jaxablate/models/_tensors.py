@@ -54,7 +54,8 @@ def find_state_dict(what: str, loaded: object, state_key: str | None) -> Mapping
     Raises:
         InputError: if there is no state dict, if there are several and no key, or if the key is not among them.
     """
-    if state_key is None and _is_state_dict(loaded):
+    if _is_state_dict(loaded):
+        require(state_key is None, f"state_key: the {what} is a state dict itself; leave it out")
         return loaded
     entries = loaded.items() if isinstance(loaded, Mapping) else ()
     candidates = {key: value for key, value in entries if _is_state_dict(value)}
@@ -81,6 +82,21 @@ def _is_state_dict(value: object) -> TypeGuard[Mapping[str, Any]]:
             for name, tensor in value.items()
         )
     )
+
+
+def require_plain(what: str, name: str, tensor: Any) -> Any:
+    """Return a tensor that is an array, or that has all its numbers stored; raise for others."""
+    if not hasattr(tensor, "detach"):
+        return tensor
+    kind = str(tensor.layout)
+    plain = kind == "torch.strided" and not (tensor.is_quantized or tensor.is_nested or tensor.is_meta)
+    # A view can repeat a few stored numbers without limit, so its size says nothing about the size of the file.
+    require(
+        plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes(),
+        f"{what}: expected plain tensors with all their numbers stored, got another for {name!r}; "
+        "save tensor.detach().cpu().contiguous() by its name",
+    )
+    return tensor
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
@@ -132,14 +148,7 @@ def _read_pt(path: Path, state_key: str | None) -> Tensors:
         ) from None
     loaded = find_state_dict(f"PyTorch file {path}", loaded, state_key)
     for name, tensor in loaded.items():
-        plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
-        plain = plain and not (tensor.is_quantized or tensor.is_nested)
-        # A view can repeat a few stored numbers without limit, so its size says nothing about the size of the file.
-        require(
-            plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes(),
-            f"PyTorch file {path}: expected plain tensors with all their numbers stored, got another for {name!r}; "
-            "save tensor.detach().cpu().contiguous() by its name",
-        )
+        require_plain(f"PyTorch file {path}", name, tensor)
     size = sum(tensor.numel() * max(4, tensor.element_size()) for tensor in loaded.values())
     require(size <= MAX_BYTES, f"PyTorch file {path}: the tensors take {size} bytes; keep them within {MAX_BYTES}")
     return {name: to_numpy(tensor) for name, tensor in loaded.items()}

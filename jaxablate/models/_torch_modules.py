@@ -5,6 +5,8 @@ Output: the network in the other framework, with equal outputs on these images.
 """
 
 import contextlib
+import importlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import InputError, require
+from jaxablate._checks import InputError, finite_float32, require
 from jaxablate._files import atomic_path, save_tensors
 from jaxablate._typing import Images
 from jaxablate.models._chain import Layer, build_chain, describe_chain, layers_of
@@ -31,7 +33,8 @@ from jaxablate.models._pytorch import (
 )
 from jaxablate.models._tensors import to_numpy
 
-TOLERANCE = 1e-4  # relative to the largest output; float32 sums in another order differ by less
+TOLERANCE = 1e-4  # relative to the range of an output over the examples
+ROUNDING = 1e-5  # relative to the largest output; float32 sums in another order differ by less
 WITH_WEIGHTS = ("linear", "conv", "batch_norm")
 RESHAPES = {"flatten", "view", "reshape", "contiguous", "unsqueeze", "squeeze"}  # methods and functions
 
@@ -83,23 +86,28 @@ def from_pytorch(module: Any, images: Images) -> MLP | nnx.Sequential:
         isinstance(module, torch.nn.Module),
         f"module: expected a torch.nn.Module, got {type(module).__name__}; load_pytorch takes files and state dicts",
     )
-    images = np.asarray(to_numpy(images), np.float32)
-    require(images.ndim >= 2 and len(images) > 0, f"images: expected [example, ...], got shape {images.shape}")
-    if images.ndim == 4:
-        require_channels_last(images.shape)
+    images = _check_images(images)
     what = f"PyTorch module {type(module).__name__}"
-    with _in_evaluation(module), torch.no_grad():
+    _require_plain_module(torch, what, module)
+    first = next(module.parameters(), None)
+
+    def run(images: np.ndarray) -> Any:
         inputs = _for_pytorch(torch, images)
-        first = next(module.parameters(), None)
-        inputs = inputs if first is None else inputs.to(first.device, first.dtype)
+        return module(inputs if first is None else inputs.to(first.device, first.dtype))
+
+    with _in_evaluation(module), torch.no_grad():
         try:
-            expected = module(inputs)  # computes weights that hooks parametrize
+            expected = run(images)  # computes weights that hooks parametrize
         except Exception as error:  # the user's own code may raise anything
             raise InputError(
-                f"images: {what} gets {tuple(inputs.shape)} and raises {type(error).__name__}: "
-                f"{str(error).strip().splitlines()[0]}; pass images that the module takes, with the channels last"
+                f"images: {what} gets {tuple(_for_pytorch(torch, images).shape)} and raises {_reason(error)}; pass "
+                "images that the module takes, with the channels last"
             ) from error
-        description, tensors = _read_chain(torch, what, module, inputs)
+        require(
+            isinstance(expected, torch.Tensor),
+            f"{what}: expected one tensor as its output, got {type(expected).__name__}",
+        )
+        description, tensors = _read_chain(torch, what, module, _for_pytorch(torch, images).to(expected.device), first)
     modules = group_modules(what, tensors)
     hidden = [layer["name"] for layer in description if layer["type"] == "activation"]
     types = [layer["type"] for layer in description]
@@ -109,7 +117,8 @@ def from_pytorch(module: Any, images: Images) -> MLP | nnx.Sequential:
         network: MLP | nnx.Sequential = mlp_of_modules(what, modules, hidden[0], images.shape)
     else:
         network, _ = set_weights(what, modules, build_chain(description), images.shape, list(modules))
-    _require_equal(what, to_numpy(expected), network, images)
+    with _in_evaluation(module), torch.no_grad():
+        _require_equal(what, lambda images: to_numpy(run(images)), network, images)
     return network
 
 
@@ -123,7 +132,7 @@ def to_pytorch(model: MLP | nnx.Sequential, images: Images | None = None) -> Any
             features are reordered. Not needed for an `MLP`, whose module then flattens its inputs as the model does.
 
     Returns:
-        The module in evaluation mode. Its outputs for the images equal the model's, up to 1e-4 of the largest output.
+        The module in evaluation mode. Its outputs for the images, and for random images, equal the model's.
 
     Raises:
         InputError: for a network of another kind, a layer that has no counterpart, missing images, or other outputs.
@@ -144,7 +153,7 @@ def to_pytorch(model: MLP | nnx.Sequential, images: Images | None = None) -> Any
         images = np.zeros((1, model.stages[0].linear.in_features), np.float32)
     require(images is not None, "images: expected an example of what the model takes, got none")
     assert images is not None
-    images = np.asarray(to_numpy(images), np.float32)
+    images = _check_images(images)
     network = in_evaluation_mode(model)
     layers = layers_of(network)
     tensors = iter(pytorch_tensors(network, images))
@@ -157,8 +166,7 @@ def to_pytorch(model: MLP | nnx.Sequential, images: Images | None = None) -> Any
         outputs = layer(outputs)
     net = torch.nn.Sequential(*modules).eval()
     with torch.no_grad():
-        expected = to_numpy(net(_for_pytorch(torch, images)))
-    _require_equal("network", expected, network, images)
+        _require_equal("network", lambda images: to_numpy(net(_for_pytorch(torch, images))), network, images)
     return net
 
 
@@ -216,25 +224,82 @@ def save_state_dict(
         torch.save({name: torch.tensor(array) for name, array in tensors.items()}, unfinished)
 
 
+def _check_images(images: Any) -> np.ndarray:
+    """Return images as float32, at least one example, with the channels last if they have four axes."""
+    images = to_numpy(images) if hasattr(images, "detach") else images
+    images = finite_float32("images", images)
+    require(
+        images.ndim >= 2 and images.size > 0,
+        f"images: expected [example, ...] with at least one example, got shape {images.shape}",
+    )
+    if images.ndim == 4:
+        require_channels_last(images.shape)
+    return images
+
+
+def _reason(error: Exception) -> str:
+    """Return the type of an error and the first line of its text, which may be empty."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])[:200]
+
+
+def _require_plain_module(torch: Any, what: str, module: Any) -> None:
+    """Raise unless only the layers of a module, in float32 or float64, determine its outputs."""
+    nn, utils = torch.nn, torch.nn.utils
+    wrapped = {"module": nn.DataParallel, "_orig_mod": torch._dynamo.OptimizedModule}
+    for name, kind in wrapped.items():
+        require(not isinstance(module, kind), f"module: {what} wraps another module; pass its attribute {name!r}")
+    require(not isinstance(module, torch.jit.ScriptModule), f"module: {what} is scripted; pass the module before that")
+    parametrizing = (
+        utils.weight_norm.__globals__["WeightNorm"],
+        utils.spectral_norm.__globals__["SpectralNorm"],
+        importlib.import_module("torch.nn.utils.prune").BasePruningMethod,
+    )
+    for name, part in module.named_modules():
+        hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+        require(
+            "forward" not in vars(part) and all(isinstance(hook, parametrizing) for hook in hooks),
+            f"{what}: {name or 'the module itself'} has a hook or a forward of its own, which its layers do not show",
+        )
+    for name, tensor in module.named_parameters():
+        require(
+            not (nn.parameter.is_lazy(tensor) or tensor.is_meta),
+            f"{what}: {name} has no values yet; initialise the module first",
+        )
+        require(
+            tensor.dtype in (torch.float32, torch.float64),
+            f"{what}: expected parameters of float32 or float64, got {tensor.dtype} for {name}; call module.float()",
+        )
+
+
 def _for_pytorch(torch: Any, images: np.ndarray) -> Any:
     """Return images as a tensor, [example, channel, height, width] if they have four axes."""
     return torch.tensor(images.transpose(0, 3, 1, 2).copy() if images.ndim == 4 else images)
 
 
-def _require_equal(what: str, expected: np.ndarray, network: Any, images: np.ndarray) -> None:
-    """Raise `InputError` unless a network of Flax has the outputs of PyTorch."""
-    with jax.default_matmul_precision("highest"):
-        ours = np.asarray(network(jnp.asarray(images)))
-    require(
-        ours.shape == expected.shape and bool(np.isfinite(expected).all()),
-        f"{what}: expected finite outputs of shape {ours.shape} for these images, got {expected.shape}",
-    )
-    difference, size = np.abs(ours - expected).max(initial=0), np.abs(expected).max(initial=0)
-    require(
-        bool(difference <= TOLERANCE * max(size, 1e-6)),
-        f"{what}: the converted network gives other outputs, by up to {difference:.3g} with the largest output at "
-        f"{size:.3g}; its forward does something that its layers do not show",
-    )
+def _require_equal(
+    what: str, run_pytorch: Callable[[np.ndarray], np.ndarray], network: Any, images: np.ndarray
+) -> None:
+    """Raise `InputError` unless a network of Flax has the outputs of PyTorch.
+
+    Compared are the images and random numbers, since images of one kind, such as zeros, would not show everything.
+    """
+    random = np.random.default_rng(0).normal(size=(16, *images.shape[1:])).astype(np.float32)
+    for inputs in (images, random, 10 * random):
+        expected = run_pytorch(inputs)
+        with jax.default_matmul_precision("highest"):
+            outputs = np.asarray(network(jnp.asarray(inputs)))
+        require(
+            outputs.ndim == expected.ndim == 2 and outputs.shape == expected.shape,
+            f"{what}: expected outputs [example, class], got shape {expected.shape}",
+        )
+        # Outputs may have a large constant part, so differences between examples are the measure.
+        difference, size = np.abs(outputs - expected).max(initial=0), np.abs(expected).max(initial=0)
+        spread = np.ptp(expected, axis=0).max(initial=0)
+        require(
+            bool(difference <= TOLERANCE * spread + ROUNDING * size),
+            f"{what}: the converted network gives other outputs, by up to {difference:.3g} with the largest output at "
+            f"{size:.3g}; PyTorch computes something that the layers do not show",
+        )
 
 
 @contextlib.contextmanager
@@ -249,21 +314,41 @@ def _in_evaluation(module: Any) -> Iterator[None]:
             part.training = mode
 
 
-def _read_chain(torch: Any, what: str, module: Any, inputs: Any) -> tuple[list[Layer], dict[str, np.ndarray]]:
-    """Return the layers of a module, and the tensors of those with weights, named after their places."""
+def _read_chain(
+    torch: Any, what: str, module: Any, inputs: Any, first: Any
+) -> tuple[list[Layer], dict[str, np.ndarray]]:
+    """Return the layers of a module, and the tensors of those with weights, named after their places.
+
+    Args:
+        torch: the package.
+        what: names the module in messages.
+        module: the module.
+        inputs: its inputs.
+        first: one of its parameters, or None.
+    """
     nn = torch.nn
 
     class Tracer(torch.fx.Tracer):
         def is_leaf_module(self, m: Any, module_qualified_name: str) -> bool:
-            return isinstance(m, _leaf_types(nn))
+            # a subclass of a layer may compute something else, so `torch.fx` looks into it
+            return _layer_type(nn, m) in _layer_types(nn) or super().is_leaf_module(m, module_qualified_name)
 
+    class Values(torch.fx.passes.shape_prop.ShapeProp):
+        def run_node(self, n: Any) -> Any:
+            n.meta["value"] = result = super().run_node(n)
+            return result
+
+    # Arguments of forward beyond the images keep their defaults: without them, tracing would follow another branch.
+    parameters = list(inspect.signature(module.forward).parameters.values())[1:]
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
     try:
-        graph = torch.fx.GraphModule(module, Tracer().trace(module))
-        torch.fx.passes.shape_prop.ShapeProp(graph).propagate(inputs)
+        root = nn.Sequential(module) if _layer_type(nn, module) in _layer_types(nn) else module
+        graph = torch.fx.GraphModule(root, Tracer().trace(root, defaults if root is module else {}))
+        Values(graph).propagate(inputs if first is None else inputs.to(first.dtype))
     except Exception as error:  # the user's own code may raise anything
         raise InputError(
-            f"{what}: torch.fx cannot trace it ({str(error).strip().splitlines()[0]}); write the network as an "
-            "nnx.Sequential and read its weights by load_pytorch"
+            f"{what}: torch.fx cannot trace it ({_reason(error)}); write the network as an nnx.Sequential and read its "
+            "weights by load_pytorch"
         ) from error
     value, description, tensors = None, [], {}
     for node in graph.graph.nodes:
@@ -274,20 +359,19 @@ def _read_chain(torch: Any, what: str, module: Any, inputs: Any) -> tuple[list[L
             value = node
         elif shape is not None:
             read = [operand for operand in node.all_input_nodes if _shape(operand) is not None]
+            name = node.target if node.op == "call_module" else node.name
             require(
                 read == [value] and node.op.startswith("call_"),
-                f"{what}: expected a chain of layers, but {node.name!r} does not take the result of the layer before "
-                "alone; write the network in Flax and read its weights by load_pytorch, see "
-                "docs/howto/network.md",
+                f"{what}: expected a chain of layers, but {name!r} does not take the result of the layer before "
+                "alone; write the network in Flax and read its weights by load_pytorch, see docs/howto/network.md",
             )
-            layer = _module_of(torch, graph, node)
-            before, name = _shape(value), f"{len(description)}"
+            layer, before = _module_of(torch, graph, node), _shape(value)
             assert before is not None
-            described = _describe_module(nn, f"{what}: {node.name}", layer, before, shape)
-            description += described
+            described = _describe_module(nn, f"{what}: {name}", layer, before, shape)
             if described and described[0]["type"] in WITH_WEIGHTS:
                 parts = {part: getattr(layer, part, None) for part in PARTS}
-                tensors |= {f"{name}.{part}": to_numpy(each) for part, each in parts.items() if each is not None}
+                tensors |= {f"{len(description)}.{p}": to_numpy(each) for p, each in parts.items() if each is not None}
+            description += described
             value = node
     return description, tensors
 
@@ -297,13 +381,19 @@ def _shape(node: Any) -> tuple[int, ...] | None:
     return tuple(meta.shape) if hasattr(meta := node.meta.get("tensor_meta"), "shape") else None
 
 
-def _leaf_types(nn: Any) -> tuple[type, ...]:
+def _layer_types(nn: Any) -> tuple[type, ...]:
     """Return the types of modules that are layers."""
     return (
         nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity,
-        nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.LogSoftmax, nn.Softmax, nn.ReLU, nn.Sigmoid,
-        nn.Tanh, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.Softplus, nn.Hardtanh,
+        nn.Flatten, nn.Unflatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.LogSoftmax, nn.Softmax, nn.ReLU,
+        nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.Softplus, nn.Hardtanh,
     )  # fmt: skip
+
+
+def _layer_type(nn: Any, module: Any) -> type:
+    """Return the type of a module; a parametrized one has a class of its own, below the class of the layer."""
+    is_parametrized = nn.utils.parametrize.is_parametrized(module)
+    return type(module).__bases__[0] if is_parametrized else type(module)
 
 
 def _module_of(torch: Any, graph: Any, node: Any) -> Any:
@@ -314,18 +404,25 @@ def _module_of(torch: Any, graph: Any, node: Any) -> Any:
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
     if name in RESHAPES:
         return nn.Flatten()
-    if node.target in (functional.dropout, functional.dropout2d):
-        return nn.Identity()
+
+    def dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+        del p, inplace
+        return None if training else nn.Identity()  # as a function it may be on in evaluation mode too
+
     kinds = {
         "relu": nn.ReLU, "relu_": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU,
         "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "softplus": nn.Softplus, "hardtanh": nn.Hardtanh,
         "avg_pool2d": nn.AvgPool2d, "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d, "log_softmax": nn.LogSoftmax,
-        "softmax": nn.Softmax,
+        "softmax": nn.Softmax, "dropout": dropout, "dropout2d": dropout,
     }  # fmt: skip
     if node.target is functional.max_pool2d:
         name, kinds = "max_pool2d", {"max_pool2d": nn.MaxPool2d}
-    options = {key: value for key, value in node.kwargs.items() if key not in ("_stacklevel", "dtype", "input")}
-    return kinds[name](*node.args[1:], **options) if name in kinds else None
+    args, options = torch.fx.node.map_arg((node.args[1:], dict(node.kwargs)), lambda operand: operand.meta["value"])
+    options = {key: value for key, value in options.items() if key not in ("_stacklevel", "dtype", "input")}
+    try:
+        return kinds[name](*args, **options) if name in kinds else None
+    except TypeError:  # arguments that the module does not have
+        return None
 
 
 def _describe_module(nn: Any, what: str, module: Any, before: tuple[int, ...], after: tuple[int, ...]) -> list[Layer]:
@@ -342,7 +439,7 @@ def _describe_module(nn: Any, what: str, module: Any, before: tuple[int, ...], a
         return [{"type": "activation", "name": activation}]
     if isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d | nn.AlphaDropout):
         return []
-    if isinstance(module, nn.Flatten):
+    if isinstance(module, nn.Flatten | nn.Unflatten):
         if after == before:
             return []
         if len(before) in (3, 4) and after == (before[0], math.prod(before[1:])):
@@ -373,11 +470,11 @@ def _activation_name(nn: Any, module: Any) -> str | None:
     if isinstance(module, nn.GELU):
         return "gelu_exact" if module.approximate == "none" else "gelu"
     if isinstance(module, nn.LeakyReLU):
-        return f"leaky_relu:{module.negative_slope!r}"
+        return f"leaky_relu:{float(module.negative_slope)!r}"
     if isinstance(module, nn.ELU):
-        return f"elu:{module.alpha!r}"
+        return f"elu:{float(module.alpha)!r}"
     if isinstance(module, nn.Softplus):
-        return "softplus" if module.beta == 1 else None
+        return "softplus" if (module.beta, module.threshold) == (1, 20) else None
     if isinstance(module, nn.Hardtanh):
         return "hardtanh" if (module.min_val, module.max_val) == (-1, 1) else None
     return {nn.ReLU: "relu", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh", nn.SiLU: "silu"}.get(type(module))
@@ -424,7 +521,7 @@ def _describe_pool(nn: Any, module: Any, before: tuple[int, ...], after: tuple[i
     if getattr(module, "divisor_override", None) is not None or getattr(module, "return_indices", False):
         return None
     window, strides, padding = (
-        [value] * 2 if isinstance(value, int) else list(value)
+        [int(number) for number in np.broadcast_to(value, 2)]
         for value in (module.kernel_size, module.stride or module.kernel_size, module.padding)
     )
     return {
