@@ -71,7 +71,8 @@ def from_pytorch(module: Any, images: Images) -> MLP | nnx.Sequential:
 
     Raises:
         InputError: for an object that is no module, images that it does not take, layers that are no chain or are not
-            among the ones above, or other outputs. PyTorch must be installed.
+            among the ones above, hooks, subclasses of layers, weights of half precision, or other outputs. PyTorch must
+            be installed.
 
     Example:
         >>> import torch
