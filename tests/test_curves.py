@@ -11,6 +11,8 @@ import jaxablate as ja
 from jaxablate.charts import class_chart, keep_chart
 from jaxablate.report import write_report
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ja.StudyConfig(
     networks=(), protocols=("paper", "published"), seeds=(0, 1), num_random_orders=2, steps="all", by_class=True
 )

@@ -391,6 +391,7 @@ def test_few_examples_and_bad_input(model, mnist5k, fit_images, examples, fill):
         ja.study.linear_redundancy(model, None, share=2)
 
 
+@pytest.mark.slow
 def test_redundancy_of_layers(model, mnist5k):
     results = ja.study.linear_redundancy(model, mnist5k, scores=("entropy",), share=0.9)
     assert results["accuracy"].sizes == {"network": 1, "scope": 3, "ordering": 2, "fill": 3, "step": 11}
@@ -420,6 +421,7 @@ def test_redundancy_of_layers(model, mnist5k):
             assert float(row["readout_accuracy"].sel(step=step)) == pytest.approx(correct, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_redundancy_in_larger_steps(model, mnist5k):
     fine, coarse = (
         ja.study.linear_redundancy(model, mnist5k, scores=(), share=0.9, neurons_per_step=n) for n in (1, 3)
@@ -433,6 +435,7 @@ def test_redundancy_in_larger_steps(model, mnist5k):
     assert ((gap >= 0) & (gap < 3)).all()
 
 
+@pytest.mark.slow
 def test_studies_take_the_fill(mnist5k, small_config, model):
     config = ja.StudyConfig(
         dataset="mnist5k", networks=(), steps=4, num_random_orders=2, scores=("entropy",), extra_fills=("linear",)

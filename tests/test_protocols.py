@@ -302,6 +302,7 @@ def controls(with_constant):
 BOUNDS = {"layer1": (0, 12), "layer2": (12, 22), "network": (0, 22)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS["controls"])
 def test_the_orders_of_the_controls_by_hand(controls, name):
     node = ja.results.select_protocol(controls[0], name)["net"].to_dataset().isel(seed=0)
@@ -329,6 +330,7 @@ def test_the_orders_of_the_controls_by_hand(controls, name):
             assert found == sorted(shuffled, key=lambda j: j in last)
 
 
+@pytest.mark.slow
 def test_the_tied_neurons_of_a_layer_are_the_first_in_published_high_first(controls):
     """Under the published protocol the order of ties decides which neurons go first."""
     first = {}
@@ -341,6 +343,7 @@ def test_the_tied_neurons_of_a_layer_are_the_first_in_published_high_first(contr
     assert first["published"].tolist() == first["published+reversed_ties"].tolist()[::-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS["controls"])
 def test_curves_run_to_the_end_of_each_scope(controls, name, with_constant, mnist5k):
     results, drawn = controls

@@ -161,6 +161,7 @@ def sensitivity(models, mnist5k):
     return sensitivity
 
 
+@pytest.mark.slow
 def test_sensitivity_equals_a_study_for_each_quantizer(sensitivity, models):
     assert sensitivity["num_codes"].values.tolist() == [2, 4, 8]
     options = {"networks": (), "scores": METRICS, "steps": 5, "num_random_orders": 1, "seeds": (0, 1)}
@@ -207,6 +208,7 @@ def test_ranks_against_equal_scores_are_undefined_too(small_model, mnist5k):
     assert np.isnan(sensitivity["rank_correlation"]).all()
 
 
+@pytest.mark.slow
 def test_the_fill_is_the_one_asked_for(small_model, mnist5k):
     config = ja.StudyConfig(dataset="mnist5k", networks=(), scores=("entropy",), steps=5, num_random_orders=1)
     area = ja.results.auc(ja.run_study(config, {"mine": small_model})["mine"].to_dataset()).isel(seed=0)
@@ -248,6 +250,7 @@ def test_a_study_warns_of_bias(small_model, noise):
         ja.run_study(config, {"mine": small_model})
 
 
+@pytest.mark.slow
 def test_the_figure_draws_the_numbers(sensitivity):
     figure = draw_sensitivity(sensitivity, title="a title")
     upper, lower = figure.axes[1], figure.axes[5]
@@ -304,6 +307,7 @@ def test_equally_frequent_codes_have_no_entropy_to_compare():
     assert judged(noise, 3, -3, score="entropy", names=names[:2]).verdict == "not judged"
 
 
+@pytest.mark.slow
 def test_false_reversals_are_rare():
     """Nine quantizers without any direction: one is reversed by chance in 2.5% of the sweeps, uncorrected in 20%."""
     random = np.random.default_rng(0)

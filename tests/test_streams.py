@@ -32,6 +32,7 @@ def whole(mnist5k):
     return mnist5k.test.images, mnist5k.test.labels
 
 
+@pytest.mark.slow
 def test_streamed_is_whole(small_model, whole):
     fill = np.linspace(0, 1, 27).astype(np.float32)
     masks = np.random.default_rng(0).random((5, 27)) < 0.7

@@ -66,8 +66,8 @@ def from_pytorch(module: Any, images: Images) -> MLP | nnx.Sequential:
 
     Returns:
         The network in evaluation mode, with float32 weights: an `MLP` if the layers are linear maps with one activation
-        function, without batch norm; otherwise an `nnx.Sequential`. Its outputs for the images equal the module's, up
-        to 1e-4 of the largest output.
+        function, without batch norm; otherwise an `nnx.Sequential`. Its outputs for the images, and for random images,
+        equal the module's, up to 1e-4 of their range.
 
     Raises:
         InputError: for an object that is no module, images that it does not take, layers that are no chain or are not
