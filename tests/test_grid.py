@@ -150,6 +150,7 @@ def test_conditions_share_networks_and_resume(config, grid, tmp_path):
     assert list(fewer.children) == ["l2=0"]
 
 
+@pytest.mark.slow
 def test_epochs_are_checkpoints_of_one_training(config):
     config = replace(config, vary={"epochs": (1, 3, 2), "l2": (0, 0.1)})
     reports = []

@@ -119,6 +119,7 @@ def test_a_merge_that_fails_leaves_nothing(runs, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_differences_are_named(runs):
     trees = {name: ja.results.load_results(runs / name / "results.nc") for name in "ab"}
 

@@ -238,6 +238,7 @@ def test_engines_agree_on_fills_that_differ_between_examples(small_model, exampl
     )
 
 
+@pytest.mark.slow
 def test_the_optimal_fill_beats_the_mean_and_is_a_minimum(small_model, mnist5k):
     """On its own examples and masks; small steps away from it in any direction raise the loss."""
     examples = mnist5k.validation.images, mnist5k.validation.labels

@@ -630,6 +630,7 @@ def run(*arguments):
     return result.output
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:mutual information")  # random labels tell nothing
 def test_commands_take_cnns(data, tmp_path):
     path, arrays = data

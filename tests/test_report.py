@@ -484,6 +484,7 @@ def run_program(program, networks, folder, monkeypatch):
     return names
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_a_training_that_the_study_did_not_do(passed, tmp_path):
     path = write_report(passed[2], tmp_path / "report.html", networks={"mlp": passed[1]["mlp"][0]}, verdicts=[])
     page, text = Page(path), path.read_text()
@@ -511,6 +512,7 @@ def test_nothing_is_said_of_a_training_that_the_study_did_not_do(passed, tmp_pat
     assert "Pictures: incoming weights" not in write_report(passed[2], path, verdicts=[]).read_text()
 
 
+@pytest.mark.slow
 def test_the_program_for_passed_networks_gives_the_same_results(passed, tmp_path, monkeypatch):
     config, networks, results = passed
     program, words = program_of(Page(write_report(results, tmp_path / "page.html", verdicts=[])))
@@ -574,6 +576,7 @@ def test_the_command_on_the_page_gives_the_same_results(small_data, tmp_path, mo
     assert program_of(Page(tmp_path / "report.html"))[0] == command, "also from the results"
 
 
+@pytest.mark.slow
 def test_trained_and_passed_networks_are_each_described(passed, small_results, small_model, tmp_path):
     """The API makes no such tree, but users can."""
     nodes = {NAME: small_results[NAME].to_dataset(), "chain": passed[2]["chain"].to_dataset()}
@@ -594,6 +597,7 @@ def test_trained_and_passed_networks_are_each_described(passed, small_results, s
     assert "'chain': [..., ...]" in own
 
 
+@pytest.mark.slow
 def test_a_grid_of_passed_networks(passed, tmp_path, monkeypatch):
     config, networks, _ = passed
     grid = ja.run_study(replace(config, vary={"quantizer": ("mean", "positive")}), {"chain": networks["chain"]})
@@ -610,6 +614,7 @@ def test_a_grid_of_passed_networks(passed, tmp_path, monkeypatch):
         assert again[name]["chain"].to_dataset().identical(grid[name]["chain"].to_dataset())
 
 
+@pytest.mark.slow
 def test_earlier_results_of_passed_networks_state_no_training(passed, tmp_path):
     """Results of earlier versions hold the settings of training, and lack kind and checksums."""
     earlier = passed[2].copy(deep=True)
@@ -624,6 +629,7 @@ def test_earlier_results_of_passed_networks_state_no_training(passed, tmp_path):
     assert not any(difference.startswith("l2") for difference in ja.claims.departures_from_paper(loaded))
 
 
+@pytest.mark.slow
 def test_pictures_of_a_run_are_not_of_a_passed_network(passed, tmp_path):
     """A folder may hold a trained network of the same name, seed and widths."""
     results = passed[2]
