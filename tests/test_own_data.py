@@ -422,8 +422,8 @@ def test_one_output_is_one_class():
     with raises_input_error("labels: the data have 2 classes, and the network has 1; " + remedy):
         ja.study.score_neurons(net, ja.Dataset.from_arrays(IMAGES, binary), quantizer="mean")
     two = ja.from_module(nnx.Sequential(net, lambda z: jnp.concatenate([0 * z, z], axis=1)), IMAGES)
-    own = ja.single_ablation(net, IMAGES, binary, outcomes={"right": lambda z, y: (z[:, 0] > 0) == y})["right"]
-    np.testing.assert_array_equal(ja.single_ablation(two, IMAGES, binary), own)
+    right = ja.single_ablation(net, IMAGES, binary, outcomes={"right": lambda z, y: (z[:, 0] > 0) == y})["right"]
+    np.testing.assert_array_equal(ja.single_ablation(two, IMAGES, binary), right)
 
 
 def test_text_labels_for_an_outcome_of_the_user(model):
@@ -509,10 +509,10 @@ OTHERS = {
 @pytest.mark.parametrize("argument", ARGUMENTS)
 def test_other_objects_in_place_of_an_argument(calls, argument, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, other in OTHERS.items():
+    for name, value in OTHERS.items():
         for call in calls[argument]:
             with raises_input_error(f"^[^:]*{argument.removesuffix('s')}") as caught:
-                call(other)
+                call(value)
             message = str(caught.value)
             assert len(message) < 400, (name, message)
             assert "0.14" not in message, (name, message)

@@ -363,7 +363,7 @@ def test_what_forward_hides_is_found(torch):
 
 
 def hidden_differences(torch):
-    """Modules that are those of plain layers only for some images, or only in part."""
+    """Modules that equal plain layers only for some images, or only in part."""
     nn, functional = torch.nn, torch.nn.functional
 
     class Clamped(nn.Linear):
@@ -459,8 +459,8 @@ def test_what_some_images_do_not_show(torch):
     for name, (net, images) in converted.items():
         print(name)
         unseen = 20 * np.random.default_rng(3).normal(size=(30, *images.shape[1:])).astype(np.float32)
-        theirs = logits(torch, net.eval(), unseen)
-        np.testing.assert_allclose(from_pytorch(net, images)(unseen), theirs, rtol=1e-4, atol=1e-2)
+        torch_outputs = logits(torch, net.eval(), unseen)
+        np.testing.assert_allclose(from_pytorch(net, images)(unseen), torch_outputs, rtol=1e-4, atol=1e-2)
 
 
 def test_references_of_other_forms(torch):

@@ -99,13 +99,13 @@ def _choose_names(path: Path, present: Sequence[str]) -> dict[str, str]:
         for title, pair in NAMINGS.items()
     }
     namings |= {f"{a}, {b}": [("train_images", a), ("train_labels", b)] for a, b in PAIRS}
-    found = {title: [item for item in items if item[1] in present] for title, items in namings.items()}
+    matches = {title: [item for item in items if item[1] in present] for title, items in namings.items()}
     # "y_train" alone fits two namings, so the images decide. Labels without images are then left over.
-    chosen = [title for title, items in found.items() if any(key.endswith("images") for key, _ in items)]
+    chosen = [title for title, items in matches.items() if any(key.endswith("images") for key, _ in items)]
     has = f"it has {_join(present)}"
     require(len(chosen) > 0, f"{path}: expected the arrays {ACCEPTED}; {has}")
-    known = {name for items in found.values() for _, name in items}
-    names = dict(found[chosen[0]])
+    known = {name for items in matches.values() for _, name in items}
+    names = dict(matches[chosen[0]])
     rest = sorted(known - set(names.values()))
     require(
         len(chosen) == 1 and not rest,
