@@ -19,6 +19,8 @@ from jax.core import Tracer
 
 AnyArray = jax.Array | np.ndarray
 
+SEPARATORS = "/\\:"
+"""Characters that no name can have."""
 MAX_MESSAGE = 400
 """Number of characters that a message may have."""
 
@@ -110,7 +112,7 @@ def require_name(argument: str, name: object) -> None:
         isinstance(name, str)
         and name.isprintable()
         and 1 <= len(name) <= 100
-        and not set(name) & {*"/\\:"}
+        and not set(name) & {*SEPARATORS}
         and name.strip(". ") != "",
         f"{argument}: expected a name of up to 100 printable characters other than / \\ :, got {describe_value(name)}",
     )

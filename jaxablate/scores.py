@@ -219,6 +219,10 @@ def _taylor_sum(network: ModelSpec, state: State, images: jax.Array, labels: jax
 Score = Callable[[Evidence], AnyArray]
 
 
+def _require_evidence(evidence: object) -> None:
+    require_type("evidence", evidence, Evidence, "ja.scores.Evidence(model, images, labels, num_classes)")
+
+
 def conditional_entropy(evidence: Evidence) -> np.ndarray:
     """Return H(T|Y) = H(T) - I(T;Y), float32 [neuron] in nats: the entropy of the code that the class leaves.
 
@@ -228,7 +232,7 @@ def conditional_entropy(evidence: Evidence) -> np.ndarray:
     Returns:
         float32 [neuron] in nats.
     """
-    require_type("evidence", evidence, Evidence, "ja.scores.Evidence(model, images, labels, num_classes)")
+    _require_evidence(evidence)
     return np.asarray(entropy(evidence.counts)) - np.asarray(mutual_information(evidence.counts))
 
 
@@ -248,7 +252,7 @@ def class_selectivity(evidence: Evidence) -> np.ndarray:
 
     Source: Morcos et al., 2018.
     """
-    require_type("evidence", evidence, Evidence, "ja.scores.Evidence(model, images, labels, num_classes)")
+    _require_evidence(evidence)
     means = evidence.class_means
     require(len(means) > 1, f"class_selectivity: expected examples of two classes or more, got {len(means)}")
     largest = means.max(axis=0)
@@ -359,7 +363,7 @@ def compute_score(name: str, evidence: Evidence) -> np.ndarray:
         >>> ja.scores.compute_score("taylor", ja.scores.Evidence(model, data.images, data.labels, 10)).shape
         (5,)
     """
-    require_type("evidence", evidence, Evidence, "ja.scores.Evidence(model, images, labels, num_classes)")
+    _require_evidence(evidence)
     score = np.asarray(get_score(name)(evidence))
     neurons = evidence.activations.shape[1]
     require(score.shape == (neurons,), f"score {name!r}: expected shape ({neurons},) = [neuron], got {score.shape}")

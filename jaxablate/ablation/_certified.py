@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard
-from jaxablate.ablation._incremental import LARGE_OUTPUT, ablated_sites
+from jaxablate.ablation._incremental import LARGE_OUTPUT, ablated_sites, row_size
 from jaxablate.ablation._outcomes import Batch, measure, zero_sums
 from jaxablate.models._analysis import describe_values
 from jaxablate.models._graph import called_jaxpr, evaluate, needed, replaced, shape_of, variables
@@ -362,7 +362,7 @@ class _Follow(NamedTuple):
         z, _ = jax.lax.while_loop(
             lambda state: state[1] >= LARGE_OUTPUT,
             lambda _: (self._result(jnp.where(keep[first:last], outputs, fill)), jnp.float32(0)),
-            (z, jnp.abs(change).max() * jnp.maximum(1, jnp.abs(self.weights[0][unit]).max())),
+            (z, jnp.abs(change).max() * row_size(self.weights[0][unit])),
         )
         curve = curve._replace(keep=keep, z=z)
         if not self.layers.chain.reads_last:
@@ -393,7 +393,7 @@ class _Follow(NamedTuple):
         change = self.fill[neuron] - jax.lax.dynamic_slice_in_dim(curve.last, unit, 1, 1)
         logits = curve.logits + change * self.weights[-1][unit]
         # A large change would lose digits of the logits: the radius 0 has them computed again.
-        is_small = jnp.abs(change[:, 0]) * jnp.maximum(1, jnp.abs(self.weights[-1][unit]).max()) < LARGE_OUTPUT
+        is_small = jnp.abs(change[:, 0]) * row_size(self.weights[-1][unit]) < LARGE_OUTPUT
         return logits, jnp.where(is_small, _radius(logits, self.bounds), 0)
 
     def _evaluate_changed(self, curve: _Curve) -> _Curve:

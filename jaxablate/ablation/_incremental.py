@@ -94,6 +94,11 @@ def _rows_first(array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return array.reshape(-1, *array.shape[len(axes) :])
 
 
+def row_size(rows: jax.Array) -> jax.Array:
+    """Return the largest magnitude in rows of a weight, at least 1; times a change it bounds the update."""
+    return jnp.maximum(1, jnp.abs(rows).max())
+
+
 def _change(reader: Reader, changes: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return the change of the result of a linear map if some rows of its operand change.
 
@@ -582,7 +587,7 @@ class _Curve(NamedTuple):
                 shape = [-1 if a == axis else 1 for a in range(change.ndim)]
                 change = jnp.where(jnp.repeat(is_member, rows.shape[1]).reshape(shape), change, 0)
                 kernel = _take(weight, rows.ravel(), weight_axis)
-                sizes.append(jnp.abs(change).max() * jnp.maximum(1, jnp.abs(kernel).max()))
+                sizes.append(jnp.abs(change).max() * row_size(kernel))
                 changes.append(_change(reader, change, kernel))
             updated = [result + change for result, change in zip(results, changes, strict=True)]
             if level.updates and not (level.is_bounded and self.is_moderate):

@@ -200,8 +200,9 @@ def ablate(
     name = _name_in_results(network)
     if name != network.stem:
         console.print(f"Name of the network in the results: {name}", highlight=False, markup=False, soft_wrap=True)
-    images = load_dataset(dataset, data_dir=data_dir).test.images
-    sizes = from_module(model, images).spec.sizes
+    if steps is None:
+        sizes = from_module(model, load_dataset(dataset, data_dir=data_dir).test.images).spec.sizes
+        steps = min(80, *sizes)
     config = StudyConfig(
         dataset=dataset,
         data_dir=None if data_dir is None else str(data_dir),
@@ -210,7 +211,7 @@ def ablate(
         quantizer=quantizer,
         normalization=normalization,
         extra_fills=tuple(extra_fills or ()),
-        steps=min(80, *sizes) if steps is None else steps,
+        steps=steps,
         num_random_orders=random_orders,
         seeds=(seed,),
     )
@@ -340,9 +341,10 @@ def prune(
 
 def _name_in_results(path: Path) -> str:
     """Return the name of a file without its ending, changed where results cannot have it."""
+    from jaxablate._checks import SEPARATORS
     from jaxablate.protocols import SETS
 
-    name = "".join(c if c.isprintable() and c not in "/\\:" else "_" for c in path.stem)[:90]
+    name = "".join(c if c.isprintable() and c not in SEPARATORS else "_" for c in path.stem)[:90]
     is_taken = name.strip(". ") == "" or any(name in protocols for protocols in SETS.values())
     return f"network {name}" if is_taken else name
 

@@ -141,13 +141,12 @@ def build_layer(layer: Layer) -> Callable:
         case "linear":
             return nnx.Linear(layer["in"], layer["out"], use_bias=layer["bias"], kernel_init=zeros, rngs=rngs)
         case "conv":
-            padding = layer["padding"]
             return nnx.Conv(
                 layer["in"],
                 layer["out"],
                 tuple(layer["kernel"]),
                 tuple(layer["strides"]),
-                padding=padding if isinstance(padding, str) else tuple(map(tuple, padding)),
+                padding=_hashable(layer["padding"]),
                 kernel_dilation=tuple(layer["dilation"]),
                 feature_group_count=layer["groups"],
                 use_bias=layer["bias"],
@@ -171,17 +170,21 @@ def build_layer(layer: Layer) -> Callable:
         case "activation":
             return get_activation(layer["name"])
         case "max_pool" | "avg_pool":
-            padding = layer["padding"]
             options = {"count_include_pad": layer["count_padding"]} if layer["type"] == "avg_pool" else {}
             return functools.partial(
                 POOLS[layer["type"]],
                 window_shape=tuple(layer["window"]),
                 strides=tuple(layer["strides"]),
-                padding=padding if isinstance(padding, str) else tuple(map(tuple, padding)),
+                padding=_hashable(layer["padding"]),
                 **options,
             )
         case kind:
             return FUNCTIONS[kind]
+
+
+def _hashable(padding: str | Sequence[Sequence[int]]) -> Any:
+    """Return padding as Flax takes it; lists come from JSON."""
+    return padding if isinstance(padding, str) else tuple(map(tuple, padding))
 
 
 def describe_chain(layers: Sequence[Callable], shape: tuple[int, ...] | None = None) -> list[Layer]:
@@ -220,8 +223,7 @@ def chain_tensors(layers: Sequence[Callable]) -> dict[str, np.ndarray]:
     return {
         f"layers.{index}.{name}": np.array(variable[...])
         for index, layer in enumerate(layers)
-        for name in WEIGHTS
-        if isinstance(layer, nnx.Module) and isinstance(variable := getattr(layer, name, None), nnx.Variable)
+        for name, variable in _weights(layer)
     }
 
 
@@ -234,13 +236,17 @@ def pop_chain(tensors: dict[str, np.ndarray], description: Sequence[Layer]) -> n
     """
     model = build_chain(description)
     for index, layer in enumerate(model.layers):
-        for name in WEIGHTS:
-            variable = getattr(layer, name, None) if isinstance(layer, nnx.Module) else None
-            if isinstance(variable, nnx.Variable):
-                array = tensors.pop(f"layers.{index}.{name}")
-                require_shape(f"layer {index} {name}", array, variable.shape, "number")
-                setattr(layer, name, variable.replace(jnp.asarray(finite_float32(f"layer {index} {name}", array))))
+        for name, variable in _weights(layer):
+            array = tensors.pop(f"layers.{index}.{name}")
+            require_shape(f"layer {index} {name}", array, variable.shape, "number")
+            setattr(layer, name, variable.replace(jnp.asarray(finite_float32(f"layer {index} {name}", array))))
     return model
+
+
+def _weights(layer: Callable) -> list[tuple[str, nnx.Variable]]:
+    """Return the parameters and running statistics of a layer by name; [] for a function."""
+    values = [(name, getattr(layer, name, None)) for name in WEIGHTS]
+    return [(name, value) for name, value in values if isinstance(value, nnx.Variable)]
 
 
 def build_chain(description: Sequence[Layer]) -> nnx.Sequential:

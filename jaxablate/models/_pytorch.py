@@ -20,7 +20,7 @@ from jaxablate.models._chain import flatten_layers
 from jaxablate.models._mlp import ACTIVATIONS, MLP, flatten_images, from_arrays, get_activation, in_evaluation_mode
 from jaxablate.models._parametrizations import compute_parametrized
 from jaxablate.models._sites import Site
-from jaxablate.models._tensors import Tensors, find_state_dict, read_tensors, require_plain, to_numpy
+from jaxablate.models._tensors import Tensors, detached, find_state_dict, read_tensors, require_plain, to_numpy
 
 # PyTorch and Flax store the same numbers in another order:
 #
@@ -30,7 +30,7 @@ from jaxablate.models._tensors import Tensors, find_state_dict, read_tensors, re
 #   | feature map         | [channel, height, width] | [height, width, channel] |
 #
 # So each kernel is transposed. In addition, a layer that flattens a feature map numbers its features in the framework's
-# order; the next linear map then needs its inputs permuted. `_feature_orders` finds that permutation by flattening a
+# order; the next linear map then needs its inputs permuted. `feature_orders` finds that permutation by flattening a
 # map whose values are PyTorch's feature numbers.
 WEIGHTS = {
     nnx.Linear: {"weight": "kernel", "bias": "bias"},
@@ -41,7 +41,7 @@ WEIGHTS = {
 PARTS = tuple(WEIGHTS[nnx.BatchNorm])
 CHANNELS = (1, 3, 4)  # numbers of channels of grey and of colour images
 MAX_STEPS = 10_000  # of the search for the order of modules
-REFERENCE_TOLERANCE = 1e-4  # relative to the range of an output over the examples
+TOLERANCE = 1e-4  # relative to the range of an output over the examples
 ROUNDING = 1e-5  # relative to the largest output; float32 sums in another order differ by less
 IN_PYTORCH = {"gelu": "gelu_exact", "gelu_tanh": "gelu"}
 """Names of activation functions that differ in PyTorch."""
@@ -163,7 +163,7 @@ def read_state_dict(
 
 
 def require_reference(what: str, network: Any, inputs: Any, outputs: Any) -> None:
-    """Raise `InputError` unless a network reproduces outputs [example, ...], up to 1e-4 of the largest output.
+    """Raise `InputError` unless a network reproduces outputs [example, ...], as in `require_close`.
 
     Args:
         what: names the network's source in messages.
@@ -172,7 +172,7 @@ def require_reference(what: str, network: Any, inputs: Any, outputs: Any) -> Non
         outputs: its outputs in the framework that it comes from.
     """
     inputs, outputs = (
-        finite_float32(f"reference {name}", to_numpy(values) if hasattr(values, "detach") else values)
+        finite_float32(f"reference {name}", detached(values))
         for name, values in (("inputs", inputs), ("outputs", outputs))
     )
     require(
@@ -190,17 +190,29 @@ def require_reference(what: str, network: Any, inputs: Any, outputs: Any) -> Non
         f"reference: expected outputs {ours.shape} for these inputs, got {outputs.shape}; give the logits of "
         "PyTorch for the same inputs",
     )
-    # Outputs may have a large constant part, so differences between examples are the measure.
-    difference, size = np.abs(ours - outputs).max(initial=0), np.abs(outputs).max(initial=0)
-    spread = np.ptp(outputs, axis=0).max(initial=0) if len(outputs) > 1 else size
+    spread = float((np.ptp(outputs, axis=0) if len(outputs) > 1 else np.abs(outputs)).max())
     require(
-        bool(spread > 0),
+        spread > 0,
         "reference: expected outputs that differ between examples, got constant ones; give other inputs",
     )
+    require_close(
+        f"reference: the {what}", ours, outputs, spread, "check activation, layers and the layout of the images"
+    )
+
+
+def require_close(subject: str, outputs: np.ndarray, expected: np.ndarray, spread: float, remedy: str) -> None:
+    """Raise `InputError` unless outputs equal the expected ones, up to 1e-4 of `spread` and 1e-5 of the largest one.
+
+    Args:
+        subject: starts the message.
+        outputs, expected: [example, ...].
+        spread: range of an output over the examples: outputs may have a large constant part.
+        remedy: ends the message.
+    """
+    difference, size = np.abs(outputs - expected).max(initial=0), np.abs(expected).max(initial=0)
     require(
-        bool(difference <= REFERENCE_TOLERANCE * spread + ROUNDING * size),
-        f"reference: the {what} gives other outputs, by up to {difference:.3g} with the largest output "
-        f"at {size:.3g}; check activation, layers and the layout of the images",
+        bool(difference <= TOLERANCE * spread + ROUNDING * size),
+        f"{subject} gives other outputs, by up to {difference:.3g} with the largest output at {size:.3g}; {remedy}",
     )
 
 
@@ -292,7 +304,7 @@ def set_weights(
             f"layer {index} (Conv): padding 'SAME' with strides pads other sides than PyTorch's numbers do; write the "
             "numbers, for example padding=((1, 1), (1, 1)) for PyTorch's padding=1",
         )
-    weighted = [index for index, layer in enumerate(layers) if has_weights(layer)]
+    weighted = [index for index, layer in enumerate(layers) if _has_weights(layer)]
     for index in weighted:
         require(
             _type_of(layers[index]) is not None,
@@ -386,7 +398,8 @@ def _shape_in_file(variable: Any) -> tuple[int, ...]:
     return (*variable.shape[-2:][::-1], *variable.shape[:-2])
 
 
-def has_weights(layer: Callable) -> bool:
+def _has_weights(layer: Callable) -> bool:
+    """Return True for a layer with parameters or running statistics."""
     return isinstance(layer, nnx.Module) and len(jax.tree.leaves(nnx.state(layer, (nnx.Param, nnx.BatchStat)))) > 0
 
 
@@ -530,7 +543,7 @@ def feature_orders(model: nnx.Sequential, shape: tuple[int, ...]) -> dict[int, n
                 f"images: with shape {shape}, layer {index} gets {inputs.shape} and raises {type(error).__name__}: "
                 f"{reason}; pass images that the model takes"
             ) from error
-        if order is not None and has_weights(layer):
+        if order is not None and _has_weights(layer):
             orders[index] = order
             order = None if isinstance(layer, nnx.Linear) else order
         elif order is not None:
@@ -539,7 +552,7 @@ def feature_orders(model: nnx.Sequential, shape: tuple[int, ...]) -> dict[int, n
                 f"layer {index}: expected to keep the {inputs.shape[1]} flattened features up to the next linear map, "
                 f"got shape {outputs.shape}",
             )
-        elif inputs.ndim == 4 and not has_weights(layer):
+        elif inputs.ndim == 4 and not _has_weights(layer):
             keeps_channels = outputs.ndim == 4 and outputs.shape[-1] == inputs.shape[-1]
             require(
                 keeps_channels or outputs.ndim == 2,

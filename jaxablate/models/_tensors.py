@@ -99,12 +99,17 @@ def require_plain(what: str, name: str, tensor: Any) -> Any:
     return tensor
 
 
+def detached(values: Any) -> Any:
+    """Return a tensor of PyTorch as a NumPy array, and other values as they are; bfloat16 becomes float32."""
+    if not hasattr(values, "detach"):
+        return values
+    tensor = values.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
 def to_numpy(tensor: Any) -> np.ndarray:
     """Return a tensor of PyTorch, or an array, as a NumPy array; bfloat16 becomes float32."""
-    if hasattr(tensor, "detach"):
-        tensor = tensor.detach().cpu()
-        tensor = tensor.float() if tensor.is_floating_point() else tensor
-    return np.asarray(tensor)
+    return np.asarray(detached(tensor))
 
 
 def _read_safetensors(path: Path) -> Tensors:
