@@ -513,7 +513,8 @@ def test_scores_that_are_undefined_are_left_out(results):
     axes = draw_figure(tree, 4).axes[0]
     assert len(axes.collections) == 2 + 1 + 2, "two violins, their quartiles, two clouds of neurons"
     names = [label.get_text() for label in axes.get_xticklabels()]
-    assert names == ["layer 1", "layer 2\n200 of 200 undefined", "layer 3"]
+    silent = int((node["scores"].values[0, 0, node["layer"].values == 3] == 0).sum())  # the entropy of a constant code
+    assert names == ["layer 1", "layer 2\n200 of 200 undefined", f"layer 3\n{silent} of 200 constant"]
     node["scores"].values[:, 1] = np.nan
     tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), "3-layer": node})
     assert texts_of(draw_figure(tree, 4)) == ["undefined for every neuron"]

@@ -86,7 +86,7 @@ def test_only_results_imports_xarray_to_build():
     builders = {path.parts[0] for path, text in texts.items() if re.search(r"xr\.(Dataset|DataTree)[.(]", text)}
     assert builders == {"results"}
     users = {path.parts[0] for path, text in texts.items() if "import xarray" in text}
-    assert users == {"results", "claims", "layer_analysis.py", "charts.py", "study", "figures", "report", "cli"}
+    assert users == {"results", "claims", "layer_analysis.py", "charts", "study", "figures", "report", "cli"}
 
 
 @pytest.mark.parametrize(

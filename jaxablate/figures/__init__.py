@@ -1,7 +1,7 @@
-"""Draw results with matplotlib: the 22 figures of the paper, alone and over ours, five extra ones, and the findings.
+"""Plot any network's results on Matplotlib axes, and draw the paper's 22 figures, extra ones and the findings.
 
-Input: results of a study, verdicts, or the information of pairs.
-Output: figures, or their PNG and PDF files.
+Input: results of a study, arrays of the library's functions, verdicts, or the information of pairs.
+Output: axes, figures, or their PNG and PDF files.
 Memory: one figure at a time.
 """
 
@@ -23,6 +23,14 @@ from jaxablate.figures import _findings
 from jaxablate.figures._conditions import draw_conditions
 from jaxablate.figures._draw import draw, draw_published, styled
 from jaxablate.figures._interactions import draw_pair_information
+from jaxablate.figures._plots import (
+    plot_comparison,
+    plot_curves,
+    plot_damage,
+    plot_pairs,
+    plot_redundancy,
+    plot_scores,
+)
 from jaxablate.figures._sensitivity import draw_sensitivity
 from jaxablate.protocols import PAPER
 from jaxablate.results import protocols_of, select_protocol
@@ -38,6 +46,12 @@ __all__ = [
     "draw_pair_information",
     "draw_published",
     "draw_sensitivity",
+    "plot_comparison",
+    "plot_curves",
+    "plot_damage",
+    "plot_pairs",
+    "plot_redundancy",
+    "plot_scores",
     "save_conditions",
     "save_figure",
     "save_figures",

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxablate.charts import INTERVAL, comparison_name, names_of
-from jaxablate.figures._draw import COLORS, INK, add_caption, styled
+from jaxablate.figures._draw import COLORS, INK, NotebookFigure, add_caption, styled
 from jaxablate.results import compare_conditions
 from jaxablate.results._labels import require_results
 
@@ -39,7 +39,7 @@ def draw_conditions(results: xr.DataTree, protocol: str = "paper") -> Figure:
     # All lengths are in inches: a grid may have two conditions or hundreds, and a row must keep its height.
     name_width = 0.3 + 0.075 * max(map(len, conditions))
     width, height = name_width + 1.75 * len(comparisons), 1.3 + ROW * (len(networks) + 0.5) * len(conditions)
-    figure = Figure(figsize=(width, height))
+    figure = NotebookFigure(figsize=(width, height))
     axes = figure.subplots(1, len(comparisons), sharey=True, squeeze=False)[0]
     figure.subplots_adjust(
         left=name_width / width, right=1 - 0.1 / width, top=1 - 0.65 / height, bottom=0.65 / height, wspace=0.08

@@ -1,5 +1,6 @@
 """Draw the charts of the paper's figures; the choice of curves, names and colours is in `charts`."""
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,14 +33,24 @@ CAPTION_WIDTH = 21.5  # characters of a caption in an inch, with some room, in f
 LINE_HEIGHT = 0.05  # height of a line of text, as a fraction of the axes
 
 
+class NotebookFigure(Figure):
+    """A figure that a notebook displays if it is the last value of a cell, without pyplot."""
+
+    @styled
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=110)
+        return file.getvalue()
+
+
 @styled
 def draw(results: xr.DataTree, spec: FigureSpec) -> Figure:
     """Draw one figure of the paper."""
     network, chart = results[spec.network].to_dataset(), figure_chart(results, spec)
-    figure, notes = Figure(), []
+    figure, notes = NotebookFigure(), []
     axes = figure.add_subplot()
     if isinstance(chart, ViolinChart):
-        _draw_violins(axes, chart)
+        draw_violins(axes, chart)
         if any(violin.note for violin in chart.violins):
             # the names of the violins have a second line, which is long
             figure.subplots_adjust(bottom=0.19)
@@ -79,7 +90,7 @@ def draw_published(results: xr.DataTree, number: int, published: Mapping[str, Se
     require_type("published", published, Mapping, "values by curve")
     chart = published_chart(results, number, published)
     network = results[FIGURES[number].network].to_dataset()
-    figure = Figure()
+    figure = NotebookFigure()
     axes = figure.add_subplot()
     draw_lines(axes, chart)
     axes.set_xlim(0, chart.x[-1])
@@ -119,7 +130,8 @@ def draw_lines(axes: Axes, chart: LineChart) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}"))
 
 
-def _draw_violins(axes: Axes, chart: ViolinChart) -> None:
+def draw_violins(axes: Axes, chart: ViolinChart) -> None:
+    """Draw distributions with their quartiles and a dot for each value."""
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
     names = [f"{violin.name}\n{violin.note}".rstrip() for violin in chart.violins]

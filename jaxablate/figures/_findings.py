@@ -30,7 +30,7 @@ from jaxablate.claims import (
     Verdict,
     VerdictChange,
 )
-from jaxablate.figures._draw import COLORS, INK, SOFT, add_caption, draw_lines, styled
+from jaxablate.figures._draw import COLORS, INK, SOFT, NotebookFigure, add_caption, draw_lines, styled
 from jaxablate.protocols import SETS
 from jaxablate.results import select_protocol
 
@@ -61,7 +61,7 @@ def unit_name(unit: str) -> str:
 
 def _page(width: float, height: float) -> tuple[Figure, Axes]:
     """Return a figure with axes over all of it, whose coordinates are inches from the upper left corner."""
-    figure = Figure(figsize=(width, height))
+    figure = NotebookFigure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
     return figure, axes
@@ -191,7 +191,7 @@ def comparisons(verdicts: Sequence[Verdict], caption: str, differences: Sequence
     heights = [(0.165 * len(protocols) + 0.05) * len(rows) for rows in panels.values()]
     top, gap = 0.2 * len(title) + 0.85, 0.85  # inches; two lines of legend
     total = top + sum(heights) + gap * len(panels) - 0.1
-    figure = Figure(figsize=(width, total))
+    figure = NotebookFigure(figsize=(width, total))
     figure.text(0.1 / width, 1 - 0.1 / total, "\n".join(title), fontsize=10.5, fontweight="bold", va="top")
     looks = dict(zip(protocols, PROTOCOL_LOOKS, strict=False))
     for ((network, unit), rows), height in zip(panels.items(), heights, strict=True):
@@ -332,7 +332,7 @@ def shares(results: xr.DataTree, name: str, protocols: Sequence[str], caption: s
     """Draw the share of each layer among the neurons that a whole-network ranking ablates, low values first."""
     rows = [share_charts(name, select_protocol(results, protocol)[name].to_dataset()) for protocol in protocols]
     height = 2.6 * len(rows) + 0.5
-    figure = Figure(figsize=(3 * len(rows[0]), height))
+    figure = NotebookFigure(figsize=(3 * len(rows[0]), height))
     grid = figure.subplots(len(rows), len(rows[0]), sharex=True, sharey=True, squeeze=False)
     for axes_of_row, charts, protocol in zip(grid, rows, protocols, strict=True):
         for axes, chart in zip(axes_of_row, charts, strict=True):
@@ -350,7 +350,7 @@ def shares(results: xr.DataTree, name: str, protocols: Sequence[str], caption: s
 @styled
 def correlations(results: xr.DataTree, names: Sequence[str], protocols: Sequence[str], caption: str) -> Figure:
     """Draw the correlation of each score with the damage of ablating a single neuron."""
-    figure = Figure(figsize=(9, 3.6))
+    figure = NotebookFigure(figsize=(9, 3.6))
     grid = figure.subplots(1, len(names), sharex=True, squeeze=False)[0]
     for axes, name in zip(grid, names, strict=True):
         nodes = [select_protocol(results, protocol)[name].to_dataset() for protocol in protocols]

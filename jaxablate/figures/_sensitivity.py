@@ -7,7 +7,7 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from jaxablate._checks import InputError
 from jaxablate.charts import INTERVAL, names_of, place_name, score_colors, score_name
-from jaxablate.figures._draw import COLORS, DASHES, INK, SOFT, add_caption, styled
+from jaxablate.figures._draw import COLORS, DASHES, INK, SOFT, NotebookFigure, add_caption, styled
 from jaxablate.layer_analysis import mean_and_interval
 
 MARKERS = "osD^vP"
@@ -38,7 +38,7 @@ def draw_sensitivity(sensitivity: xr.Dataset, *, title: str = "Does the result d
     }
     scopes = names_of(sensitivity, "scope")
     width = 2.9 * len(scopes) + 0.6
-    figure = Figure(figsize=(width, 5.6))
+    figure = NotebookFigure(figsize=(width, 5.6))
     grid = figure.subplots(2, len(scopes), sharex=True, sharey="row", squeeze=False)
     for axes_of_row, (name, values) in zip(grid, rows.items(), strict=True):
         axes_of_row[0].set_ylabel(name)

@@ -21,6 +21,7 @@ from jaxablate.charts import (
     correlation_chart,
     keep_chart,
     layers_of,
+    main_score,
     names_of,
     order_chart,
     place_name,
@@ -376,7 +377,7 @@ def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
     one.
     """
     metrics = names_of(network, "score")
-    by = "mutual_information" if "mutual_information" in metrics else metrics[0]
+    by = main_score(network)
     first = network.isel(seed=0)
     scores = first["scores"].transpose("score", "neuron").values
     counts = first["joint_counts"].transpose("neuron", "class", "code").values.astype(np.float64)

@@ -193,7 +193,7 @@ def curve(network: xr.Dataset, *, scope: str, ranking: str, direction: str, fill
     )
     # a scope with fewer neurons than steps ends with its last neuron
     accuracy = accuracy.dropna("step", how="all").transpose("seed", "ordering", "step")
-    return _summary(neuron_numbers(accuracy).values, accuracy.values)
+    return summarize_curves(neuron_numbers(accuracy).values, accuracy.values)
 
 
 def ordering_places(network: xr.Dataset, ranking: str, direction: str) -> np.ndarray:
@@ -204,8 +204,8 @@ def ordering_places(network: xr.Dataset, ranking: str, direction: str) -> np.nda
     return np.flatnonzero(chosen)
 
 
-def _summary(step: np.ndarray, values: np.ndarray) -> Curve:
-    """Return the summary of accuracies [network, order, step]."""
+def summarize_curves(step: np.ndarray, values: np.ndarray) -> Curve:
+    """Return the summary of values [network, order, step] at numbers of ablated neurons [step]."""
     num_networks, num_orders, _ = values.shape
     # Networks are the independent samples. Random orders of one network share its weights, so they are averaged first.
     network_means = values.mean(axis=1)
