@@ -124,6 +124,12 @@ def load_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray
         raise OSError(error) from None
 
 
+def shown_path(path: str | Path) -> str:
+    """Return a path for results, which others may read: a relative path, or only the name of an absolute one."""
+    path = Path(path)
+    return path.name if path.is_absolute() else str(path)
+
+
 def require_writable(folder: str | Path) -> None:
     """Raise unless the folder can be written, or made if it does not exist; creates nothing that remains.
 

@@ -129,7 +129,7 @@ def test_a_command_prints_what_was_assumed(tmp_path, model):
     options = [str(network), "--dataset", str(data), "--score", "mean_activation", "--out", str(tmp_path / "out.csv")]
     result = CliRunner().invoke(jaxablate.cli.app, ["score", *options])
     assert result.exit_code == 0, result.output
-    assert "(images X and labels y, split into three splits)" in result.output
+    assert "(images X and labels y, split into three splits)" in " ".join(result.output.split())
     assert result.output.count("no split has an example of class 0; number the classes from 0") == 1
 
 

@@ -1,9 +1,11 @@
 """The report: its numbers are the results', it needs no other file, and it answers to the reader."""
 
 import base64
+import dataclasses
 import hashlib
 import html
 import io
+import itertools
 import json
 import re
 import shlex
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from flax import nnx
+from helpers import raises_input_error
 from networks import KINDS
 from PIL import Image
 from safetensors.numpy import save_file
@@ -23,12 +26,14 @@ from typer.testing import CliRunner
 
 import jaxablate as ja
 import jaxablate.cli
-from jaxablate.charts import Line, LineChart, score_chart
+from jaxablate.charts import Line, LineChart, damage_chart, order_charts, score_chart, share_charts
 from jaxablate.layer_analysis import damage_correlations
 from jaxablate.report import networks_beside, write_report
 from jaxablate.report._charts import svg_chart
+from jaxablate.report._examples import Examples
 from jaxablate.report._pictures import picture, weights_of
 from jaxablate.report._sections import cards_of, meaning_of
+from jaxablate.report._summary import summarize_study
 
 NAME = "3-layer-10-8-9"
 QUESTIONS = [
@@ -116,6 +121,7 @@ def test_curves_hold_the_numbers_of_the_results(path, small_results):
     title = f"{NAME} network, layer 2: low and high values first, bias balanced"
     _, names, data = next(c for c in charts(path) if c[0] == title)
     random = "random (mean of 6)"
+    names = [name.split(" (= ")[0] for name in names]  # some curves of small networks coincide, which their names say
     assert names == [random, *(f"{m}, {way} first" for way in ("low", "high") for m in ("entropy", "MI", "KL"))]
     accuracy = 100 * network["accuracy"].sel(scope="layer2", fill="mean")
     expected = {
@@ -146,7 +152,7 @@ def test_violins_count_neurons_without_a_score_and_name_their_bound(small_result
     network["scores"].values[:] = 0.9
     network["scores"].values[0, 1, :3] = np.nan
     chart = svg_chart(score_chart("net", network, "mutual_information"))
-    assert [violin["note"] for violin in chart["violins"]] == ["1.5 of 10 undefined", "", ""]
+    assert [violin["note"] for violin in chart["violins"]] == ["1.5 of 10 undefined", "", "1 of 9 constant"]
     position, name = chart["bound"]
     assert name == "ln 2: largest entropy of one bit"
     assert position == pytest.approx(chart["y_axis"].position(np.log(2)), abs=0.06)
@@ -179,10 +185,12 @@ def test_shares_of_layers_add_up(path):
 def test_tables_hold_the_numbers_of_the_results(page, small_results):
     rows = page.rows()
     for protocol in ("paper", "published"):
-        for row in ja.results.summarize(ja.results.select_protocol(small_results, protocol)):
-            if row.ranking == "random" and row.scope == "layer1" and row.network == NAME:
-                numbers = " ".join(f"{100 * value:.2f}" for value in row.accuracy.values())
-                assert any(text.startswith("layer 1random") and numbers.replace(" ", "") in text for text in rows)
+        network = ja.results.select_protocol(small_results, protocol)[NAME].to_dataset()
+        numbers = ""
+        for fill in network["fill"].values:
+            summary = ja.results.curve(network, scope="layer1", ranking="random", direction="", fill=str(fill))
+            numbers += "".join(f"{100 * v:.2f}" for v in (summary.mean[3], summary.mean[6], summary.mean[1:].mean()))
+        assert f"layer 1random3, 6{numbers}" in rows
     intact = 100 * small_results[NAME]["accuracy"].values[:, 0, 0, 0, 0].mean()
     assert f"{intact:.2f}%" in page.texts["p"]
 
@@ -223,7 +231,7 @@ def test_neurons_are_the_extremes_of_each_layer(page, small_results):
     assert f"layer2/{scores.argmax()}, id {neuron} " in first.replace("class", " ")
     drops = 100 * network["single_class_drop"].values[neuron]
     largest = f"{drops.max():.1f} (class {drops.argmax()})" if drops.max() > 0 else "none"
-    assert first.endswith(f"{damage:+.2f}{largest}")
+    assert f"{damage:+.2f}{largest} class 0: {drops[0]:.1f}%" in first
     counts = network["joint_counts"].values[neuron]
     share = 100 * counts[4, 1] / counts[4].sum()
     assert f"class 4: {share:.1f}%" in page.texts["title"]
@@ -269,7 +277,7 @@ def test_names_of_files_are_text(small_config, mnist5k, tmp_path):
     assert any("Not judged" in text for text in page.texts["p"])
     program = page.texts["code"][-1]
     compile(program, "program", "exec")
-    assert eval(program.split("config = ")[1].split("\n")[0], {"ja": ja}) == config
+    assert eval(program.split("config = ")[1].split("\n")[0], {"ja": ja}) == replace(config, dataset=path.name)
 
 
 def test_networks_of_another_run_are_left_out(small_results, small_model, tmp_path):
@@ -334,7 +342,9 @@ def test_words_are_true_of_other_studies(mnist5k, tmp_path):
     text = path.read_text()
     assert "mean of the neuron&#39;s code" in text
     assert "code is 1" not in text
-    assert re.findall(r">([^<]*)</text>", text).count("incoming norm") == 1, "which is not in nats"
+    assert re.findall(r">([^<]*)</text>", text).count("incoming norm") == 2, (
+        "which is not in nats: one violin, and one chart of damage"
+    )
     assert "Entropy (nats)" in text
     figure = text.split("low first; resample")[0].rsplit('<figure class="chart">', 1)[1]
     looks = re.findall(r'<g class="series ([^"]*)"', figure)
@@ -556,7 +566,11 @@ def test_the_command_on_the_page_gives_the_same_results(small_data, tmp_path, mo
     page, results = Page(tmp_path / "page.html"), ja.results.load_results("curves.nc")
     command, words = program_of(page)
     assert "placeholder" not in words
-    assert shlex.split(command) == ["jaxablate", *line]
+    shown = [small_data.name if argument == str(small_data) else argument for argument in line]
+    assert shlex.split(command) == ["jaxablate", *shown], "others may read it: no folder of this machine"
+    assert str(small_data.parent) not in (tmp_path / "page.html").read_text()
+    assert str(small_data.parent) not in json.dumps({str(name): str(value) for name, value in results.attrs.items()})
+    Path(small_data.name).symlink_to(small_data)
     content = (tmp_path / "my net; $(x) 'y'.safetensors").read_bytes()
     rows = facts(page)
     for fact in (
@@ -637,3 +651,134 @@ def test_pictures_of_a_run_are_not_of_a_passed_network(passed, tmp_path):
     training = {"data": json.loads(results.attrs["dataset_sha256"]), "seed": 4}
     ja.save_model(passed[1]["mlp"][1], path, {"training": json.dumps(training)})
     assert networks_beside(results, tmp_path) == ({}, [])
+
+
+def test_the_summary_is_computed(path, page, small_results):
+    network = small_results[NAME].to_dataset()
+    text = next(text for text in page.texts["li"] if f"{NAME} networks classify" in text)
+    intact = 100 * network["accuracy"].values[:, 0, 0, 0, 0]
+    extent = f"from {intact.min():.1f}% to {intact.max():.1f}%"
+    assert text.startswith(
+        f"2 {NAME} networks classify {intact.mean():.1f}% of 1,000 test examples correctly, {extent}."
+    )
+    curves = network["accuracy"].sel(scope="network", fill="mean")[:, (network["ranking"] == "random").values].values
+    below = 100 * (curves[..., :1] - curves) > 1 - 1e-9
+    lost = np.where(below.any(axis=-1), below.argmax(axis=-1) - 1, 6).ravel()
+    never = int((~below.any(axis=-1)).sum())
+    median = int(np.sort(lost)[2])
+    words = f"{median} of 27 neurons can be ablated before accuracy falls 1 point below that of the intact network"
+    assert f"{words} (median of 6 curves, from {lost.min()} to {lost.max()}" in text
+    assert (f"; {never} never fell that low in the 6 neurons" in text) == (never > 0)
+    assert ("at least" in text) == (median == 6)
+    compared = ja.results.compare_conditions(small_results).sel(condition="", network=NAME)
+    chosen = [name for name in compared["comparison"].values if name.endswith(" - random")]
+    assert not (compared.sel(comparison=chosen)["p_holm"] < 0.05).any(), "two networks prove nothing here"
+    differences = compared["difference"].sel(comparison=chosen).values
+    largest = differences[np.abs(differences).argmax()]
+    assert f"no order differs significantly from random orders; the largest difference is {largest:+.1f} points" in text
+
+
+def test_the_summary_names_orders_that_differ(small_results):
+    network = small_results[NAME].to_dataset().copy(deep=True)
+    many = xr.concat([network.isel(seed=0).assign_coords(seed=seed) for seed in range(6)], "seed")
+    for name, attributes in ((name, network[name].attrs) for name in many.variables):
+        many[name].attrs = attributes
+    noise = np.random.default_rng(0).normal(0, 1e-3, many["accuracy"].shape)
+    many["accuracy"] = many["accuracy"].transpose(*network["accuracy"].dims) * 0 + 0.5 + noise
+    for ordering, shift in (("entropy_low", 0.1), ("kl_selectivity_high", -0.2)):
+        many["accuracy"].loc[{"ordering": ordering, "scope": "network", "fill": "mean"}] += shift
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=small_results.attrs), NAME: many})
+    (text,) = summarize_study(tree, "paper")
+    assert re.search(
+        r"entropy low first keeps the most accuracy \(\+10\.\d points from random orders, \+9\.9 to ", text
+    )
+    assert re.search(r"KL high first keeps the least \(-(19\.9|20\.\d) points", text)
+
+
+def test_the_embedded_images_are_not_the_papers(page, passed, tmp_path):
+    assert any("not the paper's numbers" in text for text in page.texts["p"])
+    _, _, results = passed
+    other = Page(write_report(results, tmp_path / "own.html"))
+    assert not any("not the paper's numbers" in text for text in other.texts["p"]), "nobody expects them"
+    assert not any("claims" in text or "comparisons say" in text for text in other.texts["h2"]), "no empty section"
+
+
+def test_more_scores_than_fit_one_chart_take_two(small_results):
+    network = small_results[NAME].to_dataset()
+    assert [chart.subtitle for chart in order_charts("net", network, "layer1")] == [
+        "low and high values first, bias balanced"
+    ]
+    more = network["scores"].sel(score=["entropy"]).assign_coords(score=["mine"])
+    scores = xr.concat([network["scores"], more], "score")
+    orderings = network.sel(ordering=["entropy_low", "entropy_high"])
+    orderings = orderings.assign_coords(ordering=["mine_low", "mine_high"], ranking=("ordering", ["mine", "mine"]))
+    four = xr.concat([network.drop_dims("score"), orderings.drop_dims("score")], "ordering", data_vars="minimal")
+    four = four.assign(scores=scores).assign_attrs(network.attrs)
+    low, high = order_charts("net", four, "layer1")
+    assert (low.subtitle, high.subtitle) == ("low values first, bias balanced", "high values first, bias balanced")
+    assert len({line.color for line in low.lines}) == 5
+    assert low.lines[-1].name == "mine (= Entropy)", "the same order, so that one curve hides the other"
+
+
+def test_shares_are_stacked(small_results):
+    chart = svg_chart(share_charts(NAME, small_results[NAME].to_dataset())[0])
+    edges = []
+    for line in chart["series"]:
+        points = np.array([point.split(",") for point in line["band"].strip("MZ").split("L")], float)
+        count = len(points) // 2
+        edges.append((points[:count, 1], points[count:, 1][::-1]))  # the upper edge, and the lower one
+    bottom, top = (chart["y_axis"].position(share) for share in (0, 1))
+    np.testing.assert_allclose(edges[0][1], bottom)
+    for (upper, _), (_, lower) in itertools.pairwise(edges):
+        np.testing.assert_array_equal(upper, lower)
+    np.testing.assert_allclose(edges[-1][0], top, atol=0.06)
+
+
+def test_points_are_scores_and_damage(small_results):
+    network = small_results[NAME].to_dataset()
+    chart = svg_chart(damage_chart(NAME, network, "entropy", slice(1)))
+    points = [
+        np.array([point.split("h")[0].split(",") for point in group["path"].split("M")[1:]], float)
+        for group in chart["groups"]
+    ]
+    assert [len(p) for p in points] == [10, 8, 9]
+    x = chart["x_axis"].position(network["scores"].sel(score="entropy").values[0])
+    y = chart["y_axis"].position(network["single_damage"].values[0])
+    np.testing.assert_allclose(np.concatenate(points), np.stack([x, y], axis=1), atol=0.06)
+
+
+def test_examples_have_the_highest_activations(small_results, small_model, mnist5k, tmp_path):
+    networks = {NAME: small_model}
+    text = write_report(small_results, tmp_path / "page.html", networks=networks, data=mnist5k).read_text()
+    activations = np.concatenate(
+        [np.asarray(a) for a in ja.record_activations(small_model, mnist5k.test.images)], axis=1
+    )
+    pattern = r"<td>layer\d/\d+, id (\d+)</td>.*?base64,([^\"]+)\"[^>]*>classes ([\d ]+)<"
+    rows = [found.groups() for row in text.split("</tr>") if (found := re.search(pattern, row, re.DOTALL))]
+    assert len(rows) == 2 * 18, "three neurons at each end of three layers, under two protocols"
+    for neuron, strip, classes in rows:
+        highest = np.argsort(-activations[:, int(neuron)], kind="stable")[:5]
+        assert classes == " ".join(map(str, mnist5k.test.labels[highest]))
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(strip))), float)
+        expected = 255 * np.concatenate(list(np.asarray(mnist5k.test.images[highest])), axis=1)
+        np.testing.assert_allclose(pixels, expected, atol=1)
+    other = dataclasses.replace(mnist5k, source=dataclasses.replace(mnist5k.source, sha256={"a": "b"}))
+    for arguments, message in (
+        ({"data": mnist5k}, "data: without networks there are no activations"),
+        ({"networks": networks, "data": other}, "data: their checksums differ from those of mnist5k"),
+        ({"networks": networks, "data": mnist5k.test}, "data: expected a dataset"),
+    ):
+        with raises_input_error(message):
+            write_report(small_results, tmp_path / "other.html", **arguments)
+    assert not (tmp_path / "other.html").exists()
+
+
+def test_rows_of_a_table_are_named_by_number():
+    random = np.random.default_rng(0)
+    images, labels = random.normal(size=(60, 4)).astype(np.float32), np.arange(60) % 3
+    data = ja.Dataset.from_arrays(images, labels, test=(images[:30], labels[:30]))
+    model = ja.MLP(4, (3,), 3, rngs=nnx.Rngs(0))
+    examples = Examples(model, data).of_neuron(1)
+    highest = np.argsort(-np.asarray(ja.record_activations(model, data.test.images)[0])[:, 1], kind="stable")[:5]
+    classes = " ".join(str(labels[row]) for row in highest)
+    assert examples == {"picture": "", "text": f"rows {', '.join(map(str, highest))}; classes {classes}"}

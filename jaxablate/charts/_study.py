@@ -41,6 +41,7 @@ from jaxablate.results._summaries import INTERVAL
 
 Look = tuple[str, int, str]  # the first three fields of a line: name, colour, dash
 Labels = tuple[str, str, str, str]  # the first four fields of a chart: title, subtitle, labels of x and y
+MAX_SCORES = 3  # of a chart of low and high values first
 MAX_CLASSES = 6  # of a chart, as many as there are colours
 
 
@@ -127,7 +128,7 @@ def damage_chart(name: str, network: xr.Dataset, score: str, seeds: slice = slic
     drawn = f"; {len(values)} of {number} networks drawn" if len(values) < number else ""
     caption = f"Rank correlation: Spearman's, within the layer{interval}{drawn}."
     unit = f" ({network['scores'].attrs['units']}s)" if score in METRICS else ""
-    labels = (f"{score_name(score)}{unit}", "Rise of the test loss without the neuron (nats)")
+    labels = (f"{score_name(score)}{unit}", "Damage alone (nats)")
     return ScatterChart(
         network_title(name), f"{score_name(score)} and the damage of each neuron alone", *labels, caption, groups
     )
@@ -187,6 +188,12 @@ def order_chart(
     return _curve_chart(name, network, scope, subtitle, lines, "orders")
 
 
+def order_charts(name: str, network: xr.Dataset, scope: str) -> list[LineChart]:
+    """Return one chart of low and high values first; two charts if more scores would crowd one."""
+    directions = (DIRECTIONS,) if network.sizes["score"] <= MAX_SCORES else tuple((each,) for each in DIRECTIONS)
+    return [order_chart(name, network, scope, directions=chosen) for chosen in directions]
+
+
 def keep_chart(name: str, network: xr.Dataset, scope: str) -> LineChart:
     """Return the chart of keeping only the highest values of each score, or neurons in random order.
 
@@ -234,8 +241,10 @@ def share_charts(name: str, network: xr.Dataset) -> list[LineChart]:
             parts = [part.sel(ordering=f"{score}_low", layer=i + 1) for part in summary]
             lines.append(_mean_line(network, (place_name(scope), layer_color(i), DASHES[i % len(DASHES)]), parts))
         labels = (network_title(name), f"{score_name(score)}, low first", "Ablated neurons", "Share of the layer")
-        caption = "Share of each layer among the neurons ablated so far."
-        charts.append(line_chart(network, labels, caption, summary[0]["rank"].values, lines))
+        seeds = network.sizes["seed"]
+        caption = "Share of each layer among the neurons ablated so far" + f", mean of {seeds} networks" * (seeds > 1)
+        chart = line_chart(network, labels, "", summary[0]["rank"].values, lines)
+        charts.append(replace(chart, caption=f"{caption}.", stacked=True))
     return charts
 
 

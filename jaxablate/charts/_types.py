@@ -38,7 +38,11 @@ class Line:
 
 @dataclass(frozen=True)
 class LineChart:
-    """A chart of curves over whole numbers; `percent` marks values in 0..1 that are shown in percent."""
+    """A chart of curves over whole numbers.
+
+    `percent` marks values in 0..1 that are shown in percent. `stacked` marks shares whose sum is 1, so that a renderer
+    can stack their areas.
+    """
 
     title: str
     subtitle: str
@@ -48,6 +52,7 @@ class LineChart:
     x: np.ndarray
     lines: Sequence[Line]
     percent: bool = False
+    stacked: bool = False
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,8 @@ def ablate(
     print_dataset(results, asked=dataset)
     console.print(f"Curves: {out}", highlight=False, soft_wrap=True)
     if report is not None:
-        write_report(results, report, networks={name: model})
+        data = load_dataset(dataset, seed=config.split_seed, data_dir=data_dir)
+        write_report(results, report, networks={name: model}, data=data)
         console.print(f"Report: {report}", highlight=False, soft_wrap=True)
     return {
         "curves": out,

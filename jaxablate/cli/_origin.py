@@ -25,8 +25,17 @@ class RecordedCommand(TyperCommand):
 
 
 def command_line(context: typer.Context) -> str:
-    """Return the command of a context as a shell takes it, with the options that the user gave."""
-    return shlex.join(["jaxablate", str(context.info_name), *context.meta[ARGUMENTS]])
+    """Return the command of a context as a shell takes it, with the options that the user gave.
+
+    Results are made to be sent on, so that of an absolute path only the name is left.
+    """
+    from jaxablate._files import shown_path
+
+    def shown(argument: str) -> str:
+        option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        return f"{option}{equals}{shown_path(value)}" if value.startswith("/") else argument
+
+    return shlex.join(["jaxablate", str(context.info_name), *map(shown, context.meta[ARGUMENTS])])
 
 
 def file_facts(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from jaxablate.claims import Verdict
+    from jaxablate.study import StudyConfig
 
 
 def figure_folders(out: Path, protocols: Sequence[str], num_seeds: int) -> tuple[dict[str, Path], list[Path]]:
@@ -32,16 +33,20 @@ def _drawn_folders(results: "xr.DataTree", out: Path) -> tuple[dict[str, Path], 
     return {name: folder for name, folder in folders.items() if drawable(select_protocol(results, name))}, findings
 
 
-def write_outputs(results: "xr.DataTree", out: Path, bars: Bars) -> "list[Verdict]":
+def write_outputs(
+    results: "xr.DataTree", out: Path, bars: Bars, config: "StudyConfig | None" = None
+) -> "list[Verdict]":
     """Write the results, figures, claims and report of a run, and return the verdicts on the claims.
 
-    With one seed there is nothing to judge, and the list is empty.
+    With one seed there is nothing to judge, and the list is empty. With the config of the run, the report shows the
+    examples with the highest activations.
     """
     from jaxablate import judge_claims
     from jaxablate.claims import save_claims
     from jaxablate.figures import save_figures, save_finding_figures
     from jaxablate.report import networks_beside, write_report
     from jaxablate.results import conditions_of, save_results, select_protocol
+    from jaxablate.study._networks import load_data
 
     if conditions_of(results):
         _write_grid(results, out)
@@ -60,7 +65,9 @@ def write_outputs(results: "xr.DataTree", out: Path, bars: Bars) -> "list[Verdic
         save_claims(verdicts, results, out)
     for folder in findings:
         save_finding_figures(results, verdicts, folder)
-    write_report(results, report, networks=networks_beside(results, out)[0], verdicts=verdicts)
+    networks, _ = networks_beside(results, out)
+    data = load_data(config) if networks and config is not None else None
+    write_report(results, report, networks=networks, data=data, verdicts=verdicts)
     return verdicts
 
 

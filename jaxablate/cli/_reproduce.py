@@ -149,5 +149,5 @@ def reproduce(
             console.print(f"Resuming: {killed} ended before it was done.", highlight=False, markup=False)
         with bars.progress:
             results = run_study(config, run_dir=out, force=force, on_progress=bars, mesh=devices)
-            verdicts = write_outputs(results, out, bars)
+            verdicts = write_outputs(results, out, bars, config)
     return print_outputs(results, out, verdicts, dataset=str(config.dataset), seconds=time.monotonic() - start)

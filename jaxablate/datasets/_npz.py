@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxablate._checks import InputError, require
-from jaxablate._files import MAX_BYTES, require_file
+from jaxablate._files import MAX_BYTES, require_file, shown_path
 from jaxablate.datasets._types import Dataset, Source, dataset_of_arrays, sha256_of
 
 NAMINGS = {
@@ -49,7 +49,7 @@ def load_npz(path: Path, seed: int) -> Dataset:
     except Exception as error:  # a hostile file makes zipfile and NumPy raise anything
         raise InputError(f"{path}: expected an .npz archive of plain arrays, got an unreadable one ({error})") from None
     notes = f" ({'; '.join(assumed)})" if assumed else ""
-    source = Source(path.stem, f"NumPy archive {path}{notes}", {path.name: sha256_of(path)})
+    source = Source(path.stem, f"NumPy archive {shown_path(path)}{notes}", {path.name: sha256_of(path)})
     return dataset_of_arrays(path.name, arrays, source, seed)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxablate._checks import InputError, require
+from jaxablate._files import shown_path
 from jaxablate.datasets._idx import FILES, dataset_from_idx
 from jaxablate.datasets._types import Dataset, sha256_of
 
@@ -132,7 +133,7 @@ def load_tfds(name: str, seed: int, data_dir: str | Path | None) -> Dataset:
             f"{', '.join(min(map(_missing, folders), key=len))}; a folder of other IDX files is read when given as the "
             "dataset itself",
         )
-        origin = f"canonical files in {folder}, checksums verified by TFDS"
+        origin = f"canonical files in the folder {shown_path(str(folder))}, checksums verified by TFDS"
     elif registry.cached:
         origin = "cache of TFDS"
     elif _reachable(registry.urls["test_labels"]):

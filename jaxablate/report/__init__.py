@@ -12,7 +12,6 @@ from typing import Any
 
 import jinja2
 import xarray as xr
-from flax import nnx
 from markupsafe import Markup
 
 from jaxablate._checks import as_path, require, require_type
@@ -20,14 +19,17 @@ from jaxablate._files import atomic_path, require_writable
 from jaxablate.charts import claim_table
 from jaxablate.claims import Verdict, departures_from_paper, judge_claims
 from jaxablate.claims._judge import require_verdicts
-from jaxablate.models import MLP
+from jaxablate.datasets import Dataset
+from jaxablate.models import MLP, AnyModel
 from jaxablate.protocols import shown_protocols
 from jaxablate.report._charts import svg_chart
+from jaxablate.report._examples import check_data
 from jaxablate.report._grid import grid_page
 from jaxablate.report._pictures import networks_beside
 from jaxablate.report._sections import cards_of, meaning_of, provenance_of, sections_of
+from jaxablate.report._summary import data_note, summarize_study
 from jaxablate.results import conditions_of, protocols_of, select_protocol
-from jaxablate.results._labels import require_results
+from jaxablate.results._labels import is_passed, require_results
 
 __all__ = ["check_report_path", "networks_beside", "write_report"]
 
@@ -38,15 +40,17 @@ def write_report(
     results: xr.DataTree,
     path: str | Path,
     *,
-    networks: Mapping[str, nnx.Module] | None = None,
+    networks: Mapping[str, AnyModel] | None = None,
+    data: Dataset | None = None,
     verdicts: Sequence[Verdict] | None = None,
 ) -> Path:
     """Write results as one HTML page that opens from disk, prints, and needs no other file and no network.
 
     The page of a study holds
 
-    - a summary of data, networks and accuracies,
-    - with several seeds, the verdicts on the paper's claims, or in another setting the same comparisons,
+    - a summary in three sentences for each network,
+    - with several seeds of trained networks, the verdicts on the paper's claims, or in another setting the same
+      comparisons,
     - every figure under the question that it answers, with curves that show their values and can be hidden,
     - the most and least informative neurons, and the origin of everything.
 
@@ -58,14 +62,16 @@ def write_report(
         path: file of the page, for example `report.html`.
         networks: network of the first seed by the name of its node, `{"3-layer": model}`, for pictures of the neurons'
             weights; `networks_beside` loads the networks of a run. Only an MLP of square images has such pictures.
-        verdicts: from `judge_claims(results)`; None judges the results if they hold several seeds.
+        data: dataset of the results; with `networks`, the page shows the test examples with a neuron's highest
+            activations, among the first 10,000.
+        verdicts: from `judge_claims(results)`; None judges the results if the study trained networks of several seeds.
 
     Returns:
         The path of the page.
 
     Raises:
         InputError: for a folder that cannot be written, a path that is a folder, or networks that are not in the
-            results or have other layers.
+            results or have other layers, or data without networks or other than those of the results.
 
     Example:
         >>> from jaxablate.report import write_report
@@ -92,15 +98,21 @@ def write_report(
         require(
             fits, f"networks: expected {name} with hidden layers of {hidden} neurons, as in the results, got {widths}"
         )
-    # one seed says nothing about other networks, so the claims are not judged then
+    # One seed says nothing about other networks, and the claims are about networks that the study trains.
     if verdicts is None:
-        verdicts = judge_claims(results) if any(network.sizes["seed"] > 1 for network in nodes.values()) else []
+        is_judged = any(node.sizes["seed"] > 1 and not is_passed(node.to_dataset()) for node in nodes.values())
+        verdicts = judge_claims(results) if is_judged else []
     protocols = shown_protocols(protocols_of(results))
+    examples = {} if data is None else check_data(results, networks, data)
     content = {
+        "note": data_note(results),
+        "summary": summarize_study(results, protocols[0]),
         "cards": cards_of(results),
         "differences": departures_from_paper(results),
         "claims": claim_table(verdict for verdict in verdicts if verdict.protocol in protocols),
-        "protocols": {name: sections_of(results, name, networks, first=name == protocols[0]) for name in protocols},
+        "protocols": {
+            name: sections_of(results, name, networks, examples, first=name == protocols[0]) for name in protocols
+        },
         "meanings": {name: meaning_of(name) for name in protocols},
         "provenance": provenance_of(results),
     }

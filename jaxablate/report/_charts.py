@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from jaxablate.charts import LineChart, ViolinChart
+from jaxablate.charts import LineChart, ScatterChart, ViolinChart
 
 LEFT, RIGHT, TOP, BOTTOM = 72, 432, 12, 236
 """Edges of the axes in a picture of 440 by 280; ticks and labels surround them."""
@@ -46,8 +46,10 @@ class Axis:
         return [(round(float(self.position(v / scale)), 1), f"{v:.6g}{'%' if self.percent else ''}") for v in inside]
 
 
-def svg_chart(chart: LineChart | ViolinChart) -> dict:
+def svg_chart(chart: LineChart | ViolinChart | ScatterChart) -> dict:
     """Return the values that the template reads to draw a chart."""
+    if isinstance(chart, ScatterChart):
+        return point_chart(chart)
     return violin_chart(chart) if isinstance(chart, ViolinChart) else line_chart(chart)
 
 
@@ -61,6 +63,10 @@ def line_chart(chart: LineChart) -> dict:
     x_axis = Axis(chart.x_label, float(chart.x[0]), float(max(chart.x[-1], chart.x[0] + 1)), LEFT, RIGHT, whole=True)
     known = np.concatenate([*(line.values for line in chart.lines), *(band.ravel() for band in bands)])
     y_axis, x = _y_axis(known, chart.y_label, chart.percent), x_axis.position(chart.x)
+    # the area of a share lies on the areas of the shares before it
+    stack = np.cumsum([np.zeros(len(chart.x)), *(line.values for line in chart.lines)], axis=0)
+    if chart.stacked:
+        y_axis = Axis(chart.y_label, 0.0, 1.0, BOTTOM, TOP, chart.percent)
     scale, digits = (100, 2) if chart.percent else (1, 4)
 
     def numbers(values: np.ndarray) -> list[float | None]:
@@ -69,6 +75,7 @@ def line_chart(chart: LineChart) -> dict:
 
     return {
         "kind": "lines",
+        "stacked": chart.stacked,
         "title": f"{chart.title}: {chart.subtitle}",
         "about": chart.caption,
         "banded": any(len(band) for band in bands),
@@ -79,9 +86,9 @@ def line_chart(chart: LineChart) -> dict:
                 "name": line.name,
                 "look": f"color{line.color} {line.dash}".strip(),
                 "line": _path(x, y_axis.position(line.values)),
-                "band": _band(x, y_axis.position(band)),
+                "band": _band(x, y_axis.position(stack[i : i + 2] if chart.stacked else band)),
             }
-            for line, band in zip(chart.lines, bands, strict=True)
+            for i, (line, band) in enumerate(zip(chart.lines, bands, strict=True))
         ],
         "data": {
             "x": chart.x.tolist(),
@@ -94,6 +101,32 @@ def line_chart(chart: LineChart) -> dict:
                 for line, band in zip(chart.lines, bands, strict=True)
             ],
         },
+    }
+
+
+def point_chart(chart: ScatterChart) -> dict:
+    """Return a chart of points; a point is a line without length, drawn by its round or square end."""
+    axes = []
+    for label, values, start, end in (
+        (chart.x_label, [group.x for group in chart.groups], LEFT, RIGHT),
+        (chart.y_label, [group.y for group in chart.groups], BOTTOM, TOP),
+    ):
+        axis = _y_axis(np.concatenate(values), label, percent=False)
+        axes.append(Axis(label, axis.first, axis.last, start, end))
+    x_axis, y_axis = axes
+    groups = []
+    for i, group in enumerate(chart.groups):
+        points = zip(x_axis.position(group.x), y_axis.position(group.y), strict=True)
+        path = "".join(f"M{x:.1f},{y:.1f}h0" for x, y in points if np.isfinite([x, y]).all())
+        look = f"color{group.color}{' square' if i % 2 else ''}"
+        groups.append({"name": group.name, "look": look, "path": path})
+    return {
+        "kind": "points",
+        "title": f"{chart.title}: {chart.subtitle}",
+        "about": chart.caption,
+        "x_axis": x_axis,
+        "y_axis": y_axis,
+        "groups": groups,
     }
 
 

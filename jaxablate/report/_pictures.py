@@ -9,11 +9,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import xarray as xr
-from flax import nnx
 from PIL import Image
 
 from jaxablate._checks import InputError
-from jaxablate.models import MLP, load_model
+from jaxablate.models import MLP, AnyModel, load_model
 from jaxablate.results import conditions_of, protocols_of, select_protocol
 from jaxablate.results._labels import is_passed
 
@@ -60,7 +59,7 @@ def networks_beside(results: xr.DataTree, folder: str | Path) -> tuple[dict[str,
     return networks, notes
 
 
-def weights_of(model: nnx.Module) -> list[np.ndarray] | None:
+def weights_of(model: AnyModel) -> list[np.ndarray] | None:
     """Return the weights of neurons on the image, [neuron, row, column] for each layer of an MLP of square images.
 
     Returns None for other networks. After the first layer, the weights are products of the layers' weights, as if the
@@ -84,7 +83,11 @@ def picture(weights: np.ndarray) -> str:
     """Return a PNG of weights [row, column] as a data URI: white at 0, orange below, violet above."""
     # the palette's middle is white, so each picture is scaled to be symmetric around 0
     limit = np.abs(weights).max() or 1.0
-    colors = matplotlib.colormaps["PuOr"](0.5 + weights / (2 * limit), bytes=True)[..., :3]
+    return data_uri(matplotlib.colormaps["PuOr"](0.5 + weights / (2 * limit), bytes=True)[..., :3])
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """Return a PNG of pixels, uint8 [row, column] or [row, column, RGB], as a data URI."""
     file = io.BytesIO()
-    Image.fromarray(colors).save(file, "png", optimize=True)
+    Image.fromarray(pixels).save(file, "png", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -4,26 +4,30 @@ Input: results of a study.
 Output: dictionaries and dataclasses that the template reads.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import xarray as xr
-from flax import nnx
 
 from jaxablate.charts import (
     INTERVAL,
     LineChart,
+    ScatterChart,
     ViolinChart,
     balancing_chart,
     class_chart,
     correlation_chart,
+    damage_chart,
+    fill_name,
     keep_chart,
     layers_of,
     main_score,
     names_of,
-    order_chart,
+    order_charts,
     place_name,
     score_chart,
     score_name,
@@ -31,9 +35,19 @@ from jaxablate.charts import (
     short_name,
     training_chart,
 )
+from jaxablate.models import AnyModel
 from jaxablate.protocols import DEPARTURES, PAPER, PUBLISHED
+from jaxablate.report._examples import Examples
 from jaxablate.report._pictures import picture, weights_of
-from jaxablate.results import NETWORK_SCOPE, balanced_fill, conditions_of, protocols_of, select_protocol, summarize
+from jaxablate.results import (
+    NETWORK_SCOPE,
+    RANDOM,
+    balanced_fill,
+    conditions_of,
+    curve,
+    protocols_of,
+    select_protocol,
+)
 from jaxablate.results._labels import is_passed, stated_settings, studies_of
 
 EXTREMES = 3
@@ -42,6 +56,13 @@ PICTURES = (
     "Pictures: incoming weights, scaled for each neuron, violet above 0 and orange below; after the first layer they "
     "are products of the layers' weights, as if the layers between were linear. "
 )
+HIGHEST = " Highest activations: the five test examples with the neuron's highest activations, among the first 10,000."
+METRIC_MEANINGS = {
+    "entropy": "Entropy is of the neuron's code.",
+    "mutual_information": "Mutual information is of code and class.",
+    "kl_selectivity": "KL selectivity is the largest divergence of the code within a class from its overall "
+    "distribution.",
+}
 FILE_FACTS = {
     "format": "format",
     "activation": "activation function",
@@ -58,7 +79,7 @@ class Section:
 
     question: str
     see: str
-    charts: Sequence[Sequence[LineChart | ViolinChart]] = field(default_factory=list)
+    charts: Sequence[Sequence[LineChart | ScatterChart | ViolinChart]] = field(default_factory=list)
     tables: list[dict] = field(default_factory=list)
     neurons: list[dict] = field(default_factory=list)
 
@@ -118,15 +139,28 @@ def meaning_of(protocol: str) -> str:
     return f"{whose}: {'; '.join(departures)}."
 
 
-def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Module], *, first: bool) -> list[Section]:
+def sections_of(
+    results: xr.DataTree,
+    protocol: str,
+    models: Mapping[str, AnyModel],
+    examples: Mapping[str, Examples],
+    *,
+    first: bool,
+) -> list[Section]:
     """Return the questions of a study under one protocol with their answers; training is shown only for the first."""
     tree = select_protocol(results, protocol)
     networks = [(name, node.to_dataset()) for name, node in tree.children.items()]
     # "all", or a percentage: the curves end with the last neuron
     is_complete = isinstance(json.loads(results.attrs["config"]).get("steps"), str)
     neurons = [
-        {"title": _first_network(name, network), **_neurons(network, models.get(name))} for name, network in networks
+        {"title": _first_network(name, network), **_neurons(network, models.get(name), examples.get(name))}
+        for name, network in networks
     ]
+    metrics = "".join(
+        f" {METRIC_MEANINGS[score]}" for score in names_of(networks[0][1], "score") if score in METRIC_MEANINGS
+    )
+    if metrics:
+        metrics += " A wide foot near 0 means neurons that carry next to no information about the class."
     pictures = PICTURES if any(table["rows"][0]["picture"] for table in neurons) else ""
     sections = [
         Section(
@@ -140,11 +174,8 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
             ],
         ),
         Section(
-            "Where does the information sit?",
-            "Each violin shows the neurons of a layer, of all networks, whose score is defined. Entropy is of the "
-            "neuron's code, mutual information of code and class, KL selectivity the largest divergence of the code "
-            "within a class from its overall distribution. A wide foot near 0 means neurons that carry next to no "
-            "information about the class.",
+            "Where does the information sit?" if metrics else "How are the scores distributed?",
+            "Each violin shows the neurons of a layer, of all networks, whose score is defined." + metrics,
             [[score_chart(name, network, score) for score in names_of(network, "score")] for name, network in networks],
         ),
         Section(
@@ -159,16 +190,22 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
             "If a solid line (low values first) stays above random and the dashed line of its colour (high values "
             "first) falls below, the score separates neurons that matter from neurons that do not. MI: mutual "
             "information, KL: KL selectivity.",
-            [[order_chart(name, network, scope) for scope in layers_of(network)] for name, network in networks],
+            [
+                [chart for scope in layers_of(network) for chart in order_charts(name, network, scope)]
+                for name, network in networks
+            ],
         ),
         Section(
             "And over the whole network?",
             "Compare the accuracy with the layers that the neurons come from: an order that empties one layer first "
             "says more about layers than about neurons.",
             [
-                [order_chart(name, network, NETWORK_SCOPE) for name, network in networks],
-                # one layer always has the whole share
-                *(share_charts(name, network) for name, network in networks if len(layers_of(network)) > 1),
+                [
+                    *order_charts(name, network, NETWORK_SCOPE),
+                    # one layer always has the whole share
+                    *(share_charts(name, network) if len(layers_of(network)) > 1 else ()),
+                ]
+                for name, network in networks
             ],
         ),
         Section(
@@ -196,7 +233,12 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
             "Does a score predict the damage of one neuron?",
             "Spearman's correlation of the score and the rise of the test loss if that neuron alone is ablated, bias "
             "balanced. A value near 0 means that the score does not predict this damage. Ablating a redundant neuron "
-            "alone costs nothing, so that little damage does not prove a neuron unimportant.",
+            "alone costs nothing, so that little damage does not prove a neuron unimportant. Each point is a neuron of "
+            "the first network.",
+            [
+                [damage_chart(name, network, score, slice(1)) for score in names_of(network, "score")]
+                for name, network in networks
+            ],
             tables=[_correlations(name, network) for name, network in networks],
         ),
         Section(
@@ -205,13 +247,15 @@ def sections_of(results: xr.DataTree, protocol: str, models: Mapping[str, nnx.Mo
             "library, orders and masks use these ids, or the number within the layer together with site=. Bars: "
             f"{_describe_bars(networks[0][1])}. {pictures}Damage alone: rise of the test loss if only that neuron is "
             "ablated, bias balanced, in thousandths of a nat (mnat). Class drop: the largest fall of the accuracy "
-            "within a class, in points.",
+            "within a class, in points; its bars show every class, scaled for each neuron." + HIGHEST * bool(examples),
             neurons=neurons,
         ),
         Section(
             "The numbers",
-            "Test accuracy in percent after k ablated neurons, mean over networks (and random orders).",
-            tables=_numbers(tree),
+            "Test accuracy in percent after half of the steps, at the end, and its mean over all steps but the first "
+            "(the area under the curve); means over networks and random orders. The third column has the numbers of "
+            "ablated neurons at half of the steps and at the end.",
+            tables=_numbers(networks),
         ),
     ]
     return [section for section in sections if any(section.charts) or section.tables or section.neurons]
@@ -248,15 +292,15 @@ def provenance_of(results: xr.DataTree) -> dict:
         rows |= {f"network {name}": "trained by the study" for name in trained}
     programs = []
     if trained:
-        programs.append((_sentence("program", in_memory), _python(config, {}, in_memory, is_grid)))
+        programs.append((_sentence(config, in_memory), _python(config, {}, in_memory, is_grid)))
     if passed and "command" in results.attrs:
         words = (
             "With the versions above, and files of these checksums, this command computes the same results. Its paths "
-            "start from the folder where it ran:"
+            "start from the folder where it ran; of an absolute path only the name is left:"
         )
         programs.append((words, results.attrs["command"]))
     elif passed:
-        programs.append((_sentence("program", True), _python(of_passed, passed, in_memory, is_grid)))
+        programs.append((_sentence(of_passed, True), _python(of_passed, passed, in_memory, is_grid)))
     return {
         "rows": rows,
         "checksums": files if isinstance(files, dict) else {"data": files},
@@ -291,10 +335,13 @@ def _passed_rows(results: xr.DataTree, networks: Mapping[str, xr.Dataset]) -> di
     return rows
 
 
-def _sentence(what: str, has_placeholders: bool) -> str:
-    """Return the sentence before a program."""
-    fill_in = "; first replace ... in the lines marked as placeholders" if has_placeholders else ""
-    return f"With the versions above, this {what} computes the same results and writes this page{fill_in}:"
+def _sentence(config: Mapping[str, Any], has_placeholders: bool) -> str:
+    """Return the sentence before a program with these settings."""
+    notes = ["first replace ... in the lines marked as placeholders"] * has_placeholders
+    if config.get("data_dir") or str(config.get("dataset")).endswith(".npz"):
+        notes.append("of an absolute path of the data only the name is left")
+    words = "With the versions above, this program computes the same results and writes this page"
+    return "; ".join([words, *notes]) + ":"
 
 
 def _python(config: dict, passed: Mapping[str, xr.Dataset], in_memory: bool, is_grid: bool) -> str:
@@ -370,7 +417,7 @@ def _describe_bars(network: xr.Dataset) -> str:
     return "the mean of the neuron's code over each class's validation images, in percent of the highest code"
 
 
-def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
+def _neurons(network: xr.Dataset, model: AnyModel | None, examples: Examples | None) -> dict:
     """Return the first seed's neurons at both ends of every layer's ranking.
 
     The ranking is by mutual information, or by the first score. Neurons without a score are left out if others have
@@ -408,7 +455,12 @@ def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
                     "scores": [f"{score:.4f}" if score == score else "undefined" for score in scores[:, neuron]],
                     "damage": f"{damage[neuron]:+.2f}",
                     "drop": "" if drops is None else _largest_drop(drops[neuron]),
-                    "profile": [(c, round(float(share), 3)) for c, share in enumerate(profiles[neuron])],
+                    "profile": [
+                        (c, round(float(share), 3), _percent(share, "no images"))
+                        for c, share in enumerate(profiles[neuron])
+                    ],
+                    "drops": [] if drops is None else _drop_profile(drops[neuron]),
+                    "examples": None if examples is None else examples.of_neuron(int(neuron)),
                     "picture": None if weights is None else picture(weights[i][neuron - members[0]]),
                 }
             )
@@ -421,6 +473,20 @@ def _neurons(network: xr.Dataset, model: nnx.Module | None) -> dict:
     }
 
 
+def _drop_profile(drops: np.ndarray) -> list[tuple[int, float, str]]:
+    """Return the fall within each class, relative to the largest, and its text; a rise has a bar of no height."""
+    largest = float(np.nanmax(drops, initial=0)) or 1.0
+    return [
+        (c, round(float(np.maximum(drop, 0)) / largest, 3), _percent(drop, "no test images"))
+        for c, drop in enumerate(drops)
+    ]
+
+
+def _percent(share: float, undefined: str) -> str:
+    """Return a fraction in percent; `undefined` for NaN."""
+    return f"{100 * share:.1f}%" if share == share else undefined
+
+
 def _largest_drop(drops: np.ndarray) -> str:
     """Return the class whose accuracy falls most and its fall in points, from fractions [class]."""
     if np.isnan(drops).all() or np.nanmax(drops) <= 0:
@@ -429,23 +495,26 @@ def _largest_drop(drops: np.ndarray) -> str:
     return f"{100 * drops[largest]:.1f} (class {largest})"
 
 
-def _numbers(tree: xr.DataTree) -> list[dict]:
-    """Return a table of accuracies for each network."""
-    cells: dict[str, dict[tuple[str, str], list[str]]] = {}
-    heads: dict[str, dict[str, None]] = {}
-    for row in summarize(tree):
-        order = f"{short_name(row.ranking)} {row.direction}".strip()
-        order_cells = cells.setdefault(row.network, {}).setdefault((place_name(row.scope), order), [])
-        order_cells += [f"{100 * value:.2f}" for value in row.accuracy.values()]
-        # a row of the table joins the rows of all fills, which `summarize` returns one after another
-        columns = {f"{row.fill.replace('_', ' ')}, k = {step}": None for step in row.accuracy}
-        heads.setdefault(row.network, {}).update(columns)
-    return [
-        {
-            "title": f"{network} network",
-            "head": ["ablated", "order", *heads[network]],
-            "rows": [[*place, *numbers] for place, numbers in rows.items()],
-            "text_columns": 2,
-        }
-        for network, rows in cells.items()
-    ]
+def _numbers(networks: Sequence[tuple[str, xr.Dataset]]) -> list[dict]:
+    """Return a table of accuracies for each network: intact, after half of the steps, at the end, and their mean."""
+    return [_numbers_of(name, network) for name, network in networks]
+
+
+def _numbers_of(name: str, network: xr.Dataset) -> dict:
+    """Return the table of one network."""
+    fills, rows = names_of(network, "fill"), []
+    orders = dict.fromkeys(
+        (str(ranking), "" if ranking == RANDOM else str(direction))
+        for ranking, direction in zip(network["ranking"].values, network["direction"].values, strict=True)
+    )
+    for scope, (ranking, direction) in itertools.product(names_of(network, "scope"), orders):
+        summaries = [curve(network, scope=scope, ranking=ranking, direction=direction, fill=fill) for fill in fills]
+        steps = summaries[0].step
+        last = len(steps) - 1
+        half = -(-last // 2)
+        values = [value for s in summaries for value in (s.mean[half], s.mean[last], s.mean[1:].mean())]
+        words = [place_name(scope), f"{short_name(ranking)} {direction}".strip(), f"{steps[half]}, {steps[last]}"]
+        rows.append([*words, *(f"{100 * value:.2f}" for value in values)])
+    columns = [f"{fill_name(network, fill)}, {kind}" for fill in fills for kind in ("half", "end", "mean")]
+    head = ["ablated", "order", "half, end", *columns]
+    return {"title": f"{name} network", "head": head, "rows": rows, "text_columns": 3}

@@ -49,8 +49,7 @@ for (const figure of document.querySelectorAll("figure.chart")) {
   svg.addEventListener("pointermove", nearest);
   svg.addEventListener("pointerdown", nearest);
   svg.addEventListener("pointerleave", (event) => event.pointerType === "touch" || hide()); // a finger covers the values
-  // hiding the values on touch would move the name away from the finger before the click arrives
-  svg.addEventListener("blur", () => matchMedia("(hover: none)").matches || hide());
+  svg.addEventListener("blur", hide);
   svg.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!step) return;

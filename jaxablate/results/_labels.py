@@ -12,6 +12,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 import xarray as xr
 
 from jaxablate._checks import InputError, require, require_known, require_type
+from jaxablate._files import shown_path
 from jaxablate._precision import matmul_precision
 from jaxablate.datasets import Source
 from jaxablate.models import layer_of_neuron
@@ -456,7 +458,7 @@ def study_results(
     attrs = {
         "format": FORMAT,
         "title": "Information-ordered cumulative ablation",
-        "config": json.dumps(config, sort_keys=True),
+        "config": json.dumps(_shown_settings(config), sort_keys=True),
         "seconds": seconds,
         **_provenance(source, is_trained=is_trained),
     }
@@ -487,7 +489,7 @@ def grid_results(studies: Mapping[str, xr.DataTree], config: Mapping[str, Any], 
     # `StudyConfig.conditions` names the combinations of the same product, in the same order.
     values = itertools.product(*config["vary"].values())
     conditions = {
-        name: dict(zip(config["vary"], combination, strict=True))
+        name: _shown_settings(dict(zip(config["vary"], combination, strict=True)))
         for name, combination in zip(studies, values, strict=True)
     }
     joined = {
@@ -496,13 +498,16 @@ def grid_results(studies: Mapping[str, xr.DataTree], config: Mapping[str, Any], 
     }
     checksums: dict[str, Any] = {}
     for study in attrs:
-        # files of one name in several folders are several datasets
         files, name = json.loads(study["dataset_sha256"]), study["dataset"]
-        checksums[name if checksums.get(name, files) == files else f"{name}, {study['dataset_origin']}"] = files
+        # files of one name in several folders are several datasets
+        for number in itertools.count(1):
+            key = name if number == 1 else f"{name} ({number})"
+            if checksums.setdefault(key, files) == files:
+                break
     root = {
         **attrs[0],
         **joined,
-        "config": json.dumps(config, sort_keys=True),
+        "config": json.dumps(_shown_settings(config), sort_keys=True),
         "conditions": json.dumps(conditions),
         "created": max(study["created"] for study in attrs),
         "dataset_sha256": json.dumps(checksums),
@@ -566,6 +571,18 @@ def require_one_study(results: xr.DataTree) -> None:
 def all_protocols(results: xr.DataTree) -> list[str]:
     """Return the protocols of one study, or of all conditions of a grid, each once."""
     return list(dict.fromkeys(name for study in studies_of(results).values() for name in protocols_of(study)))
+
+
+def _shown_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without the folders of this machine: of an absolute path the name only."""
+
+    def shown(name: str, value: Any) -> Any:
+        if name == "vary":
+            return {setting: [shown(setting, each) for each in values] for setting, values in value.items()}
+        is_path = name in ("dataset", "data_dir") and isinstance(value, str | Path)
+        return shown_path(value) if is_path else value
+
+    return {name: shown(name, value) for name, value in config.items()}
 
 
 def _provenance(source: Source, *, is_trained: bool = False) -> dict[str, str]:

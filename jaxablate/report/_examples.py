@@ -1,0 +1,65 @@
+"""Find the examples with the highest activations of neurons, and draw them if they are images.
+
+Input: networks and a dataset.
+Output: for each neuron of a page's table, a picture as a data URI or the numbers of the rows.
+Memory: the activations of at most `MAX_EXAMPLES` examples.
+"""
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+
+from jaxablate._checks import require, require_type
+from jaxablate.activations import record_activations
+from jaxablate.datasets import Dataset
+from jaxablate.models import AnyModel
+from jaxablate.report._pictures import data_uri
+
+MAX_EXAMPLES = 10_000
+NUM_EXAMPLES = 5
+
+
+class Examples:
+    """The test examples with the highest activations of every neuron of a network.
+
+    Attributes:
+        images: test images [example, ...].
+        labels: classes [example].
+        highest: numbers of the examples [neuron, `NUM_EXAMPLES` or fewer], the highest activation first.
+    """
+
+    def __init__(self, model: AnyModel, data: Dataset):
+        self.images, self.labels = data.test.images[:MAX_EXAMPLES], data.test.labels[:MAX_EXAMPLES]
+        activations = np.concatenate([np.asarray(site) for site in record_activations(model, self.images)], axis=1)
+        self.highest = np.argsort(-activations, axis=0, kind="stable")[:NUM_EXAMPLES].T
+
+    def of_neuron(self, neuron: int) -> dict[str, str]:
+        """Return a picture of a neuron's examples, "" for rows of a table, and a text with their classes."""
+        chosen = self.highest[neuron]
+        classes = " ".join(str(label) for label in self.labels[chosen])
+        images = np.asarray(self.images[chosen], np.float64)
+        if images.ndim == 4 and images.shape[-1] == 1:
+            images = images[..., 0]
+        if images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3):
+            low, high = images.min(), images.max()
+            strip = np.concatenate(list((images - low) / ((high - low) or 1)), axis=1)
+            return {"picture": data_uri((255 * strip).astype(np.uint8)), "text": f"classes {classes}"}
+        rows = ", ".join(str(row) for row in chosen)
+        return {"picture": "", "text": f"rows {rows}; classes {classes}"}
+
+
+def check_data(results: xr.DataTree, networks: Mapping[str, AnyModel], data: Dataset) -> dict[str, Examples]:
+    """Return the examples of each network.
+
+    Raises:
+        InputError: for data without networks, or other data than those of the results.
+    """
+    require_type("data", data, Dataset, "a dataset from ja.load_dataset or ja.Dataset.from_arrays")
+    require(len(networks) > 0, "data: without networks there are no activations; pass networks, or leave data out")
+    require(
+        data.source.sha256 == json.loads(results.attrs["dataset_sha256"]),
+        f"data: their checksums differ from those of {results.attrs['dataset']} in the results; pass the same data",
+    )
+    return {name: Examples(model, data) for name, model in networks.items()}
