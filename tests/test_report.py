@@ -782,3 +782,63 @@ def test_rows_of_a_table_are_named_by_number():
     highest = np.argsort(-np.asarray(ja.record_activations(model, data.test.images)[0])[:, 1], kind="stable")[:5]
     classes = " ".join(str(labels[row]) for row in highest)
     assert examples == {"picture": "", "text": f"rows {', '.join(map(str, highest))}; classes {classes}"}
+
+
+@pytest.fixture(scope="module")
+def five_scores(mnist5k, tmp_path_factory):
+    """The page of one network with five scores, complete curves and classes."""
+    model = ja.train(mnist5k, (9, 7), epochs=2)[0]
+    config = ja.StudyConfig(
+        dataset="mnist5k", networks=(), steps="all", num_random_orders=3, by_class=True,
+        scores=("entropy", "taylor", "class_selectivity", "activation_variance", "incoming_norm"),
+    )  # fmt: skip
+    results = ja.run_study(config, {"mine": model})
+    return write_report(
+        results, tmp_path_factory.mktemp("five") / "report.html", networks={"mine": model}, data=mnist5k
+    )
+
+
+CLIPPED = """() => [...document.querySelectorAll("figure.chart > svg")].flatMap(svg => {
+  const frame = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll("text")].filter(text => {
+    const box = text.getBoundingClientRect();
+    return box.left < frame.left - 0.5 || box.right > frame.right + 0.5
+      || box.top < frame.top - 0.5 || box.bottom > frame.bottom + 0.5;
+  }).map(text => text.textContent);
+})"""
+OVERLAPPING = """() => [...document.querySelectorAll("figure.chart > svg")].flatMap(svg => {
+  const boxes = [...svg.querySelectorAll("text")].map(text => [text.textContent, text.getBoundingClientRect()]);
+  return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([b, q]) =>
+    p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 4 && q.top < p.bottom - 4).map(([b]) => [a, b]));
+})"""
+LOOKS = """() => [...document.querySelectorAll("figure.chart")].map(figure => {
+  const looks = [...figure.querySelectorAll(".legend .series path")].map(path => {
+    const style = getComputedStyle(path);
+    return style.stroke + style.strokeDasharray + style.fill;
+  });
+  return [figure.querySelector("h3").textContent, looks.length, new Set(looks).size];
+})"""
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("kind", ["five scores", "two networks of each kind"])
+def test_layout_in_a_browser(browser, path, five_scores, width, kind):
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto((five_scores if kind == "five scores" else path).as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(CLIPPED) == []
+    assert page.evaluate(OVERLAPPING) == []
+    for title, curves, looks in page.evaluate(LOOKS):
+        assert curves == looks, f"{title}: two curves look the same"
+    figures = page.locator("figure.chart", has=page.locator(".readout"))
+    for number in (0, figures.count() - 1):
+        figure = figures.nth(number)
+        figure.scroll_into_view_if_needed()
+        before = page.evaluate("[scrollY, ...[...document.querySelectorAll('h2, figure')].map(e => e.offsetTop)]")
+        box = figure.locator(":scope > svg").bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        assert figure.locator(".readout").is_visible()
+        assert before == page.evaluate(
+            "[scrollY, ...[...document.querySelectorAll('h2, figure')].map(e => e.offsetTop)]"
+        )
+    page.close()
