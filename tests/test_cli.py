@@ -17,6 +17,7 @@ import pytest
 from flax import nnx
 from helpers import without_pdf
 from rich.console import Console
+from scipy import stats
 from test_datasets import arrays, idx, write_folder
 from typer.testing import CliRunner
 
@@ -64,14 +65,13 @@ def test_reproduce_leaves_everything(reproduced):
     }
     assert not [path for path in out.rglob(".*")], "no temporary file is left"
     page = (out / "report.html").read_text()
-    assert page.count('<img src="data:image/png') == (2 + 3) * 6, "the networks are found"
-    accuracy = results["3-layer"]["accuracy"].sel(scope="layer2", ordering="entropy_high", step=4).isel(seed=0)
-    (row,) = [line for line in process.stdout.splitlines() if "entropy high" in line][4:5]
-    assert [float(cell) for cell in row.replace("│", " ").split()[2:]] == pytest.approx(
-        [100 * accuracy.sel(fill=fill).item() for fill in ("mean", "zero")], abs=0.006
-    )
-    header = process.stdout[: process.stdout.index("entropy")]
-    assert header.rindex("mean") < header.rindex("zero")
+    assert page.count('width="56" height="56"') == (2 + 3) * 6, "the networks are found"
+    assert page.count('<img class="examples"') == (2 + 3) * 6
+    for name in ("2-layer", "3-layer"):
+        intact = 100 * float(results[name]["accuracy"][0, 0, 0, 0, 0])
+        assert f"{name} ({intact:.2f})" in process.stdout
+    assert len([line for line in process.stdout.splitlines() if line.startswith("│")]) == 2 * 3
+    assert f"jaxablate table {out} --out curves.csv" in process.stdout
     assert "Dataset: mnist5k" in process.stdout
 
 
@@ -287,8 +287,28 @@ def test_numbers_are_there_in_a_narrow_terminal(small_results, monkeypatch):
     console = Console(width=60, file=io.StringIO())
     monkeypatch.setattr(_tables, "console", console)
     _tables.print_summary(small_results)
-    for row in ja.results.summarize(small_results):
-        assert f"{100 * row.accuracy[max(row.accuracy)]:.2f}" in console.file.getvalue()
+    printed = console.file.getvalue()
+    for name in ("2-layer-12-10", "3-layer-10-8-9"):
+        rows = _largest(small_results[name].to_dataset())
+        for difference, low, high in rows:
+            assert f"{difference:+.1f}" in printed
+            assert f"{low:+.1f} to {high:+.1f}" in printed
+
+
+def _largest(network) -> list[tuple[float, float, float]]:
+    """Return mean and ends of the interval of the three largest differences, computed from the areas of the curves."""
+    rows = []
+    for scope in network["scope"].values:
+        area = ja.results.auc(network).sel(scope=scope).transpose("seed", "ordering", "fill")
+        random = area.isel(ordering=np.flatnonzero(network["ranking"] == "random")).mean("ordering")
+        mean = area.sel(fill="mean")
+        for score in network["score"].values:
+            low, high = (mean.sel(ordering=f"{score}_{way}").values for way in ("low", "high"))
+            rows += [low - random.sel(fill="mean").values, high - random.sel(fill="mean").values, low - high]
+        rows.append((random.sel(fill="mean") - random.sel(fill="zero")).values)
+    rows.sort(key=lambda values: -abs(values.mean()))
+    half = [stats.t.ppf(0.975, 1) * values.std(ddof=1) / 2**0.5 for values in rows[:3]]
+    return [(v.mean(), v.mean() - h, v.mean() + h) for v, h in zip(rows, half, strict=False)]
 
 
 @pytest.mark.parametrize("command", ["reproduce", "report", "score", "ablate", "prune", "merge", "table", "datasets"])

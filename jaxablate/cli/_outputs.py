@@ -1,5 +1,6 @@
 """Write and print the results of a run: the common end of `jaxablate reproduce` and `jaxablate merge`."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,6 +200,8 @@ def print_outputs(
         console.print(f"{what}: {out / 'claims.json'}, {out / 'claims.csv'}", highlight=False, soft_wrap=True)
     for folder in folders.values():
         console.print(f"Figures: {folder} (contact_sheet.png shows them all)", highlight=False, soft_wrap=True)
+    command = f"jaxablate table {shlex.quote(str(out))} --out curves.csv"
+    console.print(f"All curves as a table: {command}", highlight=False, markup=False, soft_wrap=True)
     return {
         "results": out / "results.nc",
         "report": out / "report.html",

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxablate.cli._console import command, console
+from jaxablate.cli._console import DataDir, command, console
 
 __all__ = ["report"]
 
@@ -20,13 +20,14 @@ def report(
             metavar="FILE", help="HTML page to write; default: report.html next to the results.", show_default=False
         ),
     ] = None,
+    data_dir: DataDir = None,
 ) -> dict[str, Any]:
     """Write results as one HTML page with verdicts, figures, neurons and provenance; the page needs no internet.
 
     Example: jaxablate report results --out report.html
     """
-    from jaxablate._checks import JaxablateWarning
-    from jaxablate.report import networks_beside, write_report
+    from jaxablate._checks import InputError, JaxablateWarning
+    from jaxablate.report import load_data_of, networks_beside, write_report
     from jaxablate.results import load_results
 
     file = results / "results.nc" if results.is_dir() else results
@@ -35,6 +36,13 @@ def report(
     networks, notes = networks_beside(run, file.parent)
     for note in notes:
         warnings.warn(f"no pictures of weights from {note}", JaxablateWarning, stacklevel=2)
-    write_report(run, page, networks=networks)
+    data = None
+    if networks:
+        try:
+            data = load_data_of(run, data_dir)
+        except InputError as error:
+            notes.append(str(error))
+            warnings.warn(f"no examples with high activations: {error}", JaxablateWarning, stacklevel=2)
+    write_report(run, page, networks=networks, data=data)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
     return {"report": page, "pictures_of": list(networks), "notes": notes}

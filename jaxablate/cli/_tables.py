@@ -9,6 +9,9 @@ from rich.table import Column, Table
 
 from jaxablate.cli._console import console
 
+NUM_DIFFERENCES = 3
+"""Number of differences that are printed for each network."""
+
 __all__ = ["accuracy_of", "dataset_of", "print_dataset", "print_summary", "print_verdicts"]
 
 
@@ -18,7 +21,7 @@ def dataset_of(results) -> dict[str, str]:
 
 
 def accuracy_of(results) -> list[dict[str, Any]]:
-    """Return the rows of `print_summary`."""
+    """Return the mean accuracy of every network, scope, ordering and fill at some numbers of ablated neurons."""
     from jaxablate.results import summarize
 
     return [asdict(row) for row in summarize(results)]
@@ -40,54 +43,54 @@ def print_dataset(results, asked: str) -> None:
 
 
 def print_summary(results) -> None:
-    """Print test accuracy, and accuracy after 40 and 80 ablated neurons for each scope and ordering."""
+    """Print the accuracy of every network, and its largest differences between orders or fills."""
     from jaxablate.protocols import shown_protocols
-    from jaxablate.results import summarize
+    from jaxablate.results import protocols_of, select_protocol
 
-    all_rows = summarize(results)
-    for protocol in shown_protocols(row.protocol for row in all_rows):
-        _print_protocol(protocol, [row for row in all_rows if row.protocol == protocol])
-    console.print("In brackets: test accuracy of the intact network. Random: mean over orders.", highlight=False)
-
-
-def _print_protocol(protocol: str, rows) -> None:
-    """Print the table of one protocol."""
-    from jaxablate.claims import SHORT
-
-    # a scope with fewer neurons lacks the later steps
-    steps = sorted({step for row in rows for step in row.accuracy if step > 0})
-    zero, *more_fills = dict.fromkeys(row.fill for row in rows)
-    fills = [*more_fills, zero]
-    digits, padding = 2, 1
-    if len(fills) > 2:
-        steps, digits, padding = steps[-1:], 1, 0  # more columns would not fit a terminal
-    columns = [(fill, step) for fill in fills for step in steps]
-    table = Table(
-        "network",
-        "scope",
-        "order",  # in a narrow terminal these columns shrink, the numbers do not
-        *(Column(f"{fill.replace('_', ' ')}\nk = {step}", justify="right", no_wrap=True) for fill, step in columns),
-        title=f"Test accuracy in % after k ablated neurons ({fills[0]}: bias balanced; zero: not), protocol {protocol}",
-        title_justify="left",
-        padding=(0, padding),
-    )
-    # cells[network, scope, order][fill][step] is an accuracy. A dictionary keeps the order of its keys, so that rows
-    # appear in the order of the results.
-    cells: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
-    for row in rows:
-        order = f"{SHORT.get(row.ranking, row.ranking)} {row.direction}".strip()
-        cells.setdefault((row.network, row.scope, order), {})[row.fill] = row.accuracy
-    intact = {network: by_fill["zero"][0] for (network, _, _), by_fill in cells.items()}
-    previous = None
-    for (network, scope, order), by_fill in cells.items():
-        # Network and scope are printed once for each group of rows.
-        head = (f"{network} ({100 * intact[network]:.2f})", scope)
-        if head != previous:
+    protocols = shown_protocols(protocols_of(results))
+    has_intervals = any(node.sizes.get("seed", 0) > 1 for node in results.subtree)
+    for protocol in protocols:
+        table = Table(
+            "network", "ablated", Column("difference", overflow="fold"),
+            *(Column(name, justify="right", no_wrap=True) for name in ("points", "95% interval")[: 1 + has_intervals]),
+            title="Test accuracy in %, and the largest differences of the areas under the curves"
+            + (f", protocol {protocol}" if len(protocols) > 1 else ""),
+            title_justify="left",
+        )  # fmt: skip
+        for name, node in select_protocol(results, protocol).children.items():
             table.add_section()
-        values = (f"{100 * by_fill[fill][step]:.{digits}f}" if step in by_fill[fill] else "" for fill, step in columns)
-        table.add_row(*(head if head != previous else ("", "")), order, *values)
-        previous = head
-    console.print(table)
+            network = node.to_dataset()
+            intact = 100 * network["accuracy"].isel(step=0, ordering=0, fill=0, scope=0).values
+            head = f"{escape(name)} ({intact.mean():.2f}{f', mean of {len(intact)}' if len(intact) > 1 else ''})"
+            for row in _largest_differences(network):
+                table.add_row(head, *row[: len(table.columns) - 1])
+                head = ""
+        console.print(table)
+    console.print(
+        "Areas: mean accuracy over the steps. Orders are bias balanced; random: mean over orders.", highlight=False
+    )
+
+
+def _largest_differences(network) -> list[tuple[str, str, str, str]]:
+    """Return scope, comparison, difference and interval of the comparisons with the largest differences."""
+    from jaxablate.charts import comparison_name, place_name
+    from jaxablate.results._compare import compare_orders
+
+    rows = []
+    for scope in map(str, network["scope"].values):
+        compared = compare_orders(network, scope)
+        parts = (compared[name].values.tolist() for name in ("comparison", "difference", "low", "high"))
+        rows += [(scope, *row) for row in zip(*parts, strict=True) if row[1] == row[1]]  # NaN: an undefined score
+    rows.sort(key=lambda row: -abs(row[2]))
+    return [
+        (
+            escape(place_name(scope)),
+            "balanced \u2212 zeros" if name.endswith(" - zero") else comparison_name(name),
+            f"[{'green' if difference > 0 else 'red'}]{difference:+.1f}[/]",
+            f"{low:+.1f} to {high:+.1f}" if low == low else "",
+        )
+        for scope, name, difference, low, high in rows[:NUM_DIFFERENCES]
+    ]
 
 
 _VERDICT_STYLES = {

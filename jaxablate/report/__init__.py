@@ -23,7 +23,7 @@ from jaxablate.datasets import Dataset
 from jaxablate.models import MLP, AnyModel
 from jaxablate.protocols import shown_protocols
 from jaxablate.report._charts import svg_chart
-from jaxablate.report._examples import check_data
+from jaxablate.report._examples import check_data, load_data_of
 from jaxablate.report._grid import grid_page
 from jaxablate.report._pictures import networks_beside
 from jaxablate.report._sections import cards_of, meaning_of, provenance_of, sections_of
@@ -31,7 +31,7 @@ from jaxablate.report._summary import data_note, summarize_study
 from jaxablate.results import conditions_of, protocols_of, select_protocol
 from jaxablate.results._labels import is_passed, require_results
 
-__all__ = ["check_report_path", "networks_beside", "write_report"]
+__all__ = ["check_report_path", "load_data_of", "networks_beside", "write_report"]
 
 TEMPLATES = Path(__file__).parent
 

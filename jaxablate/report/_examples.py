@@ -7,13 +7,14 @@ Memory: the activations of at most `MAX_EXAMPLES` examples.
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from jaxablate._checks import require, require_type
 from jaxablate.activations import record_activations
-from jaxablate.datasets import Dataset
+from jaxablate.datasets import Dataset, load_dataset
 from jaxablate.models import AnyModel
 from jaxablate.report._pictures import data_uri
 
@@ -50,6 +51,35 @@ class Examples:
         return {"picture": "", "text": f"rows {rows}; classes {classes}"}
 
 
+def load_data_of(results: xr.DataTree, data_dir: str | Path | None = None) -> Dataset:
+    """Load the dataset of results.
+
+    Args:
+        results: results of one study.
+        data_dir: folder of the data, as in `ja.load_dataset`; None for the folder in the settings of the study.
+
+    Raises:
+        InputError: for data that are not available, or that differ from the data of the results.
+
+    Example:
+        >>> from jaxablate.report import load_data_of
+        >>> load_data_of(results).source.name
+        'mnist5k'
+    """
+    config = json.loads(results.attrs["config"])
+    folder = config.get("data_dir") if data_dir is None else data_dir
+    data = load_dataset(config["dataset"], seed=config["split_seed"], data_dir=folder)
+    _require_same(results, data)
+    return data
+
+
+def _require_same(results: xr.DataTree, data: Dataset) -> None:
+    require(
+        data.source.sha256 == json.loads(results.attrs["dataset_sha256"]),
+        f"data: their checksums differ from those of {results.attrs['dataset']} in the results; pass the same data",
+    )
+
+
 def check_data(results: xr.DataTree, networks: Mapping[str, AnyModel], data: Dataset) -> dict[str, Examples]:
     """Return the examples of each network.
 
@@ -58,8 +88,5 @@ def check_data(results: xr.DataTree, networks: Mapping[str, AnyModel], data: Dat
     """
     require_type("data", data, Dataset, "a dataset from ja.load_dataset or ja.Dataset.from_arrays")
     require(len(networks) > 0, "data: without networks there are no activations; pass networks, or leave data out")
-    require(
-        data.source.sha256 == json.loads(results.attrs["dataset_sha256"]),
-        f"data: their checksums differ from those of {results.attrs['dataset']} in the results; pass the same data",
-    )
+    _require_same(results, data)
     return {name: Examples(model, data) for name, model in networks.items()}

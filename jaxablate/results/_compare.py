@@ -312,7 +312,7 @@ def compare_conditions(results: xr.DataTree, protocol: str = PAPER.name) -> xr.D
     require_results(results)
     require_known("protocol", protocol, all_protocols(results))
     rows = [
-        _compare_orders(node.to_dataset()).assign_coords(condition=condition, network=name)
+        compare_orders(node.to_dataset()).assign_coords(condition=condition, network=name)
         for condition, study in studies_of(results).items()
         if protocol in protocols_of(study)
         for name, node in select_protocol(study, protocol).children.items()
@@ -326,10 +326,10 @@ def compare_conditions(results: xr.DataTree, protocol: str = PAPER.name) -> xr.D
     return joined.sel({name: list(labels) for name, labels in order.items()}).assign_attrs(protocol=protocol)
 
 
-def _compare_orders(network: xr.Dataset) -> xr.Dataset:
-    """Return the comparisons of one network in one condition, as in `compare_conditions`."""
+def compare_orders(network: xr.Dataset, scope: str = NETWORK_SCOPE) -> xr.Dataset:
+    """Return the comparisons of one network in one condition and scope, as in `compare_conditions`."""
     balanced = balanced_fill(network)
-    areas = _average_random(network, network_auc(network).sel(scope=NETWORK_SCOPE))
+    areas = _average_random(network, network_auc(network).sel(scope=scope))
     areas = areas.transpose("seed", "fill", "ordering")
     rankings = dict.fromkeys(str(ranking) for ranking in network["ranking"].values if ranking != RANDOM)
     low, high = ([f"{ranking}_{direction}" for ranking in rankings] for direction in DIRECTIONS)
