@@ -467,6 +467,30 @@ def test_arrays_captured_by_a_jitted_function_are_not_shared():
         np.testing.assert_allclose(got[0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("place", ["parameters", "constants"])
+def test_a_model_keeps_the_weights_that_it_was_made_with(place):
+    def aligned(*shape):
+        """JAX shares the memory of arrays that start at a multiple of 64 bytes."""
+        memory = np.empty(4 * np.prod(shape) + 64, np.uint8)
+        start = -memory.ctypes.data % 64
+        array = memory[start : start + 4 * np.prod(shape)].view(np.float32).reshape(shape)
+        array[:] = np.random.default_rng(0).normal(size=shape)
+        return array
+
+    weights = {"w": aligned(6, 8), "v": aligned(8, 3)}
+    images, labels = aligned(20, 6), np.arange(20) % 3
+
+    def apply(params, x):
+        chosen = weights if place == "constants" else params
+        return jax.nn.relu(x @ chosen["w"]) @ chosen["v"]
+
+    model = ja.from_function(apply, {} if place == "constants" else weights, images)
+    before = np.array(ja.single_ablation(model, images, labels, outcomes="loss"))
+    for array in weights.values():
+        array *= 3  # trained further
+    np.testing.assert_array_equal(ja.single_ablation(model, images, labels, outcomes="loss"), before)
+
+
 def test_greedy_removal_over_sites_that_are_linear_maps():
     """A removed unit of a linear map stays removed when the map is updated."""
     model = small(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1] @ w[2], (4, 6), (6, 5), (5, 3), sites=["0", "1"])

@@ -362,6 +362,15 @@ def test_what_forward_hides_is_found(torch):
             from_pytorch(net, images)
 
 
+def test_parameters_without_values_are_refused(torch):
+    images = np.zeros((3, 4), np.float32)
+    lazy = torch.nn.Sequential(torch.nn.LazyLinear(5), torch.nn.ReLU(), torch.nn.LazyLinear(2))
+    meta = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2)).to("meta")
+    for net in (lazy, meta):
+        with raises_input_error("0.weight has no values yet; initialise the module first"):
+            from_pytorch(net, images)
+
+
 def hidden_differences(torch):
     """Modules that equal plain layers only for some images, or only in part."""
     nn, functional = torch.nn, torch.nn.functional

@@ -289,7 +289,9 @@ def from_function(
     arrays = [(path, leaf) for path, leaf in paths if isinstance(leaf, jax.Array | np.ndarray)]
     static = tuple(_ARRAY if isinstance(leaf, jax.Array | np.ndarray) else leaf for _, leaf in paths)
     function = FunctionCall(apply, structure, static)
-    return _checked(function, [to_device(leaf) for _, leaf in arrays], _names(arrays), images, sites, outputs)
+    # Copies: a JAX array may share the memory of a NumPy array, which the user may train further in place.
+    leaves = [leaf if isinstance(leaf, jax.Array) else to_device(leaf.copy()) for _, leaf in arrays]
+    return _checked(function, leaves, _names(arrays), images, sites, outputs)
 
 
 def _names(paths: Iterable[tuple[Any, Any]]) -> tuple[str, ...]:
@@ -476,7 +478,7 @@ def _make_spec(
         kind,
         ends_in_probabilities(graph),
         image,
-        tuple(map(jnp.asarray, constants)),
+        tuple(map(jnp.array, constants)),  # copies, as of the parameters
         digest,
         lambda num_examples: traced(num_examples)[0],
         {(g.num_examples, jax.sharding.get_abstract_mesh()): g for g in (graph, other)},

@@ -253,12 +253,6 @@ def _require_plain_module(torch: Any, what: str, module: Any) -> None:
         utils.spectral_norm.__globals__["SpectralNorm"],
         importlib.import_module("torch.nn.utils.prune").BasePruningMethod,
     )
-    for name, part in module.named_modules():
-        hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
-        require(
-            "forward" not in vars(part) and all(isinstance(hook, parametrizing) for hook in hooks),
-            f"{what}: {name or 'the module itself'} has a hook or a forward of its own, which its layers do not show",
-        )
     for name, tensor in module.named_parameters():
         require(
             not (nn.parameter.is_lazy(tensor) or tensor.is_meta),
@@ -267,6 +261,12 @@ def _require_plain_module(torch: Any, what: str, module: Any) -> None:
         require(
             tensor.dtype in (torch.float32, torch.float64),
             f"{what}: expected parameters of float32 or float64, got {tensor.dtype} for {name}; call module.float()",
+        )
+    for name, part in module.named_modules():
+        hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+        require(
+            "forward" not in vars(part) and all(isinstance(hook, parametrizing) for hook in hooks),
+            f"{what}: {name or 'the module itself'} has a hook or a forward of its own, which its layers do not show",
         )
 
 
