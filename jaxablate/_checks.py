@@ -319,6 +319,8 @@ def _label_remedy(labels: np.ndarray) -> str:
         return "; np.ravel(labels) drops the second axis"
     if kind in "OUSTMm":
         is_integer = all(isinstance(label, int) for label in labels.ravel().tolist())
+        if kind in "SU" and labels.size and np.char.isdigit(labels).all():
+            return "; labels.astype(int) reads the numbers"
         return to_integers if is_integer else "; np.unique(labels, return_inverse=True)[1] numbers the classes"
     if kind in "biuf" and labels.ndim == 2 and labels.size:
         one_hot = ((labels != 0).sum(axis=1) == 1).all() and (labels.max(axis=1) == 1).all()
@@ -336,4 +338,8 @@ def _range_remedy(low: int, high: int, num_classes: int) -> str:
         return "; number the classes from 0, by labels - 1"
     if num_classes == 1 and (low, high) == (0, 1):
         return ONE_OUTPUT
+    if (low, high) == (-1, 1):
+        return "; number the classes from 0, such as (labels > 0).astype(int) for two classes" + UNKNOWN_CLASS.replace(
+            "; ", ", or "
+        )
     return UNKNOWN_CLASS if low < 0 or high == 255 else ""

@@ -14,6 +14,8 @@ import jaxablate as ja
 from jaxablate.models import load_pytorch
 from jaxablate.models._model import start_forward, trace_model
 
+pytestmark = pytest.mark.filterwarnings("ignore::jaxablate.models.AssumptionWarning")
+
 torch = pytest.importorskip("torch")
 SIZES = (784, 20, 16, 12, 10)
 

@@ -23,6 +23,8 @@ import jaxablate as ja
 import jaxablate._files
 import jaxablate.cli
 
+pytestmark = pytest.mark.filterwarnings("ignore::jaxablate.models.AssumptionWarning")
+
 GB = 2**30
 
 

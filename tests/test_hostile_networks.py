@@ -21,6 +21,8 @@ from jaxablate._rundir import CheckpointStore, lock_folder, open_run
 from jaxablate.study._config import StudyConfig
 from jaxablate.study._networks import trained_networks
 
+pytestmark = pytest.mark.filterwarnings("ignore::jaxablate.models.AssumptionWarning")
+
 META = {"__metadata__": {"format": "jaxablate network 1", "activation": "relu"}}
 
 

@@ -14,6 +14,8 @@ from safetensors.numpy import load_file, save_file
 import jaxablate as ja
 from jaxablate.models import load_pytorch
 
+pytestmark = pytest.mark.filterwarnings("ignore::jaxablate.models.AssumptionWarning")
+
 SHAPE = (10, 13, 3)  # height, width, channel: all different, so that none can stand for another
 SUFFIXES = (".pt", ".pth", ".safetensors")
 

@@ -15,6 +15,8 @@ from jaxablate.cli import app
 from jaxablate.models import get_activation, load_pytorch
 from jaxablate.models._pytorch import require_reference
 
+pytestmark = pytest.mark.filterwarnings("ignore::jaxablate.models.AssumptionWarning")
+
 WORDS = ("layer_one", "layer_two", "layer_three", "output")
 
 

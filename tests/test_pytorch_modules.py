@@ -18,6 +18,8 @@ from jaxablate import from_pytorch, to_pytorch
 from jaxablate.cli import app
 from jaxablate.models import load_pytorch
 
+pytestmark = pytest.mark.filterwarnings("ignore::jaxablate.models.AssumptionWarning")
+
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.random((9, 12, 14), dtype=np.float32)
 COLOURS = RANDOM.normal(size=(9, 12, 14, 3)).astype(np.float32)

@@ -85,6 +85,7 @@ def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
         from jaxablate._files import for_json
         from jaxablate.devices import is_primary  # imports JAX, whose start the two lines above prepare
 
+        _reset_numpy_rules()
         console.quiet = quiet or as_json
         with one_sentence_errors(debug):
             results = run(**options)
@@ -109,6 +110,15 @@ def _quiet_compiler() -> None:
 
     if version("jaxlib") in ("0.10.0", "0.10.1") and os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+
+def _reset_numpy_rules() -> None:
+    """Undo settings of JAX by which a user's environment forbids conversions in programs of their own."""
+    import jax
+
+    for name, value in (("numpy_dtype_promotion", "standard"), ("numpy_rank_promotion", "allow")):
+        jax.config.update(f"jax_{name}", value)
+    jax.config.update("jax_transfer_guard", "allow")
 
 
 ADDRESS_SPACE = 5 * 2**29

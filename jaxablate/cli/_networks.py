@@ -358,7 +358,7 @@ def _read_network(
     reference: Path | None,
     dataset: str,
     data_dir: Path | None,
-) -> "tuple[MLP | nnx.Sequential, list[str] | None, dict[str, Any]]":
+) -> "tuple[MLP | nnx.Sequential, dict[str, list[str]] | None, dict[str, Any]]":
     """Return the network of a file, the names of its modules if PyTorch wrote it, and the facts about the file.
 
     The other arguments are options of a command.

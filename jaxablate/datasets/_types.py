@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxablate._checks import (
+    InputError,
     JaxablateWarning,
     check_labels,
     describe_value,
@@ -199,17 +200,24 @@ def make_split(what: str, images: np.ndarray, labels: np.ndarray, num_classes: i
         f"{what}: expected one label for each image, got {len(images)} images and labels of shape {labels.shape}",
     )
     if images.dtype == np.uint8:
+        require(
+            bool(images.max() > 1),
+            f"{what} images: expected bytes in 0..255, which are divided by 255, got uint8 in 0..{images.max()}; pass "
+            "images.astype(np.float32) if the network takes 0 and 1",
+        )
         images = images.astype(np.float32) / np.float32(255)
     else:
         require(
             is_floating(images.dtype),
-            f"{what} images: expected uint8 in 0..255 or floating numbers, got dtype {images.dtype}; pixels are "
-            ".astype(np.uint8), features .astype(np.float32)",
+            f"{what} images: expected uint8 in 0..255 or floating numbers, got dtype {images.dtype}; "
+            + _dtype_remedy(images),
         )
         images = finite_float32(f"{what} images", images)
         # Pixels saved as whole floating numbers up to 255 are a common mistake. A network takes them without an
         # error, 255 times too large, and every score follows from that.
-        looks_like_bytes = images.min() >= 0 and 128 <= images.max() <= 255 and (images == images.round()).all()
+        looks_like_bytes = (
+            images.ndim > 2 and images.min() >= 0 and 128 <= images.max() <= 255 and (images == images.round()).all()
+        )
         require(
             not looks_like_bytes,
             f"{what} images: expected floating numbers scaled as the network takes them, got whole numbers "
@@ -218,9 +226,20 @@ def make_split(what: str, images: np.ndarray, labels: np.ndarray, num_classes: i
     return Split(images, labels.astype(np.int32))
 
 
+def _dtype_remedy(images: np.ndarray) -> str:
+    """Return how images of another dtype become images that a network takes."""
+    if images.dtype.kind in "ui" and images.min() >= 0 and images.max() <= 255:
+        return "pixels are .astype(np.uint8), features .astype(np.float32)"
+    if images.dtype.kind in "uib":
+        return "pass them as .astype(np.float32), scaled as the network takes them"
+    return "pass numbers"
+
+
 # Bounds the arrays with an axis of classes (counts, logits, confusion): a single wrong label such as 2^31 would
 # otherwise ask for terabytes.
 MAX_CLASSES = 100_000
+MAX_RATIO = 50
+"""Ratio of the largest magnitudes of two splits from which they have different scales, such as 0..1 and 0..255."""
 
 
 def count_classes(what: str, labels: np.ndarray) -> int:
@@ -235,6 +254,9 @@ def count_classes(what: str, labels: np.ndarray) -> int:
         largest < MAX_CLASSES, f"{what} labels: expected 0 to classes - 1, got {largest}; number the classes from 0"
     )
     return largest + 1
+
+
+SPLITS = ("train", "validation", "test")
 
 
 def dataset_of_arrays(
@@ -257,10 +279,15 @@ def dataset_of_arrays(
     # The training labels decide: a network cannot learn a class that only the test split has.
     if num_classes is None:
         num_classes = count_classes(f"{what} train", arrays["train_labels"])
+    dtypes = {name: arrays[f"{name}_images"].dtype for name in SPLITS if f"{name}_images" in arrays}
+    require(
+        len({dtype == np.uint8 for dtype in dtypes.values()}) == 1,
+        f"{what}: expected images of one kind, got {', '.join(f'{name} {dtype}' for name, dtype in dtypes.items())}; "
+        "uint8 images are divided by 255 and others are not, so give all splits the same",
+    )
     splits = {
         name: make_split(f"{what} {name}", arrays[f"{name}_images"], arrays[f"{name}_labels"], num_classes)
-        for name in ("train", "validation", "test")
-        if f"{name}_images" in arrays
+        for name in dtypes
     }
     if "test" not in splits:
         splits["train"], splits["test"] = _split_off("test", 5, splits["train"], seed)
@@ -268,6 +295,15 @@ def dataset_of_arrays(
         splits["train"], splits["validation"] = _split_off("validation", 6, splits["train"], seed)
     sizes = {split.images.shape[1:] for split in splits.values()}
     require(len(sizes) == 1, f"{source.name}: expected images of one size, got {sorted(sizes)}")
+    ranges = {name: float(np.abs(split.images).max()) for name, split in splits.items()}
+    if max(ranges.values()) > MAX_RATIO * min(ranges.values()):
+        texts = ", ".join(f"{name} {largest:g}" for name, largest in ranges.items())
+        raise InputError(
+            f"{what}: expected images of one scale, got largest magnitudes that differ {MAX_RATIO}-fold or more "
+            f"({texts}); scale all splits alike"
+        )
+    if any(dtype == np.uint8 for dtype in dtypes.values()):
+        source = replace(source, origin=f"{source.origin}, uint8 images divided by 255")
     return Dataset(**splits, num_classes=num_classes, source=source)
 
 

@@ -55,6 +55,8 @@ def layers_of(model: MLP | nnx.Sequential) -> list[Callable]:
 
 def describe_layer(layer: Any) -> Layer | None:
     """Return the type and the options of a layer; None for a layer of an unknown type."""
+    if isinstance(layer, nnx.Module) and not _computes_as_usual(layer):
+        return None
     if type(layer) is nnx.Linear:  # a subclass may compute something else
         inputs, outputs = layer.kernel.shape
         return {"type": "linear", "in": inputs, "out": outputs, "bias": layer.bias is not None}
@@ -70,6 +72,29 @@ def describe_layer(layer: Any) -> Layer | None:
     if type(layer) is Site:
         return {"type": "site", "name": layer.name, "axis": layer.axis, "reduce": layer.reduce}
     return _describe_function(layer)
+
+
+COMPUTING = ("dtype", "precision", "dot_general", "conv_general_dilated", "promote_dtype", "preferred_element_type")
+"""Attributes of Flax's layers that change what a layer computes from its weights."""
+
+
+@functools.cache
+def _usual_layers() -> dict[type, nnx.Module]:
+    rngs = nnx.Rngs(0)
+    return {
+        nnx.Linear: nnx.Linear(1, 1, rngs=rngs),
+        nnx.Conv: nnx.Conv(1, 1, (1, 1), rngs=rngs),
+        nnx.BatchNorm: nnx.BatchNorm(1, rngs=rngs),
+    }
+
+
+def _computes_as_usual(layer: nnx.Module) -> bool:
+    """Return False for a layer that computes in another precision, or with a product of its own."""
+    usual = _usual_layers().get(type(layer))
+    values = {name: getattr(layer, name, None) for name in COMPUTING}
+    if values["dtype"] is not None and jnp.dtype(values["dtype"]) == jnp.float32:
+        values["dtype"] = None
+    return usual is None or all(value is getattr(usual, name, None) for name, value in values.items())
 
 
 def _describe_conv(layer: nnx.Conv) -> Layer | None:

@@ -20,7 +20,7 @@ from jaxablate._checks import InputError, as_path, describe_value, require
 from jaxablate._files import load_tensors, require_file, save_tensors
 from jaxablate._rundir import digest
 from jaxablate.models._chain import chain_tensors, describe_chain, layers_of, pop_chain
-from jaxablate.models._mlp import MLP, pop_tensors, to_tensors
+from jaxablate.models._mlp import MLP, is_mlp, pop_tensors, to_tensors
 
 FORMAT = "jaxablate network 1"
 
@@ -59,10 +59,14 @@ def save_model(
     Example:
         >>> ja.save_model(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), tmp_path / "model.safetensors", {"seed": "0"})
     """
+    is_chain = isinstance(model, nnx.Sequential) and type(model).__call__ is nnx.Sequential.__call__
     require(
-        isinstance(model, MLP | nnx.Sequential),
-        f"model: expected an MLP or an nnx.Sequential, got {type(model).__name__}; save other models yourself",
+        is_mlp(model) or is_chain,
+        f"model: expected an MLP or an nnx.Sequential, without a __call__ of its own, got {type(model).__name__}; save "
+        "other models yourself",
     )
+    layers = layers_of(model)
+    description = describe_chain(layers)
     path = as_path("network file", path)
     is_text = isinstance(metadata, Mapping | None) and all(
         isinstance(x, str) for x in itertools.chain(*(metadata or {}).items())
@@ -71,15 +75,14 @@ def save_model(
     # safetensors writes the memory of an array as it lies, so a transposed view would be stored in the wrong order.
     tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     reserved = {"format": FORMAT}
-    if isinstance(model, MLP):
+    if is_mlp(model):
         tensors |= to_tensors(model)
         reserved |= {"activation": model.activation, "layer_sizes": _layer_sizes(model)}
         if model.dropout:
             reserved["dropout"] = repr(model.dropout)
     else:
-        layers = layers_of(model)
         tensors |= chain_tensors(layers)
-        reserved["layers"] = json.dumps(describe_chain(layers))
+        reserved["layers"] = json.dumps(description)
     reserved["sha256"] = digest(tensors)
     taken = sorted({*reserved, "activation", "layer_sizes", "dropout", "layers"} & {*(metadata or {})})
     require(

@@ -589,8 +589,14 @@ def _require_independent(model: Model, images: jax.Array) -> None:
     outputs = first[0]
     if isinstance(outputs, np.ndarray) and outputs.ndim == 2 and outputs.shape[1] > 1:
         sums = outputs.astype(np.float64).sum(axis=1)
-        if (outputs >= 0).all() and (np.abs(sums - 1) < 1e-3).all():
+        are_probabilities = bool((outputs >= 0).all() and (np.abs(sums - 1) < 1e-3).all())
+        if are_probabilities:
             spec._checks.add("probabilities")
+        require(
+            are_probabilities or spec.outputs != "probabilities",
+            "outputs: expected probabilities, which are positive and sum to 1, got other outputs; leave out "
+            "outputs='probabilities' for logits and log-probabilities",
+        )
     spec._checks.add("independent")
 
 

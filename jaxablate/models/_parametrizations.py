@@ -56,7 +56,7 @@ def compute_parametrized(what: str, tensors: Mapping[str, np.ndarray], *, is_che
         plain, names, compute = match
         parts = [tensors[name] for name in names]
         # Any class of `torch.nn.utils.parametrize` may have these names; and a square weight may be normed by columns.
-        is_open = "parametrizations." in names[0] or (compute is _spectral_norm and len(set(parts[0].shape)) == 1)
+        is_open = "parametrizations." in names[0] or (compute is _spectral_norm and len(set(parts[0].shape[:2])) == 1)
         require(
             is_checked or not is_open,
             f"{what}: the names of {', '.join(names)} do not settle the parametrization; give a reference, or call "

@@ -5,7 +5,8 @@ Output: a network with these weights in Flax's layout.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import InputError, describe_value, finite_float32, require, require_type
+from jaxablate._checks import (
+    InputError,
+    JaxablateWarning,
+    describe_value,
+    finite_float32,
+    require,
+    require_known,
+    require_type,
+)
 from jaxablate._typing import Images
 from jaxablate.models._chain import flatten_layers
 from jaxablate.models._mlp import ACTIVATIONS, MLP, flatten_images, from_arrays, get_activation, in_evaluation_mode
@@ -53,6 +62,10 @@ ELEMENTWISE = {
 """Functions that act on each neuron separately."""
 
 
+class AssumptionWarning(JaxablateWarning):
+    """A PyTorch state dict leaves something open, and no reference was given to check what was assumed."""
+
+
 def load_pytorch(
     source: str | Path | Mapping[str, Any],
     model: nnx.Sequential | None = None,
@@ -81,14 +94,19 @@ def load_pytorch(
         images: [example, height, width, channel]; only the shape matters. Needed if a feature map of several channels
             is flattened before a linear map, because PyTorch flattens the channel first and Flax last.
         layers: names of the modules of the state dict in the order in which the network applies them, for example
-            ("layer_one", "layer_two", "output").
+            ("layer_one", "layer_two", "output"). Modules without a place in it are left out.
         reference: (inputs, outputs), with inputs as the loaded network takes them, and the outputs of the network in
             PyTorch for these inputs [example, ...]. The loaded network must reproduce them.
         state_key: key of the state dict in a checkpoint that has several, for example "model" and "ema".
 
     Returns:
-        The network, with float32 weights: an `MLP`, or a copy of `model`. A bias that the state dict lacks becomes 0,
-        and a scale of a batch norm that it lacks becomes 1.
+        The network in evaluation mode, with float32 weights: an `MLP`, or a copy of `model`. A bias that the state dict
+        lacks becomes 0, and a scale of a batch norm that it lacks becomes 1.
+
+    Warns:
+        AssumptionWarning: without a reference, if the state dict leaves something open: the order of the layers, and
+            for an `MLP` also the activation function and everything without weights. Only a reference shows whether
+            the options of the layers of `model` are right: padding, pooling, `epsilon` of a batch norm.
 
     Raises:
         InputError: for a file that has no state dict, or several and no `state_key`; for weights that do not fit the
@@ -111,7 +129,7 @@ def load_pytorch(
         f"model: expected an nnx.Sequential or None, got {type(model).__name__}",
     )
     shape = None if images is None else np.shape(images)
-    network, _ = read_state_dict(
+    network, names = read_state_dict(
         source, model, activation=activation, shape=shape, layers=layers, state_key=state_key,
         is_checked=reference is not None,
     )  # fmt: skip
@@ -121,6 +139,8 @@ def load_pytorch(
             f"reference: expected a pair (inputs, outputs), got {describe_value(reference)}",
         )
         require_reference(_name_of(source), network, *reference)
+    else:
+        _warn_of_assumptions(_name_of(source), network, names, shape)
     return network
 
 
@@ -138,8 +158,8 @@ def read_state_dict(
     layers: Sequence[str] | None,
     state_key: str | None,
     is_checked: bool,
-) -> tuple[MLP | nnx.Sequential, list[str]]:
-    """Return the network of a state dict, and the names of its modules in the order of the layers.
+) -> tuple[MLP | nnx.Sequential, dict[str, list[str]]]:
+    """Return the network of a state dict, and the names of its modules in the order of the layers with their parts.
 
     Args:
         source, model, activation, layers, state_key: as in `load_pytorch`.
@@ -158,8 +178,55 @@ def read_state_dict(
         tensors = {name: to_numpy(require_plain(what, name, tensor)) for name, tensor in state.items()}
     modules = group_modules(what, tensors, is_checked=is_checked)
     if model is None:
-        return _mlp(what, modules, activation, shape, layers)
-    return set_weights(what, modules, nnx.clone(model), shape, layers)
+        network, names = _mlp(what, modules, activation, shape, layers)
+        if not is_checked:
+            _require_activations_between(what, names)
+    else:
+        network, names = set_weights(what, modules, nnx.clone(model), shape, layers)
+        network.eval()
+    return network, {name: list(modules[name]) for name in names}
+
+
+def _require_activations_between(what: str, names: Sequence[str]) -> None:
+    """Raise if numbers in the names of modules say that only some of them have a module between them.
+
+    In an `nn.Sequential`, 0, 1, 3 have none between 0 and 1. An `nn.ModuleList` has 0, 1, 2, and the activation
+    functions are in the code.
+    """
+    places = [name.rpartition(".") for name in names]
+    if len({parent for parent, _, _ in places}) > 1 or not all(number.isdecimal() for _, _, number in places):
+        return
+    gaps = np.diff([int(number) for _, _, number in places])
+    if (gaps == 1).any() and (gaps > 1).any():
+        first = int(np.argmax(gaps == 1))
+        raise InputError(
+            f"{what}: by their names, no activation function is between {names[first]!r} and {names[first + 1]!r}, but "
+            "between others; convert the module by ja.from_pytorch, or pass a model of the same architecture"
+        )
+
+
+def _warn_of_assumptions(
+    what: str, network: MLP | nnx.Sequential, names: Iterable[str], shape: tuple[int, ...] | None
+) -> None:
+    """Warn of what a state dict does not say, unless the shapes of the layers of a given model settle it."""
+    check = "check it by reference=(inputs, outputs), or convert the module by ja.from_pytorch"
+    if isinstance(network, MLP):
+        order = "" if shape is not None else "; images flattened with their channels last (images= reorders them)"
+        warnings.warn(
+            f"{what}: assumed {', '.join(names)} in this order with {network.activation} between them, and nothing "
+            f"else{order}; {check}",
+            AssumptionWarning,
+            stacklevel=3,
+        )
+        return
+    weighted = [layer for layer in flatten_layers(network.layers) if isinstance(layer, nnx.Linear | nnx.Conv)]
+    kernels = [layer.kernel.shape for layer in weighted]
+    if len(set(kernels)) < len(kernels):
+        warnings.warn(
+            f"{what}: assumed {', '.join(names)} in this order, although shapes allow another; {check}",
+            AssumptionWarning,
+            stacklevel=3,
+        )
 
 
 def require_reference(what: str, network: Any, inputs: Any, outputs: Any) -> None:
@@ -246,8 +313,9 @@ def _settle_order(
         require_type("layers", layers, str | list | tuple, "names")
         names = [layers] if isinstance(layers, str) else list(layers)
         require(
-            sorted(names) == sorted(modules),
-            f"layers: expected each module of the {what} once ({', '.join(modules)}), got {', '.join(map(str, names))}",
+            len(names) > 0 and len(set(names)) == len(names) and set(names) <= set(modules),
+            f"layers: expected modules of the {what}, each once ({', '.join(modules)}), got "
+            f"{', '.join(map(str, names)) or 'none'}",
         )
         return {name: modules[name] for name in names}
     orders: list[list[str]] = []
@@ -315,9 +383,9 @@ def set_weights(
         _require_nothing_flattened(layers)
     orders = {} if image_shape is None else feature_orders(model, image_shape)
     require(
-        len(modules) == len(weighted),
+        len(modules if names is None else names) == len(weighted),
         f"{what}: expected {len(weighted)} modules, one for each layer with weights, got {len(modules)} "
-        f"({', '.join(modules)})",
+        f"({', '.join(modules)}); name the modules of the network in order by layers (--layers), without the others",
     )
     modules = _settle_order(
         what, modules, names, lambda place, _, tensors: _has_shapes_of(layers[weighted[place]], tensors)
@@ -340,7 +408,8 @@ def group_modules(what: str, tensors: Tensors, *, is_checked: bool = True) -> di
             continue
         require(
             jnp.issubdtype(tensor.dtype, jnp.floating),
-            f"{what}: expected floating numbers, got dtype {tensor.dtype} for {name!r}",
+            f"{what}: expected floating numbers, got dtype {tensor.dtype} for {name!r}; leave this entry out, or save "
+            "the state dict of the network itself",
         )
         require(tensor.size > 0, f"{what}: expected numbers, got shape {tensor.shape} for {name!r}")
         floats[name] = finite_float32(f"{what}: {name}", tensor)
@@ -359,7 +428,7 @@ def group_modules(what: str, tensors: Tensors, *, is_checked: bool = True) -> di
             f"{what}: expected a weight [out, in] or [out, in, height, width], or a batch norm with its "
             "running_mean and running_var, got "
             + ", ".join(f"{part} {tensor.shape}" for part, tensor in parts.items())
-            + f" for module {module!r}",
+            + f" for module {module!r}; leave it out if it is no layer, else write the network in JAX with its weights",
         )
     return modules
 
@@ -423,6 +492,7 @@ def _mlp(
             f"activation: the {what} does not name its activation function; give one of {', '.join(TORCH_ACTIVATIONS)}"
         )
     require_type("activation", activation, str, "a name")
+    require_known("activation", activation.partition(":")[0], TORCH_ACTIVATIONS)
     activation = IN_PYTORCH.get(activation, activation)
     get_activation(activation)
     modules = _settle_order(

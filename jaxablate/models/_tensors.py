@@ -61,8 +61,8 @@ def find_state_dict(what: str, loaded: object, state_key: str | None) -> Mapping
     candidates = {key: value for key, value in entries if _is_state_dict(value)}
     require(
         len(candidates) > 0,
-        f"{what}: expected a state dict, which maps names to tensors, got {_describe(loaded)}; save "
-        "model.state_dict() by itself",
+        f"{what}: expected a state dict, which maps names to tensors, got {_describe(loaded)}; leave out the "
+        "entries that are no tensors, or save model.state_dict() by itself",
     )
     require(
         state_key in candidates if state_key is not None else len(candidates) == 1,
@@ -77,15 +77,25 @@ def _is_state_dict(value: object) -> TypeGuard[Mapping[str, Any]]:
     return (
         isinstance(value, Mapping)
         and len(value) > 0
-        and all(
-            isinstance(name, str) and hasattr(tensor, "shape") and hasattr(tensor, "dtype")
-            for name, tensor in value.items()
-        )
+        and all(isinstance(name, str) and _is_tensor(tensor) for name, tensor in value.items())
     )
+
+
+def _is_tensor(value: object) -> bool:
+    """Return True for a tensor or an array, also for a tensor of PyTorch without values, which has no shape."""
+    return _is_uninitialized(value) or (hasattr(value, "shape") and hasattr(value, "dtype"))
+
+
+def _is_uninitialized(value: object) -> bool:
+    return type(value).__name__ in ("UninitializedParameter", "UninitializedBuffer")
 
 
 def require_plain(what: str, name: str, tensor: Any) -> Any:
     """Return a tensor that is an array, or that has all its numbers stored; raise for others."""
+    require(
+        not _is_uninitialized(tensor),
+        f"{what}: {name} has no values yet; run the network once, which initialises it, and take its state dict again",
+    )
     if not hasattr(tensor, "detach"):
         return tensor
     kind = str(tensor.layout)
@@ -114,11 +124,14 @@ def to_numpy(tensor: Any) -> np.ndarray:
 
 def _read_safetensors(path: Path) -> Tensors:
     try:
-        _, tensors = load_tensors(path)
+        aliases, tensors = load_tensors(path)
+        # safetensors.torch.save_model stores a shared tensor once, and maps its other names to it in the metadata
+        tensors |= {name: tensors[kept] for name, kept in aliases.items() if kept in tensors and name not in tensors}
         return {name: tensors[name] for name in sorted(tensors, key=_natural)}
     except OSError as error:
+        remedy = "convert its tensors to float32 and save it again" if "float8" in str(error) else "save it again"
         raise InputError(
-            f"PyTorch file {path}: expected safetensors, got an unreadable file ({error}); save it again"
+            f"PyTorch file {path}: expected safetensors, got an unreadable file ({error}); {remedy}"
         ) from None
 
 
@@ -147,10 +160,13 @@ def _read_pt(path: Path, state_key: str | None) -> Tensors:
     except Exception as error:  # a damaged file may raise anything
         pickled = "GLOBAL" in str(error)
         contents = "pickled objects, which are not read since they may run code" if pickled else "unreadable data"
-        raise InputError(
-            f"PyTorch file {path}: expected a state dict, got {contents}; save it by "
-            "torch.save(model.state_dict(), path)"
-        ) from None
+        remedy = "save it by torch.save(model.state_dict(), path)"
+        if "Uninitialized" in str(error):
+            contents, remedy = (
+                "parameters without values",
+                "run the network once, which initialises it, and save it again",
+            )
+        raise InputError(f"PyTorch file {path}: expected a state dict, got {contents}; {remedy}") from None
     loaded = find_state_dict(f"PyTorch file {path}", loaded, state_key)
     for name, tensor in loaded.items():
         require_plain(f"PyTorch file {path}", name, tensor)

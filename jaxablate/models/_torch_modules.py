@@ -8,7 +8,7 @@ import contextlib
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,11 @@ def pytorch_tensors(model: MLP | nnx.Sequential, images: Images) -> list[dict[st
 
 
 def save_state_dict(
-    model: MLP | nnx.Sequential, path: Path, images: Images, names: Sequence[str] | None, metadata: dict[str, str]
+    model: MLP | nnx.Sequential,
+    path: Path,
+    images: Images,
+    names: Mapping[str, Collection[str]] | None,
+    metadata: dict[str, str],
 ) -> None:
     """Write the weights of a network as a PyTorch state dict; the file appears whole or not at all.
 
@@ -208,14 +212,20 @@ def save_state_dict(
         model: as in `to_pytorch`.
         path: a `.pt` file, or a `.safetensors` file, whose header gets the metadata.
         images: [example, ...], as in `to_pytorch`.
-        names: names of the modules with weights, in order; None for the names in `to_pytorch`.
+        names: names of the modules with weights, in order, and of the parts that each has; None for the names in
+            `to_pytorch`. A part that a module lacks, such as a bias, is written only if it is not 0 everywhere.
         metadata: strings.
     """
     if names is None:
         tensors = {name: to_numpy(tensor) for name, tensor in to_pytorch(model, images).state_dict().items()}
     else:
-        parts = zip(names, pytorch_tensors(model, images), strict=True)
-        tensors = {f"{name}.{part}": array for name, arrays in parts for part, array in arrays.items()}
+        modules = zip(names.items(), pytorch_tensors(model, images), strict=True)
+        tensors = {
+            f"{name}.{part}": array
+            for (name, parts), arrays in modules
+            for part, array in arrays.items()
+            if part in parts or part != "bias" or array.any()
+        }
     if path.suffix == ".safetensors":
         save_tensors(path, tensors, metadata)
         return
@@ -453,7 +463,7 @@ def _describe_module(nn: Any, what: str, module: Any, before: tuple[int, ...], a
         described = {"type": "log_softmax"}
     if described is None and isinstance(module, nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d):
         described = _describe_pool(nn, module, before, after)
-    remedy = "write the network in Flax and read its weights by load_pytorch"
+    remedy = "write the network in JAX with its weights, and pass it to ja.from_module or ja.from_function"
     if isinstance(module, nn.Softmax):
         remedy = "give the network without its softmax, since outcomes take logits"
     require(described is not None, f"{what}: {module or 'this operation'} cannot be converted; {remedy}")

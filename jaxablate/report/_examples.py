@@ -58,6 +58,9 @@ def load_data_of(results: xr.DataTree, data_dir: str | Path | None = None) -> Da
         results: results of one study.
         data_dir: folder of the data, as in `ja.load_dataset`; None for the folder in the settings of the study.
 
+    Returns:
+        The dataset.
+
     Raises:
         InputError: for data that are not available, or that differ from the data of the results.
 

@@ -61,7 +61,7 @@ def save_results(results: xr.DataTree, path: str | Path) -> None:
     with atomic_path(path) as temporary:
         # h5netcdf reads and writes by h5py alone and needs no netCDF library in C.
         # A copy has no parent, so one condition of a grid can be written alone.
-        results.copy().to_netcdf(temporary, engine="h5netcdf")
+        temporary.write_bytes(_netcdf(results.copy()))
 
 
 def load_results(path: str | Path) -> xr.DataTree:
@@ -233,6 +233,11 @@ def _are_texts(values: xr.DataArray, dim: str) -> bool:
     return values.dims == (dim,) and all(isinstance(value, str) for value in values.values)
 
 
+def _netcdf(data: xr.Dataset | xr.DataTree) -> bytes:
+    """Return the netCDF file of data; HDF5 may crash if it writes to a full disk itself."""
+    return bytes(data.to_netcdf(engine="h5netcdf"))
+
+
 def save_table(data: xr.Dataset | pd.DataFrame, path: str | Path) -> None:
     """Write a table or a dataset to a file, atomically.
 
@@ -255,8 +260,8 @@ def save_table(data: xr.Dataset | pd.DataFrame, path: str | Path) -> None:
     path = Path(path)
     check_table_path(path, TABLE_SUFFIXES if isinstance(data, pd.DataFrame) else DATASET_SUFFIXES)
     with atomic_path(path) as temporary:
-        if path.suffix == ".nc":
-            data.to_netcdf(temporary, engine="h5netcdf")
+        if isinstance(data, xr.Dataset) and path.suffix == ".nc":
+            temporary.write_bytes(_netcdf(data))
         elif path.suffix == ".parquet":
             data.to_parquet(temporary, engine="pyarrow", index=False)
         else:
