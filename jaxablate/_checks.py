@@ -144,7 +144,8 @@ def host_array(argument: str, values: Any) -> np.ndarray:
         array = np.asarray(values)
     except Exception as error:  # ragged lists, and tensors of other libraries, which raise anything
         reason = str(error).strip().split("\n")[0][:150]
-        raise InputError(f"{argument}: expected an array, got {name} ({reason})") from None
+        remedy = "; pass values.float()" if "BFloat16" in reason else ""
+        raise InputError(f"{argument}: expected an array, got {name} ({reason}){remedy}") from None
     remedy = "; .toarray() makes an array of it" if hasattr(values, "toarray") else ""
     require(array.dtype != object or array.ndim > 0, f"{argument}: expected an array, got {name}{remedy}")
     return array
@@ -300,7 +301,7 @@ def check_labels(
         require(
             low >= 0 and high < num_classes,
             f"{argument}: expected values in 0..{num_classes - 1}, got {low}..{high}"
-            f"{_range_remedy(low, high, num_classes)}",
+            f"{_range_remedy(low, high, num_classes, array)}",
         )
     return array
 
@@ -332,14 +333,12 @@ def _label_remedy(labels: np.ndarray) -> str:
     return to_integers if kind in "bf" else ""
 
 
-def _range_remedy(low: int, high: int, num_classes: int) -> str:
+def _range_remedy(low: int, high: int, num_classes: int, labels: np.ndarray) -> str:
     """Return the end of a message on labels low..high that are not in 0..num_classes-1."""
     if low == 1 and high == num_classes > 1:
         return "; number the classes from 0, by labels - 1"
     if num_classes == 1 and (low, high) == (0, 1):
         return ONE_OUTPUT
-    if (low, high) == (-1, 1):
-        return "; number the classes from 0, such as (labels > 0).astype(int) for two classes" + UNKNOWN_CLASS.replace(
-            "; ", ", or "
-        )
+    if low == -1 and np.isin(labels, (-1, 1)).all():
+        return "; (labels > 0).astype(int) numbers the two classes from 0"
     return UNKNOWN_CLASS if low < 0 or high == 255 else ""

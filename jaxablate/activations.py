@@ -76,7 +76,9 @@ def record_activations(model: AnyModel, images: Images) -> tuple[Activations, ..
     network, batches = _record_batches(model, images)
     reductions = [REDUCTIONS[site.reduce] for site in network.site_specs]
     reduced = [[_reduce_positions(*pair) for pair in zip(reductions, batch, strict=True)] for batch in batches]
-    return tuple(jnp.concatenate(site).astype(jnp.float32) for site in zip(*reduced, strict=True))
+    recorded = tuple(jnp.concatenate(site).astype(jnp.float32) for site in zip(*reduced, strict=True))
+    # JAX may read a NumPy array until the computation ends, and the user may fill it with the next batch.
+    return jax.block_until_ready(recorded)
 
 
 def mean_activations(model: AnyModel, images: Images) -> Fill:

@@ -547,3 +547,13 @@ def test_an_interrupted_run_leaves_no_half_file(small_data, tmp_path):
             if path.suffix == ".png":
                 assert data.endswith(b"IEND\xaeB`\x82")
         ja.results.load_results(out / "results.nc")
+
+
+def test_brackets_in_paths_are_no_markup(small_data, tmp_path):
+    folder = tmp_path / "run[red]" / "a[" / "b]"
+    folder.mkdir(parents=True)
+    ja.save_model(ja.MLP(784, (4,), 10, rngs=nnx.Rngs(0)), folder / "net.safetensors")
+    options = [str(folder / "net.safetensors"), "--dataset", str(small_data), "--out", str(folder / "scores.csv")]
+    result = CliRunner().invoke(ja.cli.app, ["score", *options, "--score", "incoming_norm"])
+    assert result.exit_code == 0, result.output
+    assert f"Scores: {folder / 'scores.csv'}\n" in result.output

@@ -129,7 +129,11 @@ def test_arrays_in_memory_are_those_of_a_file(tmp_path):
     for split in ("train", "validation", "test"):
         np.testing.assert_array_equal(getattr(data, split).images, getattr(file, split).images)
         np.testing.assert_array_equal(getattr(data, split).labels, getattr(file, split).labels)
-    assert (data.num_classes, data.source.name, data.source.origin) == (CLASSES, "mine", "in memory")
+    assert (data.num_classes, data.source.name, data.source.origin) == (
+        CLASSES,
+        "mine",
+        "in memory, uint8 images divided by 255",
+    )
     given = ja.Dataset.from_arrays(*pairs[0], test=pairs[1], validation=pairs[1])
     assert given.source.sha256["validation_images"] != data.source.sha256["validation_images"]
     assert given.source.sha256["test_labels"] == data.source.sha256["test_labels"]

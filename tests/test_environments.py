@@ -81,6 +81,7 @@ ENVIRONMENTS = {
     "strict Python, settings of JAX": {
         "PYTHONWARNINGS": "error", "PYTHONOPTIMIZE": "1",
         "JAX_ENABLE_X64": "1", "JAX_DEBUG_NANS": "1", "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise", "JAX_TRANSFER_GUARD": "disallow",
     },
 }  # fmt: skip
 
@@ -164,6 +165,7 @@ NAMES = {
     "[red]bold": "[red]bold",
     "a'b\"c": "a'b\"c",
     "a%s{0}": "a%s{0}",
+    "a[red]b[-b]": "a[red]b[-b]",
     "more.than.one": "more.than.one",
     "2-layer": "2-layer",
 }
@@ -202,6 +204,7 @@ def test_names_of_files(tmp_path, monkeypatch):
             outputs.append(" ".join(result.output.split()))
         with xr.open_datatree("curves.nc") as results:
             assert list(results.children) == [expected]
+        assert "Network: small.safetensors" in outputs[2]
         said = f"Name of the network in the results: {expected}"
         assert (said in outputs[1]) == (name != expected), outputs[1]
 

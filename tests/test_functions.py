@@ -772,3 +772,40 @@ def test_a_hundred_layers_are_traced_once_and_quickly():
     for _ in range(3):
         ja.evaluate_masks(counted, random_masks(0, 4, 800), x, y)
     assert len(calls) <= 4, "two numbers of examples on construction, and one for each size of chunk"
+
+
+def test_probabilities_are_probabilities():
+    images = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    weights = {"w": np.ones((4, 3), np.float32), "v": np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)}
+
+    def logits(params, x):
+        return jax.nn.relu(x @ params["w"]) @ params["v"]
+
+    for outputs in (logits, lambda params, x: jax.nn.log_softmax(logits(params, x))):
+        with raises_input_error("outputs: expected probabilities, which are positive and sum to 1"):
+            ja.from_function(outputs, weights, images, outputs="probabilities")
+    ja.from_function(lambda params, x: jax.nn.softmax(logits(params, x)), weights, images, outputs="probabilities")
+
+
+def test_activations_of_a_buffer_that_is_filled_again():
+    """JAX computes in the background and reads the buffer until it is done."""
+    network = ja.MLP(400, (300,), 10, rngs=nnx.Rngs(0))
+    batches = np.random.default_rng(0).random((3, 4000, 20, 20), np.float32)
+    expected = [np.asarray(ja.record_activations(network, batch.copy())[0]) for batch in batches]
+    memory = np.empty(batches[0].size + 16, np.float32)
+    buffer = memory[-(memory.ctypes.data // 4) % 16 :][: batches[0].size].reshape(batches[0].shape)
+    recorded = []
+    for batch in batches:
+        buffer[:] = batch
+        recorded.append(ja.record_activations(network, buffer)[0])
+    for values, wanted in zip(recorded, expected, strict=True):
+        np.testing.assert_array_equal(values, wanted)
+
+
+def test_donated_parameters_are_named():
+    images = np.ones((4, 3), np.float32)
+    params = {"w": jnp.ones((3, 4)), "v": jnp.ones((4, 2))}
+    model = ja.from_function(lambda p, x: jax.nn.relu(x @ p["w"]) @ p["v"], params, images)
+    jax.jit(lambda p: jax.tree.map(lambda a: a + 1, p), donate_argnums=0)(params)
+    with raises_input_error("model: its parameters are gone, since a jitted function took them over"):
+        ja.single_ablation(model, images, np.zeros(4, int))

@@ -154,6 +154,8 @@ BAD_LABELS = {
     "NaN": (np.where(LABELS > 1, np.nan, LABELS), "float64 with 20 NaN or infinite; drop the examples without a class"),
     "missing in pandas": (pd.Series([0, 1, None] * 20, dtype="Int64"), "20 NaN or infinite|without a mask"),
     "negative": (LABELS - 1, "got -1..1; drop the examples without a class"),
+    "signs": (np.where(LABELS > 1, 1, -1), r"got -1..1; \(labels > 0\).astype\(int\) numbers the two classes"),
+    "numbers as texts": (LABELS.astype(str), r"got dtype <U\d+; labels.astype\(int\) reads the numbers"),
     "masked": (np.ma.masked_equal(LABELS, 2), "expected an array without a mask, got a masked array; drop the masked"),
     "sparse": (scipy.sparse.csr_matrix(np.eye(3)[LABELS]), "an array, got csr_matrix; .toarray.. makes an array of it"),
     "ragged": ([[1], [1, 2]], "expected an array, got list .*inhomogeneous"),
@@ -182,7 +184,7 @@ TAKES_LABELS = {
 def test_labels_that_are_no_classes(model, what):
     labels, match = BAD_LABELS[what]
     for name, call in TAKES_LABELS.items():
-        if (name == "optimal" and what == "nothing") or (name == "shards" and what == "negative"):
+        if (name == "optimal" and what == "nothing") or (name == "shards" and what in ("negative", "signs")):
             continue  # they have sentences of their own
         with raises_input_error(f"labels: .*{match}") as caught:
             call(model, labels)
@@ -556,3 +558,27 @@ def test_objects_print_in_a_line(model):
         assert len(repr(thing)) < 300
     assert repr(objects[0]) == "Model(sites layer1 (3), layer2 (2); images float32 (4,))"
     assert repr(objects[1]).startswith("AffineFill(scale=ndarray of dtype float64 and shape (500,), offset=")
+
+
+def test_images_of_several_kinds_or_scales_are_refused():
+    """A network would see one split 255 times as large as another."""
+    floats, numbers = IMAGES.astype(np.float32), (255 * IMAGES).astype(np.uint8)
+    for train, test, message in (
+        (floats, numbers, "images of one kind, got train float32, test uint8; .* give all splits the same"),
+        (floats, 255 * floats + 0.5, "images of one scale, got largest magnitudes that differ 50-fold or more"),
+        ((floats > 0.5).astype(np.uint8),) * 2 + ("bytes in 0..255, .* got uint8 in 0..1; pass images.astype",),
+        ((numbers * 256.0).astype(np.uint16),) * 2 + ("got dtype uint16; pass them as .astype.np.float32.",),
+        ((floats > 0.5,) * 2) + ("got dtype bool; pass them as .astype.np.float32.",),
+        (numbers.astype(int),) * 2 + ("got dtype int64; pixels are .astype.np.uint8.",),
+    ):
+        with raises_input_error(message):
+            ja.Dataset.from_arrays(train, LABELS, test=(test, LABELS))
+    assert ja.Dataset.from_arrays(numbers, LABELS).source.origin == "in memory, uint8 images divided by 255"
+    assert ja.Dataset.from_arrays(floats, LABELS).source.origin == "in memory"
+
+
+def test_whole_numbers_in_tables_stay_as_they_are():
+    """Ages and counts are no pixels."""
+    table = np.random.default_rng(0).integers(0, 202, (60, 4)).astype(np.float32)
+    data = ja.Dataset.from_arrays(table, LABELS, test=(table[:9], LABELS[:9]))
+    np.testing.assert_array_equal(data.test.images, table[:9])

@@ -1,6 +1,7 @@
 """Files of PyTorch networks that leave something open: settled by shapes and numbers, or refused, never guessed."""
 
 import itertools
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,8 +62,8 @@ def test_equal_widths_and_names_in_words_are_refused(tmp_path):
         load_pytorch(path, activation="relu")
     model = load_pytorch(path, activation="relu", layers=WORDS)
     np.testing.assert_allclose(model(INPUTS), forward(weights, INPUTS), atol=1e-5)
-    for layers in (WORDS[:3], (*WORDS[:3], "head"), (*WORDS, "output"), "output"):
-        with raises_input_error("layers: expected each module of .* once"):
+    for layers in ((*WORDS[:3], "head"), (*WORDS, "output"), ()):
+        with raises_input_error("layers: expected modules of .*, each once"):
             load_pytorch(path, activation="relu", layers=layers)
     with raises_input_error("its linear maps do not form a network"):
         load_pytorch(path, activation="relu", layers=WORDS[::-1])
@@ -280,3 +281,105 @@ def test_colour_images_on_the_command_line(colours):
     np.savez(folder / "reference.npz", inputs=images)
     run = CliRunner().invoke(app, settled)
     assert "expected an .npz file with the arrays inputs and outputs" in " ".join(run.output.split())
+
+
+def test_what_a_state_dict_leaves_open_is_said(tmp_path):
+    """In Python too: the order, the activation function, and that nothing else is between the layers."""
+    weights = network(("fc1", "fc2", "fc3"), (12, 9, 9, 5))
+    path, outputs = write(tmp_path / "net.safetensors", weights), forward(weights, INPUTS)
+    assumed = r"assumed fc1, fc2, fc3 in this order with relu between them, and nothing else; images flattened with"
+    with pytest.warns(ja.models.AssumptionWarning, match=assumed):
+        load_pytorch(path, activation="relu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_pytorch(path, activation="relu", reference=(INPUTS, outputs))
+    chain = nnx.Sequential(
+        *(part for n, m in ((12, 9), (9, 9), (9, 5)) for part in (nnx.Linear(n, m, rngs=nnx.Rngs(0)), nnx.relu))
+    )
+    other = nnx.Sequential(nnx.Linear(12, 9, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(9, 5, rngs=nnx.Rngs(0)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_pytorch(path, chain)  # shapes settle the order
+        load_pytorch(write(tmp_path / "two.safetensors", network(("a", "b"), (12, 9, 5))), other)
+    twice = nnx.Sequential(
+        *(part for n, m in ((12, 9), (9, 9), (9, 9), (9, 5)) for part in (nnx.Linear(n, m, rngs=nnx.Rngs(0)), nnx.relu))
+    )
+    four = write(tmp_path / "four.safetensors", network(("fc1", "fc2", "fc3", "fc4"), (12, 9, 9, 9, 5)))
+    with pytest.warns(ja.models.AssumptionWarning, match="assumed fc1, fc2, fc3, fc4 in this order, although shapes"):
+        load_pytorch(four, twice)
+
+
+def test_numbers_that_leave_no_room_for_an_activation_are_refused(tmp_path):
+    sizes = (12, 9, 8, 5)
+    path = write(tmp_path / "net.safetensors", network(("net.0", "net.1", "net.3"), sizes))
+    with raises_input_error("no activation function is between 'net.0' and 'net.1', but between others; convert the"):
+        load_pytorch(path, activation="relu")
+    # a list of modules, whose activation functions are in the code; and gaps of dropout
+    for names in (("net.0", "net.1", "net.2"), ("net.0", "net.2", "net.5"), ("a.0", "a.1", "b.3")):
+        load_pytorch(write(tmp_path / "net.safetensors", network(names, sizes)), activation="relu")
+
+
+def test_modules_without_a_place_are_left_out(tmp_path):
+    """A head for another task, which `layers` does not name."""
+    weights = network(("fc1", "fc2"), (12, 9, 5))
+    path = write(tmp_path / "net.safetensors", {**weights, **network(("aux",), (9, 3))})
+    with raises_input_error("do not form a network"):
+        load_pytorch(path, activation="relu")
+    model = load_pytorch(path, activation="relu", layers=("fc1", "fc2"))
+    np.testing.assert_allclose(model(INPUTS), forward(weights, INPUTS), atol=1e-5)
+    chain = nnx.Sequential(nnx.Linear(12, 9, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(9, 5, rngs=nnx.Rngs(0)))
+    with raises_input_error("expected 2 modules, .* got 3 .*; name the modules of the network in order by layers"):
+        load_pytorch(path, chain)
+    same = load_pytorch(path, chain, layers=("fc1", "fc2"))
+    np.testing.assert_allclose(same(INPUTS), forward(weights, INPUTS), atol=1e-5)
+
+
+def test_shared_layers_of_a_safetensors_file(torch, tmp_path):
+    """`safetensors.torch.save_model` writes a shared tensor once, and its other names into the header."""
+    from safetensors.torch import save_model
+
+    shared = torch.nn.Linear(12, 12)
+    net = torch.nn.Sequential(shared, torch.nn.ReLU(), shared, torch.nn.ReLU(), torch.nn.Linear(12, 3))
+    save_model(net, str(tmp_path / "tied.safetensors"))
+    model = load_pytorch(tmp_path / "tied.safetensors", activation="relu")
+    assert model.hidden == (12, 12)
+    with torch.no_grad():
+        np.testing.assert_allclose(model(INPUTS), net(torch.tensor(INPUTS)), atol=1e-6)
+
+
+def test_a_network_is_read_in_evaluation_mode(torch):
+    net = torch.nn.Sequential(torch.nn.Linear(12, 7), torch.nn.BatchNorm1d(7), torch.nn.ReLU(), torch.nn.Linear(7, 3))
+    net(torch.tensor(INPUTS) * 3)
+    net.eval()
+    rngs = nnx.Rngs(0)
+    chain = nnx.Sequential(
+        nnx.Linear(12, 7, rngs=rngs), nnx.BatchNorm(7, rngs=rngs), nnx.relu, nnx.Linear(7, 3, rngs=rngs)
+    )
+    model = load_pytorch(net.state_dict(), chain)
+    with torch.no_grad():
+        np.testing.assert_allclose(model(INPUTS), net(torch.tensor(INPUTS)), atol=1e-6)
+
+
+def test_a_reference_of_equal_numbers_shows_nothing(tmp_path):
+    weights = network(("fc1", "fc2"), (12, 9, 5))
+    path, zeros = write(tmp_path / "net.safetensors", weights), np.zeros((1, 12), np.float32)
+    with raises_input_error("reference: expected inputs that differ, got equal numbers; give real examples"):
+        load_pytorch(path, activation="relu", reference=(zeros, forward(weights, zeros)))
+
+
+def test_layers_without_a_bias_stay_without(torch, tmp_path):
+    """The class of the network would not take a bias that its state dict did not have."""
+    net = torch.nn.Sequential(
+        torch.nn.Linear(12, 8, bias=False), torch.nn.ReLU(), torch.nn.Linear(8, 6, bias=False), torch.nn.ReLU(),
+        torch.nn.Linear(6, 3),
+    )  # fmt: skip
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    arrays = {f"{s}_{k}": v for s in ("train", "test") for k, v in (("images", INPUTS), ("labels", np.arange(50) % 3))}
+    np.savez(tmp_path / "data.npz", **arrays)
+    options = ["--dataset", str(tmp_path / "data.npz"), "--activation", "relu", "--score", "incoming_norm"]
+    for fill, names in (("zero", {"4.bias"}), ("mean", {"2.bias", "4.bias"})):
+        out = tmp_path / f"{fill}.pt"
+        arguments = [str(tmp_path / "net.pt"), *options, "--fill", fill, "--out", str(out)]
+        result = CliRunner().invoke(app, ["prune", *arguments])
+        assert result.exit_code == 0, result.output
+        assert {name for name in torch.load(out) if name.endswith("bias")} == names

@@ -747,3 +747,70 @@ def test_a_pt_file_is_not_promised_without_pytorch(data, tmp_path, monkeypatch):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
     assert "small.pt: needs PyTorch, which is not installed" in result.stderr.replace("\n", " ")
+
+
+def test_a_state_dict_without_values_is_refused(torch, tmp_path):
+    lazy = torch.nn.Sequential(torch.nn.LazyLinear(5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
+    with raises_input_error("0.weight has no values yet; run the network once"):
+        load_pytorch(lazy.state_dict(), activation="relu")
+    torch.save(lazy.state_dict(), tmp_path / "lazy.pt")
+    with raises_input_error("no values yet; run the network once|parameters without values; run the network once"):
+        load_pytorch(tmp_path / "lazy.pt", activation="relu")
+
+
+def test_a_square_kernel_normed_by_its_columns_is_open(torch):
+    layer = torch.nn.utils.spectral_norm(torch.nn.Conv2d(6, 6, 3), dim=1)
+    images = torch.tensor(np.random.default_rng(0).normal(size=(5, 6, 6, 6)).astype(np.float32))
+    for _ in range(20):
+        layer(images)
+    chain = nnx.Sequential(nnx.Conv(6, 6, (3, 3), padding="VALID", rngs=nnx.Rngs(0)))
+    with raises_input_error("do not settle the parametrization; give a reference"):
+        load_pytorch({f"0.{name}": value for name, value in layer.eval().state_dict().items()}, chain)
+
+
+def test_another_default_dtype_of_pytorch(torch):
+    model = ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0))
+    images = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    torch.set_default_dtype(torch.float64)
+    try:
+        net = to_pytorch(model)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        np.testing.assert_allclose(net(torch.tensor(images)), model(images), atol=1e-6)
+
+
+def test_what_layers_compute_otherwise_is_not_written_down(tmp_path):
+    """A file has weights and options, and no code and no precision."""
+
+    class Doubled(nnx.Sequential):
+        def __call__(self, x):
+            return super().__call__(2 * x)
+
+    class DoubledMLP(ja.MLP):
+        def __call__(self, images):
+            return super().__call__(2 * images)
+
+    def product(a, b, dimensions, **options):
+        return 2 * jax.lax.dot_general(a, b, dimensions, **options)
+
+    rngs, path = nnx.Rngs(0), tmp_path / "net.safetensors"
+    lora = ja.MLP(4, (3,), 2, rngs=rngs)
+    lora.stages[0].linear = nnx.LoRALinear(4, 3, lora_rank=2, rngs=rngs)
+    usual = nnx.Linear(3, 2, rngs=rngs)
+    for model, message in (
+        (Doubled(nnx.Linear(4, 3, rngs=rngs), nnx.relu, usual), "without a __call__ of its own, got Doubled"),
+        (DoubledMLP(4, (3,), 2, rngs=rngs), "without a __call__ of its own, got DoubledMLP"),
+        (lora, r"layer 1 \(LoRALinear\): expected a linear map"),
+        (nnx.Sequential(nnx.Linear(4, 3, dot_general=product, rngs=rngs), nnx.relu, usual), "a product of its own"),
+        (nnx.Sequential(nnx.Linear(4, 3, dtype=jnp.bfloat16, rngs=rngs), nnx.relu, usual), "another precision"),
+        (nnx.Sequential(lambda x: jnp.maximum(x, 0), usual), "expected a linear map"),
+    ):
+        with raises_input_error(message):
+            ja.save_model(model, path)
+        assert not path.exists()
+    with raises_input_error("expected a linear map"):
+        to_pytorch(
+            nnx.Sequential(lambda x: jnp.maximum(x, 0), nnx.Linear(4, 2, rngs=rngs)), np.zeros((1, 4), np.float32)
+        )
+    ja.save_model(nnx.Sequential(nnx.Linear(4, 3, dtype=jnp.float32, rngs=rngs), nnx.relu, usual), path)

@@ -31,6 +31,7 @@ __all__ = [
     "one_sentence_errors",
     "parse_steps",
     "print_error",
+    "show",
     "signals",
 ]
 
@@ -54,6 +55,11 @@ Cache = Annotated[bool, typer.Option(help="Reuse of compiled programs from ~/.ca
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No output except notes and errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Output as JSON, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Traceback in addition to the error's sentence.")]
+
+
+def show(text: str) -> None:
+    """Print a line as it is: paths are not wrapped, and brackets in them are no markup."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def parse_steps(text: str | int | None) -> int | str | None:

@@ -18,6 +18,7 @@ from jaxablate.cli._console import (
     console,
     keep_compiled_programs,
     parse_steps,
+    show,
 )
 from jaxablate.cli._origin import command_line, file_facts
 from jaxablate.cli._processes import Coordinator, NumProcesses, ProcessId, initialize_distributed
@@ -133,7 +134,7 @@ def score(
         mean_scores[str(site)] = dict(zip(names, means, strict=True))
     console.print(table)
     print_dataset(scored, asked=dataset)
-    console.print(f"Scores: {out}", highlight=False, soft_wrap=True)
+    show(f"Scores: {out}")
     return {"scores": out, "file": file, **dataset_of(scored), "mean_score": mean_scores}
 
 
@@ -199,7 +200,7 @@ def ablate(
     model, _, file = _read_network(network, activation, layers, state_key, reference, dataset, data_dir)
     name = _name_in_results(network)
     if name != network.stem:
-        console.print(f"Name of the network in the results: {name}", highlight=False, markup=False, soft_wrap=True)
+        show(f"Name of the network in the results: {name}")
     if steps is None:
         sizes = from_module(model, load_dataset(dataset, data_dir=data_dir).test.images).spec.sizes
         steps = min(80, *sizes)
@@ -230,11 +231,11 @@ def ablate(
         save_results(results, out)
     print_summary(results)
     print_dataset(results, asked=dataset)
-    console.print(f"Curves: {out}", highlight=False, soft_wrap=True)
+    show(f"Curves: {out}")
     if report is not None:
         data = load_dataset(dataset, seed=config.split_seed, data_dir=data_dir)
         write_report(results, report, networks={name: model}, data=data)
-        console.print(f"Report: {report}", highlight=False, soft_wrap=True)
+        show(f"Report: {report}")
     return {
         "curves": out,
         "report": report,
@@ -330,7 +331,7 @@ def prune(
     console.print(table)
     console.print(f"Dataset: {data.source.name} ({data.source.origin})", highlight=False, markup=False)
     kind = " (PyTorch state dict)" if is_state_dict else ""
-    console.print(f"Network: {out}{kind}", highlight=False, soft_wrap=True)
+    show(f"Network: {out}{kind}")
     return {
         "network": out,
         "file": file,

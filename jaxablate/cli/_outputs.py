@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxablate.cli._console import Bars, console
+from jaxablate.cli._console import Bars, console, show
 from jaxablate.cli._tables import accuracy_of, dataset_of, print_dataset, print_summary, print_verdicts
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _print_grid(results: "xr.DataTree", out: Path, *, dataset: str, seconds: flo
     tables = [out / f"comparisons_{protocol}.csv" for protocol in protocols]
     places = {"Report": [out / "report.html"], "Results": [out / "results.nc"], "Comparisons": tables}
     for name, files in {**places, "Figures": [out / "figures"]}.items():
-        console.print(f"{name}: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
+        show(f"{name}: {', '.join(map(str, files))}")
     return {
         "results": out / "results.nc",
         "report": out / "report.html",
@@ -193,15 +193,15 @@ def print_outputs(
         console.print(f"{what} are not judged on one network of each kind: --seeds 10 does that.")
     print_dataset(results, asked=dataset)
     console.print(f"Time: {seconds:.0f} s; the bars say where it went.", highlight=False)
-    console.print(f"Report: {out / 'report.html'}", highlight=False, soft_wrap=True)
-    console.print(f"Results: {out / 'results.nc'}", highlight=False, soft_wrap=True)
+    show(f"Report: {out / 'report.html'}")
+    show(f"Results: {out / 'results.nc'}")
     if verdicts:
         what = "Comparisons" if differences else "Claims"
-        console.print(f"{what}: {out / 'claims.json'}, {out / 'claims.csv'}", highlight=False, soft_wrap=True)
+        show(f"{what}: {out / 'claims.json'}, {out / 'claims.csv'}")
     for folder in folders.values():
-        console.print(f"Figures: {folder} (contact_sheet.png shows them all)", highlight=False, soft_wrap=True)
+        show(f"Figures: {folder} (contact_sheet.png shows them all)")
     command = f"jaxablate table {shlex.quote(str(out))} --out curves.csv"
-    console.print(f"All curves as a table: {command}", highlight=False, markup=False, soft_wrap=True)
+    show(f"All curves as a table: {command}")
     return {
         "results": out / "results.nc",
         "report": out / "report.html",

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxablate.cli._console import DataDir, command, console
+from jaxablate.cli._console import DataDir, command, show
 
 __all__ = ["report"]
 
@@ -44,5 +44,5 @@ def report(
             notes.append(str(error))
             warnings.warn(f"no examples with high activations: {error}", JaxablateWarning, stacklevel=2)
     write_report(run, page, networks=networks, data=data)
-    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+    show(f"Report: {page}")
     return {"report": page, "pictures_of": list(networks), "notes": notes}

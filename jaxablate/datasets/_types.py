@@ -201,7 +201,7 @@ def make_split(what: str, images: np.ndarray, labels: np.ndarray, num_classes: i
     )
     if images.dtype == np.uint8:
         require(
-            bool(images.max() > 1),
+            bool(images.max() != 1),
             f"{what} images: expected bytes in 0..255, which are divided by 255, got uint8 in 0..{images.max()}; pass "
             "images.astype(np.float32) if the network takes 0 and 1",
         )
@@ -280,15 +280,15 @@ def dataset_of_arrays(
     if num_classes is None:
         num_classes = count_classes(f"{what} train", arrays["train_labels"])
     dtypes = {name: arrays[f"{name}_images"].dtype for name in SPLITS if f"{name}_images" in arrays}
+    splits = {
+        name: make_split(f"{what} {name}", arrays[f"{name}_images"], arrays[f"{name}_labels"], num_classes)
+        for name in dtypes
+    }
     require(
         len({dtype == np.uint8 for dtype in dtypes.values()}) == 1,
         f"{what}: expected images of one kind, got {', '.join(f'{name} {dtype}' for name, dtype in dtypes.items())}; "
         "uint8 images are divided by 255 and others are not, so give all splits the same",
     )
-    splits = {
-        name: make_split(f"{what} {name}", arrays[f"{name}_images"], arrays[f"{name}_labels"], num_classes)
-        for name in dtypes
-    }
     if "test" not in splits:
         splits["train"], splits["test"] = _split_off("test", 5, splits["train"], seed)
     if "validation" not in splits:
@@ -296,7 +296,7 @@ def dataset_of_arrays(
     sizes = {split.images.shape[1:] for split in splits.values()}
     require(len(sizes) == 1, f"{source.name}: expected images of one size, got {sorted(sizes)}")
     ranges = {name: float(np.abs(split.images).max()) for name, split in splits.items()}
-    if max(ranges.values()) > MAX_RATIO * min(ranges.values()):
+    if max(ranges.values()) > MAX_RATIO * min(ranges.values()) > 0:
         texts = ", ".join(f"{name} {largest:g}" for name, largest in ranges.items())
         raise InputError(
             f"{what}: expected images of one scale, got largest magnitudes that differ {MAX_RATIO}-fold or more "

@@ -227,12 +227,18 @@ def describe_chain(layers: Sequence[Callable], shape: tuple[int, ...] | None = N
     for index, layer in enumerate(layers):
         description = describe_layer(layer)
         if description is None and outputs is not None and not isinstance(layer, nnx.Module):
-            numbers = jnp.arange(outputs.size, dtype=jnp.float32).reshape(outputs.shape)
+            # negative numbers too, which an activation function would change
+            numbers = jnp.arange(outputs.size, dtype=jnp.float32).reshape(outputs.shape) - outputs.size // 2
             result = layer(numbers)
             if result.ndim == 2 and bool(jnp.array_equal(result, flatten_images(numbers))):
                 description = {"type": "flatten"}
         if description is None:
             name = getattr(layer, "__name__", type(layer).__name__)
+            if isinstance(layer, nnx.Module) and not _computes_as_usual(layer):
+                raise InputError(
+                    f"layer {index} ({name}): it computes in another precision or by a product of its own, which "
+                    "cannot be written down; make it with Flax's defaults"
+                )
             raise InputError(
                 f"layer {index} ({name}): expected a linear map, a 2-D convolution, a batch norm, dropout, a site, a "
                 "function of ja.models.ACTIVATIONS, functools.partial(nnx.max_pool, window_shape=...) or its avg_pool, "

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.extend.core import Literal
 
-from jaxablate._checks import InputError, as_array, describe_value, require, require_known
+from jaxablate._checks import InputError, as_array, describe_value, require, require_known, traced
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Images
 from jaxablate.devices import is_partly_remote, to_device
@@ -400,7 +400,13 @@ def trace_model(model: AnyModel, images: Images) -> tuple[ModelSpec, State, jax.
         if not is_mlp(model):
             _require_independent(wrapped, images)
         model = wrapped
-    return model.spec, [*model.state, *model.spec.constants], images
+    leaves = [*model.state, *model.spec.constants]
+    require(
+        not any(leaf.is_deleted() for leaf in leaves if isinstance(leaf, jax.Array) and not traced(leaf)),
+        "model: its parameters are gone, since a jitted function took them over (donate_argnums); make the model from "
+        "copies, jax.tree.map(jnp.copy, params)",
+    )
+    return model.spec, leaves, images
 
 
 def _as_images(images: Images) -> jax.Array:
@@ -593,7 +599,7 @@ def _require_independent(model: Model, images: jax.Array) -> None:
         if are_probabilities:
             spec._checks.add("probabilities")
         require(
-            are_probabilities or spec.outputs != "probabilities",
+            are_probabilities or spec.kind != "probabilities",
             "outputs: expected probabilities, which are positive and sum to 1, got other outputs; leave out "
             "outputs='probabilities' for logits and log-probabilities",
         )

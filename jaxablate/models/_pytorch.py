@@ -120,7 +120,10 @@ def load_pytorch(
         >>> shapes = {"fc1.weight": (3, 4), "fc1.bias": (3,), "fc2.weight": (2, 3), "fc2.bias": (2,)}
         >>> tensors = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
         >>> save_file(tensors, tmp_path / "pytorch.safetensors")
-        >>> model = ja.models.load_pytorch(tmp_path / "pytorch.safetensors", activation="tanh")
+        >>> inputs = np.array([[0.5, 0, 0, 0], [0, -1, 0, 0]], np.float32)
+        >>> outputs = 3 * np.tanh(inputs.sum(axis=1, keepdims=True) + 1) + np.ones(2)  # as PyTorch computes them
+        >>> path, reference = tmp_path / "pytorch.safetensors", (inputs, outputs)
+        >>> model = ja.models.load_pytorch(path, activation="tanh", reference=reference)
         >>> model.hidden, model.activation
         ((3,), 'tanh')
     """
@@ -257,6 +260,7 @@ def require_reference(what: str, network: Any, inputs: Any, outputs: Any) -> Non
         f"reference: expected outputs {ours.shape} for these inputs, got {outputs.shape}; give the logits of "
         "PyTorch for the same inputs",
     )
+    require(bool(np.ptp(inputs) > 0), "reference: expected inputs that differ, got equal numbers; give real examples")
     spread = float((np.ptp(outputs, axis=0) if len(outputs) > 1 else np.abs(outputs)).max())
     require(
         spread > 0,
@@ -492,7 +496,7 @@ def _mlp(
             f"activation: the {what} does not name its activation function; give one of {', '.join(TORCH_ACTIVATIONS)}"
         )
     require_type("activation", activation, str, "a name")
-    require_known("activation", activation.partition(":")[0], TORCH_ACTIVATIONS)
+    require_known("activation", activation.partition(":")[0], (*TORCH_ACTIVATIONS, "gelu_exact"))
     activation = IN_PYTORCH.get(activation, activation)
     get_activation(activation)
     modules = _settle_order(

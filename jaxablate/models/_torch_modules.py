@@ -164,7 +164,7 @@ def to_pytorch(model: MLP | nnx.Sequential, images: Images | None = None) -> Any
             state = {part: torch.tensor(array) for part, array in next(tensors).items()}
             modules[-1].load_state_dict({**modules[-1].state_dict(), **state})
         outputs = layer(outputs)
-    net = torch.nn.Sequential(*modules).eval()
+    net = torch.nn.Sequential(*modules).eval().float()  # the user may have set another default dtype
     with torch.no_grad():
         _require_equal("network", lambda images: to_numpy(net(_for_pytorch(torch, images))), network, images)
     return net
