@@ -798,8 +798,8 @@ def test_activations_of_a_buffer_that_is_filled_again():
     for batch in batches:
         buffer[:] = batch
         recorded.append(ja.record_activations(network, buffer)[0])
-    for values, wanted in zip(recorded, expected, strict=True):
-        np.testing.assert_array_equal(values, wanted)
+    for values, target in zip(recorded, expected, strict=True):
+        np.testing.assert_array_equal(values, target)
 
 
 def test_donated_parameters_are_named():

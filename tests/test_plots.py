@@ -72,10 +72,10 @@ def test_curves_of_results_are_the_mean_and_interval_over_networks(small_results
 
 def test_curves_of_arrays_have_bands_over_orders_or_networks():
     random = np.random.default_rng(0)
-    one, orders, networks = (random.integers(0, 50, shape) for shape in ((5,), (7, 5), (3, 4, 5)))
-    ax = plot_curves({"mine": one, "random orders": orders, "three networks": networks}, num_examples=50)
+    step_counts, orders, networks = (random.integers(0, 50, shape) for shape in ((5,), (7, 5), (3, 4, 5)))
+    ax = plot_curves({"mine": step_counts, "random orders": orders, "three networks": networks}, num_examples=50)
     curves = curves_of(ax)
-    np.testing.assert_allclose(curves["mine"], one / 50)
+    np.testing.assert_allclose(curves["mine"], step_counts / 50)
     np.testing.assert_allclose(curves["random orders"], orders.mean(axis=0) / 50)
     np.testing.assert_allclose(curves["three networks"], networks.mean(axis=(0, 1)) / 50)
     assert [to_hex(line.get_color()) for line in ax.lines] == ["#0072b2", "#000000", "#d55e00"]
@@ -182,8 +182,8 @@ def test_notebooks_display_plots_and_figures(small_results):
 
 
 def test_up_to_six_scores_have_different_colours():
-    own = ["single_damage", "taylor", "class_selectivity", "activation_variance"]
-    for scores in (["entropy", "kl_selectivity", *own[:3]], [*own, "a", "b"], ["mutual_information", *own]):
+    four = ["single_damage", "taylor", "class_selectivity", "activation_variance"]
+    for scores in (["entropy", "kl_selectivity", *four[:3]], [*four, "a", "b"], ["mutual_information", *four]):
         colors = score_colors(scores)
         assert len(set(colors.values())) == len(scores)
         assert 0 not in colors.values(), "random orders have the ink"
@@ -316,9 +316,9 @@ def test_redundancy_is_drawn_for_one_layer(mnist5k):
     ):
         np.testing.assert_allclose(curves[name], array.mean(("network", "ordering")))
     assert list(curves) == ["fill: zero", "fill: mean", "fill: linear", "readout of the kept neurons"]
-    one = plot_redundancy(redundancy, scope="layer1", ordering="random 1")
+    single = plot_redundancy(redundancy, scope="layer1", ordering="random 1")
     drawn = redundancy["accuracy"].sel(scope="layer1", ordering="random 1", fill="zero").mean("network")
-    np.testing.assert_allclose(curves_of(one)["fill: zero"], drawn)
+    np.testing.assert_allclose(curves_of(single)["fill: zero"], drawn)
     for options, message in (
         ({}, "scope: choose one of layer1, layer2"),
         ({"scope": "layer3"}, "scope: unknown"),

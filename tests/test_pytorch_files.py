@@ -296,11 +296,11 @@ def test_what_a_state_dict_leaves_open_is_said(tmp_path):
     chain = nnx.Sequential(
         *(part for n, m in ((12, 9), (9, 9), (9, 5)) for part in (nnx.Linear(n, m, rngs=nnx.Rngs(0)), nnx.relu))
     )
-    other = nnx.Sequential(nnx.Linear(12, 9, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(9, 5, rngs=nnx.Rngs(0)))
+    small = nnx.Sequential(nnx.Linear(12, 9, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(9, 5, rngs=nnx.Rngs(0)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_pytorch(path, chain)  # shapes settle the order
-        load_pytorch(write(tmp_path / "two.safetensors", network(("a", "b"), (12, 9, 5))), other)
+        load_pytorch(write(tmp_path / "two.safetensors", network(("a", "b"), (12, 9, 5))), small)
     twice = nnx.Sequential(
         *(part for n, m in ((12, 9), (9, 9), (9, 9), (9, 5)) for part in (nnx.Linear(n, m, rngs=nnx.Rngs(0)), nnx.relu))
     )

@@ -566,8 +566,8 @@ def test_the_command_on_the_page_gives_the_same_results(small_data, tmp_path, mo
     page, results = Page(tmp_path / "page.html"), ja.results.load_results("curves.nc")
     command, words = program_of(page)
     assert "placeholder" not in words
-    shown = [small_data.name if argument == str(small_data) else argument for argument in line]
-    assert shlex.split(command) == ["jaxablate", *shown], "others may read it: no folder of this machine"
+    expected = [small_data.name if argument == str(small_data) else argument for argument in line]
+    assert shlex.split(command) == ["jaxablate", *expected], "others may read it: no folder of this machine"
     assert str(small_data.parent) not in (tmp_path / "page.html").read_text()
     assert str(small_data.parent) not in json.dumps({str(name): str(value) for name, value in results.attrs.items()})
     Path(small_data.name).symlink_to(small_data)
@@ -698,9 +698,9 @@ def test_the_summary_names_orders_that_differ(small_results):
 def test_the_embedded_images_are_not_the_papers(page, passed, tmp_path):
     assert any("not the paper's numbers" in text for text in page.texts["p"])
     _, _, results = passed
-    other = Page(write_report(results, tmp_path / "own.html"))
-    assert not any("not the paper's numbers" in text for text in other.texts["p"]), "nobody expects them"
-    assert not any("claims" in text or "comparisons say" in text for text in other.texts["h2"]), "no empty section"
+    single = Page(write_report(results, tmp_path / "own.html"))
+    assert not any("not the paper's numbers" in text for text in single.texts["p"]), "nobody expects them"
+    assert not any("claims" in text or "comparisons say" in text for text in single.texts["h2"]), "no empty section"
 
 
 def test_more_scores_than_fit_one_chart_take_two(small_results):
@@ -762,10 +762,10 @@ def test_examples_have_the_highest_activations(small_results, small_model, mnist
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(strip))), float)
         expected = 255 * np.concatenate(list(np.asarray(mnist5k.test.images[highest])), axis=1)
         np.testing.assert_allclose(pixels, expected, atol=1)
-    other = dataclasses.replace(mnist5k, source=dataclasses.replace(mnist5k.source, sha256={"a": "b"}))
+    changed = dataclasses.replace(mnist5k, source=dataclasses.replace(mnist5k.source, sha256={"a": "b"}))
     for arguments, message in (
         ({"data": mnist5k}, "data: without networks there are no activations"),
-        ({"networks": networks, "data": other}, "data: their checksums differ from those of mnist5k"),
+        ({"networks": networks, "data": changed}, "data: the checksums differ from mnist5k in the results"),
         ({"networks": networks, "data": mnist5k.test}, "data: expected a dataset"),
     ):
         with raises_input_error(message):

@@ -35,7 +35,9 @@ BY_NAMES = {"auc": "area under the curve", "normalized_auc": "normalized area un
 
 
 def curves_chart(curves: Any, *, outcome: str, num_examples: int | None, num_ablated: Any) -> LineChart:
-    """Return the chart of arrays; arguments and errors are those of `figures.plot_curves`."""
+    """Return the chart of arrays; arguments and errors as in `figures.plot_curves`."""
+    # Arrays of the library do not say how many examples they count, nor how many neurons a step ablates. The caller
+    # says it, and what does not fit is refused: a curve above 100% or with a wrong axis would look like a result.
     summaries: dict[str, Curve] = {}
     for name, values in _named(curves):
         require(name not in summaries, f"curves: the name {name!r} occurs twice; give each curve a name of its own")
@@ -163,7 +165,9 @@ def _sites_of(sites: Mapping[str, Any] | None, num_neurons: int) -> dict[str, np
 
 
 def comparison_chart(comparison: Any, scope: str, fill: str | None) -> IntervalChart:
-    """Return the chart of differences with intervals; arguments and errors are those of `figures.plot_comparison`."""
+    """Return the chart of differences with intervals; arguments and errors as in `figures.plot_comparison`."""
+    # Three kinds of input become rows and groups: the tree of `compare` (networks are the groups), the dataset of
+    # `compare_conditions` (networks under conditions are the groups), and named estimates (one group).
     if isinstance(comparison, xr.DataTree):
         tables = {
             "" if node is comparison else node.relative_to(comparison): node.to_dataset()
@@ -246,7 +250,7 @@ def _estimates_chart(pairs: Any) -> IntervalChart:
 def redundancy_chart(redundancy: xr.Dataset, scope: str, ordering: str) -> LineChart:
     """Return the chart of one layer under each fill and a readout, mean over networks and orders.
 
-    Arguments and errors are those of `figures.plot_redundancy`.
+    Arguments and errors as in `figures.plot_redundancy`.
     """
     orderings = names_of(redundancy, "ordering")
     chosen = [name for name in orderings if name == ordering or (ordering == RANDOM and name.startswith(f"{RANDOM} "))]

@@ -115,6 +115,8 @@ def damage_chart(name: str, network: xr.Dataset, score: str, seeds: slice = slic
 
     Names of layers have Spearman's correlation within a layer, the mean over all networks.
     """
+    # The correlation is computed within each network and then averaged. Over the pooled neurons of several networks it
+    # would also measure how the networks differ.
     correlations = mean_and_interval(damage_correlations(network).sel(score=score))
     values, damage = network["scores"].sel(score=score).values[seeds], network["single_damage"].values[seeds]
     groups = []
@@ -226,8 +228,9 @@ def class_chart(name: str, network: xr.Dataset, scope: str) -> LineChart:
         lines.append(
             _mean_line(network, (f"class {mean['class'].values[label]}", i + 1, DASHES[i % len(DASHES)]), parts)
         )
-    shown = f"the {MAX_CLASSES} of {len(losses)} classes that lose most" if len(losses) > MAX_CLASSES else "each class"
-    subtitle = f"{shown}; {short_name(score)} high first, bias balanced"
+    many = len(losses) > MAX_CLASSES
+    classes_text = f"the {MAX_CLASSES} of {len(losses)} classes that lose most" if many else "each class"
+    subtitle = f"{classes_text}; {short_name(score)} high first, bias balanced"
     return _curve_chart(name, network, scope, subtitle, lines, "")
 
 
@@ -324,6 +327,7 @@ def line_chart(
 
 def _name_coinciding(lines: Sequence[Line]) -> list[Line]:
     """Return the lines, where a line that hides an equal one before it names that line."""
+    # Two scores may give the same order. The reader would look for the first curve under the second one.
     named: list[Line] = []
     for line in lines:
         equal = next((n for n in named if n.name and np.array_equal(n.values, line.values, equal_nan=True)), None)

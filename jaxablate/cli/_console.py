@@ -58,7 +58,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Traceback in addition to t
 
 
 def show(text: str) -> None:
-    """Print a line as it is: paths are not wrapped, and brackets in them are no markup."""
+    """Print a line without wrapping it, and without taking brackets in paths for markup."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

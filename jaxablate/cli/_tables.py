@@ -76,6 +76,8 @@ def _largest_differences(network) -> list[tuple[str, str, str, str]]:
     from jaxablate.charts import comparison_name, place_name
     from jaxablate.results._compare import compare_orders
 
+    # All scopes and comparisons compete, since the reader wants to know where anything happens at all. The report and
+    # the tables have the rest.
     rows = []
     for scope in map(str, network["scope"].values):
         compared = compare_orders(network, scope)

@@ -290,7 +290,7 @@ def _known_score(network: xr.Dataset, score: str | None) -> str:
 
 
 def _plot(chart: LineChart | ViolinChart | ScatterChart | IntervalChart, ax: Axes | None) -> Axes:
-    """Draw a chart on given axes, or on those of a new figure with a title."""
+    """Draw a chart on given axes, or on a new figure with a title."""
 
     def draw(axes: Axes) -> None:
         if isinstance(chart, LineChart):
@@ -311,7 +311,7 @@ def _plot(chart: LineChart | ViolinChart | ScatterChart | IntervalChart, ax: Axe
 
 
 def _on_axes(draw: Callable[[Axes], None], ax: Axes | None) -> Axes:
-    """Draw on given axes in the user's style, or on those of a new figure in the package's style; return the axes."""
+    """Draw on given axes in the user's style, or on a new figure in the package's style; return the axes."""
     if ax is not None:
         if not isinstance(ax, Axes):
             raise InputError(f"ax: expected Matplotlib axes or None, got {type(ax).__name__}")
@@ -322,6 +322,7 @@ def _on_axes(draw: Callable[[Axes], None], ax: Axes | None) -> Axes:
 
 @styled
 def _on_new_figure(draw: Callable[[Axes], None]) -> Axes:
+    # All layout is computed here, inside the style, since the caller draws and saves outside of it.
     # Figures of pyplot are what notebooks display at the end of a cell and what plt.show() opens.
     from matplotlib import pyplot
 

@@ -78,6 +78,8 @@ COMPUTING = ("dtype", "precision", "dot_general", "conv_general_dilated", "promo
 """Attributes of Flax's layers that change what a layer computes from its weights."""
 
 
+# A description has shapes and options only. A layer with another product, dtype or promotion would be built again as a
+# usual one and compute something else, so it is compared with a usual layer of its type, attribute by attribute.
 @functools.cache
 def _usual_layers() -> dict[type, nnx.Module]:
     rngs = nnx.Rngs(0)

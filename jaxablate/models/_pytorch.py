@@ -327,16 +327,16 @@ def _settle_order(
 
     # Depth first, since a second order is enough to refuse. Modules whose names differ only in their numbers keep the
     # order of the numbers, so only the first that is left of each kind of name can follow.
-    def extend(order: list[str], left: dict[str, list[str]]) -> None:
+    def extend(order: list[str], remaining: dict[str, list[str]]) -> None:
         nonlocal steps
         steps += 1
         if len(orders) > 1 or steps > MAX_STEPS:
             return
-        if not any(left.values()):
+        if not any(remaining.values()):
             orders.append(order)
-        for kind, names in left.items():
+        for kind, names in remaining.items():
             if names and fits(len(order), modules[order[-1]] if order else None, modules[names[0]]):
-                extend([*order, names[0]], {**left, kind: names[1:]})
+                extend([*order, names[0]], {**remaining, kind: names[1:]})
 
     kinds: dict[str, list[str]] = {}
     for name in sorted(modules, key=lambda name: _numbered(name)[1]):

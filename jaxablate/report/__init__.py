@@ -71,7 +71,7 @@ def write_report(
 
     Raises:
         InputError: for a folder that cannot be written, a path that is a folder, or networks that are not in the
-            results or have other layers, or data without networks or other than those of the results.
+            results or have other layers; for data without networks, or data that differ from the data of the results.
 
     Example:
         >>> from jaxablate.report import write_report

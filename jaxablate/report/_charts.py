@@ -63,7 +63,8 @@ def line_chart(chart: LineChart) -> dict:
     x_axis = Axis(chart.x_label, float(chart.x[0]), float(max(chart.x[-1], chart.x[0] + 1)), LEFT, RIGHT, whole=True)
     known = np.concatenate([*(line.values for line in chart.lines), *(band.ravel() for band in bands)])
     y_axis, x = _y_axis(known, chart.y_label, chart.percent), x_axis.position(chart.x)
-    # the area of a share lies on the areas of the shares before it
+    # The area of a share lies on the areas of the shares before it, so the edges are cumulative sums. The values that
+    # the reader gets by pointing stay the shares themselves.
     stack = np.cumsum([np.zeros(len(chart.x)), *(line.values for line in chart.lines)], axis=0)
     if chart.stacked:
         y_axis = Axis(chart.y_label, 0.0, 1.0, BOTTOM, TOP, chart.percent)

@@ -32,6 +32,8 @@ class Examples:
     """
 
     def __init__(self, model: AnyModel, data: Dataset):
+        # One pass over the examples serves all neurons of the page. A stable sort keeps the first of equal activations,
+        # so that the page is the same in every run.
         self.images, self.labels = data.test.images[:MAX_EXAMPLES], data.test.labels[:MAX_EXAMPLES]
         activations = np.concatenate([np.asarray(site) for site in record_activations(model, self.images)], axis=1)
         self.highest = np.argsort(-activations, axis=0, kind="stable")[:NUM_EXAMPLES].T
@@ -79,7 +81,7 @@ def load_data_of(results: xr.DataTree, data_dir: str | Path | None = None) -> Da
 def _require_same(results: xr.DataTree, data: Dataset) -> None:
     require(
         data.source.sha256 == json.loads(results.attrs["dataset_sha256"]),
-        f"data: their checksums differ from those of {results.attrs['dataset']} in the results; pass the same data",
+        f"data: the checksums differ from {results.attrs['dataset']} in the results; pass the same data",
     )
 
 
@@ -87,7 +89,7 @@ def check_data(results: xr.DataTree, networks: Mapping[str, AnyModel], data: Dat
     """Return the examples of each network.
 
     Raises:
-        InputError: for data without networks, or other data than those of the results.
+        InputError: for data without networks, or data that differ from the data of the results.
     """
     require_type("data", data, Dataset, "a dataset from ja.load_dataset or ja.Dataset.from_arrays")
     require(len(networks) > 0, "data: without networks there are no activations; pass networks, or leave data out")

@@ -18,6 +18,9 @@ POINTS = 1.0
 """Fall of accuracy, in points, up to which neurons count as removable."""
 
 
+# The sentences follow from numbers alone, by the same rules for every study. Only differences with a corrected p-value
+# below 0.05 are named as such. One network has no interval: the sentence then has the scatter of the random orders too,
+# and concludes nothing for further networks.
 def summarize_study(results: xr.DataTree, protocol: str) -> list[str]:
     """Return three sentences for each network: its accuracy, the orders, and how many neurons it can lose."""
     comparisons = compare_conditions(results, protocol)
