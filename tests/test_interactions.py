@@ -405,5 +405,5 @@ def test_bad_input():
         with raises_input_error(match):
             call()
     pairs = pair_information(np.array([[0], [1]]), np.array([0, 1]), num_codes=2, num_classes=2)
-    with raises_input_error("order: unknown 'size'; choose one of information, clusters"):
+    with raises_input_error("arranged: unknown 'size'; choose one of information, clusters"):
         draw_pair_information(pairs, arranged="size")
