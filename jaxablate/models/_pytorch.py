@@ -196,12 +196,10 @@ def _require_activations_between(what: str, names: Sequence[str]) -> None:
     In an `nn.Sequential`, 0, 1, 3 have none between 0 and 1. An `nn.ModuleList` has 0, 1, 2, and the activation
     functions are in the code.
     """
-    places = [name.rpartition(".") for name in names]
-    if len({parent for parent, _, _ in places}) > 1 or not all(
-        number.isdecimal() and len(number) < 10 for _, _, number in places
-    ):
+    parents, _, numbers = zip(*(name.rpartition(".") for name in names), strict=True)
+    if len(set(parents)) > 1 or not all(number.isdecimal() and len(number) < 10 for number in numbers):
         return
-    gaps = np.diff([int(number) for _, _, number in places])
+    gaps = np.diff([int(number) for number in numbers])
     if (gaps == 1).any() and (gaps > 1).any():
         first = int(np.argmax(gaps == 1))
         raise InputError(
