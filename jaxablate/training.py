@@ -29,6 +29,7 @@ from jaxablate._checks import (
     require_integer,
     require_known,
     require_type,
+    short_repr,
 )
 from jaxablate._precision import matmul_precision
 from jaxablate.datasets import Dataset
@@ -77,6 +78,8 @@ class History:
     accuracy: np.ndarray
     validation_loss: np.ndarray
     validation_accuracy: np.ndarray
+
+    __repr__ = short_repr
 
 
 class DivergedError(InputError):

@@ -328,3 +328,13 @@ def test_redundancy_is_drawn_for_one_layer(mnist5k):
             plot_redundancy(redundancy, **options)
     with raises_input_error("redundancy: expected results from ja.study.linear_redundancy"):
         plot_redundancy(redundancy.drop_vars("readout_accuracy"))
+
+
+def test_values_of_cells_are_short(small_results, mnist5k):
+    """As the last value of a notebook's cell."""
+    network = small_results[NAME].to_dataset()
+    summary = ja.results.curve(network, scope="layer1", ranking="random", direction="", fill="mean")
+    _, history = ja.train(mnist5k, (3,), epochs=1)
+    for value in (summary, history, mnist5k, paired_difference(np.ones(3), np.zeros(3))):
+        assert len(repr(value)) < 500
+        assert type(value).__name__ in repr(value)

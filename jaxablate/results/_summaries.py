@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from jaxablate._checks import require, require_integer, require_known, require_type
+from jaxablate._checks import require, require_integer, require_known, require_type, short_repr
 from jaxablate.results._labels import (
     NO_NEURON,
     RANDOM,
@@ -154,6 +154,8 @@ class Curve:
     sd_orders: np.ndarray
     num_networks: int
     num_orders: int
+
+    __repr__ = short_repr
 
 
 def curve(network: xr.Dataset, *, scope: str, ranking: str, direction: str, fill: str) -> Curve:
