@@ -820,8 +820,7 @@ LOOKS = """() => [...document.querySelectorAll("figure.chart")].map(figure => {
 })"""
 
 
-@pytest.mark.parametrize("width", [400, 1280])
-@pytest.mark.parametrize("kind", ["five scores", "two networks of each kind"])
+@pytest.mark.parametrize(("kind", "width"), [("five scores", 400), ("two networks of each kind", 1280)])
 def test_layout_in_a_browser(browser, path, five_scores, width, kind):
     page = browser.new_page(viewport={"width": width, "height": 900})
     page.goto((five_scores if kind == "five scores" else path).as_uri())

@@ -490,7 +490,7 @@ def test_complete_curves_are_saved_drawn_and_printed(complete, tmp_path, capsys)
     with without_pdf():
         assert write_outputs(results, tmp_path, Bars()) == []
     print_outputs(results, tmp_path, [], dataset="mnist5k", seconds=1.0)
-    assert "k = 22" in capsys.readouterr().out
+    assert f"jaxablate table {tmp_path} --out curves.csv" in capsys.readouterr().out
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
