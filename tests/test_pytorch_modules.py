@@ -809,8 +809,10 @@ def test_what_layers_compute_otherwise_is_not_written_down(tmp_path):
         with raises_input_error(message):
             ja.save_model(model, path)
         assert not path.exists()
-    with raises_input_error("expected a linear map"):
-        to_pytorch(
-            nnx.Sequential(lambda x: jnp.maximum(x, 0), nnx.Linear(4, 2, rngs=rngs)), np.zeros((1, 4), np.float32)
-        )
     ja.save_model(nnx.Sequential(nnx.Linear(4, 3, dtype=jnp.float32, rngs=rngs), nnx.relu, usual), path)
+
+
+def test_a_function_that_keeps_positive_numbers_is_no_flattening(torch):
+    net = nnx.Sequential(lambda x: jnp.maximum(x, 0), nnx.Linear(4, 2, rngs=nnx.Rngs(0)))
+    with raises_input_error("expected a linear map"):
+        to_pytorch(net, np.zeros((1, 4), np.float32))
