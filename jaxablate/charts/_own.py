@@ -39,7 +39,8 @@ def curves_chart(curves: Any, *, outcome: str, num_examples: int | None, num_abl
     # Arrays of the library do not say how many examples they count, nor how many neurons a step ablates. The caller
     # says it, and what does not fit is refused: a curve above 100% or with a wrong axis would look like a result.
     summaries: dict[str, Curve] = {}
-    for name, values in _named(curves):
+    pairs = _named(curves)
+    for name, values in pairs:
         require(name not in summaries, f"curves: the name {name!r} occurs twice; give each curve a name of its own")
         summaries[name] = values if isinstance(values, Curve) else _summary(name, values, outcome, num_ablated)
     x = next(iter(summaries.values())).step
@@ -49,7 +50,7 @@ def curves_chart(curves: Any, *, outcome: str, num_examples: int | None, num_abl
             f"curves: {name!r} has {len(summary.step)} steps, and {next(iter(summaries))!r} has {len(x)}; give all "
             "curves the same numbers of ablated neurons",
         )
-    is_accuracy = num_examples is not None or all(isinstance(values, Curve) for _, values in _named(curves))
+    is_accuracy = num_examples is not None or all(isinstance(values, Curve) for _, values in pairs)
     scale = 1 if num_examples is None else require_count("num_examples", num_examples)
     if num_examples is not None:
         largest = max(float(np.nanmax(summary.mean)) for summary in summaries.values())

@@ -41,7 +41,6 @@ from jaxablate.report._examples import Examples
 from jaxablate.report._pictures import picture, weights_of
 from jaxablate.results import (
     NETWORK_SCOPE,
-    RANDOM,
     balanced_fill,
     conditions_of,
     curve,
@@ -49,6 +48,7 @@ from jaxablate.results import (
     select_protocol,
 )
 from jaxablate.results._labels import is_passed, stated_settings, studies_of
+from jaxablate.results._summaries import distinct_orders
 
 EXTREMES = 3
 """Number of neurons at each end of a layer's ranking in the table."""
@@ -255,7 +255,7 @@ def sections_of(
             "Test accuracy in percent after half of the steps, at the end, and its mean over all steps but the first "
             "(the area under the curve); means over networks and random orders. The third column has the numbers of "
             "ablated neurons at half of the steps and at the end.",
-            tables=_numbers(networks),
+            tables=[_numbers(name, network) for name, network in networks],
         ),
     ]
     return [section for section in sections if any(section.charts) or section.tables or section.neurons]
@@ -495,19 +495,10 @@ def _largest_drop(drops: np.ndarray) -> str:
     return f"{100 * drops[largest]:.1f} (class {largest})"
 
 
-def _numbers(networks: Sequence[tuple[str, xr.Dataset]]) -> list[dict]:
-    """Return a table of accuracies for each network: intact, after half of the steps, at the end, and their mean."""
-    return [_numbers_of(name, network) for name, network in networks]
-
-
-def _numbers_of(name: str, network: xr.Dataset) -> dict:
-    """Return the table of one network."""
+def _numbers(name: str, network: xr.Dataset) -> dict:
+    """Return a table of accuracies of a network: after half of the steps, at the end, and the mean over the steps."""
     fills, rows = names_of(network, "fill"), []
-    orders = dict.fromkeys(
-        (str(ranking), "" if ranking == RANDOM else str(direction))
-        for ranking, direction in zip(network["ranking"].values, network["direction"].values, strict=True)
-    )
-    for scope, (ranking, direction) in itertools.product(names_of(network, "scope"), orders):
+    for scope, (ranking, direction) in itertools.product(names_of(network, "scope"), distinct_orders(network)):
         summaries = [curve(network, scope=scope, ranking=ranking, direction=direction, fill=fill) for fill in fills]
         steps = summaries[0].step
         last = len(steps) - 1

@@ -112,9 +112,9 @@ def _spread_of_random(network: xr.Dataset) -> float:
 def _removable(network: xr.Dataset) -> str:
     """Return the sentence on how many neurons random orders can lose."""
     curves = _random_curves(network)
-    total, last = network.sizes["neuron"], int(neuron_numbers(curves)[-1])
-    steps = first_step_below(curves.values, POINTS)  # [network, order]
     numbers = neuron_numbers(curves).values
+    total, last = network.sizes["neuron"], int(numbers[-1])
+    steps = first_step_below(curves.values, POINTS)  # [network, order]
     # A curve that never falls that low ablates all neurons of its steps, or more.
     places = np.where(np.isinf(steps), len(numbers), steps).astype(int) - 1
     lost = numbers[np.maximum(places, 0)]

@@ -198,6 +198,12 @@ def curve(network: xr.Dataset, *, scope: str, ranking: str, direction: str, fill
     return summarize_curves(neuron_numbers(accuracy).values, accuracy.values)
 
 
+def distinct_orders(network: xr.Dataset) -> list[tuple[str, str]]:
+    """Return the ranking and the direction of each ordering; random repetitions are one, without a direction."""
+    pairs = zip(network["ranking"].values, network["direction"].values, strict=True)
+    return list(dict.fromkeys((str(r), "" if r == RANDOM else str(direction)) for r, direction in pairs))
+
+
 def ordering_places(network: xr.Dataset, ranking: str, direction: str) -> np.ndarray:
     """Return the places of an ordering along `ordering`; random repetitions count together, whatever the direction."""
     chosen = network["ranking"].values == ranking
@@ -286,12 +292,8 @@ def summarize(results: xr.DataTree, steps: Sequence[int] = (0, 40, 80)) -> list[
             last = int(neuron_numbers(network).max())
             # A set, because several numbers beyond the last step become the same one.
             row_steps = sorted({min(step, last) for step in steps})
-            orderings = dict.fromkeys(
-                (str(ranking), "" if ranking == RANDOM else str(direction))
-                for ranking, direction in zip(network["ranking"].values, network["direction"].values, strict=True)
-            )
             for scope, (ranking, direction), fill in itertools.product(
-                map(str, network["scope"].values), orderings, map(str, network["fill"].values)
+                map(str, network["scope"].values), distinct_orders(network), map(str, network["fill"].values)
             ):
                 summary = curve(network, scope=scope, ranking=ranking, direction=direction, fill=fill)
                 # Steps of several neurons may jump over a number; the last step before it counts.
