@@ -6,7 +6,7 @@ Output: a dict for each layer, which JSON can hold; or the chain of such dicts, 
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +31,15 @@ def add_channel_axis(images: Images) -> Images:
 FUNCTIONS = {"flatten": flatten_images, "add_channel_axis": add_channel_axis, "log_softmax": jax.nn.log_softmax}
 
 
+def is_chain(model: object) -> TypeGuard[nnx.Sequential]:
+    """Return True if a model is an `nnx.Sequential` and no subclass has replaced its call."""
+    return isinstance(model, nnx.Sequential) and type(model).__call__ is nnx.Sequential.__call__
+
+
 def flatten_layers(layers: Sequence[Callable]) -> Iterator[Callable]:
     """Yield the layers of a sequential; an `nnx.Sequential` among them is replaced by its layers."""
     for layer in layers:
-        if isinstance(layer, nnx.Sequential) and type(layer).__call__ is nnx.Sequential.__call__:
+        if is_chain(layer):
             yield from flatten_layers(layer.layers)
         else:
             yield layer

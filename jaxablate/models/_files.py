@@ -19,7 +19,7 @@ from flax import nnx
 from jaxablate._checks import InputError, as_path, describe_value, require
 from jaxablate._files import load_tensors, require_file, save_tensors
 from jaxablate._rundir import digest
-from jaxablate.models._chain import chain_tensors, describe_chain, layers_of, pop_chain
+from jaxablate.models._chain import chain_tensors, describe_chain, is_chain, layers_of, pop_chain
 from jaxablate.models._mlp import MLP, is_mlp, pop_tensors, to_tensors
 
 FORMAT = "jaxablate network 1"
@@ -59,9 +59,8 @@ def save_model(
     Example:
         >>> ja.save_model(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), tmp_path / "model.safetensors", {"seed": "0"})
     """
-    is_chain = isinstance(model, nnx.Sequential) and type(model).__call__ is nnx.Sequential.__call__
     require(
-        is_mlp(model) or is_chain,
+        is_mlp(model) or is_chain(model),
         f"model: expected an MLP or an nnx.Sequential, without a __call__ of its own, got {type(model).__name__}; save "
         "other models yourself",
     )

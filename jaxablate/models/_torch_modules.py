@@ -20,7 +20,7 @@ from flax import nnx
 from jaxablate._checks import InputError, finite_float32, require
 from jaxablate._files import atomic_path, save_tensors
 from jaxablate._typing import Images
-from jaxablate.models._chain import Layer, build_chain, describe_chain, layers_of
+from jaxablate.models._chain import Layer, build_chain, describe_chain, is_chain, layers_of
 from jaxablate.models._mlp import MLP, in_evaluation_mode, is_mlp
 from jaxablate.models._pytorch import (
     PARTS,
@@ -146,7 +146,7 @@ def to_pytorch(model: MLP | nnx.Sequential, images: Images | None = None) -> Any
     """
     torch = import_torch("to_pytorch needs")
     require(
-        is_mlp(model) or (isinstance(model, nnx.Sequential) and type(model).__call__ is nnx.Sequential.__call__),
+        is_mlp(model) or is_chain(model),
         f"model: expected an MLP or an nnx.Sequential, got {type(model).__name__}; no other network can be converted",
     )
     if images is None and is_mlp(model):
