@@ -68,6 +68,7 @@ class Row:
             alone, or one device's time divided by the number of devices.
         compile_s: seconds of compilation, apart from the value.
         cores: processor cores kept busy.
+        size: what grows from row to row of a question; the picture then shows the value against it.
         note: anything else.
     """
 
@@ -81,6 +82,7 @@ class Row:
     ceiling: float | None = None
     compile_s: float | None = None
     cores: float | None = None
+    size: float | None = None
     note: str = ""
 
     @property
@@ -112,11 +114,20 @@ def make_row(question: str, variant: str, timing: Timing, per: float, check: str
 
 @dataclass
 class Report:
-    """The rows of one benchmark script."""
+    """The rows of one benchmark script.
+
+    Attributes:
+        name: name of the script, and of its result files.
+        title: title of the table and of the picture.
+        unit: unit of the values.
+        baselines: variants that are not jaxablate; the picture shows them in gray.
+        rows: the rows.
+    """
 
     name: str
     title: str
     unit: str
+    baselines: tuple[str, ...] = ()
     rows: list[Row] = field(default_factory=list)
 
     def add(self, row: Row) -> Row:
@@ -138,6 +149,7 @@ class Report:
             "name": self.name,
             "title": self.title,
             "unit": self.unit,
+            "baselines": list(self.baselines),
             "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "device": f"{device.platform}: {device.device_kind}",
             "cores": os.cpu_count(),
@@ -186,21 +198,98 @@ def _table(record: dict) -> Table:
     return table
 
 
+COLORS = ("#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#E69F00", "#000000")
+MARKERS = "osD^vP*"
+
+
 def _picture(record: dict) -> Figure:
+    """Return growth as lines, variants of one question as speeds relative to its first row, other rows as bars."""
+    rows = record["rows"]
+    if all(row["size"] is not None for row in rows):
+        figure = _growth_picture(record)
+    elif any(row["ratio"] is not None for row in rows):
+        figure = _speed_picture(record)
+    else:
+        figure = _time_picture(record)
+    figure.suptitle(f"{record['title']}\n{record['device']}, {record['cores']} cores", fontsize=9)
+    return figure
+
+
+def _by(key: str, rows: list[dict]) -> dict[str, list[dict]]:
+    """Return the rows by the value of a key, in their order."""
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    return groups
+
+
+def _speed_picture(record: dict) -> Figure:
+    """Draw one line for each question, with a marker for each variant: gray for baselines, colored for jaxablate."""
+    questions = _by("question", record["rows"])
+    figure = Figure(figsize=(8, 1.9 + 0.42 * len(questions)), layout="constrained")
+    axes = figure.add_subplot()
+    references = {question: rows[0]["value"] for question, rows in questions.items()}
+    ours = 0
+    for number, (variant, rows) in enumerate(_by("variant", record["rows"]).items()):
+        is_baseline = variant in record["baselines"]
+        color = "0.55" if is_baseline else COLORS[ours % len(COLORS)]
+        ours += not is_baseline
+        for row in rows:
+            place, reference = list(questions).index(row["question"]), references[row["question"]]
+            label = variant if row is rows[0] else None
+            axes.plot([reference / row["high"], reference / row["low"]], [place] * 2, color=color, linewidth=1)
+            marker, size = MARKERS[number % len(MARKERS)], 6 if is_baseline else 8
+            axes.plot(reference / row["value"], place, marker, color=color, markersize=size, label=label)
+    axes.axvline(1, color="0.55", linewidth=0.8, zorder=0)
+    for place, rows in enumerate(questions.values()):
+        fastest = max(row["ratio"] or 1 for row in rows)
+        axes.annotate(
+            f"{fastest:.3g}x", (fastest, place), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8
+        )
+    axes.set_yticks(range(len(questions)), list(questions), fontsize=8)
+    axes.set_ylim(len(questions) - 0.5, -0.5)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}x")
+    axes.margins(x=0.12)
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    first = {rows[0]["variant"] for rows in questions.values()}
+    relative = f"relative to: {', '.join(sorted(first))}" if len(first) <= 2 else "relative to each first row"
+    axes.set_xlabel(f"Speed {relative} (right is faster; lines: spread of the repeats)", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
+def _growth_picture(record: dict) -> Figure:
+    """Draw one panel for each question: the value against the size, both logarithmic."""
+    questions = _by("question", record["rows"])
+    figure = Figure(figsize=(2.6 * len(questions) + 0.6, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(questions), sharey=True, squeeze=False)[0]
+    for axes, (question, rows) in zip(panels, questions.items(), strict=True):
+        sizes, values = [row["size"] for row in rows], [row["value"] for row in rows]
+        axes.fill_between(sizes, [row["low"] for row in rows], [row["high"] for row in rows], color="0.85")
+        axes.plot(sizes, values, "o-", color=COLORS[0])
+        axes.set(xscale="log", yscale="log")
+        axes.set_xticks(sizes, [f"{size:,g}" if size < 1e5 else f"{size:g}" for size in sizes], fontsize=7)
+        axes.minorticks_off()
+        name, _, constant = question.partition(" (")
+        axes.set_xlabel(f"{name.capitalize()}\n({constant}" if constant else name.capitalize(), fontsize=8)
+        axes.grid(color="0.9")
+    panels[0].set_ylabel(f"{record['unit']} (gray: spread)", fontsize=8)
+    return figure
+
+
+def _time_picture(record: dict) -> Figure:
+    """Draw one bar for each row."""
     rows = record["rows"]
     figure = Figure(figsize=(7, 1 + 0.28 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     places = range(len(rows))
-    axes.barh(places, [row["value"] for row in rows], color="#0072B2", height=0.7)
+    axes.barh(places, [row["value"] for row in rows], color=COLORS[0], height=0.7)
     for place, row in zip(places, rows, strict=True):
         axes.plot([row["low"], row["high"]], [place, place], color="black", linewidth=1)
-        if row["ceiling"]:
-            axes.plot([row["ceiling"]] * 2, [place - 0.4, place + 0.4], color="#D55E00", linewidth=2)
     axes.set_yticks(places, [f"{row['question']}: {row['variant']}" for row in rows], fontsize=7)
     axes.invert_yaxis()
     axes.margins(y=0.01)
-    if max(row["value"] for row in rows) > 10 * min(row["value"] for row in rows):
-        axes.set_xscale("log")
-    figure.supxlabel(f"{record['unit']} (black: spread; orange: measured ceiling)", fontsize=9)
-    figure.suptitle(f"{record['title']}\n{record['device']}, {record['cores']} cores", fontsize=9)
+    axes.set_xlabel(f"{record['unit']} (black: spread)", fontsize=8)
     return figure

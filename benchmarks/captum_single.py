@@ -20,7 +20,7 @@ def main() -> None:
     data = dataset()
     model, fill = trained("2-layer")
     images, labels = jnp.asarray(data.test.images), jnp.asarray(data.test.labels)
-    report = Report("captum_single", "Each neuron ablated alone", "ms per neuron")
+    report = Report("captum_single", "Each neuron ablated alone", "ms per neuron", ("captum",))
     neurons = ja.models.site_neurons(model, images)
     whole = np.ones((1, sum(model.hidden)), bool)
     intact = float(ja.evaluate_masks(model, whole, images, labels, outcomes="loss")[0])

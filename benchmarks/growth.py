@@ -72,12 +72,13 @@ def main() -> None:
             timing, scale = result["timing"], 1e3 / case["masks"]
             value = timing["median"] * scale
             first = value if first is None else first
-            size = {"masks": case["masks"], "examples": case["examples"], "width": case["hidden"][0]}
+            sizes = {"masks": case["masks"], "examples": case["examples"], "width": case["hidden"][0]}
             varied = question.split()[0]
+            size = sizes.get(varied, len(case["hidden"]))
             report.add(
                 Row(
                     question,
-                    f"{size.get(varied, len(case['hidden']))} {varied}",
+                    f"{size} {varied}",
                     value,
                     timing["low"] * scale,
                     timing["high"] * scale,
@@ -85,6 +86,7 @@ def main() -> None:
                     against=first,
                     compile_s=timing["compile"],
                     cores=timing["cores"],
+                    size=size,
                     note=f"peak {result['megabytes']:.0f} MB",
                 )
             )

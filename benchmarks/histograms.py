@@ -11,7 +11,9 @@ NEURONS, EXAMPLES, CLASSES = 600, 10_000, 10
 
 
 def main() -> None:
-    report = Report("histograms", f"Joint histograms of {NEURONS} neurons and {EXAMPLES} examples", "ms")
+    report = Report(
+        "histograms", f"Joint histograms of {NEURONS} neurons and {EXAMPLES} examples", "ms", ("NumPy bincount",)
+    )
     random = np.random.default_rng(0)
     labels = random.integers(0, CLASSES, EXAMPLES).astype(np.int32)
     for num_codes in (2, 8, 32):

@@ -32,7 +32,8 @@ def logits_by_loop(weights: list, fill: ja.fills.LinearFill, sizes: tuple, keep:
 
 
 def main() -> None:
-    data, report = dataset(), Report("linear", "Linear compensation against bias balancing", "ms per mask")
+    data, title = dataset(), "Linear compensation against bias balancing"
+    report = Report("linear", title, "ms per mask", ("NumPy loop with a solve per step",))
     model, mean = trained(NETWORK)
     images, labels = data.test.images, data.test.labels
     fill = ja.compute_fill(model, "linear", data.validation.images)

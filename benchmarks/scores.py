@@ -141,7 +141,8 @@ def main() -> None:
     data, (model, _) = dataset(), trained("3-layer")
     layers = [jnp.asarray(layer) for layer in ja.record_activations(model, data.test.images)]
     labels = np.asarray(data.test.labels)
-    report = Report("scores", f"Scores of neurons and pairs, {len(labels)} examples of {data.source.name}", "ms each")
+    title = f"Scores of neurons and pairs, {len(labels)} examples of {data.source.name}"
+    report = Report("scores", title, "ms each", ("scikit-learn", "scikit-learn, one table each", "NumPy and SciPy"))
     compare_neurons(report, layers, labels)
     compare_pairs(report, layers[0], labels)
     report.finish()

@@ -74,7 +74,7 @@ def variants_for(device: str) -> dict:
 def main() -> None:
     data, device = dataset(), jax.default_backend()
     images, labels = jnp.asarray(data.test.images), jnp.asarray(data.test.labels)
-    report = Report("sweep", f"The sweep of figures 6 to 22 on {data.source.name}", "ms per mask")
+    report = Report("sweep", f"The sweep of figures 6 to 22 on {data.source.name}", "ms per mask", tuple(SAMPLE))
     totals: dict[str, list[float]] = {}
     num_masks = 0
     for name in NETWORKS:

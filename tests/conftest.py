@@ -1,5 +1,6 @@
 """Fixtures, the compilation cache of the session, and the run-time check of annotated shapes and dtypes."""
 
+import importlib
 import importlib.metadata
 import os
 import shutil
@@ -7,9 +8,10 @@ import tempfile
 from pathlib import Path
 
 import filelock
-import jaxtyping
 import numpy as np
 import pytest
+
+import jaxablate as ja
 
 # Compiled programs are shared by all test files, workers and child processes: they inherit these variables. The first
 # process to set the folder removes it.
@@ -25,14 +27,18 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # jaxlib 0.10 on a CPU prints a page for each program it reads
 
-with jaxtyping.install_import_hook("jaxablate", "beartype.beartype"):
-    import jaxablate as ja
-    import jaxablate.cli
-    import jaxablate.figures
-    import jaxablate.report
 
-    for name in ja.__all__:  # the package imports lazily, and the hook must cover every module
-        getattr(ja, name)
+def pytest_configure(config):
+    """Import the package with checks of its types, unless this process only hands tests to its workers."""
+    if config.getoption("numprocesses", 0) and not hasattr(config, "workerinput"):
+        return
+    import jaxtyping
+
+    with jaxtyping.install_import_hook("jaxablate", "beartype.beartype"):
+        for name in ("cli", "figures", "report"):
+            importlib.import_module(f"jaxablate.{name}")
+        for name in ja.__all__:  # the package imports lazily, and the hook must cover every module
+            getattr(ja, name)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,6 +18,12 @@ OPTIMIZED = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": "
 TIE = 1e-5  # examples whose two largest float64 logits are closer may be counted either way
 
 
+def first_quick(values, quick: int = 1) -> list:
+    """The values of a parametrised test; all after the first are slow, since they check the same in other places."""
+    params = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*param, marks=[pytest.mark.slow] * (i >= quick)) for i, param in enumerate(params)]
+
+
 def pairwise(**factors):
     """Parametrise a test so that any two values of two factors meet in a case; the full product has far more."""
     product = list(itertools.product(*factors.values()))

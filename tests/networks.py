@@ -1,5 +1,8 @@
 """Networks of several kinds that are no MLP, and their slow source: each mask set on the sites of a copy."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -133,6 +136,12 @@ def sites_in_order(model, kind: str) -> list[ja.Site]:
     return [sites[name] for name in SITES[kind]]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def called(graphdef, state, images):
+    """The model's outputs; compiled once for all masks of a model."""
+    return nnx.merge(graphdef, state)(images)
+
+
 def masked_logits(model, kind: str, keep, fill, images) -> np.ndarray:
     """Logits [example, class] with one mask [neuron] and fill [neuron], or a fill for each site, set by hand."""
     model = in_evaluation(model)
@@ -140,4 +149,4 @@ def masked_logits(model, kind: str, keep, fill, images) -> np.ndarray:
     fills = fill if isinstance(fill, list) else np.split(np.asarray(fill, np.float32), splits)
     for site, kept, filled in zip(sites_in_order(model, kind), np.split(keep, splits), fills, strict=True):
         set_mask(site, kept, filled)
-    return np.asarray(model(jnp.asarray(images)))
+    return np.asarray(called(*nnx.split(model), jnp.asarray(images)))

@@ -212,6 +212,7 @@ def test_bad_input_for_several_networks(networks, examples):
             ja.cumulative_ablation([networks[0], broken], orders[:2], *examples, steps=5, engine=engine)
 
 
+@pytest.mark.slow
 @pairwise(cores=(1, 2, 3), memory_limit=(2_000, 20_000, 10**9), masks_per_batch=(1, 4, 100))
 def test_chunks_and_threads_do_not_matter(
     small_model, examples, fill, monkeypatch, cores, memory_limit, masks_per_batch
@@ -296,6 +297,7 @@ print(counts.shape[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 102
     assert megabytes < 2000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     ("hidden", "classes", "num_examples", "limit"),

@@ -40,6 +40,7 @@ def curves(models, mnist5k):
     return orders, fills, images[clear], labels[clear], counts.reshape(2, 4, STEPS + 1)
 
 
+@pytest.mark.slow
 @pairwise(engine=("vmap", "incremental"), memory_limit=(None, 60_000), cores=(1, 3), way=("as given", "reversed"))
 def test_counts(engine, memory_limit, cores, way, models, curves, monkeypatch):
     monkeypatch.setattr(_execute, "num_cores", lambda: cores)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import assert_counts, pairwise, raises_input_error
+from helpers import assert_counts, first_quick, pairwise, raises_input_error
 
 import jaxablate as ja
 from jaxablate.ablation import _certified, _incremental
@@ -63,7 +63,7 @@ def test_all_counts_equal_full_passes(models, examples, evaluated, activation, s
 
 @pytest.mark.parametrize(
     ("activation", "scope", "balanced"),
-    [("sigmoid", "network", True), ("relu", "layer 1", False), ("tanh", "layers 2 and 3", True)],
+    first_quick([("sigmoid", "network", True), ("relu", "layer 1", False), ("tanh", "layers 2 and 3", True)]),
 )
 def test_counts_equal_full_passes(models, examples, evaluated, activation, scope, balanced):
     check_counts(models, examples, evaluated, activation, scope, balanced)
@@ -109,6 +109,7 @@ def check_radius(logits, p, bounds, key):
     return int((far.argmax(axis=1) != start.argmax(axis=1)).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "activation", ["relu", *(pytest.param(a, marks=pytest.mark.slow) for a in ("sigmoid", "tanh"))]
 )
@@ -155,6 +156,7 @@ def confusions(model, orders, examples, engines=("certified", "vmap"), **options
     ]
 
 
+@pytest.mark.slow
 def test_equal_classes(mnist5k, examples):
     """Two classes with the same weights are tied for every example, and the first one is predicted."""
     model = ja.train(mnist5k, (12, 10, 8), activation="relu", epochs=5)[0]
@@ -267,6 +269,7 @@ def test_chains_for_which_the_bound_does_not_hold(examples):
         np.testing.assert_array_equal(*confusions(model, order, (images, labels), steps=steps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 @pytest.mark.parametrize(("layer", "order"), [(0, [0, 3, 7, 5]), (2, [1, 22, 25, 24])])
 def test_large_weights_leave_no_rounding_error_behind(mnist5k, examples, activation, layer, order):
@@ -288,6 +291,7 @@ def residual(params, x):
     return jax.nn.relu(second @ params["c"]) @ params["d"]
 
 
+@pytest.mark.slow
 def test_what_is_not_certified(models, examples, mnist5k):
     model, order = models["sigmoid"], np.arange(40)[None]
     random = np.random.default_rng(0)

@@ -249,6 +249,7 @@ def simplified(verdicts, network="net0"):
     return {v.claim: (v.verdict, v.reason, repr(v.effects)) for v in verdicts if v.network == network}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_what_else_the_results_hold_changes_no_verdict(seed):
     two, three = noisy_results(seed)

@@ -56,6 +56,7 @@ def network(*changes):
 DEAD, ALL_DEAD = [(0, 0.0, -1.0)], [(0, 0.0, -1.0), (1, 0.0, -1.0)]
 
 
+@pytest.mark.slow
 def test_one_class_tells_nothing(archive):
     with pytest.warns(JaxablateWarning, match="validation labels: all are 0, so no neuron carries information"):
         results = study(archive(labels=lambda split, size: np.zeros(size)))
@@ -63,6 +64,7 @@ def test_one_class_tells_nothing(archive):
     assert (results["accuracy"] == 1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_one_example(archive, split):
     warning = pytest.warns(JaxablateWarning, match="all are 0") if split == "validation" else nullcontext()
@@ -75,6 +77,7 @@ def test_one_example(archive, split):
         assert set(np.unique(results["correct"])) <= {0, 1}
 
 
+@pytest.mark.slow
 def test_constant_inputs_tell_nothing(archive):
     results = study(archive(images=lambda size: np.zeros((size, 3, 3), np.float32)))
     assert (results["scores"] == 0).all()
@@ -159,6 +162,7 @@ def test_a_diverged_training_keeps_its_last_good_state(archive, tmp_path, monkey
     assert list(kept.parent.iterdir()) == [kept]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [(1, 1), (10_000,)])
 def test_layers_of_one_neuron_and_of_ten_thousand(archive, hidden):
     results = study(archive(), networks=(hidden,), steps=1)

@@ -7,8 +7,8 @@ parsed by the command line itself and run with few steps, except for those in `P
 import ast
 import importlib.util
 import itertools
+import json
 import re
-import runpy
 import shlex
 import tomllib
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from run_pages import FENCE, blocks
 from typer.main import get_command
 
 import jaxablate as ja
@@ -26,15 +27,9 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PAGES}
-NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.py"))
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 NOT_OURS = {"captum.attr", "equinox", "haiku", "torch", "torch_pruning"}  # blocks run where these are installed
 NO_WARNING = pytest.mark.filterwarnings("ignore::jaxablate.uncertainty.BiasWarning")  # from so little training
-
-
-def blocks(text, language):
-    """The fenced blocks of a page, each with the number of its first line."""
-    return [(text.count("\n", 0, fence.start(2)), fence[2]) for fence in FENCE.finditer(text) if fence[1] == language]
 
 
 PYTHON = [name for name, text in TEXTS.items() if blocks(text, "python")]
@@ -178,7 +173,9 @@ def run_command(words):
 
 
 @NO_WARNING
-@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=[pytest.mark.slow] * (line not in TEXTS["README.md"])) for line in COMMANDS]
+)
 def test_a_command_line_is_what_it_says(line, own_files, less_work, monkeypatch):
     monkeypatch.chdir(own_files)
     monkeypatch.setattr("jaxablate.datasets.availability", lambda name, folder: "")  # asks servers
@@ -231,39 +228,46 @@ def test_messages_that_are_explained_are_ours():
     assert not {piece for piece in pieces if not any(piece in text for text in texts)}
 
 
-def check_paper_figure(names):
-    accuracy = names["results"]["2-layer"]["accuracy"]
-    assert (accuracy.sizes["scope"], accuracy.sizes["step"]) == (3, 81)
-
-
-def check_own_network(names):
-    assert [curve.shape[1] for curve in names["curves"].values()] == [56, 56, 56]
-    assert names["small"](names["test"][0]).shape == (1000, 10)
-    assert names["after"] < names["before"]
-
-
-def check_redundancy(names):
-    assert np.allclose(names["parts"], names["pairs"].joint, atol=1e-5)
-    assert 0 < names["test_result"].p_value <= 1
-
-
-NOTEBOOK_CHECKS = {
-    "own_network": check_own_network,
-    "paper_figure": check_paper_figure,
-    "redundancy": check_redundancy,
+LESS_TRAINING = {
+    "my_score": (("range(20)", "range(1)"),),
+    "own_network": (("EPOCHS = 20", "EPOCHS = 1"),),
+    "paper_figure": (('dataset="mnist5k",', 'dataset="mnist5k", epochs=1,'),),
+    "redundancy": (("epochs=60", "epochs=1"), ("(60, 40)", "(24, 16)"), ("999", "99")),
+}
+CHECKS_IN_NOTEBOOKS = {
+    "my_score": "assert counts['random orders'].shape == (20, 129)",
+    "own_network": "assert small(test[0]).shape == (1000, 10) and after < before",
+    "paper_figure": "assert (network.sizes['scope'], network.sizes['step']) == (3, 81)",
+    "redundancy": "assert np.allclose(parts, pairs.joint, atol=1e-5) and 0 < test_result.p_value <= 1",
 }
 
 
-@pytest.mark.slow
-@NO_WARNING
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_from_top_to_bottom(path, less_work, monkeypatch):
-    text, picture = path.read_text(), f"{path.stem}.png"
-    assert text.startswith("# %% [markdown]\n# # ")
-    assert len(text.splitlines()) < 150
-    assert f"({picture})" in text
-    assert (path.parent / picture).is_file()
-    monkeypatch.setenv("JAXABLATE_NOTEBOOKS", "small")
-    monkeypatch.setenv("JAXABLATE_NOTEBOOKS_OUT", str(less_work))
-    NOTEBOOK_CHECKS[path.stem](runpy.run_path(str(path)))
-    assert (less_work / picture).stat().st_size > 10_000
+def test_a_notebook_is_whole_and_small(path):
+    """Its cells were run in their order, without an error, and it shows a picture."""
+    notebook = json.loads(path.read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+    assert [output for output in outputs if "image/png" in output.get("data", {})]
+    assert path.stat().st_size < 250_000
+    assert "".join(notebook["cells"][0]["source"]).startswith("# ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_top_to_bottom(path, tmp_path):
+    """In a kernel, as a user runs it, with less training."""
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(path, 4)
+    for old, new in LESS_TRAINING[path.stem]:
+        (cell,) = (cell for cell in notebook.cells if cell.cell_type == "code" and old in cell.source)
+        cell.source = cell.source.replace(old, new)
+    notebook.cells.append(nbformat.v4.new_code_cell(CHECKS_IN_NOTEBOOKS[path.stem]))
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    displayed = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert [data for data in displayed if "image/png" in data]
+    if path.stem == "paper_figure":
+        assert any("ablate 2-layer" in data.get("text/html", "") for data in displayed), "bars of run_study"

@@ -281,6 +281,7 @@ shapes = st.sampled_from([(1, 1, 2), (3, 4, 2), (2, 6, 5)])  # few: each is comp
 tables = shapes.flatmap(lambda shape: hnp.arrays(np.int32, shape, elements=st.integers(0, 60_000)))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(tables, st.randoms(use_true_random=False))
 def test_laws_of_the_estimators(counts, random):
@@ -343,6 +344,7 @@ def test_shuffles_as_good_as_the_labels_count_whatever_their_rounding(seed):
     assert null.fraction_not_significant(at_one) == (null.p_value > at_one).mean()
 
 
+@pytest.mark.slow
 def test_p_values_equal_scipy_where_all_permutations_can_be_had():
     codes, labels = coded(3, 6, 5, 2, 3)
 
@@ -385,6 +387,7 @@ def test_the_bootstrap_equals_loops_over_the_same_examples():
     assert interval.low[0] == interval.high[0] == 0
 
 
+@pytest.mark.slow
 def test_bootstrap_intervals_equal_those_of_scipy():
     codes, labels = coded(7, 400, 4, 2, 10)
     interval = bootstrap(

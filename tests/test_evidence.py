@@ -87,6 +87,7 @@ def test_a_silent_neuron_has_no_selectivity(small_model, split):
     np.testing.assert_array_equal(compute_score("class_selectivity", silent), np.zeros(27))
 
 
+@pytest.mark.slow
 def test_norms_of_weights(evidence, small_model, split):
     weights = weights64(small_model)
     incoming = [np.sqrt((kernel**2).sum(axis=0)) for kernel, _ in weights[:-1]]

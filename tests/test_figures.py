@@ -57,6 +57,7 @@ def lines_of(figure) -> dict[str, np.ndarray]:
     return {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
 
 
+@pytest.mark.slow
 def test_a_style_of_the_user_changes_no_picture(results):
     def picture() -> bytes:
         file = io.BytesIO()
@@ -422,6 +423,7 @@ def test_the_published_figure_4_says_what_it_shows(small_results):
     assert not axes.lines
 
 
+@pytest.mark.slow
 def test_curves_of_small_scopes_are_drawn_to_their_end():
     config = ja.StudyConfig(dataset="mnist5k", networks=((9, 4),), epochs=1, num_random_orders=2, steps="all")
     results = ja.run_study(config)

@@ -246,6 +246,7 @@ def test_comparisons_by_hand(grid):
     assert float(cell["constant"]) == pytest.approx(100 * ((counts > 0).sum(axis=-1) == 1).mean())
 
 
+@pytest.mark.slow
 def test_conditions_of_different_networks(config):
     config = replace(config, seeds=(0,), vary={"networks": (((8,),), ((8,), (8, 7))), "scores": (("entropy",),)})
     results = ja.run_study(config)

@@ -15,7 +15,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import refused
+from helpers import first_quick, refused
 from test_datasets import arrays, idx, write_folder
 from typer.testing import CliRunner
 
@@ -338,7 +338,7 @@ def unchecked():
 
 
 @pytest.mark.filterwarnings("ignore:.* example of class")  # few examples
-@pytest.mark.parametrize("name", ["idx", "idx.gz", "npz", "network", "pytorch", "pt", "netcdf"])
+@pytest.mark.parametrize("name", first_quick(["npz", "idx", "idx.gz", "network", "pytorch", "pt", "netcdf"]))
 def test_a_moment_of_fuzzing(tmp_path, name, unchecked):
     """Files are the same every time; scripts/fuzz.py runs for a chosen time."""
     reader = fuzz.readers(tmp_path).get(name)

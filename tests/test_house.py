@@ -19,7 +19,7 @@ import jaxablate as ja
 
 PACKAGE = Path(ja.__file__).parent
 LAYERS = (
-    {"_typing", "_checks", "_files", "_precision", "devices", "statistics", "_rundir"},
+    {"_typing", "_checks", "_files", "_precision", "devices", "statistics", "_rundir", "_progress"},
     {"datasets", "fills", "quantizers", "histograms", "metrics", "orders", "streams"},
     {"models", "protocols", "interactions", "uncertainty", "linear_compensation"},
     {"training", "activations", "ablation", "pruning"},
@@ -129,6 +129,7 @@ def doctest_globals(small_results, tmp_path_factory):
 EXAMPLES = [name for name, thing in PUBLIC.items() if callable(thing) and ">>>" in (thing.__doc__ or "")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_run(name, doctest_globals):
     if "import torch" in PUBLIC[name].__doc__:

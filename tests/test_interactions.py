@@ -153,6 +153,7 @@ def test_absent_classes_and_one_example():
     )
 
 
+@pytest.mark.slow
 def test_super_additivity_of_a_network(small_model, mnist5k):
     images, labels = mnist5k.test.images[:200], mnist5k.test.labels[:200]
     measured = np.asarray(ja.ablation.pair_ablation(small_model, images, labels, site="layer2", outcomes="loss"))

@@ -12,7 +12,7 @@ import pytest
 import redundancy
 import xarray as xr
 from flax import nnx
-from helpers import ACTIVATIONS, TIE, raises_input_error, weights64
+from helpers import ACTIVATIONS, TIE, first_quick, raises_input_error, weights64
 from networks import KINDS, SITES, in_evaluation, sites_in_order
 from sklearn.linear_model import LinearRegression, Ridge
 
@@ -149,7 +149,7 @@ def test_steps_of_several_neurons_and_networks(mnist5k, model, examples, fit_ima
         assert_counts(of_network, lambda k, m=m, f=f: logits64(m, f, k, examples[0]), keep, examples[1])
 
 
-@pytest.mark.parametrize("kind", ["residual", "cnn_chain", "chain", "tokens"])
+@pytest.mark.parametrize("kind", first_quick(["residual", "cnn_chain", "chain", "tokens"]))
 def test_networks_that_are_no_mlp(kind, examples, fit_images):
     model = KINDS[kind]()
     fill, size = ja.compute_fill(model, "linear", fit_images), sum(SITES[kind].values())
@@ -471,6 +471,7 @@ def test_pruned_networks_have_the_outputs_of_the_compensated_mask(model, fit_ima
         ja.prune(cnn, np.arange(15) > 0, ja.compute_fill(cnn, "linear", fit_images), images=examples[0])
 
 
+@pytest.mark.slow
 def test_pruning_by_score_shows_masked_and_folded_accuracy(model, mnist5k):
     rows = ja.study.prune_by_score(model, mnist5k, keep_fraction=0.5, fill="linear").rows
     assert rows[1].accuracy == pytest.approx(rows[2].accuracy, abs=1e-3)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import logits64, raises_input_error, random_masks
+from helpers import first_quick, logits64, raises_input_error, random_masks
 from networks import KINDS, SITES, masked_logits
 
 import jaxablate as ja
@@ -96,7 +96,7 @@ def test_measures_of_several_networks(examples):
         )
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", first_quick(KINDS))
 def test_each_neuron_alone(kind, examples):
     model, images, labels = KINDS[kind](), examples[0][:60], examples[1][:60]
     neurons = sum(SITES[kind].values())
@@ -114,6 +114,7 @@ def test_a_scale_goes_with_neurons_alone(small_model, examples, fill):
     np.testing.assert_array_equal(ja.single_ablation(small_model, *examples, ja.fills.AffineFill(scale, fill)), correct)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "site", "start"), [("chain", "second", 9), ("chain", "first", 0), ("residual", "a", 8)]
 )
@@ -151,7 +152,7 @@ def test_pairs_of_a_large_layer_keep_to_the_memory_limit(monkeypatch):
     assert 0 < sizes[0][1] < 10**7
 
 
-@pytest.mark.parametrize("outcome", ["correct", "loss", "divergence"])
+@pytest.mark.parametrize("outcome", first_quick(["loss", "correct", "divergence"]))
 @pytest.mark.parametrize(("kind", "site", "start"), [("chain", "second", 9), ("residual", "a", 8), ("chain", None, 0)])
 def test_greedy_takes_the_least_harmful_each_time(kind, site, start, outcome, examples):
     model, images, labels = KINDS[kind](), examples[0][:60], examples[1][:60]
@@ -193,7 +194,7 @@ def test_fills_by_hand(mnist5k):
         np.testing.assert_allclose(table, [layer[labels == c].mean(axis=0) for c in range(10)], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", first_quick(KINDS, 2))
 @pytest.mark.parametrize("fill", ["class_mean", "resample"])
 def test_fills_that_differ_between_examples(kind, fill, mnist5k):
     """The row that each example takes, set by hand on the sites; a channel's whole map is resampled."""
@@ -215,6 +216,7 @@ def test_fills_that_differ_between_examples(kind, fill, mnist5k):
     np.testing.assert_allclose(losses, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fill", ["class_mean", "resample"])
 def test_engines_agree_on_fills_that_differ_between_examples(small_model, examples, mnist5k, fill):
     computed = ja.compute_fill(
@@ -305,6 +307,7 @@ def test_measures_are_the_same_in_company():
         np.testing.assert_allclose(together[name][-1], alone, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_ids_within_a_site_equal_network_wide_ids(small_model, examples, fill):
     """layer2 has the neurons 10..17 of the network, which are 0..7 within the site."""
     first, width, call = 10, 8, (*examples, fill)

@@ -262,6 +262,7 @@ def linear_relu(params, images):
     return jax.nn.relu(images.reshape(len(images), -1) @ params["first"]) @ params["last"]
 
 
+@pytest.mark.slow
 def test_results_state_only_what_is_true_of_networks_that_were_passed(small_model, mnist5k):
     """The defaults of training in the config were not used, and the seeds have trained nothing."""
     config = ja.StudyConfig(dataset="mnist5k", seeds=(4, 5), scores=("entropy",), num_random_orders=1, steps=1)
@@ -348,6 +349,7 @@ def test_the_order_of_colours_is_stated(tmp_path):
     assert facts["layers"] == "a,b, from --layers"
 
 
+@pytest.mark.slow
 def test_results_with_damaged_facts_are_refused(study_of_file, tmp_path):
     for attributes in (
         {"files": "[]"}, {"files": '{"own": {"name": "own", "bytes": "1", "sha256": ""}}'}, {"files": "{"},
@@ -391,6 +393,7 @@ def test_merged_results_keep_the_files_of_their_runs(study_of_file):
         assert json.loads(entry["files"])["own"]["name"] == "own.safetensors"
 
 
+@pytest.mark.slow
 def test_a_network_with_the_name_of_the_papers_has_no_figures_of_the_paper(mnist5k):
     """Its training is not known, and a number of a figure would claim that it is the paper's network."""
     config = ja.StudyConfig(dataset="mnist5k", num_random_orders=1, steps=2)

@@ -154,6 +154,7 @@ def off_and_on():
         return ja.run_study(config)
 
 
+@pytest.mark.slow
 def test_all_departures_off_is_the_paper_and_on_is_published(off_and_on):
     nodes = {
         name: ja.results.select_protocol(off_and_on, name)["2-layer-12-10"].to_dataset()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
-from helpers import logits64, raises_input_error, random_masks
+from helpers import first_quick, logits64, raises_input_error, random_masks
 from networks import KINDS, SITES, cnn_chain, flatten, masked_logits
 from test_sites import ResidualSequential
 
@@ -166,10 +166,10 @@ def plain_function():
 
 
 IMAGES = np.zeros((2, 28, 28), np.float32)
-FUNCTIONS = {f.__name__: f for f in (linen_residual, haiku_mlp, equinox_cnn, plain_function)}
+FUNCTIONS = {f.__name__: f for f in (plain_function, linen_residual, haiku_mlp, equinox_cnn)}
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "equinox_cnn")) for n in FUNCTIONS])
+@pytest.mark.parametrize("name", first_quick(FUNCTIONS, 2))
 def test_a_pruned_function_puts_out_what_the_masked_one_does(name, images):
     """Functions of every framework. For the plain one the masks are applied in float64 NumPy."""
     model, sizes, by_hand, apply_of = FUNCTIONS[name]()
@@ -201,6 +201,7 @@ def test_a_pruned_function_puts_out_what_the_masked_one_does(name, images):
             ja.prune(model, keep, fill, images=images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["residual", "tokens"])
 def test_a_pruned_module_that_is_no_chain(kind, images):
     model = KINDS[kind]()
@@ -404,6 +405,7 @@ def test_what_cannot_be_pruned(small_model, images):
     assert ja.pruning.count_parameters(model) == 784 * 6 + 60
 
 
+@pytest.mark.slow
 def test_training_on_after_pruning(small_model, mnist5k):
     small = ja.prune(small_model, np.arange(27) % 2 == 0)
     tuned, history = ja.train(mnist5k, start=small, epochs=1)

@@ -28,7 +28,7 @@ import jaxablate as ja
 import jaxablate.cli
 from jaxablate.charts import Line, LineChart, damage_chart, order_charts, score_chart, share_charts
 from jaxablate.layer_analysis import damage_correlations
-from jaxablate.report import networks_beside, write_report
+from jaxablate.report import networks_beside, write_comparison, write_report
 from jaxablate.report._charts import svg_chart
 from jaxablate.report._examples import Examples
 from jaxablate.report._pictures import picture, weights_of
@@ -264,6 +264,7 @@ def test_the_same_results_give_the_same_page(path, small_results, small_model, t
     assert again.read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_names_of_files_are_text(small_config, mnist5k, tmp_path):
     path = tmp_path / "<img src=x onerror=alert(1)>.npz"
     test = {"test_images": mnist5k.test.images[:200], "test_labels": mnist5k.test.labels[:200]}
@@ -330,6 +331,7 @@ def test_neurons_without_a_score_are_not_ranked(small_results, tmp_path):
     assert "class 7: no images" in page.texts["title"]
 
 
+@pytest.mark.slow
 def test_words_are_true_of_other_studies(mnist5k, tmp_path):
     test = {"test_images": mnist5k.test.images[:200], "test_labels": mnist5k.test.labels[:200]}
     train = {"train_images": mnist5k.train.images[:300], "train_labels": mnist5k.train.labels[:300]}
@@ -537,6 +539,7 @@ def test_the_program_for_passed_networks_gives_the_same_results(passed, tmp_path
     assert (tmp_path / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_program_for_data_in_memory_gives_the_same_results(mnist5k, tmp_path, monkeypatch):
     config = ja.StudyConfig(scores=("entropy",), quantizer="mean", num_random_orders=1, steps=1)
     model, test = KINDS["chain"](), mnist5k.test
@@ -552,6 +555,7 @@ def test_the_program_for_data_in_memory_gives_the_same_results(mnist5k, tmp_path
     assert names["results"]["chain"].to_dataset().identical(results["chain"].to_dataset())
 
 
+@pytest.mark.slow
 def test_the_command_on_the_page_gives_the_same_results(small_data, tmp_path, monkeypatch):
     """From a PyTorch file whose name a shell would split, with options in any order."""
     monkeypatch.chdir(tmp_path)
@@ -841,3 +845,48 @@ def test_layout_in_a_browser(browser, path, five_scores, width, kind):
             "[scrollY, ...[...document.querySelectorAll('h2, figure')].map(e => e.offsetTop)]"
         )
     page.close()
+
+
+def test_two_runs_are_compared_on_a_page(small_results, tmp_path):
+    """Its numbers are those of `ja.compare`; it names the settings that differ, and both origins."""
+    other = small_results.copy(deep=True)
+    config = json.loads(other.attrs["config"])
+    other.attrs["config"] = json.dumps({**config, "l2": 0.25})
+    for node in other.subtree:
+        if "accuracy" in node.data_vars:
+            node["accuracy"] = node["accuracy"] * 0.9
+    page = Page(write_comparison(small_results, other, tmp_path / "page.html", names=("<mine>", "other")))
+    rows = page.rows()
+    assert f"l2 {config['l2']} 0.25" in rows
+    assert not [row for row in rows if row.startswith("epochs")], "an equal setting"
+    compared = ja.compare(small_results, other)
+    for network in small_results.children:
+        table = compared[network].to_dataset()
+        cell = table.sel(scope="network", ordering="entropy_low", fill="mean")
+        text = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(float(cell[name]) for name in ("difference", "low", "high")))
+        assert f"entropy, low first, mean {text}" in rows
+        accuracy = 100 * float(small_results[network]["accuracy"][:, 0, 0, 0, 0].mean())
+        (row,) = (row for row in rows if row.startswith(f"{network} ") and "paired by seed, networks: 2" in row)
+        assert row.split()[1:3] == [f"{accuracy:.2f}", f"{0.9 * accuracy:.2f}"]
+    assert "<mine> minus other" in page.texts["h1"]
+    titles = [title for title, *_ in charts(tmp_path / "page.html")]
+    assert len([title for title in titles if title.startswith("other: ")]) == len(titles) / 2 > 0
+    assert len([row for row in rows if row.startswith("SHA-256 of ")]) > 0
+
+
+def test_pages_of_comparisons_that_make_no_sense_are_refused(small_results, tmp_path):
+    with raises_input_error("names: expected two different texts"):
+        write_comparison(small_results, small_results, tmp_path / "page.html", names=("a", "a"))
+    with raises_input_error("by: unknown 'area'"):
+        write_comparison(small_results, small_results, tmp_path / "page.html", by="area")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_the_page_of_a_comparison(small_results, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        ja.results.save_results(small_results, tmp_path / name / "results.nc")
+    command = ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--report", str(tmp_path / "page.html")]
+    assert CliRunner().invoke(jaxablate.cli.app, command).exit_code == 0
+    assert "a minus b" in Page(tmp_path / "page.html").texts["h1"]
+    assert "All settings are equal." in Page(tmp_path / "page.html").rows()

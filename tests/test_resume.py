@@ -106,6 +106,7 @@ def test_a_run_goes_on_after_every_unit(config, undisturbed, tmp_path, monkeypat
     assert not (tmp_path / "run.owner").exists()
 
 
+@pytest.mark.slow
 def test_networks_are_kept_as_soon_as_they_are_trained(config, undisturbed, tmp_path):
     def stop_late(what, done, total, note):
         if what.startswith("train") and done == total:
@@ -166,6 +167,7 @@ def test_another_config_is_refused_or_begins_afresh(config, undisturbed, tmp_pat
         ja.run_study(changed_config, run_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_other_models_of_the_same_weights_are_another_run(tmp_path):
     config = ja.StudyConfig(dataset="mnist5k", networks=(), quantizer="mean", steps=2, num_random_orders=1)
     weights = nnx.Linear(784, 5, rngs=nnx.Rngs(0)), nnx.Linear(5, 10, rngs=nnx.Rngs(1))
@@ -184,6 +186,7 @@ def test_other_models_of_the_same_weights_are_another_run(tmp_path):
         ja.run_study(config, {"mine": network(jax.nn.tanh)}, run_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_what_is_computed_from_another_network_is_not_used(config, tmp_path):
     small = dataclasses.replace(config, networks=((12, 10),), seeds=(0,))
     ja.run_study(small, run_dir=tmp_path)
@@ -195,6 +198,7 @@ def test_what_is_computed_from_another_network_is_not_used(config, tmp_path):
     assert same(ja.run_study(small, run_dir=tmp_path), fresh)
 
 
+@pytest.mark.slow
 def test_a_score_of_ones_own_may_change(config, tmp_path, monkeypatch):
     for sign in (1, -1):
         monkeypatch.setitem(ja.scores.SCORES, "mine", lambda evidence, sign=sign: sign * evidence.class_means[0])

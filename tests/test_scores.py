@@ -64,6 +64,7 @@ shapes = st.tuples(st.sampled_from([1, 4]), st.sampled_from([1, 2, 6]), st.sampl
 tables = hnp.arrays(np.int32, shapes, elements=st.integers(0, 60_000))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(tables, st.randoms(use_true_random=False))
 def test_laws_of_the_metrics(counts, random):

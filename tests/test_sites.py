@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import TIE, raises_input_error, random_masks
+from helpers import TIE, first_quick, raises_input_error, random_masks
 from networks import KINDS, SITES, chain, cnn_chain, flatten, in_evaluation, masked_logits, set_mask
 
 import jaxablate as ja
@@ -129,6 +129,7 @@ def test_auto_takes_the_incremental_engine_on_a_cpu(examples, monkeypatch):
         assert taken.pop() == engine
 
 
+@pytest.mark.slow
 def test_both_engines_agree(kind, examples):
     """Steps of one and of several neurons, over one site and all, with every kind of fill."""
     model, num_neurons = KINDS[kind](), neurons_of(kind)
@@ -380,7 +381,7 @@ def special_models():
     }
 
 
-@pytest.mark.parametrize("what", list(special_models()))
+@pytest.mark.parametrize("what", first_quick(special_models(), 3))
 def test_special_models_count_as_called(what, examples):
     """Every way to evaluate equals the model called with its site masked."""
     model, (images, labels) = special_models()[what], examples

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -175,6 +176,7 @@ def test_networks_are_reused_where_the_settings_agree(small_config, tmp_path):
     assert any("trained again: network file" in note and "reused 1" in note for *_, note in notes)
 
 
+@pytest.mark.slow
 def test_networks_with_dropout_batch_norm_and_label_noise_are_reused(mnist5k, tmp_path):
     plain = ja.StudyConfig(dataset="mnist5k", networks=((6, 5),), epochs=1, steps=2)
     config = dataclasses.replace(plain, dropout=0.1, batch_norm=True, label_noise=0.2)
@@ -199,6 +201,7 @@ def test_networks_with_dropout_batch_norm_and_label_noise_are_reused(mnist5k, tm
     }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::jaxablate.uncertainty.BiasWarning")  # images of noise
 def test_networks_of_other_data_are_not_reused(tmp_path):
     random = np.random.default_rng(0)
@@ -429,6 +432,7 @@ def test_steps_all_ablates_every_neuron_of_every_scope(complete, mnist5k):
         )
 
 
+@pytest.mark.slow
 def test_contribution_sd_and_single_damage_by_hand(complete, mnist5k):
     model, _ = ja.train(mnist5k, (12, 10), 3, epochs=2)
     activations = np.concatenate(ja.record_activations(model, mnist5k.validation.images), axis=1).astype(np.float64)
@@ -456,6 +460,7 @@ def test_contribution_sd_and_single_damage_by_hand(complete, mnist5k):
         assert np.ptp(damage.values) > 1e-4
 
 
+@pytest.mark.slow
 def test_curves_of_different_lengths_are_summarized(complete):
     rows = ja.results.summarize(complete, steps=(0, 11, 80))
     steps = {(row.protocol, row.scope): list(row.accuracy) for row in rows}
@@ -494,6 +499,28 @@ def test_complete_curves_are_saved_drawn_and_printed(complete, tmp_path, capsys)
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
+def test_bars_are_shown_on_a_terminal_only(small_model, in_memory, capsys, monkeypatch):
+    config = ja.StudyConfig(networks=(), scores=("entropy",), num_random_orders=1, steps=2)
+
+    def printed(**options):
+        ja.run_study(config, {"mine": small_model}, data=in_memory, **options)
+        streams = capsys.readouterr()
+        assert streams.out == ""
+        return streams.err
+
+    assert printed() == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the stream for a terminal
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed()).splitlines()
+    (row,) = {line for line in lines if line.startswith("ablate mine") and "4/4" in line}
+    assert re.search(r"4/4 0:00:0\d", row), "the time that it took"
+    assert printed(on_progress=None) == ""
+    reports = []
+    assert printed(on_progress=lambda *report: reports.append(report)) == ""
+    assert ("ablate mine", 4, 4) in {report[:3] for report in reports}
+    with raises_input_error('on_progress: expected "bars", None or a function, got str'):
+        ja.run_study(config, on_progress="loud")
+
+
 def test_steps_that_are_no_number(small_config):
     for steps in ("each", 2.5, None, "0%", "101%", "-5%", "5 %", "1e1%", True):
         with raises_input_error(f"steps: expected a number, 'all' or a percentage such as '0.5%', got {steps!r}"):
@@ -507,6 +534,7 @@ def in_memory(mnist5k):
     return dataclasses.replace(mnist5k, train=part)
 
 
+@pytest.mark.slow
 def test_a_study_of_data_in_memory(small_config, in_memory, tmp_path):
     """The arrays identify the run, whatever a dataset says about its files."""
     config = dataclasses.replace(small_config, dataset="auto", networks=((12, 10),), epochs=1, protocols=("paper",))

@@ -294,6 +294,7 @@ def raw_weights64(model):
         yield kernel, bias
 
 
+@pytest.mark.slow
 def test_ablation_of_a_batch_norm_network_equals_numpy(normalized_model):
     model, split = normalized_model, toy(200, seed=9).test
     for got, want in zip(weights64(model), raw_weights64(model), strict=True):
@@ -312,6 +313,7 @@ def test_ablation_of_a_batch_norm_network_equals_numpy(normalized_model):
     assert np.ptp(np.asarray(curves)) > 20
 
 
+@pytest.mark.slow
 def test_a_batch_norm_network_is_pruned(normalized_model):
     model, images = normalized_model, toy(200).test.images
     keep = np.arange(13) % 3 > 0

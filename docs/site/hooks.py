@@ -3,8 +3,10 @@
 Formulas are converted when the site is built, so browsers show them without a script and without the network.
 """
 
+import base64
 import html
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -41,10 +43,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for pattern in OUTSIDE:
         for path in sorted(ROOT.glob(pattern)):
             files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
-    pages = {f"api/{name}.md": f"# `jaxablate.{name}`\n\n::: jaxablate.{name}\n" for name in MODULES}
+    pages: dict[str, str | bytes] = {
+        f"api/{name}.md": f"# `jaxablate.{name}`\n\n::: jaxablate.{name}\n" for name in MODULES
+    }
     pages["api/index.md"] = api_index()
-    for path in (DOCS / "notebooks").glob("*.py"):
-        pages[f"notebooks/{path.stem}.md"] = notebook_page(path)
+    for path in (DOCS / "notebooks").glob("*.ipynb"):
+        pages |= notebook_page(path)
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
@@ -73,22 +77,29 @@ def in_table(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def notebook_page(path: Path) -> str:
-    """Return the page of a script with `# %%` cells: Markdown cells become text, other cells become code blocks."""
-    parts = []
-    for cell in re.split(r"^# %%", path.read_text(), flags=re.MULTILINE)[1:]:
-        kind, _, body = cell.partition("\n")
-        if "[markdown]" in kind:
-            parts.append("\n".join(line.removeprefix("#").removeprefix(" ") for line in body.strip().splitlines()))
-        else:
-            parts.append(f"```python\n{body.strip()}\n```")
-    return "\n\n".join([*parts, f"[This page as a script]({path.name}): Jupyter, VS Code and Spyder open it in cells."])
+def notebook_page(path: Path) -> dict[str, str | bytes]:
+    """Return the page of a notebook and its pictures by file name: text, code, printed output and pictures."""
+    parts, files = [], {}
+    for number, cell in enumerate(json.loads(path.read_text())["cells"]):
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if output.get("name") == "stdout":
+                parts.append(f"```text\n{''.join(output['text'])}```")
+            elif "image/png" in data:
+                name = f"{path.stem}_{number}.png"
+                files[f"notebooks/{name}"] = base64.b64decode(data["image/png"])
+                parts.append(f"![What the cell above draws]({name})")
+    parts.append(f"[This page as a notebook]({path.name})")
+    return {f"notebooks/{path.stem}.md": "\n\n".join(parts), **files}
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite links to files outside this folder: they work in a clone, and must also work on the site."""
+    """Rewrite links to notebooks and to files outside this folder, which work in a clone, for the site."""
     del config, files
     up = "../" * page.file.src_uri.count("/")
+    markdown = re.sub(r"\]\(((?:\.\./)*notebooks/\w+)\.ipynb", r"](\1.md", markdown)
     return markdown.replace(f"]({up}../benchmarks/", f"]({up}benchmarks/")
 
 

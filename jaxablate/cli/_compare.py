@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxablate.cli._console import command, console
+from jaxablate.cli._console import command, console, show
 from jaxablate.cli._merge import load_run
 
 __all__ = ["compare"]
@@ -21,10 +21,13 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Table with all layers too: .csv or .nc.", show_default=False)
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Page with intervals and curves: .html.", show_default=False)
+    ] = None,
 ) -> dict[str, Any]:
     """Compare the networks that two runs have in common: first minus second, with 95% intervals.
 
-    Example: jaxablate compare sigmoid relu --out differences.csv
+    Example: jaxablate compare sigmoid relu --report differences.html
     """
     import xarray as xr
     from rich.markup import escape
@@ -36,7 +39,12 @@ def compare(
 
     if out is not None:
         check_table_path(out)
-    compared = compare_results(load_run(first), load_run(second), by=by)
+    if report is not None:
+        from jaxablate.report import check_report_path, write_comparison
+
+        check_report_path(report)
+    runs = load_run(first), load_run(second)
+    compared = compare_results(*runs, by=by)
     networks = {node.path.strip("/"): node.to_dataset() for node in compared.subtree if node.data_vars}
     for name, data in networks.items():
         table = Table(
@@ -59,5 +67,10 @@ def compare(
     joined = xr.concat([data.assign_coords(network=name) for name, data in networks.items()], "network", join="outer")
     if out is not None:
         save_table(joined, out)
-        console.print(f"Table of all scopes: {out}", highlight=False, markup=False, soft_wrap=True)
-    return {"by": by, "differences": joined.to_dataframe().reset_index().to_dict("records"), "table": out}
+        show(f"Table of all scopes: {out}")
+    if report is not None:
+        names = (first.name, second.name) if first.name != second.name else ("first", "second")
+        write_comparison(*runs, report, names=names, by=by)
+        show(f"Report: {report}")
+    rows = joined.to_dataframe().reset_index().to_dict("records")
+    return {"by": by, "differences": rows, "table": out, "report": report}

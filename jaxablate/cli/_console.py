@@ -15,9 +15,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
-from rich.table import Column
-from rich.text import Text
+
+from jaxablate import _progress
 
 __all__ = [
     "Bars",
@@ -193,15 +192,7 @@ def one_sentence_errors(debug: bool = False) -> Iterator[None]:
         warnings.showwarning = python_showwarning
 
 
-class _TimeLeft(TimeRemainingColumn):
-    """Show the estimated time that is left; in the end, the time that the task took."""
-
-    def render(self, task: Task) -> Text:
-        text = super().render(task)
-        return text if task.finished else text.append(" left")
-
-
-class Bars:
+class Bars(_progress.Bars):
     """Show one progress bar for each task that the library reports.
 
     Without a terminal, print a line when a task is done, and every `EVERY` seconds a line for a running one.
@@ -210,27 +201,14 @@ class Bars:
     EVERY = 60
 
     def __init__(self):
-        # Bars only on a terminal: elsewhere `__call__` prints lines.
-        self.progress = Progress(
-            TextColumn("{task.description}", table_column=Column(min_width=14, no_wrap=True)),
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(),
-            _TimeLeft(elapsed_when_finished=True),
-            TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
-            console=console,
-            expand=True,
-            disable=not console.is_terminal,
-        )
-        self.tasks = {}
+        super().__init__(console)
         self.last_printed = time.monotonic()
         self.finished = set()
 
     def __call__(self, what: str, done: int, total: int, note: str) -> None:
         """Move the bar of the task `what`; the first report adds the bar."""
         exit_on_signal()
-        if what not in self.tasks:
-            self.tasks[what] = self.progress.add_task(what, total=total, note=note)
-        self.progress.update(self.tasks[what], completed=done, total=total, note=note)
+        super().__call__(what, done, total, note)
         # Without a terminal, for example in the log of a job, bars would fill the file. A task prints one line at its
         # end, and at most one a minute before.
         due = what not in self.finished if done >= total else time.monotonic() - self.last_printed >= self.EVERY

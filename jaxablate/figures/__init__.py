@@ -7,7 +7,7 @@ Memory: one figure at a time.
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import xarray as xr
@@ -16,6 +16,7 @@ from PIL import Image
 
 from jaxablate._checks import as_path, require
 from jaxablate._files import atomic_path, require_writable
+from jaxablate._progress import OnProgress
 from jaxablate.charts import EXTRAS, FIGURES, INTERVAL, METRIC_NAMES, FigureSpec, names_of, origin
 from jaxablate.claims import Verdict, departures_from_paper, explain_changes
 from jaxablate.claims._judge import require_verdicts
@@ -121,7 +122,7 @@ def save_figures(
     results: xr.DataTree,
     folder: str | Path,
     *,
-    on_progress: Callable[[str, int, int, str], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Path]:
     """Draw every figure that the results have the network for, and a contact sheet of them all.
 

@@ -23,6 +23,7 @@ from jaxablate.datasets import Dataset
 from jaxablate.models import MLP, AnyModel
 from jaxablate.protocols import shown_protocols
 from jaxablate.report._charts import svg_chart
+from jaxablate.report._comparison import comparison_page
 from jaxablate.report._examples import check_data, load_data_of
 from jaxablate.report._grid import grid_page
 from jaxablate.report._pictures import networks_beside
@@ -31,7 +32,7 @@ from jaxablate.report._summary import data_note, summarize_study
 from jaxablate.results import conditions_of, protocols_of, select_protocol
 from jaxablate.results._labels import is_passed, require_results
 
-__all__ = ["check_report_path", "load_data_of", "networks_beside", "write_report"]
+__all__ = ["check_report_path", "load_data_of", "networks_beside", "write_comparison", "write_report"]
 
 TEMPLATES = Path(__file__).parent
 
@@ -117,6 +118,49 @@ def write_report(
         "provenance": provenance_of(results),
     }
     return _write_page(path, "report.html", content)
+
+
+def write_comparison(
+    first: xr.DataTree,
+    second: xr.DataTree,
+    path: str | Path,
+    *,
+    names: Sequence[str] = ("first", "second"),
+    by: str = "auc",
+) -> Path:
+    """Write the comparison of two results as one HTML page that needs no other file and no network.
+
+    The page shows the settings in which the two studies differ, the accuracies of their networks, the difference for
+    every order of ablation with its interval, and the curves of both.
+
+    Args:
+        first, second: results of one study each, from `run_study` or `load_results`.
+        path: file of the page, for example `comparison.html`.
+        names: names of the two on the page.
+        by: the compared quantity, a name as in `ja.compare`.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: for a folder that cannot be written, results of a grid, names that are not two different texts, or
+            results that `ja.compare` cannot compare.
+
+    Example:
+        >>> from jaxablate.report import write_comparison
+        >>> write_comparison(results, results, tmp_path / "comparison.html", names=("a", "b")).name
+        'comparison.html'
+    """
+    path = as_path("comparison", path)
+    check_report_path(path)
+    for argument, results in (("first", first), ("second", second)):
+        require_results(results, whole=True)
+        require(not conditions_of(results), f"{argument}: it holds a grid; pass one condition, such as results['l2=0']")
+    require_type("names", names, Sequence, "two names")
+    texts = [name for name in names if isinstance(name, str) and name]
+    require(len(names) == len(texts) == len({*texts}) == 2, f"names: expected two different texts, got {list(names)}")
+    require_type("by", by, str, "the name of a measure")
+    return _write_page(path, "comparison.html", comparison_page(first, second, names, by))
 
 
 def _write_page(path: Path, template: str, content: Mapping[str, Any]) -> Path:

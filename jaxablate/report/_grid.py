@@ -12,12 +12,10 @@ import xarray as xr
 
 from jaxablate.charts import INTERVAL, comparison_name, names_of, order_chart
 from jaxablate.protocols import shown_protocols
+from jaxablate.report._intervals import IntervalAxis
 from jaxablate.report._sections import duration, provenance_of
 from jaxablate.results import NETWORK_SCOPE, compare_conditions, conditions_of, protocols_of, select_protocol
 from jaxablate.results._labels import all_protocols, studies_of
-
-WIDTH, MARGIN = 200, 6
-"""Width of the picture of an interval, and the margin at each end, in the units of the SVG."""
 
 
 def grid_page(results: xr.DataTree) -> dict[str, Any]:
@@ -88,15 +86,7 @@ def _rows(conditions: Iterable[str], compared: Mapping[str, xr.Dataset]) -> list
 def _comparisons(data: xr.Dataset, network: str, protocol: str, *, is_passed: bool) -> dict[str, Any]:
     """Return the intervals of a network for every comparison and condition, on one axis."""
     chosen = data.sel(network=network).dropna("condition", subset=["accuracy"])
-    # The means count too: a single network has no interval, and its ends are NaN. The axis includes 0, the line of no
-    # difference.
-    ends = xr.concat([chosen["low"], chosen["high"], chosen["difference"]], "end")
-    lowest, highest = min(float(ends.min()), 0.0), max(float(ends.max()), 0.0)
-    scale = (WIDTH - 2 * MARGIN) / max(highest - lowest, 1e-9)
-
-    def place(value: float) -> float | None:
-        return round(MARGIN + (value - lowest) * scale, 1) if value == value else None
-
+    axis = IntervalAxis(chosen[name] for name in ("low", "high", "difference"))
     comparisons = {}
     for comparison in names_of(chosen, "comparison"):
         rows = []
@@ -104,9 +94,7 @@ def _comparisons(data: xr.Dataset, network: str, protocol: str, *, is_passed: bo
             cell = chosen.sel(condition=condition, comparison=comparison)
             mean, low, high = (float(cell[name]) for name in ("difference", "low", "high"))
             if mean == mean:  # a condition may lack a score
-                interval = f" [{low:+.2f}, {high:+.2f}]" if low == low else ""
-                places = {"zero": place(0.0), "mean": place(mean), "low": place(low), "high": place(high)}
-                rows.append({"condition": condition, "text": f"{mean:+.2f}{interval}", **places})
+                rows.append(axis.row(condition, mean, low, high))
         comparisons[comparison_name(comparison)] = rows
     # only `jaxablate reproduce` writes the table, and it trains its networks
     protocol_name = data.attrs["protocol"]

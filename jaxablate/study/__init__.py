@@ -4,9 +4,9 @@ Input: a `StudyConfig`, or networks and a dataset.
 Output: labelled results.
 """
 
+from jaxablate._progress import OnProgress
 from jaxablate.study._compensation import linear_redundancy
 from jaxablate.study._config import StudyConfig, network_name
-from jaxablate.study._networks import OnProgress
 from jaxablate.study._prune import PrunedRow, PruningComparison, prune_by_score
 from jaxablate.study._redundancy import redundancy_test
 from jaxablate.study._run import run_study

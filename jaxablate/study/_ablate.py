@@ -19,6 +19,7 @@ import xarray as xr
 from jax.sharding import Mesh
 
 from jaxablate._checks import require
+from jaxablate._progress import OnProgress
 from jaxablate._rundir import Arrays, CheckpointStore, digest
 from jaxablate._typing import Counts, Images, Labels
 from jaxablate.ablation import cumulative_ablation, evaluate_masks, single_ablation
@@ -39,7 +40,6 @@ from jaxablate.results import NETWORK_SCOPE, network_results
 from jaxablate.results._labels import NO_NEURON, NOT_EVALUATED, PassedNetworks
 from jaxablate.scores import compute_score, is_user_defined
 from jaxablate.study._config import StudyConfig
-from jaxablate.study._networks import OnProgress
 from jaxablate.study._scores import evidence_of, quantizer_of
 from jaxablate.training import History
 from jaxablate.uncertainty import warn_of_bias

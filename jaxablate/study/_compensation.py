@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from jaxablate._checks import require, require_count
+from jaxablate._progress import OnProgress, no_progress
 from jaxablate._typing import AnyArray
 from jaxablate.ablation import cumulative_ablation
 from jaxablate.activations import RIDGE, compute_fill, fit_linear, record_activations
@@ -22,7 +23,6 @@ from jaxablate.models._model import trace_model
 from jaxablate.orders import ablation_order, random_orders
 from jaxablate.results import RANDOM, compensation_results
 from jaxablate.scores import compute_score
-from jaxablate.study._networks import OnProgress, no_progress
 from jaxablate.study._scores import evidence_of, networks_of_one_architecture, quantizer_of
 
 FILLS = ("zero", "mean", "linear")

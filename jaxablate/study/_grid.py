@@ -19,6 +19,7 @@ import jax
 import xarray as xr
 
 from jaxablate._checks import InputError, require
+from jaxablate._progress import OnProgress
 from jaxablate._rundir import lock_folders, open_run
 from jaxablate.datasets import Dataset
 from jaxablate.devices import Stop, broadcast_text, num_cores, run_all
@@ -28,7 +29,6 @@ from jaxablate.results._labels import stated_settings
 from jaxablate.study._config import TRAINING, StudyConfig
 from jaxablate.study._networks import (
     BATCHED,
-    OnProgress,
     load_data,
     num_epochs,
     train_in_one_batch,

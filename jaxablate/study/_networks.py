@@ -6,7 +6,7 @@ Output: one network and its history for each seed.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxablate._checks import InputError, require
+from jaxablate._progress import OnProgress
 from jaxablate.datasets import Dataset, load_dataset
 from jaxablate.devices import Arrays, broadcast_from_primary
 from jaxablate.models import MLP, load_model, save_model
@@ -25,13 +26,6 @@ TrainedNetwork = tuple[MLP, History]
 BATCHED = ("learning_rate", "l2", "label_noise")
 """Settings in which networks of one batch may differ."""
 HISTORY_FIELDS = [field.name for field in dataclasses.fields(History)]
-
-OnProgress = Callable[[str, int, int, str], None]
-"""Called with (what, done, total, note): the stage, its finished and total units of work, and a note."""
-
-
-def no_progress(what: str, done: int, total: int, note: str) -> None:
-    """Report nothing; the default of `on_progress`."""
 
 
 def load_data(config: StudyConfig) -> Dataset:

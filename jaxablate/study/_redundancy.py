@@ -15,6 +15,7 @@ import xarray as xr
 
 from jaxablate._checks import require_count, require_known
 from jaxablate._precision import matmul_precision
+from jaxablate._progress import OnProgress, no_progress
 from jaxablate.ablation import evaluate_masks, pair_ablation
 from jaxablate.activations import compute_fill, record_activations
 from jaxablate.datasets import Dataset, Split
@@ -24,7 +25,6 @@ from jaxablate.layer_analysis import spearman
 from jaxablate.models import AnyModel
 from jaxablate.models._model import ModelSpec, State, start_forward, trace_model
 from jaxablate.results import redundancy_results
-from jaxablate.study._networks import OnProgress, no_progress
 from jaxablate.study._scores import PLAIN_FILLS, networks_of_one_architecture, quantizer_of
 
 QUANTITIES = ("redundancy", "synergy", "co_information")

@@ -18,6 +18,7 @@ import xarray as xr
 from jax.sharding import Mesh
 
 from jaxablate._checks import as_path, require, require_name, require_type
+from jaxablate._progress import BARS, OnProgress, Progress, progress_reporter
 from jaxablate._rundir import CheckpointStore, digest, format_differences, lock_folders, open_run
 from jaxablate._typing import Images
 from jaxablate.datasets import AUTO, Dataset
@@ -30,7 +31,7 @@ from jaxablate.results._labels import stated_settings
 from jaxablate.study._ablate import ablate_networks, state_digest
 from jaxablate.study._config import StudyConfig, network_name
 from jaxablate.study._grid import run_conditions
-from jaxablate.study._networks import OnProgress, load_data, no_progress, trained_networks
+from jaxablate.study._networks import load_data, trained_networks
 from jaxablate.training import History
 
 Networks = Sequence[tuple[AnyModel, History | None]]
@@ -45,7 +46,7 @@ def run_study(
     run_dir: str | Path | None = None,
     force: bool = False,
     network_dir: str | Path | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress = BARS,
     mesh: Mesh | int | None = None,
 ) -> xr.DataTree:
     """Run the whole experiment: train, score, rank and ablate every network, under every condition of the config.
@@ -64,8 +65,9 @@ def run_study(
             there with the same settings and data are reused.
         network_dir: folder of the trained networks; networks that were trained there with the same settings and data
             are reused. None uses `networks` in `run_dir`, if there is a `run_dir`.
-        on_progress: called as the work progresses with (what, done, total, note): the name of the stage, its finished
-            and total units of work, and a note.
+        on_progress: "bars" shows progress bars with the remaining time on a terminal or in a notebook, and nothing
+            elsewhere; None shows nothing. A function is called as the work progresses with (what, done, total, note):
+            the name of the stage, its finished and total units of work, and a note.
         mesh: devices that share the curves, from `ja.devices.make_mesh`, or their number. The counts are the same as on
             one device.
 
@@ -105,7 +107,10 @@ def run_study(
         {'seed': 1, 'scope': 2, 'ordering': 8, 'fill': 2, 'step': 5}
     """
     require_type("config", config, StudyConfig, "a StudyConfig")
-    report = on_progress or no_progress
+    require(
+        on_progress is None or on_progress == BARS or callable(on_progress),
+        f'on_progress: expected "bars", None or a function, got {type(on_progress).__name__}',
+    )
     run_dir, network_dir = (
         None if folder is None else as_path(name, folder)
         for name, folder in (("run_dir", run_dir), ("network_dir", network_dir))
@@ -117,9 +122,10 @@ def run_study(
         )
         data = check_dataset(data)
     folders = {"run_dir": run_dir, "network_dir": network_dir, "force": force}
-    if config.vary:
-        return run_conditions(config, models, data, run_condition, **folders, report=report, mesh=mesh)
-    return run_condition(config, models, data, **folders, report=report, mesh=mesh)
+    with progress_reporter(on_progress) as report:
+        if config.vary:
+            return run_conditions(config, models, data, run_condition, **folders, report=report, mesh=mesh)
+        return run_condition(config, models, data, **folders, report=report, mesh=mesh)
 
 
 def run_condition(

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from jaxablate._checks import InputError, require, require_different, require_known, require_type
+from jaxablate._progress import OnProgress, no_progress
 from jaxablate.ablation import cumulative_ablation
 from jaxablate.activations import compute_fill
 from jaxablate.claims import NOT_JUDGED, UNDECIDED
@@ -25,7 +26,6 @@ from jaxablate.results import NETWORK_SCOPE, sensitivity_results
 from jaxablate.scores import compute_score, get_score
 from jaxablate.statistics import Estimate, holm, paired_difference
 from jaxablate.study._config import require_steps
-from jaxablate.study._networks import OnProgress, no_progress
 from jaxablate.study._scores import PLAIN_FILLS, evidence_of, networks_of_one_architecture, quantizer_of
 
 QUANTIZERS = ("activation", *(f"quantile:{bins}" for bins in (2, 4, 8, 16, 32)))

@@ -1,0 +1,38 @@
+"""Place means and intervals on one axis, as the macro `intervals` draws them.
+
+Input: means and ends of intervals.
+Output: rows of texts and positions.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+WIDTH, MARGIN = 200, 6
+"""Width of the picture of an interval, and the margin at each end, in the units of the SVG."""
+
+
+class IntervalAxis:
+    """Give the positions of means and intervals on an axis that shows all of them and 0, the line of no difference."""
+
+    def __init__(self, values: Iterable[Any]):
+        # a single network has no interval: its ends are NaN, and only its mean counts
+        finite = np.concatenate([np.ravel(array) for array in values])
+        finite = finite[np.isfinite(finite)]
+        self.lowest, highest = min(finite.min(initial=0.0), 0.0), max(finite.max(initial=0.0), 0.0)
+        self.scale = (WIDTH - 2 * MARGIN) / max(highest - self.lowest, 1e-9)
+
+    def place(self, value: float) -> float | None:
+        """Return the position of a value; None for NaN."""
+        return round(MARGIN + (value - self.lowest) * self.scale, 1) if value == value else None
+
+    def row(self, name: str, mean: float, low: float, high: float) -> dict[str, Any]:
+        """Return the name, text and positions of a mean and its interval."""
+        interval = f" [{low:+.2f}, {high:+.2f}]" if low == low else ""
+        ends = {"zero": 0.0, "mean": mean, "low": low, "high": high}
+        return {
+            "name": name,
+            "text": f"{mean:+.2f}{interval}",
+            **{end: self.place(value) for end, value in ends.items()},
+        }
