@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -244,13 +245,21 @@ def _speed_picture(record: dict) -> Figure:
     for place, rows in enumerate(questions.values()):
         fastest = max(row["ratio"] or 1 for row in rows)
         axes.annotate(
-            f"{fastest:.3g}x", (fastest, place), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8
+            f"{fastest:,.0f}x" if fastest >= 100 else f"{fastest:.3g}x",
+            (fastest, place),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
         )
     axes.set_yticks(range(len(questions)), list(questions), fontsize=8)
     axes.set_ylim(len(questions) - 0.5, -0.5)
     axes.set_xscale("log")
+    axes.margins(x=0.15)
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,)))
     axes.xaxis.set_major_formatter("{x:g}x")
-    axes.margins(x=0.12)
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     first = {rows[0]["variant"] for rows in questions.values()}
@@ -270,7 +279,7 @@ def _growth_picture(record: dict) -> Figure:
         axes.fill_between(sizes, [row["low"] for row in rows], [row["high"] for row in rows], color="0.85")
         axes.plot(sizes, values, "o-", color=COLORS[0])
         axes.set(xscale="log", yscale="log")
-        axes.set_xticks(sizes, [f"{size:,g}" if size < 1e5 else f"{size:g}" for size in sizes], fontsize=7)
+        axes.set_xticks(sizes, [f"{size / 1000:g}k" if size >= 1000 else f"{size:g}" for size in sizes], fontsize=8)
         axes.minorticks_off()
         name, _, constant = question.partition(" (")
         axes.set_xlabel(f"{name.capitalize()}\n({constant}" if constant else name.capitalize(), fontsize=8)

@@ -208,7 +208,9 @@ def comparison_chart(comparison: Any, scope: str, fill: str | None) -> IntervalC
     groups = []
     for i, (name, table) in enumerate(tables.items()):
         mean, low, high = (np.atleast_1d(table[part].values) for part in ("difference", "low", "high"))
-        groups.append(Intervals(name, 1 + i, mean, low, high))
+        groups.append(Intervals(name if len(tables) > 1 else "", 1 + i, mean, low, high))
+    if len(tables) == 1:  # the title names a single network, so that no legend covers an interval
+        title = ", ".join(filter(None, (title, *tables)))
     return IntervalChart(title, x_label, f"Bars: {INTERVAL}.", [names(label) for label in labels], groups)
 
 

@@ -105,7 +105,7 @@ def trained_networks(
                 save_model(model, paths[seed], {"training": texts[seed]}, **vars(history))
 
     def on_epoch(done: int, total: int, loss: float, accuracy: float) -> None:
-        report(f"train {name}", done, total, f"loss {loss:.3f}, accuracy {accuracy:.1%}")
+        report(f"train {name}", done, total, f"training loss {loss:.3f}, accuracy {accuracy:.1%}")
 
     try:
         epochs = set(checkpoints or ())
