@@ -64,7 +64,9 @@ def compare(
                 values = f"{cell['difference']:+.2f}", interval, f"{cell['p_holm']:.2g}" if has_interval else ""
                 table.add_row(order_name(str(ordering)), str(fill).replace("_", " "), *values)
         console.print(table)
-    joined = xr.concat([data.assign_coords(network=name) for name, data in networks.items()], "network", join="outer")
+    # networks have different scopes; coordinates that differ between networks get the new dimension
+    parts = [data.assign_coords(network=name) for name, data in networks.items()]
+    joined = xr.concat(parts, "network", join="outer", coords="different", compat="equals", data_vars="all")
     if out is not None:
         save_table(joined, out)
         show(f"Table of all scopes: {out}")

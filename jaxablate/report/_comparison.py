@@ -5,7 +5,6 @@ Output: a dictionary of the values in the template `comparison.html`.
 """
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import xarray as xr
 
 from jaxablate.charts import INTERVAL, names_of, order_chart, order_name, place_name
 from jaxablate.charts._own import BY_NAMES
-from jaxablate.report._intervals import IntervalAxis
+from jaxablate.report._intervals import IntervalAxis, interval_text
 from jaxablate.report._sections import provenance_of
 from jaxablate.results import NETWORK_SCOPE, compare
 from jaxablate.results._labels import stated_settings
@@ -37,7 +36,7 @@ def comparison_page(first: xr.DataTree, second: xr.DataTree, names: Sequence[str
             {
                 "network": path,
                 "accuracies": [f"{float(_intact_accuracy(tree[path].to_dataset()).mean()):.2f}" for tree in trees],
-                **IntervalAxis([]).row("", *(float(node[name]) for name in ENDS)),
+                "text": interval_text(*(float(node[name]) for name in ENDS)),
                 "pairing": f"{node.attrs['comparison']}, networks: {int(node['num_networks'])}",
             }
             for path, node in accuracies.items()
@@ -88,16 +87,17 @@ def _side_by_side(tables: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]
 
 
 def _block(path: str, data: xr.Dataset) -> dict[str, Any]:
-    """Return the intervals of a network for every scope, order and fill, on one axis."""
-    axis = IntervalAxis(data[name] for name in ENDS)
+    """Return the intervals of a network for every scope and order under bias balancing, on one axis."""
     fills, comparisons = names_of(data, "fill"), {}
+    fill = next((fill for fill in fills if fill != "zero"), fills[0])
+    data = data.sel(fill=fill)
+    axis = IntervalAxis(data[name] for name in ENDS)
     for scope in names_of(data, "scope"):
         rows = []
-        for ordering, fill in itertools.product(names_of(data, "ordering"), fills):
-            cell = data.sel(scope=scope, ordering=ordering, fill=fill)
+        for ordering in names_of(data, "ordering"):
+            cell = data.sel(scope=scope, ordering=ordering)
             mean, low, high = (float(cell[name]) for name in ENDS)
             if mean == mean:  # one of the two may lack the combination
-                name = order_name(ordering) + (f", {fill.replace('_', ' ')}" if len(fills) > 1 else "")
-                rows.append(axis.row(name, mean, low, high))
+                rows.append(axis.row(order_name(ordering), mean, low, high))
         comparisons[place_name(scope)] = rows
-    return {"title": f"{path} network", "comparisons": comparisons}
+    return {"title": f"{path} network", "fill": fill.replace("_", " "), "comparisons": comparisons}

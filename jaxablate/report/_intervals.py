@@ -13,6 +13,11 @@ WIDTH, MARGIN = 200, 6
 """Width of the picture of an interval, and the margin at each end, in the units of the SVG."""
 
 
+def interval_text(mean: float, low: float, high: float) -> str:
+    """Return a mean and its interval as text; without the interval if its ends are NaN."""
+    return f"{mean:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if low == low else "")
+
+
 class IntervalAxis:
     """Give the positions of means and intervals on an axis that shows all of them and 0, the line of no difference."""
 
@@ -29,10 +34,9 @@ class IntervalAxis:
 
     def row(self, name: str, mean: float, low: float, high: float) -> dict[str, Any]:
         """Return the name, text and positions of a mean and its interval."""
-        interval = f" [{low:+.2f}, {high:+.2f}]" if low == low else ""
         ends = {"zero": 0.0, "mean": mean, "low": low, "high": high}
         return {
             "name": name,
-            "text": f"{mean:+.2f}{interval}",
+            "text": interval_text(mean, low, high),
             **{end: self.place(value) for end, value in ends.items()},
         }
