@@ -860,9 +860,9 @@ def test_two_runs_are_compared_on_a_page(small_results, tmp_path):
     assert f"l2{config['l2']}0.25" in rows
     assert not [row for row in rows if row.startswith("epochs")], "an equal setting"
     compared = ja.compare(small_results, other)
-    for network in small_results.children:
+    for network in ("2-layer-12-10", NAME, f"published/{NAME}"):
         table = compared[network].to_dataset()
-        cell = table.sel(scope="network", ordering="entropy_low", fill="mean")
+        cell = table.sel(scope="network", ordering="entropy_low", fill=table["fill"].values[1])
         text = "{:+.2f}[{:+.2f},{:+.2f}]".format(*(float(cell[name]) for name in ("difference", "low", "high")))
         assert f"entropylow{text}" in rows
         both = [(100 * tree[network]["accuracy"][:, 0, 0, 0, 0]).mean() for tree in (small_results, other)]
