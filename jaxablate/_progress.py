@@ -5,6 +5,7 @@ Output: bars on a terminal or in a notebook.
 """
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -41,7 +42,7 @@ def progress_bars(console: Any) -> Any:
             return text if task.finished else text.append(" left")
 
     return Progress(
-        TextColumn("{task.description}", table_column=Column(min_width=14, no_wrap=True)),
+        TextColumn("{task.description}", markup=False, table_column=Column(min_width=14, no_wrap=True)),
         BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TimeLeft(elapsed_when_finished=True),
@@ -90,8 +91,13 @@ def progress_reporter(on_progress: Progress) -> Iterator[OnProgress]:
         return
     from rich.console import Console
 
-    console = Console(stderr=True)
-    if not (console.is_terminal or console.is_jupyter):
+    try:
+        is_terminal = sys.stderr.isatty()
+    except (AttributeError, ValueError):  # None, closed, or an object of another program
+        is_terminal = False
+    # by itself rich takes the variable FORCE_COLOR for a terminal, and bars would fill a file
+    console = Console(stderr=True, force_terminal=is_terminal)
+    if not (is_terminal or console.is_jupyter):
         yield no_progress
         return
     bars = Bars(console)

@@ -81,6 +81,7 @@ ENVIRONMENTS = {
     "strict Python, settings of JAX": {
         "PYTHONWARNINGS": "error", "PYTHONOPTIMIZE": "1",
         "JAX_ENABLE_X64": "1", "JAX_DEBUG_NANS": "1", "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "JAX_RANDOM_SEED_OFFSET": "7", "JAX_DEFAULT_PRNG_IMPL": "rbg",
         "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise", "JAX_TRANSFER_GUARD": "disallow",
     },
 }  # fmt: skip

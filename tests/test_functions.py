@@ -809,3 +809,28 @@ def test_donated_parameters_are_named():
     jax.jit(lambda p: jax.tree.map(lambda a: a + 1, p), donate_argnums=0)(params)
     with raises_input_error("model: its parameters are gone, since a jitted function took them over"):
         ja.single_ablation(model, images, np.zeros(4, int))
+
+
+def test_code_that_was_changed_is_traced_again():
+    """Notebooks change classes that have instances, for example by `%autoreload`."""
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.first, self.head = nnx.Linear(6, 5, rngs=nnx.Rngs(0)), nnx.Linear(5, 3, rngs=nnx.Rngs(1))
+
+        def hidden(self, x):
+            return nnx.relu(self.first(x))
+
+        def __call__(self, x):
+            return self.head(self.hidden(x))
+
+    net, images = Net(), np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    before = np.asarray(ja.from_module(net, images)(images))
+    np.testing.assert_allclose(before, net(images), atol=1e-6)
+    Net.hidden = lambda self, x: jnp.tanh(self.first(x))
+    after = np.asarray(ja.from_module(net, images)(images))
+    np.testing.assert_allclose(after, net(images), atol=1e-6)
+    assert np.abs(after - before).max() > 0.1
+    labels, fill = np.zeros(20, int), np.zeros(5, np.float32)
+    loss = ja.evaluate_masks(net, np.ones((1, 5), bool), images, labels, fill, outcomes="loss")[0]
+    assert abs(float(loss) + float(nnx.log_softmax(net(images))[:, 0].mean())) < 1e-6

@@ -26,13 +26,16 @@ def torch():
     return pytest.importorskip("torch", reason="needs PyTorch (the extra bench)")
 
 
-def write(path, weights):
-    """Write a state dict of linear maps [out, in] by name, with biases."""
+def state(weights):
+    """The state dict of linear maps [out, in] by name, with biases."""
     tensors = {f"{name}.weight": weight for name, weight in weights.items()}
-    tensors |= {
+    return tensors | {
         f"{name}.bias": np.linspace(-0.5, 0.5, len(weight), dtype=np.float32) for name, weight in weights.items()
     }
-    save_file(tensors, path)
+
+
+def write(path, weights):
+    save_file(state(weights), path)
     return path
 
 
@@ -332,6 +335,61 @@ def test_modules_without_a_place_are_left_out(tmp_path):
         load_pytorch(path, chain)
     same = load_pytorch(path, chain, layers=("fc1", "fc2"))
     np.testing.assert_allclose(same(INPUTS), forward(weights, INPUTS), atol=1e-5)
+
+
+def test_a_model_with_one_object_in_two_places():
+    """Weights that differ would overwrite each other; equal weights are those of a shared layer."""
+    rngs = nnx.Rngs(0)
+    shared = nnx.Linear(12, 12, rngs=rngs)
+    model = nnx.Sequential(shared, nnx.relu, shared, nnx.relu, nnx.Linear(12, 5, rngs=rngs))
+    weights = network(("0", "2", "4"), (12, 12, 12, 5))
+    with raises_input_error("the same object in another place, but the weights of '0' and '2' differ"):
+        load_pytorch(state(weights), model)
+    weights["2"] = weights["0"]
+    np.testing.assert_allclose(load_pytorch(state(weights), model)(INPUTS), forward(weights, INPUTS), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        lambda raw, ema: {"model": {**raw, "extra": {"version": 2}}, "ema": ema},
+        lambda raw, ema: {"state_dict": {"net": raw, "loss": {}}, "ema": ema},
+        lambda raw, ema: {"models": [raw], "teacher": ema},
+    ],
+    ids=["an entry that is no tensor", "one level deeper", "a list"],
+)
+def test_other_weights_of_a_checkpoint_are_not_passed_over(checkpoint):
+    raw, ema = (network(("fc1", "fc2"), (12, 9, 5), seed) for seed in (0, 1))
+    loaded = checkpoint(state(raw), state(ema))
+    with raises_input_error("has weights in '.*' too, which are no state dicts; choose one of '(ema|teacher)'"):
+        load_pytorch(loaded, activation="relu")
+    model = load_pytorch(loaded, activation="relu", state_key=[*loaded][1])
+    np.testing.assert_allclose(model(INPUTS), forward(ema, INPUTS), atol=1e-5)
+
+
+def test_optimizers_and_callbacks_of_a_checkpoint_are_no_networks():
+    weights = network(("fc1", "fc2"), (12, 9, 5))
+    states = {0: {"step": np.ones(()), "exp_avg": np.ones((9, 12))}}
+    loaded = {
+        "model": state(weights), "optimizer": {"state": states, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        "callbacks": {"early": {"best_score": np.ones(())}}, "epoch": 3, "rng_state": np.zeros(8, np.uint8),
+    }  # fmt: skip
+    np.testing.assert_allclose(load_pytorch(loaded, activation="relu")(INPUTS), forward(weights, INPUTS), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("default::jaxablate.models.AssumptionWarning")
+def test_the_order_of_batch_norms_of_one_size_is_an_assumption():
+    rngs, random = nnx.Rngs(0), np.random.default_rng(0)
+    model = nnx.Sequential(
+        nnx.Linear(12, 7, rngs=rngs), nnx.BatchNorm(7, rngs=rngs), nnx.relu,
+        nnx.Linear(7, 7, use_bias=False, rngs=rngs), nnx.BatchNorm(7, rngs=rngs), nnx.relu, nnx.Linear(7, 3, rngs=rngs),
+    )  # fmt: skip
+    weights = state(network(("fc1", "fc3"), (12, 7, 3))) | {"fc2.weight": random.random((7, 7), np.float32)}
+    for i in (1, 2):
+        parts = {"weight": 1, "bias": 0, "running_mean": i, "running_var": 2}
+        weights |= {f"bn{i}.{part}": np.full(7, value, np.float32) for part, value in parts.items()}
+    with pytest.warns(ja.models.AssumptionWarning, match="bn1.*bn2.*although shapes allow another"):
+        load_pytorch(weights, model, layers=("fc1", "bn1", "fc2", "bn2", "fc3"))
 
 
 def test_shared_layers_of_a_safetensors_file(torch, tmp_path):

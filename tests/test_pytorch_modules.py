@@ -17,6 +17,7 @@ import jaxablate as ja
 from jaxablate import from_pytorch, to_pytorch
 from jaxablate.cli import app
 from jaxablate.models import load_pytorch
+from jaxablate.models._torch_modules import save_state_dict
 
 pytestmark = pytest.mark.filterwarnings("ignore::jaxablate.models.AssumptionWarning")
 
@@ -696,6 +697,15 @@ def test_a_pruned_state_dict_keeps_its_names_and_its_layout(data, tmp_path):
     outputs = np.maximum(flat @ tensors["enc.weight"].T + tensors["enc.bias"], 0)
     outputs = outputs @ tensors["out.weight"].T + tensors["out.bias"]
     np.testing.assert_allclose(outputs, small(arrays["test_images"]), rtol=1e-4, atol=1e-3)
+
+
+def test_weights_of_the_network_itself_keep_their_names(tmp_path):
+    """A module may have weights of its own, which have no prefix in its state dict."""
+    small = ja.models.from_arrays([np.ones((12, 4)), np.ones((4, 3))], [np.ones(4), np.ones(3)], activation="relu")
+    names = {"": ["weight", "bias"], "head": ["weight", "bias"]}
+    images = np.ones((2, 12), np.float32)
+    save_state_dict(small, tmp_path / "small.safetensors", images, names, {})
+    assert set(load_file(tmp_path / "small.safetensors")) == {"weight", "bias", "head.weight", "head.bias"}
 
 
 @pytest.mark.filterwarnings("ignore:mutual information")  # random labels tell nothing

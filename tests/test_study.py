@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 
 import jax
@@ -509,7 +510,9 @@ def test_bars_are_shown_on_a_terminal_only(small_model, in_memory, capsys, monke
         return streams.err
 
     assert printed() == ""
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the stream for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert printed() == "", "rich alone would take this file for a terminal"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed()).splitlines()
     (row,) = {line for line in lines if line.startswith("ablate mine") and "4/4" in line}
     assert re.search(r"4/4 0:00:0\d", row), "the time that it took"

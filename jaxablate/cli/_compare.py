@@ -34,14 +34,13 @@ def compare(
     from rich.table import Column, Table
 
     from jaxablate.charts import order_name
+    from jaxablate.report import check_report_path, write_comparison
     from jaxablate.results import NETWORK_SCOPE, check_table_path, save_table
     from jaxablate.results import compare as compare_results
 
     if out is not None:
         check_table_path(out)
     if report is not None:
-        from jaxablate.report import check_report_path, write_comparison
-
         check_report_path(report)
     runs = load_run(first), load_run(second)
     compared = compare_results(*runs, by=by)

@@ -90,7 +90,7 @@ def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
         from jaxablate._files import for_json
         from jaxablate.devices import is_primary  # imports JAX, whose start the two lines above prepare
 
-        _reset_numpy_rules()
+        _reset_settings()
         console.quiet = quiet or as_json
         with one_sentence_errors(debug):
             results = run(**options)
@@ -117,10 +117,15 @@ def _quiet_compiler() -> None:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 
-def _reset_numpy_rules() -> None:
-    """Undo settings of JAX by which a user's environment forbids conversions in programs of their own."""
+def _reset_settings() -> None:
+    """Undo settings of JAX by which a user's environment forbids conversions, or changes what a seed means."""
     import jax
 
+    from jaxablate._precision import RANDOM
+
+    for name, value in RANDOM.items():
+        if hasattr(jax.config, name):
+            jax.config.update(name, value)
     for name, value in (("numpy_dtype_promotion", "standard"), ("numpy_rank_promotion", "allow")):
         jax.config.update(f"jax_{name}", value)
     jax.config.update("jax_transfer_guard", "allow")

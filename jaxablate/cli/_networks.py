@@ -396,15 +396,11 @@ def _read_network(
             layers=None if layers is None else [name.strip() for name in layers.split(",")], state_key=state_key,
             is_checked=pair is not None,
         )  # fmt: skip
-        console.print(
-            f"Layers: {', '.join(names)}, with {activation} between them. --reference checks it.",
-            highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
+        show(f"Layers: {', '.join(names)}, with {activation} between them. --reference checks it.")
         if is_reordered:
-            console.print(
+            show(
                 f"Inputs: {path.name} is taken to flatten images channel by channel, as PyTorch does; its first "
-                "weights are reordered for the dataset, which has the channels last. --reference checks it.",
-                highlight=False,
+                "weights are reordered for the dataset, which has the channels last. --reference checks it."
             )
     if pair is not None:
         require_reference(f"network file {path}", model, *pair)

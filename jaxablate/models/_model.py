@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import CodeType, FunctionType
 from typing import Any
 
 import jax
@@ -151,10 +152,14 @@ def stack_states(states: Sequence[Any]) -> Any:
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """The function of an NNX module: equal for modules of one architecture."""
+    """The function of an NNX module: equal for modules of one architecture, unless their code was changed meanwhile.
+
+    Notebooks change the code of classes that have instances, for example by `%autoreload`.
+    """
 
     graphdef: nnx.GraphDef
     structure: Any
+    code: frozenset[CodeType]
 
     def params(self, leaves: State) -> nnx.Module:
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.structure, leaves))
@@ -328,7 +333,9 @@ def _split_module(model: nnx.Module) -> tuple[ModuleCall, State, tuple[str, ...]
     require(isinstance(model, nnx.Module), f"model: expected a Flax NNX module, got {type(model).__name__}")
     graphdef, state = nnx.split(in_evaluation_mode(model))
     paths, structure = jax.tree_util.tree_flatten_with_path(state)
-    return ModuleCall(graphdef, structure), [leaf for _, leaf in paths], _names(paths)
+    classes = {base for _, module in nnx.iter_modules(model) for base in type(module).__mro__}
+    code = frozenset(f.__code__ for base in classes for f in vars(base).values() if isinstance(f, FunctionType))
+    return ModuleCall(graphdef, structure, code), [leaf for _, leaf in paths], _names(paths)
 
 
 def _checked(

@@ -222,9 +222,12 @@ def _warn_of_assumptions(
             stacklevel=3,
         )
         return
-    weighted = [layer for layer in flatten_layers(network.layers) if isinstance(layer, nnx.Linear | nnx.Conv)]
-    kernels = [layer.kernel.shape for layer in weighted]
-    if len(set(kernels)) < len(kernels):
+    shapes = [
+        layer.num_features if isinstance(layer, nnx.BatchNorm) else layer.kernel.shape
+        for layer in flatten_layers(network.layers)
+        if isinstance(layer, nnx.Linear | nnx.Conv | nnx.BatchNorm)
+    ]
+    if len(set(shapes)) < len(shapes):
         warnings.warn(
             f"{what}: assumed {', '.join(names)} in this order, although shapes allow another; {check}",
             AssumptionWarning,
@@ -394,7 +397,15 @@ def set_weights(
     modules = _settle_order(
         what, modules, names, lambda place, _, tensors: _has_shapes_of(layers[weighted[place]], tensors)
     )
+    by_layer: dict[int, tuple[str, Tensors]] = {}
     for index, (name, tensors) in zip(weighted, modules.items(), strict=True):
+        # one object at two places gets one set of weights
+        first_name, first = by_layer.setdefault(id(layers[index]), (name, tensors))
+        require(
+            first.keys() == tensors.keys() and all(np.array_equal(first[part], tensors[part]) for part in first),
+            f"layer {index} ({type(layers[index]).__name__}): the model has the same object in another place, but the "
+            f"weights of {first_name!r} and {name!r} differ; give the model a layer of its own in each place",
+        )
         label = f"layer {index} ({type(layers[index]).__name__}) from module {name!r} of the {what}"
         _set_layer(layers[index], tensors, orders.get(index), label)
     return model, list(modules)

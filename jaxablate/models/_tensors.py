@@ -59,6 +59,14 @@ def find_state_dict(what: str, loaded: object, state_key: str | None) -> Mapping
         return loaded
     entries = loaded.items() if isinstance(loaded, Mapping) else ()
     candidates = {key: value for key, value in entries if _is_state_dict(value)}
+    # A checkpoint may keep the network in another form, for example with entries that are no tensors, next to a state
+    # dict of something else.
+    others = [repr(key) for key, value in entries if key not in candidates and _has_weights(value)]
+    require(
+        state_key is not None or not (candidates and others),
+        f"state_key: the {what} has weights in {', '.join(others)} too, which are no state dicts; choose one of "
+        f"{', '.join(map(repr, candidates))} with state_key (--state-key), or save model.state_dict() by itself",
+    )
     require(
         len(candidates) > 0,
         f"{what}: expected a state dict, which maps names to tensors, got {_describe(loaded)}; leave out the "
@@ -79,6 +87,17 @@ def _is_state_dict(value: object) -> TypeGuard[Mapping[str, Any]]:
         and len(value) > 0
         and all(isinstance(name, str) and _is_tensor(tensor) for name, tensor in value.items())
     )
+
+
+def _has_weights(value: object) -> bool:
+    """Return True for a container with a tensor whose name ends with "weight", at any depth.
+
+    The states of optimizers have tensors too, but by numbers, not names.
+    """
+    if isinstance(value, Mapping):
+        named = any(str(name).endswith("weight") and _is_tensor(tensor) for name, tensor in value.items())
+        return named or any(map(_has_weights, value.values()))
+    return isinstance(value, list | tuple) and any(map(_has_weights, value))
 
 
 def _is_tensor(value: object) -> bool:

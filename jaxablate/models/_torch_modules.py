@@ -221,7 +221,7 @@ def save_state_dict(
     else:
         modules = zip(names.items(), pytorch_tensors(model, images), strict=True)
         tensors = {
-            f"{name}.{part}": array
+            ".".join(filter(None, (name, part))): array  # parameters of the network itself have no prefix
             for (name, parts), arrays in modules
             for part, array in arrays.items()
             if part in parts or part != "bias" or array.any()

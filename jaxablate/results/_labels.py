@@ -21,7 +21,7 @@ import xarray as xr
 
 from jaxablate._checks import InputError, require, require_known, require_type
 from jaxablate._files import shown_path
-from jaxablate._precision import matmul_precision
+from jaxablate._precision import matmul_precision, random_settings
 from jaxablate.datasets import Source
 from jaxablate.models import layer_of_neuron
 from jaxablate.orders import DIRECTIONS
@@ -601,7 +601,11 @@ def _provenance(source: Source, *, is_trained: bool = False) -> dict[str, str]:
         "dataset_origin": source.origin.encode("utf-8", "backslashreplace").decode(),
         "dataset_sha256": json.dumps(source.sha256),
         "versions": json.dumps(
-            {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+            {
+                "python": platform.python_version(),
+                **{name: importlib.metadata.version(name) for name in packages},
+                **random_settings(),
+            }
         ),
         "device": f"{device.platform}: {device.device_kind}, {os.cpu_count()} cores",
         "matmul_precision": matmul_precision(),

@@ -14,6 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxablate._checks import InputError, require
+from jaxablate._precision import random_settings
 from jaxablate._progress import OnProgress
 from jaxablate.datasets import Dataset, load_dataset
 from jaxablate.devices import Arrays, broadcast_from_primary
@@ -196,7 +197,7 @@ def _text(config: StudyConfig, hidden: Sequence[int], data: Dataset, seed: int, 
     compared here: `open_run` compares them for the whole run.
     """
     identity = {**_settings(config, data), "hidden": hidden, "split_seed": config.split_seed}
-    identity |= {"data": data.source.sha256, "seed": seed}
+    identity |= {"data": data.source.sha256, "seed": seed, **random_settings()}
     return json.dumps(identity if epochs is None else {**identity, "epochs": epochs}, sort_keys=True)
 
 

@@ -18,6 +18,7 @@ import xarray as xr
 from jax.sharding import Mesh
 
 from jaxablate._checks import as_path, require, require_name, require_type
+from jaxablate._precision import random_settings
 from jaxablate._progress import BARS, OnProgress, Progress, progress_reporter
 from jaxablate._rundir import CheckpointStore, digest, format_differences, lock_folders, open_run
 from jaxablate._typing import Images
@@ -194,6 +195,7 @@ def _identity(config: StudyConfig, data: Dataset, networks: Mapping[str, Network
         name: [_model_digest(model, examples) for model, _ in of_name] for name, of_name in (networks or {}).items()
     }
     versions = {name: version(name) for name in ("jaxablate", "jax", "jaxlib", "flax", "optax", "numpy")}
+    versions |= random_settings()
     return {
         **settings,
         "data": [data.source.name, data.source.sha256],
