@@ -474,3 +474,22 @@ def test_bad_input(small_model, examples):
         ja.cumulative_ablation(small_model, np.array([[1, 1]]), images, labels, steps=1)
     with raises_input_error("orders: neuron 27 is not in the network, whose 27 neurons are 0..26"):
         ja.cumulative_ablation(small_model, order + 1, images, labels, steps=1)
+
+
+@pytest.mark.parametrize("scope", ["layer", "network"])
+def test_counts_without_compilation_are_the_same(scope):
+    """JAX_DISABLE_JIT runs the loops of the engines in Python, over NumPy arrays."""
+    random = np.random.default_rng(0)
+    images, labels = random.random((40, 6), np.float32), random.integers(0, 3, 40)
+    model = ja.MLP(6, (4, 3), 3, rngs=nnx.Rngs(0))
+    orders = np.array([[3, 0, 1], [0, 2, 3]] if scope == "layer" else [[3, 5, 0, 6], [4, 0, 6, 1]])
+    steps, fill = orders.shape[1], np.linspace(-0.5, 0.5, 7).astype(np.float32)
+    for engine in ("vmap", "incremental"):
+        arguments = (model, orders, images, labels, fill)
+        expected = np.asarray(ja.cumulative_ablation(*arguments, steps=steps, engine=engine))
+        jax.config.update("jax_disable_jit", True)  # in all threads, unlike jax.disable_jit()
+        try:
+            counts = ja.cumulative_ablation(*arguments, steps=steps, engine=engine)
+        finally:
+            jax.config.update("jax_disable_jit", False)
+        np.testing.assert_array_equal(counts, expected)

@@ -154,6 +154,16 @@ def test_without_a_terminal_every_step_is_told_once_and_at_once(capsys, monkeypa
     assert capsys.readouterr().out == ""
 
 
+def test_a_deleted_working_folder_is_named(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    result = call("datasets")
+    assert result.exit_code == 1
+    assert "error: working folder: it was deleted; change to a folder that exists" in result.stderr
+
+
 def test_unknown_protocols_are_refused(tmp_path):
     process = run(*REPRODUCE, "--protocol", "paper,printed", "--out", tmp_path / "out")
     assert process.returncode == 1

@@ -356,7 +356,7 @@ def _engine(static, replicated, shard: Shard):
                 changed = [[jnp.tensordot(bases[level.site].columns.T, w, 1) for w in rows] for level, rows in pairs]
                 curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings, bases, changed)
                 # The kept units start with the weights S^T W, with S as in `Basis`: the identity or the columns.
-                progress = _Progress(jnp.int32(0), start_sums, keep, weights if with_start else changed)
+                progress = _Progress(jnp.int32(0), start_sums, jnp.asarray(keep), weights if with_start else changed)
                 return curve, progress, curve.enter_level(0, env, progress)
 
             start_sums = {name: jnp.zeros(values.shape[1:], values.dtype) for name, values in totals.items()}

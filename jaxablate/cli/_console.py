@@ -87,6 +87,7 @@ def command(run: Callable[..., dict[str, Any]]) -> Callable[..., None]:
         os.environ["MPLBACKEND"] = "agg"  # commands open no window, and a notebook's backend may not exist here
         _quiet_compiler()
         _require_address_space()
+        _require_working_folder()
         from jaxablate._files import for_json
         from jaxablate.devices import is_primary  # imports JAX, whose start the two lines above prepare
 
@@ -148,6 +149,15 @@ def _require_address_space() -> None:
             f"{ADDRESS_SPACE >> 20} MiB (ulimit -v)"
         )
         raise typer.Exit(1)
+
+
+def _require_working_folder() -> None:
+    """Exit if the working folder was deleted, since no relative path has a meaning then."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        print_error("working folder: it was deleted; change to a folder that exists")
+        raise typer.Exit(1) from None
 
 
 def print_error(text: str) -> None:

@@ -307,7 +307,9 @@ def _names(paths: Iterable[tuple[Any, Any]]) -> tuple[str, ...]:
 def from_module(model: nnx.Module, images: Images, *, sites: Choice = None, outputs: str = "logits") -> Model:
     """Make a model of a Flax NNX module in evaluation mode; the module itself does not change.
 
-    Functions that take a model wrap a module by themselves, as this function does without options.
+    Functions that take a model wrap a module by themselves, as this function does without options. Modules of one
+    architecture are traced once. Edits of their classes are noticed; as in `jax.jit`, other values that their code
+    reads, such as global variables, are read only while it is traced.
 
     Args:
         model: a module that maps images to outputs.
