@@ -61,10 +61,11 @@ class Bars:
         self.tasks: dict[str, Any] = {}
         self.output: Any = None  # of the notebook's cell
         self.in_notebook = console.is_jupyter
-        self.last_shown = float("-inf")
+        self.last_shown = float("-inf")  # the first report is shown at once
 
     def __call__(self, what: str, done: int, total: int, note: str) -> None:
         """Move the bar of the task `what`; the first report adds the bar."""
+        # Stages begin in any order, and several at once if networks are trained in threads; rich locks its tasks.
         if what not in self.tasks:
             self.tasks[what] = self.progress.add_task(what, total=total, note=note)
         self.progress.update(self.tasks[what], completed=done, total=total, note=note)

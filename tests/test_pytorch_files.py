@@ -338,7 +338,7 @@ def test_modules_without_a_place_are_left_out(tmp_path):
 
 
 def test_a_model_with_one_object_in_two_places():
-    """Weights that differ would overwrite each other; equal weights are those of a shared layer."""
+    """Weights that differ would overwrite each other; equal weights come from a shared layer."""
     rngs = nnx.Rngs(0)
     shared = nnx.Linear(12, 12, rngs=rngs)
     model = nnx.Sequential(shared, nnx.relu, shared, nnx.relu, nnx.Linear(12, 5, rngs=rngs))

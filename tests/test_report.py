@@ -848,24 +848,24 @@ def test_layout_in_a_browser(browser, path, five_scores, width, kind):
 
 
 def test_two_runs_are_compared_on_a_page(small_results, tmp_path):
-    """Its numbers are those of `ja.compare`; it names the settings that differ, and both origins."""
-    other = small_results.copy(deep=True)
-    config = json.loads(other.attrs["config"])
-    other.attrs["config"] = json.dumps({**config, "l2": 0.25})
-    for node in other.subtree:
+    """Its numbers equal `ja.compare`; it names the settings that differ, and both origins."""
+    second = small_results.copy(deep=True)
+    config = json.loads(second.attrs["config"])
+    second.attrs["config"] = json.dumps({**config, "l2": 0.25})
+    for node in second.subtree:
         if "accuracy" in node.data_vars:
             node["accuracy"] = node["accuracy"] * 0.9
-    page = Page(write_comparison(small_results, other, tmp_path / "page.html", names=("<mine>", "other")))
+    page = Page(write_comparison(small_results, second, tmp_path / "page.html", names=("<mine>", "other")))
     rows = [row.replace(" ", "") for row in page.rows()]
     assert f"l2{config['l2']}0.25" in rows
     assert not [row for row in rows if row.startswith("epochs")], "an equal setting"
-    compared = ja.compare(small_results, other)
+    compared = ja.compare(small_results, second)
     for network in ("2-layer-12-10", NAME, f"published/{NAME}"):
         table = compared[network].to_dataset()
         cell = table.sel(scope="network", ordering="entropy_low", fill=table["fill"].values[1])
         text = "{:+.2f}[{:+.2f},{:+.2f}]".format(*(float(cell[name]) for name in ("difference", "low", "high")))
         assert f"entropylow{text}" in rows
-        both = [(100 * tree[network]["accuracy"][:, 0, 0, 0, 0]).mean() for tree in (small_results, other)]
+        both = [(100 * tree[network]["accuracy"][:, 0, 0, 0, 0]).mean() for tree in (small_results, second)]
         assert any(row.startswith(f"{network}{both[0]:.2f}{both[1]:.2f}+") for row in rows)
     assert "<mine> minus other" in page.texts["h1"]
     titles = [title for title, *_ in charts(tmp_path / "page.html")]

@@ -335,6 +335,8 @@ def _split_module(model: nnx.Module) -> tuple[ModuleCall, State, tuple[str, ...]
     require(isinstance(model, nnx.Module), f"model: expected a Flax NNX module, got {type(model).__name__}")
     graphdef, state = nnx.split(in_evaluation_mode(model))
     paths, structure = jax.tree_util.tree_flatten_with_path(state)
+    # The graph of a module is cached. Code objects are equal if their code is, so a class that was edited in place
+    # gives another key, and an unedited one that was imported again does not.
     classes = {base for _, module in nnx.iter_modules(model) for base in type(module).__mro__}
     code = frozenset(f.__code__ for base in classes for f in vars(base).values() if isinstance(f, FunctionType))
     return ModuleCall(graphdef, structure, code), [leaf for _, leaf in paths], _names(paths)

@@ -61,10 +61,10 @@ def find_state_dict(what: str, loaded: object, state_key: str | None) -> Mapping
     candidates = {key: value for key, value in entries if _is_state_dict(value)}
     # A checkpoint may keep the network in another form, for example with entries that are no tensors, next to a state
     # dict of something else.
-    others = [repr(key) for key, value in entries if key not in candidates and _has_weights(value)]
+    unread = [repr(key) for key, value in entries if key not in candidates and _has_weights(value)]
     require(
-        state_key is not None or not (candidates and others),
-        f"state_key: the {what} has weights in {', '.join(others)} too, which are no state dicts; choose one of "
+        state_key is not None or not (candidates and unread),
+        f"state_key: the {what} has weights in {', '.join(unread)} too, which are no state dicts; choose one of "
         f"{', '.join(map(repr, candidates))} with state_key (--state-key), or save model.state_dict() by itself",
     )
     require(

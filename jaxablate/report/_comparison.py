@@ -24,6 +24,8 @@ ENDS = ("difference", "low", "high")
 def comparison_page(first: xr.DataTree, second: xr.DataTree, names: Sequence[str], by: str) -> dict[str, Any]:
     """Return the values in the template `comparison.html`, by name."""
     trees = first, second
+    # `compare` pairs the networks, by seed where that is possible. The accuracies go the same way, so that both tables
+    # rest on the same pairs.
     compared = _nodes(compare(first, second, by=by))
     accuracies = _nodes(compare(first, second, by=_intact_accuracy))
     origins = [provenance_of(tree) for tree in trees]
@@ -75,6 +77,7 @@ def _intact_accuracy(network: xr.Dataset) -> xr.DataArray:
 
 def _settings(trees: Sequence[xr.DataTree]) -> list[tuple[str, list[str]]]:
     """Return the settings in which two studies differ, and the values of both."""
+    # A path of the data says nothing about their content; the checksums of the origin do.
     configs = [stated_settings(json.loads(tree.attrs["config"]), is_trained=True) for tree in trees]
     texts = [{name: json.dumps(value) for name, value in config.items() if name != "data_dir"} for config in configs]
     return [(name, values) for name, values in _side_by_side(texts) if values[0] != values[1]]
@@ -88,6 +91,7 @@ def _side_by_side(tables: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]
 
 def _block(path: str, data: xr.Dataset) -> dict[str, Any]:
     """Return the intervals of a network for every scope and order under bias balancing, on one axis."""
+    # Zeros shift the next layer's inputs, which mixes two effects. So the page shows the balanced fill.
     fills, comparisons = names_of(data, "fill"), {}
     fill = next((fill for fill in fills if fill != "zero"), fills[0])
     data = data.sel(fill=fill)

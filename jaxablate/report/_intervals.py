@@ -26,6 +26,7 @@ class IntervalAxis:
         finite = np.concatenate([np.ravel(array) for array in values])
         finite = finite[np.isfinite(finite)]
         self.lowest, highest = min(finite.min(initial=0.0), 0.0), max(finite.max(initial=0.0), 0.0)
+        # the smallest range keeps the scale finite if all differences are 0
         self.scale = (WIDTH - 2 * MARGIN) / max(highest - self.lowest, 1e-9)
 
     def place(self, value: float) -> float | None:
