@@ -476,6 +476,7 @@ def test_bad_input(small_model, examples):
         ja.cumulative_ablation(small_model, order + 1, images, labels, steps=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "network"])
 def test_counts_without_compilation_are_the_same(scope):
     """JAX_DISABLE_JIT runs the loops of the engines in Python, over NumPy arrays."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from flax import nnx
 from helpers import first_quick, without_pdf
 from rich.console import Console
@@ -48,12 +49,24 @@ def call(*arguments):
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory):
     out = tmp_path_factory.mktemp("cli") / "out"
-    return out, run(*REPRODUCE, "--out", out)
+    with without_pdf():
+        return out, call(*REPRODUCE, "--out", out)
+
+
+@pytest.mark.slow
+def test_reproduce_in_a_process_of_its_own(reproduced, tmp_path):
+    """As a user runs it: whole PDF files, and the results of the same command in this process."""
+    process = run(*REPRODUCE, "--out", tmp_path / "out")
+    assert process.returncode == 0, process.stderr
+    assert all(path.stat().st_size > 5000 for path in (tmp_path / "out" / "figures").glob("fig*.pdf"))
+    first, second = (ja.results.load_results(folder / "results.nc") for folder in (reproduced[0], tmp_path / "out"))
+    for name in ("2-layer", "3-layer"):
+        xr.testing.assert_equal(first[name].to_dataset()["correct"], second[name].to_dataset()["correct"])
 
 
 def test_reproduce_leaves_everything(reproduced):
     out, process = reproduced
-    assert process.returncode == 0, process.stderr
+    assert process.exit_code == 0, process.stderr
     results = ja.results.load_results(out / "results.nc")
     assert list(results.children) == ["2-layer", "3-layer"]
     assert len(list((out / "figures").glob("fig*.png"))) == 22

@@ -32,7 +32,7 @@ from jaxablate.report import networks_beside, write_comparison, write_report
 from jaxablate.report._charts import svg_chart
 from jaxablate.report._examples import Examples
 from jaxablate.report._pictures import picture, weights_of
-from jaxablate.report._sections import cards_of, meaning_of
+from jaxablate.report._sections import cards_of, meaning_of, sections_of
 from jaxablate.report._summary import summarize_study
 
 NAME = "3-layer-10-8-9"
@@ -722,6 +722,23 @@ def test_more_scores_than_fit_one_chart_take_two(small_results):
     assert (low.subtitle, high.subtitle) == ("low values first, bias balanced", "high values first, bias balanced")
     assert len({line.color for line in low.lines}) == 5
     assert low.lines[-1].name == "mine (= Entropy)", "the same order, so that one curve hides the other"
+
+
+def test_texts_name_what_the_charts_show(small_results):
+    """Abbreviations of scores that are drawn, and dashed lines only if a chart has them."""
+    sections = {section.question: section.see for section in sections_of(small_results, "paper", {}, {}, first=True)}
+    ranking, balancing = (sections[QUESTIONS[i]] for i in (4, 3))
+    assert "dashed line of its colour" in ranking
+    assert ranking.endswith("MI: mutual information, KL: KL selectivity.")
+    assert balancing.endswith("MI: mutual information.")
+
+
+@pytest.mark.slow
+def test_texts_of_five_other_scores(five_scores):
+    text = five_scores.read_text()
+    assert "a score&#39;s line with low values first stays above random" in text
+    assert "MI: mutual information" not in text
+    assert "dashed line of its colour (" not in text
 
 
 def test_shares_are_stacked(small_results):

@@ -25,6 +25,7 @@ from jaxablate.charts._own import comparison_chart, curves_chart, points_chart, 
 from jaxablate.charts._paper import EXTRAS, FIGURES, FigureSpec
 from jaxablate.charts._published import Prediction, PublishedCurve, compare_published, published_chart
 from jaxablate.charts._study import (
+    MAX_SCORES,
     balancing_chart,
     class_chart,
     correlation_chart,
@@ -54,6 +55,7 @@ __all__ = [
     "EXTRAS",
     "FIGURES",
     "INTERVAL",
+    "MAX_SCORES",
     "METRIC_NAMES",
     "CorrelationChart",
     "FigureSpec",

@@ -338,6 +338,7 @@ def _split_module(model: nnx.Module) -> tuple[ModuleCall, State, tuple[str, ...]
     # The graph of a module is cached. Code objects are equal if their code is, so a class that was edited in place
     # gives another key, and an unedited one that was imported again does not.
     classes = {base for _, module in nnx.iter_modules(model) for base in type(module).__mro__}
+    classes = {base for base in classes if not base.__module__.startswith("flax.")}  # saves time, and nobody edits them
     code = frozenset(f.__code__ for base in classes for f in vars(base).values() if isinstance(f, FunctionType))
     return ModuleCall(graphdef, structure, code), [leaf for _, leaf in paths], _names(paths)
 

@@ -15,6 +15,7 @@ import xarray as xr
 
 from jaxablate.charts import (
     INTERVAL,
+    MAX_SCORES,
     LineChart,
     ScatterChart,
     ViolinChart,
@@ -162,6 +163,10 @@ def sections_of(
     if metrics:
         metrics += " A wide foot near 0 means neurons that carry next to no information about the class."
     pictures = PICTURES if any(table["rows"][0]["picture"] for table in neurons) else ""
+    scores = names_of(networks[0][1], "score")
+    low, high = "a score's line with low values first", "its line with high values first"
+    if len(scores) <= MAX_SCORES:  # one chart has both directions
+        low, high = "a solid line (low values first)", "the dashed line of its colour (high values first)"
     sections = [
         Section(
             "Did the networks learn?",
@@ -182,14 +187,14 @@ def sections_of(
             "Does bias balancing soften the damage?",
             f"An ablated neuron outputs zero or, bias balanced, {_balanced_output(networks[0][1])}. The "
             "further a solid line lies above the dashed line of its colour, the more of the lost accuracy was due to "
-            "the shift of the next layer's inputs, not to lost information. MI: mutual information.",
+            "the shift of the next layer's inputs, not to lost information."
+            + _abbreviations([main_score(networks[0][1])]),
             [[balancing_chart(name, network, scope) for scope in layers_of(network)] for name, network in networks],
         ),
         Section(
             "Does the ranking matter within a layer?",
-            "If a solid line (low values first) stays above random and the dashed line of its colour (high values "
-            "first) falls below, the score separates neurons that matter from neurons that do not. MI: mutual "
-            "information, KL: KL selectivity.",
+            f"If {low} stays above random and {high} falls below, the score separates neurons that matter from neurons "
+            "that do not." + (_abbreviations(scores) if len(scores) <= MAX_SCORES else ""),
             [
                 [chart for scope in layers_of(network) for chart in order_charts(name, network, scope)]
                 for name, network in networks
@@ -259,6 +264,13 @@ def sections_of(
         ),
     ]
     return [section for section in sections if any(section.charts) or section.tables or section.neurons]
+
+
+def _abbreviations(scores: Sequence[str]) -> str:
+    """Return the sentence that explains the short names of scores; empty if no score has one."""
+    known = {"mutual_information": "MI: mutual information", "kl_selectivity": "KL: KL selectivity"}
+    words = [known[score] for score in scores if score in known]
+    return f" {', '.join(words)}." if words else ""
 
 
 def _first_network(name: str, network: xr.Dataset) -> str:
