@@ -15,8 +15,8 @@ README = Path(__file__).with_name("README.md")
 MARK = "<!-- measured: everything below is written by `python -m benchmarks` -->"
 
 
-def write_readme() -> None:
-    """Write the latest numbers of every benchmark below the README's mark."""
+def readme_text() -> str:
+    """Return the README with the latest numbers of every benchmark below its mark."""
     from benchmarks._harness import FOLDER, HEADINGS, format_cells
 
     parts = [README.read_text().split(MARK)[0] + MARK]
@@ -31,24 +31,29 @@ def write_readme() -> None:
             "| " + " | ".join("---" for _ in HEADINGS) + " |",
             *("| " + " | ".join(format_cells(row, record["unit"])) + " |" for row in record["rows"]),
         ]
-    README.write_text("\n".join(parts) + "\n")
+    return "\n".join(parts) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*NAMES, []], metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--device", choices=("cpu", "gpu"), help="device; by default JAX chooses")
-    parser.add_argument("--readme", action="store_true", help="rewrite the README from the saved numbers, run nothing")
+    parser.add_argument("--readme", action="store_true", help="rewrite README and pictures from the saved numbers")
     arguments = parser.parse_args()
     if arguments.device:
         os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[arguments.device]
-    if not arguments.readme:
+    if arguments.readme:
+        from benchmarks._harness import FOLDER, save_picture
+
+        for path in FOLDER.glob("*.json"):
+            save_picture(json.loads(path.read_text()), path.with_suffix(".png"))
+    else:
         for name in arguments.names or NAMES:
             if name == "captum_single" and not importlib.util.find_spec("captum"):
                 print("captum_single: skipped, captum is not installed")
                 continue
             importlib.import_module(f"benchmarks.{name}").main()
-    write_readme()
+    README.write_text(readme_text())
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ class Report:
             "unit": self.unit,
             "baselines": list(self.baselines),
             "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "device": f"{device.platform}: {device.device_kind}",
+            "device": "CPU" if device.platform == "cpu" else f"{device.platform}: {device.device_kind}",
             "cores": os.cpu_count(),
             "versions": versions,
             "rows": [{**asdict(row), "ratio": row.ratio, "of_ceiling": row.of_ceiling} for row in self.rows],
@@ -163,7 +163,7 @@ class Report:
         FOLDER.mkdir(exist_ok=True)
         stem = self.name if device.platform == "cpu" else f"{self.name}_{device.platform}"
         (FOLDER / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
-        _picture(record).savefig(FOLDER / f"{stem}.png", dpi=110)
+        save_picture(record, FOLDER / f"{stem}.png")
 
 
 HEADINGS = ("question", "variant", "median", "spread", "ratio", "of ceiling", "compile", "cores", "checked")
@@ -203,8 +203,8 @@ COLORS = ("#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#E69F00", "#00
 MARKERS = "osD^vP*"
 
 
-def _picture(record: dict) -> Figure:
-    """Return growth as lines, variants of one question as speeds relative to its first row, other rows as bars."""
+def save_picture(record: dict, path: Path) -> None:
+    """Draw growth as lines, variants of one question as speeds relative to its first row, other rows as bars."""
     rows = record["rows"]
     if all(row["size"] is not None for row in rows):
         figure = _growth_picture(record)
@@ -213,7 +213,7 @@ def _picture(record: dict) -> Figure:
     else:
         figure = _time_picture(record)
     figure.suptitle(f"{record['title']}\n{record['device']}, {record['cores']} cores", fontsize=9)
-    return figure
+    figure.savefig(path, dpi=110)
 
 
 def _by(key: str, rows: list[dict]) -> dict[str, list[dict]]:
@@ -284,7 +284,7 @@ def _growth_picture(record: dict) -> Figure:
         name, _, constant = question.partition(" (")
         axes.set_xlabel(f"{name.capitalize()}\n({constant}" if constant else name.capitalize(), fontsize=8)
         axes.grid(color="0.9")
-    panels[0].set_ylabel(f"{record['unit']} (gray: spread)", fontsize=8)
+    panels[0].set_ylabel(f"{record['unit']} (gray: spread; the table has memory)", fontsize=8)
     return figure
 
 

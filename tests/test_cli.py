@@ -272,6 +272,7 @@ def test_tables_that_cannot_be_written_leave_nothing(reproduced, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_note_is_printed_where_little_else_is(reproduced, tmp_path):
     (tmp_path / "networks").mkdir()
     (tmp_path / "results.nc").write_bytes((reproduced[0] / "results.nc").read_bytes())

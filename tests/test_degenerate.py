@@ -84,6 +84,7 @@ def test_constant_inputs_tell_nothing(archive):
     np.testing.assert_allclose(results["accuracy"].isel(step=0), 1 / 3)
 
 
+@pytest.mark.slow
 def test_labels_never_seen_in_validation(archive):
     seen = lambda split, size: np.arange(size) % (2 if split == "validation" else 3)  # noqa: E731
     results = study(archive(labels=seen))

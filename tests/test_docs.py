@@ -217,6 +217,13 @@ def test_links_lead_somewhere_in_a_clone_too(name):
     assert not [link for link in files if not (ROOT / name).parent.joinpath(link).exists()]
 
 
+def test_the_tables_of_the_benchmarks_are_the_measured_ones(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.__main__ import README, readme_text
+
+    assert readme_text() == README.read_text()
+
+
 def test_messages_that_are_explained_are_ours():
     texts = []
     for path in Path(ja.__file__).parent.rglob("*.py"):

@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from helpers import informed_codes, logits64, raises_input_error, scores_of
+from helpers import first_quick, informed_codes, logits64, raises_input_error, scores_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -60,7 +60,7 @@ def test_all_pairs_equal_the_loop(monkeypatch, codes, classes, examples, at_a_ti
     np.testing.assert_allclose(parts, pairs.joint, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("codes", "classes", "examples"), LAYERS)
+@pytest.mark.parametrize(("codes", "classes", "examples"), first_quick(LAYERS))
 def test_pairs_equal_scikit_learn(codes, classes, examples):
     of_layer, labels = informed_codes(1, codes, classes, examples, neurons=30)
     pairs = pair_information(of_layer, labels, num_codes=codes, num_classes=classes)
@@ -341,6 +341,7 @@ def test_mantel_without_variation_is_undefined():
     assert math.isnan(test.p_value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arranged", ["information", "clusters"])
 @pytest.mark.parametrize("neurons", [2, 12])
 def test_figure_shows_the_pairs(arranged, neurons, tmp_path):

@@ -117,7 +117,7 @@ def masks_along(order: np.ndarray, num_neurons: int, step: int = 1) -> np.ndarra
 
 
 @pytest.mark.parametrize("engine", ["vmap", "incremental"])
-@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+@pytest.mark.parametrize("activation", first_quick(["sigmoid", "relu"]))
 def test_every_step_equals_a_float64_regression(mnist5k, examples, fit_images, engine, activation):
     model = ja.train(mnist5k, (10, 8, 9), epochs=2, activation=activation)[0]
     fill = ja.compute_fill(model, "linear", fit_images)

@@ -70,7 +70,7 @@ def test_measures_under_masks(small_model, examples, fill):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("first", [0, 10, 18])
+@pytest.mark.parametrize("first", first_quick([0, 10, 18]))
 def test_measures_along_orders(small_model, examples, fill, engine, first):
     """Also where chunks are small, so that the last one is filled up with examples that must not count."""
     orders = np.stack([np.arange(first, 27), np.arange(26, first - 1, -1)])[:, :6]

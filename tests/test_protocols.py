@@ -208,6 +208,7 @@ def test_sets_of_protocols():
         ja.StudyConfig(protocols=(None,))
 
 
+@pytest.mark.slow
 def test_the_published_sweep_by_hand(off_and_on, mnist5k):
     """Every curve of the published protocol but the random ones again, by NumPy, from the trained network on."""
     node = off_and_on["published/2-layer-12-10"].to_dataset()

@@ -216,6 +216,7 @@ with lock_folder(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_a_folder_has_one_run_at_a_time(config, tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None

@@ -88,6 +88,7 @@ def test_masks_count_as_set_by_hand(kind, examples):
     assert len(set(losses.tolist())) > 10
 
 
+@pytest.mark.slow
 def test_orders_of_any_scope_count_as_set_by_hand(kind, examples):
     """Orders over one site (any of them) and over all; on a chain the engines agree."""
     model = KINDS[kind]()
