@@ -1,5 +1,6 @@
 """Models of any framework, unedited: counts against the same network with each mask applied by hand."""
 
+import functools
 import time
 
 import jax
@@ -834,3 +835,54 @@ def test_code_that_was_changed_is_traced_again():
     labels, fill = np.zeros(20, int), np.zeros(5, np.float32)
     loss = ja.evaluate_masks(net, np.ones((1, 5), bool), images, labels, fill, outcomes="loss")[0]
     assert abs(float(loss) + float(nnx.log_softmax(net(images))[:, 0].mean())) < 1e-6
+
+
+def wrap(function):
+    @functools.wraps(function)
+    def wrapped(*args):
+        return function(*args)
+
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("slope", 0.0, 0.5),
+        ("slope", property(lambda self: 0.0), property(lambda self: 0.5)),
+        ("act", staticmethod(nnx.relu), staticmethod(jnp.tanh)),
+        ("hidden", wrap(lambda self, x: nnx.relu(x)), wrap(lambda self, x: jnp.tanh(x))),
+    ],
+    ids=["a number", "a property", "a static method", "a decorated method"],
+)
+def test_every_attribute_of_a_class_may_be_edited(name, before, after):
+    class Net(nnx.Module):
+        slope = 0.0
+        act = staticmethod(nnx.relu)
+
+        def __init__(self):
+            self.first, self.head = nnx.Linear(6, 5, rngs=nnx.Rngs(0)), nnx.Linear(5, 3, rngs=nnx.Rngs(1))
+
+        def hidden(self, x):
+            return self.act(x) + self.slope * jnp.minimum(x, 0)
+
+        def __call__(self, x):
+            return self.head(self.hidden(self.first(x)))
+
+    setattr(Net, name, before)
+    net, images = Net(), np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    first = np.asarray(ja.from_module(net, images)(images))
+    assert ja.from_module(net, images).spec is ja.from_module(net, images).spec, "traced once"
+    setattr(Net, name, after)
+    second = np.asarray(ja.from_module(net, images)(images))
+    np.testing.assert_allclose(second, net(images), atol=1e-6)
+    assert np.abs(second - first).max() > 0.05
+
+
+def test_tensors_of_pytorch_among_the_parameters_are_copied(examples):
+    torch = pytest.importorskip("torch")
+    weight = torch.ones(784, 3)
+    model = ja.from_function(lambda p, x: x.reshape(len(x), -1) @ p["w"], {"w": weight}, examples[0])
+    before = np.asarray(model(examples[0]))
+    weight.mul_(2)
+    np.testing.assert_array_equal(model(examples[0]), before)

@@ -367,6 +367,34 @@ def test_other_weights_of_a_checkpoint_are_not_passed_over(checkpoint):
     np.testing.assert_allclose(model(INPUTS), forward(ema, INPUTS), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("default::jaxablate.models.AssumptionWarning")
+@pytest.mark.parametrize(
+    "model",
+    [{"0.weight_v": np.ones((9, 12)), "epoch": 1}, [np.ones((9, 12))], [("fc1", np.ones((9, 12)))], nnx.Rngs(0)],
+    ids=["a weight norm and an epoch", "a list", "a list of pairs", "an object"],
+)
+def test_the_entry_of_a_checkpoint_is_named(model):
+    """The only state dict may be that of another network, if the first one is there in another form."""
+    ema = network(("fc1", "fc2"), (12, 9, 5))
+    with pytest.warns(ja.models.AssumptionWarning) as caught:
+        load_pytorch({"model": model, "ema": state(ema), "epoch": 3}, activation="relu")
+    assert "read the network from 'ema', not from 'model'; state_key" in str(caught[0].message)
+    with pytest.warns(ja.models.AssumptionWarning) as caught:
+        load_pytorch({"model": state(ema), "epoch": 3, "rng": np.zeros(8, np.uint8)}, activation="relu")
+    assert len(caught) == 1, "numbers leave nothing open"
+
+
+def test_numbers_that_contradict_the_shapes(tmp_path):
+    """The shapes decide alone, if they do."""
+    names = ("dec3", "dec1", "dec2", "dec0")
+    with raises_input_error("leave their order open, for example dec3, dec., dec., dec0"):
+        load_pytorch(state(network(names, (12, 8, 8, 8, 5))), activation="relu")
+    weights = network(names, (12, 9, 8, 7, 5))
+    np.testing.assert_allclose(
+        load_pytorch(state(weights), activation="relu")(INPUTS), forward(weights, INPUTS), atol=1e-5
+    )
+
+
 def test_optimizers_and_callbacks_of_a_checkpoint_are_no_networks():
     weights = network(("fc1", "fc2"), (12, 9, 5))
     states = {0: {"step": np.ones(()), "exp_avg": np.ones((9, 12))}}

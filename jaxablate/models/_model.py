@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import CodeType, FunctionType
+from types import CodeType
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ from jaxablate.models._analysis import (
 from jaxablate.models._graph import Graph, evaluate, fingerprint, operation_name, read, replaced, shape_of, trace
 from jaxablate.models._mlp import MLP, in_evaluation_mode, is_mlp, require_fitting
 from jaxablate.models._sites import Prediction, apply_masks
+from jaxablate.models._tensors import detached
 
 OUTPUTS = ("logits", "probabilities")
 TRACED = 2, 5  # numbers of examples; two, so that the axis of examples shows, and none is 1, which would broadcast
@@ -159,7 +160,7 @@ class ModuleCall:
 
     graphdef: nnx.GraphDef
     structure: Any
-    code: frozenset[CodeType]
+    edition: frozenset[tuple[type, int, CodeType | None, int]]
 
     def params(self, leaves: State) -> nnx.Module:
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.structure, leaves))
@@ -291,6 +292,7 @@ def from_function(
     require(callable(apply), f"apply: expected a function of (params, images), got {type(apply).__name__}")
     require_known("outputs", outputs, OUTPUTS)
     paths, structure = jax.tree_util.tree_flatten_with_path(params)
+    paths = [(path, detached(leaf)) for path, leaf in paths]  # tensors of PyTorch share their memory
     arrays = [(path, leaf) for path, leaf in paths if isinstance(leaf, jax.Array | np.ndarray)]
     static = tuple(_ARRAY if isinstance(leaf, jax.Array | np.ndarray) else leaf for _, leaf in paths)
     function = FunctionCall(apply, structure, static)
@@ -335,12 +337,23 @@ def _split_module(model: nnx.Module) -> tuple[ModuleCall, State, tuple[str, ...]
     require(isinstance(model, nnx.Module), f"model: expected a Flax NNX module, got {type(model).__name__}")
     graphdef, state = nnx.split(in_evaluation_mode(model))
     paths, structure = jax.tree_util.tree_flatten_with_path(state)
-    # The graph of a module is cached. Code objects are equal if their code is, so a class that was edited in place
-    # gives another key, and an unedited one that was imported again does not.
+    # The graph of a module is cached, and classes may be edited in place: `%autoreload` replaces the code of functions,
+    # a notebook's cell replaces the attributes of a class. Both give another key.
     classes = {base for _, module in nnx.iter_modules(model) for base in type(module).__mro__}
     classes = {base for base in classes if not base.__module__.startswith("flax.")}  # saves time, and nobody edits them
-    code = frozenset(f.__code__ for base in classes for f in vars(base).values() if isinstance(f, FunctionType))
-    return ModuleCall(graphdef, structure, code), [leaf for _, leaf in paths], _names(paths)
+    parts = frozenset((base, *item) for base in classes for value in vars(base).values() for item in _edition(value))
+    return ModuleCall(graphdef, structure, parts), [leaf for _, leaf in paths], _names(paths)
+
+
+def _edition(value: Any) -> list[tuple[int, CodeType | None, int]]:
+    """Return what changes if a class's attribute is edited: identity, code, defaults, also of what it wraps."""
+    parts = []
+    while value is not None and len(parts) < 9:  # decorators nest, and an object may claim to wrap itself
+        code, defaults = getattr(value, "__code__", None), getattr(value, "__defaults__", None)
+        parts.append((id(value), code if isinstance(code, CodeType) else None, id(defaults)))
+        wrapped = (getattr(value, name, None) for name in ("__wrapped__", "__func__", "fget"))
+        value = next((part for part in wrapped if part is not None), None)
+    return parts
 
 
 def _checked(

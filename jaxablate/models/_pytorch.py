@@ -17,7 +17,6 @@ from flax import nnx
 
 from jaxablate._checks import (
     InputError,
-    JaxablateWarning,
     describe_value,
     finite_float32,
     require,
@@ -29,7 +28,15 @@ from jaxablate.models._chain import flatten_layers
 from jaxablate.models._mlp import ACTIVATIONS, MLP, flatten_images, from_arrays, get_activation, in_evaluation_mode
 from jaxablate.models._parametrizations import compute_parametrized
 from jaxablate.models._sites import Site
-from jaxablate.models._tensors import Tensors, detached, find_state_dict, read_tensors, require_plain, to_numpy
+from jaxablate.models._tensors import (
+    AssumptionWarning,
+    Tensors,
+    detached,
+    find_state_dict,
+    read_tensors,
+    require_plain,
+    to_numpy,
+)
 
 # PyTorch and Flax store the same numbers in another order:
 #
@@ -60,10 +67,6 @@ ELEMENTWISE = {
     jax.nn.softplus,
 }  # fmt: skip
 """Functions that act on each neuron separately."""
-
-
-class AssumptionWarning(JaxablateWarning):
-    """A PyTorch state dict leaves something open, and no reference was given to check what was assumed."""
 
 
 def load_pytorch(
@@ -104,9 +107,10 @@ def load_pytorch(
         lacks becomes 0, and a scale of a batch norm that it lacks becomes 1.
 
     Warns:
-        AssumptionWarning: without a reference, if the state dict leaves something open: the order of the layers, and
-            for an `MLP` also the activation function and everything without weights. Only a reference shows whether
-            the options of the layers of `model` are right: padding, pooling, `epsilon` of a batch norm.
+        AssumptionWarning: if one entry of a checkpoint was read, and another may hold a network too. Without a
+            reference, if the state dict leaves something open: the order of the layers, and for an `MLP` also the
+            activation function and everything without weights. Only a reference shows whether the options of the
+            layers of `model` are right: padding, pooling, `epsilon` of a batch norm.
 
     Raises:
         InputError: for a file that has no state dict, or several and no `state_key`; for weights that do not fit the
@@ -345,6 +349,8 @@ def _settle_order(
     for name in sorted(modules, key=lambda name: _numbered(name)[1]):
         kinds.setdefault(_numbered(name)[0], []).append(name)
     extend([], kinds)
+    if not orders and steps <= MAX_STEPS:  # the numbers contradict the shapes, which decide alone then
+        extend([], {name: [name] for name in modules})
     if not orders and steps <= MAX_STEPS:
         return modules  # no order fits; the caller says why
     require(

@@ -6,6 +6,7 @@ Output: NumPy arrays by tensor name, in the order of the file (`.pt`) or of the 
 
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +14,16 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from jaxablate._checks import InputError, require
+from jaxablate._checks import InputError, JaxablateWarning, require
 from jaxablate._files import MAX_BYTES, load_tensors, require_file
 
 Tensors = dict[str, np.ndarray]
 MAX_PICKLE_BYTES = 2**16
 """Size of the pickle in a `.pt` file, which lists the tensors: enough for about 600 of them, at 100 bytes each."""
+
+
+class AssumptionWarning(JaxablateWarning):
+    """A PyTorch state dict leaves something open, and no reference was given to check what was assumed."""
 
 
 def read_tensors(path: Path, state_key: str | None = None) -> Tensors:
@@ -77,7 +82,20 @@ def find_state_dict(what: str, loaded: object, state_key: str | None) -> Mapping
         f"state_key: the {what} has the state dicts {', '.join(map(repr, candidates))}, got {state_key!r}; choose one "
         "with state_key (--state-key)",
     )
-    return candidates[state_key] if state_key is not None else next(iter(candidates.values()))
+    if state_key is not None:
+        return candidates[state_key]
+    ((key, state),) = candidates.items()
+    # Numbers and texts, such as an epoch, and the states of optimizers leave nothing open. Anything else may hold the
+    # network in a form that is not read here.
+    rest = [name for name, value in entries if name != key and not _is_no_network(value)]
+    if rest:
+        warnings.warn(
+            f"{what}: read the network from {key!r}, not from {', '.join(map(repr, rest))}; state_key (--state-key) "
+            "names the entry",
+            AssumptionWarning,
+            stacklevel=4,
+        )
+    return state
 
 
 def _is_state_dict(value: object) -> TypeGuard[Mapping[str, Any]]:
@@ -98,6 +116,18 @@ def _has_weights(value: object) -> bool:
         named = any(str(name).endswith("weight") and _is_tensor(tensor) for name, tensor in value.items())
         return named or any(map(_has_weights, value.values()))
     return isinstance(value, list | tuple) and any(map(_has_weights, value))
+
+
+def _is_no_network(value: object) -> bool:
+    """Return True for numbers, texts, a single tensor, and the states of optimizers and schedulers."""
+    if _is_tensor(value):
+        return True
+    if isinstance(value, Mapping):
+        tensors = any(map(_is_tensor, value.values()))
+        return "param_groups" in value or (not tensors and all(map(_is_no_network, value.values())))
+    if isinstance(value, list | tuple):
+        return not any(map(_is_tensor, value)) and all(map(_is_no_network, value))
+    return value is None or isinstance(value, str | bytes | int | float)
 
 
 def _is_tensor(value: object) -> bool:
