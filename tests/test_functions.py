@@ -882,7 +882,10 @@ def test_every_attribute_of_a_class_may_be_edited(name, before, after):
 def test_tensors_of_pytorch_among_the_parameters_are_copied(examples):
     torch = pytest.importorskip("torch")
     weight = torch.ones(784, 3)
-    model = ja.from_function(lambda p, x: x.reshape(len(x), -1) @ p["w"], {"w": weight}, examples[0])
+    head = jnp.ones((3, 2))
+    model = ja.from_function(
+        lambda p, x: jax.nn.relu(x.reshape(len(x), -1) @ p["w"]) @ head, {"w": weight}, examples[0]
+    )
     before = np.asarray(model(examples[0]))
     weight.mul_(2)
     np.testing.assert_array_equal(model(examples[0]), before)

@@ -370,7 +370,7 @@ def test_other_weights_of_a_checkpoint_are_not_passed_over(checkpoint):
 @pytest.mark.filterwarnings("default::jaxablate.models.AssumptionWarning")
 @pytest.mark.parametrize(
     "model",
-    [{"0.weight_v": np.ones((9, 12)), "epoch": 1}, [np.ones((9, 12))], [("fc1", np.ones((9, 12)))], nnx.Rngs(0)],
+    [{"0.weight_v": np.ones((9, 12)), "epoch": 1}, [np.ones((9, 12))], [("fc1", np.ones((9, 12)))], object()],
     ids=["a weight norm and an epoch", "a list", "a list of pairs", "an object"],
 )
 def test_the_entry_of_a_checkpoint_is_named(model):
