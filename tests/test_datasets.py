@@ -483,3 +483,19 @@ def test_a_nan_has_no_code():
         with raises_input_error("activations: 1 of 6 are NaN, which has no code; check the weights and the images"):
             quantizer(activations)
     assert ja.quantizers.positive()(activations[1:]).tolist() == [[1, 1], [1, 0]]
+
+
+def test_two_files_of_one_name_must_agree(tmp_path):
+    random = np.random.default_rng(0)
+    for key, name in FILES.items():
+        array = random.integers(0, 256, (30, 4, 4)) if key.endswith("images") else np.arange(30) % 3
+        (tmp_path / name).write_bytes(idx(array.astype(np.uint8)))
+    expected = ja.load_dataset(str(tmp_path))
+    name = FILES["test_labels"]
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(whole))
+    np.testing.assert_array_equal(ja.load_dataset(str(tmp_path)).test.labels, expected.test.labels)
+    for packed in (gzip.compress(whole[:-1] + b"\x01"), gzip.compress(whole + b"\x00"), gzip.compress(whole)[:-9], b""):
+        (tmp_path / f"{name}.gz").write_bytes(packed)
+        with raises_input_error(f"{name} and {name}.gz hold different data; remove the one that is not meant"):
+            ja.load_dataset(str(tmp_path))

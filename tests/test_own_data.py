@@ -582,3 +582,15 @@ def test_whole_numbers_in_tables_stay_as_they_are():
     table = np.random.default_rng(0).integers(0, 202, (60, 4)).astype(np.float32)
     data = ja.Dataset.from_arrays(table, LABELS, test=(table[:9], LABELS[:9]))
     np.testing.assert_array_equal(data.test.images, table[:9])
+
+
+def test_rows_of_pandas_that_do_not_belong_together():
+    """pandas aligns rows by their index; a shuffled table and labels in the old order have different ones."""
+    images = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32))
+    labels = pd.Series(np.arange(60) % 3)
+    shuffled = images.sample(frac=1, random_state=0)
+    with raises_input_error("train: the pandas indexes of images and labels differ"):
+        ja.Dataset.from_arrays(shuffled, labels)
+    data = ja.Dataset.from_arrays(shuffled, labels.loc[shuffled.index])
+    assert data.num_classes == 3
+    assert ja.Dataset.from_arrays(shuffled, labels.to_numpy()).num_classes == 3, "an array has no index"

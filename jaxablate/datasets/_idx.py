@@ -93,6 +93,18 @@ def dataset_from_idx(paths: dict[str, Path], name: str, origin: str, seed: int, 
     return dataset_of_arrays(name, arrays, Source(name, origin, sha256), seed, num_classes)
 
 
+def _hold_the_same(packed: Path, plain: Path) -> bool:
+    """Return True if a gzip file unpacks to another file; a damaged one does not."""
+    try:
+        with gzip.open(packed) as first, open(plain, "rb") as second:
+            while (part := second.read(CHUNK)) == first.read(CHUNK):
+                if not part:
+                    return True
+    except (EOFError, OSError, zlib.error):
+        pass
+    return False
+
+
 def load_idx_folder(folder: Path, seed: int) -> Dataset:
     """Read a folder that holds the four canonical files, each gzipped or not.
 
@@ -101,9 +113,13 @@ def load_idx_folder(folder: Path, seed: int) -> Dataset:
     """
     paths = {}
     for key, name in FILES.items():
-        # A folder may mix both kinds; of two files of one name the gzipped one is read, as it was published.
-        candidates = [folder / f"{name}.gz", folder / name]
-        paths[key] = next((path for path in candidates if os.path.exists(path)), None)
+        # A folder may mix both kinds; of two equal files the gzipped one is read, as it was published.
+        candidates = [path for path in (folder / f"{name}.gz", folder / name) if os.path.exists(path)]
+        require(
+            len(candidates) < 2 or _hold_the_same(*candidates),
+            f"folder {folder}: {name} and {name}.gz hold different data; remove the one that is not meant",
+        )
+        paths[key] = candidates[0] if candidates else None
     missing = [FILES[key] for key, path in paths.items() if path is None]
     require(
         not missing,

@@ -129,6 +129,14 @@ class Dataset:
                     f"{split}: expected a pair (images, labels), got {type(pair).__name__}",
                 )
                 arrays[f"{split}_images"], arrays[f"{split}_labels"] = pair
+        for split in ("train", "test", "validation"):
+            tables = [arrays.get(f"{split}_{part}") for part in ("images", "labels")]
+            index, labels_index = (getattr(table, "index", None) for table in tables)
+            require(
+                not hasattr(index, "equals") or not hasattr(labels_index, "equals") or index.equals(labels_index),
+                f"{name} {split}: the pandas indexes of images and labels differ, so their rows may not belong "
+                "together; align them, or pass images.to_numpy() and labels.to_numpy()",
+            )
         # A copy: a later change of the user's array must not change data whose checksum is known.
         copies = {key: host_array(f"{name} {key.replace('_', ' ')}", array).copy() for key, array in arrays.items()}
         data = dataset_of_arrays(name, copies, Source(name, "in memory", {}), seed)
