@@ -84,6 +84,26 @@ class Bars:
             self.output.update(self.progress)
 
 
+class _ForgivingStream:
+    """A terminal whose failures do not end the work that it shows: what cannot be written is left out."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(Exception):
+            self.stream.write(text.encode(self.encoding, "replace").decode(self.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(Exception):
+            self.stream.flush()
+
+    def isatty(self) -> bool:
+        return True
+
+
 @contextlib.contextmanager
 def progress_reporter(on_progress: Progress) -> Iterator[OnProgress]:
     """Give a function to report to: the user's, one that shows bars, or one that does nothing."""
@@ -94,10 +114,11 @@ def progress_reporter(on_progress: Progress) -> Iterator[OnProgress]:
 
     try:
         is_terminal = sys.stderr.isatty()
-    except (AttributeError, ValueError):  # None, closed, or an object of another program
+    except Exception:  # None, closed, or an object of another program
         is_terminal = False
     # by itself rich takes the variable FORCE_COLOR for a terminal, and bars would fill a file
-    console = Console(stderr=True, force_terminal=is_terminal)
+    stream: Any = _ForgivingStream(sys.stderr) if is_terminal else None
+    console = Console(file=stream, stderr=True, force_terminal=is_terminal)
     if not (is_terminal or console.is_jupyter):
         yield no_progress
         return

@@ -384,6 +384,16 @@ def test_the_entry_of_a_checkpoint_is_named(model):
     assert len(caught) == 1, "numbers leave nothing open"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, bool])
+def test_masks_of_any_dtype_are_applied(dtype):
+    weights = network(("fc1", "fc2"), (12, 9, 5))
+    mask = np.random.default_rng(2).random((9, 12)) < 0.5
+    tensors = state(weights)
+    tensors |= {"fc1.weight_orig": tensors.pop("fc1.weight"), "fc1.weight_mask": mask.astype(dtype)}
+    weights["fc1"] = weights["fc1"] * mask
+    np.testing.assert_allclose(load_pytorch(tensors, activation="relu")(INPUTS), forward(weights, INPUTS), atol=1e-5)
+
+
 def test_numbers_that_contradict_the_shapes(tmp_path):
     """The shapes decide alone, if they do."""
     names = ("dec3", "dec1", "dec2", "dec0")

@@ -524,6 +524,39 @@ def test_bars_are_shown_on_a_terminal_only(small_model, in_memory, capsys, monke
         ja.run_study(config, on_progress="loud")
 
 
+class Stream:
+    """A terminal of another program, in which something fails."""
+
+    encoding = "ascii"
+
+    def __init__(self, fails):
+        self.fails, self.texts = fails, []
+
+    def isatty(self):
+        if self.fails == "isatty":
+            raise OSError
+        return True
+
+    def write(self, text):
+        if self.fails == "write":
+            raise ValueError
+        self.texts.append(text.encode("ascii"))
+
+    def flush(self):
+        if self.fails == "flush":
+            raise AttributeError
+
+
+@pytest.mark.parametrize("fails", ["isatty", "write", "flush", "nothing"])
+def test_a_terminal_that_fails_does_not_end_a_study(small_model, in_memory, monkeypatch, fails):
+    stream = Stream(fails)
+    monkeypatch.setattr(sys, "stderr", stream)
+    config = ja.StudyConfig(networks=(), scores=("entropy",), num_random_orders=1, steps=2)
+    results = ja.run_study(config, {"größe": small_model}, data=in_memory)
+    assert "größe" in results.children
+    assert ("ablate gr??e" in b"".join(stream.texts).decode()) == (fails in ("flush", "nothing"))
+
+
 def test_steps_that_are_no_number(small_config):
     for steps in ("each", 2.5, None, "0%", "101%", "-5%", "5 %", "1e1%", True):
         with raises_input_error(f"steps: expected a number, 'all' or a percentage such as '0.5%', got {steps!r}"):

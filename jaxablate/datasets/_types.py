@@ -131,9 +131,9 @@ class Dataset:
                 arrays[f"{split}_images"], arrays[f"{split}_labels"] = pair
         for split in ("train", "test", "validation"):
             tables = [arrays.get(f"{split}_{part}") for part in ("images", "labels")]
-            index, labels_index = (getattr(table, "index", None) for table in tables)
+            indexes: list[Any] = [getattr(table, "index", None) for table in tables]
             require(
-                not hasattr(index, "equals") or not hasattr(labels_index, "equals") or index.equals(labels_index),
+                not all(hasattr(index, "equals") for index in indexes) or indexes[0].equals(indexes[1]),
                 f"{name} {split}: the pandas indexes of images and labels differ, so their rows may not belong "
                 "together; align them, or pass images.to_numpy() and labels.to_numpy()",
             )

@@ -428,7 +428,7 @@ def group_modules(what: str, tensors: Tensors, *, is_checked: bool = True) -> di
         if name.rpartition(".")[2] == "num_batches_tracked":
             continue
         require(
-            jnp.issubdtype(tensor.dtype, jnp.floating),
+            jnp.issubdtype(tensor.dtype, jnp.floating) or (tensor.dtype == bool and name.endswith("_mask")),
             f"{what}: expected floating numbers, got dtype {tensor.dtype} for {name!r}; leave this entry out, or save "
             "the state dict of the network itself",
         )
