@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-__all__ = ["BARS", "OnProgress", "Progress", "no_progress", "progress_bars", "progress_reporter"]
+__all__ = ["BARS", "Bars", "OnProgress", "Progress", "no_progress", "progress_reporter"]
 
 OnProgress = Callable[[str, int, int, str], None]
 """Called with (what, done, total, note): the stage, its finished and total units of work, and a note."""

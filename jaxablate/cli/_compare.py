@@ -34,13 +34,14 @@ def compare(
     from rich.table import Column, Table
 
     from jaxablate.charts import order_name
-    from jaxablate.report import check_report_path, write_comparison
     from jaxablate.results import NETWORK_SCOPE, check_table_path, save_table
     from jaxablate.results import compare as compare_results
 
     if out is not None:
         check_table_path(out)
     if report is not None:
+        from jaxablate.report import check_report_path
+
         check_report_path(report)
     runs = load_run(first), load_run(second)
     compared = compare_results(*runs, by=by)
@@ -70,6 +71,8 @@ def compare(
         save_table(joined, out)
         show(f"Table of all scopes: {out}")
     if report is not None:
+        from jaxablate.report import write_comparison
+
         names = (first.name, second.name) if first.name != second.name else ("first", "second")
         write_comparison(*runs, report, names=names, by=by)
         show(f"Report: {report}")

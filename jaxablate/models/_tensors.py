@@ -123,8 +123,9 @@ def _is_no_network(value: object) -> bool:
     if _is_tensor(value):
         return True
     if isinstance(value, Mapping):
-        tensors = any(map(_is_tensor, value.values()))
-        return "param_groups" in value or (not tensors and all(map(_is_no_network, value.values())))
+        if "param_groups" in value:
+            return True
+        value = list(value.values())
     if isinstance(value, list | tuple):
         return not any(map(_is_tensor, value)) and all(map(_is_no_network, value))
     return value is None or isinstance(value, str | bytes | int | float)

@@ -13,12 +13,10 @@ import xarray as xr
 
 from jaxablate.charts import INTERVAL, names_of, order_chart, order_name, place_name
 from jaxablate.charts._own import BY_NAMES
-from jaxablate.report._intervals import IntervalAxis, interval_text
+from jaxablate.report._intervals import ENDS, IntervalAxis, interval_text
 from jaxablate.report._sections import provenance_of
 from jaxablate.results import NETWORK_SCOPE, compare
 from jaxablate.results._labels import stated_settings
-
-ENDS = ("difference", "low", "high")
 
 
 def comparison_page(first: xr.DataTree, second: xr.DataTree, names: Sequence[str], by: str) -> dict[str, Any]:
@@ -95,13 +93,8 @@ def _block(path: str, data: xr.Dataset) -> dict[str, Any]:
     fills, comparisons = names_of(data, "fill"), {}
     fill = next((fill for fill in fills if fill != "zero"), fills[0])
     data = data.sel(fill=fill)
-    axis = IntervalAxis(data[name] for name in ENDS)
+    axis = IntervalAxis(data)
     for scope in names_of(data, "scope"):
-        rows = []
-        for ordering in names_of(data, "ordering"):
-            cell = data.sel(scope=scope, ordering=ordering)
-            mean, low, high = (float(cell[name]) for name in ENDS)
-            if mean == mean:  # one of the two may lack the combination
-                rows.append(axis.row(order_name(ordering), mean, low, high))
-        comparisons[place_name(scope)] = rows
+        cells = [(order_name(name), data.sel(scope=scope, ordering=name)) for name in names_of(data, "ordering")]
+        comparisons[place_name(scope)] = axis.rows(cells)
     return {"title": f"{path} network", "fill": fill.replace("_", " "), "comparisons": comparisons}

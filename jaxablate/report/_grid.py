@@ -86,16 +86,12 @@ def _rows(conditions: Iterable[str], compared: Mapping[str, xr.Dataset]) -> list
 def _comparisons(data: xr.Dataset, network: str, protocol: str, *, is_passed: bool) -> dict[str, Any]:
     """Return the intervals of a network for every comparison and condition, on one axis."""
     chosen = data.sel(network=network).dropna("condition", subset=["accuracy"])
-    axis = IntervalAxis(chosen[name] for name in ("low", "high", "difference"))
+    axis = IntervalAxis(chosen)
     comparisons = {}
     for comparison in names_of(chosen, "comparison"):
-        rows = []
-        for condition in names_of(chosen, "condition"):
-            cell = chosen.sel(condition=condition, comparison=comparison)
-            mean, low, high = (float(cell[name]) for name in ("difference", "low", "high"))
-            if mean == mean:  # a condition may lack a score
-                rows.append(axis.row(condition, mean, low, high))
-        comparisons[comparison_name(comparison)] = rows
+        conditions = names_of(chosen, "condition")
+        cells = [(name, chosen.sel(condition=name, comparison=comparison)) for name in conditions]
+        comparisons[comparison_name(comparison)] = axis.rows(cells)
     # only `jaxablate reproduce` writes the table, and it trains its networks
     protocol_name = data.attrs["protocol"]
     table = f"compare_conditions(results, {protocol_name!r})" if is_passed else f"comparisons_{protocol_name}.csv"

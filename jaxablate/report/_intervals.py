@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
+ENDS = ("difference", "low", "high")
 WIDTH, MARGIN = 200, 6
 """Width of the picture of an interval, and the margin at each end, in the units of the SVG."""
 
@@ -21,9 +23,9 @@ def interval_text(mean: float, low: float, high: float) -> str:
 class IntervalAxis:
     """Give the positions of means and intervals on an axis that shows all of them and 0, the line of no difference."""
 
-    def __init__(self, values: Iterable[Any]):
+    def __init__(self, data: xr.Dataset):
         # a single network has no interval: its ends are NaN, and only its mean counts
-        finite = np.concatenate([np.ravel(array) for array in values])
+        finite = np.concatenate([np.ravel(data[name]) for name in ENDS])
         finite = finite[np.isfinite(finite)]
         self.lowest, highest = min(finite.min(initial=0.0), 0.0), max(finite.max(initial=0.0), 0.0)
         # the smallest range keeps the scale finite if all differences are 0
@@ -33,11 +35,13 @@ class IntervalAxis:
         """Return the position of a value; None for NaN."""
         return round(MARGIN + (value - self.lowest) * self.scale, 1) if value == value else None
 
-    def row(self, name: str, mean: float, low: float, high: float) -> dict[str, Any]:
-        """Return the name, text and positions of a mean and its interval."""
-        ends = {"zero": 0.0, "mean": mean, "low": low, "high": high}
-        return {
-            "name": name,
-            "text": interval_text(mean, low, high),
-            **{end: self.place(value) for end, value in ends.items()},
-        }
+    def rows(self, cells: Iterable[tuple[str, xr.Dataset]]) -> list[dict[str, Any]]:
+        """Return the name, text and positions of each mean and its interval; a mean that is NaN has no row."""
+        rows = []
+        for name, cell in cells:
+            mean, low, high = (float(cell[end]) for end in ENDS)
+            if mean == mean:
+                ends = {"zero": 0.0, "mean": mean, "low": low, "high": high}
+                places = {end: self.place(value) for end, value in ends.items()}
+                rows.append({"name": name, "text": interval_text(mean, low, high), **places})
+        return rows
