@@ -29,7 +29,7 @@ from jaxablate.cli import _console, _tables
 ROOT = Path(__file__).parents[1]
 WITHOUT_PICTURES = (Path(__file__).parent / "without_pictures.py",)
 SHORT = ["--epochs", "1", "--steps", "4", "--random-orders", "2"]
-REPRODUCE = ["reproduce", "--dataset", "mnist5k", *SHORT]
+REPRODUCE = ["reproduce", *SHORT, "--dataset"]
 
 
 def run(*arguments, program=("-m", "jaxablate"), **environment):
@@ -47,16 +47,16 @@ def call(*arguments):
 
 
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory):
+def reproduced(small_data, tmp_path_factory):
     out = tmp_path_factory.mktemp("cli") / "out"
     with without_pdf():
-        return out, call(*REPRODUCE, "--out", out)
+        return out, call(*REPRODUCE, small_data, "--out", out)
 
 
 @pytest.mark.slow
-def test_reproduce_in_a_process_of_its_own(reproduced, tmp_path):
+def test_reproduce_in_a_process_of_its_own(reproduced, small_data, tmp_path):
     """As a user runs it: whole PDF files, and the results of the same command in this process."""
-    process = run(*REPRODUCE, "--out", tmp_path / "out")
+    process = run(*REPRODUCE, small_data, "--out", tmp_path / "out")
     assert process.returncode == 0, process.stderr
     assert all(path.stat().st_size > 5000 for path in (tmp_path / "out" / "figures").glob("fig*.pdf"))
     first, second = (ja.results.load_results(folder / "results.nc") for folder in (reproduced[0], tmp_path / "out"))
@@ -85,7 +85,7 @@ def test_reproduce_leaves_everything(reproduced):
         assert f"{name} ({intact:.2f})" in process.stdout
     assert len([line for line in process.stdout.splitlines() if line.startswith("│")]) == 2 * 3
     assert f"jaxablate table {out} --out curves.csv" in process.stdout
-    assert "Dataset: mnist5k" in process.stdout
+    assert "Dataset: small (" in process.stdout
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def judged(small_data, tmp_path_factory):
     """Five networks of each kind under both protocols, as a run and its results."""
     out = tmp_path_factory.mktemp("claims") / "out"
     options = ["--seeds", 5, "--first-seed", 5, "--protocol", "both", "--out", out]
-    command = ["reproduce", "--dataset", small_data, *SHORT, *options]
+    command = [*REPRODUCE, small_data, *options]
     with without_pdf():
         return out, command, call(*command)
 
@@ -178,24 +178,24 @@ def test_a_deleted_working_folder_is_named(tmp_path, monkeypatch):
 
 
 def test_unknown_protocols_are_refused(tmp_path):
-    process = run(*REPRODUCE, "--protocol", "paper,printed", "--out", tmp_path / "out")
+    process = run(*REPRODUCE, "mnist5k", "--protocol", "paper,printed", "--out", tmp_path / "out")
     assert process.returncode == 1
     assert "protocol: unknown 'printed'; choose one of paper, published" in process.stderr
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_a_second_run_reuses_the_networks(reproduced):
+def test_a_second_run_reuses_the_networks(reproduced, small_data):
     out, _ = reproduced
-    process = run(*REPRODUCE, "--out", out)
+    process = run(*REPRODUCE, small_data, "--out", out)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("reused 1 trained before") == 2
 
 
 @pytest.mark.slow
-def test_kept_programs_are_used_without_a_word(reproduced, tmp_path):
+def test_kept_programs_are_used_without_a_word(reproduced, small_data, tmp_path):
     network = reproduced[0] / "networks" / "2-layer_seed0.safetensors"
-    options = ["--dataset", "mnist5k", "--steps", "3", "--out", tmp_path / "curves.csv"]
+    options = ["--dataset", small_data, "--steps", "3", "--out", tmp_path / "curves.csv"]
     as_of_jax = {"TF_CPP_MIN_LOG_LEVEL": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "kept")}
     for _ in range(2):
         process = run("ablate", network, *options, "--quiet", **as_of_jax)
@@ -220,8 +220,9 @@ def test_the_scripts(reproduced, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_report_of_saved_results_is_the_same(reproduced, tmp_path):
+def test_a_report_of_saved_results_is_the_same(reproduced, small_data, tmp_path, monkeypatch):
     out, _ = reproduced
+    monkeypatch.chdir(small_data.parent)  # results keep the name of a file of data, not its folder
     process = run("report", out, "--out", tmp_path / "again.html", "--json")
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout) == {
@@ -498,7 +499,7 @@ def test_steps_that_are_no_number(tmp_path, steps):
 
 def test_an_output_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("mine")
-    process = run(*REPRODUCE, "--out", tmp_path / "file")
+    process = run(*REPRODUCE, "mnist5k", "--out", tmp_path / "file")
     assert process.returncode == 1
     assert process.stderr.startswith("error: output folder")
     assert process.stderr.count("\n") == 1
@@ -555,7 +556,7 @@ def test_an_interrupt_ends_training(small_data, tmp_path, how):
 @pytest.mark.slow
 def test_an_interrupted_run_leaves_no_half_file(small_data, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "jaxablate", "reproduce", "--dataset", small_data, *SHORT, "--out", out]
+    command = [sys.executable, "-m", "jaxablate", *REPRODUCE, small_data, "--out", out]
     for how in (signal.SIGTERM, signal.SIGINT):  # the second run finds the curves of the first, and draws again
         shutil.rmtree(out / "figures", ignore_errors=True)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

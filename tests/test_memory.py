@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import typer
-from helpers import raises_input_error
+from helpers import OPTIMIZED, raises_input_error
 
 import jaxablate as ja
 from jaxablate import devices, interactions
@@ -50,7 +50,8 @@ print([str(w.message) for w in told if "memory" in str(w.message)])
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
 def test_a_limit_of_the_operating_system_is_met_with_smaller_chunks():
-    process = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=600)
+    command = [sys.executable, "-c", LIMITED]
+    process = subprocess.run(command, capture_output=True, text=True, env=OPTIMIZED, timeout=600)
     assert process.returncode == 0, process.stderr[-2000:]
     warned = re.findall(r"memory ran out with (\d+) examples at a time; continuing with (\d+)", process.stdout)
     assert len(warned) >= 1

@@ -32,6 +32,7 @@ def test_every_mesh_gives_the_same_counts():
 @pytest.mark.slow
 def test_a_study_on_several_devices_is_the_same(small_data, tmp_path):
     command = [sys.executable, HERE / "without_pictures.py", "reproduce", "--dataset", small_data, "--epochs", "1"]
+    command += ["--set", "networks=12x10"]
     for devices in ([], ["--devices", "3"]):
         out = tmp_path / str(len(devices))
         process = subprocess.run(

@@ -21,7 +21,8 @@ ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent / "scripts"), os.environ.get("PYTHONPATH", "")]),
 }
-STUDY = ["reproduce", "--epochs", "1", "--steps", "4", "--random-orders", "2", "--seeds", "2", "--dataset"]
+SMALL = ["--set", "networks=12x10"]
+STUDY = ["reproduce", "--epochs", "1", "--steps", "4", "--random-orders", "2", "--seeds", "2", *SMALL, "--dataset"]
 
 
 def free_port() -> int:

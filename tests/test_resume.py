@@ -325,5 +325,5 @@ def test_a_killed_run_ends_the_same(is_grid, signals, small_data, tmp_path):
     kill_test.COMMAND[kill_test.COMMAND.index("mnist5k")] = small_data
     kill_test.COMMAND[kill_test.COMMAND.index("--seeds") + 1] = "1"
     kill_test.COMMAND[1:3] = [Path(__file__).parent / "without_pictures.py"]
-    kill_test.COMMAND[-1:-1] = [*kill_test.GRID, "--set", "networks=10x8"] if is_grid else []
+    kill_test.COMMAND[-1:-1] = [*(kill_test.GRID if is_grid else ()), "--set", "networks=12x10"]
     assert kill_test.test(tmp_path, len(signals), random.Random(1), signals) == 0

@@ -18,7 +18,7 @@ from jaxablate.cli._console import Bars
 from jaxablate.cli._outputs import print_outputs, write_outputs
 from jaxablate.report import write_report
 from jaxablate.results import _summaries
-from jaxablate.study._networks import trained_networks
+from jaxablate.study._networks import load_data, trained_networks
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +137,20 @@ def test_the_study_repeats_itself(small_config, small_results):
 
 @pytest.mark.slow
 def test_networks_are_reused_where_the_settings_agree(small_config, tmp_path):
-    config = dataclasses.replace(small_config, networks=((12, 10),), epochs=2, protocols=("paper",), steps=2)
+    less = {"networks": ((12, 10),), "epochs": 2, "protocols": ("paper",), "scores": ("entropy",)}
+    config = dataclasses.replace(small_config, **less, steps=2, num_random_orders=1)
     notes = []
+
+    def report(*message):
+        notes.append(message)
 
     def run(config):
         notes.clear()
-        return ja.run_study(config, network_dir=tmp_path, on_progress=lambda *message: notes.append(message))
+        return ja.run_study(config, network_dir=tmp_path, on_progress=report)
+
+    def train(config):
+        notes.clear()
+        trained_networks(config, (12, 10), load_data(config), tmp_path, report)
 
     first = run(config)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -167,10 +175,10 @@ def test_networks_are_reused_where_the_settings_agree(small_config, tmp_path):
         {"batch_norm": True},
         {"label_noise": 0.1},
     ):
-        run(dataclasses.replace(config, **change))
+        train(dataclasses.replace(config, **change))
         assert not any("reused" in note for *_, note in notes), change
         assert any("comes from other settings or data" in note for *_, note in notes)
-        run(config)
+        train(config)
     name = tmp_path / "2-layer-12-10_seed0.safetensors"
     name.write_bytes(name.read_bytes()[:1000])
     assert run(config)["2-layer-12-10"].identical(first["2-layer-12-10"])
