@@ -394,7 +394,7 @@ def test_version_and_datasets(tmp_path):
 def test_auto_without_a_network_says_so(tmp_path):
     nowhere = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     environment = {**nowhere, "TFDS_DATA_DIR": str(tmp_path / "cache"), "JAXABLATE_DATA_DIR": ""}
-    command = ["reproduce", *SHORT, "--out", tmp_path / "out"]
+    command = ["reproduce", *SHORT, "--set", "networks=10x8", "--out", tmp_path / "out"]
     process = run(*command, program=WITHOUT_PICTURES, **environment)
     assert process.returncode == 0, process.stderr
     assert "Dataset: mnist5k" in process.stdout
