@@ -220,15 +220,18 @@ def test_the_scripts(reproduced, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_report_of_saved_results_is_the_same(reproduced, small_data, tmp_path, monkeypatch):
+def test_a_report_of_saved_results_is_the_same(reproduced, small_data, tmp_path):
     out, _ = reproduced
-    monkeypatch.chdir(small_data.parent)  # results keep the name of a file of data, not its folder
-    process = run("report", out, "--out", tmp_path / "again.html", "--json")
+    # results keep the name of a file of data, not its folder
+    process = run("report", out, "--data-dir", small_data.parent, "--out", tmp_path / "again.html", "--json")
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout) == {
         "report": str(tmp_path / "again.html"), "pictures_of": ["2-layer", "3-layer"], "notes": []
     }  # fmt: skip
     assert (tmp_path / "again.html").read_bytes() == (out / "report.html").read_bytes()
+    process = run("report", out, "--data-dir", tmp_path, "--out", tmp_path / "again.html", "--json")
+    missing = f"data_dir: small.npz is not in folder {tmp_path}; give the folder that holds it"
+    assert json.loads(process.stdout)["notes"] == [missing]
     result = call("report", tmp_path)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "expected a file, got none; `jaxablate reproduce` writes one" in result.stderr

@@ -14,7 +14,7 @@ import xarray as xr
 
 from jaxablate._checks import require, require_type
 from jaxablate.activations import record_activations
-from jaxablate.datasets import Dataset, load_dataset
+from jaxablate.datasets import AUTO, KNOWN, Dataset, load_dataset
 from jaxablate.models import AnyModel
 from jaxablate.report._pictures import data_uri
 
@@ -58,7 +58,8 @@ def load_data_of(results: xr.DataTree, data_dir: str | Path | None = None) -> Da
 
     Args:
         results: results of one study.
-        data_dir: folder of the data, as in `ja.load_dataset`; None for the folder in the settings of the study.
+        data_dir: folder of the data, as in `ja.load_dataset`, or the folder with an `.npz` file or a folder of your
+            own; None for the folder in the settings of the study.
 
     Returns:
         The dataset.
@@ -72,8 +73,11 @@ def load_data_of(results: xr.DataTree, data_dir: str | Path | None = None) -> Da
         'mnist5k'
     """
     config = json.loads(results.attrs["config"])
-    folder = config.get("data_dir") if data_dir is None else data_dir
-    data = load_dataset(config["dataset"], seed=config["split_seed"], data_dir=folder)
+    name, folder = config["dataset"], config.get("data_dir") if data_dir is None else data_dir
+    if name not in (AUTO, *KNOWN):  # a file or a folder of the user; results keep its name, not where it was
+        name = Path(data_dir or "") / name
+        require(name.exists(), f"data_dir: {name.name} is not in folder {name.parent}; give the folder that holds it")
+    data = load_dataset(name, seed=config["split_seed"], data_dir=folder)
     _require_same(results, data)
     return data
 
