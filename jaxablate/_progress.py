@@ -50,7 +50,18 @@ def progress_bars(console: Any) -> Any:
         console=console,
         expand=True,
         disable=not console.is_terminal,
+        # on a terminal, what is printed meanwhile goes above the bars; in a file it stays where it belongs
+        redirect_stdout=is_terminal(sys.stdout),
+        redirect_stderr=is_terminal(sys.stderr),
     )
+
+
+def is_terminal(stream: Any) -> bool:
+    """Return True if a stream is a terminal; it may be None, closed, or an object of another program."""
+    try:
+        return stream.isatty()
+    except Exception:
+        return False
 
 
 class Bars:
@@ -112,14 +123,11 @@ def progress_reporter(on_progress: Progress) -> Iterator[OnProgress]:
         return
     from rich.console import Console
 
-    try:
-        is_terminal = sys.stderr.isatty()
-    except Exception:  # None, closed, or an object of another program
-        is_terminal = False
+    on_terminal = is_terminal(sys.stderr)
     # by itself rich takes the variable FORCE_COLOR for a terminal, and bars would fill a file
-    stream: Any = _ForgivingStream(sys.stderr) if is_terminal else None
-    console = Console(file=stream, stderr=True, force_terminal=is_terminal)
-    if not (is_terminal or console.is_jupyter):
+    stream: Any = _ForgivingStream(sys.stderr) if on_terminal else None
+    console = Console(file=stream, stderr=True, force_terminal=on_terminal)
+    if not (on_terminal or console.is_jupyter):
         yield no_progress
         return
     bars = Bars(console)

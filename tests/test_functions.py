@@ -1,6 +1,7 @@
 """Models of any framework, unedited: counts against the same network with each mask applied by hand."""
 
 import functools
+import random
 import time
 
 import jax
@@ -749,6 +750,55 @@ def test_gradients_keep_the_functions_own_rules():
     assert np.abs(ja.scores.Evidence(model, x, y, 2).taylor).max() == 0
     model.state[1] = model.state[1] + 0.5  # the control: now the second site is above 0
     assert np.abs(ja.scores.Evidence(model, x, y, 2).taylor[:2]).min() > 0.01
+
+
+@pytest.mark.parametrize("in_jit", [False, True])
+def test_networks_that_differ_in_a_derivative_rule_alone(in_jit):
+    """The same outputs, but another gradient: compiled programs of one network are not used for the other."""
+    weights = [RNG.normal(size=shape).astype(np.float32) for shape in ((4, 6), (6, 6), (6, 3))]
+    x, y = RNG.normal(size=(20, 4)).astype(np.float32), RNG.integers(0, 3, 20)
+
+    def spikes(slope):
+        @jax.custom_vjp
+        def spike(v):
+            return (v > 0).astype(v.dtype)
+
+        spike.defvjp(lambda v: (spike(v), v), lambda v, g: (g / (1 + slope * jnp.abs(v)) ** 2,))
+        return jax.jit(spike) if in_jit else spike
+
+    digests = []
+    for slope in (1.0, 25.0, jnp.float32(25), 1.0):
+        spike = spikes(slope)
+        model = ja.from_function(lambda w, x, f=spike: f(jax.nn.relu(x @ w[0]) @ w[1]) @ w[2], weights, x)
+        hidden = jax.nn.relu(x @ weights[0])
+
+        def loss(h, label, f=spike):
+            return -jax.nn.log_softmax(f(h @ weights[1]) @ weights[2])[label]
+
+        expected = np.abs(hidden * jax.vmap(jax.grad(loss))(hidden, y)).mean(axis=0)
+        np.testing.assert_allclose(ja.scores.Evidence(model, x, y, 3).taylor[:6], expected, rtol=1e-5)
+        digests.append(model.spec.digest)
+    assert digests[0] == digests[3], "the same rule, written again"
+    assert len(set(digests[:3])) == 3
+
+
+RANDOM_FUNCTIONS = {
+    "a shift": lambda w, x: jax.nn.relu(jnp.pad(x, ((0, 0), (4, 4)))[:, (k := random.randint(0, 8)) : k + 4] @ w[0]),
+    "a flip": lambda w, x: jax.nn.relu((x[:, ::-1] if random.random() < 0.5 else x) @ w[0]),
+    "noise": lambda w, x: jax.nn.relu(x * np.random.rand(4).astype(np.float32) @ w[0]),  # noqa: NPY002
+    "a choice": lambda w, x: jax.nn.relu(x[:, np.random.permutation(4)] @ w[0]),  # noqa: NPY002
+}
+
+
+@pytest.mark.parametrize("name", RANDOM_FUNCTIONS)
+def test_functions_that_draw_numbers_of_python_or_numpy(name):
+    weights = [RNG.random((4, 8), np.float32), RNG.random((8, 3), np.float32)]
+    x = np.zeros((2, 4), np.float32)
+    with raises_input_error("model: the function draws random numbers from Python or NumPy, which are drawn once"):
+        ja.from_function(lambda w, x: RANDOM_FUNCTIONS[name](w, x) @ w[1], weights, x)
+    # numbers that change nothing are no obstacle: they may be another thread's
+    model = ja.from_function(lambda w, x: (random.random(), jax.nn.relu(x @ w[0]) @ w[1])[1], weights, x)
+    assert model.spec.num_neurons == 8
 
 
 def deep(w, x):

@@ -532,6 +532,16 @@ def test_bars_are_shown_on_a_terminal_only(small_model, in_memory, capsys, monke
         ja.run_study(config, on_progress="loud")
 
 
+def test_what_is_printed_to_a_file_stays_there_while_bars_are_shown(small_model, in_memory, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setitem(ja.scores.SCORES, "loud", lambda evidence: print("a line of mine") or evidence.class_means[0])
+    config = ja.StudyConfig(networks=(), scores=("loud",), num_random_orders=1, steps=2)
+    ja.run_study(config, {"mine": small_model}, data=in_memory)
+    streams = capsys.readouterr()
+    assert streams.out == "a line of mine\n"
+    assert "ablate mine" in streams.err
+
+
 class Stream:
     """A terminal of another program, in which something fails."""
 

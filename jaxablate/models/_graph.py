@@ -5,15 +5,20 @@ Output: a `Graph` of JAX equations, which can be cut at any value and evaluated 
 """
 
 import hashlib
+import pickle
+import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var, jaxprs_in_params
+
+from jaxablate._checks import require
 
 LINEAR_MAPS = ("dot_general", "conv_general_dilated")
 LAYOUT = {
@@ -39,6 +44,8 @@ _CALLS = {
     "custom_vjp_call_jaxpr",
 }  # fmt: skip
 CONTROL_FLOW = {"scan", "while", "cond", "shard_map"}
+RETRACES = 5
+"""How often a function that may be random is traced again."""
 LONGEST_SCAN = 128  # a scan over more layers stays one operation; unrolled, it would take minutes to compile
 
 
@@ -304,9 +311,21 @@ def trace(function: Callable, params: Any, image: jax.ShapeDtypeStruct, num_exam
 
     Returns:
         The graph, the values of the constants that the function captures, and the tree of the outputs' shapes.
+
+    Raises:
+        InputError: for a function that draws other random numbers each time that it is traced.
     """
     images = jax.ShapeDtypeStruct((num_examples, *image.shape), image.dtype)
+    states = _random_states()
     traced, shapes = jax.make_jaxpr(function, return_shape=True)(params, images)
+    if _random_states() != states:
+        # another thread may have drawn numbers, too; equal traces do not depend on them
+        again = {_trace_text(jax.make_jaxpr(partial(function))(params, images)) for _ in range(RETRACES)}
+        require(
+            again == {_trace_text(traced)},
+            "model: the function draws random numbers from Python or NumPy, which are drawn once, when it is traced; "
+            "draw them outside of the function, or make it deterministic",
+        )
     invars = [Var(var.aval) for var in traced.jaxpr.invars]
     builder = _Builder(invars[-1])
     outputs = builder.add(traced.jaxpr, traced.consts, invars)
@@ -323,8 +342,23 @@ def trace(function: Callable, params: Any, image: jax.ShapeDtypeStruct, num_exam
     )
 
 
+def _random_states() -> tuple[Any, bytes]:
+    """Return the states of the global random generators of Python and NumPy."""
+    return random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002, what users draw from
+
+
+def _trace_text(traced: Any) -> str:
+    """Return the operations of a traced function and digests of the arrays that it captures."""
+    arrays = [np.asarray(array).tobytes() for array in _captured_arrays(traced.jaxpr, traced.consts)]
+    return _without_addresses(f"{traced.jaxpr} {[hashlib.sha256(array).hexdigest() for array in arrays]}")
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r"0x[0-9a-f]+", "", text)
+
+
 def fingerprint(graph: Graph) -> str:
-    """Return a digest of everything that a graph computes: equal graphs give equal outputs for equal inputs."""
+    """Return a digest of everything that a graph computes: equal graphs have equal outputs and equal gradients."""
     number = {var: i for i, var in enumerate(graph.values)}
 
     def text(atom: Any) -> str:
@@ -338,5 +372,28 @@ def fingerprint(graph: Graph) -> str:
         captured = [np.asarray(a).tobytes() for inner in inner_jaxprs(eqn) for a in _captured_arrays(*inner)]
         digests = [hashlib.sha256(array).hexdigest() for array in captured]
         lines.append(f"{eqn.primitive.name} {params} {[text(atom) for atom in eqn.invars]} {shapes} {digests}")
+        lines += _custom_derivatives(eqn)
     lines.append(str([text(atom) for atom in graph.outputs]))
-    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", "\n".join(lines)).encode()).hexdigest()
+    return hashlib.sha256(_without_addresses("\n".join(lines)).encode()).hexdigest()
+
+
+def _custom_derivatives(eqn: JaxprEqn) -> list[str]:
+    """Return the gradients by a user's own derivative rules, as text, which the operations do not show."""
+    texts = [text for jaxpr, _ in inner_jaxprs(eqn) for inner in jaxpr.eqns for text in _custom_derivatives(inner)]
+    called = called_jaxpr(eqn) if eqn.primitive.name.startswith(("custom_jvp", "custom_vjp")) else None
+    if called is None or "jax/_src" in str(called[0].debug_info):  # JAX's rules belong to their functions
+        return texts
+    operands = list(dict.fromkeys(variables(eqn.invars)))
+    floats, others = ([var for var in operands if jnp.issubdtype(var.aval.dtype, jnp.floating) == is_float]
+                      for is_float in (True, False))  # fmt: skip
+
+    def total(values: list, constants: list) -> Any:
+        env = evaluate([eqn], dict(zip([*floats, *others], [*values, *constants], strict=True)))
+        results = [env[var] for var in eqn.outvars]
+        return sum(result.sum() for result in results if jnp.issubdtype(result.dtype, jnp.floating))
+
+    try:
+        gradient = jax.make_jaxpr(jax.grad(total))([var.aval for var in floats], [var.aval for var in others])
+    except Exception:  # of the user's rule; whoever needs the gradient sees it
+        return [*texts, "no gradient"]
+    return [*texts, _trace_text(gradient)]
