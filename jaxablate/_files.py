@@ -130,6 +130,11 @@ def shown_path(path: str | Path) -> str:
     return path.name if path.is_absolute() else str(path)
 
 
+def as_utf8(text: str) -> str:
+    """Return a text that a file can hold: bytes of a file's name that are not UTF-8 become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def require_writable(folder: str | Path) -> None:
     """Raise unless the folder can be written, or made if it does not exist; creates nothing that remains.
 

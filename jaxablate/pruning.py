@@ -102,7 +102,7 @@ def prune(
     require_finite("fill", values)
     keeps, fills = (np.split(array, spec.offsets[1:-1]) for array in (keep, values))
     for site, kept in zip(spec.sites, keeps, strict=True):
-        require(bool(kept.any()), f"keep: expected at least one neuron of site {site!r}, got none")
+        require(bool(kept.any()), f"keep: no neuron of site {site!r} is kept; keep one or more of each site")
     site_fills: list[Any] = fills
     if linear is not None:
         rows = zip(fills, linear.covariances, keeps, strict=True)

@@ -404,6 +404,10 @@ NOT_FOUND = {
         lambda w, x: (lambda h: jnp.concatenate([h[1:], h[-1:]]))(jnp.tanh(x @ w[0])) @ w[1], [(4, 8), (8, 3)],
         "model: its outputs for one example depend on another example; .* keep examples apart",
     ),
+    "a comparison over the batch": (
+        lambda w, x: (lambda h: jnp.tanh(h + (h > 4).any()))(x @ w[0]) @ w[1], [(4, 8), (8, 3)],
+        "model: its outputs for one example depend on another example; .* keep examples apart",
+    ),
     "captured values of the batch": (
         lambda w, x: jnp.tanh(x @ w[0]) @ w[1] * np.full(3, 1 / len(x), np.float32), [(4, 8), (8, 3)],
         "model: it captures an array whose values depend on the number of examples; compute it from the images",

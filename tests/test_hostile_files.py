@@ -324,6 +324,11 @@ def test_a_file_whose_name_is_no_text(tmp_path):
     assert scores.attrs["dataset"] == r"a\udcff"
     ja.save_model(model, tmp_path / "x.safetensors", {"from": path.name})
     assert ja.load_model(tmp_path / "x.safetensors").metadata == {"from": r"a\udcff.npz"}
+    network, out = tmp_path / os.fsdecode(b"n\xff.safetensors"), tmp_path / os.fsdecode(b"c\xff.nc")
+    ja.save_model(model, network)
+    asked = [network, "--dataset", path, "--steps", "1", "--random-orders", "1", "--no-cache", "-q", "--out", out]
+    assert CliRunner().invoke(jaxablate.cli.app, ["ablate", *map(str, asked)]).exit_code == 0
+    assert ja.results.load_results(out).attrs["command"].endswith(r"--out 'c\udcff.nc'")
     result = CliRunner().invoke(jaxablate.cli.app, ["score", str(path), "--out", str(tmp_path / "x.csv")])
     assert result.exit_code == 1
     assert result.stderr[:-1].isprintable()

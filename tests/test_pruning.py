@@ -364,7 +364,7 @@ def test_what_cannot_be_pruned(small_model, images):
         return nnx.Sequential(flatten, nnx.Linear(784, 6, rngs=rngs), *between, ja.Site("s"), *behind,
                         nnx.Linear(6, 10, rngs=rngs))  # fmt: skip
 
-    with raises_input_error("keep: expected at least one neuron of site 'layer2', got none"):
+    with raises_input_error("keep: no neuron of site 'layer2' is kept; keep one or more of each site"):
         ja.prune(small_model, np.isin(np.arange(27), [0, 20]))
     with raises_input_error(r"keep: expected shape \(27\) = \[neuron\], got \(26,\)"):
         ja.prune(small_model, np.ones(26, bool))

@@ -475,6 +475,16 @@ def test_what_some_images_do_not_show(torch):
         np.testing.assert_allclose(from_pytorch(net, images)(unseen), torch_outputs, rtol=1e-4, atol=1e-2)
 
 
+def test_one_image_is_enough_for_a_network_of_one_output(torch):
+    """Its output may be nearly 0 by cancellation, and has no range over one image to compare rounding with."""
+    for seed in range(40):
+        torch.manual_seed(seed)
+        layers = [torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 128), torch.nn.ReLU()]
+        network, image = torch.nn.Sequential(*layers, torch.nn.Linear(128, 1)), torch.randn(1, 64)
+        expected = network(image).detach().numpy()
+        np.testing.assert_allclose(ja.from_pytorch(network, image.numpy())(image.numpy()), expected, atol=1e-6)
+
+
 def test_references_of_other_forms(torch):
     x = torch.tensor(INPUTS)
     net = torch.nn.Sequential(torch.nn.Linear(12, 6), torch.nn.ReLU(), torch.nn.Linear(6, 5))

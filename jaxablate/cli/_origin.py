@@ -29,13 +29,13 @@ def command_line(context: typer.Context) -> str:
 
     Results are made to be sent on, so that of an absolute path only the name is left.
     """
-    from jaxablate._files import shown_path
+    from jaxablate._files import as_utf8, shown_path
 
     def shown(argument: str) -> str:
         option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
         return f"{option}{equals}{shown_path(value)}" if value.startswith("/") else argument
 
-    return shlex.join(["jaxablate", str(context.info_name), *map(shown, context.meta[ARGUMENTS])])
+    return as_utf8(shlex.join(["jaxablate", str(context.info_name), *map(shown, context.meta[ARGUMENTS])]))
 
 
 def file_facts(
@@ -59,6 +59,7 @@ def file_facts(
         is_reordered: True if the first weights were reordered for images with the channels last.
         reference: value of --reference, whose outputs the network has reproduced.
     """
+    from jaxablate._files import as_utf8
     from jaxablate.datasets._types import sha256_of
 
     facts = {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
@@ -86,8 +87,4 @@ def file_facts(
         if reference is None
         else f"reproduced, from {reference.name} (SHA-256 {sha256_of(reference)})"
     )
-    # file names may hold bytes that are not UTF-8, and netCDF stores UTF-8 only
-    return {
-        name: fact.encode("utf-8", "backslashreplace").decode() if isinstance(fact, str) else fact
-        for name, fact in facts.items()
-    }
+    return {name: as_utf8(fact) if isinstance(fact, str) else fact for name, fact in facts.items()}

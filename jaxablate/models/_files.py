@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from jaxablate._checks import InputError, as_path, describe_value, require
-from jaxablate._files import load_tensors, require_file, save_tensors
+from jaxablate._files import as_utf8, load_tensors, require_file, save_tensors
 from jaxablate._rundir import digest
 from jaxablate.models._chain import chain_tensors, describe_chain, is_chain, layers_of, pop_chain
 from jaxablate.models._mlp import MLP, is_mlp, pop_tensors, to_tensors
@@ -88,7 +88,7 @@ def save_model(
         not taken, f"metadata: the format reserves {', '.join(taken)}; choose other names than {', '.join(reserved)}"
     )
     header = {**reserved, **(metadata or {})}
-    header = {name: text.encode("utf-8", "backslashreplace").decode() for name, text in header.items()}
+    header = {name: as_utf8(text) for name, text in header.items()}
     save_tensors(path, tensors, header)
 
 

@@ -36,6 +36,7 @@ from jaxablate.models._sites import Prediction, apply_masks
 from jaxablate.models._tensors import detached
 
 OUTPUTS = ("logits", "probabilities")
+LARGE = 1e6  # larger than the values that networks compare with
 TRACED = 2, 5  # numbers of examples; two, so that the axis of examples shows, and none is 1, which would broadcast
 Choice = str | Sequence[str] | Callable[[SiteSpec], bool] | None
 State = list[jax.Array]
@@ -603,12 +604,14 @@ def _require_independent(model: Model, images: jax.Array) -> None:
         return
     pair = np.resize(np.asarray(images[:2]), (2, *images.shape[1:]))
     state = [*model.state, *spec.constants]
-    with jax.debug_nans(False):  # the changed examples hold NaN on purpose
+    # NaN spreads wherever numbers go, but no further than a comparison, which large numbers change
+    probes = [(other, changed) for other in (0, 1) for changed in _with_other(pair, other)]
+    with jax.debug_nans(False), jax.debug_infs(False):  # the changed examples hold such numbers on purpose
         first, *changed = (
             jax.tree.map(np.asarray, _outputs_and_sites(spec, state, jnp.asarray(two)))
-            for two in (pair, _with_other(pair, 0), _with_other(pair, 1))
+            for two in (pair, *(changed for _, changed in probes))
         )
-    for other, second in enumerate(changed):
+    for (other, _), second in zip(probes, changed, strict=True):
         for name, a, b in zip(("outputs", *spec.sites), first, second, strict=True):
             rows = [(x[1 - other], y[1 - other]) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
             what = "its outputs" if name == "outputs" else f"the outputs of site {name!r}"
@@ -631,15 +634,15 @@ def _require_independent(model: Model, images: jax.Array) -> None:
     spec._checks.add("independent")
 
 
-def _with_other(pair: np.ndarray, place: int) -> np.ndarray:
-    """Return two images, one replaced by NaN, or by other integers."""
-    changed = pair.copy()
-    if jnp.issubdtype(pair.dtype, jnp.floating):
-        changed[place] = np.nan
-    else:
-        differ = (pair[0] != pair[1]).any()
-        changed[place] = pair[1 - place] if differ else 0 if pair.any() else 1
-    return changed
+def _with_other(pair: np.ndarray, place: int) -> list[np.ndarray]:
+    """Return copies of two images, one replaced by NaN and by large numbers, or by other integers."""
+    differ = (pair[0] != pair[1]).any()
+    is_float = jnp.issubdtype(pair.dtype, jnp.floating)
+    values = (np.nan, LARGE, -LARGE) if is_float else (pair[1 - place] if differ else 0 if pair.any() else 1,)
+    copies = [pair.copy() for _ in values]
+    for changed, value in zip(copies, values, strict=True):
+        changed[place] = value
+    return copies
 
 
 @partial(jax.jit, static_argnums=0)

@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 
 from jaxablate._checks import InputError, require, require_known, require_type
-from jaxablate._files import shown_path
+from jaxablate._files import as_utf8, shown_path
 from jaxablate._precision import matmul_precision, random_settings
 from jaxablate.datasets import Source
 from jaxablate.models import layer_of_neuron
@@ -597,8 +597,8 @@ def _provenance(source: Source, *, is_trained: bool = False) -> dict[str, str]:
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         # file names may hold bytes that are not UTF-8, and netCDF stores UTF-8 only
-        "dataset": source.name.encode("utf-8", "backslashreplace").decode(),
-        "dataset_origin": source.origin.encode("utf-8", "backslashreplace").decode(),
+        "dataset": as_utf8(source.name),
+        "dataset_origin": as_utf8(source.origin),
         "dataset_sha256": json.dumps(source.sha256),
         "versions": json.dumps(
             {
