@@ -503,3 +503,33 @@ def test_counts_without_compilation_are_the_same(scope):
         finally:
             jax.config.update("jax_disable_jit", False)
         np.testing.assert_array_equal(counts, expected)
+
+
+@pytest.mark.parametrize("hidden", [(6,), (12, 8)])
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+@pytest.mark.parametrize("engine", [*ENGINES, "certified", "auto"])
+def test_exact_ties_of_networks_without_biases(engine, activation, hidden):
+    """If all kept outputs of a layer are 0, all logits are 0, and the first class wins, at whatever chunk and order."""
+    random = np.random.default_rng(4)
+    model = ja.MLP(12, hidden, 3, activation=activation, rngs=nnx.Rngs(0))
+    for stage in model.stages:
+        stage.linear.kernel[...] = random.normal(0, 0.5, stage.linear.kernel.shape)
+        stage.linear.bias[...] = 0
+    images, labels = random.normal(size=(200, 12)).astype(np.float32), random.integers(0, 3, 200).astype(np.int32)
+    if engine == "certified" and len(hidden) == 1:
+        pytest.skip("the engine follows chains of two layers or more")
+    num_ties = 0
+    for neurons in (np.arange(hidden[0]), np.arange(sum(hidden))):
+        orders = np.stack([random.permutation(neurons) for _ in range(4)])
+        masks = ja.orders.masks_of_orders(orders, sum(hidden), len(neurons))
+        expected = []
+        for keep in masks:
+            logits = logits64(model, images, keep)
+            num_ties += int((logits == 0).all(axis=1).sum())
+            expected.append(int((logits.argmax(axis=1) == labels).sum()))
+        for limit in (None, 20_000):
+            counts = ja.cumulative_ablation(
+                model, orders, images, labels, steps=len(neurons), engine=engine, memory_limit=limit
+            )
+            np.testing.assert_array_equal(np.ravel(counts), expected)
+    assert num_ties > 200

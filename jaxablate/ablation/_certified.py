@@ -202,6 +202,7 @@ class _Curve(NamedTuple):
     Attributes:
         keep: bool [neuron], True = kept.
         z: result of the first product [example, unit].
+        active: number of outputs of the first site that are not 0 [example].
         distance: squared distance of p from the reference [example].
         reference: p at which the products were evaluated last [example, unit].
         last: operand of the last product at the reference [example, unit]; None unless units of its site are ablated.
@@ -211,6 +212,7 @@ class _Curve(NamedTuple):
 
     keep: jax.Array
     z: jax.Array
+    active: jax.Array
     distance: jax.Array
     reference: jax.Array
     last: jax.Array | None
@@ -344,19 +346,29 @@ class _Follow(NamedTuple):
         keep = jnp.ones(self.layers.network.num_neurons, bool)
         p, last, logits = self.layers.forward(self.env, z, keep, self.fill)
         last = last if self.layers.chain.reads_last else None
-        return _Curve(keep, z, jnp.zeros(len(z)), p, last, logits, _radius(logits, self.bounds))
+        outputs = self._outputs()
+        active = (outputs != 0).sum(1, dtype=jnp.int32)
+        return _Curve(keep, z, active, jnp.zeros(len(z)), p, last, logits, _radius(logits, self.bounds))
+
+    def _outputs(self) -> jax.Array:
+        """Return the intact outputs [example, unit] of the first site."""
+        network, graph = self.layers.network, self.layers.graph
+        return self.env[graph.values[network.site_specs[self.sites[0]].ordinal]]
 
     # Conditionals copy large arrays that they pass through, and loops do not. So a conditional returns one number for
     # each example at most, and what happens rarely is the body of a loop that runs once or not at all.
     def ablate(self, curve: _Curve, neuron: jax.Array) -> _Curve:
         """Ablate one more neuron, and evaluate the examples whose class may have changed."""
-        network, graph, (site, *_) = self.layers.network, self.layers.graph, self.sites
+        network, (site, *_) = self.layers.network, self.sites
         first, last = network.offsets[site : site + 2]
-        outputs, fill = self.env[graph.values[network.site_specs[site].ordinal]], self.fill[first:last]
+        outputs, fill = self._outputs(), self.fill[first:last]
         keep = curve.keep.at[neuron].set(False)
         # Neurons of later sites do not change z; unit 0 is a placeholder for them.
         unit = jnp.where(neuron < last, neuron - first, 0)
-        change = jnp.where(neuron < last, fill[unit] - jax.lax.dynamic_slice_in_dim(outputs, unit, 1, 1), 0)
+        intact = jax.lax.dynamic_slice_in_dim(outputs, unit, 1, 1)
+        change = jnp.where(neuron < last, fill[unit] - intact, 0)
+        more = jnp.where(neuron < last, (fill[unit] != 0).astype(jnp.int32) - (intact[:, 0] != 0), 0)
+        active = curve.active + more
         z = curve.z + change * self.weights[0][unit]
         # A large change would lose digits of z.
         z, _ = jax.lax.while_loop(
@@ -364,7 +376,14 @@ class _Follow(NamedTuple):
             lambda _: (self._result(jnp.where(keep[first:last], outputs, fill)), jnp.float32(0)),
             (z, jnp.abs(change).max() * row_size(self.weights[0][unit])),
         )
-        curve = curve._replace(keep=keep, z=z)
+        # An example that loses its last output other than 0 has z = 0 to the last digit, and keeps it: without biases
+        # its logits are tied.
+        z, _ = jax.lax.while_loop(
+            lambda state: state[1],
+            lambda state: (jnp.where((active == 0)[:, None], 0, state[0]), jnp.bool_(False)),
+            (z, ((active == 0) & (curve.active != 0)).any()),
+        )
+        curve = curve._replace(keep=keep, z=z, active=active)
         if not self.layers.chain.reads_last:
             return self._evaluate_changed(curve._replace(distance=self._distance(curve)))
         is_last = neuron >= network.offsets[self.sites[-1]]

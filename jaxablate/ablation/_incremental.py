@@ -48,6 +48,9 @@ from jaxablate.models._weights import Reader, find_readers
 # terms, as in the matrix product itself. Counts can differ from a full forward pass only for near ties. If h_j or a_j
 # is large, or its row of W, the update would lose digits of z. So z is computed again from h if the difference, or its
 # product with the row, reaches LARGE_OUTPUT.
+# Exact ties: if all outputs of a site are 0 for an example, as of dead ReLU units, z is exactly 0. Without biases all
+# logits are then equal, and a rounding error would choose the class. So the outputs other than 0 are counted, and z is
+# set to 0 if none is left.
 # Linear fills: ablating neuron j changes the outputs of its site's ablated units (j included) by -e_j b_j. Here e_j is
 # the part of h_j that the remaining units do not predict, and b_j is column j of the order's `Basis.columns`. So z
 # changes by -e_j (b_j^T W): an update as above, with -e_j in place of a_j - h_j and columns^T W in place of W. Only
@@ -120,6 +123,11 @@ def _product(reader: Reader, operand: jax.Array, weight: jax.Array) -> jax.Array
     operand, weight = jnp.moveaxis(operand, 0, -1), jnp.moveaxis(weight, 0, -1)
     left, right = (operand, weight) if reader.side == 0 else (weight, operand)
     return jnp.tensordot(left, right, axes=(-1, -1))
+
+
+def _vanish(result: jax.Array, is_zero: jax.Array) -> jax.Array:
+    """Return a result [example, ..., output] that is 0 where a mask [example, ...] is True."""
+    return jnp.where(is_zero.reshape(*is_zero.shape, *(1,) * (result.ndim - is_zero.ndim)), 0, result)
 
 
 def _weight_rows(update: _Update, env: dict[Var, Any]) -> jax.Array:
@@ -535,11 +543,21 @@ class _Curve(NamedTuple):
         # the units come first at once: a transposed copy would take as long as the product
         return jnp.tensordot(-rows, outputs - self.fills[site], (1, -1))
 
-    def _changes_of_units(self, outputs: jax.Array, site: int, units: jax.Array, _: jax.Array) -> jax.Array:
-        """Return the changes [unit, example, ...] of the outputs [example, ..., unit] of units that are ablated."""
+    def _values_of_units(self, outputs: jax.Array, site: int, units: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the intact and the ablated outputs of units [example, ..., unit], of outputs [example, ..., unit]."""
         outputs, fill = _take(outputs, units, -1), _take(self.fills[site], units, -1)
         scale = None if self.scales[site] is None else _take(self.scales[site], units, -1)
-        return jnp.moveaxis(ablated_values(outputs, fill, scale) - outputs, -1, 0)
+        return outputs, ablated_values(outputs, fill, scale)
+
+    def _changes_of_units(self, outputs: jax.Array, site: int, units: jax.Array, _: jax.Array) -> jax.Array:
+        """Return the changes [unit, example, ...] of the outputs [example, ..., unit] of units that are ablated."""
+        intact, ablated = self._values_of_units(outputs, site, units)
+        return jnp.moveaxis(ablated - intact, -1, 0)
+
+    def num_active(self, level: _Level, env: dict[Var, Any], keep: jax.Array) -> jax.Array:
+        """Return the number of outputs of a site that are not 0 [example, ...]."""
+        outputs = self.network.site_specs[level.site].canonical(self.masked(level, env, keep))
+        return (outputs != 0).sum(-1, dtype=jnp.int32)
 
     def run_level(self, order, depths, depth: int, entered: _Entered, progress: _Progress) -> _Progress:
         """Measure the next step, then follow the order as long as its steps start at level `depth` or deeper.
@@ -553,6 +571,9 @@ class _Curve(NamedTuple):
         """
         level = self.levels[depth]
         first, last = self.network.offsets[level.site : level.site + 2]
+        spec = self.network.site_specs[level.site]
+        # linear maps of the site itself, whose results [example, ..., output] are 0 where all its outputs are
+        vanishing = [not self.bases and u.is_direct(spec) and u.reader.side == 0 for u in level.updates]
 
         def run_deeper(results, progress):
             env = entered.env | {level.variable: self.masked(level, entered.env, progress.keep)}
@@ -570,7 +591,7 @@ class _Curve(NamedTuple):
         # One pass of the loop ablates the neurons of a step and measures. The first pass only measures the step at
         # which the level was entered, so its neurons change nothing; a branch of its own would double the program.
         def advance(state):
-            results, progress, is_entered = state
+            results, active, progress, is_entered = state
             neurons = order[progress.step - 1]  # step 0 is the start
             keep = progress.keep.at[neurons].set(progress.keep[neurons] & ~is_entered)
             is_member = (neurons >= first) & (neurons < last) & is_entered
@@ -594,15 +615,32 @@ class _Curve(NamedTuple):
                 is_small = jnp.stack(sizes).max() < LARGE_OUTPUT
                 again = partial(self.results, depth, entered.env, progress)
                 updated = jax.lax.cond(is_small, lambda: updated, again)
+            if any(vanishing):
+                intact, ablated = self._values_of_units(spec.canonical(entered.env[level.variable]), level.site, units)
+                more = jnp.where(is_member, (ablated != 0).astype(jnp.int32) - (intact != 0), 0)
+                was_active, active = active != 0, active + more.sum(-1)
+
+                def vanish(updated):
+                    return [_vanish(z, active == 0) if v else z for z, v in zip(updated, vanishing, strict=True)]
+
+                if level.is_bounded:  # part of the same pass over z as the update and the activation function
+                    updated = vanish(updated)
+                else:  # z that is 0 stays 0, so this is needed once; a loop copies nothing if it does not run
+                    updated, _ = jax.lax.while_loop(
+                        lambda state: state[1],
+                        lambda state: (vanish(state[0]), jnp.bool_(False)),
+                        (updated, (was_active & (active == 0)).any()),
+                    )
             progress = run_deeper(updated, progress)
-            return updated, progress, jnp.bool_(True)
+            return updated, active, progress, jnp.bool_(True)
 
         def goes_on(state):
-            _, progress, is_entered = state
+            *_, progress, is_entered = state
             return ~is_entered | (depths[progress.step - 1] == depth)
 
+        active = self.num_active(level, entered.env, progress.keep) if any(vanishing) else jnp.int32(0)
         if depth == 0 and not self.with_start:
-            start = entered.results, progress._replace(step=progress.step + 1), jnp.bool_(True)
+            start = entered.results, active, progress._replace(step=progress.step + 1), jnp.bool_(True)
             # a loop of one step would copy the results
-            return advance(start)[1] if len(order) == 1 else jax.lax.while_loop(goes_on, advance, start)[1]
-        return jax.lax.while_loop(goes_on, advance, (entered.results, progress, jnp.bool_(False)))[1]
+            return advance(start)[2] if len(order) == 1 else jax.lax.while_loop(goes_on, advance, start)[2]
+        return jax.lax.while_loop(goes_on, advance, (entered.results, active, progress, jnp.bool_(False)))[2]
