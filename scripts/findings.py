@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from findings_settings import AGAINST, FOR, Kind, add_accuracy, read_kinds, settings_abstract, settings_section
+from measure_settings import settings
 from scipy import stats
 
 import jaxablate as ja
@@ -131,14 +133,6 @@ class Measurements:
         return file.read_bytes()
 
 
-def add_accuracy(network: xr.Dataset) -> xr.Dataset:
-    """Return results with the accuracies that `scripts/measure.py` left out, since counts determine them."""
-    if "correct" not in network:
-        return network
-    correct = network["correct"]
-    return network.assign(accuracy=(correct / network.attrs["num_test_examples"]).where(correct >= 0))
-
-
 def write_findings(measured: Measurements, folder: Path) -> Path:
     """Write the pages, claims.json, and the pictures into the subfolder `findings`; return the path of the page."""
     results, pictures = measured.results, folder / "findings"
@@ -152,12 +146,17 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
             file.unlink()
     published = json.loads(PUBLISHED_CURVES.read_text())
     write_published_page(measured, published, folder)
+    names = list(settings())
+    kinds = read_kinds(measured.folder, names)
     parts = [
         "# Which of the paper's claims hold",
-        "Written by `scripts/findings.py` from saved results: every result and verdict is computed. Only rules, and "
-        "what the paper and its pictures say, are typed.",
-        provenance(measured),
+        "Written by `scripts/findings.py` from saved results: every result and verdict is computed. Only questions, "
+        "rules, and what the paper and its pictures say, are typed.",
+        "## Abstract",
+        abstract(measured, verdicts, kinds),
         "![Verdict on every claim, for each kind of network and protocol](findings/claims.png)",
+        "## Methods",
+        provenance(measured),
         METHOD,
         "## Verdicts, claim by claim",
         claim_sections(measured, verdicts),
@@ -165,6 +164,8 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
         constant_code_control(measured, verdicts),
         baseline_control(measured),
         tie_control(measured, verdicts),
+        "## Other settings",
+        settings_section(kinds, len(names), pictures),
         "## Where the published protocol differs, and why",
         reasons(verdicts),
         "## Does the published protocol reproduce the published figures?",
@@ -179,6 +180,10 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
         quantizers(measured, pictures, verdicts),
         "## Can neurons that share information replace each other?",
         pairs(measured, pictures),
+        "## Limits",
+        LIMITS,
+        "## What would change these conclusions",
+        CHANGES,
         "## Every comparison",
         effect_table(verdicts),
     ]
@@ -188,15 +193,56 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
     return path
 
 
+def abstract(measured: Measurements, verdicts: Sequence[Verdict], kinds: Sequence[Kind]) -> str:
+    """Sum up the verdicts of the paper's setting, and what other settings change."""
+    seeds = json.loads(measured.results.attrs["config"])["seeds"]
+    by_claim: dict[str, list[str]] = {claim: [] for claim in CLAIMS}
+    for verdict in verdicts:
+        if verdict.protocol == PAPER:
+            by_claim[verdict.claim].append(verdict.verdict)
+    held = [claim for claim, kinds_verdicts in by_claim.items() if all(v in FOR for v in kinds_verdicts)]
+    failed = [claim for claim, kinds_verdicts in by_claim.items() if any(v in AGAINST for v in kinds_verdicts)]
+    return "\n\n".join(
+        [
+            "A paper ranks the hidden neurons of trained MLPs by information, ablates them one after another, and "
+            f"reads importance and redundancy off the accuracy. Here its {len(by_claim)} claims are tested on "
+            f"{len(seeds)} networks of each of its two kinds, by its formulas and by what its code computes instead. "
+            f"By the formulas, {', '.join(held)} hold, at least in part, in every kind they are about; "
+            f"{', '.join(failed)} do not hold, or are reversed, in one kind or more.",
+            settings_abstract(kinds),
+        ]
+    )
+
+
+LIMITS = """- The networks are MLPs on two datasets of small grey images. Nothing here is about convolutions, attention
+  or other data.
+- An interval covers the randomness of training. All networks of a dataset share one test set, and the networks of a
+  setting share one split; two settings change the split.
+- The settings are a stated design of this page, not a sample of what people train. Ten of them are drawn at random
+  from the values of that design alone.
+- In other settings five networks stand behind each interval. A difference that five networks do not show may exist.
+- Settings share data, seeds and orders, so their effects are not independent; a count of settings is no test.
+- Verdicts use margins and thresholds that the paper does not give.
+- A score is measured on the validation split with the paper's one bit for each neuron, unless stated."""
+CHANGES = """- *A claim that does not hold here*: twenty networks of the same recipe, trained with other code, whose
+  interval for the deciding comparison lies on the other side of 0.
+- *A claim that holds here in every setting*: one setting with five networks or more in which one of its comparisons
+  has an interval beyond the margin on the other side.
+- *That a score without information finds safer neurons*: a code or estimator of information whose orders cost less
+  than the orders by `contribution_sd`, without the neurons of constant code.
+- *That neurons which share information do not replace each other*: a pair measure that predicts super-additive damage
+  in first layers beyond the curvature of the loss, without neurons of constant code."""
+
+
 def provenance(measured: Measurements) -> str:
     attrs = measured.results.attrs
     config = json.loads(attrs["config"])
     versions = ", ".join(f"{name} {version}" for name, version in json.loads(attrs["versions"]).items())
     files = "; ".join(f"`{name}` {digest[:16]}..." for name, digest in json.loads(attrs["dataset_sha256"]).items())
-    seeds = config["seeds"]
+    seeds, device = config["seeds"], attrs["device"].replace("cpu: cpu", "CPU")
     return (
         f"**Data:** {attrs['dataset']} (SHA-256: {files}). **Networks:** {len(seeds)} of each kind, seeds {seeds[0]} "
-        f"to {seeds[-1]}, {config['steps']} neurons ablated one after another. **Run on** {attrs['device']}, "
+        f"to {seeds[-1]}, {config['steps']} neurons ablated one after another. **Run on** {device}, "
         f"{attrs['created'][:10]}; {versions}."
     )
 

@@ -10,11 +10,17 @@ import tomllib
 from pathlib import Path
 
 import findings
+import findings_settings
+import measure_settings
+import numpy as np
 import pytest
 from helpers import OPTIMIZED
 from packaging.requirements import Requirement
+from scipy import stats
 
+import jaxablate as ja
 from jaxablate.claims import Effect, Verdict, VerdictChange
+from jaxablate.statistics import estimate
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs" / "findings" / "data"
@@ -41,7 +47,7 @@ def test_the_committed_findings_follow_from_the_committed_results(tmp_path):
         assert (tmp_path / picture).is_file()
         assert (ROOT / "docs" / picture).is_file()
     files = [*DATA.iterdir(), ROOT / "docs" / "findings" / "claims.json"]
-    assert sum(file.stat().st_size for file in files) < 10_000_000
+    assert sum(file.stat().st_size for file in files) < 20_000_000
 
 
 def test_findings_without_measurements_end_in_one_sentence(tmp_path):
@@ -106,3 +112,67 @@ def test_the_largest_contribution_is_clear_only_by_its_interval(by_network, expe
         "net", "C2", "x", "accuracy points", effect, effect, (0.0, 0.0, 0.0), shapley, shapley, by_network
     )
     assert findings.clearly_largest(change) == expected
+
+
+def test_every_setting_is_a_study():
+    settings = measure_settings.settings()
+    assert len(settings) >= 20
+    assert len({json.dumps(changes, sort_keys=True) for changes in settings.values()}) == len(settings)
+    for changes in settings.values():
+        ja.StudyConfig(**{**measure_settings.PAPER, **changes}, steps=40, seeds=range(5))
+    assert settings["paper"] == {}
+    assert settings["depth 4"] == {"networks": ((200, 200, 200, 200),)}
+
+
+@pytest.mark.slow
+def test_settings_are_measured_and_described(small_data, tmp_path, monkeypatch):
+    """One small setting: its numbers equal the study's, and the page has its text and pictures."""
+    small = {"small": {"dataset": str(small_data), "networks": ((12, 10),), "epochs": 60}}
+    monkeypatch.setattr(measure_settings, "settings", lambda: small)
+    measure_settings.measure("small", small["small"], tmp_path, None, 5)
+    before = (tmp_path / "small.nc").read_bytes()
+    measure_settings.measure("small", small["small"], tmp_path, None, 5)  # is there, and stays
+    assert (tmp_path / "small.nc").read_bytes() == before
+    measure_settings.compress(tmp_path, tmp_path)
+    (kind,) = findings_settings.read_kinds(tmp_path, list(small))
+    assert (kind.depth, kind.label, kind.network.sizes["step"]) == (2, "small, 2 layers", 5)
+    intact = kind.network["correct"].isel(step=0, ordering=0, fill=0, scope=0) / 200
+    np.testing.assert_array_equal(kind.network["accuracy"].isel(step=0, ordering=0, fill=0, scope=0), intact)
+    one_bit = kind.network["code_correlations"].sel(quantizer="activation")
+    assert np.isfinite(one_bit).sum() >= 8  # without a value where all neurons have the same information
+    information = kind.network["scores"].sel(score="mutual_information")
+    for seed, layer in np.argwhere(np.isfinite(one_bit.values)):
+        chosen = kind.network["layer"].values == layer + 1
+        pair = information[seed, chosen], kind.network["single_damage"][seed, chosen]
+        assert float(one_bit[seed, layer]) == pytest.approx(stats.spearmanr(*pair).statistic)
+    text = findings_settings.settings_section([kind], 1, tmp_path)
+    for question in findings_settings.QUESTIONS:
+        assert f"### {question.text}" in text
+        assert (tmp_path / f"settings_{question.stem}.png").stat().st_size > 10_000
+    area = findings_settings.NetworkSummary(kind.network).area
+    expected = estimate(area("layer2", "random") - area("layer1", "random"))
+    effects = findings_settings.measure_effects(findings_settings.QUESTIONS[2], [kind])
+    assert effects["balanced"][0].mean == expected.mean
+    linear, balanced = findings_settings.linear_areas(kind, "layer1")
+    assert (linear > balanced).any()
+    random = kind.network["accuracy"].sel(scope="layer1", fill="mean", ordering=["random_0", "random_1", "random_2"])
+    np.testing.assert_allclose(balanced, 100 * random.isel(step=slice(1, None)).mean(("ordering", "step")))
+    seed0 = ja.load_model(tmp_path / "small" / "networks" / "2-layer-12-10_seed0.safetensors").model
+    data = ja.load_dataset(small_data)
+    fill = ja.compute_fill(seed0, "linear", data.validation.images, data.validation.labels)
+    orders = kind.network["ablated"].isel(seed=0).sel(scope="layer1", ordering=["random_0", "random_1", "random_2"])
+    counts = ja.cumulative_ablation(seed0, orders.values, data.test.images, data.test.labels, fill, steps=4)
+    assert linear[0] == pytest.approx(float(np.asarray(counts)[:, 1:].mean()) / 2)
+    assert "5 networks of each kind, 5 in all" in text
+
+
+def test_counts_of_settings():
+    above, below, mixed = (estimate(np.array(values)) for values in ((1.0, 1.1, 1.2), (-1.0, -1.1, -1.2), (-1.0, 1, 0)))
+    assert [findings_settings.direction(estimated) for estimated in (above, below, mixed)] == [1, -1, 0]
+    row = findings_settings.count_row("effect", {0: above, 1: above, 2: below, 3: mixed}, [])
+    assert row == "| effect | 2 (2) | 1 (1) | 1 | +0.55 (-1.10 to +1.10) |  |"
+
+
+def test_a_setting_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ja.InputError, match=r"setting_depth_1.nc.xz: no such file; `python scripts/measure_set"):
+        findings_settings.read_kinds(tmp_path, ["depth 1"])

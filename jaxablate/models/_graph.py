@@ -383,17 +383,17 @@ def _custom_derivatives(eqn: JaxprEqn) -> list[str]:
     called = called_jaxpr(eqn) if eqn.primitive.name.startswith(("custom_jvp", "custom_vjp")) else None
     if called is None or "jax/_src" in str(called[0].debug_info):  # JAX's rules belong to their functions
         return texts
-    operands = list(dict.fromkeys(variables(eqn.invars)))
-    floats, others = ([var for var in operands if jnp.issubdtype(var.aval.dtype, jnp.floating) == is_float]
-                      for is_float in (True, False))  # fmt: skip
+    operands: list[Any] = list(dict.fromkeys(variables(eqn.invars)))
+    floats = [var for var in operands if jnp.issubdtype(var.aval.dtype, jnp.floating)]
+    fixed = [var for var in operands if var not in floats]
 
     def total(values: list, constants: list) -> Any:
-        env = evaluate([eqn], dict(zip([*floats, *others], [*values, *constants], strict=True)))
+        env = evaluate([eqn], dict(zip([*floats, *fixed], [*values, *constants], strict=True)))
         results = [env[var] for var in eqn.outvars]
         return sum(result.sum() for result in results if jnp.issubdtype(result.dtype, jnp.floating))
 
     try:
-        gradient = jax.make_jaxpr(jax.grad(total))([var.aval for var in floats], [var.aval for var in others])
+        gradient = jax.make_jaxpr(jax.grad(total))([var.aval for var in floats], [var.aval for var in fixed])
     except Exception:  # of the user's rule; whoever needs the gradient sees it
         return [*texts, "no gradient"]
     return [*texts, _trace_text(gradient)]

@@ -605,15 +605,15 @@ def _require_independent(model: Model, images: jax.Array) -> None:
     pair = np.resize(np.asarray(images[:2]), (2, *images.shape[1:]))
     state = [*model.state, *spec.constants]
     # NaN spreads wherever numbers go, but no further than a comparison, which large numbers change
-    probes = [(other, changed) for other in (0, 1) for changed in _with_other(pair, other)]
+    probes = [(place, changed) for place in (0, 1) for changed in _with_other(pair, place)]
     with jax.debug_nans(False), jax.debug_infs(False):  # the changed examples hold such numbers on purpose
         first, *changed = (
             jax.tree.map(np.asarray, _outputs_and_sites(spec, state, jnp.asarray(two)))
             for two in (pair, *(changed for _, changed in probes))
         )
-    for (other, _), second in zip(probes, changed, strict=True):
+    for (place, _), second in zip(probes, changed, strict=True):
         for name, a, b in zip(("outputs", *spec.sites), first, second, strict=True):
-            rows = [(x[1 - other], y[1 - other]) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+            rows = [(x[1 - place], y[1 - place]) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
             what = "its outputs" if name == "outputs" else f"the outputs of site {name!r}"
             require(
                 all(np.array_equal(x, y, equal_nan=True) for x, y in rows),

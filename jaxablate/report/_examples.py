@@ -74,7 +74,7 @@ def load_data_of(results: xr.DataTree, data_dir: str | Path | None = None) -> Da
     """
     config = json.loads(results.attrs["config"])
     name, folder = config["dataset"], config.get("data_dir") if data_dir is None else data_dir
-    if name not in (AUTO, *KNOWN):  # a file or a folder of the user; results keep its name, not where it was
+    if name not in (AUTO, *KNOWN):  # a file or a folder of the user; results keep its name, not its folder
         name = Path(data_dir or "") / name
         require(name.exists(), f"data_dir: {name.name} is not in folder {name.parent}; give the folder that holds it")
     data = load_dataset(name, seed=config["split_seed"], data_dir=folder)
