@@ -16,7 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from findings_settings import AGAINST, FOR, Kind, add_accuracy, read_kinds, settings_abstract, settings_section
+from findings_settings import (
+    AGAINST,
+    FOR,
+    Effects,
+    Kind,
+    measure_effects,
+    read_kinds,
+    settings_abstract,
+    settings_section,
+    unpacked_results,
+)
 from measure_settings import settings
 from scipy import stats
 
@@ -103,11 +113,7 @@ class Measurements:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        with tempfile.TemporaryDirectory() as unpacked:
-            path = Path(unpacked) / "results.nc"
-            path.write_bytes(lzma.decompress(self._read("results.nc.xz")))
-            with xr.open_datatree(path, engine="h5netcdf") as tree:
-                self.results = xr.map_over_datasets(add_accuracy, tree.load())
+        self.results = unpacked_results(self._read("results.nc.xz"))
         if not set(SETS["departures"]) | set(SETS["controls"]) <= set(protocols_of(self.results)):
             raise ja.InputError(f"{folder}: results lack protocols; `python scripts/measure.py RUN` writes all")
         self.names = list(select_protocol(self.results, PAPER).children)
@@ -148,12 +154,13 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
     write_published_page(measured, published, folder)
     names = list(settings())
     kinds = read_kinds(measured.folder, names)
+    effects = measure_effects(kinds)
     parts = [
         "# Which of the paper's claims hold",
         "Written by `scripts/findings.py` from saved results: every result and verdict is computed. Only questions, "
         "rules, and what the paper and its pictures say, are typed.",
         "## Abstract",
-        abstract(measured, verdicts, kinds),
+        abstract(measured, verdicts, kinds, effects),
         "![Verdict on every claim, for each kind of network and protocol](findings/claims.png)",
         "## Methods",
         provenance(measured),
@@ -165,7 +172,7 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
         baseline_control(measured),
         tie_control(measured, verdicts),
         "## Other settings",
-        settings_section(kinds, len(names), pictures),
+        settings_section(kinds, effects, len(names), pictures),
         "## Where the published protocol differs, and why",
         reasons(verdicts),
         "## Does the published protocol reproduce the published figures?",
@@ -193,7 +200,7 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
     return path
 
 
-def abstract(measured: Measurements, verdicts: Sequence[Verdict], kinds: Sequence[Kind]) -> str:
+def abstract(measured: Measurements, verdicts: Sequence[Verdict], kinds: Sequence[Kind], effects: Effects) -> str:
     """Sum up the verdicts of the paper's setting, and what other settings change."""
     seeds = json.loads(measured.results.attrs["config"])["seeds"]
     by_claim: dict[str, list[str]] = {claim: [] for claim in CLAIMS}
@@ -209,7 +216,7 @@ def abstract(measured: Measurements, verdicts: Sequence[Verdict], kinds: Sequenc
             f"{len(seeds)} networks of each of its two kinds, by its formulas and by what its code computes instead. "
             f"By the formulas, {', '.join(held)} hold, at least in part, in every kind they are about; "
             f"{', '.join(failed)} do not hold, or are reversed, in one kind or more.",
-            settings_abstract(kinds),
+            settings_abstract(kinds, effects),
         ]
     )
 

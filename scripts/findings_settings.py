@@ -9,12 +9,14 @@ import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from measure_settings import file_name
 
 import jaxablate as ja
 from jaxablate._files import atomic_path
@@ -83,16 +85,12 @@ def read_kinds(folder: Path, names: Sequence[str]) -> list[Kind]:
     """
     kinds = []
     for name in names:
-        file = folder / f"setting_{name.replace(' ', '_')}.nc.xz"
-        if not file.is_file() and kinds:
-            continue
+        file = folder / f"setting_{file_name(name)}.xz"
         if not file.is_file():
+            if kinds:
+                continue
             raise ja.InputError(f"{file}: no such file; `python scripts/measure_settings.py RUN` writes it")
-        with tempfile.TemporaryDirectory() as unpacked:
-            path = Path(unpacked) / "setting.nc"
-            path.write_bytes(lzma.decompress(file.read_bytes()))
-            with xr.open_datatree(path, engine="h5netcdf") as tree:
-                results = xr.map_over_datasets(add_accuracy, tree.load())
+        results = unpacked_results(file.read_bytes())
         verdicts = [verdict for verdict in ja.judge_claims(results) if verdict.protocol == PAPER]
         for network, node in select_protocol(results, PAPER).children.items():
             dataset = node.to_dataset()
@@ -107,6 +105,15 @@ def read_kinds(folder: Path, names: Sequence[str]) -> list[Kind]:
                 )
             )
     return kinds
+
+
+def unpacked_results(content: bytes) -> xr.DataTree:
+    """Return the results in a compressed file, with their accuracies."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "results.nc"
+        path.write_bytes(lzma.decompress(content))
+        with xr.open_datatree(path, engine="h5netcdf") as tree:
+            return xr.map_over_datasets(add_accuracy, tree.load())
 
 
 def add_accuracy(network: xr.Dataset) -> xr.Dataset:
@@ -125,18 +132,11 @@ def places(summary: NetworkSummary) -> dict[str, str]:
 
 # Each question is a function from the networks of a setting to effects [seed] by name. A positive effect is the answer
 # yes.
-def low_costs_less_than_random(kind: Kind) -> dict[str, np.ndarray]:
+def low_costs_less(kind: Kind, than: str) -> dict[str, np.ndarray]:
+    """Compare the paper's scores with a ranking, both with low values first; constant codes come last."""
     summary = NetworkSummary(kind.control)
     return {
-        f"{SHORT[score]}, {place}": summary.area(scope, score, "low") - summary.area(scope, RANDOM)
-        for score, (place, scope) in itertools.product(METRICS, places(summary).items())
-    }
-
-
-def low_costs_less_than_the_baseline(kind: Kind) -> dict[str, np.ndarray]:
-    summary = NetworkSummary(kind.control)
-    return {
-        f"{SHORT[score]}, {place}": summary.area(scope, score, "low") - summary.area(scope, "contribution_sd", "low")
+        f"{SHORT[score]}, {place}": summary.area(scope, score) - summary.area(scope, than)
         for score, (place, scope) in itertools.product(METRICS, places(summary).items())
     }
 
@@ -209,7 +209,7 @@ QUESTIONS = (
         "Do neurons with little information cost less than random ones?",
         DEAD_LAST,
         "accuracy points",
-        low_costs_less_than_random,
+        partial(low_costs_less, than=RANDOM),
     ),
     Question(
         "baseline",
@@ -218,7 +218,7 @@ QUESTIONS = (
         "of its outgoing weights), both with low values first, bias balanced, without neurons of constant code as in "
         "the first question.",
         "accuracy points",
-        low_costs_less_than_the_baseline,
+        partial(low_costs_less, than="contribution_sd"),
     ),
     Question(
         "depth",
@@ -248,12 +248,16 @@ QUESTIONS = (
 )
 
 
-def measure_effects(question: Question, kinds: Sequence[Kind]) -> dict[str, dict[int, Estimate]]:
-    """Return the estimates of every effect of a question, by its name and the place of its kind."""
-    effects: dict[str, dict[int, Estimate]] = {}
-    for i, kind in enumerate(kinds):
+Effects = dict[str, dict[str, dict[int, Estimate]]]
+"""Estimates by the stem of a question, the name of an effect and the place of a kind."""
+
+
+def measure_effects(kinds: Sequence[Kind]) -> Effects:
+    """Return the estimates of every effect of every question."""
+    effects: Effects = {question.stem: {} for question in QUESTIONS}
+    for question, (i, kind) in itertools.product(QUESTIONS, enumerate(kinds)):
         for name, values in question.effects(kind).items():
-            effects.setdefault(name, {})[i] = estimate(values)
+            effects[question.stem].setdefault(name, {})[i] = estimate(values)
     return effects
 
 
@@ -286,7 +290,7 @@ HEAD = [
 ]
 
 
-def settings_section(kinds: Sequence[Kind], num_planned: int, pictures: Path) -> str:
+def settings_section(kinds: Sequence[Kind], effects: Effects, num_planned: int, pictures: Path) -> str:
     """Return the text, and draw its pictures into a folder; `num_planned` settings are in the design."""
     num_networks = sum(kind.network.sizes["seed"] for kind in kinds)
     names = dict.fromkeys(kind.setting for kind in kinds)
@@ -308,21 +312,20 @@ def settings_section(kinds: Sequence[Kind], num_planned: int, pictures: Path) ->
     ]
     _save(draw_matrix(kinds), pictures / "settings_claims.png")
     for question in QUESTIONS:
-        effects = measure_effects(question, kinds)
+        by_name = effects[question.stem]
         parts += [
             f"### {question.text}",
             f"{question.method} Unit: {question.unit}.",
-            "\n".join([*HEAD, *(count_row(name, estimates, kinds) for name, estimates in effects.items())]),
+            "\n".join([*HEAD, *(count_row(name, estimates, kinds) for name, estimates in by_name.items())]),
             f"![Every setting's effect with its interval](findings/settings_{question.stem}.png)",
         ]
-        _save(draw_curves(question, effects, kinds), pictures / f"settings_{question.stem}.png")
+        _save(draw_curves(question, by_name, kinds), pictures / f"settings_{question.stem}.png")
     parts += ["### What does weight decay do to neurons whose code never changes?", decay_text(kinds)]
     return "\n\n".join(parts)
 
 
-def settings_abstract(kinds: Sequence[Kind]) -> str:
+def settings_abstract(kinds: Sequence[Kind], effects: Effects) -> str:
     """Sum up in how many kinds the interval of the main effects lies above and below 0."""
-    effects = {question.stem: measure_effects(question, kinds) for question in QUESTIONS}
 
     def counted(stem: str, name: str) -> str:
         directions = [direction(estimated) for estimated in effects[stem][name].values()]

@@ -83,9 +83,14 @@ def _name(setting: str, value: Any) -> str:
     return f"{setting.replace('_', ' ')} {value}"
 
 
+def file_name(name: str) -> str:
+    """Return the name of the file of a setting."""
+    return f"{name.replace(' ', '_')}.nc"
+
+
 def measure(name: str, changes: Mapping[str, Any], run: Path, data_dir: Path | None, num_seeds: int) -> None:
     """Run the study of a setting, and keep its results as one file."""
-    file = run / f"{name.replace(' ', '_')}.nc"
+    file = run / file_name(name)
     if file.exists():
         return
     values = {**PAPER, **changes}
@@ -130,8 +135,7 @@ def code_correlations(models: list[ja.MLP], network: xr.Dataset, data: ja.Datase
     correlations = np.empty((len(models), layers.max(), len(QUANTIZERS)))
     for seed, model in enumerate(models):
         evidence = evidence_of(model, data, quantizer_of(QUANTIZERS[0], model))
-        varies = np.concatenate([np.ptp(np.asarray(layer), axis=0) > 0
-                                 for layer in ja.record_activations(model, data.validation.images)])  # fmt: skip
+        varies = np.ptp(np.asarray(evidence.activations), axis=0) > 0
         for i, quantizer in enumerate(QUANTIZERS):
             coded = evidence.with_quantizer(quantizer_of(quantizer, model))
             information = np.asarray(compute_score("mutual_information", coded))
@@ -166,7 +170,7 @@ def compress(run: Path, folder: Path) -> None:
     """Write every setting that was measured as one compressed file."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in settings():
-        file = run / f"{name.replace(' ', '_')}.nc"
+        file = run / file_name(name)
         if not file.exists():
             continue
         with atomic_path(folder / f"setting_{file.name}.xz") as temporary:

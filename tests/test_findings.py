@@ -145,14 +145,14 @@ def test_settings_are_measured_and_described(small_data, tmp_path, monkeypatch):
         chosen = kind.network["layer"].values == layer + 1
         pair = information[seed, chosen], kind.network["single_damage"][seed, chosen]
         assert float(one_bit[seed, layer]) == pytest.approx(stats.spearmanr(*pair).statistic)
-    text = findings_settings.settings_section([kind], 1, tmp_path)
+    effects = findings_settings.measure_effects([kind])
+    text = findings_settings.settings_section([kind], effects, 1, tmp_path)
     for question in findings_settings.QUESTIONS:
         assert f"### {question.text}" in text
         assert (tmp_path / f"settings_{question.stem}.png").stat().st_size > 10_000
     area = findings_settings.NetworkSummary(kind.network).area
     expected = estimate(area("layer2", "random") - area("layer1", "random"))
-    effects = findings_settings.measure_effects(findings_settings.QUESTIONS[2], [kind])
-    assert effects["balanced"][0].mean == expected.mean
+    assert effects["depth"]["balanced"][0].mean == expected.mean
     linear, balanced = findings_settings.linear_areas(kind, "layer1")
     assert (linear > balanced).any()
     random = kind.network["accuracy"].sel(scope="layer1", fill="mean", ordering=["random_0", "random_1", "random_2"])

@@ -349,8 +349,12 @@ def _random_states() -> tuple[Any, bytes]:
 
 def _trace_text(traced: Any) -> str:
     """Return the operations of a traced function and digests of the arrays that it captures."""
-    arrays = [np.asarray(array).tobytes() for array in _captured_arrays(traced.jaxpr, traced.consts)]
-    return _without_addresses(f"{traced.jaxpr} {[hashlib.sha256(array).hexdigest() for array in arrays]}")
+    return _without_addresses(f"{traced.jaxpr} {_captured_digests(traced.jaxpr, traced.consts)}")
+
+
+def _captured_digests(jaxpr: Jaxpr, constants: Sequence[Any]) -> list[str]:
+    arrays = _captured_arrays(jaxpr, constants)
+    return [hashlib.sha256(np.asarray(array).tobytes()).hexdigest() for array in arrays]
 
 
 def _without_addresses(text: str) -> str:
@@ -369,8 +373,7 @@ def fingerprint(graph: Graph) -> str:
         # functions such as the derivative rules of a custom_jvp print with their addresses
         params = {name: value for name, value in eqn.params.items() if not callable(value)}
         shapes = [str(var.aval) for var in eqn.outvars]
-        captured = [np.asarray(a).tobytes() for inner in inner_jaxprs(eqn) for a in _captured_arrays(*inner)]
-        digests = [hashlib.sha256(array).hexdigest() for array in captured]
+        digests = [digest for inner in inner_jaxprs(eqn) for digest in _captured_digests(*inner)]
         lines.append(f"{eqn.primitive.name} {params} {[text(atom) for atom in eqn.invars]} {shapes} {digests}")
         lines += _custom_derivatives(eqn)
     lines.append(str([text(atom) for atom in graph.outputs]))
