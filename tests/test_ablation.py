@@ -505,6 +505,21 @@ def test_counts_without_compilation_are_the_same(scope):
         np.testing.assert_array_equal(counts, expected)
 
 
+@pytest.mark.parametrize("engine", [*ENGINES, "certified"])
+def test_counts_with_64_bits_are_the_same(engine):
+    random = np.random.default_rng(0)
+    images, labels = random.random((40, 6), np.float32), random.integers(0, 3, 40)
+    model = ja.MLP(6, (4, 3), 3, rngs=nnx.Rngs(0))
+    arguments = (model, np.array([[3, 5, 0, 6], [4, 0, 6, 1]]), images, labels)
+    expected = np.asarray(ja.cumulative_ablation(*arguments, steps=4, engine=engine))
+    jax.config.update("jax_enable_x64", True)  # in all threads, unlike jax.enable_x64()
+    try:
+        counts = ja.cumulative_ablation(*arguments, steps=4, engine=engine)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    np.testing.assert_array_equal(counts, expected)
+
+
 @pytest.mark.parametrize("hidden", [(6,), (12, 8)])
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 @pytest.mark.parametrize("engine", [*ENGINES, "certified", "auto"])

@@ -618,7 +618,7 @@ class _Curve(NamedTuple):
             if any(vanishing):
                 intact, ablated = self._values_of_units(spec.canonical(entered.env[level.variable]), level.site, units)
                 more = jnp.where(is_member, (ablated != 0).astype(jnp.int32) - (intact != 0), 0)
-                was_active, active = active != 0, active + more.sum(-1)
+                was_active, active = active != 0, active + more.sum(-1, dtype=jnp.int32)
 
                 def vanish(updated):
                     return [_vanish(z, active == 0) if v else z for z, v in zip(updated, vanishing, strict=True)]
