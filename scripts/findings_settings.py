@@ -91,8 +91,9 @@ def read_kinds(folder: Path, names: Sequence[str]) -> list[Kind]:
                 continue
             raise ja.InputError(f"{file}: no such file; `python scripts/measure_settings.py RUN` writes it")
         results = unpacked_results(file.read_bytes())
-        verdicts = [verdict for verdict in ja.judge_claims(results) if verdict.protocol == PAPER]
-        for network, node in select_protocol(results, PAPER).children.items():
+        by_formulas = select_protocol(results, PAPER)
+        verdicts = ja.judge_claims(by_formulas)
+        for network, node in by_formulas.children.items():
             dataset = node.to_dataset()
             kinds.append(
                 Kind(

@@ -81,8 +81,8 @@ def alone(dataset, tmp_path_factory) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "devices"), [(2, 2), (3, 1)])
-def test_processes_find_together_what_one_finds(number, devices, alone, dataset, tmp_path):
+def test_processes_find_together_what_one_finds(alone, dataset, tmp_path):
+    number, devices = 2, 3
     address = f"localhost:{free_port()}"
     outs = [tmp_path / f"{process}.npz" for process in range(number)]
     ended = all_ended(

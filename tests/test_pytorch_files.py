@@ -326,7 +326,7 @@ def test_modules_without_a_place_are_left_out(tmp_path):
     """A head for another task, which `layers` does not name."""
     weights = network(("fc1", "fc2"), (12, 9, 5))
     path = write(tmp_path / "net.safetensors", {**weights, **network(("aux",), (9, 3))})
-    with raises_input_error("do not form a network"):
+    with raises_input_error("do not form a network .*; name the modules of the network in order by layers"):
         load_pytorch(path, activation="relu")
     model = load_pytorch(path, activation="relu", layers=("fc1", "fc2"))
     np.testing.assert_allclose(model(INPUTS), forward(weights, INPUTS), atol=1e-5)

@@ -548,7 +548,8 @@ def mlp_of_modules(what: str, modules: dict[str, Tensors], activation: str, shap
         return from_arrays([weight.T for weight in weights], biases, activation=activation)
     except InputError as error:
         raise InputError(
-            f"{what}: its linear maps do not form a network ({error}); pass a model of the same architecture"
+            f"{what}: its linear maps do not form a network ({error}); name the modules of the network in order by "
+            "layers (--layers), without the others, or pass a model of the same architecture"
         ) from None
 
 
