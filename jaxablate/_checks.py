@@ -262,7 +262,7 @@ def require_count(argument: str, value: object, minimum: int = 1) -> int:
 
 def require_integers(argument: str, array: Any) -> None:
     """Raise unless the array has an integer dtype."""
-    require(np.issubdtype(array.dtype, np.integer), f"{argument}: expected integers, got dtype {array.dtype}")
+    require(jnp.issubdtype(array.dtype, np.integer), f"{argument}: expected integers, got dtype {array.dtype}")
 
 
 def require_range(argument: str, values: np.ndarray, low: int, high: int) -> None:
@@ -270,6 +270,16 @@ def require_range(argument: str, values: np.ndarray, low: int, high: int) -> Non
     # min and max raise for an empty array, which has no value out of range.
     if values.size and (values.min() < low or values.max() > high):
         raise InputError(f"{argument}: expected values in {low}..{high}, got {values.min()}..{values.max()}")
+
+
+def require_same_index(argument: str, images: Any, labels: Any) -> None:
+    """Raise if images and labels are of pandas and their indexes differ."""
+    indexes: list[Any] = [getattr(table, "index", None) for table in (images, labels)]
+    require(
+        not all(hasattr(index, "equals") for index in indexes) or indexes[0].equals(indexes[1]),
+        f"{argument}: their pandas index differs from that of the images, so their rows may not belong together; align "
+        "them, or pass images.to_numpy() and labels.to_numpy()",
+    )
 
 
 def check_labels(
@@ -294,7 +304,7 @@ def check_labels(
         expected = "any" if num_examples is None else num_examples
         ending = remedy if array.ndim == 2 else ""
         raise InputError(f"{argument}: expected shape ({expected}) = [example], got {array.shape}{ending}")
-    is_integer = np.issubdtype(array.dtype, np.integer)
+    is_integer = jnp.issubdtype(array.dtype, np.integer)
     require(is_integer, f"{argument}: expected integers, got dtype {array.dtype}{remedy}")
     if num_classes is not None and array.size:
         low, high = int(array.min()), int(array.max())

@@ -24,6 +24,7 @@ from jaxablate._checks import (
     require_key,
     require_known,
     require_number,
+    require_same_index,
     require_shape,
 )
 from jaxablate._precision import matmul_precision
@@ -198,6 +199,7 @@ def compute_fill(
         [(2, 3), (2, 2)]
     """
     require_known("fill", kind, FILLS)
+    require_same_index("labels", images, labels)
     network, state, images = trace_model(model, images)
     # All arguments are checked before the network runs over the examples, which may take long.
     needed = {"class_mean": {"labels": labels}, "resample": {"key": key}}

@@ -33,6 +33,7 @@ from jaxablate._checks import (
     require_integer,
     require_integers,
     require_range,
+    require_same_index,
     require_shape,
     traced,
 )
@@ -193,6 +194,7 @@ def shard_examples(mesh: Mesh, images: Any, labels: Any) -> tuple[jax.Array, jax
     """
     if mesh_for(mesh) is None:
         raise InputError("mesh: expected a mesh, got None; make it with ja.devices.make_mesh")
+    require_same_index("labels", images, labels)
     images, labels = as_array("images", images), check_labels(labels)
     require_shape("labels", labels, images.shape[:1], "example")
     require_range("labels", labels, 0, 2**31 - 1)

@@ -24,6 +24,7 @@ from jaxablate._checks import (
     require_count,
     require_integers,
     require_range,
+    require_same_index,
     require_shape,
     traced,
 )
@@ -69,6 +70,7 @@ def joint_histogram(
     if traced(codes, labels):
         require(mesh is None, "mesh: not used inside jax.jit, which keeps the sharding of its inputs; leave it out")
     else:
+        require_same_index("labels", codes, labels)
         codes, labels = as_array("codes", codes), as_array("labels", labels)
         _check_codes(codes, labels, num_codes, num_classes)
         mesh = mesh_for(mesh, codes, labels)

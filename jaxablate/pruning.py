@@ -17,6 +17,7 @@ from flax import nnx
 from jaxablate._checks import InputError, host_array, host_numbers, require, require_finite, require_shape, require_type
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Fill, Images, Mask
+from jaxablate.ablation._arguments import require_held
 from jaxablate.fills import LinearFill
 from jaxablate.linear_compensation import check_linear_fill, predictors
 from jaxablate.models import AnyModel, Model, SiteSpec, from_function, from_module
@@ -101,6 +102,7 @@ def prune(
     require_shape("fill", values, (spec.num_neurons,), "neuron")
     require_finite("fill", values)
     keeps, fills = (np.split(array, spec.offsets[1:-1]) for array in (keep, values))
+    require_held(spec, fills, linear is not None)
     for site, kept in zip(spec.sites, keeps, strict=True):
         require(bool(kept.any()), f"keep: no neuron of site {site!r} is kept; keep one or more of each site")
     site_fills: list[Any] = fills

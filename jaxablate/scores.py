@@ -25,6 +25,7 @@ from jaxablate._checks import (
     require_count,
     require_finite,
     require_known,
+    require_same_index,
     require_type,
     short_repr,
 )
@@ -84,6 +85,7 @@ class Evidence:
         require_type(
             "quantizer", self.quantizer, Quantizer, "a quantizer from ja.quantizers (get_quantizer reads settings)"
         )
+        require_same_index("labels", self.images, self.labels)
         images = as_array("images", self.images)
         require(images.ndim > 0, "images: expected [example, ...], got shape ()")
         check_labels(self.labels, len(images), require_count("num_classes", self.num_classes))

@@ -805,6 +805,55 @@ def test_functions_that_draw_numbers_of_python_or_numpy(name):
     assert model.spec.num_neurons == 8
 
 
+INTEGER_SITES = {
+    "bool": lambda w, x: (x @ w[0] > 0).astype(jnp.float32) @ w[1],
+    "int": lambda w, x: jnp.where(x @ w[0] > 0, 1, 0) @ w[1],
+}
+
+
+@pytest.mark.parametrize("name", INTEGER_SITES)
+def test_fills_that_integers_cannot_hold_are_refused(name):
+    """A mean of 0.4 would become True or 0."""
+    random, (x, y) = np.random.default_rng(1), EXAMPLES
+    weights = [random.normal(size=shape).astype(np.float32) for shape in ((4, 6), (6, 3))]
+    model = ja.from_function(INTEGER_SITES[name], weights, x[:2])
+    keep, zeros = np.arange(6) > 1, np.zeros(6, np.float32)
+    mean = np.asarray(ja.mean_activations(model, x))
+    hidden = (x.astype(np.float64) @ weights[0] > 0).astype(np.float64)
+
+    def expected(fill):
+        return int(((np.where(keep, hidden, fill) @ weights[1]).argmax(1) == y).sum())
+
+    assert ja.evaluate_masks(model, keep[None], x, y).item() == expected(0)
+    ones = np.ones(6, np.float32)
+    assert ja.evaluate_masks(model, keep[None], x, y, ones).item() == expected(1)
+    assert expected(0) != expected(1)
+    linear = ja.compute_fill(model, "linear", np.tile(x, (2, 1)))  # 10 examples for each neuron
+    for fill in (mean, ja.fills.AffineFill(zeros, mean), ja.fills.AffineFill(mean, zeros), linear):
+        with raises_input_error(f"fill: site .* has the dtype {name}.*, which cannot hold these numbers; convert"):
+            ja.evaluate_masks(model, keep[None], x, y, fill)
+    for fill in (mean, linear):
+        with raises_input_error("fill: site .* which cannot hold these numbers"):
+            ja.prune(model, keep, fill, images=x)
+    # the remedy
+    tagged = ja.from_function(lambda w, x: ja.tag((x @ w[0] > 0).astype(jnp.float32), "h") @ w[1], weights, x[:2])
+    assert ja.evaluate_masks(tagged, keep[None], x, y, mean).item() == expected(mean)
+
+
+@pytest.mark.parametrize("engine", ["vmap", "incremental"])
+def test_checks_of_jax_itself_pass(engine):
+    x, y = EXAMPLES
+    model = small(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], (4, 6), (6, 3))
+    expected = ja.cumulative_ablation(model, np.arange(6)[None], x, y, steps=6, engine=engine)
+    jax.config.update("jax_enable_checks", True)  # in all threads
+    try:
+        again = small(lambda w, x: jax.nn.relu(x @ w[0] + 0) @ w[1], (4, 6), (6, 3))
+        counts = ja.cumulative_ablation(again, np.arange(6)[None], x, y, steps=6, engine=engine)
+    finally:
+        jax.config.update("jax_enable_checks", False)
+    np.testing.assert_array_equal(counts, expected)
+
+
 def deep(w, x):
     h = x @ w[0]
     for layer in w[1:-1]:

@@ -589,8 +589,17 @@ def test_rows_of_pandas_that_do_not_belong_together():
     images = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32))
     labels = pd.Series(np.arange(60) % 3)
     shuffled = images.sample(frac=1, random_state=0)
-    with raises_input_error("train: the pandas indexes of images and labels differ"):
+    with raises_input_error("train labels: their pandas index differs from that of the images"):
         ja.Dataset.from_arrays(shuffled, labels)
     data = ja.Dataset.from_arrays(shuffled, labels.loc[shuffled.index])
     assert data.num_classes == 3
     assert ja.Dataset.from_arrays(shuffled, labels.to_numpy()).num_classes == 3, "an array has no index"
+    model = ja.MLP(4, (5,), 3, rngs=nnx.Rngs(0))
+    for call in (
+        lambda: ja.evaluate_masks(model, np.ones((1, 5), bool), shuffled, labels),
+        lambda: ja.compute_fill(model, "class_mean", shuffled, labels),
+        lambda: ja.joint_histogram((shuffled > 0).astype(int), labels, num_codes=2, num_classes=3),
+        lambda: ja.devices.shard_examples(ja.devices.make_mesh(1), shuffled, labels),
+    ):
+        with raises_input_error("labels: their pandas index differs"):
+            call()

@@ -164,6 +164,8 @@ def test_unknown_parametrizations_are_refused():
     parts = {"fc.weight_orig": FIRST[0], "fc.weight_mask": np.ones((5, 5), np.float32)}
     with raises_input_error(r"expected parts of one weight, got fc.weight_orig \(6, 12\), fc.weight_mask \(5, 5\)"):
         load_pytorch({**parts, **rest}, activation="relu")
+    with raises_input_error("fc.weight and its parts fc.weight_orig, fc.weight_mask are both there"):
+        load_pytorch({**parts, **STATE}, activation="relu")
     with raises_input_error("expected names that end in weight, bias, .* got 'fc.weight_orig'"):
         load_pytorch({"fc.weight_orig": FIRST[0], **rest}, activation="relu")
 
@@ -483,6 +485,21 @@ def test_one_image_is_enough_for_a_network_of_one_output(torch):
         network, image = torch.nn.Sequential(*layers, torch.nn.Linear(128, 1)), torch.randn(1, 64)
         expected = network(image).detach().numpy()
         np.testing.assert_allclose(ja.from_pytorch(network, image.numpy())(image.numpy()), expected, atol=1e-6)
+
+
+def test_a_module_for_one_number_of_examples_is_refused(torch):
+    class Fixed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(12, 5), torch.nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x.view(8, -1))))
+
+    with raises_input_error(
+        r"module Fixed takes \(8, 3, 4\), and raises RuntimeError: .* for \(16, 3, 4\); let it take"
+    ):
+        ja.from_pytorch(Fixed(), np.zeros((8, 3, 4), np.float32))
 
 
 def test_references_of_other_forms(torch):

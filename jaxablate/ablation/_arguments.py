@@ -20,6 +20,7 @@ from jaxablate._checks import (
     require,
     require_finite,
     require_known,
+    require_same_index,
     require_shape,
 )
 from jaxablate._precision import matmul_precision
@@ -47,6 +48,7 @@ def make_problem(
         InputError: as in `evaluate_masks`.
     """
     pairs = check_outcomes(outcomes)
+    require_same_index("labels", images, labels)
     images, labels = as_array("images", images), as_array("labels", labels)
     mesh = mesh_for(mesh, images, labels)
     # On a mesh, one example is enough to trace the models; the images themselves stay where they are.
@@ -93,6 +95,10 @@ def make_problem(
         values, scale = check_values("fill offset", fill.offset), check_values("fill scale", fill.scale)
     else:
         values = check_values("fill", np.zeros((*leading, network.num_neurons)) if fill is None else fill)
+    for numbers in (values, scale):
+        if numbers is not None:
+            tables = numbers if isinstance(numbers, tuple) else np.split(numbers, network.offsets[1:-1], axis=-1)
+            require_held(network, tables, linear is not None)
     if mesh is not None:
         images = _convert(images, problem_images.dtype)
         problem_images, int_labels, targets, rows = pad_and_shard(mesh, images, int_labels, targets, rows)
@@ -101,6 +107,31 @@ def make_problem(
     examples = problem_images, int_labels, targets, rows, num_examples, mesh
     precision = matmul_precision()
     return AblationProblem(network, states, values, scale, linear, *examples, pairs, memory_limit, precision), leading
+
+
+def require_held(network: ModelSpec, fills: Iterable[Any], is_linear: bool) -> None:
+    """Raise unless sites of integers or booleans can hold their fills, which would be rounded silently.
+
+    Args:
+        network: the network.
+        fills: numbers [..., unit] of each site, or its scale.
+        is_linear: True for predictions, which are no integers.
+
+    Raises:
+        InputError: naming the site.
+    """
+    for name, site, fill in zip(network.sites, network.site_specs, fills, strict=True):
+        if jnp.issubdtype(site.dtype, np.inexact):
+            continue
+        fill = np.asarray(fill)
+        with np.errstate(invalid="ignore"):
+            is_held = not is_linear and np.array_equal(fill.astype(site.dtype), fill)
+        require(
+            is_held,
+            f"fill: site {name!r} has the dtype {np.dtype(site.dtype)}, which cannot hold these numbers; convert the "
+            "value to float32 in the network and mark that with ja.tag, choose other sites with sites=, or pass a fill "
+            "that the dtype holds, such as 0",
+        )
 
 
 def _convert(images: Images, dtype: np.dtype) -> Images:

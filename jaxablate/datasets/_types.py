@@ -19,6 +19,7 @@ from jaxablate._checks import (
     is_floating,
     require,
     require_count,
+    require_same_index,
 )
 from jaxablate._rundir import digest
 from jaxablate._typing import Images, Labels
@@ -130,13 +131,7 @@ class Dataset:
                 )
                 arrays[f"{split}_images"], arrays[f"{split}_labels"] = pair
         for split in ("train", "test", "validation"):
-            tables = [arrays.get(f"{split}_{part}") for part in ("images", "labels")]
-            indexes: list[Any] = [getattr(table, "index", None) for table in tables]
-            require(
-                not all(hasattr(index, "equals") for index in indexes) or indexes[0].equals(indexes[1]),
-                f"{name} {split}: the pandas indexes of images and labels differ, so their rows may not belong "
-                "together; align them, or pass images.to_numpy() and labels.to_numpy()",
-            )
+            require_same_index(f"{name} {split} labels", arrays.get(f"{split}_images"), arrays.get(f"{split}_labels"))
         # A copy: a later change of the user's array must not change data whose checksum is known.
         copies = {key: host_array(f"{name} {key.replace('_', ' ')}", array).copy() for key, array in arrays.items()}
         data = dataset_of_arrays(name, copies, Source(name, "in memory", {}), seed)

@@ -134,7 +134,7 @@ def read(env: Mapping, atom: Any) -> Any:
 
 
 _eval_jaxpr: Callable = jax.core.eval_jaxpr  # pyright: ignore[reportAttributeAccessIssue]
-_NO_DEBUG_INFO = jax.make_jaxpr(lambda: ())().jaxpr.debug_info
+_NO_DEBUG_INFO = jax.make_jaxpr(lambda: ())().jaxpr.debug_info._replace(arg_names=None, result_paths=None)
 
 
 def needed(equations: Sequence[JaxprEqn], results: Iterable[Any]) -> list[JaxprEqn]:

@@ -54,6 +54,11 @@ def compute_parametrized(what: str, tensors: Mapping[str, np.ndarray], *, is_che
     # A mask may lie on a part of a weight norm, so the search starts again after each weight.
     while match := _find(tensors):
         plain, names, compute = match
+        require(
+            plain not in tensors,
+            f"{what}: {plain} and its parts {', '.join(names)} are both there, and one of them is left over; leave out "
+            "what does not count",
+        )
         parts = [tensors[name] for name in names]
         # Any class of `torch.nn.utils.parametrize` may have these names; and a square weight may be normed by columns.
         is_open = "parametrizations." in names[0] or (compute is _spectral_norm and len(set(parts[0].shape[:2])) == 1)
@@ -67,7 +72,12 @@ def compute_parametrized(what: str, tensors: Mapping[str, np.ndarray], *, is_che
         except (ValueError, IndexError):
             weight = None
         shapes = ", ".join(f"{name} {part.shape}" for name, part in zip(names, parts, strict=True))
-        require(weight is not None, f"{what}: expected parts of one weight, got {shapes}")
+        require(
+            weight is not None,
+            f"{what}: expected parts of one weight, got {shapes}; a spectral norm of other rows than the first axis's "
+            "is not read: call torch.nn.utils.parametrize.remove_parametrizations(module, name), or "
+            "remove_spectral_norm, before you save",
+        )
         assert weight is not None
         # in the place of its first part, since the order of the names may count
         tensors = {

@@ -295,7 +295,13 @@ def _require_equal(
     random = np.random.default_rng(0).normal(size=(16, *images.shape[1:])).astype(np.float32)
     first = images if len(images) > 1 else np.concatenate([images, random])  # outputs of one example have no range
     for inputs in (first, random, 10 * random):
-        expected = run_pytorch(inputs)
+        try:
+            expected = run_pytorch(inputs)
+        except Exception as error:  # the user's own code may raise anything
+            raise InputError(
+                f"{what} takes {images.shape}, and raises {_reason(error)} for {inputs.shape}; let it take any number "
+                "of examples, for example by x.flatten(1) instead of x.view(8, -1)"
+            ) from error
         with jax.default_matmul_precision("highest"):
             outputs = np.asarray(network(jnp.asarray(inputs)))
         require(
