@@ -17,14 +17,13 @@ from flax import nnx
 from jaxablate._checks import InputError, host_array, host_numbers, require, require_finite, require_shape, require_type
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Fill, Images, Mask
-from jaxablate.ablation._arguments import require_held
 from jaxablate.fills import LinearFill
 from jaxablate.linear_compensation import check_linear_fill, predictors
 from jaxablate.models import AnyModel, Model, SiteSpec, from_function, from_module
 from jaxablate.models._analysis import describe_values, location, result_axes
 from jaxablate.models._graph import evaluate, needed, operation_name, read, shape_of
 from jaxablate.models._mlp import is_mlp, pop_tensors, to_tensors
-from jaxablate.models._model import TRACED, ModelSpec, ModuleCall, start_forward, trace_model
+from jaxablate.models._model import TRACED, ModelSpec, ModuleCall, require_held, start_forward, trace_model
 from jaxablate.models._sites import Prediction
 from jaxablate.models._weights import Reader, find_addend, find_leaf, find_owners, find_readers, rows_first
 

@@ -30,7 +30,7 @@ from jaxablate.ablation._outcomes import NOT_FINITE, Outcomes, average, check_ou
 from jaxablate.devices import first_example, mesh_for, pad_and_shard, range_of, require_examples, to_device
 from jaxablate.fills import AffineFill, AnyFill, LinearFill, PerExampleFill
 from jaxablate.linear_compensation import check_linear_fill
-from jaxablate.models._model import AnyModel, ModelSpec, State, trace_model
+from jaxablate.models._model import AnyModel, ModelSpec, State, require_held, trace_model
 
 
 def make_problem(
@@ -107,31 +107,6 @@ def make_problem(
     examples = problem_images, int_labels, targets, rows, num_examples, mesh
     precision = matmul_precision()
     return AblationProblem(network, states, values, scale, linear, *examples, pairs, memory_limit, precision), leading
-
-
-def require_held(network: ModelSpec, fills: Iterable[Any], is_linear: bool) -> None:
-    """Raise unless sites of integers or booleans can hold their fills, which would be rounded silently.
-
-    Args:
-        network: the network.
-        fills: numbers [..., unit] of each site, or its scale.
-        is_linear: True for predictions, which are no integers.
-
-    Raises:
-        InputError: naming the site.
-    """
-    for name, site, fill in zip(network.sites, network.site_specs, fills, strict=True):
-        if jnp.issubdtype(site.dtype, np.inexact):
-            continue
-        fill = np.asarray(fill)
-        with np.errstate(invalid="ignore"):
-            is_held = not is_linear and np.array_equal(fill.astype(site.dtype), fill)
-        require(
-            is_held,
-            f"fill: site {name!r} has the dtype {np.dtype(site.dtype)}, which cannot hold these numbers; convert the "
-            "value to float32 in the network and mark that with ja.tag, choose other sites with sites=, or pass a fill "
-            "that the dtype holds, such as 0",
-        )
 
 
 def _convert(images: Images, dtype: np.dtype) -> Images:

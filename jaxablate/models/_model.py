@@ -597,6 +597,31 @@ def _chosen(found: Sequence[SiteSpec], choice: Choice) -> list[SiteSpec]:
     return sites
 
 
+def require_held(network: ModelSpec, fills: Iterable[Any], is_linear: bool) -> None:
+    """Raise unless sites of integers or booleans can hold their fills, which would be rounded silently.
+
+    Args:
+        network: the network.
+        fills: numbers [..., unit] of each site, or its scale.
+        is_linear: True for predictions, which are no integers.
+
+    Raises:
+        InputError: naming the site.
+    """
+    for name, site, fill in zip(network.sites, network.site_specs, fills, strict=True):
+        if jnp.issubdtype(site.dtype, np.inexact):
+            continue
+        fill = np.asarray(fill)
+        with np.errstate(invalid="ignore"):
+            is_held = not is_linear and np.array_equal(fill.astype(site.dtype), fill)
+        require(
+            is_held,
+            f"fill: site {name!r} has the dtype {np.dtype(site.dtype)}, which cannot hold these numbers; convert the "
+            "value to float32 in the network and mark that with ja.tag, choose other sites with sites=, or pass a fill "
+            "that the dtype holds, such as 0",
+        )
+
+
 def _require_independent(model: Model, images: jax.Array) -> None:
     """Raise if the outputs of one example depend on another example, as with batch statistics."""
     spec = model.spec
