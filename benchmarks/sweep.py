@@ -96,16 +96,16 @@ def main() -> None:
                 ]
 
             auto, counts = measure(functools.partial(sweep, "auto", curves), repeats=3)
-            incremental, others = measure(functools.partial(sweep, "incremental", curves), repeats=3)
+            incremental, incremental_counts = measure(functools.partial(sweep, "incremental", curves), repeats=3)
             same = functools.partial(assert_same_counts, images=data.test.images, labels=data.test.labels)
             random, checks = np.random.default_rng(2), []
-            for (kind, all_orders), correct, other in zip(curves, counts, others, strict=True):
+            for (kind, all_orders), correct, updated in zip(curves, counts, incremental_counts, strict=True):
                 # check some masks of every curve by the vmap engine, which the naive loop checks below
                 keep = ja.orders.masks_of_orders(all_orders, sum(model.hidden), STEPS)
                 some = random.choice(len(keep), CHECKED, replace=False)
                 expected = ja.evaluate_masks(model, keep[some], images, labels, fills[kind])
                 same(correct.ravel()[some], np.asarray(expected), model, keep=keep[some], fill=fills[kind])
-                checks.append(same(other.ravel(), correct.ravel(), model, keep=keep, fill=fills[kind]))
+                checks.append(same(updated.ravel(), correct.ravel(), model, keep=keep, fill=fills[kind]))
             some = [(f, o[-VMAP_CURVES:]) for f, o in curves[:1]]
             vmap, few = measure(functools.partial(sweep, "vmap", some), repeats=3)
             keep = ja.orders.masks_of_orders(orders[-VMAP_CURVES:], sum(model.hidden), STEPS)
