@@ -153,7 +153,8 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
     published = json.loads(PUBLISHED_CURVES.read_text())
     write_published_page(measured, published, folder)
     names = list(settings())
-    kinds = read_kinds(measured.folder, names)
+    measured_kinds = read_kinds(measured.folder, names)
+    kinds = [kind for kind in measured_kinds if kind.has_learned]
     effects = measure_effects(kinds)
     parts = [
         "# Which of the paper's claims hold",
@@ -172,7 +173,7 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
         baseline_control(measured),
         tie_control(measured, verdicts),
         "## Other settings",
-        settings_section(kinds, effects, len(names), pictures),
+        settings_section(measured_kinds, effects, len(names), pictures),
         "## Where the published protocol differs, and why",
         reasons(verdicts),
         "## Does the published protocol reproduce the published figures?",

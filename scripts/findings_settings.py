@@ -40,6 +40,7 @@ from jaxablate.metrics import METRICS
 from jaxablate.results import RANDOM, balanced_fill, select_protocol
 from jaxablate.statistics import Estimate, estimate, holm
 
+LEARNED = 50  # test accuracy in percent
 PAPER, CONTROL = "paper", "constant_last"
 FIRST, LAST, WHOLE = "first layer", "last layer", "whole network"
 FOR, AGAINST = (HOLDS, HOLDS_IN_PART), (FAILS, REVERSED, REVERSED_IN_PART)
@@ -70,6 +71,16 @@ class Kind:
     def label(self) -> str:
         """Setting and depth."""
         return f"{self.setting}, {self.depth} layer{'s' * (self.depth > 1)}"
+
+    @property
+    def accuracy(self) -> float:
+        """Mean test accuracy of the intact networks, in percent."""
+        return float(100 * self.network["accuracy"].isel(step=0, ordering=0, fill=0, scope=0).mean())
+
+    @property
+    def has_learned(self) -> bool:
+        """False for networks near chance, whose accuracy no ablation can lower."""
+        return self.accuracy > LEARNED
 
     @property
     def is_paper(self) -> bool:
@@ -291,21 +302,33 @@ HEAD = [
 ]
 
 
-def settings_section(kinds: Sequence[Kind], effects: Effects, num_planned: int, pictures: Path) -> str:
-    """Return the text, and draw its pictures into a folder; `num_planned` settings are in the design."""
-    num_networks = sum(kind.network.sizes["seed"] for kind in kinds)
-    names = dict.fromkeys(kind.setting for kind in kinds)
+def settings_section(measured: Sequence[Kind], effects: Effects, num_planned: int, pictures: Path) -> str:
+    """Return the text, and draw its pictures into a folder.
+
+    Args:
+        measured: all kinds that are measured.
+        effects: effects of those that have learned.
+        num_planned: number of settings in the design.
+        pictures: the folder.
+    """
+    kinds = [kind for kind in measured if kind.has_learned]
+    num_networks = sum(kind.network.sizes["seed"] for kind in measured)
+    names = dict.fromkeys(kind.setting for kind in measured)
+    at_chance = [f"{kind.label} ({kind.accuracy:.1f}%)" for kind in measured if not kind.has_learned]
     num_sampled = sum(name.startswith("sample") for name in names)
     missing = num_planned - len(names)
     parts = [
-        f"Each of {len(names)} settings has {kinds[0].network.sizes['seed']} networks of each kind, {num_networks} in "
-        f"all ({len(kinds)} kinds: a setting with a number of layers). {len(names) - num_sampled} settings are the "
-        f"paper's and changes of one point; {num_sampled} are drawn at random from all combinations of the values of "
-        "data, activation, weight decay, width, depth, epochs and split. "
+        f"Each of {len(names)} settings has {measured[0].network.sizes['seed']} networks of each kind, {num_networks} "
+        f"in all ({len(measured)} kinds: a setting with a number of layers). {len(names) - num_sampled} settings are "
+        f"the paper's and changes of one point; {num_sampled} are drawn at random from all combinations of the values "
+        "of data, activation, weight decay, width, depth, epochs and split. "
         + (f"{missing} further settings of this design are not measured yet. " if missing else "")
         + "The first 40% of the neurons of the narrowest layer are ablated, as in the paper. All results are by the "
         "paper's formulas.",
-        settings_table(kinds),
+        settings_table(measured),
+        "Networks that have not learned are left out of all that follows: ablation cannot lower an accuracy at chance. "
+        f"These are the kinds with less than {LEARNED}% test accuracy: {'; '.join(at_chance) or 'none'}. This rule was "
+        "made after these accuracies were seen.",
         "### Which claims survive which settings?",
         matrix_text(kinds),
         "![Verdict on every claim in every setting](findings/settings_claims.png)",
@@ -325,36 +348,51 @@ def settings_section(kinds: Sequence[Kind], effects: Effects, num_planned: int, 
     return "\n\n".join(parts)
 
 
+def settings_summary(kinds: Sequence[Kind], effects: Effects) -> str:
+    """Say in two sentences whether little information marks neurons that can be spared; README.md quotes them."""
+    random, baseline = ([effects[stem][f"MI, {place}"] for place in (FIRST, LAST)] for stem in ("random", "baseline"))
+    return (
+        f"In {len({kind.setting for kind in kinds})} settings ({len(kinds)} kinds of networks), neurons whose outputs "
+        "have little mutual information with the class cost less accuracy than random ones in "
+        f"{_count(random[0], 1)} kinds in the first layer (median: {_median(random[0])} points) and in "
+        f"{_count(random[1], 1)} in the last one ({_median(random[1])}), without the neurons whose code never changes. "
+        "A score without information, the standard deviation of the output times the norm of the outgoing weights, "
+        f"finds neurons that cost less than those of mutual information in {_count(baseline[0], -1)} "
+        f"({_median(baseline[0], -1)} points) and {_count(baseline[1], -1)} kinds ({_median(baseline[1], -1)})."
+    )
+
+
 def settings_abstract(kinds: Sequence[Kind], effects: Effects) -> str:
     """Sum up in how many kinds the interval of the main effects lies above and below 0."""
 
-    def counted(stem: str, name: str) -> str:
-        directions = [direction(estimated) for estimated in effects[stem][name].values()]
-        return f"{directions.count(1)} of {len(directions)}"
-
-    def opposite(stem: str, name: str) -> int:
-        return [direction(estimated) for estimated in effects[stem][name].values()].count(-1)
-
     unrefuted, never = survivors(kinds)
-    correlations = [float(estimated.mean) for estimated in effects["codes"][f"one bit, {LAST}"].values()]
+    random, baseline, codes, fills = (effects[stem] for stem in ("random", "baseline", "codes", "fills"))
+    finer, balanced, linear = (
+        f"8 codes over one bit, {LAST}", f"balanced over zeros, {WHOLE}", f"linear over balanced, {WHOLE}",
+    )  # fmt: skip
     return (
-        f"In {len({kind.setting for kind in kinds})} settings ({len(kinds)} kinds of networks, five networks each) "
-        f"{_listed(unrefuted)} hold in some and fail in none, though they are undecided in others; {_listed(never)} "
-        "are shown to hold in none. Without neurons whose "
-        "code never changes, neurons with little mutual information cost less than random ones in "
-        f"{counted('random', f'MI, {FIRST}')} kinds in the first layer and {counted('random', f'MI, {LAST}')} in the "
-        f"last one, and more in {opposite('random', f'MI, {FIRST}')} and {opposite('random', f'MI, {LAST}')}. A "
-        "score without information, the standard deviation of the activation times the norm of the outgoing weights, "
-        f"finds safer neurons in {opposite('baseline', f'MI, {FIRST}')} and {opposite('baseline', f'MI, {LAST}')} "
-        f"kinds, and less safe ones in {counted('baseline', f'MI, {FIRST}')} and "
-        f"{counted('baseline', f'MI, {LAST}')}. In the last layer the correlation of one-bit mutual information with "
-        f"the damage of a single neuron has a median of {np.median(correlations):+.2f} over kinds; eight codes raise "
-        f"it in {counted('codes', f'8 codes over one bit, {LAST}')} and lower it in "
-        f"{opposite('codes', f'8 codes over one bit, {LAST}')}. Over random orders of the whole network, bias "
-        f"balancing is better than zeros in {counted('fills', f'balanced over zeros, {WHOLE}')} kinds, and linear "
-        f"compensation better than bias balancing in {counted('fills', f'linear over balanced, {WHOLE}')}. Better, "
-        "less and more mean that the 95% interval excludes 0."
+        f"{settings_summary(kinds, effects)} The opposite is found in "
+        f"{_count(random[f'MI, {FIRST}'], -1)} and {_count(random[f'MI, {LAST}'], -1)} kinds for the first comparison, "
+        f"and in {_count(baseline[f'MI, {FIRST}'], 1)} and {_count(baseline[f'MI, {LAST}'], 1)} for the second one. "
+        f"In the last layer the correlation of one-bit mutual information with the damage of a single neuron has a "
+        f"median of {_median(codes[f'one bit, {LAST}'])} over kinds; eight codes raise it in {_count(codes[finer], 1)} "
+        f"and lower it in {_count(codes[finer], -1)}. Over random orders of the whole network, bias balancing is "
+        f"better than zeros in {_count(fills[balanced], 1)} kinds ({_median(fills[balanced])} points), and linear "
+        f"compensation better than bias balancing in {_count(fills[linear], 1)} ({_median(fills[linear])} points). "
+        f"Of the claims, {_listed(unrefuted)} hold in some kinds and fail in none, though they are undecided in "
+        f"others; {_listed(never)} are shown to hold in none. A kind counts if the 95% interval of its five networks "
+        "excludes 0; the counts are not corrected for their number, and no count is a test."
     )
+
+
+def _count(estimates: Mapping[int, Estimate], sign: int) -> str:
+    """Return in how many kinds the interval lies on one side of 0, as "6 of 16"."""
+    return f"{[direction(estimate) for estimate in estimates.values()].count(sign)} of {len(estimates)}"
+
+
+def _median(estimates: Mapping[int, Estimate], sign: int = 1) -> str:
+    """Return the median over kinds of the mean over networks."""
+    return f"{sign * np.median([float(estimate.mean) for estimate in estimates.values()]):+.2f}"
 
 
 def survivors(kinds: Sequence[Kind]) -> tuple[list[str], list[str]]:
@@ -384,10 +422,9 @@ def settings_table(kinds: Sequence[Kind]) -> str:
             values = dict(kind.changes)
             values["networks"] = "+".join("x".join(map(str, hidden)) for hidden in values["networks"])
             changed += f" ({', '.join(f'{name} {value}' for name, value in values.items())})"
-        intact = 100 * kind.network["accuracy"].isel(step=0, ordering=0, fill=0, scope=0).values
         constant = constant_fractions(kind)
         lines.append(
-            f"| {changed.replace('_', ' ')} | {kind.depth} | {intact.mean():.2f} | {100 * constant[0]:.0f} | "
+            f"| {changed.replace('_', ' ')} | {kind.depth} | {kind.accuracy:.2f} | {100 * constant[0]:.0f} | "
             f"{100 * constant[-1]:.0f} |"
         )
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """The findings: the committed page follows from committed results, of supported versions."""
 
+import dataclasses
 import filecmp
 import json
 import os
@@ -158,7 +159,12 @@ def test_settings_are_measured_and_described(small_data, tmp_path, monkeypatch):
         pair = information[seed, chosen], kind.network["single_damage"][seed, chosen]
         assert float(one_bit[seed, layer]) == pytest.approx(stats.spearmanr(*pair).statistic)
     effects = findings_settings.measure_effects([kind])
-    text = findings_settings.settings_section([kind], effects, 1, tmp_path)
+    at_chance = kind.network.assign(accuracy=kind.network["accuracy"] / 9)
+    failed = dataclasses.replace(kind, setting="failed", network=at_chance)
+    text = findings_settings.settings_section([kind, failed], effects, 1, tmp_path)
+    assert f"less than 50% test accuracy: failed, 2 layers ({100 / 9 * intact.mean():.1f}%)." in text
+    assert re.search(r"\| failed \| 2 \| ", text)
+    assert re.search(r"\| C1\. .* \| 1 \| ", text), "one kind is judged"
     for question in findings_settings.QUESTIONS:
         assert f"### {question.text}" in text
         assert (tmp_path / f"settings_{question.stem}.png").stat().st_size > 10_000
@@ -175,7 +181,7 @@ def test_settings_are_measured_and_described(small_data, tmp_path, monkeypatch):
     orders = kind.network["ablated"].isel(seed=0).sel(scope="layer1", ordering=["random_0", "random_1", "random_2"])
     counts = ja.cumulative_ablation(seed0, orders.values, data.test.images, data.test.labels, fill, steps=4)
     assert linear[0] == pytest.approx(float(np.asarray(counts)[:, 1:].mean()) / 2)
-    assert "5 networks of each kind, 5 in all" in text
+    assert "5 networks of each kind, 10 in all" in text
 
 
 def test_counts_of_settings():
