@@ -63,6 +63,13 @@ def test_the_committed_findings_follow_from_the_committed_results(tmp_path):
     assert sum(file.stat().st_size for file in files) < 20_000_000
 
 
+def test_the_readme_quotes_the_findings():
+    page = (ROOT / "docs" / "findings.md").read_text()
+    summary = re.search(r"In \d+ settings \(\d+ kinds of networks\).*?\. A score without information.*?\)\.(?= )", page)
+    assert summary
+    assert summary[0] in " ".join((ROOT / "README.md").read_text().split()), f"the README should say: {summary[0]}"
+
+
 def test_findings_without_measurements_end_in_one_sentence(tmp_path):
     process = run("findings.py", tmp_path, "--out", tmp_path / "docs")
     assert process.returncode == 1
