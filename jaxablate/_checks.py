@@ -349,6 +349,6 @@ def _range_remedy(low: int, high: int, num_classes: int, labels: np.ndarray) -> 
         return "; number the classes from 0, by labels - 1"
     if num_classes == 1 and (low, high) == (0, 1):
         return ONE_OUTPUT
-    if low == -1 and np.isin(labels, (-1, 1)).all():
+    if (low, high) == (-1, 1) and np.isin(labels, (-1, 1)).all():
         return "; (labels > 0).astype(int) numbers the two classes from 0"
     return UNKNOWN_CLASS if low < 0 or high == 255 else ""

@@ -594,6 +594,9 @@ def test_rows_of_pandas_that_do_not_belong_together():
     data = ja.Dataset.from_arrays(shuffled, labels.loc[shuffled.index])
     assert data.num_classes == 3
     assert ja.Dataset.from_arrays(shuffled, labels.to_numpy()).num_classes == 3, "an array has no index"
+    with raises_input_error("test images: their pandas columns are not those of the training images in their order"):
+        ja.Dataset.from_arrays(images, labels, test=(images[[3, 2, 1, 0]], labels))
+    assert len(ja.Dataset.from_arrays(images, labels, test=(images, labels)).test) == 60
     model = ja.MLP(4, (5,), 3, rngs=nnx.Rngs(0))
     for call in (
         lambda: ja.evaluate_masks(model, np.ones((1, 5), bool), shuffled, labels),

@@ -487,6 +487,16 @@ def test_one_image_is_enough_for_a_network_of_one_output(torch):
         np.testing.assert_allclose(ja.from_pytorch(network, image.numpy())(image.numpy()), expected, atol=1e-6)
 
 
+def test_another_default_device_of_pytorch(torch, tmp_path):
+    network, images = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)), np.eye(4)
+    with torch.device("meta"):  # stands for any device other than the network's
+        model = ja.from_pytorch(network, images)
+        save_state_dict(model, tmp_path / "net.pt", np.eye(4, dtype=np.float32), None, {})
+    expected = network(torch.tensor(images, dtype=torch.float32)).detach().numpy()
+    np.testing.assert_allclose(model(images), expected, atol=1e-6)
+    assert all(tensor.device.type == "cpu" for tensor in torch.load(tmp_path / "net.pt").values())
+
+
 def test_a_module_for_one_number_of_examples_is_refused(torch):
     class Fixed(torch.nn.Module):
         def __init__(self):

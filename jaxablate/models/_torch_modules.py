@@ -132,7 +132,7 @@ def to_pytorch(model: MLP | nnx.Sequential, images: Images | None = None) -> Any
             features are reordered. Not needed for an `MLP`, whose module then flattens its inputs as the model does.
 
     Returns:
-        The module in evaluation mode. Its outputs for the images, and for random images, equal the model's.
+        The module in evaluation mode, on the CPU. Its outputs for the images, and for random images, equal the model's.
 
     Raises:
         InputError: for a network of another kind, a layer that has no counterpart, missing images, or other outputs.
@@ -159,10 +159,11 @@ def to_pytorch(model: MLP | nnx.Sequential, images: Images | None = None) -> Any
     tensors = iter(pytorch_tensors(network, images))
     modules, outputs = [], jnp.asarray(images[:1])
     for index, (layer, described) in enumerate(zip(layers, describe_chain(layers, images.shape), strict=True)):
-        modules += _make_modules(torch, index, described, outputs.shape)
-        if described["type"] in WITH_WEIGHTS:
-            state = {part: torch.tensor(array) for part, array in next(tensors).items()}
-            modules[-1].load_state_dict({**modules[-1].state_dict(), **state})
+        with torch.device("cpu"):  # whatever the user's default device is
+            modules += _make_modules(torch, index, described, outputs.shape)
+            if described["type"] in WITH_WEIGHTS:
+                state = {part: torch.tensor(array) for part, array in next(tensors).items()}
+                modules[-1].load_state_dict({**modules[-1].state_dict(), **state})
         outputs = layer(outputs)
     net = torch.nn.Sequential(*modules).eval().float()  # the user may have set another default dtype
     with torch.no_grad():
@@ -231,7 +232,7 @@ def save_state_dict(
         return
     torch = import_torch(f"{path}: needs")
     with atomic_path(path) as unfinished:
-        torch.save({name: torch.tensor(array) for name, array in tensors.items()}, unfinished)
+        torch.save({name: torch.tensor(array, device="cpu") for name, array in tensors.items()}, unfinished)
 
 
 def _check_images(images: Any) -> np.ndarray:
@@ -282,7 +283,7 @@ def _require_plain_module(torch: Any, what: str, module: Any) -> None:
 
 def _for_pytorch(torch: Any, images: np.ndarray) -> Any:
     """Return images as a tensor, [example, channel, height, width] if they have four axes."""
-    return torch.tensor(images.transpose(0, 3, 1, 2).copy() if images.ndim == 4 else images)
+    return torch.tensor(images.transpose(0, 3, 1, 2).copy() if images.ndim == 4 else images, device="cpu")
 
 
 def _require_equal(
