@@ -320,6 +320,7 @@ ONE_OUTPUT = (
     "; one output is one class: make two logits of the output z, jnp.concatenate([0 * z, z], axis=1), or pass "
     "outcomes={'name': function}"
 )
+NUMBER_CLASSES = "np.unique(all_labels, return_inverse=True)[1]"
 UNKNOWN_CLASS = "; drop the examples without a class"
 
 
@@ -332,7 +333,7 @@ def _label_remedy(labels: np.ndarray) -> str:
         is_integer = all(isinstance(label, int) for label in labels.ravel().tolist())
         if kind in "SU" and labels.size and np.char.isdigit(labels).all():
             return "; labels.astype(int) reads the numbers"
-        return to_integers if is_integer else "; np.unique(labels, return_inverse=True)[1] numbers the classes"
+        return to_integers if is_integer else f"; {NUMBER_CLASSES} numbers the classes, for all splits together"
     if kind in "biuf" and labels.ndim == 2 and labels.size:
         one_hot = ((labels != 0).sum(axis=1) == 1).all() and (labels.max(axis=1) == 1).all()
         return " (one-hot labels); np.argmax(labels, axis=1) converts them" if one_hot else ""
@@ -349,6 +350,6 @@ def _range_remedy(low: int, high: int, num_classes: int, labels: np.ndarray) -> 
         return "; number the classes from 0, by labels - 1"
     if num_classes == 1 and (low, high) == (0, 1):
         return ONE_OUTPUT
-    if (low, high) == (-1, 1) and np.isin(labels, (-1, 1)).all():
-        return "; (labels > 0).astype(int) numbers the two classes from 0"
+    if (low, high) == (-1, 1) and 0 not in labels:
+        return "; (labels > 0).astype(int) numbers the two classes from 0, if -1 is one of them"
     return UNKNOWN_CLASS if low < 0 or high == 255 else ""

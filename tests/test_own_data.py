@@ -136,7 +136,7 @@ def test_a_command_prints_what_was_assumed(tmp_path, model):
 # Labels
 
 CONVERT = r"; np.asarray\(labels, int\) converts them"
-UNIQUE = r"; np.unique\(labels, return_inverse=True\)\[1\] numbers the classes"
+UNIQUE = r"; np.unique\(all_labels, return_inverse=True\)\[1\] numbers the classes, for all splits together"
 BAD_LABELS = {
     "one-hot": (np.eye(3)[LABELS], r"\(one-hot labels\); np.argmax\(labels, axis=1\) converts them"),
     "one-hot integers": (np.eye(3, dtype=int)[LABELS], r"\(one-hot labels\); np.argmax\(labels, axis=1\)"),
@@ -154,6 +154,8 @@ BAD_LABELS = {
     "NaN": (np.where(LABELS > 1, np.nan, LABELS), "float64 with 20 NaN or infinite; drop the examples without a class"),
     "missing in pandas": (pd.Series([0, 1, None] * 20, dtype="Int64"), "20 NaN or infinite|without a mask"),
     "negative": (LABELS - 1, "got -1..1; drop the examples without a class"),
+    "unknown": (np.where(LABELS > 1, -1, 2), "got -1..2; drop the examples without a class"),
+    "all unknown": (np.full(60, -1), "-1..-1; drop the examples without a class|holds no example"),
     "signs": (np.where(LABELS > 1, 1, -1), r"got -1..1; \(labels > 0\).astype\(int\) numbers the two classes"),
     "numbers as texts": (LABELS.astype(str), r"got dtype <U\d+; labels.astype\(int\) reads the numbers"),
     "masked": (np.ma.masked_equal(LABELS, 2), "expected an array without a mask, got a masked array; drop the masked"),
@@ -184,7 +186,9 @@ TAKES_LABELS = {
 def test_labels_that_are_no_classes(model, what):
     labels, match = BAD_LABELS[what]
     for name, call in TAKES_LABELS.items():
-        if (name == "optimal" and what == "nothing") or (name == "shards" and what in ("negative", "signs")):
+        if (name == "optimal" and what == "nothing") or (
+            name == "shards" and what in ("negative", "signs", "unknown", "all unknown")
+        ):
             continue  # they have sentences of their own
         with raises_input_error(f"labels: .*{match}") as caught:
             call(model, labels)
@@ -199,7 +203,7 @@ def test_the_expression_in_the_message_mends_the_labels(what):
     expression = str(caught.value).rpartition("; ")[2].partition(") ")[0] + ")"
     if what == "texts":
         expression = str(caught.value).rpartition("; ")[2].partition(" numbers")[0]
-    mended = eval(expression, {"np": np, "labels": labels})
+    mended = eval(expression, {"np": np, "labels": labels, "all_labels": labels})
     np.testing.assert_array_equal(mended, LABELS > 1 if what == "booleans" else LABELS)
 
 

@@ -17,6 +17,7 @@ import jaxablate as ja
 from jaxablate import from_pytorch, to_pytorch
 from jaxablate.cli import app
 from jaxablate.models import load_pytorch
+from jaxablate.models._tensors import find_state_dict
 from jaxablate.models._torch_modules import save_state_dict
 
 pytestmark = pytest.mark.filterwarnings("ignore::jaxablate.models.AssumptionWarning")
@@ -91,6 +92,7 @@ def test_checkpoints():
     for key, factor in (("model", 1), ("ema", 2)):
         kernel = load_pytorch(both, activation="relu", state_key=key).stages[0].linear.kernel[...]
         np.testing.assert_array_equal(kernel, factor * FIRST[0].T)
+    assert find_state_dict("file", {0: STATE, 1: ema}, "1") is ema, "the command line has texts"
     with raises_input_error("expected a state dict, .* got 'epoch'"):
         load_pytorch(rest, activation="relu")
 
@@ -335,6 +337,7 @@ def refused(torch):
             chain(nn.BatchNorm1d(168, track_running_stats=False)), IMAGES, "BatchNorm1d.* cannot be converted",
         ),
         "a transposed map": (Net(lambda net, x: net.b(x.t().t())), IMAGES, "t: this operation cannot be converted"),
+        "no weights": (nn.Sequential(nn.Flatten(), nn.ReLU()), IMAGES, "none of its layers has weights"),
         "a shape of rows": (nn.Sequential(nn.Flatten(0, 1)), IMAGES, "only flattening to .example, feature. and"),
         "NaN weights": (nan, IMAGES, "finite"),
         "channels first": (pooled_cnn(torch)[0], COLOURS.transpose(0, 3, 1, 2), "looks like PyTorch's"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxablate._checks import InputError, require
+from jaxablate._checks import NUMBER_CLASSES, InputError, require
 from jaxablate._files import MAX_BYTES, require_file, shown_path
 from jaxablate.datasets._types import Dataset, Source, dataset_of_arrays, sha256_of
 
@@ -146,7 +146,7 @@ def _read_array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) ->
     require(
         dtype.kind in "biuf",
         f"{what}: expected an array of plain numbers, got dtype {dtype}; save numbers, and classes as "
-        "np.unique(labels, return_inverse=True)[1]",
+        f"{NUMBER_CLASSES}, for all splits together",
     )
     declared = math.prod(shape) * dtype.itemsize
     require(

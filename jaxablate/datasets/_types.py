@@ -132,7 +132,7 @@ class Dataset:
                 arrays[f"{split}_images"], arrays[f"{split}_labels"] = pair
         for split in ("train", "test", "validation"):
             require_same_index(f"{name} {split} labels", arrays.get(f"{split}_images"), arrays.get(f"{split}_labels"))
-            columns = [getattr(arrays.get(f"{part}_images"), "columns", None) for part in ("train", split)]
+            columns: list[Any] = [getattr(arrays.get(f"{part}_images"), "columns", None) for part in ("train", split)]
             require(
                 not all(hasattr(names, "equals") for names in columns) or columns[0].equals(columns[1]),
                 f"{name} {split} images: their pandas columns are not those of the training images in their order; "

@@ -54,7 +54,7 @@ def find_state_dict(what: str, loaded: object, state_key: str | None) -> Mapping
     Args:
         what: names the source in messages.
         loaded: a state dict, or a mapping that has state dicts among its values.
-        state_key: key of the state dict, or None.
+        state_key: key of the state dict, or None. A key that is no text, such as 0, is meant by its text too.
 
     Raises:
         InputError: if there is no state dict, if there are several and no key, or if the key is not among them.
@@ -77,6 +77,8 @@ def find_state_dict(what: str, loaded: object, state_key: str | None) -> Mapping
         f"{what}: expected a state dict, which maps names to tensors, got {_describe(loaded)}; leave out the "
         "entries that are no tensors, or save model.state_dict() by itself",
     )
+    if state_key is not None and state_key not in candidates:
+        state_key = {str(key): key for key in candidates}.get(str(state_key), state_key)
     require(
         state_key in candidates if state_key is not None else len(candidates) == 1,
         f"state_key: the {what} has the state dicts {', '.join(map(repr, candidates))}, got {state_key!r}; choose one "

@@ -109,6 +109,7 @@ def from_pytorch(module: Any, images: Images) -> MLP | nnx.Sequential:
             f"{what}: expected one tensor as its output, got {type(expected).__name__}",
         )
         description, tensors = _read_chain(torch, what, module, inputs)
+        require(len(tensors) > 0, f"{what}: none of its layers has weights; pass a network of linear maps")
         modules = group_modules(what, tensors)
         hidden = [layer["name"] for layer in description if layer["type"] == "activation"]
         types = [layer["type"] for layer in description]
