@@ -282,6 +282,16 @@ def require_same_index(argument: str, images: Any, labels: Any) -> None:
     )
 
 
+def require_in_order(argument: str, values: Any) -> None:
+    """Raise if values are of pandas and their index is not 0, 1, 2, ...: a sorted table has its rows elsewhere."""
+    index: Any = getattr(values, "index", None)
+    require(
+        not hasattr(index, "equals") or np.array_equal(index, np.arange(len(index))),
+        f"{argument}: its pandas index is not 0, 1, 2, ..., so its rows may be in another order; bring them into the "
+        "order of the neurons by .sort_index(), and pass .to_numpy()",
+    )
+
+
 def check_labels(
     labels: Any, num_examples: int | None = None, num_classes: int | None = None, *, argument: str = "labels"
 ) -> np.ndarray:

@@ -20,6 +20,7 @@ from jaxablate._checks import (
     require,
     require_count,
     require_finite,
+    require_in_order,
     require_integers,
     require_key,
     require_known,
@@ -78,6 +79,7 @@ def ablation_order(
         [0, 1, 2, 3]
     """
     require_known("direction", direction, DIRECTIONS)
+    require_in_order("scores", scores)
     values = host_numbers("scores", scores)
     require(values.ndim == 1, f"scores: expected shape [neuron], got {values.shape}")
     if site is not None:

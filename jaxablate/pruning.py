@@ -14,7 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import InputError, host_array, host_numbers, require, require_finite, require_shape, require_type
+from jaxablate._checks import (
+    InputError,
+    host_array,
+    host_numbers,
+    require,
+    require_finite,
+    require_in_order,
+    require_shape,
+    require_type,
+)
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Fill, Images, Mask
 from jaxablate.fills import LinearFill
@@ -81,6 +90,8 @@ def prune(
         >>> ja.prune(model, np.array([True, False, True, True, True])).hidden
         (2, 2)
     """
+    require_in_order("keep", keep)
+    require_in_order("fill", fill)
     keep = host_array("keep", keep)
     require(keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {keep.dtype}")
     compared = images is not None

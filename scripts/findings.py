@@ -68,33 +68,35 @@ SAME_CURVE = 0.05
 than 0.1."""
 UNITS = {"accuracy points": "points", "nat": "nats", "correlation": "", "log ratio": ""}
 METHOD = """**How to read this page.** A comparison is a difference within each network: of AUC (the mean accuracy over
-all steps except the intact network's, in accuracy points), of mean scores (nats), of a rank correlation or a
-loss and a threshold, or of log variances (natural logarithm). A positive number supports the claim. Brackets
-hold 95% t-intervals of the mean over networks. They cover the randomness of training; they do not cover
-another split, another test set or another architecture, and they are not corrected for their number. LVF
-ablates neurons with low values of a score first, HVF neurons with high values first; "A over B" is A minus B.
-"Balanced" means bias balancing, and "zeros" that ablated neurons output 0.
+all steps except the intact network's, in accuracy points), of mean scores (nats) or of log variances
+(natural logarithm), or by how much a rank correlation or a loss exceeds a threshold. A positive number
+supports the claim. Brackets hold 95% t-intervals of the mean over networks. They cover the randomness of
+training; they do not cover another split, another test set or another architecture, and they are not
+corrected for their number. LVF ablates neurons with low values of a score first, HVF neurons with high
+values first; "A over B" is A minus B. "Balanced" means bias balancing, and "zeros" that ablated neurons
+output 0.
 
 Under the *published protocol* the same words stand for what the code behind the published figures computes:
-"balanced" multiplies the activation by the neuron's firing rate, "MI" is H(T) + H(T|Y), and "random" is a new
-subset of neurons at every step. Neurons whose score is NaN rank as the largest: last in LVF, first in HVF.
-Means of scores and correlations omit them. KL selectivity is the same under both, so C9 is one test shown
-twice. A seventh point is in no protocol: that code averages accuracy over batches of unequal size.
+"balanced" multiplies the activation by the neuron's firing rate, "MI" is H(T) + H(T|Y), and "random" is a
+new subset of neurons at every step. Neurons whose score is NaN rank as the largest: last in LVF, first in
+HVF. Means of scores and correlations omit them. KL selectivity is the same under both, so C9 is one test
+with two marks in the picture. A seventh point is in no protocol: that code averages accuracy over batches
+of unequal size.
 
 A comparison shows *no difference* if its 90% interval lies within a margin (0.25 points, 0.02 nats, 0.05 of
 a correlation, 0.1 of a log ratio): at the 5% level the mean difference is smaller than that, whatever its
-p-value against 0. Otherwise it *holds* for a positive mean with p < 0.05, and *does not hold* for a negative
-mean with p < 0.05 after Holm's correction over the comparisons of its claim, in its kind of network, under its
-protocol. A claim holds if all its comparisons hold, which needs no correction; the counts of single
-comparisons that hold are therefore uncorrected. A claim does not hold if one comparison does not. It *holds in
-part* if each comparison holds or shows no difference. Only C2 and C9 can be *reversed*: all comparisons of a
-group are significantly negative. Nothing is corrected across claims.
+p-value against 0. Otherwise it *holds* for a positive mean with p < 0.05, and *does not hold* for a
+negative mean with p < 0.05 after Holm's correction over the comparisons of its claim, in its kind of
+network, under its protocol. A claim holds if all its comparisons hold, which needs no correction; the
+counts of single comparisons that hold are therefore uncorrected. A claim does not hold if one comparison
+does not. It *holds in part* if each comparison holds or shows no difference. Only C2 and C9 can be
+*reversed*: all comparisons of a group are significantly negative. Nothing is corrected across claims.
 
 The paper gives no numbers for falling strongly, staying flat, costing little and correlating strongly. Here
 they mean more than 3, less than 1 and less than 2 points on average over the steps, and a rank correlation
-above 0.5. The bounds in points were chosen after looking at the published figures 21 and 22. For each threshold
-the page says over which range the verdict stands, among values from 0 to 20 points or 0 to 1, with the other
-thresholds of the claim kept. [The theory page](theory.md#statistics) has the rules in full."""
+above 0.5. The bounds in points were chosen after looking at the published figures 21 and 22. For each
+threshold the page says over which range the verdict stands, among values from 0 to 20 points or 0 to 1,
+with the other thresholds of the claim kept. [The theory page](theory.md#statistics) has the rules in full."""
 
 
 def main() -> None:
@@ -161,7 +163,7 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
         "Written by `scripts/findings.py` from saved results: every result and verdict is computed. Only questions, "
         "rules, and what the paper and its pictures say, are typed.",
         "## Abstract",
-        abstract(measured, verdicts, kinds, effects),
+        abstract(measured, verdicts, measured_kinds, effects, len(names)),
         "![Verdict on every claim, for each kind of network and protocol](findings/claims.png)",
         "## Methods",
         provenance(measured),
@@ -173,7 +175,7 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
         baseline_control(measured),
         tie_control(measured, verdicts),
         "## Other settings",
-        settings_section(measured_kinds, effects, len(names), pictures),
+        settings_section(measured_kinds, effects, names, pictures),
         "## Where the published protocol differs, and why",
         reasons(verdicts),
         "## Does the published protocol reproduce the published figures?",
@@ -201,24 +203,39 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
     return path
 
 
-def abstract(measured: Measurements, verdicts: Sequence[Verdict], kinds: Sequence[Kind], effects: Effects) -> str:
+def abstract(
+    measured: Measurements, verdicts: Sequence[Verdict], kinds: Sequence[Kind], effects: Effects, num_planned: int
+) -> str:
     """Sum up the verdicts of the paper's setting, and what other settings change."""
     seeds = json.loads(measured.results.attrs["config"])["seeds"]
-    by_claim: dict[str, list[str]] = {claim: [] for claim in CLAIMS}
-    for verdict in verdicts:
-        if verdict.protocol == PAPER:
-            by_claim[verdict.claim].append(verdict.verdict)
-    held = [claim for claim, kinds_verdicts in by_claim.items() if all(v in FOR for v in kinds_verdicts)]
-    failed = [claim for claim, kinds_verdicts in by_claim.items() if any(v in AGAINST for v in kinds_verdicts)]
+    config = json.loads(measured.results.attrs["config"])
     return "\n\n".join(
         [
-            "A paper ranks the hidden neurons of trained MLPs by information, ablates them one after another, and "
-            f"reads importance and redundancy off the accuracy. Here its {len(by_claim)} claims are tested on "
-            f"{len(seeds)} networks of each of its two kinds, by its formulas and by what its code computes instead. "
-            f"By the formulas, {', '.join(held)} hold, at least in part, in every kind they are about; "
-            f"{', '.join(failed)} do not hold, or are reversed, in one kind or more.",
-            settings_abstract(kinds, effects),
+            '*Using information theoretic metrics to study the importance of individual neurons in DNNs* ("the paper") '
+            "ranks the hidden neurons of trained MLPs by information, ablates them one after another, and reads "
+            f"importance and redundancy off the accuracy. Here {len(CLAIMS)} claims, in words below, are tested on "
+            f"{len(seeds)} networks of each of its two kinds (2 and 3 layers of {config['networks'][0][0]} units). "
+            f"By its formulas, {claims_by_verdict(verdicts, PAPER)}. By what its code computes instead, "
+            f"{claims_by_verdict(verdicts, PUBLISHED)}. C11 and C12 are readings of this page: C11 is about random "
+            "orders of one network, while the paper speaks of training results, between which no reduction is "
+            "detected; C12 asks for a correlation above 0.5 in every layer and in the network.",
+            settings_abstract(kinds, effects, num_planned),
         ]
+    )
+
+
+def claims_by_verdict(verdicts: Sequence[Verdict], protocol: str) -> str:
+    """Say which claims hold in every kind of network, fail in one or more, or neither."""
+    judged: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        if verdict.protocol == protocol:
+            judged.setdefault(verdict.claim, []).append(verdict.verdict)
+    held = [claim for claim in CLAIMS if all(verdict in FOR for verdict in judged[claim])]
+    failed = [claim for claim in CLAIMS if any(verdict in AGAINST for verdict in judged[claim])]
+    rest = [claim for claim in CLAIMS if claim not in held + failed]
+    return (
+        f"{', '.join(held)} hold, at least in part, in every kind they are about; {', '.join(failed)} do not hold, or "
+        f"are reversed, in one kind or more; {', '.join(rest) or 'none'} is undecided in a kind"
     )
 
 
@@ -226,20 +243,25 @@ LIMITS = """- The networks are MLPs on two datasets of small grey images. Nothin
   or other data.
 - An interval covers the randomness of training. All networks of a dataset share one test set, and the networks of a
   setting share one split; two settings change the split.
-- The settings are a stated design of this page, not a sample of what people train. Ten of them are drawn at random
-  from the values of that design alone.
+- The settings are a stated design of this page, not a sample of what people train. Some are drawn at random, from the
+  values of that design alone. The design was made with the first results in sight, and the split by activation, the
+  range of the AUC without constant codes and the rule for networks near chance after more of them.
 - In other settings five networks stand behind each interval. A difference that five networks do not show may exist.
-- Settings share data, seeds and orders, so their effects are not independent; a count of settings is no test.
-- Verdicts use margins and thresholds that the paper does not give.
+- Settings share data, seeds and orders, so their effects are not independent; a count of settings is no test, and
+  nothing is corrected across the rows of a table.
+- Verdicts use margins and thresholds that the paper does not give. The bounds of C7 and C10 were read off the paper's
+  figures for sigmoid units on MNIST, and are applied to every setting and depth.
+- In the whole network fewer neurons are ablated than in a layer, in proportion: 20% with 2 layers, 13% with 3.
+- Other settings are measured by the paper's formulas alone.
 - A score is measured on the validation split with the paper's one bit for each neuron, unless stated."""
-CHANGES = """- *A claim that does not hold here*: twenty networks of the same recipe, trained with other code, whose
-  interval for the deciding comparison lies on the other side of 0.
-- *A claim that holds here in every setting*: one setting with five networks or more in which one of its comparisons
-  has an interval beyond the margin on the other side.
-- *That a score without information finds safer neurons*: a code or estimator of information whose orders cost less
-  than the orders by `contribution_sd`, without the neurons of constant code.
-- *That neurons which share information do not replace each other*: a pair measure that predicts super-additive damage
-  in first layers beyond the curvature of the loss, without neurons of constant code."""
+CHANGES = """- *A claim that does not hold here*: twenty networks of the same recipe whose interval for the deciding
+  comparison lies on the other side of 0.
+- *A claim that fails in no setting*: one setting with five networks or more in which one of its comparisons has a
+  negative mean with p < 0.05 after Holm's correction.
+- *That a score without labels finds safer neurons*: a code or estimator of information whose orders cost less than the
+  orders by `contribution_sd`, without the neurons of constant code.
+- *That shared information is not shown to predict replacement*: a pair measure that predicts super-additive damage in
+  first layers beyond the curvature of the loss, without neurons of constant code."""
 
 
 def provenance(measured: Measurements) -> str:
@@ -250,7 +272,12 @@ def provenance(measured: Measurements) -> str:
     seeds, device = config["seeds"], attrs["device"].replace("cpu: cpu", "CPU")
     return (
         f"**Data:** {attrs['dataset']} (SHA-256: {files}). **Networks:** {len(seeds)} of each kind, seeds {seeds[0]} "
-        f"to {seeds[-1]}, {config['steps']} neurons ablated one after another. **Run on** {device}, "
+        f"to {seeds[-1]}, trained by Adam (learning rate {config['learning_rate']:g}, batches of "
+        f"{config['batch_size']}, {config['epochs']} epochs, L2 {config['l2']:g} added to the gradient); 10,000 of the "
+        f"60,000 training images are the validation split (seed {config['split_seed']}), which gives scores and fills, "
+        f"and the 10,000 test images give accuracy. {config['steps']} neurons are ablated one after another, in the "
+        f"order of each score and in {config['num_random_orders']} random orders. A neuron's one-bit code says whether "
+        f"its activation reaches 0.5 (tanh: 0; ReLU and GELU: exceeds 0). **Run on** {device}, "
         f"{attrs['created'][:10]}; {versions}."
     )
 
@@ -508,7 +535,8 @@ def baseline_control(measured: Measurements) -> str:
         "",
         "A difference near 0 for LVF in layer 1 or the network is no tie of the scores, since both orders begin with "
         f"nearly the same neurons: in layer 1, {min(shares):.0f}% to {max(shares):.0f}% of the first {num_first} of "
-        "each order have a code that never changes. Without these neurons (see above) the baseline finds safer ones.",
+        "each order have a code that never changes. Without these neurons (see above) the baseline finds safer ones "
+        "in layer 1 and in the network.",
         "",
         "| network | scope | score | LVF | LVF without constant codes | HVF |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -572,7 +600,8 @@ def reasons(verdicts: Sequence[Verdict]) -> str:
         f"The two protocols judge {len(changes)} of {total} comparisons differently ({len(distinct)} distinct ones; "
         f"two claims share {len(changes) - len(distinct)}), in {len(claims)} claims ({', '.join(claims)}). In "
         f"{len(differing)} of the {len(distinct)} the effects themselves differ (the interval of the paired "
-        f"difference excludes 0; {corrected} after Holm's correction); in the others only the evidence does. Every "
+        f"difference excludes 0; {corrected} after Holm's correction); in the others no difference is shown. These "
+        "comparisons were chosen for their different verdicts, so their differences are biased away from 0. Every "
         "combination of five departures was run on the same networks; `strict_threshold` was run alone and on top of "
         "all others, so its value is `published` minus the other five together. *Alone* is the change of the effect "
         "if only this departure is turned on. The *Shapley value* is its change averaged over all orders of turning "
@@ -708,7 +737,8 @@ def reproduction(measured: Measurements, published: dict[str, dict[str, list[flo
             f"published protocol {counts[PUBLISHED]}; under the paper's formulas {counts[PAPER]}. Curves of a network "
             f"that differ by less than {SAME_CURVE} points on average count once. If the published networks were "
             "trained as these were, 95% are expected, but the curves of a network are not independent, and the "
-            "intervals are wide. So the figures fit the published protocol much better than the paper's formulas. "
+            "intervals are wide. More of the figures' values lie in the intervals of the published protocol, which are "
+            "wider on average. "
             "[The pictures](published_figures.md) show all 17 figures.",
             "",
             "Differences of two curves say more, since a network's general level cancels. Outside under the published "
@@ -936,7 +966,8 @@ def damage(measured: Measurements) -> str:
     with_all, without, _ = zip(*in_first_layer, strict=True)
     lines += [
         "",
-        "In layer 1 the correlation of the paper's scores comes almost only from neurons whose code never changes: it "
+        "In layer 1 the correlation of the paper's scores is much smaller without the neurons whose code never "
+        "changes: it "
         f"is {min(with_all):+.2f} to {max(with_all):+.2f} with these neurons and {min(without):+.2f} to "
         f"{max(without):+.2f} without them.",
         "",

@@ -9,7 +9,6 @@ import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +31,23 @@ from jaxablate.claims import (
     NetworkSummary,
     Verdict,
 )
-from jaxablate.claims._definitions import SHORT
+from jaxablate.claims._definitions import MI, SHORT
 from jaxablate.figures._draw import COLORS, INK, SOFT, styled
 from jaxablate.figures._findings import VERDICT_LOOKS
 from jaxablate.histograms import constant_codes
+from jaxablate.layer_analysis import spearman
 from jaxablate.metrics import METRICS
 from jaxablate.results import RANDOM, balanced_fill, select_protocol
+from jaxablate.results._summaries import ordering_places
 from jaxablate.statistics import Estimate, estimate, holm
 
 LEARNED = 50  # test accuracy in percent
 PAPER, CONTROL = "paper", "constant_last"
 FIRST, LAST, WHOLE = "first layer", "last layer", "whole network"
 FOR, AGAINST = (HOLDS, HOLDS_IN_PART), (FAILS, REVERSED, REVERSED_IN_PART)
-FINE = "quantile:8"
+BASELINE = "contribution_sd"
+CODED = ("activation", "quantile:2", "quantile:4", "quantile:8", "quantile:16", "quantile:32")
+FINER = CODED[1:]
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,11 @@ class Kind:
     def has_learned(self) -> bool:
         """False for networks near chance, whose accuracy no ablation can lower."""
         return self.accuracy > LEARNED
+
+    @property
+    def is_sigmoid(self) -> bool:
+        """True for sigmoid units, as in the paper."""
+        return self.changes.get("activation", "sigmoid") == "sigmoid"
 
     @property
     def is_paper(self) -> bool:
@@ -144,13 +152,55 @@ def places(summary: NetworkSummary) -> dict[str, str]:
 
 # Each question is a function from the networks of a setting to effects [seed] by name. A positive effect is the answer
 # yes.
-def low_costs_less(kind: Kind, than: str) -> dict[str, np.ndarray]:
-    """Compare the paper's scores with a ranking, both with low values first; constant codes come last."""
-    summary = NetworkSummary(kind.control)
-    return {
-        f"{SHORT[score]}, {place}": summary.area(scope, score) - summary.area(scope, than)
-        for score, (place, scope) in itertools.product(METRICS, places(summary).items())
+def changing_area(
+    control: xr.Dataset, scope: str, ranking: str, direction: str = "low", fill: str | None = None
+) -> np.ndarray:
+    """Return the AUC [seed] in percent, over 40% of the neurons whose code changes, or as many as are ablated.
+
+    Args:
+        control: results in which neurons of constant code are ablated after all others.
+        scope: a layer, or the network.
+        ranking: a score, or random orders.
+        direction: "low" or "high" values first.
+        fill: name of the fill; None is bias balancing.
+    """
+    orders = ordering_places(control, ranking, direction)
+    accuracy = 100 * control["accuracy"].sel(scope=scope, fill=fill or balanced_fill(control)).isel(ordering=orders)
+    accuracy = accuracy.transpose("seed", "step", ...).values
+    steps = control["step"].values
+    is_inside = [scope == "network" or scope == f"layer{layer}" for layer in control["layer"].values]
+    areas = []
+    for seed, counts in enumerate(control["joint_counts"].values):
+        num_changing = int((~np.asarray(constant_codes(counts)))[is_inside].sum())
+        chosen = (steps >= 1) & (steps <= max(1, 2 * num_changing // 5))
+        areas.append(accuracy[seed, chosen].mean())
+    return np.array(areas)
+
+
+def low_costs_less(kind: Kind) -> dict[str, np.ndarray]:
+    """Compare low values of the paper's scores, and high values of MI, with random orders."""
+    scopes = places(NetworkSummary(kind.control))
+    random = {scope: changing_area(kind.control, scope, RANDOM) for scope in scopes.values()}
+    effects = {
+        f"{SHORT[score]}, {place}": changing_area(kind.control, scope, score) - random[scope]
+        for score, (place, scope) in itertools.product(METRICS, scopes.items())
     }
+    for place, scope in scopes.items():
+        effects[f"random over high MI, {place}"] = random[scope] - changing_area(kind.control, scope, MI, "high")
+    return effects
+
+
+def information_beats_baseline(kind: Kind) -> dict[str, np.ndarray]:
+    """Compare the paper's scores, and random orders, with the score that uses no labels; low values first."""
+    effects, scopes = {}, places(NetworkSummary(kind.control))
+    for fill, scores, ending in ((None, tuple(METRICS), ""), ("zero", (MI,), ", zeros")):
+        for score, (place, scope) in itertools.product(scores, scopes.items()):
+            first, second = (changing_area(kind.control, scope, ranking, fill=fill) for ranking in (score, BASELINE))
+            effects[f"{SHORT[score]}, {place}{ending}"] = first - second
+    for place, scope in scopes.items():
+        first, second = (changing_area(kind.control, scope, ranking) for ranking in (BASELINE, RANDOM))
+        effects[f"baseline over random, {place}"] = first - second
+    return effects
 
 
 def linear_areas(kind: Kind, scope: str) -> tuple[np.ndarray, np.ndarray]:
@@ -194,10 +244,23 @@ def codes_predict_damage(kind: Kind) -> dict[str, np.ndarray]:
     sites = {**({FIRST: 0} if kind.depth > 1 else {}), LAST: kind.depth - 1}
     effects = {}
     for place, site in sites.items():
-        one_bit, finer = (correlations.isel(site=site).sel(quantizer=name).values for name in ("activation", FINE))
-        effects[f"one bit, {place}"] = one_bit
-        effects[f"8 codes over one bit, {place}"] = finer - one_bit
+        by_quantizer = {name: correlations.isel(site=site).sel(quantizer=name).values for name in CODED}
+        effects[f"one bit, {place}"] = by_quantizer["activation"]
+        effects[f"one bit, {place}, changing codes"] = changing_correlations(kind.network, site + 1)
+        effects[f"8 codes, {place}"] = by_quantizer["quantile:8"]
+        for name in FINER:
+            number = name.removeprefix("quantile:")
+            effects[f"{number} codes over one bit, {place}"] = by_quantizer[name] - by_quantizer["activation"]
     return effects
+
+
+def changing_correlations(network: xr.Dataset, layer: int) -> np.ndarray:
+    """Correlate one-bit information with damage over a layer's neurons whose code changes: [seed]."""
+    information, damage = network["scores"].sel(score=MI).values, network["single_damage"].values
+    chosen = network["layer"].values == layer
+    pairs = zip(information, damage, network["joint_counts"].values, strict=True)
+    changing = ((i, d, chosen & ~np.asarray(constant_codes(counts))) for i, d, counts in pairs)
+    return np.array([spearman(i[inside], d[inside]) for i, d, inside in changing])
 
 
 @dataclass(frozen=True)
@@ -211,32 +274,37 @@ class Question:
     effects: Any
 
 
-DEAD_LAST = (
-    "AUC of a score with low values first minus AUC of random orders, bias balanced. Neurons whose code never changes "
-    "are ablated after all others in both, so that they decide nothing."
-)
 QUESTIONS = (
     Question(
         "random",
-        "Do neurons with little information cost less than random ones?",
-        DEAD_LAST,
+        "Do neurons with little information cost less than random ones, and neurons with much more?",
+        "AUC of a score with low values first minus AUC of random orders, and AUC of random orders minus that of MI "
+        "with high values first, bias balanced. In all, neurons whose code "
+        "never changes come after all others, and the AUC covers only the first 40% of the neurons whose code changes "
+        "(in the whole network, as many as were ablated). This measure was chosen after a first one, over as many "
+        "steps as 40% of all neurons, had ablated up to all neurons whose code changes. The only layer of a network "
+        "counts as its last one.",
         "accuracy points",
-        partial(low_costs_less, than=RANDOM),
+        low_costs_less,
     ),
     Question(
         "baseline",
-        "Does information find safer neurons than a score without information?",
-        "AUC of a score minus AUC of `contribution_sd` (the standard deviation of a neuron's activation times the norm "
-        "of its outgoing weights), both with low values first, bias balanced, without neurons of constant code as in "
-        "the first question.",
+        "Does information find safer neurons than a score without labels?",
+        "AUC of a score minus AUC of the baseline `contribution_sd`, both with low values first, measured as in the "
+        "first question; for MI also with zeros as the fill, and the baseline minus random orders. The baseline is the "
+        "standard deviation of a neuron's activation times the norm of its outgoing weights. It uses no labels, but "
+        "real-valued activations and weights: it is how far the next layer's inputs move, on average, if the mean "
+        "replaces the neuron. A difference from MI may come from the labels, the one bit or the weights; it does not "
+        "show that information is useless.",
         "accuracy points",
-        partial(low_costs_less, than="contribution_sd"),
+        information_beats_baseline,
     ),
     Question(
         "depth",
-        "Is the last layer more redundant than the first?",
+        "Does random ablation of the last layer cost less than of the first?",
         "AUC of random orders in the last hidden layer minus AUC in the first one, under three fills; linear "
-        "compensation on three of the five orders. Networks of one hidden layer have no part.",
+        "compensation on three of the five orders. Networks of one hidden layer have no part. This is a cost, and no "
+        "measure of redundancy.",
         "accuracy points",
         last_layer_costs_less,
     ),
@@ -252,8 +320,11 @@ QUESTIONS = (
         "codes",
         "Does one bit of a neuron predict its damage, and do finer codes predict it better?",
         "Spearman's correlation over the neurons of a layer between mutual information and the rise of the loss if "
-        "only that neuron is ablated (bias balanced); then the correlation with eight equally frequent codes minus "
-        "that with the one bit of the paper. Neurons with constant activations on the validation split have no part.",
+        "only that neuron is ablated (bias balanced): with the one bit of the paper, also over the neurons whose bit "
+        "changes, and with eight equally frequent codes; then the correlation with 2 to 32 equally frequent codes "
+        "minus "
+        "that with the one bit. Neurons with constant activations on the validation split have no part; neurons of "
+        "constant code have one, where nothing else is said.",
         "correlation",
         codes_predict_damage,
     ),
@@ -284,31 +355,43 @@ def count_row(name: str, estimates: Mapping[int, Estimate], kinds: Sequence[Kind
     chosen = list(estimates.values())
     directions = np.array([direction(estimated) for estimated in chosen])
     means = np.array([float(estimated.mean) for estimated in chosen])
-    p_values = np.array([float(estimated.p_value) for estimated in chosen])
-    survives = holm(np.where(np.isfinite(p_values), p_values, 1.0)) < 0.05
+    survive = _survive(estimates)
     ours = [
         f"{float(estimates[i].mean):+.{digits}f}" for i, kind in enumerate(kinds) if kind.is_paper and i in estimates
     ]
     return (
-        f"| {name} | {(directions > 0).sum()} ({(survives & (means > 0)).sum()}) | {(directions < 0).sum()} "
-        f"({(survives & (means < 0)).sum()}) | {(directions == 0).sum()} | {np.nanmedian(means):+.{digits}f} "
+        f"| {name} | {(directions > 0).sum()} ({(survive > 0).sum()}) | {(directions < 0).sum()} "
+        f"({(survive < 0).sum()}) | {(directions == 0).sum()} | {np.nanmedian(means):+.{digits}f} "
         f"({np.nanmin(means):+.{digits}f} to {np.nanmax(means):+.{digits}f}) | {', '.join(ours)} |"
     )
 
 
+def split(by_name: Mapping[str, dict[int, Estimate]], kinds: Sequence[Kind]) -> dict[str, dict[int, Estimate]]:
+    """Add rows for sigmoid units alone and for the other activation functions alone."""
+    rows = {}
+    for name, estimates in by_name.items():
+        rows[name] = estimates
+        if name in (f"MI, {FIRST}", f"MI, {LAST}", f"MI, {WHOLE}"):
+            for title, is_sigmoid in (("sigmoid", True), ("other activations", False)):
+                chosen = {i: each for i, each in estimates.items() if kinds[i].is_sigmoid == is_sigmoid}
+                if chosen:
+                    rows[f"{name}, {title}"] = chosen
+    return rows
+
+
 HEAD = [
-    "| effect | above 0 | below 0 | contains 0 | median (range) of means | the paper's networks |",
+    "| effect | above 0 | below 0 | contains 0 | median (range) of means | the paper's setting, five networks |",
     "| --- | --- | --- | --- | --- | --- |",
 ]
 
 
-def settings_section(measured: Sequence[Kind], effects: Effects, num_planned: int, pictures: Path) -> str:
+def settings_section(measured: Sequence[Kind], effects: Effects, planned: Sequence[str], pictures: Path) -> str:
     """Return the text, and draw its pictures into a folder.
 
     Args:
         measured: all kinds that are measured.
         effects: effects of those that have learned.
-        num_planned: number of settings in the design.
+        planned: names of the settings of the design.
         pictures: the folder.
     """
     kinds = [kind for kind in measured if kind.has_learned]
@@ -316,22 +399,27 @@ def settings_section(measured: Sequence[Kind], effects: Effects, num_planned: in
     names = dict.fromkeys(kind.setting for kind in measured)
     at_chance = [f"{kind.label} ({kind.accuracy:.1f}%)" for kind in measured if not kind.has_learned]
     num_sampled = sum(name.startswith("sample") for name in names)
-    missing = num_planned - len(names)
+    missing = [name for name in planned if name not in names]
     parts = [
         f"Each of {len(names)} settings has {measured[0].network.sizes['seed']} networks of each kind, {num_networks} "
         f"in all ({len(measured)} kinds: a setting with a number of layers). {len(names) - num_sampled} settings are "
         f"the paper's and changes of one point; {num_sampled} are drawn at random from all combinations of the values "
         "of data, activation, weight decay, width, depth, epochs and split. "
-        + (f"{missing} further settings of this design are not measured yet. " if missing else "")
-        + "The first 40% of the neurons of the narrowest layer are ablated, as in the paper. All results are by the "
-        "paper's formulas.",
+        + (f"Not measured yet: {', '.join(missing)}. " if missing else "")
+        + "`scripts/measure_settings.py` has the values of each point and draws the combinations with Python's "
+        "`random.Random(0)`. In each scope as many neurons are ablated, one after another, as 40% of the narrowest "
+        "layer: 20% or 13% of a network of 2 or 3 layers. There are five random orders for each network and scope, of "
+        "which linear compensation repeats three; networks of equal widths have the same orders in all settings. The "
+        "setting named paper repeats the first five of the twenty networks above, with fewer orders. All results are "
+        "by the paper's formulas.",
         settings_table(measured),
         "Networks that have not learned are left out of all that follows: ablation cannot lower an accuracy at chance. "
         f"These are the kinds with less than {LEARNED}% test accuracy: {'; '.join(at_chance) or 'none'}. This rule was "
         "made after these accuracies were seen.",
-        "### Which claims survive which settings?",
+        "### The verdict on each claim in each setting",
         matrix_text(kinds),
         "![Verdict on every claim in every setting](findings/settings_claims.png)",
+        "Five networks stand behind each mark. A claim that is not about a kind of network has none there.",
         READING,
     ]
     _save(draw_matrix(kinds), pictures / "settings_claims.png")
@@ -340,49 +428,77 @@ def settings_section(measured: Sequence[Kind], effects: Effects, num_planned: in
         parts += [
             f"### {question.text}",
             f"{question.method} Unit: {question.unit}.",
-            "\n".join([*HEAD, *(count_row(name, estimates, kinds) for name, estimates in by_name.items())]),
+            "\n".join(
+                [*HEAD, *(count_row(name, estimates, kinds) for name, estimates in split(by_name, kinds).items())]
+            ),
             f"![Every setting's effect with its interval](findings/settings_{question.stem}.png)",
         ]
         _save(draw_curves(question, by_name, kinds), pictures / f"settings_{question.stem}.png")
-    parts += ["### What does weight decay do to neurons whose code never changes?", decay_text(kinds)]
+    parts += ["### How many neurons have a constant code under less weight decay?", decay_text(kinds)]
     return "\n\n".join(parts)
 
 
 def settings_summary(kinds: Sequence[Kind], effects: Effects) -> str:
     """Say in two sentences whether little information marks neurons that can be spared; README.md quotes them."""
-    random, baseline = ([effects[stem][f"MI, {place}"] for place in (FIRST, LAST)] for stem in ("random", "baseline"))
+    random, baseline = effects["random"], effects["baseline"][f"MI, {FIRST}"]
+    sigmoid, rest = (
+        {i: each for i, each in random[f"MI, {FIRST}"].items() if kinds[i].is_sigmoid == chosen}
+        for chosen in (True, False)
+    )
     return (
-        f"In {len({kind.setting for kind in kinds})} settings ({len(kinds)} kinds of networks), neurons whose outputs "
-        "have little mutual information with the class cost less accuracy than random ones in "
-        f"{_count(random[0], 1)} kinds in the first layer (median: {_median(random[0])} points) and in "
-        f"{_count(random[1], 1)} in the last one ({_median(random[1])}), without the neurons whose code never changes. "
-        "A score without information, the standard deviation of the output times the norm of the outgoing weights, "
-        f"finds neurons that cost less than those of mutual information in {_count(baseline[0], -1)} "
-        f"({_median(baseline[0], -1)} points) and {_count(baseline[1], -1)} kinds ({_median(baseline[1], -1)})."
+        "Among the neurons of the first layer whose one-bit code changes, those with the most mutual information with "
+        f"the class cost more accuracy than random ones in {_count(random[f'random over high MI, {FIRST}'], 1)} kinds "
+        f"of networks in {len({kind.setting for kind in kinds})} settings (95% intervals over five networks each); "
+        "those "
+        f"with the least cost less in {_count(sigmoid, 1)} kinds with sigmoid units, more in {_count(sigmoid, -1)}, "
+        "and "
+        f"less in {_count(rest, 1)} with ReLU, tanh or GELU. A score without labels, the standard deviation of the "
+        "output times the norm of the outgoing weights, finds neurons that cost less than those with the least mutual "
+        f"information in {_count(baseline, -1)} kinds, and more in {_count(baseline, 1)}."
     )
 
 
-def settings_abstract(kinds: Sequence[Kind], effects: Effects) -> str:
+def settings_abstract(measured: Sequence[Kind], effects: Effects, num_planned: int) -> str:
     """Sum up in how many kinds the interval of the main effects lies above and below 0."""
-
-    unrefuted, never = survivors(kinds)
-    random, baseline, codes, fills = (effects[stem] for stem in ("random", "baseline", "codes", "fills"))
-    finer, balanced, linear = (
-        f"8 codes over one bit, {LAST}", f"balanced over zeros, {WHOLE}", f"linear over balanced, {WHOLE}",
-    )  # fmt: skip
+    kinds = [kind for kind in measured if kind.has_learned]
+    random, codes, fills = (effects[stem] for stem in ("random", "codes", "fills"))
+    num_settings, num_left_out = len({kind.setting for kind in measured}), len(measured) - len(kinds)
+    last, whole, high = random[f"MI, {LAST}"], random[f"MI, {WHOLE}"], random[f"random over high MI, {LAST}"]
+    one_bit, eight = codes[f"one bit, {LAST}"], codes[f"8 codes, {LAST}"]
+    changing = codes[f"one bit, {LAST}, changing codes"]
+    balanced, linear = fills[f"balanced over zeros, {WHOLE}"], fills[f"linear over balanced, {WHOLE}"]
     return (
-        f"{settings_summary(kinds, effects)} The opposite is found in "
-        f"{_count(random[f'MI, {FIRST}'], -1)} and {_count(random[f'MI, {LAST}'], -1)} kinds for the first comparison, "
-        f"and in {_count(baseline[f'MI, {FIRST}'], 1)} and {_count(baseline[f'MI, {LAST}'], 1)} for the second one. "
-        f"In the last layer the correlation of one-bit mutual information with the damage of a single neuron has a "
-        f"median of {_median(codes[f'one bit, {LAST}'])} over kinds; eight codes raise it in {_count(codes[finer], 1)} "
-        f"and lower it in {_count(codes[finer], -1)}. Over random orders of the whole network, bias balancing is "
-        f"better than zeros in {_count(fills[balanced], 1)} kinds ({_median(fills[balanced])} points), and linear "
-        f"compensation better than bias balancing in {_count(fills[linear], 1)} ({_median(fills[linear])} points). "
-        f"Of the claims, {_listed(unrefuted)} hold in some kinds and fail in none, though they are undecided in "
-        f"others; {_listed(never)} are shown to hold in none. A kind counts if the 95% interval of its five networks "
-        "excludes 0; the counts are not corrected for their number, and no count is a test."
+        f"**Other settings.** {num_settings} of {num_planned} planned settings are measured, with five networks of "
+        f"each kind (a setting and a number of layers); {num_left_out} kinds are left out because their networks "
+        "stayed near "
+        f"chance, which leaves {len(kinds)}. A kind counts if the 95% interval of a comparison excludes 0. In "
+        "brackets: "
+        "how many of them remain after Holm's correction over the kinds. The kinds share data, seeds and orders, so no "
+        f"count is a test. {settings_summary(kinds, effects)} In the last layer the most information costs more than "
+        f"random in {_corrected(high, 1)} kinds, and the least less in {_corrected(last, 1)} and more in "
+        f"{_corrected(last, -1)}; over the whole network the least costs less in "
+        f"{_corrected(whole, 1)} and more in {_corrected(whole, -1)} (median {_median(whole)} points). "
+        "The rank correlation of one-bit mutual information with the damage of a single neuron of the last layer has a "
+        f"median of {_median(one_bit)} over the kinds ({_median(changing)} among neurons whose code changes); with "
+        "eight "
+        f"equally frequent codes it is {_median(eight)}, above 0 in {_corrected(eight, 1)} kinds and below in "
+        f"{_corrected(eight, -1)}. Over random orders of the whole network, bias balancing is better than zeros in "
+        f"{_corrected(balanced, 1)} kinds (median {_median(balanced)} points) and worse in {_corrected(balanced, -1)}, "
+        f"and linear compensation better than bias balancing in {_corrected(linear, 1)} (median {_median(linear)} "
+        f"points) and worse in {_corrected(linear, -1)}.\n\n"
+        "The claims, in how many kinds each holds at least in part / shows no difference or is undecided / does not "
+        f"hold or is reversed: {claim_counts(kinds)}."
     )
+
+
+def claim_counts(kinds: Sequence[Kind]) -> str:
+    """Return the counts of the verdicts on every claim over the kinds, as "C1 12/15/0"."""
+    parts = []
+    for number in CLAIMS:
+        judged = [kind.verdicts[number].verdict for kind in kinds if number in kind.verdicts]
+        holding, failing = (sum(verdict in group for verdict in judged) for group in (FOR, AGAINST))
+        parts.append(f"{number} {holding}/{len(judged) - holding - failing}/{failing}")
+    return ", ".join(parts)
 
 
 def _count(estimates: Mapping[int, Estimate], sign: int) -> str:
@@ -390,23 +506,29 @@ def _count(estimates: Mapping[int, Estimate], sign: int) -> str:
     return f"{[direction(estimate) for estimate in estimates.values()].count(sign)} of {len(estimates)}"
 
 
-def _median(estimates: Mapping[int, Estimate], sign: int = 1) -> str:
+def _corrected(estimates: Mapping[int, Estimate], sign: int) -> str:
+    """Return the same with the number after Holm's correction in brackets, as "6 (2) of 16"."""
+    number = [direction(estimate) for estimate in estimates.values()].count(sign)
+    return f"{number} ({(_survive(estimates) == sign).sum()}) of {len(estimates)}"
+
+
+def _survive(estimates: Mapping[int, Estimate]) -> np.ndarray:
+    """Return 1 or -1 for a mean above or below 0 with p < 0.05 after Holm's correction, else 0."""
+    p_values = np.array([float(estimated.p_value) for estimated in estimates.values()])
+    means = np.array([float(estimated.mean) for estimated in estimates.values()])
+    return np.where(holm(np.where(np.isfinite(p_values), p_values, 1.0)) < 0.05, np.sign(means), 0)
+
+
+def _median(estimates: Mapping[int, Estimate]) -> str:
     """Return the median over kinds of the mean over networks."""
-    return f"{sign * np.median([float(estimate.mean) for estimate in estimates.values()]):+.2f}"
-
-
-def survivors(kinds: Sequence[Kind]) -> tuple[list[str], list[str]]:
-    """Return the claims that hold in some kinds and fail in none, and the claims that hold in none."""
-    judged = {number: [kind.verdicts[number].verdict for kind in kinds if number in kind.verdicts] for number in CLAIMS}
-    holding = [number for number, verdicts in judged.items() if any(verdict in FOR for verdict in verdicts)]
-    unrefuted = [number for number in holding if not any(verdict in AGAINST for verdict in judged[number])]
-    return unrefuted, [number for number in judged if number not in holding]
+    return f"{np.nanmedian([float(estimate.mean) for estimate in estimates.values()]):+.2f}"
 
 
 READING = (
     "In the tables that follow, a kind counts as *above 0* or *below 0* if the 95% t-interval of its mean over "
-    "networks does; in brackets, how many do after Holm's correction over all kinds in the row. If there were no "
-    "effect, about 5% of intervals would exclude 0."
+    "networks does; in brackets, how many do after Holm's correction over all kinds in the row. Without any effect, "
+    "about 2.5% of the intervals would lie on each side. The kinds share data, seeds and orders and are not "
+    "independent."
 )
 
 
@@ -424,17 +546,17 @@ def settings_table(kinds: Sequence[Kind]) -> str:
             changed += f" ({', '.join(f'{name} {value}' for name, value in values.items())})"
         constant = constant_fractions(kind)
         lines.append(
-            f"| {changed.replace('_', ' ')} | {kind.depth} | {kind.accuracy:.2f} | {100 * constant[0]:.0f} | "
-            f"{100 * constant[-1]:.0f} |"
+            f"| {changed.replace('_', ' ')} | {kind.depth} | {kind.accuracy:.2f} | {100 * constant[0].mean():.0f} | "
+            f"{100 * constant[-1].mean():.0f} |"
         )
     return "\n".join(lines)
 
 
-def constant_fractions(kind: Kind) -> list[float]:
-    """Return the fraction of neurons whose code never changes on the validation split, by layer."""
+def constant_fractions(kind: Kind) -> list[np.ndarray]:
+    """Return the fraction [seed] of neurons whose code never changes on the validation split, by layer."""
     constant = np.stack([constant_codes(counts) for counts in kind.network["joint_counts"].values])
     layers = kind.network["layer"].values
-    return [float(constant[:, layers == layer].mean()) for layer in np.unique(layers)]
+    return [constant[:, layers == layer].mean(axis=1) for layer in np.unique(layers)]
 
 
 def matrix_text(kinds: Sequence[Kind]) -> str:
@@ -447,19 +569,15 @@ def matrix_text(kinds: Sequence[Kind]) -> str:
             sum(verdict in group for verdict in judged) for group in (FOR, (NO_DIFFERENCE,), (UNDECIDED,), AGAINST)
         ]
         lines.append(f"| {number}. {claim.text} | {len(judged)} | {' | '.join(map(str, counts))} |")
-    unrefuted, never = survivors(kinds)
     return "\n\n".join(
         [
-            "The rules are those of the verdicts above. Five networks decide less than twenty, so more is *undecided*. "
-            f"{_listed(unrefuted)} hold in some kinds, at least in part, and fail or are reversed in none; "
-            f"{_listed(never)} are shown to hold in none.",
+            "The rules are those of the verdicts above. Five networks decide less than twenty, so more is *undecided*, "
+            "which is no evidence against a claim. The verdicts count all neurons, also those whose code never "
+            "changes; "
+            "the controls above show what these decide.",
             "\n".join(lines),
         ]
     )
-
-
-def _listed(claims: Sequence[str]) -> str:
-    return ", ".join(claims) or "no claims"
 
 
 def decay_text(kinds: Sequence[Kind]) -> str:
@@ -468,13 +586,12 @@ def decay_text(kinds: Sequence[Kind]) -> str:
         (kind for kind in kinds if set(kind.changes) <= {"l2"}),
         key=lambda kind: (kind.depth, kind.changes.get("l2", 1e-3)),
     )
-    lines = ["| layers | l2 | constant code, %, layer by layer | claims that do not hold, or are reversed |"]
-    lines.append("| --- " * 4 + "|")
+    lines = ["| layers | l2 | constant code, %, layer by layer |", "| --- " * 3 + "|"]
     for kind in compared:
-        fractions = ", ".join(f"{100 * fraction:.0f}" for fraction in constant_fractions(kind))
-        fails = [number for number, verdict in kind.verdicts.items() if verdict.verdict in AGAINST]
-        lines.append(f"| {kind.depth} | {kind.changes.get('l2', 1e-3):g} | {fractions} | {_listed(fails)} |")
-    return "\n".join(lines)
+        ends = [estimate(100 * fractions) for fractions in constant_fractions(kind)]
+        texts = [f"{each.mean:.1f} [{each.interval()[0]:.1f}, {each.interval()[1]:.1f}]" for each in ends]
+        lines.append(f"| {kind.depth} | {kind.changes.get('l2', 1e-3):g} | {', '.join(texts)} |")
+    return "On MNIST, with sigmoid units, after 10 epochs:\n\n" + "\n".join(lines)
 
 
 @styled
@@ -520,7 +637,7 @@ def draw_curves(question: Question, effects: Mapping[str, Mapping[int, Estimate]
         for x, i in enumerate(ordered):
             low, high = (float(end) for end in estimates[i].interval())
             color = {1: COLORS[1], 0: "#777777", -1: COLORS[2]}[direction(estimates[i])]
-            marker, size = ("D", 5) if kinds[i].is_paper else ("o", 2.6)
+            marker, size = ("D", 5) if kinds[i].is_paper else ("o", 2.6) if kinds[i].is_sigmoid else ("^", 4)
             axes.plot([x, x], [low, high], color=color, linewidth=1)
             axes.plot([x], [float(estimates[i].mean)], marker, color=color, markersize=size)
         # an interval that reaches far beyond all means is cut
@@ -535,7 +652,9 @@ def draw_curves(question: Question, effects: Mapping[str, Mapping[int, Estimate]
         axes.set_ylabel(question.unit)
     note = (
         "A line for each setting and number of layers, sorted: the mean of five networks and its 95% t-interval. Blue: "
-        "above 0. Orange: below 0. Grey: contains 0. Diamonds: the paper's setting."
+        "above 0. Orange: below 0. Grey: contains 0. Diamonds: the paper's setting. Circles: sigmoid units. Triangles: "
+        "ReLU, tanh and GELU. A few long "
+        "intervals are cut at the frame."
     )
     figure.supxlabel(textwrap.fill(note, 120), fontsize="small", color=SOFT, x=0.01, ha="left")
     return figure

@@ -65,7 +65,7 @@ def test_the_committed_findings_follow_from_the_committed_results(tmp_path):
 
 def test_the_readme_quotes_the_findings():
     page = (ROOT / "docs" / "findings.md").read_text()
-    summary = re.search(r"In \d+ settings \(\d+ kinds of networks\).*?\. A score without information.*?\)\.(?= )", page)
+    summary = re.search(r"Among the neurons of the first layer whose .*? A score without labels.*?\.(?= )", page)
     assert summary
     assert summary[0] in " ".join((ROOT / "README.md").read_text().split()), f"the README should say: {summary[0]}"
 
@@ -168,7 +168,7 @@ def test_settings_are_measured_and_described(small_data, tmp_path, monkeypatch):
     effects = findings_settings.measure_effects([kind])
     at_chance = kind.network.assign(accuracy=kind.network["accuracy"] / 9)
     failed = dataclasses.replace(kind, setting="failed", network=at_chance)
-    text = findings_settings.settings_section([kind, failed], effects, 1, tmp_path)
+    text = findings_settings.settings_section([kind, failed], effects, ["small", "failed", "other"], tmp_path)
     assert f"less than 50% test accuracy: failed, 2 layers ({100 / 9 * intact.mean():.1f}%)." in text
     assert re.search(r"\| failed \| 2 \| ", text)
     assert re.search(r"\| C1\. .* \| 1 \| ", text), "one kind is judged"

@@ -805,6 +805,23 @@ def test_functions_that_draw_numbers_of_python_or_numpy(name):
     assert model.spec.num_neurons == 8
 
 
+BY_PLACE = {
+    "a table": lambda w, x: jax.nn.relu(x @ w[0] + w[2][: len(x)]) @ w[1],
+    "the first one": lambda w, x: jax.nn.relu((x @ w[0]).at[0].set(1.0)) @ w[1],
+    "numbers": lambda w, x: jax.nn.relu(x @ w[0] * jnp.arange(len(x))[:, None]) @ w[1],
+}
+
+
+@pytest.mark.parametrize("name", BY_PLACE)
+def test_functions_of_the_place_of_an_example_are_refused(name):
+    weights = [
+        np.random.default_rng(i).normal(size=shape).astype(np.float32) for i, shape in enumerate([(4, 8), (8, 3)])
+    ]
+    with raises_input_error("depend on its place among the examples|depends on the number of examples"):
+        model = ja.from_function(BY_PLACE[name], weights, EXAMPLES[0][:2])
+        ja.evaluate_masks(model, np.ones((1, 8), bool), *EXAMPLES)
+
+
 INTEGER_SITES = {
     "bool": lambda w, x: (x @ w[0] > 0).astype(jnp.float32) @ w[1],
     "int": lambda w, x: jnp.where(x @ w[0] > 0, 1, 0) @ w[1],

@@ -602,6 +602,15 @@ def test_rows_of_pandas_that_do_not_belong_together():
         ja.Dataset.from_arrays(images, labels, test=(images[[3, 2, 1, 0]], labels))
     assert len(ja.Dataset.from_arrays(images, labels, test=(images, labels)).test) == 60
     model = ja.MLP(4, (5,), 3, rngs=nnx.Rngs(0))
+    scores = pd.Series([0.3, 0.1, 0.5, 0.2, 0.4]).sort_values()
+    for call in (
+        lambda: ja.ablation_order(scores, direction="low"),
+        lambda: ja.evaluate_masks(model, np.ones((1, 5), bool), images, labels, scores),
+        lambda: ja.prune(model, scores > 0.2),
+    ):
+        with raises_input_error("its pandas index is not 0, 1, 2, .*; bring them into the order of the neurons"):
+            call()
+    assert ja.ablation_order(scores.sort_index().to_numpy(), direction="low").tolist() == [1, 3, 0, 4, 2]
     for call in (
         lambda: ja.evaluate_masks(model, np.ones((1, 5), bool), shuffled, labels),
         lambda: ja.compute_fill(model, "class_mean", shuffled, labels),

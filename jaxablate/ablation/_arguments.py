@@ -19,6 +19,7 @@ from jaxablate._checks import (
     host_numbers,
     require,
     require_finite,
+    require_in_order,
     require_known,
     require_same_index,
     require_shape,
@@ -71,6 +72,7 @@ def make_problem(
             not isinstance(values, str | Mapping),
             f"{what}: expected numbers [neuron], got {describe_value(values)}; ja.compute_fill makes them",
         )
+        require_in_order(what, values)
         values = host_numbers(what, values).astype(np.float32)
         require_leading(what, values, leading, (network.num_neurons,), "neuron")
         require_finite(what, values)

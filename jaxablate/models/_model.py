@@ -623,7 +623,7 @@ def require_held(network: ModelSpec, fills: Iterable[Any], is_linear: bool) -> N
 
 
 def _require_independent(model: Model, images: jax.Array) -> None:
-    """Raise if the outputs of one example depend on another example, as with batch statistics."""
+    """Raise if the outputs of an example depend on another one, as with batch statistics, or on its place."""
     spec = model.spec
     if "independent" in spec._checks:
         return
@@ -634,8 +634,16 @@ def _require_independent(model: Model, images: jax.Array) -> None:
     with jax.debug_nans(False), jax.debug_infs(False):  # the changed examples hold such numbers on purpose
         first, *changed = (
             jax.tree.map(np.asarray, _outputs_and_sites(spec, state, jnp.asarray(two)))
-            for two in (pair, *(changed for _, changed in probes))
+            for two in (pair, *(changed for _, changed in probes), pair[[0, 0]], pair[[1, 1]])
         )
+    for repeated in (changed.pop(), changed.pop()):
+        for name, values in zip(("outputs", *spec.sites), repeated, strict=True):
+            what = "its outputs" if name == "outputs" else f"the outputs of site {name!r}"
+            require(
+                all(_are_equal(*leaf) for leaf in jax.tree.leaves(values)),
+                f"model: {what} for an example depend on its place among the examples, as with one row of a table for "
+                "each; chunks would change them; pass such a table as part of the images",
+            )
     for (place, _), second in zip(probes, changed, strict=True):
         for name, a, b in zip(("outputs", *spec.sites), first, second, strict=True):
             rows = [(x[1 - place], y[1 - place]) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
@@ -657,6 +665,13 @@ def _require_independent(model: Model, images: jax.Array) -> None:
             "outputs='probabilities' for logits and log-probabilities",
         )
     spec._checks.add("independent")
+
+
+def _are_equal(first: Any, second: Any) -> bool:
+    """Return True if two arrays or numbers are equal up to rounding."""
+    first, second = (np.asarray(each, np.result_type(each, np.float64)) for each in (first, second))
+    size = np.abs(first[np.isfinite(first)]).max(initial=0)
+    return np.allclose(first, second, rtol=1e-3, atol=1e-5 * size, equal_nan=True)
 
 
 def _with_other(pair: np.ndarray, place: int) -> list[np.ndarray]:
