@@ -814,9 +814,7 @@ BY_PLACE = {
 
 @pytest.mark.parametrize("name", BY_PLACE)
 def test_functions_of_the_place_of_an_example_are_refused(name):
-    weights = [
-        np.random.default_rng(i).normal(size=shape).astype(np.float32) for i, shape in enumerate([(4, 8), (8, 3)])
-    ]
+    weights = [RNG.normal(size=shape).astype(np.float32) for shape in ((4, 8), (8, 3), (64, 8))]
     with raises_input_error("depend on its place among the examples|depends on the number of examples"):
         model = ja.from_function(BY_PLACE[name], weights, EXAMPLES[0][:2])
         ja.evaluate_masks(model, np.ones((1, 8), bool), *EXAMPLES)
