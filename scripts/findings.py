@@ -235,7 +235,7 @@ def claims_by_verdict(verdicts: Sequence[Verdict], protocol: str) -> str:
     rest = [claim for claim in CLAIMS if claim not in held + failed]
     return (
         f"{', '.join(held)} hold, at least in part, in every kind they are about; {', '.join(failed)} do not hold, or "
-        f"are reversed, in one kind or more; {', '.join(rest) or 'none'} is undecided in a kind"
+        f"are reversed, in one kind or more{'; undecided in one kind or more: ' * bool(rest)}{', '.join(rest)}"
     )
 
 
