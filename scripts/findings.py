@@ -207,16 +207,16 @@ def abstract(
     measured: Measurements, verdicts: Sequence[Verdict], kinds: Sequence[Kind], effects: Effects, num_planned: int
 ) -> str:
     """Sum up the verdicts of the paper's setting, and what other settings change."""
-    seeds = json.loads(measured.results.attrs["config"])["seeds"]
     config = json.loads(measured.results.attrs["config"])
     return "\n\n".join(
         [
             '*Using information theoretic metrics to study the importance of individual neurons in DNNs* ("the paper") '
             "ranks the hidden neurons of trained MLPs by information, ablates them one after another, and reads "
             f"importance and redundancy off the accuracy. Here {len(CLAIMS)} claims, in words below, are tested on "
-            f"{len(seeds)} networks of each of its two kinds (2 and 3 layers of {config['networks'][0][0]} units). "
-            f"By its formulas, {claims_by_verdict(verdicts, PAPER)}. By what its code computes instead, "
-            f"{claims_by_verdict(verdicts, PUBLISHED)}. C11 and C12 are readings of this page: C11 is about random "
+            f"{len(config['seeds'])} networks of each of its two kinds (2 and 3 layers of "
+            f"{config['networks'][0][0]} units). By its formulas, {claims_by_verdict(verdicts, PAPER)}. "
+            f"By what its code computes instead, {claims_by_verdict(verdicts, PUBLISHED)}. "
+            "C11 and C12 are readings of this page: C11 is about random "
             "orders of one network, while the paper speaks of training results, between which no reduction is "
             "detected; C12 asks for a correlation above 0.5 in every layer and in the network.",
             settings_abstract(kinds, effects, num_planned),

@@ -322,9 +322,8 @@ QUESTIONS = (
         "Spearman's correlation over the neurons of a layer between mutual information and the rise of the loss if "
         "only that neuron is ablated (bias balanced): with the one bit of the paper, also over the neurons whose bit "
         "changes, and with eight equally frequent codes; then the correlation with 2 to 32 equally frequent codes "
-        "minus "
-        "that with the one bit. Neurons with constant activations on the validation split have no part; neurons of "
-        "constant code have one, where nothing else is said.",
+        "minus that with the one bit. Neurons with constant activations on the validation split have no part; neurons "
+        "of constant code have one, where nothing else is said.",
         "correlation",
         codes_predict_damage,
     ),
@@ -352,16 +351,14 @@ def direction(estimated: Estimate) -> int:
 
 def count_row(name: str, estimates: Mapping[int, Estimate], kinds: Sequence[Kind], digits: int = 2) -> str:
     """Return a row of a table: in how many kinds the interval excludes 0, the range of means, the paper's networks."""
-    chosen = list(estimates.values())
-    directions = np.array([direction(estimated) for estimated in chosen])
-    means = np.array([float(estimated.mean) for estimated in chosen])
+    means = np.array([float(estimated.mean) for estimated in estimates.values()])
     survive = _survive(estimates)
     ours = [
         f"{float(estimates[i].mean):+.{digits}f}" for i, kind in enumerate(kinds) if kind.is_paper and i in estimates
     ]
     return (
-        f"| {name} | {(directions > 0).sum()} ({(survive > 0).sum()}) | {(directions < 0).sum()} "
-        f"({(survive < 0).sum()}) | {(directions == 0).sum()} | {np.nanmedian(means):+.{digits}f} "
+        f"| {name} | {_number(estimates, 1)} ({(survive > 0).sum()}) | {_number(estimates, -1)} "
+        f"({(survive < 0).sum()}) | {_number(estimates, 0)} | {np.nanmedian(means):+.{digits}f} "
         f"({np.nanmin(means):+.{digits}f} to {np.nanmax(means):+.{digits}f}) | {', '.join(ours)} |"
     )
 
@@ -372,11 +369,17 @@ def split(by_name: Mapping[str, dict[int, Estimate]], kinds: Sequence[Kind]) -> 
     for name, estimates in by_name.items():
         rows[name] = estimates
         if name in (f"MI, {FIRST}", f"MI, {LAST}", f"MI, {WHOLE}"):
-            for title, is_sigmoid in (("sigmoid", True), ("other activations", False)):
-                chosen = {i: each for i, each in estimates.items() if kinds[i].is_sigmoid == is_sigmoid}
-                if chosen:
-                    rows[f"{name}, {title}"] = chosen
+            titles = f"{name}, sigmoid", f"{name}, other activations"
+            parts = zip(titles, by_activation(estimates, kinds), strict=True)
+            rows |= {title: chosen for title, chosen in parts if chosen}
     return rows
+
+
+def by_activation(estimates: Mapping[int, Estimate], kinds: Sequence[Kind]) -> list[dict[int, Estimate]]:
+    """Return the estimates of the kinds with sigmoid units, and those of the others."""
+    return [
+        {i: each for i, each in estimates.items() if kinds[i].is_sigmoid == is_sigmoid} for is_sigmoid in (True, False)
+    ]
 
 
 HEAD = [
@@ -441,20 +444,15 @@ def settings_section(measured: Sequence[Kind], effects: Effects, planned: Sequen
 def settings_summary(kinds: Sequence[Kind], effects: Effects) -> str:
     """Say in two sentences whether little information marks neurons that can be spared; README.md quotes them."""
     random, baseline = effects["random"], effects["baseline"][f"MI, {FIRST}"]
-    sigmoid, rest = (
-        {i: each for i, each in random[f"MI, {FIRST}"].items() if kinds[i].is_sigmoid == chosen}
-        for chosen in (True, False)
-    )
+    sigmoid, rest = by_activation(random[f"MI, {FIRST}"], kinds)
     return (
         "Among the neurons of the first layer whose one-bit code changes, those with the most mutual information with "
         f"the class cost more accuracy than random ones in {_count(random[f'random over high MI, {FIRST}'], 1)} kinds "
         f"of networks in {len({kind.setting for kind in kinds})} settings (95% intervals over five networks each); "
-        "those "
-        f"with the least cost less in {_count(sigmoid, 1)} kinds with sigmoid units, more in {_count(sigmoid, -1)}, "
-        "and "
-        f"less in {_count(rest, 1)} with ReLU, tanh or GELU. A score without labels, the standard deviation of the "
-        "output times the norm of the outgoing weights, finds neurons that cost less than those with the least mutual "
-        f"information in {_count(baseline, -1)} kinds, and more in {_count(baseline, 1)}."
+        f"those with the least cost less in {_count(sigmoid, 1)} kinds with sigmoid units, more in "
+        f"{_count(sigmoid, -1)}, and less in {_count(rest, 1)} with ReLU, tanh or GELU. A score without labels, the "
+        "standard deviation of the output times the norm of the outgoing weights, finds neurons that cost less than "
+        f"those with the least mutual information in {_count(baseline, -1)} kinds, and more in {_count(baseline, 1)}."
     )
 
 
@@ -470,18 +468,16 @@ def settings_abstract(measured: Sequence[Kind], effects: Effects, num_planned: i
     return (
         f"**Other settings.** {num_settings} of {num_planned} planned settings are measured, with five networks of "
         f"each kind (a setting and a number of layers); {num_left_out} kinds are left out because their networks "
-        "stayed near "
-        f"chance, which leaves {len(kinds)}. A kind counts if the 95% interval of a comparison excludes 0. In "
-        "brackets: "
-        "how many of them remain after Holm's correction over the kinds. The kinds share data, seeds and orders, so no "
-        f"count is a test. {settings_summary(kinds, effects)} In the last layer the most information costs more than "
+        f"stayed near chance, which leaves {len(kinds)}. A kind counts if the 95% interval of a comparison excludes 0. "
+        "In brackets: how many of them remain after Holm's correction over the kinds. The kinds share data, "
+        f"seeds and orders, so no count is a test. {settings_summary(kinds, effects)} In the last layer "
+        "the most information costs more than "
         f"random in {_corrected(high, 1)} kinds, and the least less in {_corrected(last, 1)} and more in "
         f"{_corrected(last, -1)}; over the whole network the least costs less in "
         f"{_corrected(whole, 1)} and more in {_corrected(whole, -1)} (median {_median(whole)} points). "
         "The rank correlation of one-bit mutual information with the damage of a single neuron of the last layer has a "
         f"median of {_median(one_bit)} over the kinds ({_median(changing)} among neurons whose code changes); with "
-        "eight "
-        f"equally frequent codes it is {_median(eight)}, above 0 in {_corrected(eight, 1)} kinds and below in "
+        f"eight equally frequent codes it is {_median(eight)}, above 0 in {_corrected(eight, 1)} kinds and below in "
         f"{_corrected(eight, -1)}. Over random orders of the whole network, bias balancing is better than zeros in "
         f"{_corrected(balanced, 1)} kinds (median {_median(balanced)} points) and worse in {_corrected(balanced, -1)}, "
         f"and linear compensation better than bias balancing in {_corrected(linear, 1)} (median {_median(linear)} "
@@ -495,21 +491,30 @@ def claim_counts(kinds: Sequence[Kind]) -> str:
     """Return the counts of the verdicts on every claim over the kinds, as "C1 12/15/0"."""
     parts = []
     for number in CLAIMS:
-        judged = [kind.verdicts[number].verdict for kind in kinds if number in kind.verdicts]
-        holding, failing = (sum(verdict in group for verdict in judged) for group in (FOR, AGAINST))
-        parts.append(f"{number} {holding}/{len(judged) - holding - failing}/{failing}")
+        holding, *between, failing = verdict_counts(kinds, number)
+        parts.append(f"{number} {holding}/{sum(between)}/{failing}")
     return ", ".join(parts)
+
+
+def verdict_counts(kinds: Sequence[Kind], number: str) -> list[int]:
+    """Return in how many kinds a claim holds, shows no difference, is undecided, and does not hold."""
+    judged = [kind.verdicts[number].verdict for kind in kinds if number in kind.verdicts]
+    return [sum(verdict in group for verdict in judged) for group in (FOR, (NO_DIFFERENCE,), (UNDECIDED,), AGAINST)]
 
 
 def _count(estimates: Mapping[int, Estimate], sign: int) -> str:
     """Return in how many kinds the interval lies on one side of 0, as "6 of 16"."""
-    return f"{[direction(estimate) for estimate in estimates.values()].count(sign)} of {len(estimates)}"
+    return f"{_number(estimates, sign)} of {len(estimates)}"
 
 
 def _corrected(estimates: Mapping[int, Estimate], sign: int) -> str:
     """Return the same with the number after Holm's correction in brackets, as "6 (2) of 16"."""
-    number = [direction(estimate) for estimate in estimates.values()].count(sign)
-    return f"{number} ({(_survive(estimates) == sign).sum()}) of {len(estimates)}"
+    return f"{_number(estimates, sign)} ({(_survive(estimates) == sign).sum()}) of {len(estimates)}"
+
+
+def _number(estimates: Mapping[int, Estimate], sign: int) -> int:
+    """Return how many intervals lie on one side of 0, or contain it for the sign 0."""
+    return [direction(estimated) for estimated in estimates.values()].count(sign)
 
 
 def _survive(estimates: Mapping[int, Estimate]) -> np.ndarray:
@@ -564,11 +569,8 @@ def matrix_text(kinds: Sequence[Kind]) -> str:
     lines = ["| claim | kinds | holds or holds in part | no difference | undecided | does not hold or reversed |"]
     lines.append("| --- " * 6 + "|")
     for number, claim in CLAIMS.items():
-        judged = [kind.verdicts[number].verdict for kind in kinds if number in kind.verdicts]
-        counts = [
-            sum(verdict in group for verdict in judged) for group in (FOR, (NO_DIFFERENCE,), (UNDECIDED,), AGAINST)
-        ]
-        lines.append(f"| {number}. {claim.text} | {len(judged)} | {' | '.join(map(str, counts))} |")
+        counts = verdict_counts(kinds, number)
+        lines.append(f"| {number}. {claim.text} | {sum(counts)} | {' | '.join(map(str, counts))} |")
     return "\n\n".join(
         [
             "The rules are those of the verdicts above. Five networks decide less than twenty, so more is *undecided*, "

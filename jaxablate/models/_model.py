@@ -632,22 +632,21 @@ def _require_independent(model: Model, images: jax.Array) -> None:
     # NaN spreads wherever numbers go, but no further than a comparison, which large numbers change
     probes = [(place, changed) for place in (0, 1) for changed in _with_other(pair, place)]
     with jax.debug_nans(False), jax.debug_infs(False):  # the changed examples hold such numbers on purpose
-        first, *changed = (
+        first, *changed, repeated_first, repeated_second = (
             jax.tree.map(np.asarray, _outputs_and_sites(spec, state, jnp.asarray(two)))
             for two in (pair, *(changed for _, changed in probes), pair[[0, 0]], pair[[1, 1]])
         )
-    for repeated in (changed.pop(), changed.pop()):
-        for name, values in zip(("outputs", *spec.sites), repeated, strict=True):
-            what = "its outputs" if name == "outputs" else f"the outputs of site {name!r}"
+    names = "its outputs", *(f"the outputs of site {name!r}" for name in spec.sites)
+    for repeated in (repeated_first, repeated_second):
+        for what, values in zip(names, repeated, strict=True):
             require(
                 all(_are_equal(*leaf) for leaf in jax.tree.leaves(values)),
                 f"model: {what} for an example depend on its place among the examples, as with one row of a table for "
                 "each; chunks would change them; pass such a table as part of the images",
             )
     for (place, _), second in zip(probes, changed, strict=True):
-        for name, a, b in zip(("outputs", *spec.sites), first, second, strict=True):
+        for what, a, b in zip(names, first, second, strict=True):
             rows = [(x[1 - place], y[1 - place]) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
-            what = "its outputs" if name == "outputs" else f"the outputs of site {name!r}"
             require(
                 all(np.array_equal(x, y, equal_nan=True) for x, y in rows),
                 f"model: {what} for one example depend on another example; switch batch statistics off (evaluation "
