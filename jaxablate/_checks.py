@@ -283,12 +283,13 @@ def require_same_index(argument: str, images: Any, labels: Any) -> None:
 
 
 def require_in_order(argument: str, values: Any) -> None:
-    """Raise if values are of pandas and their index is not 0, 1, 2, ...: a sorted table has its rows elsewhere."""
-    index: Any = getattr(values, "index", None)
+    """Raise if the last axis is labelled by pandas with other than 0, 1, 2, ...: a sorted table is in another order."""
+    axis = "columns are" if hasattr(values, "columns") else "index is"
+    labels: Any = getattr(values, axis.split()[0], None)
     require(
-        not hasattr(index, "equals") or np.array_equal(index, np.arange(len(index))),
-        f"{argument}: its pandas index is not 0, 1, 2, ..., so its rows may be in another order; bring them into the "
-        "order of the neurons by .sort_index(), and pass .to_numpy()",
+        not hasattr(labels, "equals") or np.array_equal(labels, np.arange(len(labels))),
+        f"{argument}: its pandas {axis} not 0, 1, 2, ..., so its values may be in another order; bring them into the "
+        "order of the neurons, and pass .to_numpy()",
     )
 
 

@@ -141,6 +141,7 @@ def normalize_per_layer(scores: Scores, layers: Int[AnyArray, "neuron"], how: st
         [0.25, 0.75, 0.25, 0.75]
     """
     require_known("normalization", how, NORMALIZATIONS)
+    require_in_order("scores", scores)
     values, layers = host_numbers("scores", scores).astype(np.float64), host_array("layers", layers)
     require(values.ndim == 1, f"scores: expected shape [neuron], got {values.shape}")
     require(layers.shape == values.shape, f"layers: expected one for each of {len(values)} neurons, got {layers.shape}")

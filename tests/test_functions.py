@@ -429,6 +429,10 @@ NOT_FOUND = {
     ),
     "no array": (lambda w, x: None, [(4, 8)], "model: it returns no array; return logits"),
     "an error": (lambda w, x: x @ w[0], [(3, 8)], "model: for 2 images of shape .4,. it raises TypeError"),
+    "NumPy inside": (
+        lambda w, x: np.maximum(np.asarray(x @ w[0]), 0) @ w[1], [(4, 8), (8, 3)],
+        "it raises TracerArrayConversionError: .*; let it compute by jax.numpy what NumPy computes",
+    ),
     "no function": (3, [(4, 8)], "apply: expected a function of .params, images., got int"),
 }  # fmt: skip
 

@@ -607,8 +607,17 @@ def test_rows_of_pandas_that_do_not_belong_together():
         lambda: ja.ablation_order(scores, direction="low"),
         lambda: ja.evaluate_masks(model, np.ones((1, 5), bool), images, labels, scores),
         lambda: ja.prune(model, scores > 0.2),
+        lambda: ja.orders.normalize_per_layer(scores, np.ones(5, int), "rank"),
     ):
         with raises_input_error("its pandas index is not 0, 1, 2, .*; bring them into the order of the neurons"):
+            call()
+    moved = pd.DataFrame(np.eye(5, dtype=bool))[[3, 1, 4, 0, 2]]
+    for call in (
+        lambda: ja.evaluate_masks(model, moved, images, labels),
+        lambda: ja.evaluate_masks([model] * 5, np.ones((5, 1, 5), bool), images, labels, moved.astype(float)),
+        lambda: ja.cumulative_ablation(model, pd.DataFrame([range(5)])[moved.columns], images, labels, steps=5),
+    ):
+        with raises_input_error("its pandas columns are not 0, 1, 2, .*; bring them into the order of the neurons"):
             call()
     assert ja.ablation_order(scores.sort_index().to_numpy(), direction="low").tolist() == [1, 3, 0, 4, 2]
     for call in (

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool
 
-from jaxablate._checks import describe_value, host_array, require, require_count, require_known
+from jaxablate._checks import describe_value, host_array, require, require_count, require_in_order, require_known
 from jaxablate._typing import AnyArray, Images, Orders, Steps, Targets
 from jaxablate.ablation import _certified, _incremental, _vmap
 from jaxablate.ablation._arguments import format_result, make_problem, require_leading, site_range
@@ -90,6 +90,7 @@ def evaluate_masks(
     problem, leading = make_problem(model, images, labels, fill, outcomes, memory_limit, mesh)
     network = problem.network
     first, last = site_range(network, site)
+    require_in_order("keep", keep)
     site_keep = host_array("keep", keep)
     require(site_keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {site_keep.dtype}")
     axis = "neuron" if site is None else f"neuron of site {site!r}"
@@ -155,6 +156,7 @@ def cumulative_ablation(
     problem, leading = make_problem(model, images, labels, fill, outcomes, memory_limit, mesh)
     network = problem.network
     first, last = site_range(network, site)
+    require_in_order("orders", orders)
     orders, num_ranks = host_array("orders", orders), int(numbers[-1])
     require_leading("orders", orders, leading, (None, None), "order, rank")
     require(orders.size > 0, f"orders: shape {orders.shape} holds no neuron; give at least one")

@@ -483,9 +483,12 @@ def _make_spec(
             raise
         except Exception as error:  # the user's own code may raise anything
             reason = str(error).strip().split("\n")[0]
+            remedy = "pass a model and images that go together, for any number of images"
+            if isinstance(error, jax.errors.TracerArrayConversionError):
+                remedy = "let it compute by jax.numpy what NumPy computes from its inputs"
             raise InputError(
                 f"model: for {num_examples} images of shape {image.shape} it raises {type(error).__name__}: {reason}; "
-                "pass a model and images that go together, for any number of images"
+                f"{remedy}"
             ) from error
 
     (graph, constants, result), (other, others, other_result) = map(traced, TRACED)
