@@ -548,3 +548,53 @@ def test_exact_ties_of_networks_without_biases(engine, activation, hidden):
             )
             np.testing.assert_array_equal(np.ravel(counts), expected)
     assert num_ties > 200
+
+
+def _convolve(p, h):
+    z = jax.lax.conv_general_dilated(
+        h, p["w"][:6].reshape(2, 5, 6), (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+    )
+    return jax.nn.relu(z).reshape(len(h), -1) @ p["v"]
+
+
+def _normalize(p, h):
+    z = h.reshape(len(h), -1) @ p["w"]
+    return z / jnp.sqrt((z**2).mean(1, keepdims=True) + 1e-12)
+
+
+# From the outputs [example, position, unit] of a hidden layer to logits; "columns" and "pruned" read one position.
+HEADS = {
+    "flattened": lambda p, h: h.reshape(len(h), -1) @ p["w"],
+    "averaged": lambda p, h: h.mean(1) @ p["w"][:5],
+    "convolution": _convolve,
+    "columns": lambda p, h: (p["w"][:5].T @ h[:, 0].T).T,
+    "several axes": lambda p, h: jnp.einsum("npu,puc->nc", h, p["w"].reshape(4, 5, 10)),
+    "normalized": _normalize,
+    "pruned": lambda p, h: h[:, 0] @ p["w"][:5],
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_exact_ties_behind_other_operations(head):
+    """As above, for linear maps that read a site through other operations, and for units without weights."""
+    random = np.random.default_rng(0)
+    images, labels = random.normal(size=(200, 4, 6)).astype(np.float32), random.integers(0, 10, 200)
+    shapes = {"first": (6, 5), "w": (20, 10), "v": (18, 10)}
+    params = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    if head == "pruned":
+        params["w"][:2] = 0
+
+    def network(p, x, keep=np.ones(5, bool)):  # noqa: B008
+        return HEADS[head](p, ja.tag(jax.nn.relu(x @ p["first"]), "hidden") * keep)
+
+    model = ja.from_function(lambda p, x: network(p, x), params, images)
+    orders = np.array([[0, 3, 4, 2, 1], [4, 2, 3, 1, 0]])
+    masks = ja.orders.masks_of_orders(orders, 5, 5)
+    logits = np.stack([network(params, images, keep) for keep in masks])
+    expected = (logits.argmax(-1) == labels).sum(-1)
+    assert (logits == 0).all(-1).sum() > 400, "examples whose logits are all equal"
+    for limit in (None, 50_000):
+        counts = ja.cumulative_ablation(
+            model, orders, images, labels, steps=5, engine="incremental", memory_limit=limit
+        )
+        np.testing.assert_array_equal(np.ravel(counts), expected)

@@ -48,9 +48,9 @@ from jaxablate.models._weights import Reader, find_readers
 # terms, as in the matrix product itself. Counts can differ from a full forward pass only for near ties. If h_j or a_j
 # is large, or its row of W, the update would lose digits of z. So z is computed again from h if the difference, or its
 # product with the row, reaches LARGE_OUTPUT.
-# Exact ties: if all outputs of a site are 0 for an example, as of dead ReLU units, z is exactly 0. Without biases all
-# logits are then equal, and a rounding error would choose the class. So the outputs other than 0 are counted, and z is
-# set to 0 if none is left.
+# Exact ties: if everything that a part of z adds up is 0, as the outputs of dead ReLU units, that part is exactly 0.
+# Without biases all logits are then equal, and a rounding error would choose the class. So each level counts the terms
+# of z that are not 0, from operands and weights, and sets z to 0 where none is left.
 # Linear fills: ablating neuron j changes the outputs of its site's ablated units (j included) by -e_j b_j. Here e_j is
 # the part of h_j that the remaining units do not predict, and b_j is column j of the order's `Basis.columns`. So z
 # changes by -e_j (b_j^T W): an update as above, with -e_j in place of a_j - h_j and columns^T W in place of W. Only
@@ -125,14 +125,46 @@ def _product(reader: Reader, operand: jax.Array, weight: jax.Array) -> jax.Array
     return jnp.tensordot(left, right, axes=(-1, -1))
 
 
-def _vanish(result: jax.Array, is_zero: jax.Array) -> jax.Array:
-    """Return a result [example, ..., output] that is 0 where a mask [example, ...] is True."""
-    return jnp.where(is_zero.reshape(*is_zero.shape, *(1,) * (result.ndim - is_zero.ndim)), 0, result)
+def _appear(intact: jax.Array, ablated: jax.Array) -> jax.Array:
+    """Return 1 where ablation makes a value other than 0, -1 where it makes a value 0, else 0."""
+    return (ablated != 0).astype(jnp.int8) - (intact != 0).astype(jnp.int8)
 
 
-def _weight_rows(update: _Update, env: dict[Var, Any]) -> jax.Array:
-    """Return the weight of an update with its inputs first, [row, ...]."""
-    return _rows_first(read(env, update.reader.weight), update.reader.weight_axes)
+def _used(reader: Reader, weight: jax.Array) -> jax.Array:
+    """Return the rows of a weight that are not 0, as the weight of `_count`: bool [row], or a kernel of one channel."""
+    if reader.is_product:
+        return (weight != 0).any(range(1, weight.ndim))
+    params = reader.equation.params
+    if params["feature_group_count"] == params["batch_group_count"] == 1:
+        return (weight != 0).any(params["dimension_numbers"].rhs_spec[0], keepdims=True).astype(weight.dtype)
+    return (weight != 0).astype(weight.dtype)
+
+
+def _count(reader: Reader, flags: jax.Array, used: jax.Array) -> jax.Array:
+    """Return how many terms each part of the result of a linear map adds up.
+
+    Args:
+        reader: the linear map.
+        flags: integers in the place of these rows of the operand: 1 for a term, or from `_appear` for changes.
+        used: these rows of the weight, from `_used`.
+    """
+    if reader.is_product:
+        counted = jnp.where(used.reshape(-1, *(1,) * (flags.ndim - 1)), flags, 0)
+        return counted[0].astype(jnp.int32) if len(counted) == 1 else counted.sum(0, dtype=jnp.int32)
+    return reader.equation.primitive.bind(flags.astype(used.dtype), used, **reader.equation.params)
+
+
+def _vanish(reader: Reader, result: jax.Array, count: jax.Array) -> jax.Array:
+    """Return the result of a linear map that is 0 where a count from `_count` is 0."""
+    if reader.is_product and reader.side == 0:
+        count = count.reshape(*count.shape, *(1,) * (result.ndim - count.ndim))
+    return jnp.where(count == 0, 0, result)
+
+
+def _weight(update: _Update, env: dict[Var, Any]) -> jax.Array:
+    """Return the weight of an update, of a product with its inputs first, [row, ...]."""
+    weight = read(env, update.reader.weight)
+    return _rows_first(weight, update.reader.weight_axes) if update.reader.is_product else weight
 
 
 class _Level(NamedTuple):
@@ -358,13 +390,20 @@ def _engine(static, replicated, shard: Shard):
 
             def start_curve(bases):
                 # computed before the loops, since deeper levels are entered many times
-                levels = plan.levels if bases else []
-                weights = [[_weight_rows(update, env) for update in level.updates] for level in levels]
-                pairs = zip(levels, weights, strict=True)
-                changed = [[jnp.tensordot(bases[level.site].columns.T, w, 1) for w in rows] for level, rows in pairs]
-                curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings, bases, changed)
+                weights = [[_weight(update, env) for update in level.updates] for level in plan.levels]
+                used, changed, pairs = [], [], list(zip(plan.levels, weights, strict=True))
+                if bases:
+                    changed = [
+                        [jnp.tensordot(bases[level.site].columns.T, w, 1) for w in each] for level, each in pairs
+                    ]
+                else:
+                    used = [
+                        [_used(u.reader, w) for u, w in zip(level.updates, each, strict=True)] for level, each in pairs
+                    ]
+                curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings, bases, changed, used)
                 # The kept units start with the weights S^T W, with S as in `Basis`: the identity or the columns.
-                progress = _Progress(jnp.int32(0), start_sums, jnp.asarray(keep), weights if with_start else changed)
+                carried = [] if not bases else weights if with_start else changed
+                progress = _Progress(jnp.int32(0), start_sums, jnp.asarray(keep), carried)
                 return curve, progress, curve.enter_level(0, env, progress)
 
             start_sums = {name: jnp.zeros(values.shape[1:], values.dtype) for name, values in totals.items()}
@@ -430,7 +469,8 @@ class _Entered(NamedTuple):
 
     Attributes:
         env: values of earlier stages, by variable.
-        changes: for each update, a function from (units, rows) to the changes of its operand if they are ablated.
+        changes: for each update, a function from (units, rows) to the changes of its operand if they are ablated, and
+            what `_appear` gives for them. With a linear fill, to the changes alone.
         weights: for each update, the weight.
         results: for each update, the result of the linear map when the level is entered.
     """
@@ -456,6 +496,8 @@ class _Curve(NamedTuple):
     with_start: bool
     bases: dict[int, Basis]
     changed_weights: list[list[jax.Array]]
+    # for each level and update its weight for `_count`; [] with a linear fill, whose ablated outputs are hardly ever 0
+    used: list[list[jax.Array]]
 
     def masked(self, level: _Level, env: dict[Var, Any], keep: jax.Array) -> jax.Array:
         """Return the level's site with its ablated neurons filled."""
@@ -483,15 +525,15 @@ class _Curve(NamedTuple):
         if self.bases:
             residuals: Callable = partial(self._residuals, outputs, level.site)
             if depth == 0:  # entered once: one product for all units
-                of_all_units = residuals(jnp.arange(spec.size))
-                residuals = lambda units, _: _take(of_all_units, units, 0)  # noqa: E731
+                (of_all_units,) = residuals(jnp.arange(spec.size))
+                residuals = lambda units, _: [_take(of_all_units, units, 0)]  # noqa: E731
             return _Entered(env, [residuals] * len(level.updates), self.changed_weights[depth], results)
         ablated = ablated_values(outputs, self.fills[level.site], self.scales[level.site])
         ablated = spec.native(jnp.broadcast_to(ablated, outputs.shape).astype(outputs.dtype))
         changes, weights = [], []
         for update in level.updates:
-            reader, weight = update.reader, read(env, update.reader.weight)
-            weights.append(_rows_first(weight, reader.weight_axes) if reader.is_product else weight)
+            reader = update.reader
+            weights.append(_weight(update, env))
             # Deeper levels are entered at every step of a shallower one: they compute only the changes that they need.
             if depth > 0 and update.is_direct(spec):
                 changes.append(partial(self._changes_of_units, outputs, level.site))
@@ -500,11 +542,11 @@ class _Curve(NamedTuple):
                 read(evaluate(update.path, env | {level.variable: value}, self.replace), reader.operand)
                 for value in (env[level.variable], ablated)
             )
-            difference = changed - intact
+            arrays = [changed - intact, _appear(intact, changed)]
             if reader.is_product:
-                difference = _rows_first(difference, reader.axes)
+                arrays = [_rows_first(array, reader.axes) for array in arrays]
             axis = 0 if reader.is_product else reader.axes[0]
-            changes.append(lambda _, rows, array=difference, axis=axis: _take(array, rows, axis))
+            changes.append(lambda _, rows, arrays=arrays, axis=axis: [_take(array, rows, axis) for array in arrays])
         return _Entered(env, changes, weights, results)
 
     def without(self, weights: list[list[jax.Array]], neurons: jax.Array, is_taken: jax.Array) -> list[list[jax.Array]]:
@@ -535,29 +577,42 @@ class _Curve(NamedTuple):
         kept = jnp.where(progress.keep[first:last], outputs - mean, 0)
         kept, mean = jnp.moveaxis(kept, -1, 0), jnp.moveaxis(mean, -1, 0)
         pairs = zip(level.updates, progress.weights[depth], strict=True)
-        return [_product(u.reader, kept, w) + _product(u.reader, mean, _weight_rows(u, env)) for u, w in pairs]
+        return [_product(u.reader, kept, w) + _product(u.reader, mean, _weight(u, env)) for u, w in pairs]
 
-    def _residuals(self, outputs: jax.Array, site: int, units: jax.Array, _: Any = None) -> jax.Array:
+    def _residuals(self, outputs: jax.Array, site: int, units: jax.Array, _: Any = None) -> list[jax.Array]:
         """Return -e_j [unit, example, ...] for these units: minus the part that the remaining units do not predict."""
         rows = jnp.take(self.bases[site].residuals, units, 0, mode="clip")
         # the units come first at once: a transposed copy would take as long as the product
-        return jnp.tensordot(-rows, outputs - self.fills[site], (1, -1))
+        return [jnp.tensordot(-rows, outputs - self.fills[site], (1, -1))]
 
-    def _values_of_units(self, outputs: jax.Array, site: int, units: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return the intact and the ablated outputs of units [example, ..., unit], of outputs [example, ..., unit]."""
-        outputs, fill = _take(outputs, units, -1), _take(self.fills[site], units, -1)
+    def _changes_of_units(self, outputs: jax.Array, site: int, units: jax.Array, _: jax.Array) -> list[jax.Array]:
+        """Return the changes [unit, example, ...] of units that are ablated, and what `_appear` gives for them.
+
+        Args:
+            outputs: intact outputs of the site [example, ..., unit].
+            site: index of the site.
+            units: ids within the site.
+        """
+        intact, fill = _take(outputs, units, -1), _take(self.fills[site], units, -1)
         scale = None if self.scales[site] is None else _take(self.scales[site], units, -1)
-        return outputs, ablated_values(outputs, fill, scale)
+        ablated = ablated_values(intact, fill, scale)
+        return [jnp.moveaxis(array, -1, 0) for array in (ablated - intact, _appear(intact, ablated))]
 
-    def _changes_of_units(self, outputs: jax.Array, site: int, units: jax.Array, _: jax.Array) -> jax.Array:
-        """Return the changes [unit, example, ...] of the outputs [example, ..., unit] of units that are ablated."""
-        intact, ablated = self._values_of_units(outputs, site, units)
-        return jnp.moveaxis(ablated - intact, -1, 0)
-
-    def num_active(self, level: _Level, env: dict[Var, Any], keep: jax.Array) -> jax.Array:
-        """Return the number of outputs of a site that are not 0 [example, ...]."""
-        outputs = self.network.site_specs[level.site].canonical(self.masked(level, env, keep))
-        return (outputs != 0).sum(-1, dtype=jnp.int32)
+    def counts(self, depth: int, env: dict[Var, Any], keep: jax.Array) -> list[jax.Array]:
+        """Return the numbers of terms of the results at a level; [] with a linear fill."""
+        if not self.used:
+            return []
+        level, counts = self.levels[depth], []
+        env = env | {level.variable: self.masked(level, env, keep)}
+        for update, used in zip(level.updates, self.used[depth], strict=True):
+            reader, flags = update.reader, read(evaluate(update.path, env, self.replace), update.reader.operand) != 0
+            if reader.is_product:  # as `_count`, with the rows last, where they mostly are
+                flags = jnp.moveaxis(flags, reader.axes, range(-len(reader.axes), 0))
+                flags = flags.reshape(*flags.shape[: -len(reader.axes)], -1)
+                counts.append((flags & used).sum(-1, dtype=jnp.int32))
+            else:
+                counts.append(_count(reader, flags, used))
+        return counts
 
     def run_level(self, order, depths, depth: int, entered: _Entered, progress: _Progress) -> _Progress:
         """Measure the next step, then follow the order as long as its steps start at level `depth` or deeper.
@@ -571,9 +626,6 @@ class _Curve(NamedTuple):
         """
         level = self.levels[depth]
         first, last = self.network.offsets[level.site : level.site + 2]
-        spec = self.network.site_specs[level.site]
-        # linear maps of the site itself, whose results [example, ..., output] are 0 where all its outputs are
-        vanishing = [not self.bases and u.is_direct(spec) and u.reader.side == 0 for u in level.updates]
 
         def run_deeper(results, progress):
             env = entered.env | {level.variable: self.masked(level, entered.env, progress.keep)}
@@ -591,7 +643,7 @@ class _Curve(NamedTuple):
         # One pass of the loop ablates the neurons of a step and measures. The first pass only measures the step at
         # which the level was entered, so its neurons change nothing; a branch of its own would double the program.
         def advance(state):
-            results, active, progress, is_entered = state
+            results, counts, progress, is_entered = state
             neurons = order[progress.step - 1]  # step 0 is the start
             keep = progress.keep.at[neurons].set(progress.keep[neurons] & ~is_entered)
             is_member = (neurons >= first) & (neurons < last) & is_entered
@@ -599,48 +651,53 @@ class _Curve(NamedTuple):
             units = jnp.where(is_member, neurons - first, 0)
             weights = self.without(progress.weights, neurons, is_entered) if self.bases else []
             progress = progress._replace(keep=keep, weights=weights)
-            changes, sizes = [], []
-            for update, changes_of, weight in zip(level.updates, entered.changes, entered.weights, strict=True):
+            changes, appearing, sizes = [], [], []
+            for i, (update, weight) in enumerate(zip(level.updates, entered.weights, strict=True)):
                 reader = update.reader
                 rows = jnp.asarray(reader.rows)[units]
-                change = changes_of(units, rows.ravel())
                 axis, weight_axis = (0, 0) if reader.is_product else (reader.axes[0], reader.weight_axes[0])
-                shape = [-1 if a == axis else 1 for a in range(change.ndim)]
-                change = jnp.where(jnp.repeat(is_member, rows.shape[1]).reshape(shape), change, 0)
+
+                def of_members(array, rows=rows, axis=axis):
+                    shape = [-1 if a == axis else 1 for a in range(array.ndim)]
+                    return jnp.where(jnp.repeat(is_member, rows.shape[1]).reshape(shape), array, 0)
+
+                change, *flags = map(of_members, entered.changes[i](units, rows.ravel()))
                 kernel = _take(weight, rows.ravel(), weight_axis)
                 sizes.append(jnp.abs(change).max() * row_size(kernel))
                 changes.append(_change(reader, change, kernel))
+                if self.used:
+                    appearing.append(_count(reader, *flags, _take(self.used[depth][i], rows.ravel(), weight_axis)))
             updated = [result + change for result, change in zip(results, changes, strict=True)]
             if level.updates and not (level.is_bounded and self.is_moderate):
                 is_small = jnp.stack(sizes).max() < LARGE_OUTPUT
                 again = partial(self.results, depth, entered.env, progress)
                 updated = jax.lax.cond(is_small, lambda: updated, again)
-            if any(vanishing):
-                intact, ablated = self._values_of_units(spec.canonical(entered.env[level.variable]), level.site, units)
-                more = jnp.where(is_member, (ablated != 0).astype(jnp.int32) - (intact != 0), 0)
-                was_active, active = active != 0, active + more.sum(-1, dtype=jnp.int32)
+            if counts:
+                new_counts = [count + new for count, new in zip(counts, appearing, strict=True)]
 
                 def vanish(updated):
-                    return [_vanish(z, active == 0) if v else z for z, v in zip(updated, vanishing, strict=True)]
+                    pairs = zip(level.updates, updated, new_counts, strict=True)
+                    return [_vanish(update.reader, z, count) for update, z, count in pairs]
 
                 if level.is_bounded:  # part of the same pass over z as the update and the activation function
                     updated = vanish(updated)
                 else:  # z that is 0 stays 0, so this is needed once; a loop copies nothing if it does not run
+                    pairs = zip(counts, new_counts, strict=True)
+                    is_new = jnp.stack([((old != 0) & (new == 0)).any() for old, new in pairs]).any()
                     updated, _ = jax.lax.while_loop(
-                        lambda state: state[1],
-                        lambda state: (vanish(state[0]), jnp.bool_(False)),
-                        (updated, (was_active & (active == 0)).any()),
+                        lambda state: state[1], lambda state: (vanish(state[0]), jnp.bool_(False)), (updated, is_new)
                     )
+                counts = new_counts
             progress = run_deeper(updated, progress)
-            return updated, active, progress, jnp.bool_(True)
+            return updated, counts, progress, jnp.bool_(True)
 
         def goes_on(state):
             *_, progress, is_entered = state
             return ~is_entered | (depths[progress.step - 1] == depth)
 
-        active = self.num_active(level, entered.env, progress.keep) if any(vanishing) else jnp.int32(0)
+        counts = self.counts(depth, entered.env, progress.keep)
         if depth == 0 and not self.with_start:
-            start = entered.results, active, progress._replace(step=progress.step + 1), jnp.bool_(True)
+            start = entered.results, counts, progress._replace(step=progress.step + 1), jnp.bool_(True)
             # a loop of one step would copy the results
             return advance(start)[2] if len(order) == 1 else jax.lax.while_loop(goes_on, advance, start)[2]
-        return jax.lax.while_loop(goes_on, advance, (entered.results, active, progress, jnp.bool_(False)))[2]
+        return jax.lax.while_loop(goes_on, advance, (entered.results, counts, progress, jnp.bool_(False)))[2]
