@@ -466,9 +466,9 @@ def test_bad_input(small_model, examples):
         ja.cumulative_ablation(small_model, order, images, labels, steps=1, memory_limit=1e6)
     with raises_input_error(r"orders: shape \(1, 0\) holds no neuron; give at least one"):
         ja.cumulative_ablation(small_model, order[:, :0], images, labels, steps=1)
-    with raises_input_error("model: expected networks, got int at place 1"):
+    with raises_input_error("model: expected networks, at place 1 got int; ja.from_pytorch reads networks of PyTorch"):
         ja.cumulative_ablation([small_model, 3], order, images, labels, steps=1)
-    with raises_input_error("model: expected a network or several, got NoneType"):
+    with raises_input_error("model: expected a network or several, got NoneType; ja.from_pytorch reads networks of"):
         ja.cumulative_ablation(None, order, images, labels, steps=1)
     with raises_input_error("steps: expected at least 1, got 0"):
         ja.cumulative_ablation(small_model, order, images, labels, steps=(0, 1))

@@ -444,6 +444,16 @@ def test_what_cannot_be_ablated_says_why(name):
         small(network, *shapes, **({"sites": 5} if name == "sites of a number" else {}))
 
 
+def test_a_module_in_training_mode_within_a_function():
+    rngs = nnx.Rngs(0)
+    linear = nnx.Linear(4, 5, rngs=rngs), nnx.Linear(5, 3, rngs=rngs)
+    module = nnx.Sequential(linear[0], nnx.BatchNorm(5, rngs=rngs), nnx.relu, linear[1])
+    with raises_input_error(r"put its modules into evaluation mode by .eval\(\), or pass the module itself"):
+        ja.from_function(lambda _, x: module(x), {}, EXAMPLES[0])
+    module.eval()
+    assert ja.from_function(lambda _, x: module(x), {}, EXAMPLES[0])(EXAMPLES[0]).shape == (40, 3)
+
+
 EXAMPLES = np.random.default_rng(5).random((40, 4), np.float32), np.arange(40, dtype=np.int32) % 3
 
 

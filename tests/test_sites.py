@@ -441,7 +441,7 @@ def test_input_of_another_kind(examples):
         lambda: ja.ablation.greedy_order([model, model], *examples),
         lambda: ja.ablation.shapley_values([model, model], *examples, key=key),
     ):
-        with raises_input_error("model: expected one network, got list"):
+        with raises_input_error("model: expected one network, got list; pass one at a time"):
             use()
     with raises_input_error("model: expected a Flax NNX module or a model, got function; ja.from_function makes"):
         ja.record_activations(lambda x: x, examples[0])

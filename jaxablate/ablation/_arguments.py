@@ -31,7 +31,7 @@ from jaxablate.ablation._outcomes import NOT_FINITE, Outcomes, average, check_ou
 from jaxablate.devices import first_example, mesh_for, pad_and_shard, range_of, require_examples, to_device
 from jaxablate.fills import AffineFill, AnyFill, LinearFill, PerExampleFill
 from jaxablate.linear_compensation import check_linear_fill
-from jaxablate.models._model import AnyModel, ModelSpec, State, require_held, trace_model
+from jaxablate.models._model import AnyModel, ModelSpec, State, no_network, require_held, trace_model
 
 
 def make_problem(
@@ -122,7 +122,7 @@ def make_site_problem(model: AnyModel, site: str | None, *arguments) -> tuple[Ab
     Raises:
         InputError: for several networks, an unknown site, or as in `evaluate_masks`.
     """
-    require(isinstance(model, AnyModel), f"model: expected one network, got {type(model).__name__}; one at a time")
+    require(isinstance(model, AnyModel), f"model: expected one network, got {no_network(model)}")
     problem, _ = make_problem(model, *arguments)
     return problem, np.arange(*site_range(problem.network, site))
 
@@ -162,11 +162,11 @@ def _trace_networks(
     if isinstance(model, AnyModel):
         network, state, images = trace_model(model, images)
         return network, [state], images, ()
-    require(isinstance(model, Iterable), f"model: expected a network or several, got {type(model).__name__}")
+    require(isinstance(model, Iterable), f"model: expected a network or several, got {no_network(model)}")
     models = list(model)
     require(len(models) > 0, "model: expected at least one network, got none")
     for index, module in enumerate(models):
-        require(isinstance(module, AnyModel), f"model: expected networks, got {type(module).__name__} at place {index}")
+        require(isinstance(module, AnyModel), f"model: expected networks, at place {index} got {no_network(module)}")
     traced = [trace_model(module, images) for module in models]
     network = traced[0][0]
     for index, (spec, _, _) in enumerate(traced):

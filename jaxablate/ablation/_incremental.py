@@ -666,7 +666,7 @@ class _Curve(NamedTuple):
                 sizes.append(jnp.abs(change).max() * row_size(kernel))
                 changes.append(_change(reader, change, kernel))
                 if self.used:
-                    appearing.append(_count(reader, *flags, _take(self.used[depth][i], rows.ravel(), weight_axis)))
+                    appearing.append(_count(reader, flags[0], _take(self.used[depth][i], rows.ravel(), weight_axis)))
             updated = [result + change for result, change in zip(results, changes, strict=True)]
             if level.updates and not (level.is_bounded and self.is_moderate):
                 is_small = jnp.stack(sizes).max() < LARGE_OUTPUT

@@ -19,7 +19,7 @@ from jaxablate.ablation._outcomes import CORRECT
 from jaxablate.ablation._single import HARM
 from jaxablate.devices import first_example, require_examples
 from jaxablate.fills import AnyFill
-from jaxablate.models._model import AnyModel, trace_model
+from jaxablate.models._model import AnyModel, no_network, trace_model
 from jaxablate.orders import random_orders
 
 
@@ -84,7 +84,7 @@ def shapley_values(
     require_known("outcome", outcome, HARM)
     num_permutations = require_count("num_permutations", num_permutations, 2)
     require_key(key)
-    require(isinstance(model, AnyModel), f"model: expected one network, got {type(model).__name__}")
+    require(isinstance(model, AnyModel), f"model: expected one network, got {no_network(model)}")
     network, _, _ = trace_model(model, first_example(images))
     num_examples = require_examples(labels, len(images), network.num_classes)
     first, last = site_range(network, site)

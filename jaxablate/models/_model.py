@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.errors import TraceContextError
 from jax.extend.core import Literal
 
 from jaxablate._checks import InputError, as_array, describe_value, require, require_known, traced
@@ -255,6 +256,16 @@ class Model:
 
 
 AnyModel = Model | nnx.Module
+
+
+def no_network(value: Any) -> str:
+    """Return what was passed in place of a network, and what to do."""
+    remedy = "ja.from_pytorch reads networks of PyTorch, and ja.from_function those of Linen, Equinox and Haiku"
+    if isinstance(value, list | tuple) and all(isinstance(each, AnyModel) for each in value):
+        remedy = "pass one at a time"
+    return f"{type(value).__name__}; {remedy}"
+
+
 """A model, or a Flax NNX module, which is wrapped as by `from_module`."""
 
 
@@ -484,7 +495,9 @@ def _make_spec(
         except Exception as error:  # the user's own code may raise anything
             reason = str(error).strip().split("\n")[0]
             remedy = "pass a model and images that go together, for any number of images"
-            if isinstance(error, jax.errors.TracerArrayConversionError):
+            if isinstance(error, TraceContextError):
+                remedy = "put its modules into evaluation mode by .eval(), or pass the module itself"
+            elif isinstance(error, jax.errors.TracerArrayConversionError):
                 remedy = "let it compute by jax.numpy what NumPy computes from its inputs"
             raise InputError(
                 f"model: for {num_examples} images of shape {image.shape} it raises {type(error).__name__}: {reason}; "
