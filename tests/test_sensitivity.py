@@ -11,6 +11,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import xarray as xr
+from flax import nnx
 from helpers import logits64, raises_input_error, scores_of
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from networks import cnn_chain, in_evaluation
@@ -413,6 +414,34 @@ def test_redundancy_equals_its_parts(models, mnist5k):
         assert float(here["partial_correlation"].sel(quantity=name)) == pytest.approx(partial, abs=5e-3)
     for name in ("p_value", "partial_p_value"):
         assert ((tests[name] >= 0.01) & (tests[name] <= 1)).all()
+
+
+def test_neurons_of_constant_code_are_left_out(small_model, mnist5k):
+    model = nnx.clone(small_model)
+    model.stages[0].linear.bias[...] = model.stages[0].linear.bias[...].at[:3].set(-99.0)
+    codes = np.asarray(ja.record_activations(model, mnist5k.validation.images)[0]) >= 0.5
+    changing = [neuron for neuron in range(3, 10) if 0 < codes[:, neuron].sum() < len(codes)]
+    images, labels = mnist5k.test.images, mnist5k.test.labels
+    fill = ja.compute_fill(model, "mean", mnist5k.validation.images)
+    loss = np.asarray(
+        ja.ablation.pair_ablation(model, images, labels, fill, site="layer1", outcomes="loss"), np.float64
+    )
+    pairs = ja.interactions.pair_information(
+        codes.astype(np.int32), mnist5k.validation.labels, num_codes=2, num_classes=10
+    )
+    compared = list(itertools.combinations(changing, 2))
+    together = [loss[i, j] - loss[i, i] - loss[j, j] for i, j in compared]  # but for a constant
+    expected = stats.spearmanr([pairs.co_information[pair] for pair in compared], together).statistic
+    tests = [
+        ja.study.redundancy_test(model, mnist5k, only_changing=only, num_permutations=1).sel(scope="layer1")
+        for only in (True, False)
+    ]
+    found, of_all = (float(test["correlation"].sel(quantity="co_information").item()) for test in tests)
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert abs(found - of_all) > 0.01
+    model.stages[0].linear.bias[...] = model.stages[0].linear.bias[...].at[:8].set(-99.0)
+    with raises_input_error("only_changing: only 2 neurons of layer1 change their code, and 3 are needed"):
+        ja.study.redundancy_test(model, mnist5k, only_changing=True)
 
 
 @pytest.mark.parametrize("kind", ["mean", "class_mean"])

@@ -243,7 +243,12 @@ def share_charts(name: str, network: xr.Dataset) -> list[LineChart]:
         for i, scope in enumerate(layers_of(network)):
             parts = [part.sel(ordering=f"{score}_low", layer=i + 1) for part in summary]
             lines.append(_mean_line(network, (place_name(scope), layer_color(i), DASHES[i % len(DASHES)]), parts))
-        labels = (network_title(name), f"{score_name(score)}, low first", "Ablated neurons", "Share of the layer")
+        labels = (
+            network_title(name),
+            f"{score_name(score)}, low first",
+            "Ablated neurons",
+            "Share of the ablated neurons",
+        )
         seeds = network.sizes["seed"]
         caption = "Share of each layer among the neurons ablated so far" + f", mean of {seeds} networks" * (seeds > 1)
         chart = line_chart(network, labels, "", summary[0]["rank"].values, lines)

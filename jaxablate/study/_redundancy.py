@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from jaxablate._checks import require_count, require_known
+from jaxablate._checks import require, require_count, require_known
 from jaxablate._precision import matmul_precision
 from jaxablate._progress import OnProgress, no_progress
 from jaxablate.ablation import evaluate_masks, pair_ablation
@@ -37,6 +37,7 @@ def redundancy_test(
     *,
     quantizer: str | float = "activation",
     fill: str = "mean",
+    only_changing: bool = False,
     num_permutations: int = 999,
     seed: int = 0,
     on_progress: OnProgress | None = None,
@@ -58,6 +59,8 @@ def redundancy_test(
         quantizer: as in `StudyConfig`.
         fill: fill of ablated neurons, "zero", "mean", "median" or "class_mean", as in `compute_fill`, from the
             validation split.
+        only_changing: leave out neurons whose code is the same for all validation images. Their pairs share no
+            information, and a correlation over all pairs may come from the difference between such neurons and others.
         num_permutations: number of permutations of the neurons, for the p-values.
         seed: seed of the permutations.
         on_progress: called with (what, done, total, note) as the work progresses.
@@ -106,12 +109,19 @@ def redundancy_test(
             # Edges that depend on data come from the validation split, like the codes. The damage comes from the test
             # split, so that both are measured on different examples.
             fitted = quantize.fit(activations)
+            codes = np.asarray(fitted(activations))
+            compared = np.flatnonzero(np.ptp(codes, axis=0) > 0) if only_changing else np.arange(codes.shape[1])
+            require(
+                len(compared) > 2 or not only_changing,
+                f"only_changing: only {len(compared)} neurons of {site} change their code, and 3 are needed; compare "
+                "all neurons, or choose another quantizer",
+            )
             pairs = pair_information(
-                fitted(activations), data.validation.labels, num_codes=fitted.num_codes, num_classes=data.num_classes
+                codes[:, compared], data.validation.labels, num_codes=fitted.num_codes, num_classes=data.num_classes
             )
             loss = pair_ablation(model, *examples, fit_fill, site=site, outcomes="loss")
-            together = super_additivity(np.asarray(loss, np.float64) - intact)
-            curvature = _site_curvature(model, data.test, fit_fill, j)
+            together = super_additivity(np.asarray(loss, np.float64) - intact)[np.ix_(compared, compared)]
+            curvature = _site_curvature(model, data.test, fit_fill, j)[np.ix_(compared, compared)]
             upper = np.triu_indices(len(curvature), k=1)
             curvature_correlations.append(spearman(curvature[upper], together[upper]))
             pair_tests = [
@@ -127,7 +137,12 @@ def redundancy_test(
         np.reshape(curvature_correlations, places),
         scopes=network.sites,
         quantities=QUANTITIES,
-        attrs={"quantizer": str(quantizer), "fill": fill, "num_test_examples": len(data.test)},
+        attrs={
+            "quantizer": str(quantizer),
+            "fill": fill,
+            "only_changing": int(only_changing),
+            "num_test_examples": len(data.test),
+        },
         source=data.source,
     )
 
