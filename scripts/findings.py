@@ -27,6 +27,7 @@ from findings_settings import (
     settings_section,
     unpacked_results,
 )
+from measure import COMPARED, FILLS
 from measure_settings import settings
 from scipy import stats
 
@@ -57,6 +58,7 @@ from jaxablate.metrics import METRICS
 from jaxablate.protocols import DEPARTURES, SETS
 from jaxablate.results import RANDOM, auc, balanced_fill, protocols_of, select_protocol
 from jaxablate.statistics import Estimate, estimate, paired_difference
+from jaxablate.training import default_epochs
 
 PAPER, PUBLISHED = SETS["both"]
 BASELINE = "contribution_sd"
@@ -269,11 +271,12 @@ def provenance(measured: Measurements) -> str:
     config = json.loads(attrs["config"])
     versions = ", ".join(f"{name} {version}" for name, version in json.loads(attrs["versions"]).items())
     files = "; ".join(f"`{name}` {digest[:16]}..." for name, digest in json.loads(attrs["dataset_sha256"]).items())
+    epochs = config["epochs"] or default_epochs(50_000, config["batch_size"])
     seeds, device = config["seeds"], attrs["device"].replace("cpu: cpu", "CPU")
     return (
         f"**Data:** {attrs['dataset']} (SHA-256: {files}). **Networks:** {len(seeds)} of each kind, seeds {seeds[0]} "
         f"to {seeds[-1]}, trained by Adam (learning rate {config['learning_rate']:g}, batches of "
-        f"{config['batch_size']}, {config['epochs']} epochs, L2 {config['l2']:g} added to the gradient); 10,000 of the "
+        f"{config['batch_size']}, {epochs} epochs, L2 {config['l2']:g} added to the gradient); 10,000 of the "
         f"60,000 training images are the validation split (seed {config['split_seed']}), which gives scores and fills, "
         f"and the 10,000 test images give accuracy. {config['steps']} neurons are ablated one after another, in the "
         f"order of each score and in {config['num_random_orders']} random orders. A neuron's one-bit code says whether "
@@ -704,14 +707,14 @@ def reproduction(measured: Measurements, published: dict[str, dict[str, list[flo
     for protocol, figures in compared.items():
         curves = distinct_curves(figures)
         effects = published_effects(measured, published, protocol)
-        areas, ends, gaps = (
-            sum(prediction.is_inside for prediction in predictions)
-            for predictions in ([c.area for c in curves], [c.end for c in curves], effects.values())
-        )
+        compared_values = [c.area for c in curves], [c.end for c in curves], [*effects.values()]
+        areas, ends, gaps = (sum(prediction.is_inside for prediction in values) for values in compared_values)
+        distances = [np.median([abs(p.published - p.mean) for p in values]) for values in compared_values]
         width = np.median([curve.area.high - curve.area.low for curve in curves])
         counts[protocol] = (
             f"{areas} of {len(curves)} AUCs, {ends} of {len(curves)} end points and {gaps} of {len(effects)} "
-            f"differences of two AUCs lie inside (median width for an AUC {width:.1f} points)"
+            f"differences of two AUCs lie inside (median width for an AUC {width:.1f} points); their median distances "
+            f"from our mean are {distances[0]:.1f}, {distances[1]:.1f} and {distances[2]:.1f} points"
         )
     effects = published_effects(measured, published, PUBLISHED)
     outside = [
@@ -737,8 +740,8 @@ def reproduction(measured: Measurements, published: dict[str, dict[str, list[flo
             f"published protocol {counts[PUBLISHED]}; under the paper's formulas {counts[PAPER]}. Curves of a network "
             f"that differ by less than {SAME_CURVE} points on average count once. If the published networks were "
             "trained as these were, 95% are expected, but the curves of a network are not independent, and the "
-            "intervals are wide. More of the figures' values lie in the intervals of the published protocol, which are "
-            "wider on average. "
+            "intervals are wide: coverage alone would favour the protocol with the wider intervals, so the distances "
+            "are given as well. "
             "[The pictures](published_figures.md) show all 17 figures.",
             "",
             "Differences of two curves say more, since a network's general level cancels. Outside under the published "
@@ -892,9 +895,9 @@ def overfitting(measured: Measurements) -> str:
     lines += [
         "",
         f"In the last hidden layer {positive} of {len(differences)} differences are positive with p < 0.05 ({after} "
-        f"after Holm's correction); the largest is {max(float(d.mean) for d in differences):+.2f} points, and "
-        "differences below 0.25 points are within the margin of this page. HVF has the higher AUC on the test split "
-        f"in {better} of {len(differences)} cases, so there is {'some' if better else 'no'} advantage to explain "
+        f"after Holm's correction), but small: the largest is {max(float(d.mean) for d in differences):+.2f} points, "
+        "and differences below 0.25 points are within the margin of this page. HVF has the higher AUC on the test "
+        f"split in {better} of {len(differences)} cases, so there is {'some' if better else 'no'} advantage to explain "
         "under the paper's formulas. The paper saw the advantage in curves of the published code, where this was not "
         f"tested. Training curves use {count:,} training examples.",
     ]
@@ -1044,27 +1047,32 @@ def constant_pairs(measured: Measurements, num_networks: int) -> str:
 def pairs(measured: Measurements, pictures: Path) -> str:
     """Report how the information that pairs share correlates with the super-additivity of their damage."""
     rows, figures, test = [], [], None
-    partial: dict[str, list[str]] = {}
-    for name, fill in itertools.product(measured.names, ("mean", "zero")):
-        test = measured.table(f"pairs_{fill}_{name}.nc")
-        for scope in test["scope"].values:
-            layer = test.sel(scope=scope)
-            cells = [interval(estimate(layer["curvature_correlation"].values), digits=4)]
-            co = layer.sel(quantity="co_information")
-            estimates = [estimate(co[kind].values) for kind in ("correlation", "partial_correlation")]
-            cells += map(interval, estimates)
-            place = "last" if scope == test["scope"].values[-1] else str(scope)
-            partial.setdefault(place, []).append(f"{float(estimates[1].mean):+.2f} ({name}, {fill})")
-            rows.append(f"| {name} | {scope} | {fill} | {' | '.join(cells)} |")
+    partial: dict[tuple[str, str], list[str]] = {}
+    for name, fill in itertools.product(measured.names, FILLS):
+        tests = {compared: measured.table(f"pairs_{compared}_{fill}_{name}.nc") for compared in COMPARED}
+        test = tests["all"]
+        for scope in map(str, test["scope"].values):
+            place = "last" if scope == test["scope"].values[-1] else scope
+            for compared, table in tests.items():
+                layer = table.sel(scope=scope)
+                cells = [interval(estimate(layer["curvature_correlation"].values), digits=4)]
+                co = layer.sel(quantity="co_information")
+                estimates = [estimate(co[kind].values) for kind in ("correlation", "partial_correlation")]
+                cells += map(interval, estimates)
+                partial.setdefault((place, compared), []).append(f"{interval(estimates[1])} ({name}, {fill})")
+                rows.append(f"| {name} | {scope} | {fill} | {compared} | {' | '.join(cells)} |")
     for name in measured.names:
         with atomic_path(pictures / f"pairs_{name}.png") as temporary:
             shutil.copyfile(measured.folder / f"pairs_{name}.png", temporary)
-        figures.append(f"![Information of pairs of the last layer about the class, {name}](findings/pairs_{name}.png)")
+        figures.append(
+            f"![Information of pairs of the last layer about the class, network of seed 0, {name}]"
+            f"(findings/pairs_{name}.png)"
+        )
     assert test is not None
     num_networks = test.sizes["network"]
 
-    def listed(place: str) -> str:
-        return ", ".join(partial[place])
+    def listed(place: str, compared: str) -> str:
+        return "; ".join(partial[place, compared])
 
     text = (
         "The paper infers redundancy from curves. Here shared information is measured for pairs. Co-information is "
@@ -1075,18 +1083,19 @@ def pairs(measured: Measurements, pictures: Path) -> str:
         "damage of a pair exceeds the sum because the loss is curved. The control is this curvature, E[d_i^T (diag p "
         "- p p^T) d_j] with d the change of the logits and p the intact prediction. The table shows Spearman's "
         "correlations with super-additivity over the pairs of a layer, as mean and 95% interval over networks: of the "
-        "curvature, of co-information, and of co-information given the curvature.\n\n"
+        "curvature, of co-information, and of co-information given the curvature. *All* compares all neurons, "
+        "*changing* those whose code is not the same for all validation images.\n\n"
         "In the last hidden layer what the curvature leaves is of third order in the change of the logits, and cannot "
         "show replacement, present or absent. So the last layer is a negative control; its correlations given the "
-        f"curvature are {listed('last')}. In earlier layers they also hold how the later layers combine the two "
-        f"changes. Layer 2 of the 3-layer network shows no more: {listed('layer2')}. Layer 1 has {listed('layer1')}. "
-        f"But {constant_pairs(measured, num_networks)} of its pairs contain a neuron whose code never changes. Such a "
-        "pair has co-information 0, so the correlation may come from these neurons. The measured pairs were not saved, "
-        "and the test was not repeated without these neurons."
+        f"curvature are {listed('last', 'all')}. In earlier layers they also hold how the later layers combine the two "
+        f"changes. Layer 2 of the 3-layer network has {listed('layer2', 'all')}. Layer 1 has "
+        f"{listed('layer1', 'all')}. But {constant_pairs(measured, num_networks)} of its pairs contain a neuron whose "
+        "code never changes. Such a pair has co-information 0, so the correlation may come from these neurons. "
+        f"Without them it is {listed('layer1', 'changing')}."
     )
     head = [
-        "| network | layer | fill | curvature | co-information | co-information given curvature |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| network | layer | fill | neurons | curvature | co-information | co-information given curvature |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     return "\n\n".join([text, "\n".join([*head, *rows]), *figures])
 

@@ -6,6 +6,7 @@ data are full MNIST; about two hours on two idle cores.
 """
 
 import argparse
+import itertools
 import lzma
 import shutil
 import sys
@@ -26,7 +27,7 @@ BASELINE = "contribution_sd"
 BINS = (2, 4, 8, 16, 32)
 QUANTIZERS = ("activation", *(f"quantile:{bins}" for bins in BINS), *(f"uniform:{bins}:0:1" for bins in BINS[1:]))
 """Uniform codes cover the range of a sigmoid; two uniform codes equal the first quantizer and are left out."""
-FILLS = ("mean", "zero")
+FILLS, COMPARED = ("mean", "zero"), ("all", "changing")
 FEWER_SEEDS, TRAINING_IMAGES = 10, 10_000
 
 
@@ -70,9 +71,11 @@ def measure(run: Path, dataset: str, num_seeds: int, epochs: int | None, images:
             sensitivity = ja.study.quantizer_sensitivity(models[:FEWER_SEEDS], data, QUANTIZERS, on_progress=bars)
             ja.results.save_table(sensitivity, run / f"sensitivity_{name}.nc")
             draw_pairs(models[0], data, run / f"pairs_{name}.png", f"{name} network, seed {config.seeds[0]}")
-            for fill in FILLS:
-                pairs = ja.study.redundancy_test(models[:FEWER_SEEDS], fewer, fill=fill, on_progress=bars)
-                ja.results.save_table(pairs, run / f"pairs_{fill}_{name}.nc")
+            for fill, compared in itertools.product(FILLS, COMPARED):
+                pairs = ja.study.redundancy_test(
+                    models[:FEWER_SEEDS], fewer, fill=fill, only_changing=compared == "changing", on_progress=bars
+                )
+                ja.results.save_table(pairs, run / f"pairs_{compared}_{fill}_{name}.nc")
 
 
 def training_curves(models: list[ja.MLP], network: xr.Dataset, data: ja.Dataset) -> xr.Dataset:
