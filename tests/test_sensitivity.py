@@ -436,9 +436,9 @@ def test_neurons_of_constant_code_are_left_out(small_model, mnist5k):
         ja.study.redundancy_test(model, mnist5k, only_changing=only, num_permutations=1).sel(scope="layer1")
         for only in (True, False)
     ]
-    found, of_all = (float(test["correlation"].sel(quantity="co_information").item()) for test in tests)
-    assert found == pytest.approx(expected, abs=1e-3)
-    assert abs(found - of_all) > 0.01
+    correlation, of_all = (float(test["correlation"].sel(quantity="co_information").item()) for test in tests)
+    assert correlation == pytest.approx(expected, abs=1e-3)
+    assert abs(correlation - of_all) > 0.01
     model.stages[0].linear.bias[...] = model.stages[0].linear.bias[...].at[:8].set(-99.0)
     with raises_input_error("only_changing: only 2 neurons of layer1 change their code, and 3 are needed"):
         ja.study.redundancy_test(model, mnist5k, only_changing=True)

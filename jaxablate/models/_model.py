@@ -260,7 +260,7 @@ AnyModel = Model | nnx.Module
 
 def no_network(value: Any) -> str:
     """Return what was passed in place of a network, and what to do."""
-    remedy = "ja.from_pytorch reads networks of PyTorch, and ja.from_function those of Linen, Equinox and Haiku"
+    remedy = "ja.from_pytorch reads networks of PyTorch, and ja.from_function networks of Linen, Equinox and Haiku"
     if isinstance(value, list | tuple) and all(isinstance(each, AnyModel) for each in value):
         remedy = "pass one at a time"
     return f"{type(value).__name__}; {remedy}"
