@@ -598,3 +598,25 @@ def test_exact_ties_behind_other_operations(head):
             model, orders, images, labels, steps=5, engine="incremental", memory_limit=limit
         )
         np.testing.assert_array_equal(np.ravel(counts), expected)
+
+
+@pytest.mark.parametrize("fill", ["mean", "linear"])
+def test_an_axis_of_one_head(fill):
+    """Units along two axes, one of size 1, which the result of the linear map keeps; as first and as deeper level."""
+    random = np.random.default_rng(0)
+    shapes = {"first": (6, 6), "query": (6, 1, 5), "out": (5, 4)}
+    params = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    images, labels = random.normal(size=(60, 3, 6)).astype(np.float32), random.integers(0, 4, 60)
+
+    def network(p, x):
+        x = ja.tag(jax.nn.relu(x @ p["first"]), "first")
+        heads = ja.tag(jax.nn.relu(jnp.einsum("ntd,dhk->nthk", x, p["query"])), "heads", axis=(-2, -1))
+        return jnp.einsum("nthk,kc->nthc", heads, p["out"]).sum((1, 2))
+
+    model = ja.from_function(network, params, images)
+    values = ja.compute_fill(model, fill, images, labels)
+    for neurons in (np.arange(11), np.arange(6, 11)):
+        order = random.permutation(neurons)[None]
+        masks = ja.orders.masks_of_orders(order, 11, len(neurons))
+        counts = ja.cumulative_ablation(model, order, images, labels, values, steps=len(neurons), engine="incremental")
+        np.testing.assert_array_equal(counts[0], ja.evaluate_masks(model, masks, images, labels, values))

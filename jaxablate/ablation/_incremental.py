@@ -50,7 +50,10 @@ from jaxablate.models._weights import Reader, find_readers
 # product with the row, reaches LARGE_OUTPUT.
 # Exact ties: if everything that a part of z adds up is 0, as the outputs of dead ReLU units, that part is exactly 0.
 # Without biases all logits are then equal, and a rounding error would choose the class. So each level counts the terms
-# of z that are not 0, from operands and weights, and sets z to 0 where none is left.
+# of z that are not 0, and sets z to 0 where none is left. A row of weights counts if one of its weights is not 0, so a
+# class whose own weights to all remaining units are 0, while another class has some, keeps the rounding error.
+# Limit: the error is relative to the outputs that were subtracted, not to those that remain. If what remains is smaller
+# by 1e5, and is then normalized, the error is no longer small.
 # Linear fills: ablating neuron j changes the outputs of its site's ablated units (j included) by -e_j b_j. Here e_j is
 # the part of h_j that the remaining units do not predict, and b_j is column j of the order's `Basis.columns`. So z
 # changes by -e_j (b_j^T W): an update as above, with -e_j in place of a_j - h_j and columns^T W in place of W. Only
@@ -78,10 +81,11 @@ class _Update(NamedTuple):
     path: list[JaxprEqn]
 
     def is_direct(self, site: SiteSpec) -> bool:
-        """Return True if the linear map is a matrix product that reads the site itself, along its one axis of units."""
+        """Return True if the linear map is a matrix product that reads the site, along its only axis of units."""
         first = min(axis for axis in range(len(site.shape)) if axis not in site.unit_axes)
         plain = site.example_axis == first and site.shape[first] == TRACED[0]
-        return plain and not self.path and self.reader.is_product and self.reader.axes == site.unit_axes[-1:]
+        whole = len(site.unit_axes) == 1 and self.reader.axes == site.unit_axes
+        return plain and whole and not self.path and self.reader.is_product
 
 
 def _take(array: jax.Array, places: jax.Array, axis: int) -> jax.Array:
