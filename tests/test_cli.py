@@ -187,7 +187,7 @@ def test_unknown_protocols_are_refused(tmp_path):
 @pytest.mark.slow
 def test_a_second_run_reuses_the_networks(reproduced, small_data):
     out, _ = reproduced
-    process = run(*REPRODUCE, small_data, "--out", out, program=WITHOUT_PICTURES)
+    process = run(*REPRODUCE, small_data, "--out", out)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("reused 1 trained before") == 2
 

@@ -134,6 +134,7 @@ def test_programs_are_forgotten_before_their_mappings_run_out(what, small_model,
             return ja.train(mnist5k, (3,), epochs=1)
         return ja.run_study(config, {"own": small_model})
 
+    jax.clear_caches()  # what other tests compiled
     program = jax.jit(lambda x: x + 1)
     program(1.0)
     monkeypatch.setattr(devices, "MAX_MAPPINGS", tmp_path / "max_map_count")
