@@ -49,13 +49,10 @@ def pytest_configure(config):
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs():
     """Drop compiled programs before they take all memory mappings of the process; files share most of them."""
-    import jax
-
     from jaxablate import devices
 
     yield
-    if devices._uses_half_of_mappings():
-        jax.clear_caches()
+    devices.make_room_for_programs()
 
 
 def pytest_unconfigure():

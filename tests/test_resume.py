@@ -312,7 +312,9 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("is_grid", "signals"), [(False, (signal.SIGTERM, signal.SIGKILL)), (True, (signal.SIGINT,))])
+@pytest.mark.parametrize(
+    ("is_grid", "signals"), [(False, (signal.SIGTERM, signal.SIGKILL)), (True, (signal.SIGINT, signal.SIGKILL))]
+)
 def test_a_killed_run_ends_the_same(is_grid, signals, small_data, tmp_path):
     """By each signal; `python scripts/kill_test.py` does many."""
     spec = importlib.util.spec_from_file_location("kill_test", ROOT / "scripts" / "kill_test.py")

@@ -256,6 +256,7 @@ class Model:
 
 
 AnyModel = Model | nnx.Module
+"""A model, or a Flax NNX module, which is wrapped as by `from_module`."""
 
 
 def no_network(value: Any) -> str:
@@ -264,9 +265,6 @@ def no_network(value: Any) -> str:
     if isinstance(value, list | tuple) and all(isinstance(each, AnyModel) for each in value):
         remedy = "pass one at a time"
     return f"{type(value).__name__}; {remedy}"
-
-
-"""A model, or a Flax NNX module, which is wrapped as by `from_module`."""
 
 
 def from_function(
