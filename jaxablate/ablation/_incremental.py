@@ -395,18 +395,18 @@ def _engine(static, replicated, shard: Shard):
             def start_curve(bases):
                 # computed before the loops, since deeper levels are entered many times
                 weights = [[_weight(update, env) for update in level.updates] for level in plan.levels]
-                used, changed, pairs = [], [], list(zip(plan.levels, weights, strict=True))
+                used, carried, pairs = [], [], list(zip(plan.levels, weights, strict=True))
                 if bases:
                     changed = [
                         [jnp.tensordot(bases[level.site].columns.T, w, 1) for w in each] for level, each in pairs
                     ]
+                    # The kept units start with the weights S^T W, with S as in `Basis`: the identity or the columns.
+                    weights, carried = changed, weights if with_start else changed
                 else:
                     used = [
                         [_used(u.reader, w) for u, w in zip(level.updates, each, strict=True)] for level, each in pairs
                     ]
-                curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings, bases, changed, used)
-                # The kept units start with the weights S^T W, with S as in `Basis`: the identity or the columns.
-                carried = [] if not bases else weights if with_start else changed
+                curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings, bases, weights, used)
                 progress = _Progress(jnp.int32(0), start_sums, jnp.asarray(keep), carried)
                 return curve, progress, curve.enter_level(0, env, progress)
 
@@ -475,13 +475,11 @@ class _Entered(NamedTuple):
         env: values of earlier stages, by variable.
         changes: for each update, a function from (units, rows) to the changes of its operand if they are ablated, and
             what `_appear` gives for them. With a linear fill, to the changes alone.
-        weights: for each update, the weight.
         results: for each update, the result of the linear map when the level is entered.
     """
 
     env: dict[Var, Any]
     changes: list[Callable]
-    weights: list[jax.Array]
     results: list[jax.Array]
 
 
@@ -499,7 +497,8 @@ class _Curve(NamedTuple):
     is_moderate: bool
     with_start: bool
     bases: dict[int, Basis]
-    changed_weights: list[list[jax.Array]]
+    # for each level and update the weight W, with a linear fill columns^T W
+    weights: list[list[jax.Array]]
     # for each level and update its weight for `_count`; [] with a linear fill, whose ablated outputs are hardly ever 0
     used: list[list[jax.Array]]
 
@@ -531,13 +530,12 @@ class _Curve(NamedTuple):
             if depth == 0:  # entered once: one product for all units
                 (of_all_units,) = residuals(jnp.arange(spec.size))
                 residuals = lambda units, _: [_take(of_all_units, units, 0)]  # noqa: E731
-            return _Entered(env, [residuals] * len(level.updates), self.changed_weights[depth], results)
+            return _Entered(env, [residuals] * len(level.updates), results)
         ablated = ablated_values(outputs, self.fills[level.site], self.scales[level.site])
         ablated = spec.native(jnp.broadcast_to(ablated, outputs.shape).astype(outputs.dtype))
-        changes, weights = [], []
+        changes = []
         for update in level.updates:
             reader = update.reader
-            weights.append(_weight(update, env))
             # Deeper levels are entered at every step of a shallower one: they compute only the changes that they need.
             if depth > 0 and update.is_direct(spec):
                 changes.append(partial(self._changes_of_units, outputs, level.site))
@@ -551,7 +549,7 @@ class _Curve(NamedTuple):
                 arrays = [_rows_first(array, reader.axes) for array in arrays]
             axis = 0 if reader.is_product else reader.axes[0]
             changes.append(lambda _, rows, arrays=arrays, axis=axis: [_take(array, rows, axis) for array in arrays])
-        return _Entered(env, changes, weights, results)
+        return _Entered(env, changes, results)
 
     def without(self, weights: list[list[jax.Array]], neurons: jax.Array, is_taken: jax.Array) -> list[list[jax.Array]]:
         """Return `_Progress.weights` after a step; if `is_taken` is False, they do not change.
@@ -560,7 +558,7 @@ class _Curve(NamedTuple):
         step of several neurons may ablate some at deeper levels than the level at which it starts.
         """
         fewer = []
-        for level, kept, changed in zip(self.levels, weights, self.changed_weights, strict=True):
+        for level, kept, changed in zip(self.levels, weights, self.weights, strict=True):
             first, last = self.network.offsets[level.site : level.site + 2]
             is_member = (neurons >= first) & (neurons < last) & is_taken
             units = jnp.where(is_member, neurons - first, last - first)  # beyond the site: no residual
@@ -656,7 +654,7 @@ class _Curve(NamedTuple):
             weights = self.without(progress.weights, neurons, is_entered) if self.bases else []
             progress = progress._replace(keep=keep, weights=weights)
             changes, appearing, sizes = [], [], []
-            for i, (update, weight) in enumerate(zip(level.updates, entered.weights, strict=True)):
+            for i, (update, weight) in enumerate(zip(level.updates, self.weights[depth], strict=True)):
                 reader = update.reader
                 rows = jnp.asarray(reader.rows)[units]
                 axis, weight_axis = (0, 0) if reader.is_product else (reader.axes[0], reader.weight_axes[0])
