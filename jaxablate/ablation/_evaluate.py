@@ -132,7 +132,9 @@ def cumulative_ablation(
         engine: "vmap" evaluates every step in full; "incremental" updates the step before; "certified" does so for
             predictions of multilayer perceptrons, and evaluates only examples that may change their class. "auto"
             chooses among them on a CPU by the model and the number of examples, and takes "vmap" on other devices. All
-            give the same counts.
+            give the same counts, unless two logits differ by no more than a rounding error. That of "incremental" and
+            "certified" is relative to what the steps before have subtracted: where all that remains is smaller by 1e5,
+            only "vmap" is exact.
 
     Returns:
         int32 [order, steps + 1]: at step k the first k neurons of the order are ablated, or the first steps[k - 1] if
@@ -229,8 +231,8 @@ def _choose_engine(engine: str, problem: AblationProblem, orders: np.ndarray, nu
     can_certify = int(numbers[-1]) == len(numbers) and _certified.can_certify(problem, sites)
     require(
         engine != "certified" or can_certify,
-        "engine: 'certified' counts predictions of a multilayer perceptron that loses one neuron in each step; choose "
-        "'incremental'",
+        "engine: 'certified' counts predictions of a multilayer perceptron, none of whose weights is 0, that loses one "
+        "neuron in each step; choose 'incremental'",
     )
     if engine != "auto":
         return engine

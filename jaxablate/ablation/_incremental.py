@@ -30,7 +30,7 @@ from jaxablate.models._model import (
     stack_states,
 )
 from jaxablate.models._sites import Prediction, ablated_values
-from jaxablate.models._weights import Reader, find_readers
+from jaxablate.models._weights import Reader, find_readers, read_weight
 
 # Levels: each ablated site is a level, numbered in network order. The operations of the graph fall into stages:
 # stage d depends on the site of level d and on no deeper one. An order over several sites may visit them in any
@@ -50,10 +50,10 @@ from jaxablate.models._weights import Reader, find_readers
 # product with the row, reaches LARGE_OUTPUT.
 # Exact ties: if everything that a part of z adds up is 0, as the outputs of dead ReLU units, that part is exactly 0.
 # Without biases all logits are then equal, and a rounding error would choose the class. So each level counts the terms
-# of z that are not 0, and sets z to 0 where none is left. A row of weights counts if one of its weights is not 0, so a
-# class whose own weights to all remaining units are 0, while another class has some, keeps the rounding error.
-# Limit: the error is relative to the outputs that were subtracted, not to those that remain. If what remains is smaller
-# by 1e5, and is then normalized, the error is no longer small.
+# of z that are not 0, and sets z to 0 where none is left. If no weight of the networks is 0, every output of a linear
+# map has equally many terms, and one number serves all of them. Otherwise each output has a number of its own.
+# Limit: the error is relative to the outputs that were subtracted, not to those that remain. If all that remains is
+# smaller by 1e5, and is then normalized or compared, the error is no longer small.
 # Linear fills: ablating neuron j changes the outputs of its site's ablated units (j included) by -e_j b_j. Here e_j is
 # the part of h_j that the remaining units do not predict, and b_j is column j of the order's `Basis.columns`. So z
 # changes by -e_j (b_j^T W): an update as above, with -e_j in place of a_j - h_j and columns^T W in place of W. Only
@@ -134,14 +134,25 @@ def _appear(intact: jax.Array, ablated: jax.Array) -> jax.Array:
     return (ablated != 0).astype(jnp.int8) - (intact != 0).astype(jnp.int8)
 
 
-def _used(reader: Reader, weight: jax.Array) -> jax.Array:
-    """Return the rows of a weight that are not 0, as the weight of `_count`: bool [row], or a kernel of one channel."""
+def _used(reader: Reader, weight: jax.Array, is_sparse: bool) -> jax.Array:
+    """Return where a weight is not 0, as the weight of `_count`.
+
+    Args:
+        reader: the linear map.
+        weight: its weight, of a product with its inputs first.
+        is_sparse: True for a number of terms for each output of the linear map, False for one that serves all outputs.
+
+    Returns:
+        float32 of the weight's shape. If one number serves all: bool [row], or a kernel of one channel.
+    """
+    used, params = weight != 0, reader.equation.params
+    if is_sparse:
+        return used.astype(jnp.float32)
     if reader.is_product:
-        return (weight != 0).any(range(1, weight.ndim))
-    params = reader.equation.params
+        return used.any(range(1, used.ndim))
     if params["feature_group_count"] == params["batch_group_count"] == 1:
-        return (weight != 0).any(params["dimension_numbers"].rhs_spec[0], keepdims=True).astype(weight.dtype)
-    return (weight != 0).astype(weight.dtype)
+        used = used.any(params["dimension_numbers"].rhs_spec[0], keepdims=True)
+    return used.astype(jnp.float32)
 
 
 def _count(reader: Reader, flags: jax.Array, used: jax.Array) -> jax.Array:
@@ -152,10 +163,10 @@ def _count(reader: Reader, flags: jax.Array, used: jax.Array) -> jax.Array:
         flags: integers in the place of these rows of the operand: 1 for a term, or from `_appear` for changes.
         used: these rows of the weight, from `_used`.
     """
-    if reader.is_product:
+    if used.dtype == bool:
         counted = jnp.where(used.reshape(-1, *(1,) * (flags.ndim - 1)), flags, 0)
         return counted[0].astype(jnp.int32) if len(counted) == 1 else counted.sum(0, dtype=jnp.int32)
-    return reader.equation.primitive.bind(flags.astype(used.dtype), used, **reader.equation.params)
+    return _change(reader, flags.astype(jnp.float32), used)
 
 
 def _vanish(reader: Reader, result: jax.Array, count: jax.Array) -> jax.Array:
@@ -212,6 +223,14 @@ def has_updates(network: ModelSpec, sites: tuple[int, ...], is_linear: bool = Fa
     """Return True if the engine gains by updates at one of these sites, or by starting after the first site."""
     plan = _make_plan(network, network.graph(TRACED[0]), sites, (), is_linear)
     return len(sites) > 1 or any(level.updates for level in plan.levels)
+
+
+def has_zero_weights(problem: AblationProblem, sites: tuple[int, ...]) -> bool:
+    """Return True if a linear map that reads one of these sites has weights of 0, as in a network pruned by masks."""
+    graph = problem.network.graph(TRACED[0])
+    pairs = [pair for site in sites for pair in _readers(problem.network, site)]
+    weights = [reader._replace(equation=graph.equations[index]).weight for index, reader in pairs]
+    return not all(np.asarray(read_weight(graph, state, w)).all() for state in problem.states for w in weights)
 
 
 def _make_plan(
@@ -297,7 +316,8 @@ def measure_steps(
     # One example takes the results and changes of each level, and the activations before and after the levels.
     per_example = (2 * len(sites) + 4) * peak_activation_bytes(network, sites)
     removed = () if keep is None else ablated_sites(network, np.flatnonzero(~keep))
-    static = network, sites, removed, keep is None, problem.outcomes, problem.precision, problem.is_moderate
+    flags = problem.is_moderate, has_zero_weights(problem, sites)
+    static = network, sites, removed, keep is None, problem.outcomes, problem.precision, *flags
     start = np.ones(network.num_neurons, bool) if keep is None else keep
     runner = ChunkRunner(problem, per_example, preferred_chunk(network, sites))
     at_a_time, parts = orders.shape[1], []
@@ -358,13 +378,13 @@ def _engine(static, replicated, shard: Shard):
 
     Args:
         static: the network, the ablated sites, the sites with neurons removed at the start, True to measure the start,
-            outcomes, precision, and True if fill, scale and weights are moderate.
+            outcomes, precision, True if fill, scale and weights are moderate, and True if weights are 0.
         replicated: orders [network, order, step, neuron], the number of orders to follow [network], the neurons kept at
             the start [neuron], the state of each network, fill, scale, and for a linear fill the bases of each site
             [network, order or 1, unit, unit], else {}.
         shard: the examples.
     """
-    network, sites, removed, with_start, outcomes, precision, is_moderate = static
+    network, sites, removed, with_start, outcomes, precision, is_moderate, is_sparse = static
     orders, num_distinct, keep, states, fill, scale, bases = replicated
     num_steps = orders.shape[2] + with_start
     # The level at which each neuron is ablated. The padding of a step, with an id beyond the last neuron, gets a number
@@ -404,7 +424,8 @@ def _engine(static, replicated, shard: Shard):
                     weights, carried = changed, weights if with_start else changed
                 else:
                     used = [
-                        [_used(u.reader, w) for u, w in zip(level.updates, each, strict=True)] for level, each in pairs
+                        [_used(u.reader, w, is_sparse) for u, w in zip(level.updates, each, strict=True)]
+                        for level, each in pairs
                     ]
                 curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings, bases, weights, used)
                 progress = _Progress(jnp.int32(0), start_sums, jnp.asarray(keep), carried)
@@ -608,12 +629,12 @@ class _Curve(NamedTuple):
         env = env | {level.variable: self.masked(level, env, keep)}
         for update, used in zip(level.updates, self.used[depth], strict=True):
             reader, flags = update.reader, read(evaluate(update.path, env, self.replace), update.reader.operand) != 0
-            if reader.is_product:  # as `_count`, with the rows last, where they mostly are
+            if used.dtype == bool:  # as `_count`, with the rows last, where they mostly are
                 flags = jnp.moveaxis(flags, reader.axes, range(-len(reader.axes), 0))
                 flags = flags.reshape(*flags.shape[: -len(reader.axes)], -1)
                 counts.append((flags & used).sum(-1, dtype=jnp.int32))
             else:
-                counts.append(_count(reader, flags, used))
+                counts.append(_count(reader, _rows_first(flags, reader.axes) if reader.is_product else flags, used))
         return counts
 
     def run_level(self, order, depths, depth: int, entered: _Entered, progress: _Progress) -> _Progress:

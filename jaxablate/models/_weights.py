@@ -245,7 +245,6 @@ def site_weights(spec: ModelSpec, state: State, *, incoming: bool) -> list[jax.A
         InputError: for a site without a linear map before it (incoming) or after it that keeps its units apart.
     """
     graph = spec.graph(TRACED[0])
-    env = dict(zip(graph.inputs, state, strict=False))  # without the images: weights do not depend on them
     flows, weights = describe_values(graph), []
     for name, site in zip(spec.sites, spec.site_specs, strict=True):
         parts = _incoming(graph, site, flows) if incoming else _outgoing(graph, site, flows)
@@ -253,10 +252,15 @@ def site_weights(spec: ModelSpec, state: State, *, incoming: bool) -> list[jax.A
         require(len(parts) > 0, f"weight norms: expected a linear map {place} site {name!r} that keeps its units apart")
         by_unit = []
         for weight, axes, rows in parts:
-            value = read(evaluate(needed(graph.equations, [weight]), dict(env)), weight)
-            by_unit.append(rows_first(value, axes)[rows].reshape(len(rows), -1))
+            by_unit.append(rows_first(read_weight(graph, state, weight), axes)[rows].reshape(len(rows), -1))
         weights.append(jnp.concatenate(by_unit, axis=1))
     return weights
+
+
+def read_weight(graph: Graph, state: State, weight: Any) -> jax.Array:
+    """Return the value of a weight of a linear map, which no image changes."""
+    env = dict(zip(graph.inputs, state, strict=False))  # without the images
+    return read(evaluate(needed(graph.equations, [weight]), env), weight)
 
 
 def rows_first(array: Any, axes: tuple[int, ...]) -> Any:
