@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy import special  # scipy.stats takes ten times as long to import
 
 from jaxablate._checks import host_numbers, require, require_count, require_number, short_repr
 
@@ -58,9 +59,7 @@ class Estimate:
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[Numbers, Numbers]:
         """Return the ends of the t-interval of the mean, each [...]; NaN for fewer than two networks."""
-        from scipy import stats
-
-        half = stats.t.ppf((1 + confidence) / 2, self.degrees_of_freedom) * self.standard_error
+        half = special.stdtrit(self.degrees_of_freedom, (1 + confidence) / 2) * self.standard_error
         return np.asarray(self.mean - half), np.asarray(self.mean + half)
 
     def prediction_interval(self) -> tuple[Numbers, Numbers]:
@@ -95,10 +94,8 @@ class Estimate:
 
     def _tail(self, distance: Any) -> Numbers:
         """Return the probability that a t-distributed mean lies below a distance from the tested value."""
-        from scipy import stats
-
         scale = np.where(self.standard_error > 0, self.standard_error, np.nan)
-        return np.asarray(stats.t.cdf(distance / scale, self.degrees_of_freedom))
+        return np.asarray(special.stdtr(self.degrees_of_freedom, distance / scale))
 
     def _defined(self, values: np.ndarray) -> Numbers:
         """Return values that are NaN where the standard error is."""

@@ -599,6 +599,11 @@ def reasons(verdicts: Sequence[Verdict]) -> str:
         float(paired_difference(*map(np.array, (c.published.values, c.paper.values))).p_value) for c in distinct
     ]
     corrected = sum(ja.statistics.holm(np.array(p_values)) < 0.05)
+    pictures = [
+        f"![{network}: effect under the formulas, the Shapley value of each departure, and effect under the published "
+        f"protocol](findings/departures_{network}.png)"
+        for network in dict.fromkeys(change.network for change in changes)
+    ]
     lines = [
         f"The two protocols judge {len(changes)} of {total} comparisons differently ({len(distinct)} distinct ones; "
         f"two claims share {len(changes) - len(distinct)}), in {len(claims)} claims ({', '.join(claims)}). In "
@@ -612,8 +617,7 @@ def reasons(verdicts: Sequence[Verdict]) -> str:
         "convention, since NaN must rank somewhere: without `nan_largest` it ranks as the smallest value. The "
         "interaction is the part that departures make only together.",
         "",
-        "![Effect under the formulas, the Shapley value of each departure, and effect under the published protocol]"
-        "(findings/departures.png)",
+        *pictures,
         "",
         "| departure | what the published code does | comparisons where its Shapley value is clearly the largest |",
         "| --- | --- | --- |",
@@ -992,8 +996,10 @@ def quantizers(measured: Measurements, pictures: Path, verdicts: Sequence[Verdic
     contrary = []
     for name in measured.names:
         sweep = measured.table(f"sensitivity_{name}.nc")
+        ranks = (sweep["score"] != "entropy") | ~sweep["quantizer"].str.startswith("quantile")
+        drawn = sweep.assign({key: sweep[key].where(ranks) for key in ("rank_correlation", "auc")})
         with atomic_path(pictures / f"quantizers_{name}.png") as temporary:
-            draw_sensitivity(sweep, title=f"Does the result depend on the quantizer? {name} network").savefig(
+            draw_sensitivity(drawn, title=f"Does the result depend on the quantizer? {name} network").savefig(
                 temporary, format="png"
             )
         figures.append(f"![Ranks and curves under each quantizer, {name}](findings/quantizers_{name}.png)")

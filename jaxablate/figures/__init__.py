@@ -165,9 +165,9 @@ def save_finding_figures(results: xr.DataTree, verdicts: Sequence[Verdict], fold
         folder: where PNG and PDF files go.
 
     Returns:
-        The files: `claims`, a table of all verdicts; `claim_C1` and so on, the comparisons of each claim; `departures`,
-        if the results hold the combinations of departures and the two protocols judge a claim differently;
-        `correlations`; `layer_shares` for each network.
+        The files: `claims`, a table of all verdicts; `claim_C1` and so on, the comparisons of each claim;
+        `correlations`; `layer_shares` for each network; `departures` for each network, if the results hold the
+        combinations of departures and the two protocols judge a claim differently.
 
     Raises:
         InputError: for a folder that cannot be written.
@@ -191,11 +191,12 @@ def save_finding_figures(results: xr.DataTree, verdicts: Sequence[Verdict], fold
         if judged:
             name = re.sub(r"\W+", "_", claim)
             figures[f"claim_{name}"] = lambda judged=judged: _findings.comparisons(judged, bars, differences)
-    if changes:
-        figures["departures"] = lambda: _findings.departures(changes, source)
     figures["correlations"] = lambda: _findings.correlations(results, list(networks), protocols, bars)
     for name in networks:
         figures[f"layer_shares_{name}"] = lambda name=name: _findings.shares(results, name, protocols, bands)
+        of_network = [change for change in changes if change.network == name]
+        if of_network:
+            figures[f"departures_{name}"] = lambda changes=of_network: _findings.departures(changes, source)
     return [file for stem, draw_it in figures.items() for file in _write(draw_it(), Path(folder), stem)]
 
 

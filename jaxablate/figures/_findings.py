@@ -268,9 +268,14 @@ def _draw_comparisons(
 
 @styled
 def departures(changes: Sequence[VerdictChange], caption: str) -> Figure:
-    """Draw a table of changed effects: under `paper`, the contribution of each departure, and under `published`."""
+    """Draw a table of changed effects: under `paper`, the contribution of each departure, and under `published`.
+
+    Args:
+        changes: of one network.
+        caption: below the table.
+    """
     names = list(changes[0].shapley)
-    title = "Which departure of the published code changes a verdict?"
+    title = f"{changes[0].network}: which departure of the published code changes a verdict?"
     heads = [COMPARED[0], *(name.replace("_", "\n") for name in names), COMPARED[1], "only\ntogether"]
     note = (
         "Mean effects under the paper's formulas and under the published code. Between them: the contribution of each "
@@ -280,7 +285,7 @@ def departures(changes: Sequence[VerdictChange], caption: str) -> Figure:
     )
     note_lines = textwrap.wrap(note, int(13 * PAGE))
     labels = [
-        textwrap.wrap(f"{change.claim}, {change.network}, {change.label} ({unit_name(change.unit)})", int(10.5 * PAGE))
+        textwrap.wrap(f"{change.claim}, {change.label} ({unit_name(change.unit)})", int(10.5 * PAGE))
         for change in changes
     ]
     heights = [LINE * (len(label) + 1) + 0.16 for label in labels]

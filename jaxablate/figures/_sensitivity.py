@@ -79,11 +79,11 @@ def _panel(axes: Axes, values: xr.DataArray, num_codes: xr.DataArray) -> None:
     }
     colors = score_colors(map(str, values["score"].values))
     for i, (score, color) in enumerate(colors.items()):
-        shift = 1 + 0.05 * (i - (len(colors) - 1) / 2)  # shifted so that scores do not cover each other
+        shift = 1 + 0.09 * (i - (len(colors) - 1) / 2)  # shifted so that scores do not cover each other
         cell, x = {"score": score}, shift * num_codes.values
         bars = [(mean - low).sel(cell), (high - mean).sel(cell)]
         axes.errorbar(
-            x[:1], mean.sel(cell)[:1], [bar[:1] for bar in bars], color=COLORS[color], marker="*", markersize=9,
+            x[:1], mean.sel(cell)[:1], [bar[:1] for bar in bars], color=COLORS[color], marker="*", markersize=7,
             linestyle="", label=score_name(score),
         )  # fmt: skip
         for family, look in families.items():

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.mlab import GaussianKDE
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 
 from jaxablate.charts import LineChart, ScatterChart, ViolinChart
 
@@ -178,7 +178,7 @@ def _density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(values) < 2 or np.ptp(values) < 1e-9:
         return np.repeat(values[:1], 2), np.array([0.0, 1.0][: 2 * len(values[:1])])
     heights = np.linspace(values.min(), values.max(), 80)
-    density = stats.gaussian_kde(values)(heights)
+    density = GaussianKDE(values)(heights)
     return heights, density / density.max()
 
 
