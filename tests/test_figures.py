@@ -352,7 +352,7 @@ def test_the_departures_sum_to_the_published_effect():
         alone, shapley,
     )  # fmt: skip
     texts = texts_of(_findings.departures([change], "caption"))
-    row = texts.index("C3, net, layer1: balanced over zeros (points)")
+    row = texts.index("C3, layer1: balanced over zeros (points)")
     assert texts[row + 1 : row + 7] == ["+1.25", "-3.50", "0", "+13.2", "+11.0", "+10.8"]
     assert texts[1:7] == ["paper", "mi\nsign", "fresh\nsubsets", "nan\nlogs", "published", "only\ntogether"]
     by_network = {"mi_sign": (-3.4, -3.6), "fresh_subsets": (1.0, -0.992), "nan_logs": (13.2, 13.3)}

@@ -332,7 +332,9 @@ def measure_steps(
         number = np.clip(num_distinct - first, 0, at_a_time).astype(np.int32)
         ranks = orders[:, part].reshape(len(orders), len(range(orders.shape[1])[part]), -1)
         bases = _bases(problem, {*sites, *removed}, ranks, number, keep)
-        replicated = orders[:, part], number, start, problem.states, problem.fill, problem.scale, bases
+        # Unsigned: JAX adds three operations to every index that might be negative.
+        of_part = orders[:, part].astype(np.uint32)
+        replicated = of_part, number, start, problem.states, problem.fill, problem.scale, bases
         parts.append(runner.run(_engine, static, replicated))
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 
@@ -428,7 +430,7 @@ def _engine(static, replicated, shard: Shard):
                         for level, each in pairs
                     ]
                 curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings, bases, weights, used)
-                progress = _Progress(jnp.int32(0), start_sums, jnp.asarray(keep), carried)
+                progress = _Progress(jnp.uint32(0), start_sums, jnp.asarray(keep), carried)
                 return curve, progress, curve.enter_level(0, env, progress)
 
             start_sums = {name: jnp.zeros(values.shape[1:], values.dtype) for name, values in totals.items()}
@@ -677,7 +679,7 @@ class _Curve(NamedTuple):
             changes, appearing, sizes = [], [], []
             for i, (update, weight) in enumerate(zip(level.updates, self.weights[depth], strict=True)):
                 reader = update.reader
-                rows = jnp.asarray(reader.rows)[units]
+                rows = jnp.asarray(reader.rows, jnp.uint32)[units]
                 axis, weight_axis = (0, 0) if reader.is_product else (reader.axes[0], reader.weight_axes[0])
 
                 def of_members(array, rows=rows, axis=axis):
