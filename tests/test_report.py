@@ -759,13 +759,15 @@ def test_points_are_scores_and_damage(small_results):
     network = small_results[NAME].to_dataset()
     chart = svg_chart(damage_chart(NAME, network, "entropy", slice(1)))
     points = [
-        np.array([point.split("h")[0].split(",") for point in group["path"].split("M")[1:]], float)
+        np.array([re.split("[,h]", point) for point in group["path"].split("M")[1:]], float)
         for group in chart["groups"]
     ]
     assert [len(p) for p in points] == [10, 8, 9]
+    points, lengths = np.split(np.concatenate(points), [2], axis=1)
+    assert (lengths > 0).all(), "a PDF has no square ends of a line without length"
     x = chart["x_axis"].position(network["scores"].sel(score="entropy").values[0])
     y = chart["y_axis"].position(network["single_damage"].values[0])
-    np.testing.assert_allclose(np.concatenate(points), np.stack([x, y], axis=1), atol=0.06)
+    np.testing.assert_allclose(points, np.stack([x, y], axis=1), atol=0.06)
 
 
 def test_examples_have_the_highest_activations(small_results, small_model, mnist5k, tmp_path):

@@ -106,7 +106,11 @@ def line_chart(chart: LineChart) -> dict:
 
 
 def point_chart(chart: ScatterChart) -> dict:
-    """Return a chart of points; a point is a line without length, drawn by its round or square end."""
+    """Return a chart of points.
+
+    A point is a line of hardly any length, drawn by its round or square end. Without length, a printed page (PDF) would
+    have no square ends.
+    """
     axes = []
     for label, values, start, end in (
         (chart.x_label, [group.x for group in chart.groups], LEFT, RIGHT),
@@ -118,7 +122,7 @@ def point_chart(chart: ScatterChart) -> dict:
     groups = []
     for i, group in enumerate(chart.groups):
         points = zip(x_axis.position(group.x), y_axis.position(group.y), strict=True)
-        path = "".join(f"M{x:.1f},{y:.1f}h0" for x, y in points if np.isfinite([x, y]).all())
+        path = "".join(f"M{x:.1f},{y:.1f}h.1" for x, y in points if np.isfinite([x, y]).all())
         look = f"color{group.color}{' square' if i % 2 else ''}"
         groups.append({"name": group.name, "look": look, "path": path})
     return {
