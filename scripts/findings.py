@@ -273,14 +273,22 @@ def provenance(measured: Measurements) -> str:
     files = "; ".join(f"`{name}` {digest[:16]}..." for name, digest in json.loads(attrs["dataset_sha256"]).items())
     epochs = config["epochs"] or default_epochs(50_000, config["batch_size"])
     seeds, device = config["seeds"], attrs["device"].replace("cpu: cpu", "CPU")
+    accuracies = []
+    for name in measured.names:
+        intact = estimate(100 * measured.network(name)["accuracy"].values[:, 0, 0, 0, 0])  # no neuron ablated
+        low, high = intact.interval()
+        accuracies.append(f"{intact.mean:.2f}% [{low:.2f}, {high:.2f}] ({name})")
     return (
         f"**Data:** {attrs['dataset']} (SHA-256: {files}). **Networks:** {len(seeds)} of each kind, seeds {seeds[0]} "
         f"to {seeds[-1]}, trained by Adam (learning rate {config['learning_rate']:g}, batches of "
         f"{config['batch_size']}, {epochs} epochs, L2 {config['l2']:g} added to the gradient); 10,000 of the "
         f"60,000 training images are the validation split (seed {config['split_seed']}), which gives scores and fills, "
-        f"and the 10,000 test images give accuracy. {config['steps']} neurons are ablated one after another, in the "
-        f"order of each score and in {config['num_random_orders']} random orders. A neuron's one-bit code says whether "
-        f"its activation reaches 0.5 (tanh: 0; ReLU and GELU: exceeds 0). **Run on** {device}, "
+        f"and the 10,000 test images give accuracy. Intact networks reach {' and '.join(accuracies)}. "
+        f"{config['steps']} neurons are ablated one after another, in the order of each score and in "
+        f"{config['num_random_orders']} random orders. A neuron's one-bit code says whether "
+        "its activation reaches 0.5 (tanh: 0; ReLU and GELU: exceeds 0). With T the code and Y the class, entropy is "
+        "H(T), mutual information (MI) is H(T) - H(T|Y), and KL selectivity (KL) is the largest divergence of "
+        f"p(t|y) from p(t) over the classes y, in nats ([formulas](theory.md#scores)). **Run on** {device}, "
         f"{attrs['created'][:10]}; {versions}."
     )
 
