@@ -605,6 +605,50 @@ def test_exact_ties_behind_other_operations(head):
         np.testing.assert_array_equal(np.ravel(counts), expected)
 
 
+@pytest.mark.parametrize("weights", ["infinite", "large"])
+def test_weights_that_the_network_computes(weights):
+    """What a linear map reads may be larger than the parameters, even infinite."""
+    random = np.random.default_rng(3)
+    images, labels = random.normal(size=(300, 6)).astype(np.float32), random.integers(0, 4, 300)
+    params = {"first": random.normal(size=(6, 5)), "w": random.dirichlet(np.ones(4) / 2, 5)}
+    params = {name: array.astype(np.float32) for name, array in params.items()}
+    params["w"][params["w"] < 0.1] = 0
+    if weights == "large":
+        params["w"][1:] /= 1e6
+
+    fill = np.full(5, 0 if weights == "large" else 0.5, np.float32)
+
+    def network(p, x, keep=None):
+        h = ja.tag(jax.nn.sigmoid(x @ p["first"]), "hidden")
+        h = h if keep is None else jnp.where(keep, h, fill)
+        return h @ (p["w"] * 1e6) if weights == "large" else jnp.nan_to_num(h @ jnp.log(p["w"]), nan=0, neginf=-50)
+
+    model = ja.from_function(network, params, images)
+    orders = np.arange(5)[None]
+    masks = ja.orders.masks_of_orders(orders, 5, 5)
+    expected = [(network(params, images, keep).argmax(-1) == labels).sum() for keep in masks]
+    counts = ja.cumulative_ablation(model, orders, images, labels, fill, steps=5, engine="incremental")
+    np.testing.assert_array_equal(counts[0], expected)
+
+
+@pytest.mark.parametrize("engine", ["vmap", "incremental", "auto"])
+def test_zero_times_infinity_is_refused(engine):
+    """The intact network is finite, since the sigmoid of infinity is 1."""
+    random = np.random.default_rng(1)
+    params = [random.normal(size=shape).astype(np.float32) for shape in ((10, 6), (6, 7), (7, 4))]
+    params[1][2, 3] = np.inf
+    images = random.normal(size=(200, 10)).astype(np.float32)
+
+    def network(p, x):
+        return jax.nn.sigmoid(jax.nn.sigmoid(x @ p[0]) @ p[1]) @ p[2]
+
+    model = ja.from_function(network, params, images, sites="0")
+    with raises_input_error("outputs: NaN or infinite numbers under 1 of 7 steps, the first at order 0, step 6"):
+        ja.cumulative_ablation(
+            model, np.array([[0, 1, 3, 4, 5, 2]]), images, np.zeros(200, int), steps=6, engine=engine
+        )
+
+
 @pytest.mark.parametrize("fill", ["mean", "linear"])
 def test_an_axis_of_one_head(fill):
     """Units along two axes, one of size 1, which the result of the linear map keeps; as first and as deeper level."""

@@ -313,7 +313,7 @@ def test_what_is_not_certified(models, examples, mnist5k):
     for name, (network, orders, images, options) in cases.items():
         options = {"steps": 4, **options}
         with raises_input_error(
-            "engine: 'certified' counts predictions of a multilayer perceptron, none of whose weights is 0"
+            "engine: 'certified' counts predictions of a multilayer perceptron of finite weights, none of them 0"
         ):
             ja.cumulative_ablation(network, orders, images, examples[1], engine="certified", **options)
         if name == "a residual stream":

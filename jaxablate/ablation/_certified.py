@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Shard
-from jaxablate.ablation._incremental import LARGE_OUTPUT, ablated_sites, has_zero_weights, row_size
+from jaxablate.ablation._incremental import LARGE_OUTPUT, ablated_sites, reader_weights, row_size
 from jaxablate.ablation._outcomes import Batch, measure, zero_sums
 from jaxablate.models._analysis import describe_values
 from jaxablate.models._graph import called_jaxpr, evaluate, needed, replaced, shape_of, variables
@@ -90,7 +90,8 @@ def can_certify(problem: AblationProblem, sites: tuple[int, ...]) -> bool:
         and all(function in PREDICTIONS for _, function in problem.outcomes)
         and problem.network.num_classes > 1  # the only class never changes, so an overflow would not be seen
         and _find_chain(problem.network, sites) is not None
-        and not has_zero_weights(problem, sites)  # `_Curve.active` counts units, not the terms of each output
+        # `_Curve.active` counts units, not the terms of each output, and 0 times infinity is NaN
+        and all(weight.all() and np.isfinite(weight).all() for weight in reader_weights(problem, sites))
     )
 
 

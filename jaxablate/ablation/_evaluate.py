@@ -231,8 +231,8 @@ def _choose_engine(engine: str, problem: AblationProblem, orders: np.ndarray, nu
     can_certify = int(numbers[-1]) == len(numbers) and _certified.can_certify(problem, sites)
     require(
         engine != "certified" or can_certify,
-        "engine: 'certified' counts predictions of a multilayer perceptron, none of whose weights is 0, that loses one "
-        "neuron in each step; choose 'incremental'",
+        "engine: 'certified' counts predictions of a multilayer perceptron of finite weights, none of them 0, that "
+        "loses one neuron in each step; choose 'incremental'",
     )
     if engine != "auto":
         return engine

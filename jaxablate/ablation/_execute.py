@@ -26,9 +26,6 @@ from jaxablate.models._model import ModelSpec, State
 MEMORY_LIMIT = 2**30
 """Default number of bytes of activations that an engine holds at a time."""
 
-MODERATE = 10.0
-"""Above this magnitude of a fill, scale or weight, rank-one updates may accumulate visible rounding error."""
-
 Tables = tuple[jax.Array, ...]
 """For each site the table of a `PerExampleFill`, [network, row, ..., neuron]."""
 
@@ -67,13 +64,6 @@ class AblationProblem(NamedTuple):
     outcomes: Named
     memory_limit: int | None
     precision: str
-
-    @property
-    def is_moderate(self) -> bool:
-        """Return True if every fill, scale and weight is below `MODERATE` in magnitude."""
-        values = jax.tree.leaves((self.fill, self.scale, self.states))
-        floats = (np.asarray(array) for array in values if jnp.issubdtype(array.dtype, jnp.floating))
-        return all(float(np.abs(array).max(initial=0)) < MODERATE for array in floats)
 
     def lay_out(self, bytes_per_example: int, preferred_chunk: int) -> "Layout":
         """Choose the number of shards and the size of chunks within the memory limit.

@@ -65,6 +65,7 @@ BASES_AT_A_TIME = 32  # largest number of orders whose bases are on the device t
 BASIS_BYTES = 2**28  # largest size of these bases; wide layers take fewer orders (but one order may take more)
 CHUNK = 500  # examples whose state fits a CPU core's cache
 CHUNK_ELSEWHERE = 10_000  # on a GPU, or if only the last site is ablated: its z is small
+MODERATE = 10.0  # larger fills, scales and weights may change z by LARGE_OUTPUT although the outputs are bounded
 LARGE_OUTPUT = 100.0  # subtracting larger outputs would leave rounding errors near 1e-5, the margin of a tie
 BOUNDED = {"logistic", "tanh", "erf", "sin", "cos"}  # operations with results in [-1, 1]
 
@@ -170,10 +171,10 @@ def _count(reader: Reader, flags: jax.Array, used: jax.Array) -> jax.Array:
 
 
 def _vanish(reader: Reader, result: jax.Array, count: jax.Array) -> jax.Array:
-    """Return the result of a linear map that is 0 where a count from `_count` is 0."""
+    """Return the result of a linear map that is 0 where a count from `_count` is 0; 0 times infinity stays NaN."""
     if reader.is_product and reader.side == 0:
         count = count.reshape(*count.shape, *(1,) * (result.ndim - count.ndim))
-    return jnp.where(count == 0, 0, result)
+    return jnp.where((count == 0) & jnp.isfinite(result), 0, result)
 
 
 def _weight(update: _Update, env: dict[Var, Any]) -> jax.Array:
@@ -225,12 +226,19 @@ def has_updates(network: ModelSpec, sites: tuple[int, ...], is_linear: bool = Fa
     return len(sites) > 1 or any(level.updates for level in plan.levels)
 
 
-def has_zero_weights(problem: AblationProblem, sites: tuple[int, ...]) -> bool:
-    """Return True if a linear map that reads one of these sites has weights of 0, as in a network pruned by masks."""
+def reader_weights(problem: AblationProblem, sites: tuple[int, ...]) -> list[np.ndarray]:
+    """Return the weights of the linear maps that read these sites, of each network, as the network computes them."""
     graph = problem.network.graph(TRACED[0])
     pairs = [pair for site in sites for pair in _readers(problem.network, site)]
-    weights = [reader._replace(equation=graph.equations[index]).weight for index, reader in pairs]
-    return not all(np.asarray(read_weight(graph, state, w)).all() for state in problem.states for w in weights)
+    atoms = [reader._replace(equation=graph.equations[index]).weight for index, reader in pairs]
+    return [np.asarray(read_weight(graph, state, atom)) for state in problem.states for atom in atoms]
+
+
+def _is_moderate(problem: AblationProblem, weights: list[np.ndarray]) -> bool:
+    """Return True if fills, scales and the weights that read a site are below `MODERATE` in magnitude, none is NaN."""
+    arrays = map(np.asarray, jax.tree.leaves((problem.fill, problem.scale, weights)))
+    # a linear fill multiplies the weights by columns that may be large
+    return problem.linear is None and all(float(np.abs(array).max(initial=0)) < MODERATE for array in arrays)
 
 
 def _make_plan(
@@ -316,7 +324,8 @@ def measure_steps(
     # One example takes the results and changes of each level, and the activations before and after the levels.
     per_example = (2 * len(sites) + 4) * peak_activation_bytes(network, sites)
     removed = () if keep is None else ablated_sites(network, np.flatnonzero(~keep))
-    flags = problem.is_moderate, has_zero_weights(problem, sites)
+    weights = reader_weights(problem, sites)
+    flags = _is_moderate(problem, weights), not all(weight.all() for weight in weights)
     static = network, sites, removed, keep is None, problem.outcomes, problem.precision, *flags
     start = np.ones(network.num_neurons, bool) if keep is None else keep
     runner = ChunkRunner(problem, per_example, preferred_chunk(network, sites))
