@@ -702,10 +702,11 @@ class _Curve(NamedTuple):
                 if self.used:
                     appearing.append(_count(reader, flags[0], _take(self.used[depth][i], rows.ravel(), weight_axis)))
             updated = [result + change for result, change in zip(results, changes, strict=True)]
-            if level.updates and not (level.is_bounded and self.is_moderate):
-                is_small = jnp.stack(sizes).max() < LARGE_OUTPUT
-                again = partial(self.results, depth, entered.env, progress)
-                updated = jax.lax.cond(is_small, lambda: updated, again)
+            size = jnp.stack(sizes).max() if sizes else jnp.float32(0)
+            again = partial(self.results, depth, entered.env, progress)
+            small = level.is_bounded and self.is_moderate
+            if level.updates and not small:
+                updated = jax.lax.cond(size < LARGE_OUTPUT, lambda: updated, again)
             if counts:
                 new_counts = [count + new for count, new in zip(counts, appearing, strict=True)]
 
@@ -722,6 +723,10 @@ class _Curve(NamedTuple):
                         lambda state: state[1], lambda state: (vanish(state[0]), jnp.bool_(False)), (updated, is_new)
                     )
                 counts = new_counts
+            if level.updates and small:  # but tanh(NaN) is NaN, and would stay in z
+                updated, _ = jax.lax.while_loop(
+                    lambda state: state[1], lambda _: (again(), jnp.bool_(False)), (updated, jnp.isnan(size))
+                )
             progress = run_deeper(updated, progress)
             return updated, counts, progress, jnp.bool_(True)
 

@@ -119,4 +119,6 @@ def apply_masks(
         fill: [neuron], [example, neuron], of the shape of the outputs, or a `Prediction`.
         scale: [neuron], or None for 0.
     """
-    return jnp.where(keep, outputs, ablated_values(outputs, fill, scale)).astype(outputs.dtype)
+    # an ablated unit predicts nothing; its row of weights is 0, but 0 times NaN would be NaN
+    kept = jnp.where(keep, outputs, fill.mean) if isinstance(fill, Prediction) else outputs
+    return jnp.where(keep, outputs, ablated_values(kept, fill, scale)).astype(outputs.dtype)
