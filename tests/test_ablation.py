@@ -603,7 +603,10 @@ def test_exact_ties_behind_other_operations(head):
     masks = ja.orders.masks_of_orders(orders, 5, 5)
     logits = np.stack([network(params, images, keep) for keep in masks])
     expected = (logits.argmax(-1) == labels).sum(-1)
-    assert ((logits == logits.max(-1, keepdims=True)).sum(-1) > 1).sum() > 400, "examples of several largest logits"
+    ties = (logits == 0).all(-1)
+    if head == "sparse":  # of some classes only
+        ties = (logits == logits.max(-1, keepdims=True)).sum(-1) > 1
+    assert ties.sum() > 400, "examples whose largest logits are equal"
     for limit in (None, 50_000):
         counts = ja.cumulative_ablation(
             model, orders, images, labels, steps=5, engine="incremental", memory_limit=limit
