@@ -57,27 +57,29 @@ def damage_correlations(network: xr.Dataset) -> xr.DataArray:
         ('seed', 'score', 'scope')
     """
     require_network_results(network)
-    scopes, damage = network["scope"].values, network["single_damage"].values
-    correlations = np.empty((network.sizes["seed"], network.sizes["score"], len(scopes)))
+    scopes, damage = network["scope"].values, network["single_damage"].values[:, None]
+    scores = np.where(np.isfinite(network["scores"]), network["scores"], np.nan)
     # Rank correlation, since a score need not be proportional to the damage. Within a layer it compares like with like;
     # over the whole network it also shows whether scores of different layers are comparable.
-    for seed, score, scope in np.ndindex(correlations.shape):
-        scores = network["scores"].values[seed, score]
-        chosen = np.isfinite(scores)
-        if scopes[scope] != NETWORK_SCOPE:
-            chosen &= network["layer"].values == scope + 1
-        correlations[seed, score, scope] = spearman(scores[chosen], damage[seed, chosen])
+    chosen = [(network["layer"].values == i + 1) | (scope == NETWORK_SCOPE) for i, scope in enumerate(scopes)]
+    correlations = np.stack([spearman(scores[..., inside], damage[..., inside]) for inside in chosen], axis=-1)
     coords = {name: network[name].values for name in ("seed", "score", "scope")}
     return xr.DataArray(correlations, coords, list(coords))
 
 
-def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Return Spearman's correlation; NaN for fewer than two values, or if all values of one argument are equal."""
+def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return Spearman's correlation along the last axis, without the places where `first` is NaN.
+
+    NaN for fewer than two values, for values that are all equal, or if `second` is NaN at a place that counts.
+    """
     from scipy import stats
 
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return float("nan")
-    return float(np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1])
+    defined, second = ~np.isnan(first), np.where(np.isnan(first), np.nan, second)
+    mean = (defined.sum(axis=-1, keepdims=True) + 1) / 2  # tied values share the mean of their ranks
+    ranks = (stats.rankdata(values, axis=-1, nan_policy="omit") for values in (first, second))
+    x, y = (np.where(defined, rank - mean, 0) for rank in ranks)
+    scale = np.sqrt((x**2).sum(axis=-1) * (y**2).sum(axis=-1))
+    return (x * y).sum(axis=-1) / np.where(scale == 0, np.nan, scale)
 
 
 def mean_and_interval(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray, xr.DataArray]:

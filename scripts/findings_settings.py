@@ -258,9 +258,8 @@ def changing_correlations(network: xr.Dataset, layer: int) -> np.ndarray:
     """Correlate one-bit information with damage over a layer's neurons whose code changes: [seed]."""
     information, damage = network["scores"].sel(score=MI).values, network["single_damage"].values
     chosen = network["layer"].values == layer
-    pairs = zip(information, damage, network["joint_counts"].values, strict=True)
-    changing = ((i, d, chosen & ~np.asarray(constant_codes(counts))) for i, d, counts in pairs)
-    return np.array([spearman(i[inside], d[inside]) for i, d, inside in changing])
+    constant = np.stack([constant_codes(counts) for counts in network["joint_counts"].values])
+    return spearman(np.where(chosen & ~constant, information, np.nan), damage)
 
 
 @dataclass(frozen=True)

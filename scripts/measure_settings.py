@@ -139,9 +139,8 @@ def code_correlations(models: list[ja.MLP], network: xr.Dataset, data: ja.Datase
         for i, quantizer in enumerate(QUANTIZERS):
             coded = evidence.with_quantizer(quantizer_of(quantizer, model))
             information = np.asarray(compute_score("mutual_information", coded))
-            for layer in range(layers.max()):
-                chosen = varies & (layers == layer + 1)
-                correlations[seed, layer, i] = spearman(information[chosen], damage[seed, chosen])
+            chosen = varies & (layers == np.arange(1, layers.max() + 1)[:, None])
+            correlations[seed, :, i] = spearman(np.where(chosen, information, np.nan), damage[seed])
     coords = {"seed": network["seed"].values, "quantizer": list(QUANTIZERS)}
     return xr.DataArray(correlations, coords, ("seed", "site", "quantizer"))
 

@@ -371,18 +371,19 @@ def test_bad_input(tmp_path, small_results):
     xr.Dataset({"a": 1}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
     with raises_input_error("expected format 'jaxablate results 4', got None"):
         ja.results.load_results(tmp_path / "other.nc")
+    node = small_results["2-layer-12-10"].to_dataset()
     for change in ("variable", "attribute", "fill"):
-        damaged = small_results.copy()
+        attributes, network = dict(small_results.attrs), node
         if change == "variable":
-            damaged["2-layer-12-10"] = damaged["2-layer-12-10"].to_dataset().drop_vars("accuracy")
+            network = node.drop_vars("accuracy")
         elif change == "fill":
-            damaged["2-layer-12-10"] = damaged["2-layer-12-10"].to_dataset().isel(fill=[0])
+            network = node.isel(fill=[0])
         else:
-            del damaged.attrs["versions"]
+            del attributes["versions"]
+        damaged = xr.DataTree.from_dict({"/": xr.Dataset(attrs=attributes), "2-layer-12-10": network})
         ja.results.save_results(damaged, tmp_path / "damaged.nc")
         with raises_input_error("(lacks|missing) .*; the file is damaged"):
             ja.results.load_results(tmp_path / "damaged.nc")
-    node = small_results["2-layer-12-10"].to_dataset()
     with raises_input_error("scope: unknown 'layer9'; choose one of layer1, layer2, network"):
         ja.results.curve(node, scope="layer9", ranking="random", direction="low", fill="mean")
     with raises_input_error("ranking: unknown 'gini'"):

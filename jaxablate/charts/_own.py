@@ -131,10 +131,9 @@ def points_chart(scores: Any, damage: Any, name: str, sites: Mapping[str, Any] |
     groups = []
     for i, (site, neurons) in enumerate(_sites_of(sites, scores.shape[1]).items()):
         x, y = scores[:, neurons], damage[:, neurons]
-        defined = [np.isfinite(a) & np.isfinite(b) for a, b in zip(x, y, strict=True)]
-        each = [spearman(a[d], b[d]) for a, b, d in zip(x, y, defined, strict=True)]
-        known = [correlation for correlation in each if not np.isnan(correlation)]
-        words = f"rank correlation {np.mean(known):+.2f}" if known else "rank correlation undefined"
+        each = spearman(np.where(np.isfinite(x) & np.isfinite(y), x, np.nan), y)
+        known = each[~np.isnan(each)]
+        words = f"rank correlation {known.mean():+.2f}" if known.size else "rank correlation undefined"
         groups.append(Points(f"{site}: {words}", 1 + i % NUM_COLORS, x.ravel(), y.ravel()))
     over = f", mean over {len(scores)} networks" if len(scores) > 1 else ""
     return ScatterChart("", "", name, "Damage", f"Rank correlation: Spearman's{over}.", groups)

@@ -52,12 +52,16 @@ class NetworkSummary:
         self.network = network
         self.layers = [str(scope) for scope in network["scope"].values if scope != NETWORK_SCOPE]
         self.balanced = balanced_fill(network)
-        self._areas = auc(network).transpose("seed", "ordering", ...)
+        areas = auc(network).transpose("scope", "fill", "seed", "ordering")
+        # NumPy arrays [seed, ordering] by scope and fill: claims read thousands of areas, and xarray would take most of
+        # their time
+        names = itertools.product(areas["scope"].values, areas["fill"].values)
+        self._areas = dict(zip(names, areas.values.reshape(-1, *areas.shape[2:]), strict=True))
 
     def area(self, scope: str, ranking: str, direction: str = "low", fill: str | None = None) -> np.ndarray:
         """Return the AUC of a scope and an order in percent; for random orders their mean, None is bias balancing."""
-        areas = self._areas.sel(scope=scope, fill=fill or self.balanced)
-        return areas.isel(ordering=ordering_places(self.network, ranking, direction)).mean("ordering").values
+        areas = self._areas[scope, fill or self.balanced]
+        return areas[:, ordering_places(self.network, ranking, direction)].mean(axis=1)
 
     def loss_of_area(self, ranking: str) -> np.ndarray:
         """Return the mean loss of accuracy, in points, over a whole-network order with low values first."""

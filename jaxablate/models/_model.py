@@ -753,12 +753,13 @@ def record_sites(
 
 def replacements(spec: ModelSpec, graph: Graph, masks: Mapping[int, SiteMask]) -> dict[Any, Callable]:
     """Return for each masked site the function that masks its value, by the variable of the graph."""
-
-    def masked(site: SiteSpec, mask: SiteMask, value: jax.Array) -> jax.Array:
-        return site.native(apply_masks(site.canonical(value), *mask))
-
     specs = {index: spec.site_specs[index] for index in masks}
-    return {graph.values[site.ordinal]: partial(masked, site, masks[index]) for index, site in specs.items()}
+    return {graph.values[site.ordinal]: partial(_masked_value, site, masks[index]) for index, site in specs.items()}
+
+
+def _masked_value(site: SiteSpec, mask: SiteMask, value: jax.Array) -> jax.Array:
+    """Return the value of a site under a mask."""
+    return site.native(apply_masks(site.canonical(value), *mask))
 
 
 def start_forward(
