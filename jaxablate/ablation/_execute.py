@@ -218,8 +218,8 @@ class ChunkRunner:
     def __init__(self, problem: AblationProblem, bytes_per_example: int, preferred: int):
         self.problem, self.bytes_per_example, self.preferred = problem, bytes_per_example, preferred
 
-    def run(self, engine: Engine, static: tuple, replicated) -> dict[str, np.ndarray]:
-        """Return the engine's sums over all examples.
+    def run(self, engine: Engine, static: tuple, replicated) -> Any:
+        """Return the engine's sums over all examples, as NumPy arrays in the engine's structure.
 
         Raises:
             InputError: if memory runs out with one example at a time.
@@ -256,7 +256,7 @@ class ChunkRunner:
             )
 
 
-def run_shards(function: Callable, shards: Sequence) -> dict[str, np.ndarray]:
+def run_shards(function: Callable, shards: Sequence) -> Any:
     """Call the jitted function on all shards, each in a separate thread, and add the sums.
 
     A single XLA program does not use all cores of a CPU. Calls that start together compile once, because JAX lets later

@@ -47,7 +47,8 @@ from jaxablate.models._weights import Reader, find_readers, read_weight
 # Exactness: each update adds about one float32 rounding error to z. After n steps the error is that of a sum of n
 # terms, as in the matrix product itself. Counts can differ from a full forward pass only for near ties. If h_j or a_j
 # is large, or its row of W, the update would lose digits of z. So z is computed again from h if the difference, or its
-# product with the row, reaches LARGE_OUTPUT or is NaN.
+# product with the row, reaches LARGE_OUTPUT or is NaN. Where units and weights bound it, only NaN can do harm: then all
+# is measured a second time, with the check.
 # Exact ties: if everything that a part of z adds up is 0, as the outputs of dead ReLU units, that part is exactly 0.
 # Without biases all logits are then equal, and a rounding error would choose the class. So each level counts the terms
 # of z that are not 0, and sets z to 0 where none is left. If no weight of the networks is 0, every output of a linear
@@ -325,8 +326,8 @@ def measure_steps(
     per_example = (2 * len(sites) + 4) * peak_activation_bytes(network, sites)
     removed = () if keep is None else ablated_sites(network, np.flatnonzero(~keep))
     weights = reader_weights(problem, sites)
-    flags = _is_moderate(problem, weights), not all(weight.all() for weight in weights)
-    static = network, sites, removed, keep is None, problem.outcomes, problem.precision, *flags
+    is_moderate, is_sparse = _is_moderate(problem, weights), not all(weight.all() for weight in weights)
+    static = network, sites, removed, keep is None, problem.outcomes, problem.precision, is_sparse
     start = np.ones(network.num_neurons, bool) if keep is None else keep
     runner = ChunkRunner(problem, per_example, preferred_chunk(network, sites))
     at_a_time, parts = orders.shape[1], []
@@ -344,7 +345,11 @@ def measure_steps(
         # Unsigned: JAX adds three operations to every index that might be negative.
         of_part = orders[:, part].astype(np.uint32)
         replicated = of_part, number, start, problem.states, problem.fill, problem.scale, bases
-        parts.append(runner.run(_engine, static, replicated))
+        sums, num_nan = runner.run(_engine, (*static, is_moderate), replicated)
+        if num_nan.any():  # tanh(NaN) is NaN, and would stay in z after an update
+            is_moderate = False
+            sums, _ = runner.run(_engine, (*static, is_moderate), replicated)
+        parts.append(sums)
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 
 
@@ -385,17 +390,19 @@ def _bases(
 
 @Engine
 def _engine(static, replicated, shard: Shard):
-    """Follow orders on one shard of examples; return sums [network, order, step, ...].
+    """Follow orders on one shard of examples.
+
+    Return sums [network, order, step, ...] and how many curves met NaN in bounded units [network].
 
     Args:
         static: the network, the ablated sites, the sites with neurons removed at the start, True to measure the start,
-            outcomes, precision, True if fill, scale and weights are moderate, and True if weights are 0.
+            outcomes, precision, True if weights are 0, and True if fill, scale and weights are moderate.
         replicated: orders [network, order, step, neuron], the number of orders to follow [network], the neurons kept at
             the start [neuron], the state of each network, fill, scale, and for a linear fill the bases of each site
             [network, order or 1, unit, unit], else {}.
         shard: the examples.
     """
-    network, sites, removed, with_start, outcomes, precision, is_moderate, is_sparse = static
+    network, sites, removed, with_start, outcomes, precision, is_sparse, is_moderate = static
     orders, num_distinct, keep, states, fill, scale, bases = replicated
     num_steps = orders.shape[2] + with_start
     # The level at which each neuron is ablated. The padding of a step, with an id beyond the last neuron, gets a number
@@ -439,25 +446,28 @@ def _engine(static, replicated, shard: Shard):
                         for level, each in pairs
                     ]
                 curve = _Curve(network, graph, plan.levels, outcomes, examples, *settings, bases, weights, used)
-                progress = _Progress(jnp.uint32(0), start_sums, jnp.asarray(keep), carried)
+                progress = _Progress(jnp.uint32(0), start_sums, jnp.asarray(keep), carried, jnp.bool_(False))
                 return curve, progress, curve.enter_level(0, env, progress)
 
-            start_sums = {name: jnp.zeros(values.shape[1:], values.dtype) for name, values in totals.items()}
+            start_sums = {name: jnp.zeros(values.shape[1:], values.dtype) for name, values in totals[0].items()}
             # Orders share the first level's values, unless each order has its own bases.
             shared = None if bases and with_start else start_curve(first_bases)
 
             def add_curve(i, totals):
+                sums, num_nan = totals
                 # depths[step]: the first level that loses a neuron at this step; the last entry, -1, ends every loop.
                 depths = jnp.append(jnp.asarray(level_of_neuron)[orders[i]].min(axis=1), -1)
                 curve, progress, first_level = shared or start_curve(jax.tree.map(lambda array: array[i], bases))
                 progress = curve.run_level(orders[i], depths, 0, first_level, progress)
-                return jax.tree.map(lambda total, sums: total.at[i].add(sums), totals, progress.sums)
+                sums = jax.tree.map(lambda total, new: total.at[i].add(new), sums, progress.sums)
+                return sums, num_nan + progress.has_nan
 
             # The number of orders is an argument, not a constant of the program: networks differ in their distinct
             # orders.
             return jax.lax.fori_loop(0, number, add_curve, totals)
 
-        return shard.add_chunks(add_chunk, zero_sums(outcomes, network, shard.targets, (orders.shape[0], num_steps)))
+        sums = zero_sums(outcomes, network, shard.targets, (orders.shape[0], num_steps))
+        return shard.add_chunks(add_chunk, (sums, jnp.int32(0)))
 
     with jax.default_matmul_precision(precision):
         return jax.lax.map(measure_network, (stack_states(states), orders, num_distinct, fill, scale, bases))
@@ -492,12 +502,14 @@ class _Progress(NamedTuple):
         keep: bool [neuron], True = kept.
         weights: with a linear fill, for each level and update the weights [unit, ...] of the kept units in the result
             of the linear map, including what the kept units contribute through predictions; else [].
+        has_nan: True if an update was NaN, but no update was checked for it.
     """
 
     step: jax.Array
     sums: Sums
     keep: jax.Array
     weights: list[list[jax.Array]]
+    has_nan: jax.Array
 
 
 class _Entered(NamedTuple):
@@ -703,9 +715,10 @@ class _Curve(NamedTuple):
                     appearing.append(_count(reader, flags[0], _take(self.used[depth][i], rows.ravel(), weight_axis)))
             updated = [result + change for result, change in zip(results, changes, strict=True)]
             size = jnp.stack(sizes).max() if sizes else jnp.float32(0)
-            again = partial(self.results, depth, entered.env, progress)
-            small = level.is_bounded and self.is_moderate
-            if level.updates and not small:
+            if level.is_bounded and self.is_moderate:  # the update is small, unless it is NaN
+                progress = progress._replace(has_nan=progress.has_nan | jnp.isnan(size))
+            elif level.updates:
+                again = partial(self.results, depth, entered.env, progress)
                 updated = jax.lax.cond(size < LARGE_OUTPUT, lambda: updated, again)
             if counts:
                 new_counts = [count + new for count, new in zip(counts, appearing, strict=True)]
@@ -723,10 +736,6 @@ class _Curve(NamedTuple):
                         lambda state: state[1], lambda state: (vanish(state[0]), jnp.bool_(False)), (updated, is_new)
                     )
                 counts = new_counts
-            if level.updates and small:  # but tanh(NaN) is NaN, and would stay in z
-                updated, _ = jax.lax.while_loop(
-                    lambda state: state[1], lambda _: (again(), jnp.bool_(False)), (updated, jnp.isnan(size))
-                )
             progress = run_deeper(updated, progress)
             return updated, counts, progress, jnp.bool_(True)
 
