@@ -2,16 +2,17 @@
 saved. Every number is computed; only questions and rules are typed.
 """
 
+import io
 import itertools
 import json
 import lzma
-import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -38,6 +39,7 @@ from jaxablate.histograms import constant_codes
 from jaxablate.layer_analysis import spearman
 from jaxablate.metrics import METRICS
 from jaxablate.results import RANDOM, balanced_fill, select_protocol
+from jaxablate.results._files import read_tree
 from jaxablate.results._summaries import ordering_places
 from jaxablate.statistics import Estimate, estimate, holm
 
@@ -129,11 +131,8 @@ def read_kinds(folder: Path, names: Sequence[str]) -> list[Kind]:
 
 def unpacked_results(content: bytes) -> xr.DataTree:
     """Return the results in a compressed file, with their accuracies."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "results.nc"
-        path.write_bytes(lzma.decompress(content))
-        with xr.open_datatree(path, engine="h5netcdf") as tree:
-            return xr.map_over_datasets(add_accuracy, tree.load())
+    with h5py.File(io.BytesIO(lzma.decompress(content)), "r") as file:
+        return xr.map_over_datasets(add_accuracy, read_tree(file))
 
 
 def add_accuracy(network: xr.Dataset) -> xr.Dataset:

@@ -113,10 +113,11 @@ def compress(run: Path, folder: Path) -> None:
         with atomic_path(folder / file.name) as temporary:
             shutil.copyfile(file, temporary)
     smaller = run / "results_without_accuracy.nc"
-    with xr.open_datatree(run / "results.nc", engine="h5netcdf") as tree:  # the counts determine the accuracies
-        xr.map_over_datasets(lambda node: node.drop_vars("accuracy", errors="ignore"), tree.load()).to_netcdf(
-            smaller, engine="h5netcdf"
-        )
+    results = ja.results.load_results(run / "results.nc")
+    # the counts determine the accuracies
+    xr.map_over_datasets(lambda node: node.drop_vars("accuracy", errors="ignore"), results).to_netcdf(
+        smaller, engine="h5netcdf"
+    )
     tables = [*run.glob("training_*.nc"), *run.glob("sensitivity_*.nc"), *run.glob("pairs_*.nc")]
     for file, name in [(smaller, "results.nc"), *((table, table.name) for table in sorted(tables))]:
         with atomic_path(folder / f"{name}.xz") as temporary:

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from jaxablate.cli._console import Bars
 from jaxablate.cli._outputs import print_outputs, write_outputs
 from jaxablate.report import write_report
 from jaxablate.results import _summaries
+from jaxablate.results._files import read_tree
 from jaxablate.study._networks import load_data, trained_networks
 
 
@@ -241,6 +243,26 @@ def test_file_round_trip(small_results, tmp_path):
     xr.testing.assert_identical(loaded, small_results)
     assert loaded["2-layer-12-10"]["correct"].dtype == np.int32
     assert [path.name for path in tmp_path.iterdir()] == ["results.nc"]
+
+
+def test_files_are_read_as_xarray_reads_them(small_results, tmp_path):
+    values = {
+        "numbers": ("x", [1.5, np.nan]), "words": ("x", ["naïve", ""]), "scalar": 3, "is_kept": ("x", [True, False]),
+        "empty": ("none", np.zeros(0)), "x": [2, 1],
+    }  # fmt: skip
+    values["numbers"] += ({"units": "points", "range": [0.0, 2.0], "one": 1.0},)
+    others = {"/": xr.Dataset(attrs={"what": "any"}), "/z/a": xr.Dataset(values), "/b": xr.Dataset({"y": ("t", [1])})}
+    for tree in (small_results, xr.DataTree.from_dict(others)):
+        tree.to_netcdf(tmp_path / "tree.nc", engine="h5netcdf")
+        with h5py.File(tmp_path / "tree.nc") as file:
+            read = read_tree(file)
+        with xr.open_datatree(tmp_path / "tree.nc", engine="h5netcdf") as expected:
+            xr.testing.assert_identical(read, expected)
+            for ours, theirs in zip(read.subtree, expected.subtree, strict=True):
+                assert list(ours.children) == list(theirs.children)
+                assert list(ours.coords) == list(theirs.coords)
+                for name, variable in theirs.variables.items():
+                    assert ours[name].dtype == variable.dtype, name
 
 
 def test_file_round_trip_of_one_layer(tmp_path):

@@ -37,6 +37,10 @@ ATTRIBUTES = ("created", "dataset", "dataset_origin", "device", "matmul_precisio
 MAX_DEPTH = 2  # protocol, network; the conditions of a grid are one level above
 LABELS = ("score", "scope", "ordering", "fill", "ranking", "direction", "site")
 """Coordinates that hold text."""
+NETCDF_ATTRIBUTES = frozenset(
+    ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates", "_NCProperties")
+)
+"""Attributes by which netCDF describes dimensions in HDF5."""
 DATASET_SUFFIXES = (".csv", ".nc")
 TABLE_SUFFIXES = (".csv", ".parquet")
 NEURON_IDS = ("neuron_in_site", "layer", "ablated_in_site", "ablated_layer")
@@ -88,9 +92,7 @@ def load_results(path: str | Path) -> xr.DataTree:
     try:
         with h5py.File(path, "r") as file:
             _require_declared(path, file)
-        # xarray reads lazily, so the arrays are loaded before the file is closed.
-        with xr.open_datatree(path, engine="h5netcdf") as tree:
-            results = tree.load()
+            results = read_tree(file)
     except InputError:
         raise
     except Exception as error:  # the libraries raise anything for a damaged file
@@ -102,6 +104,47 @@ def load_results(path: str | Path) -> xr.DataTree:
             for name, node in select_protocol(study, protocol).children.items():
                 _require_whole(path, f"{name} ({protocol})", node.to_dataset())
     return results
+
+
+def read_tree(file: "h5py.File") -> xr.DataTree:
+    """Read a netCDF file that xarray wrote: its groups in their order, each with its own dimensions.
+
+    xarray's own reader asks HDF5 for the name of every dimension, for which HDF5 searches the whole file. The time then
+    grows with the square of the number of groups: two minutes for a grid of 80 conditions. Here dimensions are found by
+    their addresses.
+    """
+    import h5py
+
+    datasets, groups = {}, [file]
+    for group in groups:  # grows in the loop
+        datasets[group.name] = _read_group(group)
+        groups += [item for item in group.values() if isinstance(item, h5py.Group)]
+    return xr.DataTree.from_dict(datasets)
+
+
+def _read_group(group: "h5py.Group") -> xr.Dataset:
+    """Return the arrays and attributes of a group."""
+    import h5py
+    import h5py.h5o
+
+    def address(array: h5py.Dataset) -> int:
+        return h5py.h5o.get_info(array.id).addr
+
+    def attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
+        values = {name: value for name, value in item.attrs.items() if name not in NETCDF_ATTRIBUTES}
+        return {name: value[0] if np.shape(value) == (1,) else value for name, value in values.items()}
+
+    arrays = {name: array for name, array in group.items() if isinstance(array, h5py.Dataset)}
+    names, variables = {address(array): name for name, array in arrays.items()}, {}
+    for name, array in arrays.items():
+        title: Any = array.attrs.get("NAME", b"")
+        if array.is_scale and title.startswith(b"This is a netCDF dimension but not a netCDF variable"):
+            continue
+        dims = [name] if array.is_scale else [names[address(dim[0])] for dim in array.dims]
+        is_text = h5py.check_string_dtype(array.dtype)
+        values = np.asarray(array.asstr()[()], str) if is_text else array[()]
+        variables[name] = dims, values, attributes(array)
+    return xr.decode_cf(xr.Dataset(variables, attrs=attributes(group)))
 
 
 def _require_declared(path: Path, file: "h5py.File") -> None:
