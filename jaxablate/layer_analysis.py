@@ -79,7 +79,7 @@ def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     ranks = (stats.rankdata(values, axis=-1, nan_policy="omit") for values in (first, second))
     x, y = (np.where(defined, rank - mean, 0) for rank in ranks)
     scale = np.sqrt((x**2).sum(axis=-1) * (y**2).sum(axis=-1))
-    return (x * y).sum(axis=-1) / np.where(scale == 0, np.nan, scale)
+    return np.asarray((x * y).sum(axis=-1) / np.where(scale == 0, np.nan, scale))
 
 
 def mean_and_interval(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray, xr.DataArray]:
