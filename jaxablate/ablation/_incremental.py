@@ -230,8 +230,7 @@ def has_updates(network: ModelSpec, sites: tuple[int, ...], is_linear: bool = Fa
 def reader_weights(problem: AblationProblem, sites: tuple[int, ...]) -> list[np.ndarray]:
     """Return the weights of the linear maps that read these sites, of each network, as the network computes them."""
     graph = problem.network.graph(TRACED[0])
-    pairs = [pair for site in sites for pair in _readers(problem.network, site)]
-    atoms = [reader._replace(equation=graph.equations[index]).weight for index, reader in pairs]
+    atoms = [reader.weight for site in sites for reader in _readers_in(problem.network, graph, site)]
     return [np.asarray(read_weight(graph, state, atom)) for state in problem.states for atom in atoms]
 
 
@@ -284,14 +283,18 @@ def _readers(network: ModelSpec, site: int) -> list[tuple[int, Reader]]:
     return [(graph.producers[reader.result], reader) for reader in readers]
 
 
+def _readers_in(network: ModelSpec, graph: Graph, site: int) -> list[Reader]:
+    """Return the linear maps that read a site in this graph of the network."""
+    return [reader._replace(equation=graph.equations[index]) for index, reader in _readers(network, site)]
+
+
 def _find_updates(network: ModelSpec, graph: Graph, site: int, stage: dict, depth: dict, masked: set) -> list[_Update]:
     """Return the float32 linear maps that read a site through operations that depend on no deeper site.
 
     A linear map whose own result is `masked` is left out: an update of masked units would show.
     """
     level, updates = stage[graph.values[network.site_specs[site].ordinal]], []
-    for index, of_reference in _readers(network, site):
-        reader = of_reference._replace(equation=graph.equations[index])
+    for reader in _readers_in(network, graph, site):
         if reader.result in masked:
             continue
         avals: list[Any] = [atom.aval for atom in (*reader.equation.invars, reader.result)]
