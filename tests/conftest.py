@@ -2,9 +2,11 @@
 
 import importlib
 import importlib.metadata
+import json
 import os
 import shutil
 import tempfile
+import types
 from pathlib import Path
 
 import filelock
@@ -120,16 +122,48 @@ def small_config():
 
 
 @pytest.fixture(scope="session")
-def small_results(small_config, tmp_path_factory):
-    """Return the results that one worker has computed and all workers read."""
-    folder = tmp_path_factory.getbasetemp()
+def once(tmp_path_factory):
+    """Return a function that returns a folder which one worker fills and all workers read."""
+    base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # the workers' folders are side by side
-    path = folder / "small_results.nc"
-    with filelock.FileLock(f"{path}.lock"):
-        if not path.exists():
-            ja.results.save_results(ja.run_study(small_config), path)
-    return ja.results.load_results(path)
+        base = base.parent  # the workers' folders are side by side
+
+    def folder_filled_by(fill):
+        folder = base / fill.__name__
+        folder.mkdir(exist_ok=True)
+        with filelock.FileLock(folder / "lock"):
+            if not (folder / "filled").exists():
+                fill(folder)
+                (folder / "filled").touch()
+        return folder
+
+    return folder_filled_by
+
+
+@pytest.fixture(scope="session")
+def small_results(once, small_config):
+    """Return results of small networks, trained a little."""
+
+    def small_results(folder):
+        ja.results.save_results(ja.run_study(small_config), folder / "results.nc")
+
+    return ja.results.load_results(once(small_results) / "results.nc")
+
+
+@pytest.fixture(scope="session")
+def reproduced(once):
+    """Return the folder and the outcome of `jaxablate reproduce` on the paper's networks, barely trained."""
+
+    def reproduced(folder):
+        from helpers import REPRODUCE, call, without_pdf  # here: it imports modules before their types are checked
+
+        with without_pdf():
+            run = call(*REPRODUCE, "mnist5k", "--out", folder / "out")
+        outcome = {"exit_code": run.exit_code, "stdout": run.stdout, "stderr": run.stderr}
+        (folder / "outcome.json").write_text(json.dumps(outcome))
+
+    folder = once(reproduced)
+    return folder / "out", types.SimpleNamespace(**json.loads((folder / "outcome.json").read_text()))
 
 
 @pytest.fixture(scope="session")

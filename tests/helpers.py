@@ -15,6 +15,8 @@ import jaxablate as ja
 
 OPTIMIZED = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
 """Environment of child processes that compute much or whose memory is measured: the compiler uses all its passes."""
+SHORT = ["--epochs", "1", "--steps", "4", "--random-orders", "2"]
+REPRODUCE = ["reproduce", *SHORT, "--dataset"]
 TIE = 1e-5  # examples whose two largest float64 logits are closer may be counted either way
 
 
@@ -33,6 +35,15 @@ def pairwise(**factors):
         cases.append(max(product, key=lambda case: len(pairs[case] & missing)))
         missing -= pairs[cases[-1]]
     return pytest.mark.parametrize(tuple(factors), cases)
+
+
+def call(*arguments):
+    """Run a command in this process."""
+    from typer.testing import CliRunner  # here, since child processes import this file
+
+    import jaxablate.cli
+
+    return CliRunner().invoke(jaxablate.cli.app, [str(argument) for argument in arguments], env={"COLUMNS": "100"})
 
 
 @contextlib.contextmanager
@@ -58,7 +69,7 @@ def refused(match: str):
 @contextlib.contextmanager
 def without_pdf():
     """Write PDF files without their content, whose fonts take most of the time of a figure."""
-    from matplotlib.backends.backend_pdf import FigureCanvasPdf  # here, since child processes import this file
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf  # here as well
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FigureCanvasPdf, "print_pdf", lambda self, file, **_: file.write(b"%PDF"))

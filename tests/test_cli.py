@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 from flax import nnx
-from helpers import first_quick, without_pdf
+from helpers import REPRODUCE, SHORT, call, first_quick, without_pdf
 from rich.console import Console
 from scipy import stats
 from test_datasets import arrays, idx, write_folder
@@ -28,8 +28,6 @@ from jaxablate.cli import _console, _tables
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_PICTURES = (Path(__file__).parent / "without_pictures.py",)
-SHORT = ["--epochs", "1", "--steps", "4", "--random-orders", "2"]
-REPRODUCE = ["reproduce", *SHORT, "--dataset"]
 
 
 def run(*arguments, program=("-m", "jaxablate"), **environment):
@@ -41,22 +39,10 @@ def run(*arguments, program=("-m", "jaxablate"), **environment):
     )
 
 
-def call(*arguments):
-    """Run a command in this process."""
-    return CliRunner().invoke(jaxablate.cli.app, [str(argument) for argument in arguments], env={"COLUMNS": "100"})
-
-
-@pytest.fixture(scope="module")
-def reproduced(small_data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("cli") / "out"
-    with without_pdf():
-        return out, call(*REPRODUCE, small_data, "--out", out)
-
-
 @pytest.mark.slow
-def test_reproduce_in_a_process_of_its_own(reproduced, small_data, tmp_path):
+def test_reproduce_in_a_process_of_its_own(reproduced, tmp_path):
     """As a user runs it: whole PDF files, and the results of the same command in this process."""
-    process = run(*REPRODUCE, small_data, "--out", tmp_path / "out")
+    process = run(*REPRODUCE, "mnist5k", "--out", tmp_path / "out")
     assert process.returncode == 0, process.stderr
     assert all(path.stat().st_size > 5000 for path in (tmp_path / "out" / "figures").glob("fig*.pdf"))
     first, second = (ja.results.load_results(folder / "results.nc") for folder in (reproduced[0], tmp_path / "out"))
@@ -85,7 +71,7 @@ def test_reproduce_leaves_everything(reproduced):
         assert f"{name} ({intact:.2f})" in process.stdout
     assert len([line for line in process.stdout.splitlines() if line.startswith("│")]) == 2 * 3
     assert f"jaxablate table {out} --out curves.csv" in process.stdout
-    assert "Dataset: small (" in process.stdout
+    assert "Dataset: mnist5k (" in process.stdout
 
 
 @pytest.fixture(scope="module")
@@ -185,9 +171,9 @@ def test_unknown_protocols_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_run_reuses_the_networks(reproduced, small_data):
-    out, _ = reproduced
-    process = run(*REPRODUCE, small_data, "--out", out)
+def test_a_second_run_reuses_the_networks(reproduced, tmp_path):
+    out = shutil.copytree(reproduced[0], tmp_path / "out")
+    process = run(*REPRODUCE, "mnist5k", "--out", out)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("reused 1 trained before") == 2
 
@@ -220,19 +206,20 @@ def test_the_scripts(reproduced, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_report_of_saved_results_is_the_same(reproduced, small_data, tmp_path):
-    out, _ = reproduced
+def test_a_report_of_saved_results_is_the_same(small_data, tmp_path):
+    out = tmp_path / "out"
+    assert call(*REPRODUCE, small_data, "--set", "networks=12x10", "--out", out).exit_code == 0
     # results keep the name of a file of data, not its folder
     process = run("report", out, "--data-dir", small_data.parent, "--out", tmp_path / "again.html", "--json")
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout) == {
-        "report": str(tmp_path / "again.html"), "pictures_of": ["2-layer", "3-layer"], "notes": []
+        "report": str(tmp_path / "again.html"), "pictures_of": ["2-layer-12-10"], "notes": []
     }  # fmt: skip
     assert (tmp_path / "again.html").read_bytes() == (out / "report.html").read_bytes()
     process = run("report", out, "--data-dir", tmp_path, "--out", tmp_path / "again.html", "--json")
     missing = f"data_dir: small.npz is not in folder {tmp_path}; give the folder that holds it"
     assert json.loads(process.stdout)["notes"] == [missing]
-    result = call("report", tmp_path)
+    result = call("report", tmp_path / "none")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "expected a file, got none; `jaxablate reproduce` writes one" in result.stderr
 
