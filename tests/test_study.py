@@ -251,18 +251,18 @@ def test_files_are_read_as_xarray_reads_them(small_results, tmp_path):
         "empty": ("none", np.zeros(0)), "x": [2, 1],
     }  # fmt: skip
     values["numbers"] += ({"units": "points", "range": [0.0, 2.0], "one": 1.0},)
-    others = {"/": xr.Dataset(attrs={"what": "any"}), "/z/a": xr.Dataset(values), "/b": xr.Dataset({"y": ("t", [1])})}
-    for tree in (small_results, xr.DataTree.from_dict(others)):
+    nodes = {"/": xr.Dataset(attrs={"what": "any"}), "/z/a": xr.Dataset(values), "/b": xr.Dataset({"y": ("t", [1])})}
+    for tree in (small_results, xr.DataTree.from_dict(nodes)):
         tree.to_netcdf(tmp_path / "tree.nc", engine="h5netcdf")
         with h5py.File(tmp_path / "tree.nc") as file:
             read = read_tree(file)
         with xr.open_datatree(tmp_path / "tree.nc", engine="h5netcdf") as expected:
             xr.testing.assert_identical(read, expected)
-            for ours, theirs in zip(read.subtree, expected.subtree, strict=True):
-                assert list(ours.children) == list(theirs.children)
-                assert list(ours.coords) == list(theirs.coords)
-                for name, variable in theirs.variables.items():
-                    assert ours[name].dtype == variable.dtype, name
+            for node, expected_node in zip(read.subtree, expected.subtree, strict=True):
+                assert list(node.children) == list(expected_node.children)
+                assert list(node.coords) == list(expected_node.coords)
+                for name, variable in expected_node.variables.items():
+                    assert node[name].dtype == variable.dtype, name
 
 
 def test_file_round_trip_of_one_layer(tmp_path):
