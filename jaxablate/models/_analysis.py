@@ -374,7 +374,7 @@ class SiteFinder:
         eqn = makers[-1]
         weight = next(var for var in variables(eqn.invars) if self.flows[var] is None)
         path = self._path(weight)
-        parts = [part for part in path.split("/") if part]
+        parts = [part for part in path.split("/") if part] or ["params"]  # one array has no path
         while len(parts) > 1 and parts[-1] in _WEIGHT_NAMES:
             parts.pop()
         return "/".join(parts[1:] if parts[0] == "params" and len(parts) > 1 else parts)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxablate._checks import InputError, finite_float32, require_shape
+from jaxablate._checks import InputError, finite_float32, require, require_shape
 from jaxablate._typing import Images
 from jaxablate.models._mlp import ACTIVATIONS, MLP, WITH_NUMBER, flatten_images, get_activation
 from jaxablate.models._sites import Site
@@ -26,6 +26,22 @@ POOLS = {"max_pool": nnx.max_pool, "avg_pool": nnx.avg_pool}
 def add_channel_axis(images: Images) -> Images:
     """Return images [example, height, width] as [example, height, width, 1]."""
     return images[..., None]
+
+
+def adaptive_avg_pool(images: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Average images [example, height, width, channel] over equal windows, so that `size` (height, width) is left.
+
+    Raises:
+        InputError: if no windows of equal size give this size.
+    """
+    before = images.shape[1:3]
+    require(
+        all(now % wanted == 0 for now, wanted in zip(before, size, strict=True)),
+        f"images: adaptive pooling to {size} needs a height and a width that these numbers divide, got {before}; pass "
+        "images of such a size",
+    )
+    window = (before[0] // size[0], before[1] // size[1])
+    return nnx.avg_pool(images, window, window)
 
 
 FUNCTIONS = {"flatten": flatten_images, "add_channel_axis": add_channel_axis, "log_softmax": jax.nn.log_softmax}
@@ -144,6 +160,8 @@ def _describe_function(layer: Callable) -> Layer | None:
     for name in WITH_NUMBER:
         if function is ACTIVATIONS[name] and not args and len(options) == 1:
             return {"type": "activation", "name": f"{name}:{float(options[0][1])!r}"}
+    if function is adaptive_avg_pool:
+        return {"type": "adaptive_avg_pool", "size": list(dict(options)["size"])}
     for kind, pool in POOLS.items():
         if function is pool:
             keys = ("window_shape", "strides", "padding", "count_include_pad")
@@ -201,6 +219,8 @@ def build_layer(layer: Layer) -> Callable:
             return Site(layer["name"], axis=layer["axis"], reduce=layer["reduce"])
         case "activation":
             return get_activation(layer["name"])
+        case "adaptive_avg_pool":
+            return functools.partial(adaptive_avg_pool, size=tuple(layer["size"]))
         case "max_pool" | "avg_pool":
             options = {"count_include_pad": layer["count_padding"]} if layer["type"] == "avg_pool" else {}
             return functools.partial(

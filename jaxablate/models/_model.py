@@ -344,7 +344,8 @@ def from_module(model: nnx.Module, images: Images, *, sites: Choice = None, outp
 
 def _split_module(model: nnx.Module) -> tuple[ModuleCall, State, tuple[str, ...]]:
     """Return the function, the leaves and their paths of a module in evaluation mode."""
-    require(isinstance(model, nnx.Module), f"model: expected a Flax NNX module, got {type(model).__name__}")
+    remedy = "; ja.from_function(model.apply, variables, images) takes modules of Flax Linen" * hasattr(model, "apply")
+    require(isinstance(model, nnx.Module), f"model: expected a Flax NNX module, got {type(model).__name__}{remedy}")
     graphdef, state = nnx.split(in_evaluation_mode(model))
     paths, structure = jax.tree_util.tree_flatten_with_path(state)
     # The graph of a module is cached, and classes may be edited in place: `%autoreload` replaces the code of functions,

@@ -319,7 +319,8 @@ def _require_equal(
 def _in_evaluation(module: Any) -> Iterator[None]:
     """Put a module into evaluation mode; afterwards each part gets its own mode back."""
     modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+    for part, _ in modes:  # not by `eval`, since frozen layers may have a `train` that does nothing
+        part.training = False
     try:
         yield
     finally:
@@ -436,6 +437,10 @@ def _module_of(torch: Any, graph: Any, node: Any) -> Any:
         name = "max_pool2d"
     args, options = torch.fx.node.map_arg((node.args[1:], dict(node.kwargs)), lambda operand: operand.meta["value"])
     options = {key: value for key, value in options.items() if key not in ("_stacklevel", "dtype", "input")}
+    if any(operand is not node.args[0] for operand in node.all_input_nodes):
+        # a window that depends on the images; only the average over the whole of them has a counterpart
+        whole = tuple(node.args[0].meta["value"].shape[2:])
+        return nn.AdaptiveAvgPool2d(1) if name == "avg_pool2d" and [*map(tuple, args)] == [whole] else None
     try:
         return kinds[name](*args, **options) if name in kinds else None
     except TypeError:  # arguments that the module does not have
@@ -529,8 +534,7 @@ def _describe_pool(nn: Any, module: Any, before: tuple[int, ...], after: tuple[i
     if isinstance(module, nn.AdaptiveAvgPool2d):
         if before[2] % after[2] or before[3] % after[3]:
             return None
-        window = [before[2] // after[2], before[3] // after[3]]
-        return {"type": "avg_pool", "window": window, "strides": window, "padding": "VALID", "count_padding": True}
+        return {"type": "adaptive_avg_pool", "size": [after[2], after[3]]}
     if module.ceil_mode or getattr(module, "dilation", 1) not in (1, (1, 1)):
         return None
     if getattr(module, "divisor_override", None) is not None or getattr(module, "return_indices", False):
@@ -584,6 +588,8 @@ def _make_modules(torch: Any, index: int, layer: Layer, shape: tuple[int, ...]) 
             return [nn.LogSoftmax(dim=1)]
         case "add_channel_axis":
             return [nn.Unflatten(1, (1, shape[1]))]
+        case "adaptive_avg_pool":
+            return [nn.AdaptiveAvgPool2d(tuple(layer["size"]))]
         case kind:
             pads, before = _pads(layer, layer["window"], shape)
             require(not before, f"layer {index}: padding of a pool that is larger on one side has no counterpart")

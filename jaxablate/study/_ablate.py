@@ -356,7 +356,8 @@ def _curves(
     arrays = {view.protocol.name: np.stack(parts, axis=1) for view, parts in zip(views, curves, strict=True)}
     if not config.by_class:
         return arrays
-    totals = _class_totals(test, next(iter(arrays.values())).shape[-1])
+    arrays = {name: counts[..., : views[0].counts.shape[1]] for name, counts in arrays.items()}  # classes of the data
+    totals = _class_totals(test, views[0].counts.shape[1])
     # Counts are exact, so the sum over the classes is the number of all correct predictions.
     sums = {name: counts.sum(axis=-1, dtype=np.int32) for name, counts in arrays.items()}
     return sums | {f"{name} by class": (counts / totals).astype(np.float32) for name, counts in arrays.items()}
@@ -415,14 +416,15 @@ def _ablate_singly(model: AnyModel, views: Sequence[_View], test: EvaluationData
     keep_all = np.ones((1, len(views[0].mean)), bool)
     outcomes = ("class_correct", "loss")
     intact = evaluate_masks(model, keep_all, *examples, outcomes=outcomes, mesh=test.mesh)
-    totals = _class_totals(test, np.asarray(intact["class_correct"]).shape[-1])
+    num_classes = views[0].counts.shape[1]  # of the data; the network may have more outputs
+    totals, intact_correct = _class_totals(test, num_classes), np.asarray(intact["class_correct"])[:, :num_classes]
     arrays = {}
     for members in _group_by_fill(fills):
         alone = single_ablation(model, *examples, fills[members[0]], outcomes=outcomes, mesh=test.mesh)
-        correct = np.asarray(alone["class_correct"])
+        correct = np.asarray(alone["class_correct"])[:, :num_classes]
         # Counts are exact, so the sum over classes equals the count over all examples. The damage is a small difference
         # of two losses, so it is taken in float64.
-        drops = (np.asarray(intact["class_correct"]) - correct) / totals
+        drops = (intact_correct - correct) / totals
         damage = np.asarray(alone["loss"], np.float64) - float(intact["loss"][0])
         for i in members:
             name = views[i].protocol.name
