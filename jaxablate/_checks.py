@@ -140,6 +140,10 @@ def host_array(argument: str, values: Any) -> np.ndarray:
         f"{argument}: expected an array without a mask, got a masked array; drop the masked examples, or replace the "
         "values by .filled(value)",
     )
+    require(
+        not isinstance(values, list | tuple) or all(getattr(value, "mode", None) != "P" for value in values),
+        f"{argument}: images with a palette hold numbers of colors; convert each by .convert('L') or .convert('RGB')",
+    )
     try:
         array = np.asarray(values)
     except Exception as error:  # ragged lists, and tensors of other libraries, which raise anything
@@ -273,13 +277,26 @@ def require_range(argument: str, values: np.ndarray, low: int, high: int) -> Non
 
 
 def require_same_index(argument: str, images: Any, labels: Any) -> None:
-    """Raise if images and labels are of pandas and their indexes differ."""
-    indexes: list[Any] = [getattr(table, "index", None) for table in (images, labels)]
+    """Raise if images and labels are of pandas or xarray, and their examples have other names or another order."""
+    indexes: list[Any] = [_index_of_examples(table) for table in (images, labels)]
     require(
         not all(hasattr(index, "equals") for index in indexes) or indexes[0].equals(indexes[1]),
-        f"{argument}: their pandas index differs from that of the images, so their rows may not belong together; align "
+        f"{argument}: their index differs from that of the images, so their rows may not belong together; align "
         "them, or pass images.to_numpy() and labels.to_numpy()",
     )
+    dims: list[Any] = [getattr(table, "dims", None) for table in (images, labels)]
+    require(
+        not all(dims) or dims[0][0] == dims[1][0] or dims[1][0] not in dims[0],
+        f"{argument}: their dimension {dims[1] and dims[1][0]!r} is not the first of the images; pass "
+        "images.transpose(...) with the examples first",
+    )
+
+
+def _index_of_examples(table: Any) -> Any:
+    """Return the index of pandas, or that of the first dimension of xarray; None for other arrays."""
+    if hasattr(table, "dims") and hasattr(table, "indexes"):
+        return table.indexes.get(table.dims[0]) if table.dims else None
+    return getattr(table, "index", None)
 
 
 def require_in_order(argument: str, values: Any) -> None:

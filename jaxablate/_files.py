@@ -73,16 +73,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     # The temporary file has its own folder: mkdtemp makes a private name, and the file keeps its suffix, on which some
     # writers insist. The folder is next to the target, because a rename is atomic only within one file system. fsync
     # comes before the rename; otherwise a power cut may leave the new name with no content.
-    path = Path(path)
+    _require_expanded(Path(path).parent)
+    path, target = Path(path), Path(path).resolve()  # a link stays, and the file that it names is replaced
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{PRIVATE}{path.name}-", dir=path.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{PRIVATE}{path.name}-", dir=target.parent))
         temporary = folder / path.name
         try:
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
             folder.rmdir()
@@ -102,11 +103,14 @@ def save_tensors(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: M
     from safetensors.numpy import save_file
 
     with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors would write a file that only its owner may read
         try:
             save_file(dict(arrays), temporary, metadata=dict(metadata))
         except SafetensorError as error:
             # safetensors has its own error for a full disk; `atomic_path` turns every OSError into one sentence.
             raise OSError(error) from None
+        temporary.chmod(mode)
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
@@ -135,12 +139,21 @@ def as_utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def _require_expanded(folder: str | Path) -> None:
+    """Raise for a folder that starts with `~`, which the shell has not replaced by the home folder."""
+    require(
+        not str(folder).startswith("~"),
+        f"output folder {folder}: '~' does not stand for a home folder here; write the path in full",
+    )
+
+
 def require_writable(folder: str | Path) -> None:
     """Raise unless the folder can be written, or made if it does not exist; creates nothing that remains.
 
     Raises:
         InputError: with the reason.
     """
+    _require_expanded(folder)
     path = Path(folder).absolute()
     require(
         path.exists() or not path.is_symlink(), f"output folder {folder}: is a link to nothing; choose another folder"

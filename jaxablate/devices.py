@@ -8,6 +8,7 @@ Output: arrays sharded along the mesh axis "data", or gathered on every host.
 Memory: each device holds its part of the examples and a copy of everything else.
 """
 
+import contextlib
 import gc
 import os
 import threading
@@ -366,6 +367,13 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+THREAD_SETTINGS = (
+    "enable_x64", "default_device", "default_matmul_precision", "default_prng_impl", "debug_nans", "disable_jit",
+    "numpy_dtype_promotion", "numpy_rank_promotion",
+)  # fmt: skip
+"""Settings that a user may make for a block of code; JAX keeps them for its thread alone."""
+
+
 def run_all(function: Callable[[Job, Stop], Result], jobs: Sequence[Job], *, threads: int) -> list[Result]:
     """Call function(job, stop) for every job, on several threads, and return the results in the order of the jobs.
 
@@ -375,8 +383,17 @@ def run_all(function: Callable[[Job, Stop], Result], jobs: Sequence[Job], *, thr
     if len(jobs) <= 1:
         return [function(job, Stop()) for job in jobs]
     stop = Stop()
+    settings = {name: getattr(jax.config, f"jax_{name}") for name in THREAD_SETTINGS}
+
+    def run(job: Job) -> Result:
+        with contextlib.ExitStack() as stack:
+            for name, value in settings.items():
+                if getattr(jax.config, f"jax_{name}") != value:
+                    stack.enter_context(getattr(jax, name)(value))
+            return function(job, stop)
+
     with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(function, job, stop) for job in jobs]
+        futures = [pool.submit(run, job) for job in jobs]
         try:
             # in the order in which they end, so that the first error stops the other jobs at once
             for future in as_completed(futures):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from flax import nnx
+from helpers import raises_input_error
 from typer.testing import CliRunner
 
 import jaxablate as ja
@@ -206,3 +207,33 @@ def test_debugging_of_nan():
         model = ja.from_module(ja.MLP(12, (5, 4), 3, rngs=nnx.Rngs(0)), images)
         counts = ja.cumulative_ablation(model, np.arange(9)[None], images, np.arange(4) % 3, steps=9)
     assert counts.shape == (1, 10)
+
+
+def test_settings_of_jax_for_a_block_of_code_reach_every_thread():
+    images = np.random.default_rng(0).random((400, 12))
+    model, labels = ja.MLP(12, (5, 4), 3, rngs=nnx.Rngs(0)), np.arange(400) % 3
+    expected = ja.single_ablation(model, images.astype(np.float32), labels, outcomes="loss")
+    with jax.enable_x64(True):
+        losses = ja.single_ablation(model, images, labels, outcomes="loss")
+    np.testing.assert_allclose(losses, expected, atol=1e-6)
+
+
+def test_a_home_folder_that_the_shell_has_not_filled_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = ja.MLP(12, (5, 4), 3, rngs=nnx.Rngs(0))
+    with raises_input_error("output folder ~: '~' does not stand for a home folder here; write the path in full"):
+        ja.save_model(model, "~/network.safetensors")
+    assert not list(tmp_path.iterdir())
+    ja.save_model(model, "~network.safetensors")
+
+
+def test_links_and_permissions_of_files(tmp_path):
+    model, target, link = ja.MLP(12, (5, 4), 3, rngs=nnx.Rngs(0)), tmp_path / "a" / "network", tmp_path / "link"
+    target.parent.mkdir()
+    target.touch()
+    link.symlink_to(target)
+    ja.save_model(model, link)
+    assert link.is_symlink()
+    assert ja.load_model(target).model.hidden == (5, 4)
+    (tmp_path / "other").touch()
+    assert target.stat().st_mode == (tmp_path / "other").stat().st_mode

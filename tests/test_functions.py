@@ -1031,3 +1031,11 @@ def test_tensors_of_pytorch_among_the_parameters_are_copied(examples):
     before = np.asarray(model(examples[0]))
     weight.mul_(2)
     np.testing.assert_array_equal(model(examples[0]), before)
+
+
+def test_one_array_as_parameters():
+    head, kernel = RNG.normal(size=(5, 3)).astype(np.float32), RNG.normal(size=(4, 5)).astype(np.float32)
+    x, y = RNG.random((9, 4), np.float32), np.arange(9, dtype=np.int32) % 3
+    model = ja.from_function(lambda w, x: jnp.tanh(x @ w) @ head, kernel, x)
+    expected = -jax.nn.log_softmax((np.tanh(x @ kernel) * (np.arange(5) != 2)) @ head)[np.arange(9), y].mean()
+    np.testing.assert_allclose(ja.single_ablation(model, x, y, outcomes="loss", site="params")[2], expected, atol=1e-6)

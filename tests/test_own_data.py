@@ -14,6 +14,7 @@ import scipy.sparse
 import xarray as xr
 from flax import nnx
 from helpers import assert_counts, raises_input_error
+from PIL import Image
 from typer.testing import CliRunner
 
 import jaxablate as ja
@@ -593,7 +594,7 @@ def test_rows_of_pandas_that_do_not_belong_together():
     images = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32))
     labels = pd.Series(np.arange(60) % 3)
     shuffled = images.sample(frac=1, random_state=0)
-    with raises_input_error("train labels: their pandas index differs from that of the images"):
+    with raises_input_error("train labels: their index differs from that of the images"):
         ja.Dataset.from_arrays(shuffled, labels)
     data = ja.Dataset.from_arrays(shuffled, labels.loc[shuffled.index])
     assert data.num_classes == 3
@@ -626,5 +627,43 @@ def test_rows_of_pandas_that_do_not_belong_together():
         lambda: ja.joint_histogram((shuffled > 0).astype(int), labels, num_codes=2, num_classes=3),
         lambda: ja.devices.shard_examples(ja.devices.make_mesh(1), shuffled, labels),
     ):
-        with raises_input_error("labels: their pandas index differs"):
+        with raises_input_error("labels: their index differs"):
             call()
+
+
+def test_examples_of_xarray_that_do_not_belong_together():
+    random = np.random.default_rng(0)
+    images = xr.DataArray(random.random((30, 4), np.float32), {"sample": np.arange(30)}, ("sample", "feature"))
+    labels = xr.DataArray(np.arange(30) % 3, {"sample": np.arange(30)}, "sample")
+    model = ja.MLP(4, (5,), 3, rngs=nnx.Rngs(0))
+    expected = ja.single_ablation(model, images.values, labels.values, outcomes="loss")
+    np.testing.assert_array_equal(ja.single_ablation(model, images, labels, outcomes="loss"), expected)
+    with raises_input_error("train labels: their index differs from that of the images"):
+        ja.Dataset.from_arrays(images, labels[::-1])
+    square = images[:4]
+    with raises_input_error("labels: their dimension 'sample' is not the first of the images; pass images.transpose"):
+        ja.single_ablation(model, square.T, labels[:4])
+
+
+def test_images_with_a_palette_are_refused():
+    grey = [Image.fromarray(image) for image in np.random.default_rng(0).integers(0, 256, (60, 4, 4), np.uint8)]
+    assert ja.Dataset.from_arrays(grey, np.arange(60) % 3).train.images.max() > 0.9
+    with raises_input_error("images with a palette hold numbers of colors; convert each by .convert"):
+        ja.Dataset.from_arrays([image.convert("P") for image in grey], np.arange(60) % 3)
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+def test_a_network_with_more_outputs_than_the_data_has_classes(by_class):
+    random = np.random.default_rng(0)
+    data = ja.Dataset.from_arrays(random.random((90, 6), np.float32), np.arange(90) % 3)
+    config = ja.StudyConfig(
+        networks=(), scores=("entropy",), quantizer="mean", steps=2, num_random_orders=1, by_class=by_class
+    )
+    node = ja.run_study(config, {"mine": ja.MLP(6, (5, 4), 7, rngs=nnx.Rngs(0))}, data=data)["mine"]
+    labels = node.to_dataset()["class"].values.tolist()
+    assert node["single_class_drop"].dims == ("seed", "neuron", "class")
+    assert labels == [0, 1, 2]
+    if by_class:
+        expected = node["correct"] / len(data.test)
+        shares = np.bincount(data.test.labels) / len(data.test)
+        np.testing.assert_allclose((node["class_accuracy"] * shares).sum("class"), expected, atol=1e-6)

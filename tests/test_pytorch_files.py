@@ -479,3 +479,12 @@ def test_layers_without_a_bias_stay_without(torch, tmp_path):
         result = CliRunner().invoke(app, ["prune", *arguments])
         assert result.exit_code == 0, result.output
         assert {name for name in torch.load(out) if name.endswith("bias")} == names
+
+
+def test_files_of_other_frameworks_are_refused(tmp_path):
+    tensors = {"0.weight": np.ones((4, 5), np.float32), "2.weight": np.ones((3, 4), np.float32)}
+    save_file(tensors, tmp_path / "net.safetensors", metadata={"format": "mlx"})
+    with raises_input_error("its metadata say that mlx wrote it, which stores weights in another layout; save "):
+        ja.models.load_pytorch(tmp_path / "net.safetensors", activation="relu")
+    save_file(tensors, tmp_path / "net.safetensors", metadata={"format": "pt"})
+    assert ja.models.load_pytorch(tmp_path / "net.safetensors", activation="relu").hidden == (4,)

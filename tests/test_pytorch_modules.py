@@ -866,3 +866,48 @@ def test_a_function_that_keeps_positive_numbers_is_no_flattening(torch):
     net = nnx.Sequential(lambda x: jnp.maximum(x, 0), nnx.Linear(4, 2, rngs=nnx.Rngs(0)))
     with raises_input_error("expected a linear map"):
         to_pytorch(net, np.zeros((1, 4), np.float32))
+
+
+@pytest.mark.parametrize("name", ["adaptive", "adaptive to 2", "function of the size"])
+def test_adaptive_pooling_takes_images_of_any_size(torch, tmp_path, name):
+    nn = torch.nn
+    pool, units = {
+        "adaptive": (nn.AdaptiveAvgPool2d(1), 1),
+        "adaptive to 2": (nn.AdaptiveAvgPool2d(2), 4),
+        "function of the size": (GlobalPool(torch), 1),
+    }[name]
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), pool, nn.Flatten(), nn.Linear(4 * units, 5)).eval()
+    ja.save_model(from_pytorch(net, COLOURS), tmp_path / "net.safetensors")
+    model = ja.load_model(tmp_path / "net.safetensors").model
+    larger = RANDOM.normal(size=(6, 20, 16, 3)).astype(np.float32)
+    np.testing.assert_allclose(model(larger), logits(torch, net, larger), atol=1e-5)
+    back = ja.to_pytorch(model, COLOURS)
+    np.testing.assert_allclose(logits(torch, back, larger), logits(torch, net, larger), atol=1e-5)
+    if units == 4:
+        with raises_input_error(r"adaptive pooling to .2, 2. needs a height and a width that these numbers divide"):
+            model(larger[:, 1:])
+
+
+def test_images_whose_channels_may_be_first_or_last(torch):
+    nn = torch.nn
+    for shape, refusal in {
+        (2, 5, 5): "looks like PyTorch's .example, channel, height, width.",
+        (2, 5, 7): "may have the channels last or first, since the PyTorch module Sequential takes both",
+    }.items():
+        net = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 4), nn.ReLU(), nn.Linear(4, 3))
+        images = RANDOM.random((9, *shape), dtype=np.float32)
+        with raises_input_error(f"images: shape .* {refusal}"):
+            from_pytorch(net, images)
+        flat = from_pytorch(net, images.reshape(9, -1))
+        expected = net(torch.tensor(images)).detach().numpy()
+        np.testing.assert_allclose(flat(images.reshape(9, -1)), expected, atol=1e-5)
+
+
+def test_layers_that_refuse_another_mode_do_not_change(torch):
+    net = torch.nn.Sequential(*(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.ReLU(), torch.nn.Linear(4, 2)))
+    net[1].train = lambda mode=True: net[1]
+    model = from_pytorch(net, IMAGES[:, :4, 0])
+    assert not net[1].running_mean.any()
+    assert net[1].training
+    net[1].training = False
+    np.testing.assert_allclose(model(IMAGES[:, :4, 0]), net(torch.tensor(IMAGES[:, :4, 0])).detach(), atol=1e-6)

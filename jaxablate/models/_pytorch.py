@@ -554,9 +554,10 @@ def mlp_of_modules(what: str, modules: dict[str, Tensors], activation: str, shap
 
 
 def require_channels_last(shape: tuple[int, ...]) -> None:
-    """Raise if images of this shape look like [example, channel, height, width]."""
+    """Raise if images of this shape look like [example, channel, height, width], by few channels or by equal sides."""
+    _, first, second, last = shape
     require(
-        shape[3] in CHANNELS or shape[1] not in CHANNELS,
+        last in CHANNELS or (first not in CHANNELS and not first != second == last),
         f"images: shape {shape} looks like PyTorch's [example, channel, height, width], but images have their channels "
         "last; pass images.transpose(0, 2, 3, 1), also to the functions that evaluate the network",
     )

@@ -174,11 +174,19 @@ def to_numpy(tensor: Any) -> np.ndarray:
     return np.asarray(detached(tensor))
 
 
+FOREIGN = ("mlx", "flax", "jax", "tf", "tensorflow", "keras")  # formats in the metadata of other frameworks' files
+
+
 def _read_safetensors(path: Path) -> Tensors:
     try:
-        aliases, tensors = load_tensors(path)
+        metadata, tensors = load_tensors(path)
+        require(
+            metadata.get("format") not in FOREIGN,
+            f"PyTorch file {path}: its metadata say that {metadata.get('format')} wrote it, which stores weights in "
+            "another layout; save PyTorch's state dict, or write the network in JAX and pass it to ja.from_function",
+        )
         # safetensors.torch.save_model stores a shared tensor once, and maps its other names to it in the metadata
-        tensors |= {name: tensors[kept] for name, kept in aliases.items() if kept in tensors and name not in tensors}
+        tensors |= {name: tensors[kept] for name, kept in metadata.items() if kept in tensors and name not in tensors}
         return {name: tensors[name] for name in sorted(tensors, key=_natural)}
     except OSError as error:
         remedy = "convert its tensors to float32 and save it again" if "float8" in str(error) else "save it again"

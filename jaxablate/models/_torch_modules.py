@@ -23,6 +23,7 @@ from jaxablate._typing import Images
 from jaxablate.models._chain import Layer, build_chain, describe_chain, is_chain, layers_of
 from jaxablate.models._mlp import MLP, in_evaluation_mode, is_mlp
 from jaxablate.models._pytorch import (
+    CHANNELS,
     PARTS,
     WEIGHTS,
     feature_orders,
@@ -108,6 +109,8 @@ def from_pytorch(module: Any, images: Images) -> MLP | nnx.Sequential:
             isinstance(expected, torch.Tensor),
             f"{what}: expected one tensor as its output, got {type(expected).__name__}",
         )
+        if images.ndim == 4:
+            _require_one_layout(torch, what, module, images, inputs, expected)
         description, tensors = _read_chain(torch, what, module, inputs)
         require(len(tensors) > 0, f"{what}: none of its layers has weights; pass a network of linear maps")
         modules = group_modules(what, tensors)
@@ -246,6 +249,23 @@ def _check_images(images: Any) -> np.ndarray:
     if images.ndim == 4:
         require_channels_last(images.shape)
     return images
+
+
+def _require_one_layout(torch: Any, what: str, module: Any, images: np.ndarray, inputs: Any, expected: Any) -> None:
+    """Raise if a module takes images of uncommon channels also with the channels first, and gives other outputs."""
+    _, first, second, last = images.shape
+    if (last in CHANNELS and first not in CHANNELS) or first == second != last:
+        return
+    try:
+        outputs = module(torch.tensor(images).to(inputs.device, inputs.dtype))
+    except Exception:  # the user's own code may raise anything
+        return
+    require(
+        torch.allclose(outputs, expected),
+        f"images: shape {images.shape} may have the channels last or first, since the {what} takes both; pass images "
+        "[example, feature], flattened in the order of the module's features, also to the functions that evaluate the "
+        "network",
+    )
 
 
 def _reason(error: Exception) -> str:
