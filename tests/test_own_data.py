@@ -667,3 +667,13 @@ def test_a_network_with_more_outputs_than_the_data_has_classes(by_class):
         expected = node["correct"] / len(data.test)
         shares = np.bincount(data.test.labels) / len(data.test)
         np.testing.assert_allclose((node["class_accuracy"] * shares).sum("class"), expected, atol=1e-6)
+
+
+def test_splits_that_are_standardized_differently_are_refused():
+    raw = np.random.default_rng(0).integers(0, 17, (90, 6)).astype(np.float32)
+    labels, standardized = np.arange(90) % 3, (raw - raw.mean(0)) / raw.std(0)
+    with raises_input_error(
+        r"of one scale, but \d+\.\d% of the values of .* are negative and none of test; scale all splits"
+    ):
+        ja.Dataset.from_arrays(standardized, labels, test=(raw, labels))
+    assert len(ja.Dataset.from_arrays(standardized, labels, test=(standardized, labels)).test) == 90

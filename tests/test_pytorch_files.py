@@ -488,3 +488,12 @@ def test_files_of_other_frameworks_are_refused(tmp_path):
         ja.models.load_pytorch(tmp_path / "net.safetensors", activation="relu")
     save_file(tensors, tmp_path / "net.safetensors", metadata={"format": "pt"})
     assert ja.models.load_pytorch(tmp_path / "net.safetensors", activation="relu").hidden == (4,)
+
+
+def test_a_part_of_a_sharded_network_is_refused(tmp_path):
+    tensors = {"0.weight": np.ones((4, 5), np.float32), "2.weight": np.ones((3, 4), np.float32)}
+    save_file(tensors, tmp_path / "model-00001-of-00002.safetensors")
+    with raises_input_error("its name says that it is part 1 of 2; join the tensors of all parts in one state dict"):
+        ja.models.load_pytorch(tmp_path / "model-00001-of-00002.safetensors", activation="relu")
+    save_file(tensors, tmp_path / "model-00001-of-00001.safetensors")
+    assert ja.models.load_pytorch(tmp_path / "model-00001-of-00001.safetensors", activation="relu").hidden == (4,)

@@ -249,6 +249,8 @@ def _dtype_remedy(images: np.ndarray) -> str:
 MAX_CLASSES = 100_000
 MAX_RATIO = 50
 """Ratio of the largest magnitudes of two splits from which they have different scales, such as 0..1 and 0..255."""
+EXPECTED_NEGATIVE = 50
+"""Number of negative values to expect in a split from which it has another scale if it has none."""
 
 
 def count_classes(what: str, labels: np.ndarray) -> int:
@@ -310,6 +312,14 @@ def dataset_of_arrays(
         raise InputError(
             f"{what}: expected images of one scale, got largest magnitudes that differ {MAX_RATIO}-fold or more "
             f"({texts}); scale all splits alike"
+        )
+    negative = {name: float((split.images < 0).mean()) for name, split in splits.items()}
+    signed = max(negative, key=lambda name: negative[name])
+    for name, split in splits.items():
+        require(
+            negative[name] > 0 or negative[signed] * split.images.size < EXPECTED_NEGATIVE,
+            f"{what}: expected images of one scale, but {100 * negative[signed]:.1f}% of the values of {signed} are "
+            f"negative and none of {name}; scale all splits alike",
         )
     if any(dtype == np.uint8 for dtype in dtypes.values()):
         source = replace(source, origin=f"{source.origin}, uint8 images divided by 255")
