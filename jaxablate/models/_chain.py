@@ -36,7 +36,7 @@ def adaptive_avg_pool(images: jax.Array, size: tuple[int, int]) -> jax.Array:
     """
     before = images.shape[1:3]
     require(
-        all(now % wanted == 0 for now, wanted in zip(before, size, strict=True)),
+        all(side % number == 0 for side, number in zip(before, size, strict=True)),
         f"images: adaptive pooling to {size} needs a height and a width that these numbers divide, got {before}; pass "
         "images of such a size",
     )
