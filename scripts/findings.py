@@ -17,8 +17,6 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from findings_settings import (
-    AGAINST,
-    FOR,
     Effects,
     Kind,
     measure_effects,
@@ -26,6 +24,7 @@ from findings_settings import (
     settings_abstract,
     settings_section,
     unpacked_results,
+    verdict_counts,
 )
 from measure import COMPARED, FILLS
 from measure_settings import settings
@@ -214,31 +213,32 @@ def abstract(
         [
             '*Using information theoretic metrics to study the importance of individual neurons in DNNs* ("the paper") '
             "ranks the hidden neurons of trained MLPs by information, ablates them one after another, and reads "
-            f"importance and redundancy off the accuracy. Here {len(CLAIMS)} claims, in words below, are tested on "
+            f"importance and redundancy off the accuracy. Here {len(CLAIMS)} claims are tested on "
             f"{len(config['seeds'])} networks of each of its two kinds (2 and 3 layers of "
-            f"{config['networks'][0][0]} units). By its formulas, {claims_by_verdict(verdicts, PAPER)}. "
-            f"By what its code computes instead, {claims_by_verdict(verdicts, PUBLISHED)}. "
-            "C11 and C12 are readings of this page: C11 is about random "
-            "orders of one network, while the paper speaks of training results, between which no reduction is "
-            "detected; C12 asks for a correlation above 0.5 in every layer and in the network.",
+            f"{config['networks'][0][0]} units), by its formulas and by what its code computes instead. The last "
+            "column counts the kinds of networks of all settings below, by the formulas: a claim that holds in part "
+            "holds, one that is reversed does not, and one that shows no difference or is undecided is open. C11 and "
+            "C12 are readings of this page: C11 is about random orders of one network, while the paper speaks of "
+            "training results, between which no reduction is detected; C12 asks for a correlation above 0.5 in "
+            "every layer and in the network.",
+            claims_table(measured, verdicts, [kind for kind in kinds if kind.has_learned]),
             settings_abstract(kinds, effects, num_planned),
         ]
     )
 
 
-def claims_by_verdict(verdicts: Sequence[Verdict], protocol: str) -> str:
-    """Say which claims hold in every kind of network, fail in one or more, or neither."""
-    judged: dict[str, list[str]] = {}
-    for verdict in verdicts:
-        if verdict.protocol == protocol:
-            judged.setdefault(verdict.claim, []).append(verdict.verdict)
-    held = [claim for claim in CLAIMS if all(verdict in FOR for verdict in judged[claim])]
-    failed = [claim for claim in CLAIMS if any(verdict in AGAINST for verdict in judged[claim])]
-    rest = [claim for claim in CLAIMS if claim not in held + failed]
-    return (
-        f"{', '.join(held)} hold, at least in part, in every kind they are about; {', '.join(failed)} do not hold, or "
-        f"are reversed, in one kind or more{'; undecided in one kind or more: ' * bool(rest)}{', '.join(rest)}"
-    )
+def claims_table(measured: Measurements, verdicts: Sequence[Verdict], kinds: Sequence[Kind]) -> str:
+    """Return a table of the claims in words: the verdict on each network of the paper, and counts over all kinds."""
+    judged = {(verdict.protocol, verdict.network, verdict.claim): verdict.verdict for verdict in verdicts}
+    columns = list(itertools.product((PAPER, PUBLISHED), measured.names))
+    titles = [f"{name}, {'formulas' if protocol == PAPER else 'code'}" for protocol, name in columns]
+    rows = [f"| claim | {' | '.join(titles)} | of {len(kinds)} kinds: holds / open / does not |"]
+    rows.append("| --- |" + " --- |" * (len(columns) + 1))
+    for number, claim in CLAIMS.items():
+        holding, *between, failing = verdict_counts(kinds, number)
+        cells = [judged.get((*column, number), "-") for column in columns]
+        rows.append(f"| {number}. {claim.text} | {' | '.join(cells)} | {holding} / {sum(between)} / {failing} |")
+    return "\n".join(rows)
 
 
 LIMITS = """- The networks are MLPs on two datasets of small grey images. Nothing here is about convolutions, attention

@@ -479,19 +479,8 @@ def settings_abstract(measured: Sequence[Kind], effects: Effects, num_planned: i
         f"{_corrected(eight, -1)}. Over random orders of the whole network, bias balancing is better than zeros in "
         f"{_corrected(balanced, 1)} kinds (median {_median(balanced)} points) and worse in {_corrected(balanced, -1)}, "
         f"and linear compensation better than bias balancing in {_corrected(linear, 1)} (median {_median(linear)} "
-        f"points) and worse in {_corrected(linear, -1)}.\n\n"
-        "The claims, in how many kinds each holds at least in part / shows no difference or is undecided / does not "
-        f"hold or is reversed: {claim_counts(kinds)}."
+        f"points) and worse in {_corrected(linear, -1)}."
     )
-
-
-def claim_counts(kinds: Sequence[Kind]) -> str:
-    """Return the counts of the verdicts on every claim over the kinds, as "C1 12/15/0"."""
-    parts = []
-    for number in CLAIMS:
-        holding, *between, failing = verdict_counts(kinds, number)
-        parts.append(f"{number} {holding}/{sum(between)}/{failing}")
-    return ", ".join(parts)
 
 
 def verdict_counts(kinds: Sequence[Kind], number: str) -> list[int]:
