@@ -65,7 +65,7 @@ def test_the_committed_findings_follow_from_the_committed_results(tmp_path):
 
 def test_the_readme_quotes_the_findings():
     page = (ROOT / "docs" / "findings.md").read_text()
-    summary = re.search(r"Among the neurons of the first layer whose .*? A score without labels.*?\.(?= )", page)
+    summary = re.search(r"Among the neurons of the first layer whose .*? A score without labels.*?\.(?=\s)", page)
     assert summary
     assert summary[0] in " ".join((ROOT / "README.md").read_text().split()), f"the README should say: {summary[0]}"
 
