@@ -19,7 +19,7 @@ from jaxablate.ablation._execute import AblationProblem, ChunkRunner, Engine, Sh
 from jaxablate.ablation._outcomes import Batch, Named, Sums, measure, zero_sums
 from jaxablate.linear_compensation import Basis, order_basis, removal_basis
 from jaxablate.models._analysis import SiteSpec, describe_values
-from jaxablate.models._graph import Graph, evaluate, needed, read, replaced, stage_of
+from jaxablate.models._graph import LINEAR_MAPS, Graph, evaluate, needed, read, replaced, stage_of
 from jaxablate.models._model import (
     TRACED,
     ModelSpec,
@@ -730,7 +730,10 @@ class _Curve(NamedTuple):
                     pairs = zip(level.updates, updated, new_counts, strict=True)
                     return [_vanish(update.reader, z, count) for update, z, count in pairs]
 
-                if level.is_bounded:  # part of the same pass over z as the update and the activation function
+                # If an activation function follows, this is part of one pass over z with it and the update. Outcomes pass
+                # over their logits several times.
+                has_next = depth + 1 < len(self.levels) or any(eqn.primitive.name in LINEAR_MAPS for eqn in level.rest)
+                if level.is_bounded and has_next:
                     updated = vanish(updated)
                 else:  # z that is 0 stays 0, so this is needed once; a loop copies nothing if it does not run
                     pairs = zip(counts, new_counts, strict=True)
