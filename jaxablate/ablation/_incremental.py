@@ -730,8 +730,8 @@ class _Curve(NamedTuple):
                     pairs = zip(level.updates, updated, new_counts, strict=True)
                     return [_vanish(update.reader, z, count) for update, z, count in pairs]
 
-                # If an activation function follows, this is part of one pass over z with it and the update. Outcomes pass
-                # over their logits several times.
+                # If an activation function follows, this is part of one pass over z with it and the update. Outcomes
+                # pass over their logits several times.
                 has_next = depth + 1 < len(self.levels) or any(eqn.primitive.name in LINEAR_MAPS for eqn in level.rest)
                 if level.is_bounded and has_next:
                     updated = vanish(updated)
