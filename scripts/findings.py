@@ -74,8 +74,9 @@ all steps except the intact network's, in accuracy points), of mean scores (nats
 supports the claim. Brackets hold 95% t-intervals of the mean over networks. They cover the randomness of
 training; they do not cover another split, another test set or another architecture, and they are not
 corrected for their number. LVF ablates neurons with low values of a score first, HVF neurons with high
-values first; "A over B" is A minus B. "Balanced" means bias balancing, and "zeros" that ablated neurons
-output 0.
+values first; "A over B" is A minus B. "Balanced" means bias balancing: ablated neurons output their mean on
+the validation split. Linear compensation: they output what the other neurons of their layer predict by
+linear regression on that split. "Zeros" means that ablated neurons output 0.
 
 Under the *published protocol* the same words stand for what the code behind the published figures computes:
 "balanced" multiplies the activation by the neuron's firing rate, "MI" is H(T) + H(T|Y), and "random" is a
@@ -192,7 +193,7 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
         "## Can neurons that share information replace each other?",
         pairs(measured, pictures),
         "## Limits",
-        LIMITS,
+        limits(kinds),
         "## What would change these conclusions",
         CHANGES,
         "## Every comparison",
@@ -215,12 +216,12 @@ def abstract(
             "ranks the hidden neurons of trained MLPs by information, ablates them one after another, and reads "
             f"importance and redundancy off the accuracy. Here {len(CLAIMS)} claims are tested on "
             f"{len(config['seeds'])} networks of each of its two kinds (2 and 3 layers of "
-            f"{config['networks'][0][0]} units), by its formulas and by what its code computes instead. The last "
-            "column counts the kinds of networks of all settings below, by the formulas: a claim that holds in part "
-            "holds, one that is reversed does not, and one that shows no difference or is undecided is open. C11 and "
-            "C12 are readings of this page: C11 is about random orders of one network, while the paper speaks of "
-            "training results, between which no reduction is detected; C12 asks for a correlation above 0.5 in "
-            "every layer and in the network.",
+            f"{config['networks'][0][0]} {config['activation']} units), by its formulas and by what its "
+            "code computes instead. The last column counts the kinds of networks of all settings below, by the "
+            "formulas: a claim that holds in part holds, one that is reversed does not, and one that shows no "
+            "difference or is undecided is open. C11 and C12 are readings of this page: C11 is about random orders of "
+            "one network, while the paper speaks of training results, between which no reduction is detected; C12 "
+            "asks for a correlation above 0.5 in every layer and in the network.",
             claims_table(measured, verdicts, [kind for kind in kinds if kind.has_learned]),
             settings_abstract(kinds, effects, num_planned),
         ]
@@ -232,19 +233,33 @@ def claims_table(measured: Measurements, verdicts: Sequence[Verdict], kinds: Seq
     judged = {(verdict.protocol, verdict.network, verdict.claim): verdict.verdict for verdict in verdicts}
     columns = list(itertools.product((PAPER, PUBLISHED), measured.names))
     titles = [f"{name}, {'formulas' if protocol == PAPER else 'code'}" for protocol, name in columns]
-    rows = [f"| claim | {' | '.join(titles)} | of {len(kinds)} kinds: holds / open / does not |"]
+    rows = [f"| claim | {' | '.join(titles)} | kinds of networks: holds / open / does not |"]
     rows.append("| --- |" + " --- |" * (len(columns) + 1))
     for number, claim in CLAIMS.items():
         holding, *between, failing = verdict_counts(kinds, number)
+        total = holding + sum(between) + failing
         cells = [judged.get((*column, number), "-") for column in columns]
-        rows.append(f"| {number}. {claim.text} | {' | '.join(cells)} | {holding} / {sum(between)} / {failing} |")
+        counts = f"{holding} / {sum(between)} / {failing} of {total}"
+        rows.append(f"| {number}. {claim.text} | {' | '.join(cells)} | {counts} |")
     return "\n".join(rows)
+
+
+def limits(kinds: Sequence[Kind]) -> str:
+    """Return the limits of the study."""
+    splits = [name for name, changes in settings().items() if changes.get("split_seed", 2045) != 2045]
+    near = [kind for kind in kinds if not kind.setting.startswith("sample")]
+    return LIMITS + (
+        f"\n- {len(splits)} settings have another split. {len(near)} of {len(kinds)} kinds differ from the paper's "
+        "in at most one point, and totals weigh them accordingly.\n"
+        "- Curves end at 40% of the narrowest layer or earlier. [Later in a layer](redundancy.md) zeros can keep more "
+        "accuracy than means."
+    )
 
 
 LIMITS = """- The networks are MLPs on two datasets of small grey images. Nothing here is about convolutions, attention
   or other data.
 - An interval covers the randomness of training. All networks of a dataset share one test set, and the networks of a
-  setting share one split; two settings change the split.
+  setting share one split.
 - The settings are a stated design of this page, not a sample of what people train. Some are drawn at random, from the
   values of that design alone. The design was made with the first results in sight, and the split by activation, the
   range of the AUC without constant codes and the rule for networks near chance after more of them.
@@ -259,7 +274,7 @@ LIMITS = """- The networks are MLPs on two datasets of small grey images. Nothin
 CHANGES = """- *A claim that does not hold here*: twenty networks of the same recipe whose interval for the deciding
   comparison lies on the other side of 0.
 - *A claim that fails in no setting*: one setting with five networks or more in which one of its comparisons has a
-  negative mean with p < 0.05 after Holm's correction.
+  negative mean with p < 0.05 after Holm's correction over these comparisons and over the kinds of networks.
 - *That a score without labels finds safer neurons*: a code or estimator of information whose orders cost less than the
   orders by `contribution_sd`, without the neurons of constant code.
 - *That shared information is not shown to predict replacement*: a pair measure that predicts super-additive damage in

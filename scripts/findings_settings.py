@@ -184,8 +184,10 @@ def low_costs_less(kind: Kind) -> dict[str, np.ndarray]:
         f"{SHORT[score]}, {place}": changing_area(kind.control, scope, score) - random[scope]
         for score, (place, scope) in itertools.product(METRICS, scopes.items())
     }
+    whole = NetworkSummary(kind.network)
     for place, scope in scopes.items():
         effects[f"random over high MI, {place}"] = random[scope] - changing_area(kind.control, scope, MI, "high")
+        effects[f"MI, {place}, all neurons"] = whole.area(scope, MI) - whole.area(scope, RANDOM)
     return effects
 
 
@@ -410,9 +412,9 @@ def settings_section(measured: Sequence[Kind], effects: Effects, planned: Sequen
         + "`scripts/measure_settings.py` has the values of each point and draws the combinations with Python's "
         "`random.Random(0)`. In each scope as many neurons are ablated, one after another, as 40% of the narrowest "
         "layer: 20% or 13% of a network of 2 or 3 layers. There are five random orders for each network and scope, of "
-        "which linear compensation repeats three; networks of equal widths have the same orders in all settings. The "
-        "setting named paper repeats the first five of the twenty networks above, with fewer orders. All results are "
-        "by the paper's formulas.",
+        "which linear compensation repeats three; networks of one seed and equal widths have the same orders in all "
+        "settings. The setting named paper repeats the first five of the twenty networks above, with fewer orders. "
+        "All results are by the paper's formulas.",
         settings_table(measured),
         "Networks that have not learned are left out of all that follows: ablation cannot lower an accuracy at chance. "
         f"These are the kinds with less than {LEARNED}% test accuracy: {'; '.join(at_chance) or 'none'}. This rule was "
@@ -443,14 +445,19 @@ def settings_summary(kinds: Sequence[Kind], effects: Effects) -> str:
     """Say in two sentences whether little information marks neurons that can be spared; README.md quotes them."""
     random, baseline = effects["random"], effects["baseline"][f"MI, {FIRST}"]
     sigmoid, rest = by_activation(random[f"MI, {FIRST}"], kinds)
+    high = random[f"random over high MI, {FIRST}"]
+
+    def more(estimates: Mapping[int, Estimate], sign: int = -1) -> str:
+        return _corrected(estimates, sign).split(" of ")[0]
+
     return (
         "Among the neurons of the first layer whose one-bit code changes, those with the most mutual information with "
-        f"the class cost more accuracy than random ones in {_count(random[f'random over high MI, {FIRST}'], 1)} kinds "
-        f"of networks in {len({kind.setting for kind in kinds})} settings (95% intervals over five networks each); "
-        f"those with the least cost less in {_count(sigmoid, 1)} kinds with sigmoid units, more in "
-        f"{_count(sigmoid, -1)}, and less in {_count(rest, 1)} with ReLU, tanh or GELU. A score without labels, the "
-        "standard deviation of the output times the norm of the outgoing weights, finds neurons that cost less than "
-        f"those with the least mutual information in {_count(baseline, -1)} kinds, and more in {_count(baseline, 1)}."
+        f"the class cost more accuracy than random ones in {_corrected(high, 1)} kinds of networks in "
+        f"{len({kinds[i].setting for i in high})} settings (95% intervals of five networks; brackets: Holm's "
+        f"correction); those with the least cost less in {_corrected(sigmoid, 1)} kinds with sigmoid units and "
+        f"more in {more(sigmoid)}, less in {_corrected(rest, 1)} with ReLU, tanh or GELU and more in {more(rest)}. A "
+        "score without labels, the outputs' standard deviation times the norm of the outgoing weights, finds neurons "
+        f"that cost less than these in {_corrected(baseline, -1)}, and more in {more(baseline, 1)}."
     )
 
 
@@ -461,7 +468,7 @@ def settings_abstract(measured: Sequence[Kind], effects: Effects, num_planned: i
     num_settings, num_left_out = len({kind.setting for kind in measured}), len(measured) - len(kinds)
     last, whole, high = random[f"MI, {LAST}"], random[f"MI, {WHOLE}"], random[f"random over high MI, {LAST}"]
     one_bit, eight = codes[f"one bit, {LAST}"], codes[f"8 codes, {LAST}"]
-    changing = codes[f"one bit, {LAST}, changing codes"]
+    changing, everything = codes[f"one bit, {LAST}, changing codes"], random[f"MI, {FIRST}, all neurons"]
     balanced, linear = fills[f"balanced over zeros, {WHOLE}"], fills[f"linear over balanced, {WHOLE}"]
     return (
         f"**Other settings.** {num_settings} of {num_planned} planned settings are measured, with five networks of "
@@ -469,7 +476,9 @@ def settings_abstract(measured: Sequence[Kind], effects: Effects, num_planned: i
         f"stayed near chance, which leaves {len(kinds)}. A kind counts if the 95% interval of a comparison excludes 0. "
         "In brackets: how many of them remain after Holm's correction over the kinds. The kinds share data, "
         "seeds and orders, so no count is a test.\n\n"
-        f"- {settings_summary(kinds, effects)}\n"
+        f"- {settings_summary(kinds, effects)} With all neurons of the first layer, as in the paper, those with the "
+        f"least information cost less than random in {_corrected(everything, 1)} kinds and more in "
+        f"{_corrected(everything, -1)}; those whose code never changes come first.\n"
         "- Last layer: the most information costs more than "
         f"random in {_corrected(high, 1)} kinds, and the least less in {_corrected(last, 1)} and more in "
         f"{_corrected(last, -1)}.\n- Whole network: the least information costs less than random in "
@@ -492,13 +501,8 @@ def verdict_counts(kinds: Sequence[Kind], number: str) -> list[int]:
     return [sum(verdict in group for verdict in judged) for group in (FOR, (NO_DIFFERENCE,), (UNDECIDED,), AGAINST)]
 
 
-def _count(estimates: Mapping[int, Estimate], sign: int) -> str:
-    """Return in how many kinds the interval lies on one side of 0, as "6 of 16"."""
-    return f"{_number(estimates, sign)} of {len(estimates)}"
-
-
 def _corrected(estimates: Mapping[int, Estimate], sign: int) -> str:
-    """Return the same with the number after Holm's correction in brackets, as "6 (2) of 16"."""
+    """Return in how many kinds the interval excludes 0 on one side, in brackets after Holm's correction."""
     return f"{_number(estimates, sign)} ({(_survive(estimates) == sign).sum()}) of {len(estimates)}"
 
 
