@@ -187,6 +187,7 @@ def low_costs_less(kind: Kind) -> dict[str, np.ndarray]:
     whole = NetworkSummary(kind.network)
     for place, scope in scopes.items():
         effects[f"random over high MI, {place}"] = random[scope] - changing_area(kind.control, scope, MI, "high")
+    for place, scope in scopes.items():
         effects[f"MI, {place}, all neurons"] = whole.area(scope, MI) - whole.area(scope, RANDOM)
     return effects
 
