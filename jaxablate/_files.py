@@ -74,7 +74,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     # writers insist. The folder is next to the target, because a rename is atomic only within one file system. fsync
     # comes before the rename; otherwise a power cut may leave the new name with no content.
     _require_expanded(Path(path).parent)
-    path, target = Path(path), Path(path).resolve()  # a link stays, and the file that it names is replaced
+    # a link stays, and the file that it names is replaced
+    path, target = Path(path), Path(os.path.realpath(path))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{PRIVATE}{path.name}-", dir=target.parent))

@@ -7,10 +7,8 @@ docs/findings/data. The same data give the same text and claims, byte for byte.
 import argparse
 import itertools
 import json
-import lzma
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from findings_settings import (
     read_kinds,
     settings_abstract,
     settings_section,
+    unpacked,
     unpacked_results,
     verdict_counts,
 )
@@ -131,10 +130,7 @@ class Measurements:
 
     def table(self, name: str) -> xr.Dataset:
         """Return another dataset of the folder, in memory."""
-        with tempfile.TemporaryDirectory() as unpacked:
-            path = Path(unpacked) / name
-            path.write_bytes(lzma.decompress(self._read(f"{name}.xz")))
-            return xr.load_dataset(path, engine="h5netcdf")
+        return unpacked(self._read(f"{name}.xz")).to_dataset()
 
     def _read(self, name: str) -> bytes:
         file = self.folder / name
@@ -246,7 +242,8 @@ def claims_table(measured: Measurements, verdicts: Sequence[Verdict], kinds: Seq
 
 def limits(kinds: Sequence[Kind]) -> str:
     """Return the limits of the study."""
-    splits = [name for name, changes in settings().items() if changes.get("split_seed", 2045) != 2045]
+    usual = ja.StudyConfig.split_seed
+    splits = [name for name, changes in settings().items() if changes.get("split_seed", usual) != usual]
     near = [kind for kind in kinds if not kind.setting.startswith("sample")]
     return LIMITS + (
         f"\n- {len(splits)} settings have another split. {len(near)} of {len(kinds)} kinds differ from the paper's "

@@ -131,8 +131,13 @@ def read_kinds(folder: Path, names: Sequence[str]) -> list[Kind]:
 
 def unpacked_results(content: bytes) -> xr.DataTree:
     """Return the results in a compressed file, with their accuracies."""
+    return xr.map_over_datasets(add_accuracy, unpacked(content))
+
+
+def unpacked(content: bytes) -> xr.DataTree:
+    """Return the groups of a compressed netCDF file."""
     with h5py.File(io.BytesIO(lzma.decompress(content)), "r") as file:
-        return xr.map_over_datasets(add_accuracy, read_tree(file))
+        return read_tree(file)
 
 
 def add_accuracy(network: xr.Dataset) -> xr.Dataset:
@@ -447,18 +452,15 @@ def settings_summary(kinds: Sequence[Kind], effects: Effects) -> str:
     random, baseline = effects["random"], effects["baseline"][f"MI, {FIRST}"]
     sigmoid, rest = by_activation(random[f"MI, {FIRST}"], kinds)
     high = random[f"random over high MI, {FIRST}"]
-
-    def more(estimates: Mapping[int, Estimate], sign: int = -1) -> str:
-        return _corrected(estimates, sign).split(" of ")[0]
-
     return (
         "Among the neurons of the first layer whose one-bit code changes, those with the most mutual information with "
         f"the class cost more accuracy than random ones in {_corrected(high, 1)} kinds of networks in "
         f"{len({kinds[i].setting for i in high})} settings (95% intervals of five networks; brackets: Holm's "
         f"correction); those with the least cost less in {_corrected(sigmoid, 1)} kinds with sigmoid units and "
-        f"more in {more(sigmoid)}, less in {_corrected(rest, 1)} with ReLU, tanh or GELU and more in {more(rest)}. A "
-        "score without labels, the outputs' standard deviation times the norm of the outgoing weights, finds neurons "
-        f"that cost less than these in {_corrected(baseline, -1)}, and more in {more(baseline, 1)}."
+        f"more in {_numbers(sigmoid, -1)}, less in {_corrected(rest, 1)} with ReLU, tanh or GELU and more in "
+        f"{_numbers(rest, -1)}. A score without labels, the outputs' standard deviation times the "
+        "norm of the outgoing weights, finds neurons "
+        f"that cost less than these in {_corrected(baseline, -1)}, and more in {_numbers(baseline, 1)}."
     )
 
 
@@ -504,7 +506,12 @@ def verdict_counts(kinds: Sequence[Kind], number: str) -> list[int]:
 
 def _corrected(estimates: Mapping[int, Estimate], sign: int) -> str:
     """Return in how many kinds the interval excludes 0 on one side, in brackets after Holm's correction."""
-    return f"{_number(estimates, sign)} ({(_survive(estimates) == sign).sum()}) of {len(estimates)}"
+    return f"{_numbers(estimates, sign)} of {len(estimates)}"
+
+
+def _numbers(estimates: Mapping[int, Estimate], sign: int) -> str:
+    """Return the two numbers of `_corrected`, as "6 (2)"."""
+    return f"{_number(estimates, sign)} ({(_survive(estimates) == sign).sum()})"
 
 
 def _number(estimates: Mapping[int, Estimate], sign: int) -> int:

@@ -5,14 +5,13 @@ default docs/findings/data. The same data give the same text, byte for byte.
 """
 
 import argparse
-import lzma
 import re
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from findings_settings import unpacked
 from matplotlib.figure import Figure
 
 import jaxablate as ja
@@ -92,10 +91,7 @@ def read_tables(folder: Path) -> dict[tuple[str, str], xr.Dataset]:
     for file in sorted(folder.glob("redundancy_*.nc.xz")):
         match = re.fullmatch(r"redundancy_(\w+_\w+)_(\d-layer).*\.nc\.xz", file.name)
         assert match is not None
-        with tempfile.TemporaryDirectory() as unpacked:
-            path = Path(unpacked) / "table.nc"
-            path.write_bytes(lzma.decompress(file.read_bytes()))
-            tables[match[1], match[2]] = xr.load_dataset(path, engine="h5netcdf")
+        tables[match[1], match[2]] = unpacked(file.read_bytes()).to_dataset()
     if (PAPER, "2-layer") not in tables or (PAPER, "3-layer") not in tables:
         raise ja.InputError(
             f"{folder}: there are no measurements; `python scripts/measure_redundancy.py RUN` makes them"

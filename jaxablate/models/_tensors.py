@@ -38,11 +38,11 @@ def read_tensors(path: Path, state_key: str | None = None) -> Tensors:
     """
     require_file("PyTorch file", path)
     part = re.search(r"-0*(\d+)-of-0*(\d+)$", path.stem)
-    require(
-        part is None or part[2] == "1",
-        f"PyTorch file {path}: its name says that it is part {part and part[1]} of {part and part[2]}; join the "
-        "tensors of all parts in one state dict, and pass it or save it as one file",
-    )
+    if part is not None and part[2] != "1":
+        raise InputError(
+            f"PyTorch file {path}: its name says that it is part {part[1]} of {part[2]}; join the tensors of all parts "
+            "in one state dict, and pass it or save it as one file"
+        )
     if path.suffix == ".safetensors":
         require(state_key is None, f"state_key: {path} has tensors alone, and no keys above them; leave it out")
         return _read_safetensors(path)

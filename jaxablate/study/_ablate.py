@@ -356,8 +356,9 @@ def _curves(
     arrays = {view.protocol.name: np.stack(parts, axis=1) for view, parts in zip(views, curves, strict=True)}
     if not config.by_class:
         return arrays
-    arrays = {name: counts[..., : views[0].counts.shape[1]] for name, counts in arrays.items()}  # classes of the data
-    totals = _class_totals(test, views[0].counts.shape[1])
+    num_classes = views[0].counts.shape[1]  # of the data; the network may have more outputs
+    arrays = {name: counts[..., :num_classes] for name, counts in arrays.items()}
+    totals = _class_totals(test, num_classes)
     # Counts are exact, so the sum over the classes is the number of all correct predictions.
     sums = {name: counts.sum(axis=-1, dtype=np.int32) for name, counts in arrays.items()}
     return sums | {f"{name} by class": (counts / totals).astype(np.float32) for name, counts in arrays.items()}
