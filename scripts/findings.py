@@ -10,15 +10,23 @@ import json
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 from findings_settings import (
+    FIRST,
+    LAST,
+    WHOLE,
     Effects,
     Kind,
+    constant_neurons,
+    interval,
     measure_effects,
     read_kinds,
+    score_only_changing,
     settings_abstract,
     settings_section,
     unpacked,
@@ -51,7 +59,6 @@ from jaxablate.claims import (
 )
 from jaxablate.claims._judge import combine
 from jaxablate.figures import draw_published, draw_sensitivity, save_finding_figures
-from jaxablate.histograms import constant_codes
 from jaxablate.metrics import METRICS
 from jaxablate.protocols import DEPARTURES, SETS
 from jaxablate.results import RANDOM, auc, balanced_fill, protocols_of, select_protocol
@@ -155,13 +162,21 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
     names = list(settings())
     measured_kinds = read_kinds(measured.folder, names)
     kinds = [kind for kind in measured_kinds if kind.has_learned]
-    effects = measure_effects(kinds)
+    effects, twenty = measure_effects(kinds), measure_effects(paper_kinds(measured))
+    causes = {
+        "Where the published protocol differs, and why": reasons(verdicts),
+        "Does the published protocol reproduce the published figures?": reproduction(measured, published),
+        "Is overfitting the cause?": overfitting(measured),
+        "Does the result depend on the quantizer?": quantizers(measured, pictures, verdicts),
+        "Can neurons that share information replace each other?": pairs(measured, pictures),
+    }
     parts = [
         "# Which of the paper's claims hold",
         "Written by `scripts/findings.py` from saved results: every result and verdict is computed. Only questions, "
         "rules, and what the paper and its pictures say, are typed.",
         "## Abstract",
-        abstract(measured, verdicts, measured_kinds, effects, len(names)),
+        abstract(measured, verdicts, measured_kinds, effects, twenty),
+        "**Causes.**\n\n" + "\n".join(f"- {section.summary}" for section in causes.values()),
         "![Verdict on every claim, for each kind of network and protocol](findings/claims.png)",
         "## Methods",
         provenance(measured),
@@ -173,23 +188,14 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
         baseline_control(measured),
         tie_control(measured, verdicts),
         "## Other settings",
-        settings_section(measured_kinds, effects, names, pictures),
-        "## Where the published protocol differs, and why",
-        reasons(verdicts),
-        "## Does the published protocol reproduce the published figures?",
-        reproduction(measured, published),
-        "## Is overfitting the cause?",
-        overfitting(measured),
+        settings_section(measured_kinds, effects, twenty, names, pictures),
         "## Which neurons whole-network rankings ablate",
         whole_network(measured),
         "## Do scores track the damage of a single neuron?",
         damage(measured),
-        "## Does the result depend on the quantizer?",
-        quantizers(measured, pictures, verdicts),
-        "## Can neurons that share information replace each other?",
-        pairs(measured, pictures),
+        *itertools.chain.from_iterable((f"## {title}", section.text) for title, section in causes.items()),
         "## Limits",
-        limits(kinds),
+        limits(kinds, effects),
         "## What would change these conclusions",
         CHANGES,
         "## Every comparison",
@@ -201,8 +207,21 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
     return path
 
 
+class Section(NamedTuple):
+    """A section of the page, and the sentence of the abstract about it."""
+
+    summary: str
+    text: str
+
+
+def paper_kinds(measured: Measurements) -> list[Kind]:
+    """Return the twenty networks of each kind of the paper like the kinds of the other settings."""
+    networks = [(measured.network(name), measured.network(name, "constant_last")) for name in measured.names]
+    return [Kind("paper", {}, int(network["layer"].max()), network, control, {}, {}) for network, control in networks]
+
+
 def abstract(
-    measured: Measurements, verdicts: Sequence[Verdict], kinds: Sequence[Kind], effects: Effects, num_planned: int
+    measured: Measurements, verdicts: Sequence[Verdict], kinds: Sequence[Kind], effects: Effects, twenty: Effects
 ) -> str:
     """Sum up the verdicts of the paper's setting, and what other settings change."""
     config = json.loads(measured.results.attrs["config"])
@@ -213,13 +232,17 @@ def abstract(
             f"importance and redundancy off the accuracy. Here {len(CLAIMS)} claims are tested on "
             f"{len(config['seeds'])} networks of each of its two kinds (2 and 3 layers of "
             f"{config['networks'][0][0]} {config['activation']} units), by its formulas and by what its "
-            "code computes instead. The last column counts the kinds of networks of all settings below, by the "
-            "formulas: a claim that holds in part holds, one that is reversed does not, and one that shows no "
-            "difference or is undecided is open. C11 and C12 are readings of this page: C11 is about random orders of "
-            "one network, while the paper speaks of training results, between which no reduction is detected; C12 "
-            "asks for a correlation above 0.5 in every layer and in the network.",
+            "code computes instead. The last two columns count the kinds of networks of all settings below, by the "
+            "formulas, with all neurons and without those whose code never changes. Brackets: of the kinds before "
+            "them, those in which the claim holds in part. Open: no difference, or undecided. A reversed claim does "
+            "not hold. The columns share networks or data and are not independent. C11 and C12 are not the paper's "
+            "words: it says that bias balancing reduces the variation between training "
+            "results, and C11 takes random orders of one network (between networks the standard deviation changes by "
+            f"factors whose 95% intervals reach from {range_of_ratios(spreads_between_networks(measured))}). It calls "
+            "MI and KL strongly correlated with the results of classification, without a measure, and C12 takes the "
+            "rank correlation with the damage of a single neuron, above 0.5 in every layer and in the network.",
             claims_table(measured, verdicts, [kind for kind in kinds if kind.has_learned]),
-            settings_abstract(kinds, effects, num_planned),
+            settings_abstract(kinds, effects, twenty),
         ]
     )
 
@@ -229,27 +252,34 @@ def claims_table(measured: Measurements, verdicts: Sequence[Verdict], kinds: Seq
     judged = {(verdict.protocol, verdict.network, verdict.claim): verdict.verdict for verdict in verdicts}
     columns = list(itertools.product((PAPER, PUBLISHED), measured.names))
     titles = [f"{name}, {'formulas' if protocol == PAPER else 'code'}" for protocol, name in columns]
-    rows = [f"| claim | {' | '.join(titles)} | kinds of networks: holds / open / does not |"]
-    rows.append("| --- |" + " --- |" * (len(columns) + 1))
+    titles += ["all kinds: holds (in part) / open / does not", "the same without constant codes"]
+    counted = [kind.verdicts for kind in kinds], [kind.controlled for kind in kinds]
+    rows = [f"| claim | {' | '.join(titles)} |", "| --- |" + " --- |" * len(titles)]
     for number, claim in CLAIMS.items():
-        holding, *between, failing = verdict_counts(kinds, number)
-        total = holding + sum(between) + failing
         cells = [judged.get((*column, number), "-") for column in columns]
-        counts = f"{holding} / {sum(between)} / {failing} of {total}"
-        rows.append(f"| {number}. {claim.text} | {' | '.join(cells)} | {counts} |")
+        cells += [verdict_counts(verdicts, number) for verdicts in counted]
+        rows.append(f"| {number}. {claim.text} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
-def limits(kinds: Sequence[Kind]) -> str:
+def limits(kinds: Sequence[Kind], effects: Effects) -> str:
     """Return the limits of the study."""
+    widths = [
+        f"{np.median([np.ptp(each.interval()) / 2 for each in effects['random'][f'MI, {place}'].values()]):.2f} in the "
+        f"{place}"
+        for place in (FIRST, LAST, WHOLE)
+    ]
     usual = ja.StudyConfig.split_seed
     splits = [name for name, changes in settings().items() if changes.get("split_seed", usual) != usual]
-    near = [kind for kind in kinds if not kind.setting.startswith("sample")]
+    near = [kind for kind in kinds if not kind.is_drawn]
     return LIMITS + (
         f"\n- {len(splits)} settings have another split. {len(near)} of {len(kinds)} kinds differ from the paper's "
         "in at most one point, and totals weigh them accordingly.\n"
         "- Curves end at 40% of the narrowest layer or earlier. [Later in a layer](redundancy.md) zeros can keep more "
-        "accuracy than means."
+        "accuracy than means.\n"
+        "- In other settings five networks stand behind each interval, which reaches 2.8 standard errors to each side. "
+        f"For low MI over random its half width has a median of {', '.join(widths)}: smaller differences are mostly "
+        "not shown."
     )
 
 
@@ -260,12 +290,12 @@ LIMITS = """- The networks are MLPs on two datasets of small grey images. Nothin
 - The settings are a stated design of this page, not a sample of what people train. Some are drawn at random, from the
   values of that design alone. The design was made with the first results in sight, and the split by activation, the
   range of the AUC without constant codes and the rule for networks near chance after more of them.
-- In other settings five networks stand behind each interval. A difference that five networks do not show may exist.
 - Settings share data, seeds and orders, so their effects are not independent; a count of settings is no test, and
   nothing is corrected across the rows of a table.
 - Verdicts use margins and thresholds that the paper does not give. The bounds of C7 and C10 were read off the paper's
   figures for sigmoid units on MNIST, and are applied to every setting and depth.
-- In the whole network fewer neurons are ablated than in a layer, in proportion: 20% with 2 layers, 13% with 3.
+- In the whole network fewer neurons are ablated than in a layer, in proportion: 20% of networks with 2 layers of equal
+  widths, 13% with 3 and 8% with 5. The only layer of a network counts as its last one and as the whole network.
 - Other settings are measured by the paper's formulas alone.
 - A score is measured on the validation split with the paper's one bit for each neuron, unless stated."""
 CHANGES = """- *A claim that does not hold here*: twenty networks of the same recipe whose interval for the deciding
@@ -316,12 +346,6 @@ def number(effect: Effect) -> str:
     return f"{effect.mean:+.{digits}f}{unit and ' '}{unit} [{effect.low:+.{digits}f}, {effect.high:+.{digits}f}]{ratio}"
 
 
-def interval(estimated: Estimate, digits: int = 2) -> str:
-    """Return a mean with its 95% interval."""
-    low, high = estimated.interval()
-    return f"{float(estimated.mean):+.{digits}f} [{float(low):+.{digits}f}, {float(high):+.{digits}f}]"
-
-
 def words(score: str) -> str:
     return score.replace("_", " ")
 
@@ -338,47 +362,103 @@ NOTES = {
     "C9": "Section 5 of the paper states the reverse. *Reversed* would support it.",
     "C11": "The paper speaks of different training results. This claim compares random orders within each network; "
     "under the published protocol, random curves. ",
-    "C12": "A neuron's damage is the rise of the test loss if it alone is ablated. It is one meaning of importance; "
-    "cumulative ablation is another. The paper also says that the correlation depends on the layer.",
+    "C12": "The paper calls both scores reasonable indicators for pruning and strongly correlated with the results of "
+    "classification, and says that the correlation depends on the layer; it gives no measure. C3 and C4 judge pruning. "
+    "Here a neuron's damage is the rise of the test loss if it alone is ablated: one meaning of importance.",
 }
 """Return what a claim's comparisons do not say."""
 
 
-def between_networks(measured: Measurements) -> str:
-    """Compare the standard deviation between networks of the AUC of random orders, with zeros and balanced."""
-    parts, p_values, is_smaller, nums_orders = [], [], [], []
+@dataclass(frozen=True)
+class Spread:
+    """How much the AUC of random orders varies between networks, with zeros and with bias balancing.
+
+    Attributes:
+        place: network, layer and protocol, as cells of a table.
+        deviations: standard deviations with zeros and balanced, in points, without what the choice of orders adds.
+        ratio: the ratio of the uncorrected deviations, balanced over zeros.
+        low: lower end of its 95% interval.
+        high: upper end.
+        p_value: of the hypothesis that the variances are equal.
+    """
+
+    place: str
+    deviations: tuple[float, float]
+    ratio: float
+    low: float
+    high: float
+    p_value: float
+
+
+def spreads_between_networks(measured: Measurements) -> list[Spread]:
+    """Return the spread of every layer under both protocols."""
+    spreads = []
     for name, protocol in itertools.product(measured.names, (PAPER, PUBLISHED)):
         network = measured.network(name, protocol)
         areas = auc(network).isel(ordering=network["ranking"].values == RANDOM)
-        nums_orders.append(areas.sizes["ordering"])
         for layer in NetworkSummary(network).layers:
             deviations, means = [], []
             for fill in ("zero", balanced_fill(network)):
                 chosen = areas.sel(scope=layer, fill=fill)
                 mean = chosen.mean("ordering")
                 # the mean of a few orders would vary by this much even if all networks were equal
-                by_chance = chosen.var("ordering", ddof=1).mean() / nums_orders[-1]
+                by_chance = chosen.var("ordering", ddof=1).mean() / areas.sizes["ordering"]
                 deviations.append(np.sqrt(max(float(mean.var(ddof=1) - by_chance), 0)))
                 means.append(mean.values)
-            parts.append(f"{name} {layer}, {protocol} {deviations[0]:.2f} to {deviations[1]:.2f}")
-            p_values.append(equal_variance_p_value(*means))
-            is_smaller.append(bool(means[1].var() < means[0].var()))
-    small = [smaller for smaller, p_value in zip(is_smaller, p_values, strict=True) if p_value < 0.05]
-    corrected = sum(ja.statistics.holm(np.array(p_values)) < 0.05)
-    return (
-        "Between networks it is another matter. The AUC of random orders has this standard deviation between networks, "
-        f"corrected for the {nums_orders[0]} orders of a network ({nums_orders[1]} random curves under the published "
-        f"protocol), from zeros to balanced: {'; '.join(parts)} points. Balancing does not detectably reduce it: "
-        f"without this correction, {sum(small)} of {len(p_values)} deviations are smaller and "
-        f"{len(small) - sum(small)} larger with p < 0.05 (Pitman and Morgan's test), and after Holm's correction "
-        f"{corrected} differ."
+            spreads.append(Spread(f"{name} | {layer} | {protocol}", tuple(deviations), *ratio_of_deviations(*means)))
+    return spreads
+
+
+def ratio_of_deviations(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float, float]:
+    """Compare the standard deviations of paired values by Pitman and Morgan's test.
+
+    Source: Pitman, A note on normal correlation, Biometrika 31 (1939).
+
+    Returns:
+        The second deviation over the first, the ends of its 95% interval, and the p-value of a ratio of 1.
+    """
+    # the variances are equal if and only if sum and difference are uncorrelated
+    equal = stats.pearsonr(first + second, first - second)
+    degrees = len(first) - 2
+    correlation = float(stats.pearsonr(first, second).statistic)  # pyright: ignore[reportAttributeAccessIssue]
+    width = 1 + 2 * (1 - correlation**2) * stats.t.ppf(0.975, degrees) ** 2 / degrees
+    ratio, factor = second.std(ddof=1) / first.std(ddof=1), np.sqrt(width + np.sqrt(width**2 - 1))
+    return ratio, ratio / factor, ratio * factor, float(equal.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def between_networks(measured: Measurements) -> str:
+    """Say how far bias balancing reduces the variation between networks."""
+    spreads = spreads_between_networks(measured)
+    small = sum(spread.high < 1 for spread in spreads)
+    large = sum(spread.low > 1 for spread in spreads)
+    corrected = sum(ja.statistics.holm(np.array([spread.p_value for spread in spreads])) < 0.05)
+    orders = [
+        (measured.network(measured.names[0], protocol)["ranking"].values == RANDOM).sum()
+        for protocol in (PAPER, PUBLISHED)
+    ]
+    return "\n".join(
+        [
+            "Between networks it is another matter. The table has the standard deviation between networks of the AUC "
+            f"of random orders, in points, less what the choice of {orders[0]} orders adds ({orders[1]} random curves "
+            "under the published protocol), and the ratio of the deviations without this correction, balanced over "
+            f"zeros, with its 95% interval. {small} of {len(spreads)} intervals lie below 1 and {large} above; after "
+            f"Holm's correction {corrected} ratios differ from 1. From {range_of_ratios(spreads)} is compatible with "
+            "one interval or another, so a small reduction is not excluded.",
+            "",
+            "| network | layer | protocol | zeros | balanced | ratio |",
+            "| --- " * 6 + "|",
+            *(
+                f"| {each.place} | {each.deviations[0]:.2f} | {each.deviations[1]:.2f} | {each.ratio:.2f} "
+                f"[{each.low:.2f}, {each.high:.2f}] |"
+                for each in spreads
+            ),
+        ]
     )
 
 
-def equal_variance_p_value(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the p-value of Pitman and Morgan's test that paired values have equal variances."""
-    # the variances are equal if and only if sum and difference are uncorrelated
-    return float(stats.pearsonr(first + second, first - second).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+def range_of_ratios(spreads: Sequence[Spread]) -> str:
+    """Return the lowest and the highest end of the intervals."""
+    return f"{min(spread.low for spread in spreads):.2f} to {max(spread.high for spread in spreads):.2f}"
 
 
 def claim_sections(measured: Measurements, verdicts: Sequence[Verdict]) -> str:
@@ -443,17 +523,6 @@ def p_text(p: float) -> str:
     return "p undefined" if np.isnan(p) else "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 
-def constant_neurons(network: xr.Dataset) -> np.ndarray:
-    """Return which neurons never change their code on the validation split, bool [seed, neuron]."""
-    return np.stack([constant_codes(counts) for counts in network["joint_counts"].values])
-
-
-def score_only_changing(network: xr.Dataset) -> xr.Dataset:
-    """Return results without the scores of neurons whose code never changes, which leaves them out of correlations."""
-    kept = xr.DataArray(~constant_neurons(network), dims=("seed", "neuron"))
-    return network.assign(scores=network["scores"].where(kept))
-
-
 def lost_predictions(network: xr.Dataset) -> xr.DataArray:
     """Return the number of correct predictions lost if only one neuron is ablated (seed, neuron)."""
     # step 0 ablates nothing, so every scope, ordering and fill has the same count there
@@ -462,8 +531,7 @@ def lost_predictions(network: xr.Dataset) -> xr.DataArray:
 
 def without_constant_codes(measured: Measurements, protocol: str, control: str) -> dict[tuple[str, str], Verdict]:
     """Judge the claims without the neurons whose code never changes: they are ablated last, and have no score."""
-    nodes = {name: score_only_changing(measured.network(name, control)) for name in measured.names}
-    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=measured.results.attrs), **nodes})
+    tree = xr.map_over_datasets(score_only_changing, select_protocol(measured.results, control))
     return {(v.network, v.claim): v for v in ja.judge_claims(tree)}
 
 
@@ -605,11 +673,11 @@ def tie_control(measured: Measurements, verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def reasons(verdicts: Sequence[Verdict]) -> str:
+def reasons(verdicts: Sequence[Verdict]) -> Section:
     """Attribute the comparisons on which the two protocols disagree to departures of the code."""
     changes = ja.claims.explain_changes(verdicts)
     if not changes:
-        return "The two protocols agree on every claim."
+        return Section(*("The two protocols agree on every claim.",) * 2)
     claims = [claim for claim in CLAIMS if any(change.claim == claim for change in changes)]
     total = sum(len(verdict.effects) for verdict in verdicts if verdict.protocol == PAPER)
     # two claims can share a comparison
@@ -643,8 +711,11 @@ def reasons(verdicts: Sequence[Verdict]) -> str:
         "| --- | --- | --- |",
     ]
     largest = [clearly_largest(change) for change in differing]
+    causes = {}
     for name, meaning in DEPARTURES.items():
         count = sum(names == (name,) for names in largest)
+        if count:
+            causes[meaning] = f"in {count}: {meaning}"
         lines.append(f"| `{name}` | {meaning.replace('|', chr(92) + '|')} | {count} of {len(differing)} |")
     ties = "; ".join(
         f"{' and '.join(f'`{name}`' for name in names)} have equal values in {largest.count(names)}"
@@ -688,7 +759,12 @@ def reasons(verdicts: Sequence[Verdict]) -> str:
         "Departures interact also where both protocols judge alike. For example, C4 of the 3-layer network "
         f"({label}): {', '.join(f'`{name}` {means[name]:+.2f}' for name in protocols)} points.",
     ]
-    return "\n".join(lines)
+    return Section(
+        f"The quantities of the code change the verdict of {len(changes)} of {total} comparisons. Of the "
+        f"{len(differing)} whose effects differ, one departure from the formulas is clearly the largest cause "
+        f"{', '.join(causes.values())}.",
+        "\n".join(lines),
+    )
 
 
 def by_size(change: VerdictChange) -> list[str]:
@@ -711,7 +787,7 @@ def published_curves(published: dict[str, dict[str, list[float]]], figure: int) 
     return published[f"fig{figure:02}"]
 
 
-def reproduction(measured: Measurements, published: dict[str, dict[str, list[float]]]) -> str:
+def reproduction(measured: Measurements, published: dict[str, dict[str, list[float]]]) -> Section:
     """Compare the published figures with the prediction interval of a new network under the published protocol."""
     compared = {protocol: compared_figures(measured, published, protocol) for protocol in (PUBLISHED, PAPER)}
     rows = []
@@ -727,13 +803,14 @@ def reproduction(measured: Measurements, published: dict[str, dict[str, list[flo
                 cells.append(f"{curve.name} ({'; '.join(outside)})")
         inside = sum(curve.area.is_inside for curve in curves)
         rows.append(f"| {figure} | {spec.network}, {spec.scope} | {inside} of {len(curves)} | {'; '.join(cells)} |")
-    counts = {}
+    counts, inside_of = {}, {}
     for protocol, figures in compared.items():
         curves = distinct_curves(figures)
         effects = published_effects(measured, published, protocol)
         compared_values = [c.area for c in curves], [c.end for c in curves], [*effects.values()]
         areas, ends, gaps = (sum(prediction.is_inside for prediction in values) for values in compared_values)
         distances = [np.median([abs(p.published - p.mean) for p in values]) for values in compared_values]
+        inside_of[protocol] = f"{areas} of {len(curves)} AUCs (median distance {distances[0]:.1f} points)"
         width = np.median([curve.area.high - curve.area.low for curve in curves])
         counts[protocol] = (
             f"{areas} of {len(curves)} AUCs, {ends} of {len(curves)} end points and {gaps} of {len(effects)} "
@@ -757,7 +834,11 @@ def reproduction(measured: Measurements, published: dict[str, dict[str, list[flo
     in_two_layers = sum("2-layer" in label for label, effect in effects.items() if not effect.is_inside)
     scores = [measured.network(name, PUBLISHED)["scores"].sel(score="mutual_information") for name in measured.names]
     ranges = [f"{float(mi.min()):.2f} and {float(mi.max()):.2f}" for mi in scores]
-    return "\n".join(
+    summary = (
+        "Of the curves read off the published figures, in the 95% prediction interval of one new network lie "
+        f"{inside_of[PUBLISHED]} by the quantities of the code, and {inside_of[PAPER]} by the formulas."
+    )
+    text = "\n".join(
         [
             "The curves of figures 6 to 22 were read off the published pictures (to about 0.1 to 0.3 points) and "
             f"compared with the 95% prediction interval of one new network, with one random order. Under the "
@@ -789,6 +870,7 @@ def reproduction(measured: Measurements, published: dict[str, dict[str, list[flo
             *rows,
         ]
     )
+    return Section(summary, text)
 
 
 def compared_figures(
@@ -884,7 +966,7 @@ def write_published_page(measured: Measurements, published: dict[str, dict[str, 
         temporary.write_text("\n".join(lines))
 
 
-def overfitting(measured: Measurements) -> str:
+def overfitting(measured: Measurements) -> Section:
     """Compare the advantage of high values first on training and on test examples."""
     lines = [
         "The paper has two explanations why high values first is better in the last hidden layer: shared features (see "
@@ -925,7 +1007,12 @@ def overfitting(measured: Measurements) -> str:
         "under the paper's formulas. The paper saw the advantage in curves of the published code, where this was not "
         f"tested. Training curves use {count:,} training examples.",
     ]
-    return "\n".join(lines)
+    return Section(
+        "Overfitting, the paper's explanation of C4, needs high values first to be better on the test split than on "
+        f"training examples: in {positive} ({after}) of {len(differences)} cases of the last layer it is, by at most "
+        f"{max(float(d.mean) for d in differences):.2f} points, and high values first has the higher AUC in {better}.",
+        "\n".join(lines),
+    )
 
 
 def training_count(measured: Measurements) -> int:
@@ -1007,7 +1094,7 @@ def damage(measured: Measurements) -> str:
     return "\n".join(lines)
 
 
-def quantizers(measured: Measurements, pictures: Path, verdicts: Sequence[Verdict]) -> str:
+def quantizers(measured: Measurements, pictures: Path, verdicts: Sequence[Verdict]) -> Section:
     """Compare the direction of ablation that costs less between quantizers."""
     counts: dict[str, int] = {}
     rows, figures, sweep = [], [], None
@@ -1054,7 +1141,11 @@ def quantizers(measured: Measurements, pictures: Path, verdicts: Sequence[Verdic
         "| network | scope | score | does it fire? | other quantizers | direction | reversed by |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    return "\n\n".join([text, *figures, "\n".join([*head, *rows])])
+    return Section(
+        f"Codes of more bits: whether low or high values first cost less, under {sweep.sizes['quantizer'] - 1} other "
+        f"quantizers, is, of {len(rows)} cases: {summary}.",
+        "\n\n".join([text, *figures, "\n".join([*head, *rows])]),
+    )
 
 
 def constant_pairs(measured: Measurements, num_networks: int) -> str:
@@ -1070,10 +1161,10 @@ def constant_pairs(measured: Measurements, num_networks: int) -> str:
     return " and ".join(parts)
 
 
-def pairs(measured: Measurements, pictures: Path) -> str:
+def pairs(measured: Measurements, pictures: Path) -> Section:
     """Report how the information that pairs share correlates with the super-additivity of their damage."""
     rows, figures, test = [], [], None
-    partial: dict[tuple[str, str], list[str]] = {}
+    partial: dict[tuple[str, str], dict[str, Estimate]] = {}
     for name, fill in itertools.product(measured.names, FILLS):
         tests = {compared: measured.table(f"pairs_{compared}_{fill}_{name}.nc") for compared in COMPARED}
         test = tests["all"]
@@ -1085,7 +1176,7 @@ def pairs(measured: Measurements, pictures: Path) -> str:
                 co = layer.sel(quantity="co_information")
                 estimates = [estimate(co[kind].values) for kind in ("correlation", "partial_correlation")]
                 cells += map(interval, estimates)
-                partial.setdefault((place, compared), []).append(f"{interval(estimates[1])} ({name}, {fill})")
+                partial.setdefault((place, compared), {})[f"{name}, {fill}"] = estimates[1]
                 rows.append(f"| {name} | {scope} | {fill} | {compared} | {' | '.join(cells)} |")
     for name in measured.names:
         with atomic_path(pictures / f"pairs_{name}.png") as temporary:
@@ -1098,7 +1189,7 @@ def pairs(measured: Measurements, pictures: Path) -> str:
     num_networks = test.sizes["network"]
 
     def listed(place: str, compared: str) -> str:
-        return "; ".join(partial[place, compared])
+        return "; ".join(f"{interval(each)} ({kind})" for kind, each in partial[place, compared].items())
 
     text = (
         "The paper infers redundancy from curves. Here shared information is measured for pairs. Co-information is "
@@ -1119,11 +1210,17 @@ def pairs(measured: Measurements, pictures: Path) -> str:
         "code never changes. Such a pair has co-information 0, so the correlation may come from these neurons. "
         f"Without them it is {listed('layer1', 'changing')}."
     )
+    means = [float(each.mean) for each in partial["layer1", "changing"].values()]
     head = [
         "| network | layer | fill | neurons | curvature | co-information | co-information given curvature |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    return "\n\n".join([text, "\n".join([*head, *rows]), *figures])
+    return Section(
+        "Shared features, its other explanation: given the curvature of the loss, the information about the class that "
+        "two neurons of the first layer share has rank correlations with the super-additive part of their damage "
+        f"of {min(means):+.2f} to {max(means):+.2f} (means of {num_networks} networks; neurons whose code changes).",
+        "\n\n".join([text, "\n".join([*head, *rows]), *figures]),
+    )
 
 
 def effect_table(verdicts: Iterable[Verdict]) -> str:

@@ -168,7 +168,18 @@ def test_settings_are_measured_and_described(small_data, tmp_path, monkeypatch):
     effects = findings_settings.measure_effects([kind])
     at_chance = kind.network.assign(accuracy=kind.network["accuracy"] / 9)
     failed = dataclasses.replace(kind, setting="failed", network=at_chance)
-    text = findings_settings.settings_section([kind, failed], effects, ["small", "failed", "other"], tmp_path)
+    # as the twenty networks of the paper, which lack linear compensation and finer codes
+    fewer = dataclasses.replace(kind, network=kind.network.drop_vars(["linear_correct", "code_correlations"]))
+    twenty = findings_settings.measure_effects([fewer])
+    text = findings_settings.settings_section([kind, failed], effects, twenty, ["small", "failed", "other"], tmp_path)
+    assert f"| {findings_settings.interval(effects['depth']['balanced'][0])} |\n" in text
+    assert not twenty["codes"]
+    assert "linear compensation" not in twenty["depth"]
+    one_constant = kind.control.copy(deep=True)
+    counts = one_constant["joint_counts"].transpose("seed", "neuron", "code", ...)
+    counts.values[1, 3, 0], counts.values[1, 3, 1] = counts.values[1, 3].sum(axis=0), 0
+    scores = findings_settings.score_only_changing(one_constant)["scores"].transpose("seed", "neuron", "score")
+    np.testing.assert_array_equal(np.argwhere(np.isnan(scores.values).all(axis=2)), [[1, 3]])
     assert f"less than 50% test accuracy: failed, 2 layers ({100 / 9 * intact.mean():.1f}%)." in text
     assert re.search(r"\| failed \| 2 \| ", text)
     assert re.search(r"\| C1\. .* \| 1 \| ", text), "one kind is judged"
@@ -194,8 +205,24 @@ def test_settings_are_measured_and_described(small_data, tmp_path, monkeypatch):
 def test_counts_of_settings():
     above, below, mixed = (estimate(np.array(values)) for values in ((1.0, 1.1, 1.2), (-1.0, -1.1, -1.2), (-1.0, 1, 0)))
     assert [findings_settings.direction(estimated) for estimated in (above, below, mixed)] == [1, -1, 0]
-    row = findings_settings.count_row("effect", {0: above, 1: above, 2: below, 3: mixed}, [])
-    assert row == "| effect | 2 (2) | 1 (1) | 1 | +0.55 (-1.10 to +1.10) |  |"
+    row = findings_settings.count_row("effect", {0: above, 1: above, 2: below, 3: mixed}, [], {0: below})
+    assert row == "| effect | 2 (2) | 1 (1) | 1 | +0.55 (-1.10 to +1.10) | -1.10 [-1.35, -0.85] |"
+
+
+def test_the_interval_of_a_ratio_of_deviations_covers_it():
+    generator = np.random.default_rng(0)
+    covered, different = [], []
+    for _ in range(2000):
+        first, noise = generator.normal(size=(2, 20))
+        second = 1.5 * (0.6 * first + 0.8 * noise)
+        ratio, low, high, p_value = findings.ratio_of_deviations(first, second)
+        assert ratio == pytest.approx(second.std() / first.std())
+        assert low < ratio < high
+        assert (p_value < 0.05) == (low > 1 or high < 1)
+        covered.append(low < 1.5 < high)
+        different.append(p_value < 0.05)
+    assert 0.935 < np.mean(covered) < 0.965  # three standard errors
+    assert 0.3 < np.mean(different) < 0.7
 
 
 def test_a_setting_that_is_not_there_is_named(tmp_path):

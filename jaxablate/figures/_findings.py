@@ -345,7 +345,7 @@ def shares(results: xr.DataTree, name: str, protocols: Sequence[str], caption: s
             axes.set_title(f"{chart.subtitle}; {protocol}")
             axes.set_ylim(-0.02, 1.02)
             axes.label_outer()
-    grid[0, 0].legend(loc="upper right", frameon=True, framealpha=0.85, edgecolor="none")
+    grid[0, 0].legend(loc="center right")  # most curves run along 0 or 100%
     bottom = 0.55 / height  # the labels need the same room in inches for one row and for two
     figure.subplots_adjust(0.07, bottom, 0.99, 1 - 0.6 * bottom, hspace=0.22, wspace=0.06)
     add_caption(figure, f"{name} network; {caption}", 0.008)

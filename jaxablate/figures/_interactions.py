@@ -71,8 +71,8 @@ def draw_map(axes: Axes, pairs: PairInformation, quantity: str, order: np.ndarra
     # only co-information has a sign
     low, colours = (-limit, "PuOr") if quantity == "co_information" else (0.0, "cividis")
     axes.set_title(QUANTITIES[quantity])
-    axes.set_xlabel("Rank of neuron j")
-    axes.set_ylabel("Rank of neuron i")
+    axes.set_xlabel("Position of neuron j")
+    axes.set_ylabel("Position of neuron i")
     axes.grid(visible=False)
     return axes.imshow(matrix, cmap=colours, vmin=low, vmax=limit, interpolation="none")
 

@@ -190,7 +190,7 @@ def plot_pairs(
         >>> codes, labels = np.array([[0, 1], [1, 1], [1, 0], [0, 0]]), np.array([0, 1, 1, 0])
         >>> pairs = ja.interactions.pair_information(codes, labels, num_codes=2, num_classes=2)
         >>> plot_pairs(pairs, quantity="synergy").get_xlabel()
-        'Rank of neuron j'
+        'Position of neuron j'
     """
     order = order_of(pairs, arranged)
     require_known("quantity", quantity, QUANTITIES)
