@@ -386,7 +386,9 @@ def direction(estimated: Estimate) -> int:
     return int(low > 0) - int(high < 0)
 
 
-def count_row(name: str, estimates: Mapping[int, Estimate], kinds: Sequence[Kind], twenty: Mapping[int, Estimate]):
+def count_row(
+    name: str, estimates: Mapping[int, Estimate], kinds: Sequence[Kind], twenty: Mapping[int, Estimate]
+) -> str:
     """Return a row of a table: in how many kinds the interval excludes 0, the range of means, the paper's setting.
 
     Args:
