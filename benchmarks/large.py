@@ -44,11 +44,12 @@ def network(hidden: list[int]):
     biases = [np.zeros(width, np.float32) for width in hidden]
     images, labels = next(batches(0, BATCH))
     random_readout = np.zeros((hidden[-1], CLASSES), np.float32)
-    body = ja.models.from_arrays([*kernels, random_readout], [*biases, np.zeros(CLASSES, np.float32)])
+    biases_of_body = [*biases, np.zeros(CLASSES, np.float32)]
+    body = ja.models.from_arrays([*kernels, random_readout], biases_of_body, activation="sigmoid")
     last = np.asarray(ja.record_activations(body, images)[-1])
     means = np.stack([last[labels == label].mean(axis=0) for label in range(CLASSES)]) - last.mean(axis=0)
     offsets = -(means * (last.mean(axis=0) + means / 2)).sum(axis=1)
-    return ja.models.from_arrays([*kernels, means.T], [*biases, offsets])
+    return ja.models.from_arrays([*kernels, means.T], [*biases, offsets], activation="sigmoid")
 
 
 def run_case(examples: int, hidden: list[int]) -> dict:

@@ -152,7 +152,9 @@ def host_array(argument: str, values: Any) -> np.ndarray:
         raise InputError(f"{argument}: expected an array, got {name} ({reason}){remedy}") from None
     remedy = "; .toarray() makes an array of it" if hasattr(values, "toarray") else ""
     require(array.dtype != object or array.ndim > 0, f"{argument}: expected an array, got {name}{remedy}")
-    return array
+    # JAX takes neither long doubles nor another order of bytes, as files of FITS and netCDF 3 have it.
+    kind = np.dtype(np.float64) if array.dtype == np.longdouble else array.dtype.newbyteorder("=")
+    return array.astype(kind, copy=False)
 
 
 def as_array(argument: str, values: Any) -> Any:

@@ -96,7 +96,7 @@ def prune(
     require(keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {keep.dtype}")
     compared = images is not None
     if images is None and is_mlp(model):  # cutting an MLP is plain algebra; zeros serve to trace it
-        images = np.zeros((1, model.stages[0].linear.in_features), np.float32)
+        images = np.zeros((1, *(model.image_shape or (model.stages[0].linear.in_features,))), np.float32)
     require(images is not None, "images: expected an example of what the model takes, got none")
     assert images is not None
     spec, state, images = trace_model(model, images)
@@ -359,7 +359,8 @@ def _with_biases(model: nnx.Module) -> tuple[nnx.Module, set]:
 def _repaired(model: nnx.Module, added: set) -> nnx.Module:
     """Return a module that was cut with the sizes in its attributes corrected, without biases that it does not need."""
     if is_mlp(model):
-        return pop_tensors(to_tensors(model), activation=model.activation, dropout=model.dropout)
+        settings = {name: getattr(model, name) for name in ("activation", "dropout", "image_shape")}
+        return pop_tensors(to_tensors(model), **settings)
     for path, layer in nnx.iter_modules(model):
         if isinstance(layer, nnx.Linear | nnx.Conv):
             layer.in_features, layer.out_features = layer.kernel.shape[-2:]

@@ -47,7 +47,7 @@ from jaxablate.devices import (
     to_host,
 )
 from jaxablate.models import MLP
-from jaxablate.models._mlp import in_evaluation_mode
+from jaxablate.models._mlp import in_evaluation_mode, set_image_shape
 from jaxablate.models._model import stack_states
 
 __all__ = ["PARALLEL", "DivergedError", "History", "default_epochs", "train", "train_many"]
@@ -266,6 +266,8 @@ def train_many(
     if starts is None:
         kind = {"activation": activation, "dropout": dropout, "batch_norm": batch_norm}
         models = [MLP(in_features, hidden, data.num_classes, **kind, rngs=r) for r in rngs]
+        for model in models:
+            set_image_shape(model, data.train.images.shape)
     else:
         models = [in_evaluation_mode(start) for start in starts]
         _require_starts(models, len(seeds), in_features, data.num_classes)

@@ -372,6 +372,13 @@ def test_completion():
     assert process.stdout.split() == ["reproduce", "report"]
 
 
+def test_a_terminal_of_unknown_width():
+    """Some shells set COLUMNS=0, and Rich would then print nothing."""
+    process = run("report", "nowhere.nc", COLUMNS="0")
+    assert process.returncode == 1
+    assert "nowhere.nc" in process.stderr
+
+
 def test_version_and_datasets(tmp_path):
     assert run("--version").stdout == f"jaxablate {ja.__version__}\n"
     process = run("datasets", "--data-dir", tmp_path, COLUMNS="300")

@@ -52,15 +52,15 @@ def test_bad_input(tmp_path):
     with raises_input_error("hidden: the layer sizes are .4, 2.; give at least one hidden layer"):
         ja.MLP(4, (), 2, rngs=nnx.Rngs(0))
     with raises_input_error(r"stage 1: expected kernel \(3, 2\) and bias \(2,\), got \(4, 2\)"):
-        ja.models.from_arrays([np.eye(3), np.ones((4, 2))], [np.zeros(3), np.zeros(2)])
+        ja.models.from_arrays([np.eye(3), np.ones((4, 2))], [np.zeros(3), np.zeros(2)], activation="relu")
     with raises_input_error("expected a file, got none"):
         ja.load_model(tmp_path / "none.safetensors")
     with raises_input_error("hidden: expected a sequence of layer sizes, got 200"):
         ja.MLP(4, 200, 2, rngs=nnx.Rngs(0))
     with raises_input_error("expected a kernel and a bias for each of two or more stages, got 2 and 1"):
-        ja.models.from_arrays([np.eye(3), np.eye(3)], [np.zeros(3)])
+        ja.models.from_arrays([np.eye(3), np.eye(3)], [np.zeros(3)], activation="relu")
     with raises_input_error("stage 0 kernel: expected finite numbers, got 1 NaN"):
-        ja.models.from_arrays([np.array([[np.nan]]), np.eye(1)], [np.zeros(1), np.zeros(1)])
+        ja.models.from_arrays([np.array([[np.nan]]), np.eye(1)], [np.zeros(1), np.zeros(1)], activation="relu")
     with raises_input_error("images: expected floating pixels .* got dtype uint8; divide uint8 pixels by 255"):
         ja.record_activations(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)), np.zeros((5, 2, 2), np.uint8))
     whole = {f"stages.{i}.{part}": np.ones((3, 3) if part == "kernel" else 3) for i in (0, 1) for part in PARTS}

@@ -589,6 +589,32 @@ def test_whole_numbers_in_tables_stay_as_they_are():
     np.testing.assert_array_equal(data.test.images, table[:9])
 
 
+def test_pixels_that_are_not_scaled_are_named():
+    """Flattened, as `fetch_openml` gives them, or with fractions after a change of their size."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8)).astype(np.float32)
+    pixels[:, 0, 0] = 255
+    for images in (pixels.reshape(60, 64), pixels - np.float32(0.25) * (pixels > 0)):
+        with pytest.warns(JaxablateWarning, match=r"reach from 0 to 25[45].* not scaled; .* divide them by 255"):
+            data = ja.Dataset.from_arrays(images, LABELS, test=(images, LABELS))
+        np.testing.assert_array_equal(data.test.images, images)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", np.longdouble])
+def test_numbers_that_jax_does_not_take(model, dtype):
+    """FITS and netCDF 3 have their bytes in another order."""
+    labels, expected = LABELS.astype(">i4"), ja.single_ablation(model, IMAGES, LABELS)
+    np.testing.assert_array_equal(ja.single_ablation(model, IMAGES.astype(dtype), labels), expected)
+    kernel = np.random.default_rng(0).normal(size=(IMAGES[0].size, 3)).astype(np.float32)
+
+    def apply(kernel, images):
+        return jax.nn.relu(images.reshape(len(images), -1) @ kernel) @ np.eye(3, dtype=np.float32)
+
+    ours, theirs = (ja.from_function(apply, kernel.astype(kind), IMAGES) for kind in (np.float32, ">f4"))
+    np.testing.assert_array_equal(ja.single_ablation(theirs, IMAGES, labels), ja.single_ablation(ours, IMAGES, LABELS))
+    with raises_input_error("params: expected arrays of numbers, got dtype object for \\['w'\\]"):
+        ja.from_function(lambda params, images: apply(params["w"], images), {"w": kernel.astype(object)}, IMAGES)
+
+
 def test_rows_of_pandas_that_do_not_belong_together():
     """pandas aligns rows by their index; a shuffled table and labels in the old order have different ones."""
     images = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32))

@@ -131,6 +131,14 @@ def test_the_order_of_definition_is_not_the_order_of_use(torch, tmp_path):
         load_pytorch(tmp_path / "open.pt", activation="relu")
 
 
+def test_a_torchscript_file_is_named(torch, tmp_path, recwarn):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "net.pt")
+    before = len(recwarn)
+    with raises_input_error(r"got a TorchScript program; save it by torch.save\(model.state_dict"):
+        load_pytorch(tmp_path / "net.pt", activation="relu")
+    assert len(recwarn) == before
+
+
 def test_convolutions_of_one_shape(torch, tmp_path):
     nn = torch.nn
     convs = {name: nn.Conv2d(1, 1, 3, padding=1) for name in ("down", "up")}

@@ -727,7 +727,8 @@ def test_a_pruned_state_dict_keeps_its_names_and_its_layout(data, tmp_path):
     model = colour_state(tmp_path)
     command = ("prune", tmp_path / "net.safetensors", "--activation", "relu", "--dataset", path, "--keep-fraction", 0.5)
     output = run(*command, "--out", tmp_path / "small.safetensors")
-    assert "small.safetensors (PyTorch state dict)" in output.replace("\n", " ")
+    stated = "(PyTorch state dict; inputs [example, channel, height, width]; relu between its layers)"
+    assert f"small.safetensors {stated}" in output.replace("\n", " ")
     tensors = load_file(tmp_path / "small.safetensors")
     assert {name: tensor.shape for name, tensor in tensors.items()} == {
         "enc.weight": (3, 504), "enc.bias": (3,), "out.weight": (5, 3), "out.bias": (5,),
@@ -737,6 +738,34 @@ def test_a_pruned_state_dict_keeps_its_names_and_its_layout(data, tmp_path):
     outputs = np.maximum(flat @ tensors["enc.weight"].T + tensors["enc.bias"], 0)
     outputs = outputs @ tensors["out.weight"].T + tensors["out.bias"]
     np.testing.assert_allclose(outputs, small(arrays["test_images"]), rtol=1e-4, atol=1e-3)
+
+
+def test_an_mlp_of_color_images_keeps_its_layout(torch, data, tmp_path):
+    """Images of another order of axes have as many pixels; the network refuses them."""
+    _, arrays = data
+    images = arrays["test_images"]
+    first = images.transpose(0, 3, 1, 2).copy()
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(504, 6), torch.nn.ReLU(), torch.nn.Linear(6, 5))
+    logits = net(torch.tensor(first)).detach().numpy()
+    refused = r"made for images \[example, 12, 14, 3\], got shape \(40, 3, 12, 14\); transpose"
+    model = ja.from_pytorch(net, images)
+    ja.save_model(model, tmp_path / "net.safetensors")
+    test = images, arrays["test_labels"]
+    trained = ja.train(ja.Dataset.from_arrays(*test, test=test, validation=test), (6,), epochs=1)[0]
+    referred = ja.models.load_pytorch(net.state_dict(), activation="relu", reference=(first, logits))
+    with raises_input_error(r"made for images \[example, 3, 12, 14\], got shape \(40, 12, 14, 3\)"):
+        ja.record_activations(referred, images)
+    pruned = ja.prune(model, np.array([True, True, False, True, True, True]))
+    for other in (model, ja.load_model(tmp_path / "net.safetensors").model, trained, pruned):
+        assert other.image_shape == (12, 14, 3)
+        assert other(images).shape == (40, 5)
+        for call in (other, functools.partial(ja.single_ablation, other, labels=arrays["test_labels"])):
+            with raises_input_error(refused):
+                call(first)
+    np.testing.assert_allclose(ja.to_pytorch(model)(torch.tensor(first)).detach(), logits, atol=1e-4)
+    with pytest.warns(ja.models.AssumptionWarning, match=r"the 504 pixels of an example are an image \[12, 14, 3\]"):
+        flat = ja.record_activations(model, images.reshape(40, -1))
+    np.testing.assert_allclose(flat[0], ja.record_activations(model, images)[0], atol=1e-4)
 
 
 def test_weights_of_the_network_itself_keep_their_names(tmp_path):

@@ -547,12 +547,33 @@ def test_the_program_for_data_in_memory_gives_the_same_results(mnist5k, tmp_path
     results = ja.run_study(config, {"chain": model}, data=data)
     program, _ = program_of(Page(write_report(results, tmp_path / "page.html")))
     assert "\ndata = ...  # placeholder: your dataset" in program
+    neurons = np.ones((1, results["chain"].sizes["neuron"]), bool)
+    intact = ja.evaluate_masks(model, neurons, data.test.images, data.test.labels)
+    assert f"'chain': ...,  # NNX module Sequential; {int(intact[0])} correct" in program
     given = {"chain": model, "data": data}
     program = program.replace("data = ...", "data = given['data']")
     monkeypatch.chdir(tmp_path)
     names = {"given": given}
     exec(program.replace("'chain': ...", "'chain': given['chain']"), names)
     assert names["results"]["chain"].to_dataset().identical(results["chain"].to_dataset())
+
+
+def test_networks_and_scores_of_the_page_are_the_users(mnist5k, tmp_path, monkeypatch):
+    monkeypatch.setitem(ja.scores.SCORES, "range", lambda evidence: np.ptp(evidence.activations, axis=0))
+    images, labels = mnist5k.test.images[:300], mnist5k.test.labels[:300]
+    data = ja.Dataset.from_arrays(images, labels)
+    model, other = (ja.MLP(784, (5,), 10, rngs=nnx.Rngs(seed)) for seed in (0, 1))
+    kernels, biases = zip(*(map(np.asarray, stage.weights) for stage in model.stages), strict=True)
+    tanh = ja.models.from_arrays(kernels, biases, activation="tanh")
+    config = ja.StudyConfig(scores=("range",), num_random_orders=1, steps=1)
+    results = ja.run_study(config, {"mine": model}, data=data)
+    path = tmp_path / "page.html"
+    program, _ = program_of(Page(write_report(results, path, networks={"mine": model}, data=data)))
+    assert "\nja.scores.SCORES['range'] = ...  # placeholder: your score\n" in program
+    with raises_input_error("networks: the checksum of mine differs from that in the results"):
+        write_report(results, path, networks={"mine": other}, data=data)
+    with raises_input_error(r"networks: mine has \d+ of \d+ correct predictions, and \d+ in the results"):
+        write_report(results, path, networks={"mine": tanh}, data=data)
 
 
 @pytest.mark.slow

@@ -336,9 +336,9 @@ def test_a_batch_norm_network_is_saved(normalized_model, tmp_path):
     arrays = [[np.ones((2, 3)), np.ones((3, 2))], [np.zeros(3), np.zeros(2)]]
     norm = {"scale": np.ones(3), "bias": np.zeros(3), "mean": np.zeros(3), "var": -np.ones(3)}
     with raises_input_error("stage 0 batch norm var: a variance is negative; give 0 or more"):
-        ja.models.from_arrays(*arrays, batch_norms=[norm])
+        ja.models.from_arrays(*arrays, activation="relu", batch_norms=[norm])
     with raises_input_error("batch_norms: expected scale, bias, mean, var for each of 1 hidden layers, got"):
-        ja.models.from_arrays(*arrays, batch_norms=[{"scale": np.ones(3)}])
+        ja.models.from_arrays(*arrays, activation="relu", batch_norms=[{"scale": np.ones(3)}])
 
 
 def test_epochs_keep_the_steps_of_the_paper():

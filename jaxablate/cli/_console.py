@@ -34,6 +34,8 @@ __all__ = [
     "signals",
 ]
 
+if os.environ.get("COLUMNS") == "0":  # as some shells set it; Rich would print nothing
+    del os.environ["COLUMNS"]
 console = Console()
 signals: list[int] = []
 """Numbers of the signals received so far."""

@@ -293,6 +293,7 @@ def prune(
     from jaxablate import load_dataset, save_model
     from jaxablate._checks import require
     from jaxablate._files import require_writable
+    from jaxablate.models._mlp import is_mlp
     from jaxablate.models._torch_modules import import_torch, save_state_dict
     from jaxablate.study import prune_by_score
 
@@ -330,9 +331,17 @@ def prune(
         table.add_row(row.name, widths, f"{row.parameters:,}", f"{row.flops:,}", f"{100 * row.accuracy:.2f}")
     console.print(table)
     console.print(f"Dataset: {data.source.name} ({data.source.origin})", highlight=False, markup=False)
-    kind = " (PyTorch state dict)" if is_state_dict else ""
-    show(f"Network: {out}{kind}")
+    facts = {}
+    if is_state_dict:  # it says neither what it takes nor what is between its layers
+        shape = data.test.images.shape[1:]
+        axes = ("channel", "height", "width") if len(shape) == 3 else shape
+        facts = {"format": "PyTorch state dict", "inputs": f"inputs [example, {', '.join(map(str, axes))}]"}
+        if is_mlp(comparison.model):
+            facts["activation"] = f"{comparison.model.activation} between its layers"
+    listed = f" ({'; '.join(facts.values())})" if facts else ""
+    show(f"Network: {out}{listed}")
     return {
+        **facts,
         "network": out,
         "file": file,
         "dataset": data.source.name,

@@ -16,7 +16,7 @@ from jaxablate._checks import require, require_count
 from jaxablate.datasets._idx import load_idx_folder
 from jaxablate.datasets._npz import load_npz
 from jaxablate.datasets._tfds import NAMES, DatasetUnavailableError, availability, load_tfds
-from jaxablate.datasets._types import Dataset, Source, Split, make_split, sha256_of, warn_of_absent_classes
+from jaxablate.datasets._types import Dataset, Source, Split, make_split, sha256_of, warn_of_content
 
 EMBEDDED = "mnist5k"
 AUTO = "auto"
@@ -101,7 +101,7 @@ def load_dataset(name: str | Path, *, seed: int = 2045, data_dir: str | Path | N
         "or an existing .npz file",
     )
     data = load_idx_folder(path, seed) if is_folder else load_npz(path, seed)
-    warn_of_absent_classes(data)
+    warn_of_content(data)
     return data
 
 

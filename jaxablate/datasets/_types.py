@@ -113,7 +113,8 @@ class Dataset:
                 message has the expression that converts them.
 
         Warns:
-            JaxablateWarning: if a split has no example of some class, as with labels from 1.
+            JaxablateWarning: if a split has no example of some class, as with labels from 1; or if floating-point
+                training images of 64 numbers or more reach from 0 or more to 128..255, as pixels that are not scaled.
 
         Example:
             >>> images, labels = np.zeros((6, 28, 28), np.uint8), np.arange(6)
@@ -141,7 +142,7 @@ class Dataset:
         # A copy: a later change of the user's array must not change data whose checksum is known.
         copies = {key: host_array(f"{name} {key.replace('_', ' ')}", array).copy() for key, array in arrays.items()}
         data = dataset_of_arrays(name, copies, Source(name, "in memory", {}), seed)
-        warn_of_absent_classes(data)
+        warn_of_content(data)
         return _with_checksums(data)
 
 
@@ -249,6 +250,8 @@ def _dtype_remedy(images: np.ndarray) -> str:
 MAX_CLASSES = 100_000
 MAX_RATIO = 50
 """Ratio of the largest magnitudes of two splits from which they have different scales, such as 0..1 and 0..255."""
+SMALLEST_IMAGE = 64
+"""Fewer numbers of an example are features; such a table may have ages and counts in 0..255."""
 EXPECTED_NEGATIVE = 50
 """Number of negative values to expect in a split from which it has another scale if it has none."""
 
@@ -329,7 +332,21 @@ def dataset_of_arrays(
     return Dataset(**splits, num_classes=num_classes, source=source)
 
 
-def warn_of_absent_classes(data: Dataset) -> None:
+def warn_of_content(data: Dataset) -> None:
+    """Warn of what is probably a mistake: pixels in 0..255, and classes without an example in a split."""
+    low, high = float(data.train.images.min()), float(data.train.images.max())
+    is_image = data.train.images[0].size >= SMALLEST_IMAGE
+    if is_image and low >= 0 and 128 <= high <= 255:  # whole numbers with two axes or more are refused before
+        warnings.warn(
+            f"{data.source.name}: the training examples reach from {low:g} to {high:g} and are not scaled; if they are "
+            "pixels of 0 to 255 and the network takes 0 to 1, divide them by 255",
+            JaxablateWarning,
+            stacklevel=3,
+        )
+    _warn_of_absent_classes(data)
+
+
+def _warn_of_absent_classes(data: Dataset) -> None:
     """Warn if a split has no example of some class: labels from 1, or a mark such as 255, would add classes."""
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     absent = {name: np.setdiff1d(np.arange(data.num_classes), split.labels).tolist() for name, split in splits.items()}
@@ -344,7 +361,7 @@ def warn_of_absent_classes(data: Dataset) -> None:
         warnings.warn(
             f"{data.source.name}: of the {data.num_classes} classes, {', '.join(parts)}{remedy}",
             JaxablateWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -79,11 +79,13 @@ def save_model(
         reserved |= {"activation": model.activation, "layer_sizes": _layer_sizes(model)}
         if model.dropout:
             reserved["dropout"] = repr(model.dropout)
+        if model.image_shape is not None:
+            reserved["image_shape"] = json.dumps(model.image_shape)
     else:
         tensors |= chain_tensors(layers)
         reserved["layers"] = json.dumps(description)
     reserved["sha256"] = digest(tensors)
-    taken = sorted({*reserved, "activation", "layer_sizes", "dropout", "layers"} & {*(metadata or {})})
+    taken = sorted({*reserved, "activation", "layer_sizes", "dropout", "image_shape", "layers"} & {*(metadata or {})})
     require(
         not taken, f"metadata: the format reserves {', '.join(taken)}; choose other names than {', '.join(reserved)}"
     )
@@ -137,7 +139,12 @@ def load_model(path: str | Path) -> SavedModel:
             raise _incomplete(path, error) from None
         return SavedModel(chain, metadata, tensors)
     try:
-        model = pop_tensors(tensors, activation=metadata.pop("activation"), dropout=float(metadata.pop("dropout", 0)))
+        model = pop_tensors(
+            tensors,
+            activation=metadata.pop("activation"),
+            dropout=float(metadata.pop("dropout", 0)),
+            image_shape=json.loads(metadata.pop("image_shape", "[]")),
+        )
     except (KeyError, ValueError) as error:  # InputError is a ValueError
         raise _incomplete(path, error) from None
     sizes = _layer_sizes(model)

@@ -10,6 +10,7 @@ order. The last stage is a linear map alone and returns the logits.
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeGuard, TypeVar
 
@@ -32,6 +33,7 @@ from jaxablate._checks import (
 )
 from jaxablate._typing import Images
 from jaxablate.models._sites import tag
+from jaxablate.models._tensors import AssumptionWarning
 
 ACTIVATIONS = {
     "sigmoid": jax.nn.sigmoid,
@@ -180,6 +182,9 @@ class MLP(nnx.Module):
         (5, 10)
     """
 
+    # Shape of the images that the first kernel was made for, without axes of size 1; set only by `set_image_shape`.
+    image_shape: tuple[int, ...] | None = None
+
     def __init__(
         self,
         in_features: int,
@@ -215,6 +220,7 @@ class MLP(nnx.Module):
 
         Dropout in training mode draws from `rngs`; evaluation needs none.
         """
+        require_image_shape(self, images.shape)
         outputs = jnp.asarray(flatten_images(images))
         *hidden, last = self.stages
         for i, stage in enumerate(hidden, start=1):
@@ -266,6 +272,39 @@ def require_fitting(model: MLP, images: Images) -> None:
         f"images: expected examples of {in_features} pixels, which the network takes, got {num_pixels} in shape "
         f"{images.shape}",
     )
+    require_image_shape(model, images.shape)
+    if model.image_shape is not None and images.ndim == 2:
+        shape = ", ".join(map(str, model.image_shape))
+        warnings.warn(
+            f"images: assumed that the {in_features} pixels of an example are an image [{shape}], flattened",
+            AssumptionWarning,
+            stacklevel=2,
+        )
+
+
+def set_image_shape(model: MLP, shape: tuple[int, ...]) -> None:
+    """Record the shape of images [example, ...], so that a network refuses color images of another layout.
+
+    Flattened, color images of another order of axes have as many pixels, and the network's outputs would be wrong. Grey
+    images need no record: whichever place their axis of size 1 has, they have the same pixels in the same order.
+    """
+    if len(sizes := _without_ones(shape)) > 2:
+        model.image_shape = sizes
+
+
+def require_image_shape(model: MLP, shape: tuple[int, ...]) -> None:
+    """Raise `InputError` for images of another layout than the network was made for; flat ones fit every layout."""
+    sizes = _without_ones(shape)
+    require(
+        model.image_shape is None or len(sizes) < 2 or sizes == model.image_shape,
+        f"images: the network was made for images [example, {', '.join(map(str, model.image_shape or ()))}], got shape "
+        f"{shape}; transpose their axes to this order",
+    )
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of an example, without axes of size 1."""
+    return tuple(size for size in shape[1:] if size > 1)
 
 
 def check_hidden(hidden: object) -> tuple[int, ...]:
@@ -298,7 +337,7 @@ def from_arrays(
     kernels: Sequence[np.ndarray],
     biases: Sequence[np.ndarray],
     *,
-    activation: str = "sigmoid",
+    activation: str,
     dropout: float = 0.0,
     batch_norms: Sequence[Mapping[str, np.ndarray]] | None = None,
 ) -> MLP:
@@ -393,8 +432,16 @@ def to_tensors(model: MLP) -> dict[str, np.ndarray]:
     return tensors
 
 
-def pop_tensors(tensors: dict[str, np.ndarray], *, activation: str, dropout: float = 0.0) -> MLP:
+def pop_tensors(
+    tensors: dict[str, np.ndarray],
+    *,
+    activation: str,
+    dropout: float = 0.0,
+    image_shape: Sequence[int] | None = None,
+) -> MLP:
     """Build an `MLP` from tensors with the names of `to_tensors`, and remove these tensors from the mapping.
+
+    `image_shape` is the shape that the network was made for, as `MLP.image_shape`.
 
     Raises:
         KeyError: for a kernel without its bias, or a batch norm without one of its arrays.
@@ -407,4 +454,6 @@ def pop_tensors(tensors: dict[str, np.ndarray], *, activation: str, dropout: flo
     if any(name.startswith("stages.") and ".batch_norm." in name for name in tensors):
         prefixes = [f"stages.{i}.batch_norm." for i in range(num_stages - 1)]
         norms = [{name: tensors.pop(prefix + name) for name in BATCH_NORM} for prefix in prefixes]
-    return from_arrays(kernels, biases, activation=activation, dropout=dropout, batch_norms=norms)
+    model = from_arrays(kernels, biases, activation=activation, dropout=dropout, batch_norms=norms)
+    set_image_shape(model, (1, *(image_shape or ())))
+    return model

@@ -19,7 +19,7 @@ from flax import nnx
 from flax.errors import TraceContextError
 from jax.extend.core import Literal
 
-from jaxablate._checks import InputError, as_array, describe_value, require, require_known, traced
+from jaxablate._checks import InputError, as_array, describe_value, host_array, require, require_known, traced
 from jaxablate._precision import matmul_precision
 from jaxablate._typing import Images
 from jaxablate.devices import is_partly_remote, to_device
@@ -303,11 +303,18 @@ def from_function(
     require_known("outputs", outputs, OUTPUTS)
     paths, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [(path, detached(leaf)) for path, leaf in paths]  # tensors of PyTorch share their memory
+    paths = [(path, host_array("params", x) if isinstance(x, np.ndarray) else x) for path, x in paths]
+    for path, leaf in paths:
+        require(
+            not isinstance(leaf, np.ndarray) or leaf.dtype == bool or jnp.issubdtype(leaf.dtype, jnp.number),
+            f"params: expected arrays of numbers, got dtype {getattr(leaf, 'dtype', None)} for "
+            f"{jax.tree_util.keystr(path)}",
+        )
     arrays = [(path, leaf) for path, leaf in paths if isinstance(leaf, jax.Array | np.ndarray)]
     static = tuple(_ARRAY if isinstance(leaf, jax.Array | np.ndarray) else leaf for _, leaf in paths)
     function = FunctionCall(apply, structure, static)
     # Copies: a JAX array may share the memory of a NumPy array, which the user may train further in place.
-    leaves = [leaf if isinstance(leaf, jax.Array) else to_device(leaf.copy()) for _, leaf in arrays]
+    leaves = [to_device(leaf.copy()) if isinstance(leaf, np.ndarray) else leaf for _, leaf in arrays]
     return _checked(function, leaves, _names(arrays), images, sites, outputs)
 
 

@@ -25,7 +25,15 @@ from jaxablate._checks import (
 )
 from jaxablate._typing import Images
 from jaxablate.models._chain import flatten_layers
-from jaxablate.models._mlp import ACTIVATIONS, MLP, flatten_images, from_arrays, get_activation, in_evaluation_mode
+from jaxablate.models._mlp import (
+    ACTIVATIONS,
+    MLP,
+    flatten_images,
+    from_arrays,
+    get_activation,
+    in_evaluation_mode,
+    set_image_shape,
+)
 from jaxablate.models._parametrizations import compute_parametrized
 from jaxablate.models._sites import Site
 from jaxablate.models._tensors import (
@@ -146,6 +154,8 @@ def load_pytorch(
             f"reference: expected a pair (inputs, outputs), got {describe_value(reference)}",
         )
         require_reference(_name_of(source), network, *reference)
+        if isinstance(network, MLP):
+            set_image_shape(network, np.shape(reference[0]))
     else:
         _warn_of_assumptions(_name_of(source), network, names, shape)
     return network
@@ -545,12 +555,14 @@ def mlp_of_modules(what: str, modules: dict[str, Tensors], activation: str, shap
         )
         weights[0] = weights[0][:, order]
     try:
-        return from_arrays([weight.T for weight in weights], biases, activation=activation)
+        model = from_arrays([weight.T for weight in weights], biases, activation=activation)
     except InputError as error:
         raise InputError(
             f"{what}: its linear maps do not form a network ({error}); name the modules of the network in order by "
             "layers (--layers), without the others, or pass a model of the same architecture"
         ) from None
+    set_image_shape(model, shape or ())
+    return model
 
 
 def require_channels_last(shape: tuple[int, ...]) -> None:

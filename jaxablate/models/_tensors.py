@@ -23,7 +23,7 @@ MAX_PICKLE_BYTES = 2**16
 
 
 class AssumptionWarning(JaxablateWarning):
-    """A PyTorch state dict leaves something open, and no reference was given to check what was assumed."""
+    """A file or data leave something open; the message says what was assumed."""
 
 
 def read_tensors(path: Path, state_key: str | None = None) -> Tensors:
@@ -220,13 +220,16 @@ def _read_pt(path: Path, state_key: str | None) -> Tensors:
         ) from None
     try:
         _require_harmless(path)
-        loaded = torch.load(path, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings(action="ignore"):  # of TorchScript, which raises too
+            loaded = torch.load(path, weights_only=True, map_location="cpu")
     except InputError:
         raise
     except Exception as error:  # a damaged file may raise anything
         pickled = "GLOBAL" in str(error)
         contents = "pickled objects, which are not read since they may run code" if pickled else "unreadable data"
         remedy = "save it by torch.save(model.state_dict(), path)"
+        if "TorchScript" in str(error):
+            contents = "a TorchScript program"
         if "Uninitialized" in str(error):
             contents, remedy = (
                 "parameters without values",

@@ -154,7 +154,7 @@ def to_pytorch(model: MLP | nnx.Sequential, images: Images | None = None) -> Any
         f"model: expected an MLP or an nnx.Sequential, got {type(model).__name__}; no other network can be converted",
     )
     if images is None and is_mlp(model):
-        images = np.zeros((1, model.stages[0].linear.in_features), np.float32)
+        images = np.zeros((1, *(model.image_shape or (model.stages[0].linear.in_features,))), np.float32)
     require(images is not None, "images: expected an example of what the model takes, got none")
     assert images is not None
     images = _check_images(images)

@@ -13,10 +13,14 @@ import numpy as np
 import xarray as xr
 
 from jaxablate._checks import require, require_type
+from jaxablate.ablation import evaluate_masks
 from jaxablate.activations import record_activations
 from jaxablate.datasets import AUTO, KNOWN, Dataset, load_dataset
 from jaxablate.models import AnyModel
+from jaxablate.models._model import trace_model
 from jaxablate.report._pictures import data_uri
+from jaxablate.results import protocols_of, select_protocol
+from jaxablate.study._ablate import state_digest
 
 MAX_EXAMPLES = 10_000
 NUM_EXAMPLES = 5
@@ -98,4 +102,29 @@ def check_data(results: xr.DataTree, networks: Mapping[str, AnyModel], data: Dat
     require_type("data", data, Dataset, "a dataset from ja.load_dataset or ja.Dataset.from_arrays")
     require(len(networks) > 0, "data: without networks there are no activations; pass networks, or leave data out")
     _require_same(results, data)
+    nodes = select_protocol(results, protocols_of(results)[0])
+    for name, model in networks.items():
+        _require_network_of(nodes[name].to_dataset(), name, model, data)
     return {name: Examples(model, data) for name, model in networks.items()}
+
+
+def _require_network_of(network: xr.Dataset, name: str, model: AnyModel, data: Dataset) -> None:
+    """Raise unless a model is the first network of a kind: same arrays, and same number of correct predictions."""
+    remedy = "pass the network of the results"
+    if "model_sha256" in network:
+        _, state, _ = trace_model(model, data.test.images[:1])
+        expected, checksum = str(network["model_sha256"].values[0]), state_digest(state)
+        require(checksum == expected, f"networks: the checksum of {name} differs from that in the results; {remedy}")
+    expected, size = intact_correct(network)[0], len(data.test)
+    neurons = np.ones((1, network.sizes["neuron"]), bool)
+    correct = int(evaluate_masks(model, neurons, data.test.images, data.test.labels)[0])
+    require(
+        abs(correct - expected) <= max(1, size // 1000),  # another machine may round differently
+        f"networks: {name} has {correct} of {size} correct predictions, and {expected} in the results; {remedy}",
+    )
+
+
+def intact_correct(network: xr.Dataset) -> list[int]:
+    """Return the number of correct test predictions of each intact network of a kind."""
+    correct = network["correct"].isel(step=0, ordering=0, fill=0, scope=0)
+    return [int(count) for count in correct.transpose("seed", ...).values]

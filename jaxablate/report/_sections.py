@@ -38,7 +38,7 @@ from jaxablate.charts import (
 )
 from jaxablate.models import AnyModel
 from jaxablate.protocols import DEPARTURES, PAPER, PUBLISHED
-from jaxablate.report._examples import Examples
+from jaxablate.report._examples import Examples, intact_correct
 from jaxablate.report._pictures import picture, weights_of
 from jaxablate.results import (
     NETWORK_SCOPE,
@@ -50,6 +50,7 @@ from jaxablate.results import (
 )
 from jaxablate.results._labels import is_passed, stated_settings, studies_of
 from jaxablate.results._summaries import distinct_orders
+from jaxablate.scores import is_user_defined
 
 EXTREMES = 3
 """Number of neurons at each end of a layer's ranking in the table."""
@@ -370,6 +371,8 @@ def _python(config: dict, passed: Mapping[str, xr.Dataset], in_memory: bool, is_
     lines = ["import jaxablate as ja", "from jaxablate.report import networks_beside, write_report", ""]
     if passed:
         lines[1] = "from jaxablate.report import write_report"
+    for score in filter(is_user_defined, config["scores"]):
+        lines.append(f"ja.scores.SCORES[{score!r}] = ...  # placeholder: your score")
     lines.append(f"config = ja.StudyConfig({arguments})")
     if in_memory:
         lines.append("data = ...  # placeholder: your dataset, of the checksums above")
@@ -377,12 +380,15 @@ def _python(config: dict, passed: Mapping[str, xr.Dataset], in_memory: bool, is_
         lines.append("data = ja.load_dataset(config.dataset, seed=config.split_seed, data_dir=config.data_dir)")
     if passed:
         node = "results[CONDITION][NAME]" if is_grid else "results[NAME]"
-        lines.append(f'# placeholders: your networks; {node}["model_sha256"] must be the checksums above')
+        # checksums of the state say nothing about the code, such as the activation function
+        lines.append(f'# placeholders: your networks; {node}["model_sha256"] must be the checksums above, and the')
+        lines.append("# intact networks must have as many correct predictions as stated here")
         lines.append("networks = {")
         for name, network in passed.items():
             number = network.sizes["seed"]
             value = "..." if number == 1 else f"[{', '.join(['...'] * number)}]"
-            lines.append(f"    {name!r}: {value},  # {_kind(network)}")
+            correct = intact_correct(network)
+            lines.append(f"    {name!r}: {value},  # {_kind(network)}; {', '.join(map(str, correct))} correct")
         lines.append("}")
     run = "config" + (", networks" if passed else "") + (", data=data" if in_memory else "")
     lines.append(f'results = ja.run_study({run}, run_dir="run")')

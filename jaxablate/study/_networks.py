@@ -81,7 +81,7 @@ def trained_networks(
 
     for seed in paths:
         if arrays := broadcast_from_primary(lambda seed=seed: load(seed)):
-            networks[seed] = _from_arrays(arrays, config)
+            networks[seed] = _from_arrays(arrays, config, data)
     missing = [seed for seed in config.seeds if seed not in networks]
     if networks:
         notes.append(f"reused {len(networks)} trained before, in {folder}")
@@ -120,7 +120,7 @@ def trained_networks(
     if jax.process_count() > 1:  # CPUs of another kind may round differently
         for seed in missing:
             arrays = broadcast_from_primary(lambda seed=seed: _to_arrays(*networks[seed]))
-            networks[seed] = _from_arrays(arrays, config)
+            networks[seed] = _from_arrays(arrays, config, data)
     return [networks[seed] for seed in config.seeds]
 
 
@@ -211,9 +211,10 @@ def _to_arrays(model: MLP, history: History) -> Arrays:
     return {**to_tensors(model), **vars(history)}
 
 
-def _from_arrays(arrays: Arrays, config: StudyConfig) -> TrainedNetwork:
+def _from_arrays(arrays: Arrays, config: StudyConfig, data: Dataset) -> TrainedNetwork:
     """Invert `_to_arrays`."""
-    model = pop_tensors(dict(arrays), activation=config.activation, dropout=config.dropout)
+    shape = data.train.images.shape[1:]
+    model = pop_tensors(dict(arrays), activation=config.activation, dropout=config.dropout, image_shape=shape)
     return model, History(**{name: arrays[name] for name in HISTORY_FIELDS})
 
 

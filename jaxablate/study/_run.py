@@ -77,7 +77,7 @@ def run_study(
         under another protocol than the paper's. `select_protocol` selects all networks of a protocol. A node holds
 
         - the training history (seed, epoch); for your own models instead `model_sha256` (seed), a checksum of the
-          parameters, running statistics and constants of each network,
+          arrays of each network: parameters, running statistics and constants; not of its code,
         - `scores` (seed, score, neuron),
         - `ablated` (seed, scope, ordering, rank),
         - `correct` and `accuracy` (seed, scope, ordering, fill, step); the coordinate `num_ablated` (scope, step) is
