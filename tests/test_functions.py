@@ -530,7 +530,7 @@ def test_fills_by_class_with_outcomes_of_your_own():
     alone = ja.single_ablation(model, *EXAMPLES, fill, outcomes=mine)
     both = ja.single_ablation(model, *EXAMPLES, fill, outcomes={**mine, "correct": "correct"})
     np.testing.assert_array_equal(alone["mine"], both["mine"])
-    with raises_input_error("fill: it takes each example's row by its label, but the labels are float32 of shape"):
+    with raises_input_error("fill: a fill for each class needs integer labels .example., got float32 of shape"):
         ja.single_ablation(model, EXAMPLES[0], EXAMPLES[0][:, 0], fill, outcomes=mine)
 
 

@@ -1,10 +1,10 @@
 """Evaluate a network with some of its neurons ablated: by masks, along orders, single neurons, pairs, or greedily.
 
-An ablated neuron outputs a fill (zero, its mean, ...) instead of its activation. Three engines give the same counts.
-`vmap` evaluates any masks, by one masked forward pass for each mask. `incremental` follows cumulative orders and
-updates at each step only what the newly ablated neuron changes. `certified` does so for the predictions of multilayer
-perceptrons, and evaluates the deeper layers only for examples whose predicted class may change. All engines split the
-examples among the cores of a CPU and keep their activations within `memory_limit`.
+An ablated neuron outputs a fill (zero, its mean, ...) instead of its activation. Three engines give the same counts,
+up to rounding. `vmap` evaluates any masks, by one masked forward pass for each mask. `incremental` follows cumulative
+orders and updates at each step only what the newly ablated neuron changes. `certified` updates like `incremental`, in
+multilayer perceptrons, and evaluates the deeper layers only for examples whose predicted class may change. All engines
+split the examples among the cores of a CPU and keep their activations within `memory_limit`.
 """
 
 from jaxablate.ablation._evaluate import ENGINES, cumulative_ablation, evaluate_masks

@@ -85,8 +85,8 @@ def make_problem(
             by_label = np.asarray(targets)
             require(
                 by_label.ndim == 1 and np.issubdtype(by_label.dtype, np.integer),
-                f"fill: it takes each example's row by its label, but the labels are {by_label.dtype} of shape "
-                f"{by_label.shape}; pass integers [example], or a fill of another kind",
+                f"fill: a fill for each class needs integer labels [example], got {by_label.dtype} of shape "
+                f"{by_label.shape}; pass such labels, or another kind of fill",
             )
         rows = fill.rows(by_label)
         values = _check_tables(network, fill, rows, leading)

@@ -2,7 +2,7 @@
 
 Input: orders of neuron ids [network, order, step], and an `AblationProblem`.
 Output: sums of the outcomes [network, order, step + 1, ...].
-Memory: for one chunk of examples, three values of the largest layer.
+Memory: for one chunk of examples, a few values for each unit of the largest layer.
 """
 
 import functools
@@ -32,17 +32,18 @@ from jaxablate.models._model import (
 
 # Let a chain of layers follow the first ablated site: z = h W_0 + ..., p = f(z), then further products W_1, W_2, ...
 # up to the logits l. A step changes a row of h, so z changes by a row of W_0, and p costs little. The products after p
-# cost most, and their results serve a single purpose: the class with the largest logit. For any two classes a and b,
+# cost most, and their results serve a single purpose: the class with the largest logit. For any two values p and p',
+# and any two classes a and b,
 #
 #     |(l_a - l_b)(p) - (l_a - l_b)(p')| <= c_ab |p - p'|,
 #     c_ab = s |W_1| ... |W_m-2| (|W_m-1 w| + |W_m-1| |w|) / 2,  w = W_m[:, a] - W_m[:, b].
 #
-# |W| is the spectral norm, and s the product of the largest slopes of the activation functions in between, whose slopes
-# lie in [0, s]. The last of them multiplies the k-th unit's change by some s_k (1 + e_k) / 2 with |e_k| <= 1, hence the
-# two terms: for 1 and for e. So an example with the reference p' and the logits l at p' keeps its class a as long as
-# |p - p'| < min_b (l_a - l_b) / c_ab, its radius. Each step computes p for all examples, and the products only for
-# examples beyond their radius; p becomes their new reference.
-# If the logits follow z directly, p is z itself: the activation function is then evaluated for few examples too.
+# |W| is the spectral norm, and s the product of the largest slopes of the activation functions in between; no slope is
+# negative. The last of them multiplies the k-th unit's change by some s_k (1 + e_k) / 2 with |e_k| <= 1, hence the
+# two terms: for 1 and for e. So an example that was last evaluated at p', its reference, with the logits l, keeps its
+# class a as long as |p - p'| < min_b (l_a - l_b) / c_ab, its radius. Each step computes p for all examples, and the
+# products only for examples beyond their radius; p becomes their new reference.
+# If the logits are f(z) W_1, p is z itself: the activation function is then evaluated for few examples too.
 # Masks after p: sites on the way may be ablated too. Ablating units of p's own site changes p itself. Ablating a unit
 # of the last site changes the logits at the reference by its row of W_m, since the last site is read by the logits
 # alone. Both leave the bound valid: a mask is a slope of 0.

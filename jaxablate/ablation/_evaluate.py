@@ -129,12 +129,12 @@ def cumulative_ablation(
         site: name of a site within which the ids count; None if they count over the whole network.
         steps: number of steps of one neuron each; or the total of ablated neurons at each step, in increasing order.
             For wide layers, range(10, 1001, 10) ablates ten neurons in each of 100 steps.
-        engine: "vmap" evaluates every step in full; "incremental" updates the step before; "certified" does so for
-            predictions of multilayer perceptrons, and evaluates only examples that may change their class. "auto"
-            chooses among them on a CPU by the model and the number of examples, and takes "vmap" on other devices. All
-            give the same counts, unless two logits differ by no more than a rounding error. That of "incremental" and
-            "certified" is relative to what the steps before have subtracted: where all that remains is smaller by 1e5,
-            only "vmap" is exact.
+        engine: "vmap" evaluates every step in full; "incremental" updates the step before; "certified" also does
+            this, for predictions of multilayer perceptrons of sigmoid, tanh or ReLU units, and evaluates the later
+            layers only for examples that may change their class. "auto" chooses among them on a CPU by the model and
+            the number of examples, and takes "vmap" on other devices. All give the same counts, unless two logits
+            differ by no more than a rounding error. In "incremental" and "certified" this error is relative to the
+            outputs that were subtracted: if those that are kept are 1e5 times smaller, only "vmap" is exact.
 
     Returns:
         int32 [order, steps + 1]: at step k the first k neurons of the order are ablated, or the first steps[k - 1] if
@@ -227,18 +227,18 @@ def _choose_engine(engine: str, problem: AblationProblem, orders: np.ndarray, nu
         InputError: if the certified engine is requested and does not apply.
     """
     sites = _incremental.ablated_sites(problem.network, orders)
-    # on neighbouring numbers: each step ablates one neuron
+    # the numbers of ablated neurons are 1, 2, 3, ...: each step ablates one neuron
     can_certify = int(numbers[-1]) == len(numbers) and _certified.can_certify(problem, sites)
     require(
         engine != "certified" or can_certify,
-        "engine: 'certified' counts predictions of a multilayer perceptron of finite weights, none of them 0, that "
-        "loses one neuron in each step; choose 'incremental'",
+        "engine: 'certified' does not support this activation function, site, fill, outcome, weight or steps (see "
+        "docs/howto/ablation.md); choose 'incremental'",
     )
     if engine != "auto":
         return engine
     if jax.default_backend() != "cpu":
         return "vmap"
-    # Its program takes longer to compile, which few examples do not pay back.
+    # "certified" takes longer to compile, which pays only with many examples.
     if can_certify and problem.num_examples >= CERTIFIED_EXAMPLES:
         return "certified"
     return "incremental" if _incremental.has_updates(problem.network, sites, problem.linear is not None) else "vmap"

@@ -76,13 +76,12 @@ class AblationProblem(NamedTuple):
             preferred_chunk: largest number of examples in a chunk, for speed.
 
         Raises:
-            InputError: if the limit does not admit one example at a time.
+            InputError: if the limit is less than one example takes; a chunk has two examples or more.
         """
         limit = MEMORY_LIMIT if self.memory_limit is None else require_integer("memory_limit", self.memory_limit)
         require(
             limit >= bytes_per_example,
-            f"memory_limit: {limit} bytes are less than the {bytes_per_example} that one example takes under a batch "
-            "of masks; raise the limit or give fewer masks",
+            f"memory_limit: {limit} bytes are less than the {bytes_per_example} that one example takes; raise it",
         )
         num_examples = len(self.images)
         if self.mesh is None:
@@ -222,7 +221,7 @@ class ChunkRunner:
         """Return the engine's sums over all examples, as NumPy arrays in the engine's structure.
 
         Raises:
-            InputError: if memory runs out with one example at a time.
+            InputError: if memory runs out with two examples at a time.
         """
         # Each attempt starts over with smaller chunks; sums of a failed attempt are dropped, so nothing counts twice.
         while True:

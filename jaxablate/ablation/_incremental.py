@@ -47,8 +47,8 @@ from jaxablate.models._weights import Reader, find_readers, read_weight
 # Exactness: each update adds about one float32 rounding error to z. After n steps the error is that of a sum of n
 # terms, as in the matrix product itself. Counts can differ from a full forward pass only for near ties. If h_j or a_j
 # is large, or its row of W, the update would lose digits of z. So z is computed again from h if the difference, or its
-# product with the row, reaches LARGE_OUTPUT or is NaN. Where units and weights bound it, only NaN can do harm: then all
-# is measured a second time, with the check.
+# product with the row, reaches LARGE_OUTPUT or is NaN. If outputs and weights are bounded, only NaN can do harm, and
+# the check is left out: if NaN occurs, everything is measured a second time with the check.
 # Exact ties: if everything that a part of z adds up is 0, as the outputs of dead ReLU units, that part is exactly 0.
 # Without biases all logits are then equal, and a rounding error would choose the class. So each level counts the terms
 # of z that are not 0, and sets z to 0 where none is left. If no weight of the networks is 0, every output of a linear

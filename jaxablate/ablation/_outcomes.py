@@ -216,7 +216,7 @@ def require_computable(outcomes: Named, network: ModelSpec, targets: Any) -> Non
         require(
             not network.ending or network.kind == "probabilities",
             f"outcomes: {name!r} takes logits, but the outputs are the results of {network.ending}; pass "
-            'outputs="probabilities" to ja.from_function or ja.from_module, or leave the function out',
+            'outputs="probabilities" to ja.from_function or ja.from_module, or return logits',
         )
     two = jax.tree.map(lambda array: jax.ShapeDtypeStruct((2, *np.shape(array)[1:]), array.dtype), targets)
     for name, function in outcomes:

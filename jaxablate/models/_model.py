@@ -505,6 +505,8 @@ def _make_spec(
                 remedy = "put its modules into evaluation mode by .eval(), or pass the module itself"
             elif isinstance(error, jax.errors.TracerArrayConversionError):
                 remedy = "let it compute by jax.numpy what NumPy computes from its inputs"
+            elif "PRNG" in reason:
+                remedy = "call it as for evaluation: no dropout"
             raise InputError(
                 f"model: for {num_examples} images of shape {image.shape} it raises {type(error).__name__}: {reason}; "
                 f"{remedy}"
