@@ -306,6 +306,7 @@ class Question:
 
     stem: str
     text: str
+    picture: str  # what minus what
     method: str
     unit: str
     effects: Any
@@ -315,6 +316,8 @@ QUESTIONS = (
     Question(
         "random",
         "Do neurons with little information cost less than random ones, and neurons with much more?",
+        "A score, low values first, minus random orders; or random orders minus MI, high values first. Without neurons "
+        "of constant code, except in the last row",
         "AUC of a score with low values first minus AUC of random orders, and AUC of random orders minus that of MI "
         "with high values first, bias balanced. In all, neurons whose code "
         "never changes come after all others, and the AUC covers only the first 40% of the neurons whose code changes "
@@ -327,6 +330,8 @@ QUESTIONS = (
     Question(
         "baseline",
         "Does information find safer neurons than a score without labels?",
+        "A score minus contribution_sd, both low values first; or contribution_sd minus random orders. Without neurons "
+        "of constant code",
         "AUC of a score minus AUC of the baseline `contribution_sd`, both with low values first, measured as in the "
         "first question; for MI also with zeros as the fill, and the baseline minus random orders. The baseline is the "
         "standard deviation of a neuron's activation times the norm of its outgoing weights. It uses no labels, but "
@@ -339,6 +344,7 @@ QUESTIONS = (
     Question(
         "depth",
         "Does random ablation of the last layer cost less than of the first?",
+        "Random orders in the last layer minus random orders in the first, under each fill",
         "AUC of random orders in the last hidden layer minus AUC in the first one, under three fills; linear "
         "compensation on three of the five orders. Networks of one hidden layer have no part. This is a cost, and no "
         "measure of redundancy.",
@@ -348,6 +354,7 @@ QUESTIONS = (
     Question(
         "fills",
         "Does bias balancing help, and what does linear compensation add?",
+        "The same random orders under one fill minus another",
         "Differences between the AUCs of the same random orders under two fills: five orders for zeros, three of them "
         "for linear compensation.",
         "accuracy points",
@@ -356,6 +363,7 @@ QUESTIONS = (
     Question(
         "codes",
         "Does one bit of a neuron predict its damage, and do finer codes predict it better?",
+        "Rank correlation of mutual information and damage of single neurons; or with finer codes minus with one bit",
         "Spearman's correlation over the neurons of a layer between mutual information and the rise of the loss if "
         "only that neuron is ablated (bias balanced): with the one bit of the paper, also over the neurons whose bit "
         "changes, and with eight equally frequent codes; then the correlation with 2 to 32 equally frequent codes "
@@ -387,7 +395,11 @@ def direction(estimated: Estimate) -> int:
 
 
 def count_row(
-    name: str, estimates: Mapping[int, Estimate], kinds: Sequence[Kind], twenty: Mapping[int, Estimate]
+    name: str,
+    estimates: Mapping[int, Estimate],
+    kinds: Sequence[Kind],
+    twenty: Mapping[int, Estimate],
+    family: Mapping[int, Estimate] | None = None,
 ) -> str:
     """Return a row of a table: in how many kinds the interval excludes 0, the range of means, the paper's setting.
 
@@ -396,14 +408,15 @@ def count_row(
         estimates: its estimate in each kind.
         kinds: all kinds.
         twenty: its estimates in the twenty networks of the paper's setting; empty if they lack it.
+        family: as in `_numbers`.
     """
     means = np.array([float(estimated.mean) for estimated in estimates.values()])
-    survive, digits = _survive(estimates), 2
+    digits = 2
     few = [estimates[i] for i, kind in enumerate(kinds) if kind.is_paper and i in estimates]
     ours = [interval(estimated) for estimated in twenty.values()] or [f"{interval(estimated)}*" for estimated in few]
     return (
-        f"| {name} | {_number(estimates, 1)} ({(survive > 0).sum()}) | {_number(estimates, -1)} "
-        f"({(survive < 0).sum()}) | {_number(estimates, 0)} | {np.nanmedian(means):+.{digits}f} "
+        f"| {name} | {_numbers(estimates, 1, family)} | {_numbers(estimates, -1, family)} | "
+        f"{_number(estimates, 0)} | {np.nanmedian(means):+.{digits}f} "
         f"({np.nanmin(means):+.{digits}f} to {np.nanmax(means):+.{digits}f}) | {', '.join(ours)} |"
     )
 
@@ -414,16 +427,19 @@ def interval(estimated: Estimate, digits: int = 2) -> str:
     return f"{float(estimated.mean):+.{digits}f} [{float(low):+.{digits}f}, {float(high):+.{digits}f}]"
 
 
-def split(by_name: Mapping[str, dict[int, Estimate]], kinds: Sequence[Kind]) -> dict[str, dict[int, Estimate]]:
-    """Add rows for sigmoid units alone, for the other activation functions, and for the kinds drawn at random."""
+def split(by_name: Mapping[str, dict[int, Estimate]], kinds: Sequence[Kind]) -> dict[str, tuple[dict, dict]]:
+    """Return the estimates of each row, and those over which their correction goes.
+
+    Some effects have further rows: sigmoid units alone, the other activation functions, and kinds drawn at random.
+    """
     rows = {}
     for name, estimates in by_name.items():
-        rows[name] = estimates
+        rows[name] = estimates, estimates
         if name in (f"MI, {FIRST}", f"MI, {LAST}", f"MI, {WHOLE}"):
             titles = f"{name}, sigmoid", f"{name}, other activations", f"{name}, drawn at random"
             drawn = {i: each for i, each in estimates.items() if kinds[i].is_drawn}
             parts = zip(titles, (*by_activation(estimates, kinds), drawn), strict=True)
-            rows |= {title: chosen for title, chosen in parts if chosen}
+            rows |= {title: (chosen, estimates) for title, chosen in parts if chosen}
     return rows
 
 
@@ -491,12 +507,12 @@ def settings_section(
                 [
                     *HEAD,
                     *(
-                        count_row(name, estimates, kinds, twenty[question.stem].get(name, {}))
-                        for name, estimates in split(by_name, kinds).items()
+                        count_row(name, estimates, kinds, twenty[question.stem].get(name, {}), family)
+                        for name, (estimates, family) in split(by_name, kinds).items()
                     ),
                 ]
             ),
-            f"![Every setting's effect with its interval](findings/settings_{question.stem}.png)",
+            f"![{question.picture}: every setting with its interval](findings/settings_{question.stem}.png)",
         ]
         _save(draw_curves(question, by_name, kinds), pictures / f"settings_{question.stem}.png")
     parts += ["### How many neurons have a constant code under less weight decay?", decay_text(kinds)]
@@ -504,19 +520,19 @@ def settings_section(
 
 
 def settings_summary(kinds: Sequence[Kind], effects: Effects) -> str:
-    """Say in two sentences whether little information marks neurons that can be spared; README.md quotes them."""
+    """Say in a few sentences whether little information marks neurons that can be spared; README.md quotes them."""
     random, baseline = effects["random"], effects["baseline"][f"MI, {FIRST}"]
-    sigmoid, rest = by_activation(random[f"MI, {FIRST}"], kinds)
-    high = random[f"random over high MI, {FIRST}"]
+    low, high = random[f"MI, {FIRST}"], random[f"random over high MI, {FIRST}"]
+    sigmoid, rest = by_activation(low, kinds)
     return (
-        "Among the neurons of the first layer whose one-bit code changes, those with the most mutual information with "
-        f"the class cost more accuracy than random ones in {_corrected(high, 1)} kinds of networks in "
-        f"{len({kinds[i].setting for i in high})} settings (95% intervals of five networks; brackets: Holm's "
-        f"correction); those with the least cost less in {_corrected(sigmoid, 1)} kinds with sigmoid units and "
-        f"more in {_numbers(sigmoid, -1)}, less in {_corrected(rest, 1)} with ReLU, tanh or GELU and more in "
-        f"{_numbers(rest, -1)}. A score without labels, the outputs' standard deviation times the "
-        "norm of the outgoing weights, finds neurons "
-        f"that cost less than these in {_corrected(baseline, -1)}, and more in {_numbers(baseline, 1)}."
+        f"In {len(high)} kinds of networks (a setting and a number of layers; five networks each), the first layer was "
+        "ablated without neurons that never turn on or off. Neurons with the most mutual "
+        f"information with the class cost more accuracy than random ones in {_numbers(high, 1)} kinds (95% intervals; "
+        "in brackets: Holm's correction). Those with the least cost less in "
+        f"{_numbers(rest, 1, low)} of {len(rest)} kinds with ReLU, tanh or GELU, but in {_numbers(sigmoid, 1, low)} of "
+        f"{len(sigmoid)} with sigmoid units, the paper's, and more in {_numbers(sigmoid, -1, low)}. Neurons with "
+        "the lowest standard deviation times norm of the outgoing weights, a score without labels, cost still less in "
+        f"{_numbers(baseline, -1)}."
     )
 
 
@@ -525,45 +541,56 @@ def settings_abstract(measured: Sequence[Kind], effects: Effects, twenty: Effect
     kinds = [kind for kind in measured if kind.has_learned]
     random, baseline, codes, fills = (effects[stem] for stem in ("random", "baseline", "codes", "fills"))
     num_settings, num_left_out = len({kind.setting for kind in measured}), len(measured) - len(kinds)
-    last, whole, high = random[f"MI, {LAST}"], random[f"MI, {WHOLE}"], random[f"random over high MI, {LAST}"]
-    one_bit, eight = codes[f"one bit, {LAST}"], codes[f"8 codes, {LAST}"]
-    changing, everything = codes[f"one bit, {LAST}, changing codes"], random[f"MI, {FIRST}, all neurons"]
+    high, low = (twenty["random"][f"{name}, {FIRST}"] for name in ("random over high MI", "MI"))
+    without = twenty["baseline"][f"MI, {FIRST}"]
     balanced, linear = fills[f"balanced over zeros, {WHOLE}"], fills[f"linear over balanced, {WHOLE}"]
-    high_first, low_first = (twenty["random"][f"{name}, {FIRST}"] for name in ("random over high MI", "MI"))
 
-    def by_units(estimates: Mapping[int, Estimate]) -> str:
-        sigmoid, rest = by_activation(estimates, kinds)
+    def row(place: str) -> str:
+        sigmoid, rest = by_activation(random[f"MI, {place}"], kinds)
+        cells = [_both(random[f"random over high MI, {place}"], 1)]
+        cells += [_both(part, sign, random[f"MI, {place}"]) for part in (sigmoid, rest) for sign in (1, -1)]
+        cells.append(_both(baseline[f"baseline over random, {place}"], 1))
+        return f"| {place} | {' | '.join(cells)} |"
+
+    def damage(place: str) -> str:
+        one_bit, changing, eight = (
+            codes[name] for name in (f"one bit, {place}", f"one bit, {place}, changing codes", f"8 codes, {place}")
+        )
         return (
-            f"less than random in {_corrected(sigmoid, 1)} kinds with sigmoid units and more in "
-            f"{_numbers(sigmoid, -1)}, less in {_corrected(rest, 1)} others and more in {_numbers(rest, -1)}"
+            f"in the {place} {_median(one_bit)} ({_both(one_bit, 1)} kinds above 0, {_numbers(one_bit, -1)} below), "
+            f"among neurons whose code changes {_median(changing)} ({_numbers(changing, 1)} above, "
+            f"{_numbers(changing, -1)} below), and with eight equally frequent codes {_median(eight)} "
+            f"({_numbers(eight, 1)} above, {_numbers(eight, -1)} below)"
         )
 
-    return (
-        f"**Other settings.** There are {num_settings}, with five networks of each kind (a setting and a number of "
-        f"layers); {num_left_out} kinds are left out because their networks stayed near chance, which leaves "
-        f"{len(kinds)}. A kind counts if the 95% interval of a comparison excludes 0. In brackets: how many of them "
-        "remain after Holm's correction over the kinds. The kinds share data, seeds and orders, so no count is a "
-        "test.\n\n"
-        f"- {settings_summary(kinds, effects)} In the paper's setting (twenty networks; 2 layers, then 3), the AUC of "
-        f"random orders minus that of the most information first is {_listed(high_first)} points, and the AUC of the "
-        f"least information first minus that of random orders {_listed(low_first)}. With all neurons of the first "
-        "layer, as in the paper, those with the "
-        f"least information cost less than random in {_corrected(everything, 1)} kinds and more in "
-        f"{_corrected(everything, -1)}; those whose code never changes come first.\n"
-        "- Last layer: the most information costs more than "
-        f"random in {_corrected(high, 1)} kinds, and less in {_corrected(high, -1)}. The least costs "
-        f"{by_units(last)}.\n"
-        f"- Whole network: the least information costs {by_units(whole)} (median of all {_median(whole)} points; the "
-        f"score without labels {_median(baseline[f'baseline over random, {WHOLE}'])}).\n"
-        "- Single neurons: the rank correlation of one-bit mutual information with the damage of a single neuron of "
-        "the last layer has a "
-        f"median of {_median(one_bit)} over the kinds ({_median(changing)} among neurons whose code changes); with "
-        f"eight equally frequent codes it is {_median(eight)}, above 0 in {_corrected(eight, 1)} kinds and below in "
-        f"{_corrected(eight, -1)}.\n- Fills: over random orders of the whole network, bias balancing is better than "
-        "zeros in "
-        f"{_corrected(balanced, 1)} kinds (median {_median(balanced)} points) and worse in {_corrected(balanced, -1)}, "
-        f"and linear compensation better than bias balancing in {_corrected(linear, 1)} (median {_median(linear)} "
-        f"points) and worse in {_corrected(linear, -1)}."
+    return "\n".join(
+        [
+            f"**Other settings.** There are {num_settings}, with five networks of each kind (a setting and a number of "
+            f"layers); {num_left_out} kinds are left out because their networks stayed near chance, which leaves "
+            f"{len(kinds)}. A kind counts if the 95% interval of a comparison excludes 0. In brackets: how many of "
+            "them remain after Holm's correction over all kinds of the comparison. The kinds share data, seeds and "
+            "orders, so no count is a test. The table counts kinds, without the neurons whose code never changes:",
+            "",
+            "| ablated | most MI costs more than random | least MI costs less: sigmoid | more: sigmoid | least MI "
+            "costs less: others | more: others | score without labels, lowest first, costs less |",
+            "| --- " * 7 + "|",
+            *(row(place) for place in (FIRST, LAST, WHOLE)),
+            "",
+            f"- {settings_summary(kinds, effects)}",
+            "- In the paper's setting (twenty networks; 2 layers, then 3), the first layer has on average over the "
+            f"steps, in points of accuracy: random orders over the most MI first {_listed(high)}; least MI first over "
+            f"random orders {_listed(low)}; least MI first over the score without labels {_listed(without)}. That "
+            "score reads real values and weights, so labels are not the only difference.",
+            "- With all neurons of the first layer, as in the paper, the least MI costs less than random in "
+            f"{_both(random[f'MI, {FIRST}, all neurons'], 1)} kinds and more in "
+            f"{_numbers(random[f'MI, {FIRST}, all neurons'], -1)}; neurons whose code never changes come first.",
+            "- Rank correlation of one-bit MI with the damage of a single neuron, median over kinds: "
+            f"{damage(FIRST)}; {damage(LAST)}.",
+            "- Fills: over random orders of the whole network, bias balancing is better than zeros in "
+            f"{_both(balanced, 1)} kinds (median {_median(balanced)} points) and worse in {_numbers(balanced, -1)}, "
+            f"and linear compensation better than bias balancing in {_both(linear, 1)} (median {_median(linear)} "
+            f"points) and worse in {_numbers(linear, -1)}.",
+        ]
     )
 
 
@@ -581,14 +608,21 @@ def verdict_counts(verdicts: Iterable[Mapping[str, Verdict]], number: str) -> st
     return f"{holds} ({in_part}) / {still_open} / {fails}"
 
 
-def _corrected(estimates: Mapping[int, Estimate], sign: int) -> str:
-    """Return in how many kinds the interval excludes 0 on one side, in brackets after Holm's correction."""
-    return f"{_numbers(estimates, sign)} of {len(estimates)}"
+def _both(estimates: Mapping[int, Estimate], sign: int, family: Mapping[int, Estimate] | None = None) -> str:
+    """Return the numbers of `_numbers` and that of the kinds, as "6 (2) of 39"."""
+    return f"{_numbers(estimates, sign, family)} of {len(estimates)}"
 
 
-def _numbers(estimates: Mapping[int, Estimate], sign: int) -> str:
-    """Return the two numbers of `_corrected`, as "6 (2)"."""
-    return f"{_number(estimates, sign)} ({(_survive(estimates) == sign).sum()})"
+def _numbers(estimates: Mapping[int, Estimate], sign: int, family: Mapping[int, Estimate] | None = None) -> str:
+    """Return in how many kinds the interval excludes 0 on one side, in brackets after Holm's correction: "6 (2)".
+
+    Args:
+        estimates: by kind.
+        sign: the side, 1 or -1.
+        family: the kinds over which the correction goes; None for the kinds of the estimates.
+    """
+    survive = _survive(family or estimates)
+    return f"{_number(estimates, sign)} ({sum(survive[i] == sign for i in estimates)})"
 
 
 def _number(estimates: Mapping[int, Estimate], sign: int) -> int:
@@ -596,11 +630,12 @@ def _number(estimates: Mapping[int, Estimate], sign: int) -> int:
     return [direction(estimated) for estimated in estimates.values()].count(sign)
 
 
-def _survive(estimates: Mapping[int, Estimate]) -> np.ndarray:
-    """Return 1 or -1 for a mean above or below 0 with p < 0.05 after Holm's correction, else 0."""
+def _survive(estimates: Mapping[int, Estimate]) -> dict[int, int]:
+    """Return by kind 1 or -1 for a mean above or below 0 with p < 0.05 after Holm's correction, else 0."""
     p_values = np.array([float(estimated.p_value) for estimated in estimates.values()])
     means = np.array([float(estimated.mean) for estimated in estimates.values()])
-    return np.where(holm(np.where(np.isfinite(p_values), p_values, 1.0)) < 0.05, np.sign(means), 0)
+    signs = np.where(holm(np.where(np.isfinite(p_values), p_values, 1.0)) < 0.05, np.sign(means), 0)
+    return dict(zip(estimates, signs, strict=True))
 
 
 def _median(estimates: Mapping[int, Estimate]) -> str:
@@ -610,7 +645,8 @@ def _median(estimates: Mapping[int, Estimate]) -> str:
 
 READING = (
     "In the tables that follow, a kind counts as *above 0* or *below 0* if the 95% t-interval of its mean over "
-    "networks does; in brackets, how many do after Holm's correction over all kinds in the row. Without any effect, "
+    "networks does; in brackets, how many do after Holm's correction over all kinds of the comparison (a row for some "
+    "of them shares the correction). Without any effect, "
     "about 2.5% of the intervals would lie on each side. The kinds share data, seeds and orders and are not "
     "independent. The last column has the mean of the twenty networks of each kind of the paper and its 95% interval; "
     "an asterisk marks five networks."
@@ -761,9 +797,9 @@ def draw_curves(question: Question, effects: Mapping[str, Mapping[int, Estimate]
     for axes in grid[:, 0]:
         axes.set_ylabel(question.unit)
     note = (
-        "A line for each setting and number of layers, sorted: the mean of five networks and its 95% t-interval. Blue: "
-        "above 0. Orange: below 0. Grey: contains 0. Diamonds: the paper's setting. Circles: sigmoid units. Triangles: "
-        "ReLU, tanh and GELU. Arrowheads at the frame: the interval is cut there."
+        f"{question.picture}. A line for each setting and number of layers, sorted: the mean of five networks and its "
+        "95% t-interval. Blue: above 0. Orange: below 0. Grey: contains 0. Diamonds: the paper's setting. Circles: "
+        "sigmoid units. Triangles: ReLU, tanh and GELU. Arrowheads at the frame: the interval is cut there."
     )
     figure.supxlabel(textwrap.fill(note, 120), fontsize="small", color=SOFT, x=0.01, ha="left")
     return figure

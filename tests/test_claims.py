@@ -26,7 +26,7 @@ from jaxablate.claims import (
     Effect,
     Verdict,
 )
-from jaxablate.claims._judge import combine
+from jaxablate.claims._judge import PLAYERS, combine
 from jaxablate.claims._statistics import family_verdicts, judge_family
 from jaxablate.datasets import Source
 from jaxablate.protocols import DEPARTURES, SETS
@@ -514,7 +514,7 @@ def test_changes_are_attributed_to_departures():
     assert (change.claim, change.label) == ("C4", "x")
     assert (change.paper.mean, change.published.mean) == (0.0, pytest.approx(-0.3))
     assert change.difference == pytest.approx((-0.3, -0.3, -0.3))
-    expected = dict.fromkeys(DEPARTURES, 0.0) | {"mi_sign": 1.6, "firing_rate_scaling": 1.6, "fresh_subsets": 0.5}
+    expected = dict.fromkeys(PLAYERS, 0.0) | {"mi_sign": 1.6, "firing_rate_scaling": 1.6, "fresh_subsets": 0.5}
     assert change.alone == pytest.approx(expected)
     assert change.interaction == pytest.approx(-0.3 - 3.7)
     # each is first in half of the orders (+1.6) and second in the other half (-2.4)
@@ -548,7 +548,7 @@ def test_shapley_values_have_intervals_over_networks():
     assert change.shapley["mi_sign"] == pytest.approx(1.5)
     expected = ja.statistics.estimate(np.array([0.5, 1.0, 3.0])).interval()
     assert change.shapley_interval("mi_sign") == pytest.approx(tuple(map(float, expected)))
-    assert change.shapley_interval("nan_logs") == pytest.approx((0, 0))
+    assert change.shapley_interval("nan_scores") == pytest.approx((0, 0))
 
 
 def test_effects_may_be_judged_differently_without_a_difference():

@@ -65,7 +65,7 @@ def test_the_committed_findings_follow_from_the_committed_results(tmp_path):
 
 def test_the_readme_quotes_the_findings():
     page = (ROOT / "docs" / "findings.md").read_text()
-    summary = re.search(r"Among the neurons of the first layer whose .*? A score without labels.*?\.(?=\s)", page)
+    summary = re.search(r"In \d+ kinds of networks \(a setting .*? cost still less in [^.]*\.", page)
     assert summary
     assert summary[0] in " ".join((ROOT / "README.md").read_text().split()), f"the README should say: {summary[0]}"
 
@@ -117,12 +117,8 @@ def test_random_may_lie_between_in_either_direction(first, second, expected):
 @pytest.mark.parametrize(
     ("by_network", "expected"),
     [
-        ({"mi_sign": (-3.0, -3.1, -2.9), "nan_logs": (1.0, 1.1, 0.9)}, ("mi_sign",)),
-        ({"mi_sign": (-3.0, -1.0, -5.0), "nan_logs": (2.9, 3.0, 2.8)}, ()),
-        (
-            {"nan_logs": (2.0, 1.0, 3.0), "nan_largest": (2.0, 1.0, 3.0), "mi_sign": (0.1, 0.1, 0.1)},
-            ("nan_logs", "nan_largest"),
-        ),
+        ({"mi_sign": (-3.0, -3.1, -2.9), "nan_scores": (1.0, 1.1, 0.9)}, "mi_sign"),
+        ({"mi_sign": (-3.0, -1.0, -5.0), "nan_scores": (2.9, 3.0, 2.8)}, ""),
     ],
 )
 def test_the_largest_contribution_is_clear_only_by_its_interval(by_network, expected):
@@ -205,8 +201,14 @@ def test_settings_are_measured_and_described(small_data, tmp_path, monkeypatch):
 def test_counts_of_settings():
     above, below, mixed = (estimate(np.array(values)) for values in ((1.0, 1.1, 1.2), (-1.0, -1.1, -1.2), (-1.0, 1, 0)))
     assert [findings_settings.direction(estimated) for estimated in (above, below, mixed)] == [1, -1, 0]
-    row = findings_settings.count_row("effect", {0: above, 1: above, 2: below, 3: mixed}, [], {0: below})
+    estimates = {0: above, 1: above, 2: below, 3: mixed}
+    row = findings_settings.count_row("effect", estimates, [], {0: below})
     assert row == "| effect | 2 (2) | 1 (1) | 1 | +0.55 (-1.10 to +1.10) | -1.10 [-1.35, -0.85] |"
+    # the correction goes over the whole family, also for a part of it
+    p_value = float(above.p_value)
+    few, many = {0: above}, {i: above if i == 0 else mixed for i in range(int(0.05 / p_value) + 2)}
+    assert findings_settings.count_row("part", few, [], {}).startswith("| part | 1 (1) |")
+    assert findings_settings.count_row("part", few, [], {}, many).startswith("| part | 1 (0) |")
 
 
 def test_the_interval_of_a_ratio_of_deviations_covers_it():
@@ -223,6 +225,16 @@ def test_the_interval_of_a_ratio_of_deviations_covers_it():
         different.append(p_value < 0.05)
     assert 0.935 < np.mean(covered) < 0.965  # three standard errors
     assert 0.3 < np.mean(different) < 0.7
+
+
+def test_the_variation_at_a_step_is_that_of_single_orders():
+    """The mean over orders leaves out what the orders add; one order for each network has it."""
+    generator = np.random.default_rng(0)
+    networks, orders = generator.normal(size=(400, 1, 1)), generator.normal(size=(400, 5, 3))
+    deviations, ratio, low, high = findings.ratio_at_a_step(networks + 3 * orders, networks + orders)
+    assert deviations == pytest.approx((10**0.5, 2**0.5), rel=0.05)
+    assert ratio == pytest.approx(deviations[1] / deviations[0])
+    assert low < 0.2**0.5 < high < low + 0.1
 
 
 def test_a_setting_that_is_not_there_is_named(tmp_path):

@@ -250,6 +250,12 @@ def save_claims(verdicts: Sequence[Verdict], results: xr.DataTree, folder: str |
     return files
 
 
+PLAYERS = {"nan_scores": ("nan_logs", "nan_largest")} | {
+    name: (name,) for name in DEPARTURES if not name.startswith("nan_")
+}
+"""Departures by the names in `VerdictChange`; the two about NaN act only together."""
+
+
 @dataclass(frozen=True)
 class VerdictChange:
     """An effect that the paper's and the published protocol judge differently.
@@ -261,8 +267,9 @@ class VerdictChange:
         unit: unit of the effect.
         paper, published: the effect under the two protocols.
         difference: published minus paper, paired within networks: the mean and the ends of its 95% t-interval.
-        alone: for each departure, the change of the mean effect if it alone is turned on. Empty if the results lack a
-            combination of departures.
+        alone: for each departure, the change of the mean effect if it alone is turned on. `nan_logs` and `nan_largest`
+            count as one, `nan_scores`: without NaN there is none to rank. Empty if the results lack a combination of
+            departures.
         shapley: for each departure, its Shapley value: the change that it makes, averaged over the orders in which the
             departures can be turned on. The values sum to the difference. Empty like `alone`.
         shapley_by_network: for each departure, its Shapley value in each network, in the order of the seeds. Empty like
@@ -365,19 +372,17 @@ def _attribute(effects: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
         Two mappings from departures to changes; both are empty if a combination is missing.
     """
     # The players are all departures but "strict_threshold", whose combinations are not computed: its share is what
-    # `published` adds to all other departures. "nan_largest" without "nan_logs" changes nothing.
+    # `published` adds to all other departures.
     strict = "strict_threshold"
-    players = [name for name in DEPARTURES if name != strict]
+    players = [name for name in PLAYERS if name != strict]
 
     def value(chosen: Iterable[str]) -> Any:
-        names = set(chosen)
-        if "nan_logs" not in names:
-            names.discard("nan_largest")
-        return effects["+".join(name for name in players if name in names) or PAPER.name]
+        names = {departure for name in chosen for departure in PLAYERS[name]}
+        return effects["+".join(name for name in DEPARTURES if name in names) or PAPER.name]
 
     try:
         alone = {name: value([name]) - value([]) for name in players} | {strict: effects[strict] - value([])}
-        shapley = dict.fromkeys(DEPARTURES, 0.0)
+        shapley = dict.fromkeys(PLAYERS, 0.0)
         shapley[strict] = effects[PUBLISHED] - value(players)
         for player in players:
             rest = [name for name in players if name != player]

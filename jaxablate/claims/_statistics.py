@@ -94,7 +94,9 @@ def family_verdicts(estimated: Estimate, margins: np.ndarray, groups: Sequence[s
         margins: for each comparison [test].
         groups: name of the group of each comparison, "" for none.
     """
-    mean, p_values = estimated.mean, estimated.p_value
+    mean = estimated.mean
+    # Values that are equal in all networks leave nothing to test: the value decides.
+    p_values = np.where((estimated.standard_error == 0) & (mean != 0), 0.0, estimated.p_value)
     corrected = holm_of_families(p_values)
     # A claim holds only if all its comparisons hold, so a raw p-value suffices there. It does not hold if any
     # comparison fails, and any of many may fail by chance.

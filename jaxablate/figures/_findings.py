@@ -280,7 +280,8 @@ def departures(changes: Sequence[VerdictChange], caption: str) -> Figure:
     note = (
         "Mean effects under the paper's formulas and under the published code. Between them: the contribution of each "
         "departure, averaged over all orders of turning the departures on (Shapley value); they sum to the "
-        "difference. Grey: the 95% t-interval of the value contains 0. Only together: the part of the difference that "
+        "difference. Purple: it raises the effect. Orange: it lowers it. Grey: the 95% t-interval of the value "
+        "contains 0. Only together: the part of the difference that "
         f"no departure makes alone, where it is larger than the margin of the unit. {caption}"
     )
     note_lines = textwrap.wrap(note, int(13 * PAGE))

@@ -21,6 +21,7 @@ from jax.extend.core import Literal
 
 from jaxablate._checks import InputError, as_array, describe_value, host_array, require, require_known, traced
 from jaxablate._precision import matmul_precision
+from jaxablate._rundir import digest
 from jaxablate._typing import Images
 from jaxablate.devices import is_partly_remote, to_device
 from jaxablate.models._analysis import (
@@ -450,6 +451,13 @@ def trace_model(model: AnyModel, images: Images) -> tuple[ModelSpec, State, jax.
         "copies, jax.tree.map(jnp.copy, params)",
     )
     return model.spec, leaves, images
+
+
+def state_digest(state: object) -> str:
+    """Return a digest of the state of a network."""
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    plain = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
+    return digest({str(i): np.asarray(leaf) for i, leaf in enumerate(plain)})
 
 
 def _as_images(images: Images) -> jax.Array:

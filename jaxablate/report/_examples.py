@@ -17,10 +17,9 @@ from jaxablate.ablation import evaluate_masks
 from jaxablate.activations import record_activations
 from jaxablate.datasets import AUTO, KNOWN, Dataset, load_dataset
 from jaxablate.models import AnyModel
-from jaxablate.models._model import trace_model
+from jaxablate.models._model import state_digest, trace_model
 from jaxablate.report._pictures import data_uri
 from jaxablate.results import protocols_of, select_protocol
-from jaxablate.study._ablate import state_digest
 
 MAX_EXAMPLES = 10_000
 NUM_EXAMPLES = 5

@@ -13,7 +13,6 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
@@ -31,7 +30,7 @@ from jaxablate.histograms import constant_codes
 from jaxablate.metrics import METRICS
 from jaxablate.models import AnyModel
 from jaxablate.models._mlp import is_mlp
-from jaxablate.models._model import ModelSpec, model_kind, trace_model
+from jaxablate.models._model import ModelSpec, model_kind, state_digest, trace_model
 from jaxablate.orders import DIRECTIONS, normalize_per_layer, random_orders
 from jaxablate.protocols import FreshSubsets, Protocol, get_protocol
 from jaxablate.pruning import count_parameters
@@ -51,13 +50,6 @@ class EvaluationData(NamedTuple):
     images: Images
     labels: Labels
     mesh: Mesh | None
-
-
-def state_digest(state: object) -> str:
-    """Return a digest of the state of a network."""
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(state)]
-    plain = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
-    return digest({str(i): np.asarray(leaf) for i, leaf in enumerate(plain)})
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from jaxablate.datasets import AUTO, Dataset
 from jaxablate.datasets._types import check_dataset
 from jaxablate.devices import Stop, allgather_text, broadcast_text, make_mesh, mesh_for, num_cores, run_all
 from jaxablate.models import AnyModel
-from jaxablate.models._model import record_sites, trace_model
+from jaxablate.models._model import record_sites, state_digest, trace_model
 from jaxablate.results import study_results
 from jaxablate.results._labels import stated_settings
-from jaxablate.study._ablate import ablate_networks, state_digest
+from jaxablate.study._ablate import ablate_networks
 from jaxablate.study._config import StudyConfig, network_name
 from jaxablate.study._grid import run_conditions
 from jaxablate.study._networks import load_data, trained_networks
