@@ -701,7 +701,7 @@ def matrix_text(kinds: Sequence[Kind]) -> str:
     whole = sum(len(changing_everywhere_ablated(kind)) > 0 for kind in kinds)
     return "\n\n".join(
         [
-            "The rules are those of the verdicts above. Cells count the kinds in which the claim holds (in brackets: "
+            "The rules are as above. Cells count the kinds in which the claim holds (in brackets: "
             "of these only in part) / is open (no difference or undecided) / does not hold or is reversed. Five "
             "networks decide less than twenty, so more is *undecided*, which is no evidence against a claim. The first "
             "three columns of counts have all neurons. In the last, neurons whose code never changes are ablated after "

@@ -286,7 +286,7 @@ def set_image_shape(model: MLP, shape: tuple[int, ...]) -> None:
     """Record the shape of images [example, ...], so that a network refuses color images of another layout.
 
     Flattened, color images of another order of axes have as many pixels, and the network's outputs would be wrong. Grey
-    images need no record: whichever place their axis of size 1 has, they have the same pixels in the same order.
+    images need no record: wherever their axis of size 1 is, they have the same pixels in the same order.
     """
     if len(sizes := _without_ones(shape)) > 2:
         model.image_shape = sizes
