@@ -756,10 +756,10 @@ def test_an_mlp_of_color_images_keeps_its_layout(torch, data, tmp_path):
     with raises_input_error(r"made for images \[example, 3, 12, 14\], got shape \(40, 12, 14, 3\)"):
         ja.record_activations(referred, images)
     pruned = ja.prune(model, np.array([True, True, False, True, True, True]))
-    for other in (model, ja.load_model(tmp_path / "net.safetensors").model, trained, pruned):
-        assert other.image_shape == (12, 14, 3)
-        assert other(images).shape == (40, 5)
-        for call in (other, functools.partial(ja.single_ablation, other, labels=arrays["test_labels"])):
+    for network in (model, ja.load_model(tmp_path / "net.safetensors").model, trained, pruned):
+        assert network.image_shape == (12, 14, 3)
+        assert network(images).shape == (40, 5)
+        for call in (network, functools.partial(ja.single_ablation, network, labels=arrays["test_labels"])):
             with raises_input_error(refused):
                 call(first)
     np.testing.assert_allclose(ja.to_pytorch(model)(torch.tensor(first)).detach(), logits, atol=1e-4)

@@ -562,7 +562,7 @@ def test_networks_and_scores_of_the_page_are_the_users(mnist5k, tmp_path, monkey
     monkeypatch.setitem(ja.scores.SCORES, "range", lambda evidence: np.ptp(evidence.activations, axis=0))
     images, labels = mnist5k.test.images[:300], mnist5k.test.labels[:300]
     data = ja.Dataset.from_arrays(images, labels)
-    model, other = (ja.MLP(784, (5,), 10, rngs=nnx.Rngs(seed)) for seed in (0, 1))
+    model, second = (ja.MLP(784, (5,), 10, rngs=nnx.Rngs(seed)) for seed in (0, 1))
     kernels, biases = zip(*(map(np.asarray, stage.weights) for stage in model.stages), strict=True)
     tanh = ja.models.from_arrays(kernels, biases, activation="tanh")
     config = ja.StudyConfig(scores=("range",), num_random_orders=1, steps=1)
@@ -571,7 +571,7 @@ def test_networks_and_scores_of_the_page_are_the_users(mnist5k, tmp_path, monkey
     program, _ = program_of(Page(write_report(results, path, networks={"mine": model}, data=data)))
     assert "\nja.scores.SCORES['range'] = ...  # placeholder: your score\n" in program
     with raises_input_error("networks: the checksum of mine differs from that in the results"):
-        write_report(results, path, networks={"mine": other}, data=data)
+        write_report(results, path, networks={"mine": second}, data=data)
     with raises_input_error(r"networks: mine has \d+ of \d+ correct predictions, and \d+ in the results"):
         write_report(results, path, networks={"mine": tanh}, data=data)
 

@@ -35,12 +35,13 @@ def test_a_mean_has_the_t_interval_and_the_t_test():
 
 
 def test_paired_and_unpaired_differences():
-    other = RANDOM.normal(0, 3, (7, 3))
-    paired, expected = ja.statistics.paired_difference(VALUES, other), stats.ttest_rel(VALUES, other)
+    second = RANDOM.normal(0, 3, (7, 3))
+    paired, expected = ja.statistics.paired_difference(VALUES, second), stats.ttest_rel(VALUES, second)
     np.testing.assert_allclose(paired.p_value, expected.pvalue, rtol=1e-9)
     np.testing.assert_allclose(paired.interval(), expected.confidence_interval(), rtol=1e-9)
-    other = other[:4]
-    welch, expected = ja.statistics.unpaired_difference(VALUES, other), stats.ttest_ind(VALUES, other, equal_var=False)
+    second = second[:4]
+    welch = ja.statistics.unpaired_difference(VALUES, second)
+    expected = stats.ttest_ind(VALUES, second, equal_var=False)
     np.testing.assert_allclose(welch.p_value, expected.pvalue, rtol=1e-9)
     np.testing.assert_allclose(welch.interval(), expected.confidence_interval(), rtol=1e-9)
     np.testing.assert_allclose(welch.degrees_of_freedom, expected.df, rtol=1e-12)
@@ -68,13 +69,13 @@ def test_nan_is_left_out_of_each_column():
     expected = stats.ttest_1samp(values, 0, nan_policy="omit")
     np.testing.assert_allclose(estimate.p_value, expected.pvalue, rtol=1e-9)
     assert estimate.num_networks.tolist() == [5, 6, 7]
-    other = RANDOM.normal(0, 1, (7, 3))
-    other[1, 0] = np.nan
-    paired = ja.statistics.paired_difference(values, other)
+    second = RANDOM.normal(0, 1, (7, 3))
+    second[1, 0] = np.nan
+    paired = ja.statistics.paired_difference(values, second)
     assert paired.num_networks.tolist() == [4, 6, 7]
-    np.testing.assert_allclose(paired.p_value, stats.ttest_rel(values, other, nan_policy="omit").pvalue, rtol=1e-9)
-    welch = ja.statistics.unpaired_difference(values, other)
-    expected = stats.ttest_ind(values, other, equal_var=False, nan_policy="omit")
+    np.testing.assert_allclose(paired.p_value, stats.ttest_rel(values, second, nan_policy="omit").pvalue, rtol=1e-9)
+    welch = ja.statistics.unpaired_difference(values, second)
+    expected = stats.ttest_ind(values, second, equal_var=False, nan_policy="omit")
     np.testing.assert_allclose(welch.p_value, expected.pvalue, rtol=1e-9)
     assert welch.num_networks.tolist() == [5, 6, 7]
 
