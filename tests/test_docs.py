@@ -151,7 +151,8 @@ def own_files(mnist5k, tmp_path_factory):
 
     weights = {f"{2 * i}.{part}": np.asarray(array.T) for i, stage in enumerate(model.stages)
                for part, array in zip(("weight", "bias"), stage.weights, strict=True)}  # fmt: skip
-    save_file({name: np.ascontiguousarray(array) for name, array in weights.items()}, folder / "net.safetensors")
+    for name in ("net", "mlp"):
+        save_file({key: np.ascontiguousarray(array) for key, array in weights.items()}, folder / f"{name}.safetensors")
     return folder
 
 

@@ -371,7 +371,7 @@ def _python(config: dict, passed: Mapping[str, xr.Dataset], in_memory: bool, is_
     lines = ["import jaxablate as ja", "from jaxablate.report import networks_beside, write_report", ""]
     if passed:
         lines[1] = "from jaxablate.report import write_report"
-    for score in filter(is_user_defined, config["scores"]):
+    for score in filter(is_user_defined, config.get("scores", ())):
         lines.append(f"ja.scores.SCORES[{score!r}] = ...  # placeholder: your score")
     lines.append(f"config = ja.StudyConfig({arguments})")
     if in_memory:
