@@ -4,6 +4,7 @@ A message has one line: `argument: problem; remedy`. For shapes, types and enume
 "expected X, got Y".
 """
 
+import contextlib
 import dataclasses
 import operator
 import os
@@ -152,6 +153,11 @@ def host_array(argument: str, values: Any) -> np.ndarray:
         raise InputError(f"{argument}: expected an array, got {name} ({reason}){remedy}") from None
     remedy = "; .toarray() makes an array of it" if hasattr(values, "toarray") else ""
     require(array.dtype != object or array.ndim > 0, f"{argument}: expected an array, got {name}{remedy}")
+    # NumPy makes objects of the nullable numbers of pandas.
+    kinds = np.ravel(getattr(values, "dtypes", [])) if array.dtype == object else ()
+    if any(not isinstance(kind, np.dtype) for kind in kinds):
+        with contextlib.suppress(TypeError, ValueError):  # a missing value, or texts: refused as objects
+            array = array.astype(np.float64)
     # JAX takes neither long doubles nor another order of bytes, as files of FITS and netCDF 3 have it.
     kind = np.dtype(np.float64) if array.dtype == np.longdouble else array.dtype.newbyteorder("=")
     return array.astype(kind, copy=False)
@@ -286,7 +292,7 @@ def require_same_index(argument: str, images: Any, labels: Any) -> None:
         f"{argument}: their index differs from that of the images, so their rows may not belong together; align "
         "them, or pass images.to_numpy() and labels.to_numpy()",
     )
-    dims: list[Any] = [getattr(table, "dims", None) for table in (images, labels)]
+    dims: list[Any] = [_dimensions(table) for table in (images, labels)]
     require(
         not all(dims) or dims[0][0] == dims[1][0] or dims[1][0] not in dims[0],
         f"{argument}: their dimension {dims[1] and dims[1][0]!r} is not the first of the images; pass "
@@ -294,10 +300,16 @@ def require_same_index(argument: str, images: Any, labels: Any) -> None:
     )
 
 
+def _dimensions(table: Any) -> tuple[Any, ...] | None:
+    """Return the names of the dimensions of an array of xarray; None for others."""
+    dims = getattr(table, "dims", None)  # those of a `Dataset` of xarray are a mapping
+    return dims if isinstance(dims, tuple) and hasattr(table, "indexes") else None
+
+
 def _index_of_examples(table: Any) -> Any:
     """Return the index of pandas, or that of the first dimension of xarray; None for other arrays."""
-    if hasattr(table, "dims") and hasattr(table, "indexes"):
-        return table.indexes.get(table.dims[0]) if table.dims else None
+    if (dims := _dimensions(table)) is not None:
+        return table.indexes.get(dims[0]) if dims else None
     return getattr(table, "index", None)
 
 

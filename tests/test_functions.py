@@ -184,6 +184,33 @@ def kinds(model):
     return {site.name: site.kind for site in model.sites}
 
 
+def test_values_of_images_and_of_a_linear_map_are_hidden_units():
+    """A residual block without an embedding adds the images themselves; its units are those of the linear map."""
+    examples, tokens = (RNG.normal(size=shape).astype(np.float32) for shape in ((6, 4), (6, 5, 4)))
+    w = [RNG.normal(size=shape).astype(np.float32) for shape in ((4, 4), (4, 3))]
+
+    def block(w, x):
+        return jax.nn.relu(x + x @ w[0]) @ w[1]
+
+    def gate(w, x):
+        return (x * jax.nn.sigmoid(x @ w[0])) @ w[1]
+
+    def stream(w, x):
+        return ((x + jax.nn.relu(x @ w[0])) @ w[1]).mean(1)
+
+    assert kinds(ja.from_function(block, w, examples)) == {"input": "input", "0": "units"}
+    assert kinds(ja.from_function(gate, w, examples)) == {"input": "input", "0": "units"}
+    model = ja.from_function(stream, w, tokens, sites=lambda site: site.kind == "stream")
+    assert dict(zip(model.spec.sites, model.spec.sizes, strict=True)) == {"0": 4}
+    blocks = ja.from_function(block, w, examples)
+    labels = np.arange(6) % 3
+    for unit, loss in enumerate(ja.single_ablation(blocks, examples, labels, outcomes="loss")):
+        hidden = np.maximum(examples + examples @ w[0], 0) * (np.arange(4) != unit)
+        logits = hidden @ w[1]
+        expected = (np.log(np.exp(logits).sum(1)) - logits[np.arange(6), labels]).mean()
+        assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
 def test_the_table_of_sites_and_the_choice_among_them():
     def network(w, x):
         h = jax.nn.relu(x @ w[0])

@@ -122,7 +122,7 @@ def test_names_that_leave_something_open(tmp_path, what):
     assert len(str(caught.value)) < 400 + len(str(tmp_path))
 
 
-@pytest.mark.filterwarnings("default::jaxablate._checks.JaxablateWarning")
+@pytest.mark.filterwarnings("ignore")  # as by PYTHONWARNINGS=ignore, usual in scripts of jobs
 def test_a_command_prints_what_was_assumed(tmp_path, model):
     network, data = tmp_path / "network.safetensors", archive(tmp_path, X=IMAGES, y=LABELS + 1)
     four = ja.MLP(4, (3, 2), 4, activation="relu", rngs=nnx.Rngs(0))
@@ -613,6 +613,37 @@ def test_numbers_that_jax_does_not_take(model, dtype):
     np.testing.assert_array_equal(ja.single_ablation(theirs, IMAGES, labels), ja.single_ablation(ours, IMAGES, LABELS))
     with raises_input_error("params: expected arrays of numbers, got dtype object for \\['w'\\]"):
         ja.from_function(lambda params, images: apply(params["w"], images), {"w": kernel.astype(object)}, IMAGES)
+
+
+def test_nullable_numbers_of_pandas(model):
+    frame = pd.DataFrame(IMAGES.reshape(len(IMAGES), -1)).convert_dtypes()
+    expected = ja.single_ablation(model, IMAGES.reshape(len(IMAGES), -1), LABELS)
+    np.testing.assert_array_equal(ja.single_ablation(model, frame, LABELS), expected)
+    frame.iloc[3, 1] = pd.NA
+    with raises_input_error("images: expected"):
+        ja.single_ablation(model, frame, LABELS)
+
+
+def test_a_dataset_of_xarray_is_no_array(model):
+    table = xr.Dataset({"images": (("example", "feature"), IMAGES.reshape(len(IMAGES), -1))})
+    for call in (lambda: ja.single_ablation(model, table, LABELS), lambda: ja.Dataset.from_arrays(table, LABELS)):
+        with raises_input_error("images: expected an array, got Dataset"):
+            call()
+
+
+def test_what_stands_for_a_network_is_named(model, tmp_path):
+    ja.save_model(model, tmp_path / "net.safetensors")
+    with raises_input_error(r"expected one network, got SavedModel; pass its attribute \.model"):
+        ja.single_ablation(ja.load_model(tmp_path / "net.safetensors"), IMAGES, LABELS)
+    with raises_input_error(r"got str; pass ja\.load_model\(path\)\.model, or what ja.models.load_pytorch returns"):
+        ja.single_ablation(str(tmp_path / "net.safetensors"), IMAGES, LABELS)
+
+
+def test_equal_networks_are_no_networks_of_several_seeds(model):
+    data = ja.Dataset.from_arrays(IMAGES, LABELS, test=(IMAGES, LABELS), validation=(IMAGES, LABELS))
+    config = ja.StudyConfig(seeds=(0, 1), num_random_orders=1, steps=1)
+    with raises_input_error("models: some networks of 'mine' are equal, so an interval over them says nothing"):
+        ja.run_study(config, {"mine": [model, model]}, data=data)
 
 
 def test_rows_of_pandas_that_do_not_belong_together():

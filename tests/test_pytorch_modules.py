@@ -740,6 +740,15 @@ def test_a_pruned_state_dict_keeps_its_names_and_its_layout(data, tmp_path):
     np.testing.assert_allclose(outputs, small(arrays["test_images"]), rtol=1e-4, atol=1e-3)
 
 
+def test_layers_that_take_another_axis_in_pytorch_are_refused(torch):
+    tokens = nnx.Sequential(nnx.BatchNorm(4, use_running_average=True, rngs=nnx.Rngs(0)), ja.models.flatten_images)
+    with raises_input_error(r"layer 0 \(batch_norm\): it takes the last axis of \(1, 7, 4\), where PyTorch takes"):
+        to_pytorch(tokens, np.ones((2, 7, 4), np.float32))
+    maps = nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), ja.models.flatten_images)
+    with raises_input_error(r"layer 0 \(linear\): it takes the last axis of \(1, 5, 6, 3\), where PyTorch takes"):
+        to_pytorch(maps, np.ones((2, 5, 6, 3), np.float32))
+
+
 def test_an_mlp_of_color_images_keeps_its_layout(torch, data, tmp_path):
     """Images of another order of axes have as many pixels; the network refuses them."""
     _, arrays = data

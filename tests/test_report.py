@@ -558,6 +558,15 @@ def test_the_program_for_data_in_memory_gives_the_same_results(mnist5k, tmp_path
     assert names["results"]["chain"].to_dataset().identical(results["chain"].to_dataset())
 
 
+def test_a_page_names_files_whose_names_are_no_utf8(small_results, tmp_path):
+    """As from old archives: Python stands for the byte E9 by a lone surrogate."""
+    results = small_results.copy()
+    config = json.loads(results.attrs["config"]) | {"dataset": "donn\udce9es.npz"}
+    results.attrs = results.attrs | {"config": json.dumps(config)}
+    page = write_report(results, tmp_path / "page.html", verdicts=[]).read_text()
+    assert r"donn\udce9es.npz" in html.unescape(page)
+
+
 def test_networks_and_scores_of_the_page_are_the_users(mnist5k, tmp_path, monkeypatch):
     monkeypatch.setitem(ja.scores.SCORES, "range", lambda evidence: np.ptp(evidence.activations, axis=0))
     images, labels = mnist5k.test.images[:300], mnist5k.test.labels[:300]

@@ -182,31 +182,32 @@ def one_sentence_errors(debug: bool = False) -> Iterator[None]:
             text = escape(one_line(str(message)))
             Console(stderr=True, soft_wrap=True).print(f"[bold]note:[/] {text}", highlight=False)
 
-    warnings.showwarning = show
-    try:
-        yield
-    # BrokenPipeError is an OSError, so it has to come first. InputError is a ValueError, and JAX reports a lack of
-    # memory, or a device that it cannot start, by a RuntimeError or an AssertionError. All others are defects of the
-    # program and keep their traceback.
-    except BrokenPipeError:  # the reader has closed its pipe; Typer exits quietly
-        raise
-    except (ValueError, OSError, MemoryError, RuntimeError, AssertionError) as error:
-        text = one_line(str(error))
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:  # JAX raises a RuntimeError
-            text = (
-                f"memory: no room for the data and the networks ('{text}'); end other programs, raise the limit "
-                "(ulimit -v) or take a larger machine"
-            )
-        elif not isinstance(error, InputError | OSError) and (failure := backend_failure()):
-            text = failure
-        elif not isinstance(error, InputError | OSError):
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        # PYTHONWARNINGS=ignore would hide what was assumed
+        warnings.filterwarnings("default", category=JaxablateWarning)
+        try:
+            yield
+        # BrokenPipeError is an OSError, so it has to come first. InputError is a ValueError, and JAX reports a lack of
+        # memory, or a device that it cannot start, by a RuntimeError or an AssertionError. All others are defects of
+        # the program and keep their traceback.
+        except BrokenPipeError:  # the reader has closed its pipe; Typer exits quietly
             raise
-        if debug:
-            Console(stderr=True).print_exception()
-        print_error(text)
-        raise typer.Exit(1) from None
-    finally:
-        warnings.showwarning = python_showwarning
+        except (ValueError, OSError, MemoryError, RuntimeError, AssertionError) as error:
+            text = one_line(str(error))
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:  # JAX raises a RuntimeError
+                text = (
+                    f"memory: no room for the data and the networks ('{text}'); end other programs, raise the limit "
+                    "(ulimit -v) or take a larger machine"
+                )
+            elif not isinstance(error, InputError | OSError) and (failure := backend_failure()):
+                text = failure
+            elif not isinstance(error, InputError | OSError):
+                raise
+            if debug:
+                Console(stderr=True).print_exception()
+            print_error(text)
+            raise typer.Exit(1) from None
 
 
 class Bars(_progress.Bars):

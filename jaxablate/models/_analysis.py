@@ -168,7 +168,9 @@ def _describe(eqn: JaxprEqn, operands: list[Flow | None], index: int, ndim: int)
         kind = "linear" if len(data) == 1 else "attention"
         return Flow(frozenset({(Leaf(kind, index), False)}), _axes_of_product(eqn, operands))
     leaves = frozenset().union(*(flow.leaves for flow in data))
-    axes = next((flow.axes for flow in data if not flow.flat), data[0].axes)
+    # the units of images x are all pixels, those of x + W x only the axes that W adds
+    candidates = sorted((flow for flow in data if not flow.flat), key=lambda flow: _kinds(flow) == {"input"})
+    axes = candidates[0].axes if candidates else data[0].axes
     flat = all(flow.flat for flow in data)
     if name == "gather" and operands[0] is None:  # a table read at the images' indices
         return Flow(frozenset({(Leaf("input", index), False)}), (ndim - 1,))
@@ -394,9 +396,14 @@ class SiteFinder:
 _WEIGHT_NAMES = {"kernel", "weight", "w", "value", "raw_value", "embedding"}
 
 
+def _kinds(flow: Flow) -> set[str]:
+    """Return the kinds of the leaves from which a value is computed."""
+    return {leaf.kind for leaf, _ in flow.leaves}
+
+
 def _kind(flow: Flow) -> str:
-    kinds = {leaf.kind for leaf, _ in flow.leaves}
-    if "input" in kinds:
+    kinds = _kinds(flow)
+    if kinds == {"input"}:
         return "input"
     if "sorted" in kinds:
         return "sorted"

@@ -6,6 +6,7 @@ Output: a `ModelSpec` (the graph and its sites, hashable), recorded outputs of s
 
 import fnmatch
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -265,6 +266,10 @@ def no_network(value: Any) -> str:
     remedy = "ja.from_pytorch reads networks of PyTorch, and ja.from_function networks of Linen, Equinox and Haiku"
     if isinstance(value, list | tuple) and all(isinstance(each, AnyModel) for each in value):
         remedy = "pass one at a time"
+    elif isinstance(value, str | os.PathLike):
+        remedy = "pass ja.load_model(path).model, or what ja.models.load_pytorch returns"
+    elif isinstance(getattr(value, "model", None), AnyModel):  # what ja.load_model returns
+        remedy = "pass its attribute .model"
     return f"{type(value).__name__}; {remedy}"
 
 

@@ -163,6 +163,12 @@ def to_pytorch(model: MLP | nnx.Sequential, images: Images | None = None) -> Any
     tensors = iter(pytorch_tensors(network, images))
     modules, outputs = [], jnp.asarray(images[:1])
     for index, (layer, described) in enumerate(zip(layers, describe_chain(layers, images.shape), strict=True)):
+        num_axes = {"linear": 4, "batch_norm": 3}.get(described["type"])
+        require(
+            outputs.ndim != num_axes,
+            f"layer {index} ({described['type']}): it takes the last axis of {outputs.shape}, where PyTorch takes "
+            "another; write the network in PyTorch",
+        )
         with torch.device("cpu"):  # whatever the user's default device is
             modules += _make_modules(torch, index, described, outputs.shape)
             if described["type"] in WITH_WEIGHTS:

@@ -15,7 +15,7 @@ import xarray as xr
 from markupsafe import Markup
 
 from jaxablate._checks import as_path, require, require_type
-from jaxablate._files import atomic_path, require_writable
+from jaxablate._files import as_utf8, atomic_path, require_writable
 from jaxablate.charts import claim_table
 from jaxablate.claims import Verdict, departures_from_paper, judge_claims
 from jaxablate.claims._judge import require_verdicts
@@ -180,7 +180,7 @@ def _write_page(path: Path, template: str, content: Mapping[str, Any]) -> Path:
     }
     page = environment.get_template(template).render(**content, **look)
     with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(as_utf8(page), encoding="utf-8")  # a name of a file may be no UTF-8
     return path
 
 

@@ -111,6 +111,12 @@ def ablate_networks(
     kinds, states, _ = zip(*(trace_model(model, data.test.images[:1]) for model, _ in networks), strict=True)
     network = kinds[0]
     require(all(kind == network for kind in kinds), f"{name}: expected networks of one architecture, got several")
+    digests = [state_digest(state) for state in states]
+    require(
+        len({*digests}) == len(digests),
+        f"models: some networks of {name!r} are equal, so an interval over them says nothing about other networks; "
+        "pass one network, and the number of orders by num_random_orders",
+    )
     require(
         NETWORK_SCOPE not in network.sites,
         f"{name}: expected sites of other names than {NETWORK_SCOPE!r}, which stands for all of them",
@@ -125,7 +131,7 @@ def ablate_networks(
     total, done = len(networks) * (len(network.sites) + 1), itertools.count(1)
     report(what, 0, total, "")
     per_seed, views, scopes = [], [], _Scopes.from_network(network, name, config.seeds[0])
-    for seed, (model, history), state in zip(config.seeds, networks, states, strict=True):
+    for seed, (model, history), weights in zip(config.seeds, networks, digests, strict=True):
         scopes, unit = _Scopes.from_network(network, name, seed), f"{name}_seed{seed}"
 
         # Cached: computed once for all scopes, and not at all if the folder has all curves. The arguments bind this
@@ -135,7 +141,6 @@ def ablate_networks(
             split, key = data.validation, jax.random.key(seed)
             return [compute_fill(model, fill, split.images, split.labels, key=key) for fill in config.extra_fills]
 
-        weights = state_digest(state)
         # a user's function may have changed since
         kept = CheckpointStore() if any(map(is_user_defined, config.scores)) else units
         measured = kept.get(f"{unit} scores", weights, partial(_score_and_rank, config, scopes, model, data, protocols))
@@ -152,7 +157,7 @@ def ablate_networks(
     passed = None
     if networks[0][1] is None:
         model = networks[0][0]
-        passed = PassedNetworks(model_kind(model), count_parameters(model), [state_digest(state) for state in states])
+        passed = PassedNetworks(model_kind(model), count_parameters(model), digests)
     return {
         view.protocol.name: network_results(
             {name: np.stack([arrays[i][name] for arrays in per_seed]) for name in per_seed[0][i]},
