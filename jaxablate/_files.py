@@ -4,10 +4,13 @@ Input: paths that a user names, and arrays.
 Output: files; mistakes in a path become an `InputError`.
 """
 
+import atexit
 import contextlib
 import math
 import os
 import re
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -59,6 +62,8 @@ def for_json(value: Any) -> Any:
 
 
 PRIVATE = ".jaxablate-"
+unfinished: set[Path] = set()
+"""Folders that `atomic_path` has made and not yet removed."""
 LEFTOVER = re.escape(PRIVATE) + r"(.+)-[a-z0-9_]{8}"
 """Pattern of the folder that `atomic_path` makes for a file; the folder remains if the process is killed."""
 
@@ -70,16 +75,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises:
         InputError: if the file cannot be written, for example because the disk is full.
     """
-    # The temporary file has its own folder: mkdtemp makes a private name, and the file keeps its suffix, on which some
-    # writers insist. The folder is next to the target, because a rename is atomic only within one file system. fsync
-    # comes before the rename; otherwise a power cut may leave the new name with no content.
+    # The temporary file has its own folder, so that the file keeps its suffix, on which some writers insist. The folder
+    # is next to the target, because a rename is atomic only within one file system. fsync comes before the rename;
+    # otherwise a power cut may leave the new name with no content. A signal may raise anywhere, also while the folder
+    # is made or removed: `unfinished` has it by then, and it is removed at the exit.
     _require_expanded(Path(path).parent)
     # a link stays, and the file that it names is replaced
     path, target = Path(path), Path(os.path.realpath(path))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{PRIVATE}{path.name}-", dir=target.parent))
+        folder = target.parent / f"{PRIVATE}{path.name}-{secrets.token_hex(4)}"
         temporary = folder / path.name
+        unfinished.add(folder)
+        folder.mkdir(mode=0o700)
         try:
             yield temporary
             with open(temporary, "rb+") as file:
@@ -88,10 +96,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
             folder.rmdir()
+            unfinished.discard(folder)
     except OSError as error:
         raise InputError(
             f"file {path}: cannot be written ({error}); choose a place with room and write permission"
         ) from None
+
+
+@atexit.register
+def remove_unfinished() -> None:
+    """Remove the folders of `unfinished`."""
+    while unfinished:
+        shutil.rmtree(unfinished.pop(), ignore_errors=True)
 
 
 def save_tensors(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

@@ -1,7 +1,10 @@
 """Interrupted runs go on and end the same; one run at a time in a folder, and of one config."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import inspect
+import itertools
 import os
 import random
 import signal
@@ -21,7 +24,7 @@ from typer.testing import CliRunner
 import jaxablate as ja
 import jaxablate.cli
 from jaxablate import _rundir
-from jaxablate._files import atomic_path
+from jaxablate._files import atomic_path, remove_unfinished
 from jaxablate.study import _ablate
 
 ROOT = Path(__file__).parents[1]
@@ -297,6 +300,43 @@ def test_a_disk_that_is_full_before_a_figure_is_whole(tmp_path):
     lines = process.stdout.splitlines()
     assert any(f"file {tmp_path / 'f.pdf'}: cannot be written" in line for line in lines)
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a file that Python closes
+def test_a_signal_at_any_line_leaves_no_private_folder(tmp_path):
+    """Signals raise between any two lines, also while the folder is made or removed; the exit removes it then."""
+    write_file = inspect.unwrap(atomic_path)  # without the checks of types, whose frames have the same name
+
+    def write(stop: int) -> bool:
+        lines = itertools.count()
+
+        def trace(frame, event, arg):
+            if frame.f_code is not write_file.__code__:
+                return None
+            if event == "line" and next(lines) == stop:
+                raise SystemExit(143)
+            return trace
+
+        sys.settrace(trace)
+        try:
+            with contextlib.contextmanager(write_file)(tmp_path / "file") as temporary:
+                temporary.write_text("new")
+        except SystemExit:
+            return False
+        finally:
+            sys.settrace(None)
+        return True
+
+    stays = 0
+    for stop in itertools.count():
+        finished = write(stop)
+        stays += bool(list(tmp_path.glob(".*")))
+        remove_unfinished()
+        assert not list(tmp_path.glob(".*"))
+        if finished:
+            break
+    assert stop > 10
+    assert stays, "no line is in the making or removal of the folder"
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
