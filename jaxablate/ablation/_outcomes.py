@@ -167,7 +167,7 @@ def zero_sums(outcomes: Named, network: ModelSpec, targets: Any, shape: tuple[in
         shape: leading axes.
     """
     # The outcomes themselves give the shapes and dtypes, so a new outcome needs no second table. Nothing is computed.
-    two = jax.tree.map(lambda array: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype), targets)
+    two = _two_examples(targets)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
 
     def both(outputs, labels, targets):
@@ -175,6 +175,16 @@ def zero_sums(outcomes: Named, network: ModelSpec, targets: Any, shape: tuple[in
 
     sums = jax.eval_shape(both, network.result, labels, two)
     return {name: jnp.zeros((*shape, *spec.shape), spec.dtype) for name, spec in sums.items()}
+
+
+def _two_examples(targets: Any) -> Any:
+    """Return the shapes and dtypes of arrays [example, ...] for two examples, as JAX takes them."""
+
+    def two(array: Any) -> jax.ShapeDtypeStruct:
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype) if isinstance(array, np.ndarray) else array.dtype
+        return jax.ShapeDtypeStruct((2, *np.shape(array)[1:]), dtype)
+
+    return jax.tree.map(two, targets)
 
 
 def check_outcomes(outcomes: Outcomes) -> Named:
@@ -218,7 +228,7 @@ def require_computable(outcomes: Named, network: ModelSpec, targets: Any) -> Non
             f"outcomes: {name!r} takes logits, but the outputs are the results of {network.ending}; pass "
             'outputs="probabilities" to ja.from_function or ja.from_module, or return logits',
         )
-    two = jax.tree.map(lambda array: jax.ShapeDtypeStruct((2, *np.shape(array)[1:]), array.dtype), targets)
+    two = _two_examples(targets)
     for name, function in outcomes:
         if isinstance(function, str):
             continue
