@@ -777,6 +777,36 @@ def test_an_mlp_of_color_images_keeps_its_layout(torch, data, tmp_path):
     np.testing.assert_allclose(flat[0], ja.record_activations(model, images)[0], atol=1e-4)
 
 
+def test_chains_and_flat_examples_keep_their_layout(torch, data, tmp_path):
+    images = data[1]["test_images"]
+    first, labels, nn = images.transpose(0, 3, 1, 2).copy(), data[1]["test_labels"], torch.nn
+    net = nn.Sequential(nn.Flatten(), nn.Linear(504, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5)).eval()
+    chain = ja.from_pytorch(net, images)
+    ja.save_model(chain, tmp_path / "net.safetensors")
+    for network in (chain, ja.load_model(tmp_path / "net.safetensors").model):
+        assert ja.single_ablation(network, images, labels).shape == (6,)
+        with raises_input_error(r"made for images \[example, 12, 14, 3\], got shape \(40, 3, 12, 14\); transpose"):
+            ja.single_ablation(network, first, labels)
+        with pytest.warns(
+            ja.models.AssumptionWarning, match=r"the 504 pixels of an example are an image \[12, 14, 3\]"
+        ):
+            ja.single_ablation(network, images.reshape(40, -1), labels)
+    net = nn.Sequential(nn.Linear(504, 6), nn.ReLU(), nn.Linear(6, 5))
+    flat = first.reshape(40, -1)
+    logits = net(torch.tensor(flat)).detach().numpy()
+    referred = load_pytorch(net.state_dict(), activation="relu", reference=(flat, logits))
+    for network in (ja.from_pytorch(net, flat), referred):
+        np.testing.assert_allclose(network(flat), logits, atol=1e-4)
+        with raises_input_error(r"made for images \[example, 504\], got shape \(40, 12, 14, 3\); flatten them in the"):
+            ja.single_ablation(network, images, labels)
+
+
+def test_an_averaged_module_is_named(torch):
+    averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Sequential(torch.nn.Linear(4, 2)))
+    with raises_input_error("AveragedModel wraps another module; pass its attribute 'module'"):
+        from_pytorch(averaged, np.ones((2, 4), np.float32))
+
+
 def test_weights_of_the_network_itself_keep_their_names(tmp_path):
     """A module may have weights of its own, which have no prefix in its state dict."""
     small = ja.models.from_arrays([np.ones((12, 4)), np.ones((4, 3))], [np.ones(4), np.ones(3)], activation="relu")

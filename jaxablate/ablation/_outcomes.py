@@ -223,10 +223,12 @@ def require_computable(outcomes: Named, network: ModelSpec, targets: Any) -> Non
     if names:
         assert network.num_classes > 0  # raises for outputs that are no logits [example, class]
     for name in sorted(names & {"loss", "divergence"}):
+        # sigmoids of several classes are no probabilities of one class among them
+        remedy = 'pass outputs="probabilities" to ja.from_function or ja.from_module, or '
         require(
             not network.ending or network.kind == "probabilities",
-            f"outcomes: {name!r} takes logits, but the outputs are the results of {network.ending}; pass "
-            'outputs="probabilities" to ja.from_function or ja.from_module, or return logits',
+            f"outcomes: {name!r} takes logits, but the outputs are the results of {network.ending}; "
+            f"{remedy if network.ending == 'a softmax' else ''}return logits",
         )
     two = _two_examples(targets)
     for name, function in outcomes:

@@ -20,7 +20,7 @@ from jaxablate._checks import InputError, as_path, describe_value, require
 from jaxablate._files import as_utf8, load_tensors, require_file, save_tensors
 from jaxablate._rundir import digest
 from jaxablate.models._chain import chain_tensors, describe_chain, is_chain, layers_of, pop_chain
-from jaxablate.models._mlp import MLP, is_mlp, pop_tensors, to_tensors
+from jaxablate.models._mlp import MLP, is_mlp, pop_tensors, set_image_shape, to_tensors
 
 FORMAT = "jaxablate network 1"
 
@@ -79,11 +79,11 @@ def save_model(
         reserved |= {"activation": model.activation, "layer_sizes": _layer_sizes(model)}
         if model.dropout:
             reserved["dropout"] = repr(model.dropout)
-        if model.image_shape is not None:
-            reserved["image_shape"] = json.dumps(model.image_shape)
     else:
         tensors |= chain_tensors(layers)
         reserved["layers"] = json.dumps(description)
+    if (shape := getattr(model, "image_shape", None)) is not None:
+        reserved["image_shape"] = json.dumps(shape)
     reserved["sha256"] = digest(tensors)
     taken = sorted({*reserved, "activation", "layer_sizes", "dropout", "image_shape", "layers"} & {*(metadata or {})})
     require(
@@ -132,18 +132,20 @@ def load_model(path: str | Path) -> SavedModel:
         checksum == digest(tensors),
         f"network file {path}: the arrays do not match the checksum in its header; write it again or remove it",
     )
+    image_shape = json.loads(metadata.pop("image_shape", "[]"))
     if "layers" in metadata:
         try:
             chain = pop_chain(tensors, json.loads(metadata.pop("layers")))
         except (KeyError, ValueError, TypeError) as error:  # InputError is a ValueError
             raise _incomplete(path, error) from None
+        set_image_shape(chain, (1, *image_shape), flat=True)
         return SavedModel(chain, metadata, tensors)
     try:
         model = pop_tensors(
             tensors,
             activation=metadata.pop("activation"),
             dropout=float(metadata.pop("dropout", 0)),
-            image_shape=json.loads(metadata.pop("image_shape", "[]")),
+            image_shape=image_shape,
         )
     except (KeyError, ValueError) as error:  # InputError is a ValueError
         raise _incomplete(path, error) from None

@@ -182,8 +182,8 @@ class MLP(nnx.Module):
         (5, 10)
     """
 
-    # Shape of the images that the first kernel was made for, without axes of size 1; set only by `set_image_shape`.
     image_shape: tuple[int, ...] | None = None
+    """Shape of the images that the weights were made for, without axes of size 1; set only by `set_image_shape`."""
 
     def __init__(
         self,
@@ -220,7 +220,8 @@ class MLP(nnx.Module):
 
         Dropout in training mode draws from `rngs`; evaluation needs none.
         """
-        require_image_shape(self, images.shape)
+        if images.ndim > 2:
+            require_image_shape(self, images.shape)
         outputs = jnp.asarray(flatten_images(images))
         *hidden, last = self.stages
         for i, stage in enumerate(hidden, start=1):
@@ -272,34 +273,40 @@ def require_fitting(model: MLP, images: Images) -> None:
         f"images: expected examples of {in_features} pixels, which the network takes, got {num_pixels} in shape "
         f"{images.shape}",
     )
-    require_image_shape(model, images.shape)
-    if model.image_shape is not None and images.ndim == 2:
-        shape = ", ".join(map(str, model.image_shape))
-        warnings.warn(
-            f"images: assumed that the {in_features} pixels of an example are an image [{shape}], flattened",
-            AssumptionWarning,
-            stacklevel=2,
-        )
 
 
-def set_image_shape(model: MLP, shape: tuple[int, ...]) -> None:
+def set_image_shape(model: nnx.Module, shape: tuple[int, ...], *, flat: bool = False) -> None:
     """Record the shape of images [example, ...], so that a network refuses color images of another layout.
 
     Flattened, color images of another order of axes have as many pixels, and the network's outputs would be wrong. Grey
-    images need no record: wherever their axis of size 1 is, they have the same pixels in the same order.
+    images need no record: wherever their axis of size 1 is, they have the same pixels in the same order. `flat` records
+    the number of pixels of flat examples too, whose order only the user knows.
     """
-    if len(sizes := _without_ones(shape)) > 2:
-        model.image_shape = sizes
+    if len(sizes := _without_ones(shape)) > 2 or (flat and len(sizes) == 1):
+        model.image_shape = sizes  # pyright: ignore[reportAttributeAccessIssue] (an nnx.Sequential may get it too)
 
 
-def require_image_shape(model: MLP, shape: tuple[int, ...]) -> None:
-    """Raise `InputError` for images of another layout than the network was made for; flat ones fit every layout."""
-    sizes = _without_ones(shape)
+def require_image_shape(model: nnx.Module, shape: tuple[int, ...]) -> None:
+    """Raise `InputError` for color images of another layout than the network was made for, and name flat ones.
+
+    Warns:
+        AssumptionWarning: for flat examples in place of images.
+    """
+    made_for, sizes = getattr(model, "image_shape", None), _without_ones(shape)
+    if made_for is None or max(len(made_for), len(sizes)) < 3:
+        return
+    axes = ", ".join(map(str, made_for))
+    remedy = "transpose their axes to this order" if len(made_for) > 1 else "flatten them in the order of its training"
     require(
-        model.image_shape is None or len(sizes) < 2 or sizes == model.image_shape,
-        f"images: the network was made for images [example, {', '.join(map(str, model.image_shape or ()))}], got shape "
-        f"{shape}; transpose their axes to this order",
+        len(sizes) < 2 or sizes == made_for,
+        f"images: the network was made for images [example, {axes}], got shape {shape}; {remedy}",
     )
+    if len(sizes) < 2:
+        warnings.warn(
+            f"images: assumed that the {math.prod(sizes)} pixels of an example are an image [{axes}], flattened",
+            AssumptionWarning,
+            stacklevel=3,
+        )
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -455,5 +462,5 @@ def pop_tensors(
         prefixes = [f"stages.{i}.batch_norm." for i in range(num_stages - 1)]
         norms = [{name: tensors.pop(prefix + name) for name in BATCH_NORM} for prefix in prefixes]
     model = from_arrays(kernels, biases, activation=activation, dropout=dropout, batch_norms=norms)
-    set_image_shape(model, (1, *(image_shape or ())))
+    set_image_shape(model, (1, *(image_shape or ())), flat=True)
     return model

@@ -34,7 +34,7 @@ from jaxablate.models._analysis import (
     require_visible,
 )
 from jaxablate.models._graph import Graph, evaluate, fingerprint, operation_name, read, replaced, shape_of, trace
-from jaxablate.models._mlp import MLP, in_evaluation_mode, is_mlp, require_fitting
+from jaxablate.models._mlp import MLP, in_evaluation_mode, is_mlp, require_fitting, require_image_shape
 from jaxablate.models._sites import Prediction, apply_masks
 from jaxablate.models._tensors import detached
 
@@ -439,6 +439,7 @@ def trace_model(model: AnyModel, images: Images) -> tuple[ModelSpec, State, jax.
         # own embedding.
         if isinstance(model, MLP):
             require_fitting(model, images)
+        require_image_shape(model, images.shape)
         kinds = (jnp.floating,) if isinstance(model, MLP) else (jnp.floating, jnp.signedinteger)
         require(
             any(jnp.issubdtype(images.dtype, kind) for kind in kinds),

@@ -155,7 +155,7 @@ def load_pytorch(
         )
         require_reference(_name_of(source), network, *reference)
         if isinstance(network, MLP):
-            set_image_shape(network, np.shape(reference[0]))
+            set_image_shape(network, np.shape(reference[0]), flat=True)
     else:
         _warn_of_assumptions(_name_of(source), network, names, shape)
     return network
@@ -561,7 +561,7 @@ def mlp_of_modules(what: str, modules: dict[str, Tensors], activation: str, shap
             f"{what}: its linear maps do not form a network ({error}); name the modules of the network in order by "
             "layers (--layers), without the others, or pass a model of the same architecture"
         ) from None
-    set_image_shape(model, shape or ())
+    set_image_shape(model, shape or (), flat=True)
     return model
 
 

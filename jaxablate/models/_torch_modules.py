@@ -21,7 +21,7 @@ from jaxablate._checks import InputError, finite_float32, require
 from jaxablate._files import atomic_path, save_tensors
 from jaxablate._typing import Images
 from jaxablate.models._chain import Layer, build_chain, describe_chain, is_chain, layers_of
-from jaxablate.models._mlp import MLP, in_evaluation_mode, is_mlp
+from jaxablate.models._mlp import MLP, in_evaluation_mode, is_mlp, set_image_shape
 from jaxablate.models._pytorch import (
     CHANNELS,
     PARTS,
@@ -122,6 +122,7 @@ def from_pytorch(module: Any, images: Images) -> MLP | nnx.Sequential:
             network: MLP | nnx.Sequential = mlp_of_modules(what, modules, hidden[0], images.shape)
         else:
             network, _ = set_weights(what, modules, build_chain(description), images.shape, list(modules))
+            set_image_shape(network, images.shape, flat=True)
         _require_equal(what, lambda images: to_numpy(module(inputs_of(images))), network, images)
     return network
 
@@ -282,8 +283,9 @@ def _reason(error: Exception) -> str:
 def _require_plain_module(torch: Any, what: str, module: Any) -> None:
     """Raise unless only the layers of a module, in float32 or float64, determine its outputs."""
     nn, utils = torch.nn, torch.nn.utils
-    wrapped = {"module": nn.DataParallel, "_orig_mod": torch._dynamo.OptimizedModule}
-    for name, kind in wrapped.items():
+    averaged = torch.optim.swa_utils.AveragedModel
+    wrapped = [("module", nn.DataParallel), ("module", averaged), ("_orig_mod", torch._dynamo.OptimizedModule)]
+    for name, kind in wrapped:
         require(not isinstance(module, kind), f"module: {what} wraps another module; pass its attribute {name!r}")
     require(not isinstance(module, torch.jit.ScriptModule), f"module: {what} is scripted; pass the module before that")
     parametrizing = (

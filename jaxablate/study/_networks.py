@@ -213,7 +213,7 @@ def _to_arrays(model: MLP, history: History) -> Arrays:
 
 def _from_arrays(arrays: Arrays, config: StudyConfig, data: Dataset) -> TrainedNetwork:
     """Invert `_to_arrays`."""
-    shape = data.train.images.shape[1:]
+    shape = data.train.images.shape[1:] if data.train.images.ndim > 2 else None
     model = pop_tensors(dict(arrays), activation=config.activation, dropout=config.dropout, image_shape=shape)
     return model, History(**{name: arrays[name] for name in HISTORY_FIELDS})
 
