@@ -773,12 +773,11 @@ def test_outputs_that_are_probabilities():
         np.testing.assert_allclose(ja.evaluate_masks(log_p, masks, x, y, outcomes=name), expected[name], atol=1e-5)
     manual = lambda w, x: (lambda e: e / e.sum(-1, keepdims=True))(jnp.exp(logits(w, x)))  # noqa: E731
     sigmoid = lambda w, x: jax.nn.sigmoid(logits(w, x))  # noqa: E731
-    for network, ending in ((softmax, "a softmax"), (manual, "a softmax"), (sigmoid, "a sigmoid")):
+    endings = {softmax: "a softmax; pass outputs=", manual: "a softmax; pass outputs=", sigmoid: "a sigmoid; return"}
+    for network, ending in endings.items():
         model = small(network, *shapes)
         assert ja.evaluate_masks(model, masks, x, y).shape == (4,)  # the largest output needs no logits
-        with raises_input_error(
-            f"outcomes: 'loss' takes logits, but the outputs are the results of {ending}; pass outputs="
-        ):
+        with raises_input_error(f"outcomes: 'loss' takes logits, but the outputs are the results of {ending}"):
             ja.single_ablation(model, x, y, outcomes="loss")
     with raises_input_error("outputs: unknown 'log'; choose one of logits, probabilities"):
         small(softmax, *shapes, outputs="log")
