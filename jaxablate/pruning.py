@@ -31,7 +31,7 @@ from jaxablate.linear_compensation import check_linear_fill, predictors
 from jaxablate.models import AnyModel, Model, SiteSpec, from_function, from_module
 from jaxablate.models._analysis import describe_values, location, result_axes
 from jaxablate.models._graph import evaluate, needed, operation_name, read, shape_of
-from jaxablate.models._mlp import is_mlp, pop_tensors, to_tensors
+from jaxablate.models._mlp import is_mlp, pop_tensors, to_tensors, zeros_for
 from jaxablate.models._model import TRACED, ModelSpec, ModuleCall, require_held, start_forward, trace_model
 from jaxablate.models._sites import Prediction
 from jaxablate.models._weights import Reader, find_addend, find_leaf, find_owners, find_readers, rows_first
@@ -96,7 +96,7 @@ def prune(
     require(keep.dtype == bool, f"keep: expected booleans (True = kept), got dtype {keep.dtype}")
     compared = images is not None
     if images is None and is_mlp(model):  # cutting an MLP is plain algebra; zeros serve to trace it
-        images = np.zeros((1, *(model.image_shape or (model.stages[0].linear.in_features,))), np.float32)
+        images = zeros_for(model)
     require(images is not None, "images: expected an example of what the model takes, got none")
     assert images is not None
     spec, state, images = trace_model(model, images)

@@ -698,7 +698,7 @@ def matrix_text(kinds: Sequence[Kind]) -> str:
         num_kinds = sum(number in kind.verdicts for kind in kinds)
         counts = [verdict_counts(verdicts, number) for verdicts in groups.values()]
         lines.append(f"| {number}. {claim.text} | {num_kinds} | {' | '.join(counts)} |")
-    whole = sum(len(changing_everywhere_ablated(kind)) > 0 for kind in kinds)
+    whole = sum(ablates_all_changing(kind) for kind in kinds)
     return "\n\n".join(
         [
             "The rules are as above. Cells count the kinds in which the claim holds (in brackets: "
@@ -712,11 +712,10 @@ def matrix_text(kinds: Sequence[Kind]) -> str:
     )
 
 
-def changing_everywhere_ablated(kind: Kind) -> list[int]:
-    """Return the layers with no more neurons whose code changes than steps, in one network or more."""
+def ablates_all_changing(kind: Kind) -> bool:
+    """Return True if a layer of a network has no more neurons whose code changes than there are steps."""
     steps = int(kind.control["step"].max())
-    num_changing = [(~constant).sum(axis=1) for constant in constant_by_layer(kind)]
-    return [layer for layer, counts in enumerate(num_changing, 1) if counts.min() <= steps]
+    return any((~constant).sum(axis=1).min() <= steps for constant in constant_by_layer(kind))
 
 
 def decay_text(kinds: Sequence[Kind]) -> str:

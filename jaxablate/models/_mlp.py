@@ -275,6 +275,11 @@ def require_fitting(model: MLP, images: Images) -> None:
     )
 
 
+def zeros_for(model: MLP) -> np.ndarray:
+    """Return an example of zeros in the shape that a network was made for, to trace it."""
+    return np.zeros((1, *(model.image_shape or (model.stages[0].linear.in_features,))), np.float32)
+
+
 def set_image_shape(model: nnx.Module, shape: tuple[int, ...], *, flat: bool = False) -> None:
     """Record the shape of images [example, ...], so that a network refuses color images of another layout.
 

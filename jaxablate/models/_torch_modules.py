@@ -21,7 +21,7 @@ from jaxablate._checks import InputError, finite_float32, require
 from jaxablate._files import atomic_path, save_tensors
 from jaxablate._typing import Images
 from jaxablate.models._chain import Layer, build_chain, describe_chain, is_chain, layers_of
-from jaxablate.models._mlp import MLP, in_evaluation_mode, is_mlp, set_image_shape
+from jaxablate.models._mlp import MLP, in_evaluation_mode, is_mlp, set_image_shape, zeros_for
 from jaxablate.models._pytorch import (
     CHANNELS,
     PARTS,
@@ -155,7 +155,7 @@ def to_pytorch(model: MLP | nnx.Sequential, images: Images | None = None) -> Any
         f"model: expected an MLP or an nnx.Sequential, got {type(model).__name__}; no other network can be converted",
     )
     if images is None and is_mlp(model):
-        images = np.zeros((1, *(model.image_shape or (model.stages[0].linear.in_features,))), np.float32)
+        images = zeros_for(model)
     require(images is not None, "images: expected an example of what the model takes, got none")
     assert images is not None
     images = _check_images(images)
