@@ -164,6 +164,7 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
     measured_kinds = read_kinds(measured.folder, names)
     kinds = [kind for kind in measured_kinds if kind.has_learned]
     effects, twenty = measure_effects(kinds), measure_effects(paper_kinds(measured))
+    spreads = spreads_between_networks(measured)
     causes = {
         "Where the published protocol differs, and why": reasons(verdicts),
         "Does the published protocol reproduce the published figures?": reproduction(measured, published),
@@ -176,14 +177,14 @@ def write_findings(measured: Measurements, folder: Path) -> Path:
         "Written by `scripts/findings.py` from saved results: every result and verdict is computed. Only questions, "
         "rules, and what the paper and its pictures say, are typed.",
         "## Abstract",
-        abstract(measured, verdicts, measured_kinds, effects, twenty),
+        abstract(measured, verdicts, measured_kinds, effects, twenty, spreads),
         "**Causes.**\n\n" + "\n".join(f"- {section.summary}" for section in causes.values()),
         "![Verdict on every claim, for each kind of network and protocol](findings/claims.png)",
         "## Methods",
         provenance(measured),
         METHOD,
         "## Verdicts, claim by claim",
-        claim_sections(measured, verdicts),
+        claim_sections(verdicts, spreads),
         "## Controls",
         constant_code_control(measured, verdicts),
         baseline_control(measured),
@@ -222,11 +223,15 @@ def paper_kinds(measured: Measurements) -> list[Kind]:
 
 
 def abstract(
-    measured: Measurements, verdicts: Sequence[Verdict], kinds: Sequence[Kind], effects: Effects, twenty: Effects
+    measured: Measurements,
+    verdicts: Sequence[Verdict],
+    kinds: Sequence[Kind],
+    effects: Effects,
+    twenty: Effects,
+    spreads: Sequence["Spread"],
 ) -> str:
     """Sum up the verdicts of the paper's setting, and what other settings change."""
     config = json.loads(measured.results.attrs["config"])
-    spreads = spreads_between_networks(measured)
     either = ", ".join(
         f"{in_either_direction(verdict)} ({verdict.network}, {'formulas' if verdict.protocol == PAPER else 'code'})"
         for verdict in verdicts
@@ -467,9 +472,8 @@ def spread_summary(spreads: Sequence[Spread]) -> str:
     )
 
 
-def between_networks(measured: Measurements) -> str:
+def between_networks(spreads: Sequence[Spread]) -> str:
     """Give the variation between networks, layer by layer."""
-    spreads = spreads_between_networks(measured)
     below = sum(spread.of_means[2] < 1 for spread in spreads)
     above = sum(spread.of_means[1] > 1 for spread in spreads)
     return "\n".join(
@@ -490,13 +494,13 @@ def between_networks(measured: Measurements) -> str:
     )
 
 
-def claim_sections(measured: Measurements, verdicts: Sequence[Verdict]) -> str:
+def claim_sections(verdicts: Sequence[Verdict], spreads: Sequence[Spread]) -> str:
     """Return a section for each claim: verdicts, deciding comparisons, thresholds, and its picture."""
     sections = []
     for number_, claim in CLAIMS.items():
         lines = [f"### {number_}. {claim.text}", ""]
         if note := NOTES.get(number_):
-            lines += [note + (between_networks(measured) if number_ == "C11" else ""), ""]
+            lines += [note + (between_networks(spreads) if number_ == "C11" else ""), ""]
         for verdict in verdicts:
             if verdict.claim == number_ and verdict.protocol in (PAPER, PUBLISHED):
                 lines.append(f"- **{verdict.network}, {verdict.protocol}: {verdict.verdict}.** {_why(verdict)}")
