@@ -398,6 +398,37 @@ def test_sites_of_many_constructions(name):
     assert losses[0] != losses[1]
 
 
+MOVES = {  # functions of values [example, 8] that move their numbers or replace some of them
+    "tile": lambda h: jnp.tile(h, (1, 2)),
+    "stack": lambda h: jnp.stack([h, h], axis=1).reshape(len(h), -1),
+    "unstack": lambda h: jnp.unstack(jnp.stack([h, h], axis=2), axis=2)[1],
+    "device_put": jax.device_put,
+    "set": lambda h: h.at[:, 0].set(0.0),
+    "add at": lambda h: h.at[:, jnp.array([0, 2])].add(1.0),
+    "update": lambda h: jax.lax.dynamic_update_slice(h, jnp.ones((len(h), 2), h.dtype), (0, 3)),
+}
+
+
+@pytest.mark.parametrize("name", list(MOVES))
+def test_moved_numbers_keep_their_kind_and_units(name):
+    width = 16 if name in ("tile", "stack") else 8
+    shapes = (4, 8), (width, 3)
+    linear = small(lambda w, x: MOVES[name](x @ w[0]) @ w[1], *shapes, sites="*")
+    assert [(site.kind, site.size) for site in linear.sites] == [("input", 4), ("linear", 8)]
+    model = small(lambda w, x: MOVES[name](jnp.tanh(x @ w[0])) @ w[1], *shapes)
+    masks, x, y = random_masks(0, 4, 8), RNG.random((9, 4), np.float32), np.arange(9, dtype=np.int32) % 3
+    got = ja.evaluate_masks(model, masks, x, y, outcomes="loss")
+    replaces = name in ("set", "add at", "update")  # then the units are the values after it
+    assert [site.kind for site in model.sites] == ["input", "units"]
+    for keep, loss in zip(masks, got, strict=True):
+        h = jnp.tanh(x @ model.params[0])
+        z = (MOVES[name](h) * keep if replaces else MOVES[name](h * keep)) @ model.params[1]
+        np.testing.assert_allclose(loss, -jax.nn.log_softmax(z)[np.arange(9), y].mean(), atol=1e-5)
+    if not replaces:
+        pruned = ja.prune(model, masks[0], images=x)
+        np.testing.assert_allclose(pruned(x), MOVES[name](h * masks[0]) @ model.params[1], atol=1e-5)
+
+
 NOT_FOUND = {
     "maxout": (
         lambda w, x: (x @ w[0]).reshape(len(x), 4, 2).max(-1) @ w[1], [(4, 8), (4, 3)],
@@ -771,14 +802,35 @@ def test_outputs_that_are_probabilities():
     for name in names:
         np.testing.assert_allclose(given[name], expected[name], atol=1e-5)
         np.testing.assert_allclose(ja.evaluate_masks(log_p, masks, x, y, outcomes=name), expected[name], atol=1e-5)
-    manual = lambda w, x: (lambda e: e / e.sum(-1, keepdims=True))(jnp.exp(logits(w, x)))  # noqa: E731
-    sigmoid = lambda w, x: jax.nn.sigmoid(logits(w, x))  # noqa: E731
-    endings = {softmax: "a softmax; pass outputs=", manual: "a softmax; pass outputs=", sigmoid: "a sigmoid; return"}
-    for network, ending in endings.items():
-        model = small(network, *shapes)
+    sums_to_1 = {
+        "softmax": jax.nn.softmax,
+        "written out": lambda z: (lambda e: e / e.sum(-1, keepdims=True))(jnp.exp(z)),
+        "clipped softmax": lambda z: jnp.clip(jax.nn.softmax(z), 1e-7, 1 - 1e-7),
+        "mean of two": lambda z: jnp.stack([jax.nn.softmax(z), jax.nn.softmax(2 * z)]).mean(0),
+    }
+    sigmoids = {
+        "sigmoid": jax.nn.sigmoid,
+        "clipped": lambda z: jnp.clip(jax.nn.sigmoid(z), 1e-7, 1 - 1e-7),
+        "written out": lambda z: 1 / (1 + jnp.exp(-z)),
+        "by tanh": lambda z: (jnp.tanh(z / 2) + 1) / 2,
+        "one for each class": lambda z: jnp.stack([jax.nn.sigmoid(each) for each in z.T], axis=1),
+        "side by side": lambda z: jnp.concatenate([jax.nn.sigmoid(z[:, :2]), jax.nn.sigmoid(z[:, 2:])], axis=1),
+        "mean of two": lambda z: jnp.stack([jax.nn.sigmoid(z), jax.nn.sigmoid(2 * z)]).mean(0),
+        "hard": jax.nn.hard_sigmoid,
+    }
+    cases = [*((each, "are probabilities, which sum to 1; pass outputs=") for each in sums_to_1.values())]
+    cases += [(each, "always lie between 0 and 1, as those of a sigmoid; return logits") for each in sigmoids.values()]
+    for function, reason in cases:
+        model = small(lambda w, x, f=function: f(logits(w, x)), *shapes)
         assert ja.evaluate_masks(model, masks, x, y).shape == (4,)  # the largest output needs no logits
-        with raises_input_error(f"outcomes: 'loss' takes logits, but the outputs are the results of {ending}"):
+        with raises_input_error(f"outcomes: 'loss' takes logits, but the outputs {reason}"):
             ja.single_ablation(model, x, y, outcomes="loss")
+    for function in (jnp.tanh, jax.nn.relu, lambda z: 2 * jax.nn.sigmoid(z), lambda z: -jax.nn.sigmoid(z)):
+        model = small(lambda w, x, f=function: f(logits(w, x)), *shapes)
+        expected = -jax.nn.log_softmax(model(x))[np.arange(50), y].mean()
+        np.testing.assert_allclose(
+            ja.evaluate_masks(model, masks[:1] | True, x, y, outcomes="loss"), [expected], atol=1e-5
+        )
     with raises_input_error("outputs: unknown 'log'; choose one of logits, probabilities"):
         small(softmax, *shapes, outputs="log")
 

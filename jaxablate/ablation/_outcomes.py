@@ -216,19 +216,23 @@ def require_computable(outcomes: Named, network: ModelSpec, targets: Any) -> Non
     """Raise if a model's outputs or the labels do not suit an outcome.
 
     Raises:
-        InputError: for a loss of outputs that end in a softmax or sigmoid, built-in outcomes of outputs that are no
-            logits, or a function that does not return a number for each example.
+        InputError: for a loss of logits that are probabilities or always lie between 0 and 1, built-in outcomes of
+            outputs that are no logits, or a function that does not return a number for each example.
     """
     names = {function for _, function in outcomes if isinstance(function, str)}
     if names:
         assert network.num_classes > 0  # raises for outputs that are no logits [example, class]
-    for name in sorted(names & {"loss", "divergence"}):
-        # sigmoids of several classes are no probabilities of one class among them
-        remedy = 'pass outputs="probabilities" to ja.from_function or ja.from_module, or '
+    for name in sorted(names & {"loss", "divergence"} if network.kind == "logits" else ()):
         require(
-            not network.ending or network.kind == "probabilities",
-            f"outcomes: {name!r} takes logits, but the outputs are the results of {network.ending}; "
-            f"{remedy if network.ending == 'a softmax' else ''}return logits",
+            not network.are_probabilities,
+            f"outcomes: {name!r} takes logits, but the outputs are probabilities, which sum to 1; pass "
+            'outputs="probabilities" to ja.from_function or ja.from_module, or return logits',
+        )
+        # numbers of several classes that do not sum to 1 are no probabilities of one class among them
+        require(
+            not network.in_unit_interval,
+            f"outcomes: {name!r} takes logits, but the outputs always lie between 0 and 1, as those of a sigmoid; "
+            "return logits",
         )
     two = _two_examples(targets)
     for name, function in outcomes:

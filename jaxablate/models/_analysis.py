@@ -21,6 +21,7 @@ from jaxablate._checks import InputError, require
 from jaxablate.models._graph import (
     AFFINE,
     CONTROL_FLOW,
+    JOINS,
     LAYOUT,
     LINEAR_MAPS,
     REDUCTIONS,
@@ -176,7 +177,7 @@ def _describe(eqn: JaxprEqn, operands: list[Flow | None], index: int, ndim: int)
         return Flow(frozenset({(Leaf("input", index), False)}), (ndim - 1,))
     if name in ("sort", "top_k", "approx_top_k"):
         return Flow(frozenset({(Leaf("sorted", index), False)}), axes)
-    if name in LAYOUT or name == "concatenate":
+    if name in LAYOUT | JOINS:
         return Flow(leaves, _moved_axes(eqn, axes, shapes[0], shape_of(eqn.outvars[0])), flat)
     if name in REDUCTIONS:
         reduced = tuple(map(int, eqn.params["axes"]))  # Flax passes integers of NumPy
@@ -199,6 +200,10 @@ def is_affine(eqn: JaxprEqn, operands: Sequence[Any]) -> bool:
         return True
     if name == "select_n":
         return not data[0]
+    if name == "dynamic_update_slice":
+        return not any(data[2:])
+    if name in ("scatter", "scatter-add"):
+        return not data[1]
     return (name == "mul" and sum(data) == 1) or (name == "div" and not data[1])
 
 
@@ -243,6 +248,10 @@ def _moved_axes(eqn: JaxprEqn, axes: Sequence[int], old: tuple[int, ...], new: t
         return tuple(int(eqn.params["broadcast_dimensions"][a]) for a in axes)
     if name in ("reshape", "squeeze", "expand_dims"):
         return tuple(sorted({b for olds, news in _axis_groups(old, new) for b in news if {*olds} & {*axes}}))
+    if name == "stack":
+        return tuple(a + (a >= eqn.params["axis"]) for a in axes)
+    if name == "unstack":
+        return tuple(a - (a > eqn.params["axis"]) for a in axes if a != eqn.params["axis"])
     if len(old) == len(new):
         return tuple(axes)
     return (len(new) - 1,) if new else ()
@@ -308,7 +317,7 @@ class SiteFinder:
         if eqn is None:
             return [var]
         name, data = eqn.primitive.name, self._data(eqn)
-        if name == "concatenate":
+        if name in JOINS:
             return [source for v in dict.fromkeys(data) for source in self.sources(v)]
         flow: Any = self.flows[var]
         before: Any = self.flows[data[0]] if data else None
@@ -470,36 +479,3 @@ def require_visible(graph: Graph, flows: dict[Var, Flow | None]) -> None:
                 f"model: a linear map is inside a {eqn.primitive.name}{location(eqn)}, where no site can be found; tag "
                 "a value outside of it with ja.tag(value, name), or use jax.vmap for loops over examples"
             )
-
-
-def ends_in_probabilities(graph: Graph) -> str:
-    """Return "a softmax" or "a sigmoid" if the outputs are its results, else ""."""
-    if len(graph.outputs) != 1 or isinstance(graph.outputs[0], Literal):
-        return ""
-    return _last_function(graph.equations, graph.outputs[0])
-
-
-def _last_function(equations: Sequence[JaxprEqn], var: Any) -> str:
-    producers: dict[Any, JaxprEqn] = {result: eqn for eqn in equations for result in eqn.outvars}
-
-    def origin(atom: Any) -> Any:
-        """Follow operations that only move numbers back to the first other operation."""
-        while not isinstance(atom, Literal) and atom in producers and producers[atom].primitive.name in LAYOUT:
-            atom = producers[atom].invars[0]
-        return atom
-
-    var = origin(var)
-    eqn = None if isinstance(var, Literal) else producers.get(var)
-    if eqn is None:
-        return ""
-    inner = called_jaxpr(eqn)
-    if inner is not None:
-        return _last_function(inner[0].eqns, inner[0].outvars[list[Any](eqn.outvars).index(var)])
-    if eqn.primitive.name == "logistic":
-        return "a sigmoid"
-    if eqn.primitive.name == "div":
-        numerator, total = origin(eqn.invars[0]), origin(eqn.invars[1])
-        maker = None if isinstance(total, Literal) else producers.get(total)
-        if maker is not None and maker.primitive.name == "reduce_sum" and origin(maker.invars[0]) is numerator:
-            return "a softmax"
-    return ""

@@ -22,11 +22,13 @@ from jaxablate._checks import require
 
 LINEAR_MAPS = ("dot_general", "conv_general_dilated")
 LAYOUT = {
-    "broadcast_in_dim", "convert_element_type", "copy", "copy_p", "dynamic_slice", "expand_dims", "gather", "name",
-    "optimization_barrier", "pad", "reduce_precision", "reshape", "rev", "slice", "split", "squeeze", "stop_gradient",
-    "transpose",
+    "broadcast_in_dim", "convert_element_type", "copy", "copy_p", "device_put", "dynamic_slice", "expand_dims",
+    "gather", "name", "optimization_barrier", "pad", "reduce_precision", "reshape", "rev", "sharding_constraint",
+    "slice", "split", "squeeze", "stop_gradient", "tile", "transpose", "unstack",
 }  # fmt: skip
 """Operations that move numbers and do not change them."""
+JOINS = {"concatenate", "stack"}
+"""Operations that put values side by side."""
 REDUCTIONS = {"reduce_max", "reduce_min", "reduce_sum", "argmax", "argmin", "reduce_and", "reduce_or", "reduce_prod"}
 WINDOWS = {"reduce_window_max", "reduce_window_min", "reduce_window_sum", "reduce_window", "cumsum"}
 AFFINE = {"add", "sub", "neg", "add_any", "mul", "div"}
@@ -37,7 +39,7 @@ ELEMENTWISE = AFFINE | {
     "or", "pow", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sqrt", "square", "tan", "tanh",
 }  # fmt: skip
 """Operations that treat each number by itself."""
-_MOVES = LAYOUT | REDUCTIONS | WINDOWS | AFFINE | {"concatenate", "iota"}
+_MOVES = LAYOUT | REDUCTIONS | WINDOWS | AFFINE | JOINS | {"iota"}
 
 _CALLS = {
     "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call",

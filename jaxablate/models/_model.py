@@ -28,13 +28,13 @@ from jaxablate.devices import is_partly_remote, to_device
 from jaxablate.models._analysis import (
     SiteFinder,
     SiteSpec,
-    ends_in_probabilities,
     location,
     require_deterministic,
     require_visible,
 )
 from jaxablate.models._graph import Graph, evaluate, fingerprint, operation_name, read, replaced, shape_of, trace
 from jaxablate.models._mlp import MLP, in_evaluation_mode, is_mlp, require_fitting, require_image_shape
+from jaxablate.models._ranges import outputs_lie_between_0_and_1
 from jaxablate.models._sites import Prediction, apply_masks
 from jaxablate.models._tensors import detached
 
@@ -58,7 +58,7 @@ class ModelSpec:
         found: all sites that can be chosen.
         result: tree of shapes of the model's outputs for 2 examples.
         kind: what the outputs are, "logits" or "probabilities".
-        last_function: "a softmax" or "a sigmoid" if the outputs are its results, else "".
+        in_unit_interval: True if the outputs lie between 0 and 1 for all images and parameters.
         image: shape and dtype of one image, without the axis of examples.
         constants: values of arrays that the function captures.
         digest: digest of the operations, shapes and sites; specs with equal digests are equal.
@@ -68,7 +68,7 @@ class ModelSpec:
     found: tuple[SiteSpec, ...]
     result: Any
     kind: str
-    last_function: str
+    in_unit_interval: bool
     image: jax.ShapeDtypeStruct
     constants: tuple[jax.Array, ...]
     digest: str
@@ -83,9 +83,9 @@ class ModelSpec:
         return hash(self.digest)
 
     @property
-    def ending(self) -> str:
-        """Return what makes the outputs probabilities, "a softmax" or "a sigmoid"; "" if nothing does."""
-        return self.last_function or ("a softmax" if "probabilities" in self._checks else "")
+    def are_probabilities(self) -> bool:
+        """Return True if the outputs of the first images that were checked are positive and sum to 1."""
+        return "probabilities" in self._checks
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -546,7 +546,7 @@ def _make_spec(
         tuple(all_sites),
         result,
         kind,
-        ends_in_probabilities(graph),
+        outputs_lie_between_0_and_1(graph),
         image,
         tuple(map(jnp.array, constants)),  # copies, as of the parameters
         digest,

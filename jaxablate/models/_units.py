@@ -17,6 +17,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jaxablate.models._analysis import Flow, SiteSpec, result_axes
 from jaxablate.models._graph import (
     ELEMENTWISE,
+    JOINS,
     LINEAR_MAPS,
     REDUCTIONS,
     WINDOWS,
@@ -26,9 +27,12 @@ from jaxablate.models._graph import (
     variables,
 )
 
-COPIES = {"convert_element_type", "copy", "copy_p", "name", "reduce_precision", "stop_gradient"}
+COPIES = {
+    "convert_element_type", "copy", "copy_p", "device_put", "name", "reduce_precision", "sharding_constraint",
+    "stop_gradient",
+}  # fmt: skip
 RESHAPES = {"broadcast_in_dim", "expand_dims", "reshape", "squeeze", "transpose"}
-_MOVES = RESHAPES | {"concatenate", "pad", "rev", "slice", "split"}
+_MOVES = RESHAPES | JOINS | {"pad", "rev", "slice", "split", "tile", "unstack"}
 
 Ids = dict[Any, np.ndarray]
 """For each value, int of its shape: the unit of each number, -1 for none."""
