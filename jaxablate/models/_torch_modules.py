@@ -67,7 +67,8 @@ def from_pytorch(module: Any, images: Images) -> MLP | nnx.Sequential:
     Returns:
         The network in evaluation mode, with float32 weights: an `MLP` if the layers are linear maps with one activation
         function, without batch norm; otherwise an `nnx.Sequential`. Its outputs for the images, and for random images,
-        equal the module's, up to 1e-4 of their range.
+        equal the module's, up to 1e-4 of their range. What only training uses is not kept: there is no dropout, and the
+        running statistics of a batch norm that averages over all batches (`momentum=None`) get the momentum 0.1.
 
     Raises:
         InputError: for an object that is no module, images that it does not take, layers that are no chain or are not
