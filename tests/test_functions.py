@@ -405,6 +405,7 @@ MOVES = {  # functions of values [example, 8] that move their numbers or replace
     "device_put": jax.device_put,
     "set": lambda h: h.at[:, 0].set(0.0),
     "add at": lambda h: h.at[:, jnp.array([0, 2])].add(1.0),
+    "multiply at": lambda h: h.at[:, 1].multiply(2.0),
     "update": lambda h: jax.lax.dynamic_update_slice(h, jnp.ones((len(h), 2), h.dtype), (0, 3)),
 }
 
@@ -418,7 +419,7 @@ def test_moved_numbers_keep_their_kind_and_units(name):
     model = small(lambda w, x: MOVES[name](jnp.tanh(x @ w[0])) @ w[1], *shapes)
     masks, x, y = random_masks(0, 4, 8), RNG.random((9, 4), np.float32), np.arange(9, dtype=np.int32) % 3
     got = ja.evaluate_masks(model, masks, x, y, outcomes="loss")
-    replaces = name in ("set", "add at", "update")  # then the units are the values after it
+    replaces = name in ("set", "add at", "multiply at", "update")  # then the units are the values after it
     assert [site.kind for site in model.sites] == ["input", "units"]
     for keep, loss in zip(masks, got, strict=True):
         h = jnp.tanh(x @ model.params[0])

@@ -202,7 +202,7 @@ def is_affine(eqn: JaxprEqn, operands: Sequence[Any]) -> bool:
         return not data[0]
     if name == "dynamic_update_slice":
         return not any(data[2:])
-    if name in ("scatter", "scatter-add"):
+    if name in ("scatter", "scatter-add", "scatter-sub") or (name == "scatter-mul" and not data[2]):
         return not data[1]
     return (name == "mul" and sum(data) == 1) or (name == "div" and not data[1])
 
