@@ -60,8 +60,9 @@ linear regression on that split. "Zeros" means that ablated neurons output 0.
 
 Under the *published protocol* the same words stand for what the code behind the published figures computes:
 "balanced" multiplies the activation by the neuron's firing rate, "MI" is H(T) + H(T|Y), and "random" is a
-new subset of neurons at every step. Neurons whose score is NaN rank as the largest: last in LVF, first in
-HVF. Means of scores and correlations omit them. KL selectivity is the same under both, so C9 is one test
+new subset of neurons at every step. Entropy is NaN for a code that never changes, MI also for a code that
+never changes within one class. Neurons whose score is NaN rank as the largest: last in LVF, first in HVF.
+Means of scores and correlations omit them. KL selectivity is the same under both, so C9 is one test
 with two marks in the picture. A seventh point is in no protocol: that code averages accuracy over batches
 of unequal size.
 
@@ -72,8 +73,10 @@ negative mean with p < 0.05 after Holm's correction over the comparisons of its 
 network, under its protocol. Such a mean may be smaller than the margin. If all networks have the same value,
 it decides without a test. A claim holds if all its comparisons hold, which needs no correction; the
 counts of single comparisons that hold are therefore uncorrected. A claim does not hold if one comparison
-does not. It *holds in part* if each comparison holds or shows no difference. Only C2 and C9 can be
-*reversed*: all comparisons of a group are significantly negative. Nothing is corrected across claims.
+does not. It *holds in part* if each comparison holds or shows no difference. Only comparisons of C2 and C9
+can be *reversed*: all of their group (C2: both sides of random, for one score and layer) are significantly
+negative. A claim of which none fails is *reversed* if all are reversed, and *reversed in part* if some are;
+counts add both to those that do not hold. Nothing is corrected across claims.
 
 The paper gives no numbers for falling strongly, staying flat, costing little and correlating strongly. Here
 they mean more than 3, less than 1 and less than 2 points on average over the steps, and a rank correlation
@@ -185,8 +188,8 @@ def abstract(
             f"{config['networks'][0][0]} {config['activation']} units), by its formulas and by what its "
             "code computes instead. The last two columns count the kinds of networks of all settings below, by the "
             "formulas, with all neurons and without those whose code never changes. Brackets: of the kinds before "
-            "them, those in which the claim holds in part. Open: no difference, or undecided. A reversed claim does "
-            "not hold. The columns share networks or data and are not independent.",
+            "them, those in which the claim holds in part. Open: no difference, or undecided. A claim that is "
+            "reversed, all or in part, does not hold. The columns share networks or data and are not independent.",
             "Four claims go beyond the paper's words. It says that random pruning is moderate, and C2 adds the "
             f"direction (in either direction C2: {either}). It says that entropy and MI fall strongly, and C7 adds "
             "that KL does not. It says that bias balancing reduces the variation between training results, and C11 "
@@ -256,9 +259,10 @@ CHANGES = """- *A claim that does not hold here*: twenty networks of the same re
   negative mean with p < 0.05 after Holm's correction over these comparisons and over the kinds of networks.
 - *That a score without labels finds safer neurons*: a code or estimator of information whose orders cost less than the
   orders by `contribution_sd`, without the neurons of constant code.
-- *That shared information is not shown to predict replacement*: a pair measure that predicts super-additive damage in
-  first layers given the curvature of the loss, without neurons of constant code: with a rank correlation whose interval
-  lies above 0.1, in both kinds of networks and under both fills."""
+- *That shared information is not shown to predict replacement*: co-information, or another measure that grows with
+  what two neurons share and not with what each has alone, that predicts super-additive damage in first layers given
+  the curvature of the loss, without neurons of constant code: with a rank correlation whose interval lies above 0.1,
+  in both kinds of networks and under both fills."""
 
 
 def provenance(measured: Measurements) -> str:

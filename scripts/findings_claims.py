@@ -8,7 +8,6 @@ import numpy as np
 import xarray as xr
 from findings_common import BASELINE, PAPER, PUBLISHED, Measurements, digits_of, number, p_text, words
 from findings_settings import constant_neurons, interval, score_only_changing
-from scipy import stats
 
 import jaxablate as ja
 from jaxablate.charts import deciding_effect
@@ -37,6 +36,7 @@ NOTES = {
     "well, with high values first as the better direction. *In either direction* is the verdict on that sentence: each "
     "score and layer may have the direction that fits better. In the last hidden layer C4 states the direction "
     "opposite to C2, so C2 and C4 cannot both hold there.",
+    "C4": "These are one-bit codes; the section on quantizers has finer ones.",
     "C5": ALL_RANKINGS,
     "C6": ALL_RANKINGS
     + " This compares the cost of the first steps, not redundancy; the section on pairs looks for redundancy.",
@@ -48,27 +48,31 @@ NOTES = {
     "Here a neuron's damage is the rise of the test loss if it alone is ablated: one meaning of importance.",
 }
 """Return what a claim's comparisons do not say."""
+Bounds = tuple[float, float, float]
+"""A number and the ends of its interval."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How much accuracy varies between networks that are ablated in random orders, with zeros and with bias balancing.
+    """How much accuracy varies with zeros and with bias balancing, on average over the steps of one layer's curves.
 
     Attributes:
         place: network, layer and protocol, as cells of a table.
-        deviations: standard deviation at a step with one order for each network, with zeros and balanced, in points.
-        ratio: balanced over zeros.
-        low: lower end of its 95% interval.
-        high: upper end.
-        of_means: the same ratio for the AUC of the mean over all orders, and the ends of its interval.
+        deviations: standard deviation with one random order for each network, with zeros and balanced, in points.
+        ratio: balanced over zeros, and the ends of its 95% interval.
+        orders: fraction of the variance with zeros that lies between the orders of a network.
+        networks: variance between networks, apart from their orders, with zeros and balanced, in squared points.
+        change: balanced minus zeros of `networks`, and the ends of its 95% interval.
+        determined: as `ratio`, for MI-LVF, which is one order for each network.
     """
 
     place: str
     deviations: tuple[float, float]
-    ratio: float
-    low: float
-    high: float
-    of_means: tuple[float, float, float]
+    ratio: Bounds
+    orders: float
+    networks: tuple[float, float]
+    change: Bounds
+    determined: Bounds
 
 
 def spreads_between_networks(measured: Measurements) -> list[Spread]:
@@ -76,82 +80,93 @@ def spreads_between_networks(measured: Measurements) -> list[Spread]:
     spreads = []
     for name, protocol in itertools.product(measured.names, (PAPER, PUBLISHED)):
         network = measured.network(name, protocol)
-        random = 100 * network["accuracy"].isel(ordering=network["ranking"].values == RANDOM, step=slice(1, None))
+        accuracy = 100 * network["accuracy"].isel(step=slice(1, None)).transpose(
+            "scope", "seed", "ordering", "step", ...
+        )
+        is_random = network["ranking"].values == RANDOM
+        by_mi = network["ordering"].values == "mutual_information_low"
         for layer in NetworkSummary(network).layers:
-            zeros, balanced = (
-                random.sel(scope=layer, fill=fill).transpose("seed", "ordering", "step").values
-                for fill in ("zero", balanced_fill(network))
+            both = [accuracy.sel(scope=layer, fill=fill) for fill in ("zero", balanced_fill(network))]
+            orders, networks = np.array(
+                [variances(values.isel(ordering=is_random).values) for values in both]
+            ).swapaxes(0, 1)
+            _, determined = np.array([variances(values.isel(ordering=by_mi).values) for values in both]).swapaxes(0, 1)
+            zeros, balanced = orders + networks
+            spreads.append(
+                Spread(
+                    f"{name} | {layer} | {protocol}",
+                    (np.sqrt(zeros[0]), np.sqrt(balanced[0])),
+                    bounds(np.sqrt(balanced / zeros)),
+                    orders[0, 0] / zeros[0],
+                    tuple(networks[:, 0]),
+                    bounds(networks[1] - networks[0]),
+                    bounds(np.sqrt(determined[1] / determined[0])),
+                )
             )
-            deviations, ratio, low, high = ratio_at_a_step(zeros, balanced)
-            of_means = ratio_of_deviations(zeros.mean(axis=(1, 2)), balanced.mean(axis=(1, 2)))
-            spreads.append(Spread(f"{name} | {layer} | {protocol}", deviations, ratio, low, high, of_means))
     return spreads
 
 
-def ratio_at_a_step(first: np.ndarray, second: np.ndarray) -> tuple[tuple[float, float], float, float, float]:
-    """Compare how much values of two conditions vary between networks at a step, with one order for each network.
+def variances(values: np.ndarray) -> np.ndarray:
+    """Return the variance between the orders of a network, and the variance between networks apart from their orders.
 
     Args:
-        first, second: values [network, order, step]; each order is a sample of one order for each network, and the
-            variances are averaged over orders and steps.
+        values: [network, order, step]. With one order for each network, all variance is between networks.
 
     Returns:
-        Both standard deviations, their ratio (second over first), and the ends of its 95% bootstrap interval.
+        [2, sample]: means over the steps, first of these networks, then of 2,000 bootstrap samples of networks.
     """
-    size = len(first)
-    counts = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), 2000)  # networks drawn again
-    counts = np.concatenate([np.ones((1, size), int), counts])
-    variances = []
-    for values in (first, second):
-        flat = values.reshape(size, -1) - values.mean()
-        means = counts @ flat / size
-        variances.append(((counts @ flat**2 / size - means**2) * size / (size - 1)).mean(axis=1))
-    ratios = np.sqrt(variances[1] / variances[0])
-    low, high = np.quantile(ratios[1:], (0.025, 0.975))
-    return (np.sqrt(variances[0][0]), np.sqrt(variances[1][0])), float(ratios[0]), float(low), float(high)
+    size, num_orders, _ = values.shape
+    counts = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), 2000)
+    weights = np.concatenate([np.ones((1, size), int), counts]) / size
+    of_orders = values.var(axis=1, ddof=1).mean(axis=1) if num_orders > 1 else np.zeros(size)
+    means = values.mean(axis=1) - values.mean()
+    of_means = ((weights @ means**2 - (weights @ means) ** 2) * size / (size - 1)).mean(axis=1)
+    return np.stack([weights @ of_orders, of_means - weights @ of_orders / num_orders])
 
 
-def ratio_of_deviations(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
-    """Compare the standard deviations of paired values by Pitman and Morgan's interval.
-
-    Source: Pitman, A note on normal correlation, Biometrika 31 (1939).
-
-    Returns:
-        The second deviation over the first, and the ends of its 95% interval.
-    """
-    degrees = len(first) - 2
-    correlation = float(stats.pearsonr(first, second).statistic)  # pyright: ignore[reportAttributeAccessIssue]
-    width = 1 + 2 * (1 - correlation**2) * stats.t.ppf(0.975, degrees) ** 2 / degrees
-    ratio, factor = second.std(ddof=1) / first.std(ddof=1), np.sqrt(width + np.sqrt(width**2 - 1))
-    return ratio, ratio / factor, ratio * factor
+def bounds(samples: np.ndarray) -> Bounds:
+    """Return the first number, and the ends of the 95% interval of the bootstrap samples after it."""
+    low, high = np.quantile(samples[1:], (0.025, 0.975))
+    return float(samples[0]), float(low), float(high)
 
 
 def spread_summary(spreads: Sequence[Spread]) -> str:
     """Say how far bias balancing reduces the variation between networks."""
-    low, high = min(spread.ratio for spread in spreads), max(spread.ratio for spread in spreads)
+    ratios, changes = [spread.ratio for spread in spreads], [spread.change for spread in spreads]
+    determined, least = [spread.determined for spread in spreads], min(spread.orders for spread in spreads)
     return (
-        "with one order each, the standard deviation of the accuracy at a step falls to "
-        f"{low:.2f} to {high:.2f} of that with zeros ({sum(spread.high < 1 for spread in spreads)} of {len(spreads)} "
-        "95% intervals lie below 1)"
+        "with one random order each, the standard deviation of the accuracy at a step falls to "
+        f"{min(ratios)[0]:.2f} to {max(ratios)[0]:.2f} of that with zeros ({sum(high < 1 for _, _, high in ratios)} of "
+        f"{len(spreads)} 95% intervals lie below 1), but with zeros {100 * least:.0f}% or more of this variance is "
+        "between orders. The rest, between networks, is smaller with bias balancing in "
+        f"{sum(mean < 0 for mean, _, _ in changes)} and larger in {sum(mean > 0 for mean, _, _ in changes)} of "
+        f"{len(spreads)} cases (intervals that exclude 0: {sum(high < 0 for _, _, high in changes)} and "
+        f"{sum(low > 0 for _, low, _ in changes)}). For MI-LVF, which is one order for each network, the standard "
+        f"deviation falls in {sum(high < 1 for _, _, high in determined)} of {len(spreads)} cases and rises in "
+        f"{sum(low > 1 for _, low, _ in determined)} (95%)"
     )
 
 
 def between_networks(spreads: Sequence[Spread]) -> str:
     """Give the variation between networks, layer by layer."""
-    below = sum(spread.of_means[2] < 1 for spread in spreads)
-    above = sum(spread.of_means[1] > 1 for spread in spreads)
+
+    def cell(value: Bounds) -> str:
+        return "{:.2f} [{:.2f}, {:.2f}]".format(*value)
+
     return "\n".join(
         [
-            f"Between networks, {spread_summary(spreads)}. The intervals are of a bootstrap over networks. For the AUC "
-            f"of the mean over all orders, which leaves less to reduce, {below} of {len(spreads)} intervals (Pitman "
-            f"and Morgan) lie below 1 and {above} above.",
+            f"Between networks, {spread_summary(spreads)}. In the table, *orders* is the fraction of the variance with "
+            "zeros that lies between the random orders of a network, and *between networks* is the rest of the "
+            "variance, with zeros, balanced, and the difference, in squared points; an estimate near 0 may be "
+            "negative. All are means over the steps, with intervals by a bootstrap over networks.",
             "",
-            "| network | layer | protocol | at a step: zeros | balanced, points | ratio | ratio for mean orders |",
-            "| --- " * 7 + "|",
+            "| network | layer | protocol | random order: zeros | balanced, points | ratio | orders | "
+            "between networks: zeros | balanced | difference | MI-LVF: ratio |",
+            "| --- " * 11 + "|",
             *(
-                f"| {each.place} | {each.deviations[0]:.2f} | {each.deviations[1]:.2f} | {each.ratio:.2f} "
-                f"[{each.low:.2f}, {each.high:.2f}] | {each.of_means[0]:.2f} [{each.of_means[1]:.2f}, "
-                f"{each.of_means[2]:.2f}] |"
+                f"| {each.place} | {each.deviations[0]:.2f} | {each.deviations[1]:.2f} | {cell(each.ratio)} | "
+                f"{100 * each.orders:.0f}% | {each.networks[0]:.2f} | {each.networks[1]:.2f} | {cell(each.change)} | "
+                f"{cell(each.determined)} |"
                 for each in spreads
             ),
         ]
@@ -227,11 +242,11 @@ def constant_code_control(measured: Measurements, verdicts: Sequence[Verdict]) -
     lines = [
         "### Neurons whose code never changes",
         "",
-        "Such a neuron scores 0 in entropy, mutual information and KL selectivity, and comes first in LVF orders under "
-        "the paper's formulas. Under the published protocol entropy and MI are NaN and come last; KL is as before. The "
-        "control ablates these neurons after all others, in random orders too, so that every curve runs over the rest. "
-        "Mean scores and correlations leave them out. The first 80 steps then ablate a larger fraction of layer 1 than "
-        "of the other layers, which matters for C5 and C6.",
+        "Such a neuron scores 0 in entropy, mutual information and KL selectivity, and comes first in LVF orders "
+        "under the paper's formulas. Under the published protocol entropy and MI are NaN and rank as the largest; KL "
+        "is as before. The control ablates these neurons after all others, in random orders too, so that every curve "
+        "runs over the rest. Mean scores and correlations leave them out. The first 80 steps then ablate a larger "
+        "fraction of layer 1 than of the other layers, which matters for C5 and C6.",
         "",
     ]
     for name in measured.names:
@@ -241,6 +256,7 @@ def constant_code_control(measured: Measurements, verdicts: Sequence[Verdict]) -
         totals = {i: constant[:, layer == i].sum(axis=1) for i in np.unique(layer)}
         parts = [f"{t.min()} to {t.max()} of {(layer == i).sum()} in layer {i}" for i, t in totals.items()]
         lines.append(f"- **{name}:** {', '.join(parts)}.")
+    lines += ["", without_mi(measured)]
     table = ["| claim | network | comparison | protocol | all neurons | without them |", "| --- " * 6 + "|"]
     changed, single, replaced = [], {}, []
     for protocol, control in ((PAPER, "constant_last"), (PUBLISHED, f"{PUBLISHED}+constant_last")):
@@ -282,6 +298,32 @@ def constant_code_control(measured: Measurements, verdicts: Sequence[Verdict]) -
         *table,
     ]
     return "\n".join(lines)
+
+
+def without_mi(measured: Measurements) -> str:
+    """Say which neurons have no MI under the published protocol, and what its orders do with them."""
+    parts = []
+    for name in measured.names:
+        scores, chosen = [], []
+        for protocol in (PUBLISHED, f"{PUBLISHED}+constant_last"):
+            network = measured.network(name, protocol)
+            missing = np.isnan(network["scores"].sel(score="mutual_information").transpose("seed", "neuron").values)
+            first = network["ablated"].sel(scope="layer1", ordering="mutual_information_high").values
+            chosen.append(f"{100 * np.take_along_axis(missing, first, axis=1).mean():.0f}%")
+            scores = missing & ~constant_neurons(measured.network(name))
+        layer = network["layer"].values
+        counts = [f"{scores[:, layer == i].sum(axis=1).mean():.0f}" for i in np.unique(layer)]
+        left = (~missing)[:, layer == 1].sum(axis=1)
+        parts.append(
+            f"in the {name} network this is so for {', '.join(counts)} more neurons of layers 1 to {layer.max()} "
+            f"(means over networks), {left.min()} to {left.max()} of layer 1 have an MI, and the neurons without one "
+            f"are {chosen[0]} of the first {first.shape[1]} of MI-HVF in layer 1 ({chosen[1]} in the control)"
+        )
+    return (
+        "Under the published protocol MI is NaN also where a code never changes within one class: "
+        f"{'; '.join(parts)}. NaN is ranked by index, so MI-HVF in layer 1 says nothing of neurons with much MI, and "
+        "correlations with MI rest on the neurons that have one."
+    )
 
 
 def baseline_control(measured: Measurements) -> str:

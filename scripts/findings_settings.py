@@ -526,12 +526,12 @@ def settings_summary(kinds: Sequence[Kind], effects: Effects) -> str:
     sigmoid, rest = by_activation(low, kinds)
     return (
         f"In {len(high)} kinds of networks (a setting and a number of layers; five networks each), the first layer was "
-        "ablated without neurons that never turn on or off. Neurons with the most mutual "
-        f"information with the class cost more accuracy than random ones in {_numbers(high, 1)} kinds (95% intervals; "
-        "in brackets: Holm's correction). Those with the least cost less in "
-        f"{_numbers(rest, 1, low)} of {len(rest)} kinds with ReLU, tanh or GELU, but in {_numbers(sigmoid, 1, low)} of "
-        f"{len(sigmoid)} with sigmoid units, the paper's, and more in {_numbers(sigmoid, -1, low)}. Neurons with "
-        "the lowest standard deviation times norm of the outgoing weights, a score without labels, cost still less in "
+        "ablated without neurons that never turn on or off. Neurons with the most mutual information (MI) with the "
+        f"class cost more accuracy than random ones in {_numbers(high, 1)} kinds (95% intervals; in brackets: Holm's "
+        "correction). Those with the least MI cost less in "
+        f"{_numbers(rest, 1, low)} of {len(rest)} with ReLU, tanh or GELU, but in {_numbers(sigmoid, 1, low)} of "
+        f"{len(sigmoid)} with the paper's sigmoid units, and more in {_numbers(sigmoid, -1, low)}. Neurons with the "
+        "lowest standard deviation times norm of outgoing weights, without labels, cost less than the least MI in "
         f"{_numbers(baseline, -1)}."
     )
 
@@ -706,7 +706,7 @@ def matrix_text(kinds: Sequence[Kind]) -> str:
             "networks decide less than twenty, so more is *undecided*, which is no evidence against a claim. The first "
             "three columns of counts have all neurons. In the last, neurons whose code never changes are ablated after "
             "all others and have no score, as in the control above; the AUC still has as many steps, which in "
-            f"{whole} kinds ablate every neuron of a layer whose code changes.",
+            f"{whole} kinds ablate, in at least one network, every neuron of a layer whose code changes.",
             "\n".join(lines),
         ]
     )

@@ -66,7 +66,7 @@ def test_the_committed_findings_follow_from_the_committed_results(tmp_path):
 
 def test_the_readme_quotes_the_findings():
     page = (ROOT / "docs" / "findings.md").read_text()
-    summary = re.search(r"In \d+ kinds of networks \(a setting .*? cost still less in [^.]*\.", page)
+    summary = re.search(r"In \d+ kinds of networks \(a setting .*? cost less than the least MI in [^.]*\.", page)
     assert summary
     assert summary[0] in " ".join((ROOT / "README.md").read_text().split()), f"the README should say: {summary[0]}"
 
@@ -212,32 +212,25 @@ def test_counts_of_settings():
     assert findings_settings.count_row("part", few, [], {}, many).startswith("| part | 1 (0) |")
 
 
-def test_the_interval_of_a_ratio_of_deviations_covers_it():
-    generator = np.random.default_rng(0)
-    covered, different = [], []
-    for _ in range(2000):
-        first, noise = generator.normal(size=(2, 20))
-        second = 1.5 * (0.6 * first + 0.8 * noise)
-        ratio, low, high = findings_claims.ratio_of_deviations(first, second)
-        assert ratio == pytest.approx(second.std() / first.std())
-        assert low < ratio < high
-        # the variances are equal if and only if sum and difference are uncorrelated
-        p_value = stats.pearsonr(first + second, first - second).pvalue
-        assert (p_value < 0.05) == (low > 1 or high < 1)
-        covered.append(low < 1.5 < high)
-        different.append(p_value < 0.05)
-    assert 0.935 < np.mean(covered) < 0.965  # three standard errors
-    assert 0.3 < np.mean(different) < 0.7
-
-
-def test_the_variation_at_a_step_is_that_of_single_orders():
-    """The mean over orders leaves out what the orders add; one order for each network has it."""
+def test_the_variances_of_orders_and_of_networks_are_those_of_the_samples():
     generator = np.random.default_rng(0)
     networks, orders = generator.normal(size=(400, 1, 1)), generator.normal(size=(400, 5, 3))
-    deviations, ratio, low, high = findings_claims.ratio_at_a_step(networks + 3 * orders, networks + orders)
-    assert deviations == pytest.approx((10**0.5, 2**0.5), rel=0.05)
-    assert ratio == pytest.approx(deviations[1] / deviations[0])
-    assert low < 0.2**0.5 < high < low + 0.1
+    of_orders, of_networks = findings_claims.variances(2 * networks + 3 * orders)
+    assert of_orders[0] == pytest.approx(9, rel=0.05)
+    assert of_networks[0] == pytest.approx(4, rel=0.2)
+    of_orders, of_networks = findings_claims.variances(2 * networks)
+    assert (of_orders[0], of_networks[0]) == pytest.approx((0, 4 * networks.var(ddof=1)))
+
+
+def test_the_interval_of_a_variance_covers_it():
+    generator = np.random.default_rng(0)
+    covered = []
+    for _ in range(300):
+        networks, orders = generator.normal(size=(20, 1, 1)), generator.normal(size=(20, 10, 1))
+        more, fewer = findings_claims.variances(2 * networks + orders), findings_claims.variances(networks + orders)
+        _, low, high = findings_claims.bounds((more - fewer)[1])
+        covered.append(low < 3 < high)
+    assert 0.8 < np.mean(covered) < 0.97  # percentiles of a bootstrap over 20 networks cover a variance too rarely
 
 
 def test_a_setting_that_is_not_there_is_named(tmp_path):

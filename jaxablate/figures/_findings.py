@@ -356,6 +356,8 @@ def shares(results: xr.DataTree, name: str, protocols: Sequence[str], caption: s
 @styled
 def correlations(results: xr.DataTree, names: Sequence[str], protocols: Sequence[str], caption: str) -> Figure:
     """Draw the correlation of each score with the damage of ablating a single neuron."""
+    if "published" in protocols:
+        caption += "; under the published protocol, damage is that of multiplying the activation by the firing rate"
     figure = NotebookFigure(figsize=(9, 3.6))
     grid = figure.subplots(1, len(names), sharex=True, squeeze=False)[0]
     for axes, name in zip(grid, names, strict=True):

@@ -146,7 +146,7 @@ class QuantizerComparison:
             networks: an `Estimate` [quantizer]. NaN where all neurons score the same.
         p_holm: float64 [quantizer], p-values of two-sided t-tests against 0, corrected by Holm's method over all
             quantizers but the first. The first one's is not corrected. NaN for fewer than five networks.
-        verdict: "no direction" if the first quantizer shows none (p < 0.05). "reversed" if another quantizer shows the
+        verdict: "no direction" if the first quantizer shows none (p >= 0.05). "reversed" if another quantizer shows the
             opposite direction (p_holm < 0.05). "kept" if all others show the same direction (raw p < 0.05 suffices,
             because all must). Otherwise "undecided"; "not judged" for fewer than five networks.
         reversed_by: names of the quantizers that show the opposite direction.
