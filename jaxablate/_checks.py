@@ -313,8 +313,51 @@ def _index_of_examples(table: Any) -> Any:
     return getattr(table, "index", None)
 
 
+def require_same_features(argument: str, table: Any, train: Any) -> None:
+    """Raise if tables or xarray name the features or dimensions of two arrays differently, or in another order."""
+    columns: list[Any] = [_column_names(each) for each in (train, table)]
+    require(
+        any(names is None for names in columns) or columns[0] == columns[1],
+        f"{argument}: their columns are not those of the training images in their order; choose them by "
+        "frame[train.columns], or pass frame.to_numpy()",
+    )
+    dims: list[Any] = [_dimensions(each) for each in (train, table)]
+    if not all(dims):
+        return
+    require(
+        dims[0][1:] == dims[1][1:],
+        f"{argument}: their dimensions {dims[1][1:]} are not those of the training images, {dims[0][1:]}; transpose "
+        "them, or pass images.to_numpy()",
+    )
+    for name in dims[0][1:]:
+        first, second = (each.indexes.get(name) for each in (train, table))
+        require(
+            first is None or second is None or first.equals(second),
+            f"{argument}: their coordinate {name!r} is not that of the training images in its order; choose "
+            "images.sel(...), or pass images.to_numpy()",
+        )
+
+
+def _column_names(table: Any) -> list | None:
+    """Return the names of the columns of a table of pandas or Polars; None for other arrays."""
+    columns = getattr(table, "columns", None)
+    is_polars = isinstance(columns, list) and all(isinstance(name, str) for name in columns)
+    return [*columns] if is_polars or hasattr(columns, "equals") else None
+
+
 def require_in_order(argument: str, values: Any) -> None:
-    """Raise if the last axis is labelled by pandas with other than 0, 1, 2, ...: a sorted table is in another order."""
+    """Raise if pandas or xarray label the last axis in another order: a sorted or selected table is in another order.
+
+    pandas must number it 0, 1, 2, ...; xarray may begin at another number, as a part for one layer does.
+    """
+    if (dims := _dimensions(values)) is not None:
+        numbers = np.asarray(values.indexes.get(dims[-1], ())) if dims else np.array([])
+        require(
+            not np.issubdtype(numbers.dtype, np.number) or bool((np.diff(numbers) == 1).all()),
+            f"{argument}: its xarray coordinate {dims and dims[-1]!r} does not count up in steps of 1, so its values "
+            "may be in another order; bring them into the order of the neurons, and pass .to_numpy()",
+        )
+        return
     axis = "columns are" if hasattr(values, "columns") else "index is"
     labels: Any = getattr(values, axis.split()[0], None)
     require(

@@ -646,6 +646,36 @@ def test_equal_networks_are_no_networks_of_several_seeds(model):
         ja.run_study(config, {"mine": [model, model]}, data=data)
 
 
+def test_xarray_in_another_order_is_refused():
+    """xarray aligns by name; an array of numbers has no names."""
+    random = np.random.default_rng(0)
+    train = xr.DataArray(random.random((30, 4, 4), np.float32), dims=("t", "lat", "lon"), coords={"lat": [3, 2, 1, 0]})
+    labels = np.arange(30) % 3
+    with raises_input_error("test images: their coordinate 'lat' is not that of the training images in its order"):
+        ja.Dataset.from_arrays(train, labels, test=(train.sortby("lat"), labels))
+    with raises_input_error(r"test images: their dimensions \('lon', 'lat'\) are not those of the training images"):
+        ja.Dataset.from_arrays(train, labels, test=(train.transpose("t", "lon", "lat"), labels))
+    for test in (train, train.to_numpy(), train.drop_vars("lat")):
+        assert len(ja.Dataset.from_arrays(train, labels, test=(test, labels)).test) == 30
+    model = ja.MLP(16, (5, 4), 3, rngs=nnx.Rngs(0))
+    data = ja.Dataset.from_arrays(train, labels, test=(train, labels))
+    scores = ja.study.score_neurons(model, data, scores="mean_activation")["scores"][0]
+    images = train.to_numpy()
+    for values in (scores.sortby(scores), scores[scores > scores.median()], scores[::-1]):
+        for call in (
+            lambda values=values: ja.ablation_order(values, direction="low"),
+            lambda values=values: ja.evaluate_masks(model, (values > 0.5).expand_dims("mask"), images, labels),
+            lambda values=values: ja.prune(model, values > 0.5),
+        ):
+            with raises_input_error("its xarray coordinate 'neuron' does not count up in steps of 1"):
+                call()
+    order = ja.ablation_order(scores, direction="low")
+    np.testing.assert_array_equal(order, np.argsort(scores.to_numpy(), kind="stable"))
+    second = scores.isel(neuron=scores["site"].values == "layer2")
+    order = ja.ablation_order(scores, direction="low", site="layer2")
+    np.testing.assert_array_equal(ja.ablation_order(second, direction="low"), order)
+
+
 def test_rows_of_pandas_that_do_not_belong_together():
     """pandas aligns rows by their index; a shuffled table and labels in the old order have different ones."""
     images = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32))
@@ -656,7 +686,7 @@ def test_rows_of_pandas_that_do_not_belong_together():
     data = ja.Dataset.from_arrays(shuffled, labels.loc[shuffled.index])
     assert data.num_classes == 3
     assert ja.Dataset.from_arrays(shuffled, labels.to_numpy()).num_classes == 3, "an array has no index"
-    with raises_input_error("test images: their pandas columns are not those of the training images in their order"):
+    with raises_input_error("test images: their columns are not those of the training images in their order"):
         ja.Dataset.from_arrays(images, labels, test=(images[[3, 2, 1, 0]], labels))
     assert len(ja.Dataset.from_arrays(images, labels, test=(images, labels)).test) == 60
     model = ja.MLP(4, (5,), 3, rngs=nnx.Rngs(0))

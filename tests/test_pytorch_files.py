@@ -1,8 +1,11 @@
 """Files of PyTorch networks that leave something open: settled by shapes and numbers, or refused, never guessed."""
 
+import functools
 import itertools
+import json
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -284,7 +287,7 @@ def test_colour_images_on_the_command_line(colours):
     settled = [*arguments, "--layers", "one,two,three,four", "--reference", f"{folder}/reference.npz"]
     run = CliRunner().invoke(app, settled)
     assert run.exit_code == 0, run.output
-    assert "is taken to flatten images channel by channel" in " ".join(run.output.split())
+    assert "flattens images channel by channel" in " ".join(run.output.split())
     np.savez(folder / "reference.npz", inputs=images, outputs=outputs + 0.5)
     run = CliRunner().invoke(app, settled)
     assert run.exit_code != 0
@@ -292,6 +295,58 @@ def test_colour_images_on_the_command_line(colours):
     np.savez(folder / "reference.npz", inputs=images)
     run = CliRunner().invoke(app, settled)
     assert "expected an .npz file with the arrays inputs and outputs" in " ".join(run.output.split())
+
+
+def test_the_two_forms_of_gelu_are_told_apart(torch):
+    """They differ by less than what a reference allows for rounding, and change a few predictions."""
+    nn = torch.nn
+    for form, right, wrong in (("none", "gelu", "gelu_tanh"), ("tanh", "gelu_tanh", "gelu")):
+        hidden = [nn.Linear(12, 64), nn.GELU(form), nn.Linear(64, 64), nn.GELU(form)]
+        net = nn.Sequential(*hidden, nn.Linear(64, 5))
+        with torch.no_grad():
+            reference = 50 * INPUTS, net(torch.tensor(50 * INPUTS)).numpy()
+        model = load_pytorch(net.state_dict(), activation=right, reference=reference)
+        np.testing.assert_allclose(model(reference[0]), reference[1], atol=1e-4)
+        with raises_input_error("with the other form of GELU; take that one: 'gelu' is PyTorch's nn.GELU"):
+            load_pytorch(net.state_dict(), activation=wrong, reference=reference)
+        function = jax.nn.gelu if right == "gelu" else functools.partial(jax.nn.gelu, approximate=False)
+        sizes, rngs = [(12, 64), (64, 64), (64, 5)], nnx.Rngs(0)
+        layers = [each for n, m in sizes for each in (nnx.Linear(n, m, rngs=rngs), function)]
+        with raises_input_error("with the other form of GELU"):
+            load_pytorch(net.state_dict(), nnx.Sequential(*layers[:-1]), images=INPUTS, reference=reference)
+
+
+def test_examples_of_two_axes_keep_their_order(torch, tmp_path):
+    """Windows [time, channel] and [channel, time] have as many numbers."""
+    random, nn = np.random.default_rng(0), torch.nn
+    windows, labels = random.normal(size=(60, 9, 16)).astype(np.float32), np.arange(60) % 5
+    net = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 5))
+    with torch.no_grad():
+        outputs = net(torch.tensor(windows)).numpy()
+    state = net.state_dict()
+    referred = load_pytorch(state, activation="relu", reference=(windows, outputs))
+    ja.save_model(referred, tmp_path / "net.safetensors")
+    other = windows.transpose(0, 2, 1)
+    for network in (referred, ja.from_pytorch(net, windows), ja.load_model(tmp_path / "net.safetensors").model):
+        np.testing.assert_allclose(network(windows), outputs, atol=1e-5)
+        np.testing.assert_allclose(network(windows.reshape(60, -1)), outputs, atol=1e-5)
+        with raises_input_error(r"made for images \[example, 9, 16\], got shape \(60, 16, 9\); transpose"):
+            ja.single_ablation(network, other, labels)
+    volumes = np.zeros((2, 4, 4, 3, 3), np.float32)
+    with pytest.warns(ja.models.AssumptionWarning, match=r"nothing else; examples of shape \(4, 4, 3, 3\) flattened"):
+        load_pytorch(state, activation="relu", images=volumes)
+    split = {"images": other, "labels": labels}
+    arrays = {f"{name}_{key}": array for name in ("train", "test", "validation") for key, array in split.items()}
+    np.savez(tmp_path / "data.npz", **arrays)
+    torch.save(state, tmp_path / "net.pt")
+    arguments = ["score", f"{tmp_path}/net.pt", "--activation", "relu", "--dataset", f"{tmp_path}/data.npz"]
+    run = CliRunner().invoke(app, [*arguments, "--out", f"{tmp_path}/scores.csv", "--score", "mean_activation"])
+    assert run.exit_code == 0, run.output
+    assert "assumed that net.pt flattens examples of shape (16, 9) with their axes" in " ".join(run.output.split())
+    np.savez(tmp_path / "reference.npz", inputs=windows, outputs=outputs)
+    run = CliRunner().invoke(app, [*arguments, "--out", "x.csv", "--reference", f"{tmp_path}/reference.npz"])
+    assert run.exit_code != 0
+    assert "made for images [example, 9, 16], got shape (1, 16, 9)" in " ".join(run.output.split())
 
 
 def test_what_a_state_dict_leaves_open_is_said(tmp_path):
@@ -390,6 +445,21 @@ def test_the_entry_of_a_checkpoint_is_named(model):
     with pytest.warns(ja.models.AssumptionWarning) as caught:
         load_pytorch({"model": state(ema), "epoch": 3, "rng": np.zeros(8, np.uint8)}, activation="relu")
     assert len(caught) == 1, "numbers leave nothing open"
+
+
+def test_the_facts_of_a_file_have_the_entry_that_was_read(torch, tmp_path):
+    split = {"images": INPUTS, "labels": np.arange(len(INPUTS)) % 5}
+    arrays = {f"{name}_{key}": array for name in ("train", "test", "validation") for key, array in split.items()}
+    np.savez(tmp_path / "data.npz", **arrays)
+    weights = state(network(("fc1", "fc2"), (12, 9, 5)))
+    tensors = {name: torch.tensor(np.asarray(array)) for name, array in weights.items()}
+    torch.save({"model": tensors, "ema": {"shadow_params": [*tensors.values()]}}, tmp_path / "net.pt")
+    arguments = ["score", f"{tmp_path}/net.pt", "--activation", "relu", "--dataset", f"{tmp_path}/data.npz"]
+    run = CliRunner().invoke(app, [*arguments, "--out", f"{tmp_path}/x.csv", "--score", "mean_activation", "--json"])
+    assert run.exit_code == 0, run.output
+    note = "read the network from 'model', not from 'ema'"
+    assert note in " ".join(run.stderr.split())
+    assert note in json.loads(run.stdout)["file"]["read"]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, bool])

@@ -722,6 +722,16 @@ def colour_state(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:mutual information")  # random labels tell nothing
+def test_a_pruned_state_dict_names_gelu_as_pytorch_does(data, tmp_path):
+    path, _ = data
+    colour_state(tmp_path)
+    for name in ("gelu", "gelu_tanh"):
+        command = ("prune", tmp_path / "net.safetensors", "--activation", name, "--dataset", path)
+        output = run(*command, "--keep-fraction", 0.5, "--out", tmp_path / f"{name}.safetensors")
+        assert f"; {name} between its layers)" in output.replace("\n", " ")
+
+
+@pytest.mark.filterwarnings("ignore:mutual information")  # random labels tell nothing
 def test_a_pruned_state_dict_keeps_its_names_and_its_layout(data, tmp_path):
     path, arrays = data
     model = colour_state(tmp_path)

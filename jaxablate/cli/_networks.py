@@ -1,6 +1,7 @@
 """`jaxablate score`, `ablate` and `prune`: commands for the user's network in a file."""
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -294,6 +295,7 @@ def prune(
     from jaxablate._checks import require
     from jaxablate._files import require_writable
     from jaxablate.models._mlp import is_mlp
+    from jaxablate.models._pytorch import IN_PYTORCH
     from jaxablate.models._torch_modules import import_torch, save_state_dict
     from jaxablate.study import prune_by_score
 
@@ -337,7 +339,9 @@ def prune(
         axes = ("channel", "height", "width") if len(shape) == 3 else shape
         facts = {"format": "PyTorch state dict", "inputs": f"inputs [example, {', '.join(map(str, axes))}]"}
         if is_mlp(comparison.model):
-            facts["activation"] = f"{comparison.model.activation} between its layers"
+            names = {ours: theirs for theirs, ours in IN_PYTORCH.items()}
+            activation = names.get(comparison.model.activation, comparison.model.activation)
+            facts["activation"] = f"{activation} between its layers"
     listed = f" ({'; '.join(facts.values())})" if facts else ""
     show(f"Network: {out}{listed}")
     return {
@@ -380,7 +384,7 @@ def _read_network(
 
     require_file("network file", path)
     pair = None if reference is None else _read_reference(reference)
-    names, is_reordered = None, False
+    names, layout, notes = None, None, []
     # The header of a file that jaxablate wrote names its format and its activation function. A state dict of PyTorch
     # has weights only.
     if is_saved_model(path):
@@ -400,22 +404,30 @@ def _read_network(
         stated = activation
         shape = load_dataset(dataset, data_dir=data_dir).test.images.shape
         is_reordered = len(shape) == 4 and shape[-1] > 1
-        model, names = read_state_dict(
-            path, None, activation=activation, shape=shape if is_reordered else None,
-            layers=None if layers is None else [name.strip() for name in layers.split(",")], state_key=state_key,
-            is_checked=pair is not None,
-        )  # fmt: skip
+        with warnings.catch_warnings(record=True) as notes:
+            model, names = read_state_dict(
+                path, None, activation=activation, shape=shape if is_reordered else None,
+                layers=None if layers is None else [name.strip() for name in layers.split(",")], state_key=state_key,
+                is_checked=pair is not None,
+            )  # fmt: skip
+        for note in notes:
+            warnings.warn(note.message, note.category, stacklevel=2)
         show(f"Layers: {', '.join(names)}, with {activation} between them. --reference checks it.")
+        sizes = [size for size in shape[1:] if size > 1]
         if is_reordered:
-            show(
-                f"Inputs: {path.name} is taken to flatten images channel by channel, as PyTorch does; its first "
-                "weights are reordered for the dataset, which has the channels last. --reference checks it."
+            layout = (
+                "flattens images channel by channel, as PyTorch does; its first weights were reordered for images "
+                "with the channels last"
             )
+        elif len(sizes) > 2 or len(set(sizes)) > 1:
+            layout = f"flattens examples of shape {shape[1:]} with their axes in this order"
+        if layout is not None:
+            show(f"Inputs: assumed that {path.name} {layout}. --reference checks it.")
     if pair is not None:
         require_reference(f"network file {path}", model, *pair)
     facts = file_facts(
         path, activation=stated, is_pytorch=names is not None, layers=layers, state_key=state_key,
-        is_reordered=is_reordered, reference=reference,
+        layout=layout, notes=[str(note.message) for note in notes], reference=reference,
     )  # fmt: skip
     return model, names, facts
 

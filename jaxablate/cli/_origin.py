@@ -1,6 +1,7 @@
 """Describe where the network of a command comes from: its file, what was assumed, and the command itself."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def file_facts(
     is_pytorch: bool,
     layers: str | None,
     state_key: str | None,
-    is_reordered: bool,
+    layout: str | None,
+    notes: Sequence[str],
     reference: Path | None,
 ) -> dict[str, Any]:
     """Return what is known of the file of a network, and what was assumed when it was read.
@@ -56,7 +58,8 @@ def file_facts(
         is_pytorch: True for a state dict of PyTorch, False for a file that jaxablate wrote.
         layers: value of --layers.
         state_key: value of --state-key.
-        is_reordered: True if the first weights were reordered for images with the channels last.
+        layout: what was assumed of the layout of the images, such as "flattens images channel by channel"; or None.
+        notes: what was assumed of the entries of the file.
         reference: value of --reference, whose outputs the network has reproduced.
     """
     from jaxablate._files import as_utf8
@@ -77,11 +80,10 @@ def file_facts(
             "activation": f"{activation}, named in the file",
             "layers": "named in the file",
         }
-    if is_reordered:
-        facts["images"] = (
-            "assumed that the network flattens images channel by channel, as PyTorch does; its first weights were "
-            "reordered for images with the channels last"
-        )
+    if layout is not None:
+        facts["images"] = f"assumed that the network {layout}"
+    if notes:
+        facts["read"] = "; ".join(notes)
     facts["reference"] = (
         "not checked, since --reference was not given"
         if reference is None

@@ -19,6 +19,7 @@ from jaxablate._checks import (
     is_floating,
     require,
     require_count,
+    require_same_features,
     require_same_index,
 )
 from jaxablate._rundir import digest
@@ -133,12 +134,7 @@ class Dataset:
                 arrays[f"{split}_images"], arrays[f"{split}_labels"] = pair
         for split in ("train", "test", "validation"):
             require_same_index(f"{name} {split} labels", arrays.get(f"{split}_images"), arrays.get(f"{split}_labels"))
-            columns: list[Any] = [getattr(arrays.get(f"{part}_images"), "columns", None) for part in ("train", split)]
-            require(
-                not all(hasattr(names, "equals") for names in columns) or columns[0].equals(columns[1]),
-                f"{name} {split} images: their pandas columns are not those of the training images in their order; "
-                "choose them by frame[train.columns], or pass frame.to_numpy()",
-            )
+            require_same_features(f"{name} {split} images", arrays.get(f"{split}_images"), images)
         # A copy: a later change of the user's array must not change data whose checksum is known.
         copies = {key: host_array(f"{name} {key.replace('_', ' ')}", array).copy() for key, array in arrays.items()}
         data = dataset_of_arrays(name, copies, Source(name, "in memory", {}), seed)

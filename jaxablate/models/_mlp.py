@@ -281,25 +281,25 @@ def zeros_for(model: MLP) -> np.ndarray:
 
 
 def set_image_shape(model: nnx.Module, shape: tuple[int, ...], *, flat: bool = False) -> None:
-    """Record the shape of images [example, ...], so that a network refuses color images of another layout.
+    """Record the shape of images [example, ...], so that a network refuses images of another layout.
 
-    Flattened, color images of another order of axes have as many pixels, and the network's outputs would be wrong. Grey
-    images need no record: wherever their axis of size 1 is, they have the same pixels in the same order. `flat` records
-    the number of pixels of flat examples too, whose order only the user knows.
+    Flattened, images of another order of axes have as many pixels, and the network's outputs would be wrong. Axes of
+    size 1 do not matter: wherever they are, the pixels are in the same order. `flat` records the number of pixels of
+    flat examples too, whose order only the user knows.
     """
-    if len(sizes := _without_ones(shape)) > 2 or (flat and len(sizes) == 1):
+    if len(sizes := _without_ones(shape)) > 1 or (flat and len(sizes) == 1):
         model.image_shape = sizes  # pyright: ignore[reportAttributeAccessIssue] (an nnx.Sequential may get it too)
 
 
 def require_image_shape(model: nnx.Module, shape: tuple[int, ...]) -> None:
-    """Raise `InputError` for color images of another layout than the network was made for, and name flat ones.
+    """Raise `InputError` for images of another layout than the network was made for, and name flat color images.
 
     Warns:
-        AssumptionWarning: for flat examples in place of images.
+        AssumptionWarning: for flat examples in place of color images.
     """
     made_for, sizes = getattr(model, "image_shape", None), _without_ones(shape)
-    if made_for is None or max(len(made_for), len(sizes)) < 3:
-        return
+    if made_for is None or (min(len(made_for), len(sizes)) < 2 and max(len(made_for), len(sizes)) < 3):
+        return  # grey images are flattened in one way
     axes = ", ".join(map(str, made_for))
     remedy = "transpose their axes to this order" if len(made_for) > 1 else "flatten them in the order of its training"
     require(

@@ -4,6 +4,7 @@ Input: the file of a state dict, and the same architecture as an `nnx.Sequential
 Output: a network with these weights in Flax's layout.
 """
 
+import functools
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ from jaxablate._checks import (
     require_type,
 )
 from jaxablate._typing import Images
-from jaxablate.models._chain import flatten_layers
+from jaxablate.models._chain import describe_layer, flatten_layers, layers_of
 from jaxablate.models._mlp import (
     ACTIVATIONS,
     MLP,
@@ -154,8 +155,6 @@ def load_pytorch(
             f"reference: expected a pair (inputs, outputs), got {describe_value(reference)}",
         )
         require_reference(_name_of(source), network, *reference)
-        if isinstance(network, MLP):
-            set_image_shape(network, np.shape(reference[0]), flat=True)
     else:
         _warn_of_assumptions(_name_of(source), network, names, shape)
     return network
@@ -228,7 +227,9 @@ def _warn_of_assumptions(
     """Warn of what a state dict does not say, unless the shapes of the layers of a given model settle it."""
     check = "check it by reference=(inputs, outputs), or convert the module by ja.from_pytorch"
     if isinstance(network, MLP):
-        order = "" if shape is not None else "; images flattened with their channels last (images= reorders them)"
+        order = "; images flattened with their channels last (images= reorders them)" if shape is None else ""
+        if shape is not None and len(shape) != 4 and len(shape) > 2:
+            order = f"; examples of shape {shape[1:]} flattened with their axes in this order"
         warnings.warn(
             f"{what}: assumed {', '.join(names)} in this order with {network.activation} between them, and nothing "
             f"else{order}; {check}",
@@ -251,6 +252,8 @@ def _warn_of_assumptions(
 
 def require_reference(what: str, network: Any, inputs: Any, outputs: Any) -> None:
     """Raise `InputError` unless a network reproduces outputs [example, ...], as in `require_close`.
+
+    An `MLP` that was not made for images of some shape takes examples of the inputs' shape from then on.
 
     Args:
         what: names the network's source in messages.
@@ -286,6 +289,27 @@ def require_reference(what: str, network: Any, inputs: Any, outputs: Any) -> Non
     require_close(
         f"reference: the {what}", ours, outputs, spread, "check activation, layers and the layout of the images"
     )
+    layers = layers_of(in_evaluation_mode(network))
+    swapped = [_other_gelu(layer) for layer in layers]
+    if swapped != layers:  # the two forms of GELU differ by less than what is tolerated
+        with jax.default_matmul_precision("highest"):
+            others = functools.reduce(lambda values, layer: layer(values), swapped, jnp.asarray(inputs))
+        difference, other = (float(np.abs(each - outputs).max()) for each in (ours, np.asarray(others)))
+        require(
+            10 * other >= difference,
+            f"reference: the {what} gives other outputs, by up to {difference:.2g}, and by {other:.2g} with the other "
+            "form of GELU; take that one: 'gelu' is PyTorch's nn.GELU(), 'gelu_tanh' is nn.GELU(approximate='tanh')",
+        )
+    if isinstance(network, MLP) and network.image_shape is None:
+        set_image_shape(network, inputs.shape, flat=True)
+
+
+def _other_gelu(layer: Callable) -> Callable:
+    """Return the approximation of GELU for the exact form and vice versa, and any other layer unchanged."""
+    swapped = {"gelu": "gelu_exact", "gelu_exact": "gelu"}
+    described = describe_layer(layer) or {}
+    is_gelu = described.get("type") == "activation" and described["name"] in swapped
+    return get_activation(swapped[described["name"]]) if is_gelu else layer
 
 
 def require_close(subject: str, outputs: np.ndarray, expected: np.ndarray, spread: float, remedy: str) -> None:
