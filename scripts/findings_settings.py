@@ -726,10 +726,13 @@ def decay_text(kinds: Sequence[Kind]) -> str:
     )
     lines = ["| layers | l2 | constant code, %, layer by layer |", "| --- " * 3 + "|"]
     for kind in compared:
-        ends = [estimate(100 * fractions) for fractions in constant_fractions(kind)]
-        texts = [f"{each.mean:.1f} [{each.interval()[0]:.1f}, {each.interval()[1]:.1f}]" for each in ends]
+        texts = []
+        for fractions in constant_fractions(kind):
+            estimated = estimate(100 * fractions)
+            low, high = np.clip(estimated.interval(), 0, 100)
+            texts.append(f"{estimated.mean:.1f} [{low:.1f}, {high:.1f}]")
         lines.append(f"| {kind.depth} | {kind.changes.get('l2', 1e-3):g} | {', '.join(texts)} |")
-    return "On MNIST, with sigmoid units, after 10 epochs:\n\n" + "\n".join(lines)
+    return "On MNIST, with sigmoid units, after 10 epochs (intervals are cut at 0 and 100%):\n\n" + "\n".join(lines)
 
 
 @styled
