@@ -340,7 +340,7 @@ def require_same_features(argument: str, table: Any, train: Any) -> None:
 
 def _column_names(table: Any) -> list | None:
     """Return the names of the columns of a table of pandas or Polars; None for other arrays."""
-    columns = getattr(table, "columns", None)
+    columns: Any = getattr(table, "columns", None)
     is_polars = isinstance(columns, list) and all(isinstance(name, str) for name in columns)
     return [*columns] if is_polars or hasattr(columns, "equals") else None
 

@@ -288,6 +288,15 @@ def test_colour_images_on_the_command_line(colours):
     run = CliRunner().invoke(app, settled)
     assert run.exit_code == 0, run.output
     assert "flattens images channel by channel" in " ".join(run.output.split())
+    assert "reference does not show" not in run.output
+    for scaled in (255 * images, images - 0.5):
+        outputs_of_scaled = forward(
+            network(("one", "two", "three", "four"), (48, 9, 9, 9, 3)), scaled.transpose(0, 3, 1, 2).reshape(60, -1)
+        )
+        np.savez(folder / "reference.npz", inputs=scaled, outputs=outputs_of_scaled)
+        run = CliRunner().invoke(app, settled)
+        assert run.exit_code == 0, run.output
+        assert "reference does not show that the dataset is scaled" in " ".join(run.output.split())
     np.savez(folder / "reference.npz", inputs=images, outputs=outputs + 0.5)
     run = CliRunner().invoke(app, settled)
     assert run.exit_code != 0

@@ -378,7 +378,9 @@ def _read_network(
     The other arguments are options of a command.
     """
     from jaxablate import MLP, InputError, load_dataset, load_model
+    from jaxablate._checks import JaxablateWarning
     from jaxablate._files import require_file
+    from jaxablate.datasets._types import difference_of_scales
     from jaxablate.models._files import is_saved_model
     from jaxablate.models._pytorch import TORCH_ACTIVATIONS, read_state_dict, require_reference
 
@@ -425,6 +427,14 @@ def _read_network(
             show(f"Inputs: assumed that {path.name} {layout}. --reference checks it.")
     if pair is not None:
         require_reference(f"network file {path}", model, *pair)
+        images = load_dataset(dataset, data_dir=data_dir).test.images
+        if difference := difference_of_scales({"the reference": pair[0], "the dataset": images}):
+            warnings.warn(
+                f"--reference: expected inputs scaled as the images of the dataset, {difference}; the reference does "
+                "not show that the dataset is scaled as the network takes it",
+                JaxablateWarning,
+                stacklevel=2,
+            )
     facts = file_facts(
         path, activation=stated, is_pytorch=names is not None, layers=layers, state_key=state_key,
         layout=layout, notes=[str(note.message) for note in notes], reference=reference,

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from jaxablate._checks import (
-    InputError,
     JaxablateWarning,
     check_labels,
     describe_value,
@@ -305,27 +304,28 @@ def dataset_of_arrays(
         splits["train"], splits["validation"] = _split_off("validation", 6, splits["train"], seed)
     sizes = {split.images.shape[1:] for split in splits.values()}
     require(len(sizes) == 1, f"{source.name}: expected images of one size, got {sorted(sizes)}")
-    ends = {name: (float(split.images.min()), float(split.images.max())) for name, split in splits.items()}
-    ranges = {name: max(-lowest, highest) for name, (lowest, highest) in ends.items()}
-    if max(ranges.values()) > MAX_RATIO * min(ranges.values()) > 0:
-        texts = ", ".join(f"{name} {largest:g}" for name, largest in ranges.items())
-        raise InputError(
-            f"{what}: expected images of one scale, got largest magnitudes that differ {MAX_RATIO}-fold or more "
-            f"({texts}); scale all splits alike"
-        )
-    signs = {lowest < 0 for lowest, _ in ends.values()}
-    if len(signs) == 2:  # most images have no negative value, and need no count
-        negative = {name: float((split.images < 0).mean()) for name, split in splits.items()}
-        signed = max(negative, key=lambda name: negative[name])
-        for name, split in splits.items():
-            require(
-                negative[name] > 0 or negative[signed] * split.images.size < EXPECTED_NEGATIVE,
-                f"{what}: expected images of one scale, but {100 * negative[signed]:.1f}% of the values of {signed} "
-                f"are negative and none of {name}; scale all splits alike",
-            )
+    difference = difference_of_scales({name: split.images for name, split in splits.items()})
+    require(not difference, f"{what}: expected images of one scale, {difference}; scale all splits alike")
     if any(dtype == np.uint8 for dtype in dtypes.values()):
         source = replace(source, origin=f"{source.origin}, uint8 images divided by 255")
     return Dataset(**splits, num_classes=num_classes, source=source)
+
+
+def difference_of_scales(images: Mapping[str, Images]) -> str:
+    """Say how the scales of arrays of images by name differ, for example 0..1 and 0..255; "" if they do not."""
+    ends = {name: (float(array.min()), float(array.max())) for name, array in images.items()}
+    ranges = {name: max(-lowest, highest) for name, (lowest, highest) in ends.items()}
+    if max(ranges.values()) > MAX_RATIO * min(ranges.values()) > 0:
+        texts = ", ".join(f"{name} {largest:g}" for name, largest in ranges.items())
+        return f"got largest magnitudes that differ {MAX_RATIO}-fold or more ({texts})"
+    signs = {lowest < 0 for lowest, _ in ends.values()}
+    if len(signs) == 2:  # most images have no negative value, and need no count
+        negative = {name: float((array < 0).mean()) for name, array in images.items()}
+        signed = max(negative, key=lambda name: negative[name])
+        for name, array in images.items():
+            if negative[name] == 0 and negative[signed] * array.size >= EXPECTED_NEGATIVE:
+                return f"but {100 * negative[signed]:.1f}% of the values of {signed} are negative and none of {name}"
+    return ""
 
 
 def warn_of_content(data: Dataset) -> None:
