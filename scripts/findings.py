@@ -70,13 +70,14 @@ A comparison shows *no difference* if its 90% interval lies within a margin (0.2
 a correlation, 0.1 of a log ratio): at the 5% level the mean difference is smaller than that, whatever its
 p-value against 0. Otherwise it *holds* for a positive mean with p < 0.05, and *does not hold* for a
 negative mean with p < 0.05 after Holm's correction over the comparisons of its claim, in its kind of
-network, under its protocol. Such a mean may be smaller than the margin. If all networks have the same value,
-it decides without a test. A claim holds if all its comparisons hold, which needs no correction; the
+network, under its protocol. Such a mean may be smaller than the margin. If all networks have the same
+value, it decides without a test. A claim holds if all its comparisons hold, which needs no correction; the
 counts of single comparisons that hold are therefore uncorrected. A claim does not hold if one comparison
-does not. It *holds in part* if each comparison holds or shows no difference. Only comparisons of C2 and C9
-can be *reversed*: all of their group (C2: both sides of random, for one score and layer) are significantly
-negative. A claim of which none fails is *reversed* if all are reversed, and *reversed in part* if some are;
-counts add both to those that do not hold. Nothing is corrected across claims.
+does not. It shows *no difference* if all its comparisons show none; otherwise it *holds in part* if each
+holds or shows no difference. Only comparisons of C2 and C9 can be *reversed*: all of their group (C2: both
+sides of random, for one score and layer; C9: all) are significantly negative. A claim of which none fails
+is *reversed* if all are reversed, and *reversed in part* if some are; counts add both to those that do not
+hold. Nothing is corrected across claims.
 
 The paper gives no numbers for falling strongly, staying flat, costing little and correlating strongly. Here
 they mean more than 3, less than 1 and less than 2 points on average over the steps, and a rank correlation

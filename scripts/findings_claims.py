@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from findings_common import BASELINE, PAPER, PUBLISHED, Measurements, digits_of, number, p_text, words
 from findings_settings import constant_neurons, interval, score_only_changing
+from scipy import stats
 
 import jaxablate as ja
 from jaxablate.charts import deciding_effect
@@ -32,10 +33,10 @@ from jaxablate.statistics import paired_difference
 
 ALL_RANKINGS = "*All rankings* is the mean AUC of six rankings: entropy, MI and KL, each LVF and HVF."
 NOTES = {
-    "C2": "The paper says only that random lies between the two directions. A *reversed* pair has random in between as "
-    "well, with high values first as the better direction. *In either direction* is the verdict on that sentence: each "
-    "score and layer may have the direction that fits better. In the last hidden layer C4 states the direction "
-    "opposite to C2, so C2 and C4 cannot both hold there.",
+    "C2": "The paper calls random pruning a moderate choice, read here as: between the two directions. A *reversed* "
+    "pair has random in between as well, with high values first as the better direction. *In either direction* is "
+    "the verdict on that sentence: each score and layer may have the direction that fits better. In the last hidden "
+    "layer C4 states the direction opposite to C2, so C2 and C4 cannot both hold there.",
     "C4": "These are one-bit codes; the section on quantizers has finer ones.",
     "C5": ALL_RANKINGS,
     "C6": ALL_RANKINGS
@@ -58,7 +59,7 @@ class Spread:
 
     Attributes:
         place: network, layer and protocol, as cells of a table.
-        deviations: standard deviation with one random order for each network, with zeros and balanced, in points.
+        deviations: root of the mean variance with one random order for each network, zeros and balanced, in points.
         ratio: balanced over zeros, and the ends of its 95% interval.
         orders: fraction of the variance with zeros that lies between the orders of a network.
         networks: variance between networks, apart from their orders, with zeros and balanced, in squared points.
@@ -96,11 +97,11 @@ def spreads_between_networks(measured: Measurements) -> list[Spread]:
                 Spread(
                     f"{name} | {layer} | {protocol}",
                     (np.sqrt(zeros[0]), np.sqrt(balanced[0])),
-                    bounds(np.sqrt(balanced / zeros)),
+                    of_ratio(balanced / zeros),
                     orders[0, 0] / zeros[0],
                     tuple(networks[:, 0]),
-                    bounds(networks[1] - networks[0]),
-                    bounds(np.sqrt(determined[1] / determined[0])),
+                    jackknife(networks[1] - networks[0]),
+                    of_ratio(determined[1] / determined[0]),
                 )
             )
     return spreads
@@ -113,21 +114,32 @@ def variances(values: np.ndarray) -> np.ndarray:
         values: [network, order, step]. With one order for each network, all variance is between networks.
 
     Returns:
-        [2, sample]: means over the steps, first of these networks, then of 2,000 bootstrap samples of networks.
+        [2, 1 + network]: means over the steps, first of all networks, then without each network in turn.
     """
     size, num_orders, _ = values.shape
-    counts = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), 2000)
-    weights = np.concatenate([np.ones((1, size), int), counts]) / size
+    weights = np.concatenate([np.ones((1, size)), 1 - np.eye(size)])
+    sizes = weights.sum(axis=1)
+    weights /= sizes[:, None]
     of_orders = values.var(axis=1, ddof=1).mean(axis=1) if num_orders > 1 else np.zeros(size)
     means = values.mean(axis=1) - values.mean()
-    of_means = ((weights @ means**2 - (weights @ means) ** 2) * size / (size - 1)).mean(axis=1)
+    of_means = (weights @ means**2 - (weights @ means) ** 2).mean(axis=1) * sizes / (sizes - 1)
     return np.stack([weights @ of_orders, of_means - weights @ of_orders / num_orders])
 
 
-def bounds(samples: np.ndarray) -> Bounds:
-    """Return the first number, and the ends of the 95% interval of the bootstrap samples after it."""
-    low, high = np.quantile(samples[1:], (0.025, 0.975))
-    return float(samples[0]), float(low), float(high)
+def jackknife(estimates: np.ndarray) -> Bounds:
+    """Return an estimate and its 95% t-interval, from the estimates of all networks and without each in turn.
+
+    Source: Tukey, Bias and confidence in not quite large samples, Annals of Mathematical Statistics 29 (1958).
+    """
+    size = len(estimates) - 1
+    half = stats.t.ppf(0.975, size - 1) * np.sqrt((size - 1) * estimates[1:].var())
+    return float(estimates[0]), float(estimates[0] - half), float(estimates[0] + half)
+
+
+def of_ratio(variances_: np.ndarray) -> Bounds:
+    """Return the root of a ratio of variances, with the interval of its logarithm."""
+    low, mean, high = np.exp(sorted(jackknife(np.log(variances_) / 2)))
+    return float(mean), float(low), float(high)
 
 
 def spread_summary(spreads: Sequence[Spread]) -> str:
@@ -135,14 +147,14 @@ def spread_summary(spreads: Sequence[Spread]) -> str:
     ratios, changes = [spread.ratio for spread in spreads], [spread.change for spread in spreads]
     determined, least = [spread.determined for spread in spreads], min(spread.orders for spread in spreads)
     return (
-        "with one random order each, the standard deviation of the accuracy at a step falls to "
-        f"{min(ratios)[0]:.2f} to {max(ratios)[0]:.2f} of that with zeros ({sum(high < 1 for _, _, high in ratios)} of "
-        f"{len(spreads)} 95% intervals lie below 1), but with zeros {100 * least:.0f}% or more of this variance is "
-        "between orders. The rest, between networks, is smaller with bias balancing in "
-        f"{sum(mean < 0 for mean, _, _ in changes)} and larger in {sum(mean > 0 for mean, _, _ in changes)} of "
-        f"{len(spreads)} cases (intervals that exclude 0: {sum(high < 0 for _, _, high in changes)} and "
-        f"{sum(low > 0 for _, low, _ in changes)}). For MI-LVF, which is one order for each network, the standard "
-        f"deviation falls in {sum(high < 1 for _, _, high in determined)} of {len(spreads)} cases and rises in "
+        f"with one random order each, the standard deviation of the accuracy at a step falls to {min(ratios)[0]:.2f} "
+        f"to {max(ratios)[0]:.2f} of that with zeros ({sum(high < 1 for _, _, high in ratios)} of {len(spreads)} 95% "
+        f"intervals lie below 1), but with zeros {100 * least:.0f}% or more of this variance is between orders. The "
+        "rest, between networks, is estimated as smaller with bias balancing in "
+        f"{sum(mean < 0 for mean, _, _ in changes)} and as larger in {sum(mean > 0 for mean, _, _ in changes)} of "
+        f"{len(spreads)} cases ({sum(high < 0 or low > 0 for _, low, high in changes) or 'no'} intervals exclude 0). "
+        "For MI-LVF, which is one order for each network, the standard deviation falls in "
+        f"{sum(high < 1 for _, _, high in determined)} of {len(spreads)} cases and rises in "
         f"{sum(low > 1 for _, low, _ in determined)} (95%)"
     )
 
@@ -158,7 +170,8 @@ def between_networks(spreads: Sequence[Spread]) -> str:
             f"Between networks, {spread_summary(spreads)}. In the table, *orders* is the fraction of the variance with "
             "zeros that lies between the random orders of a network, and *between networks* is the rest of the "
             "variance, with zeros, balanced, and the difference, in squared points; an estimate near 0 may be "
-            "negative. All are means over the steps, with intervals by a bootstrap over networks.",
+            "negative, and the fraction then exceeds 100%. Variances are means over the steps, and intervals are "
+            "t-intervals by the jackknife over networks.",
             "",
             "| network | layer | protocol | random order: zeros | balanced, points | ratio | orders | "
             "between networks: zeros | balanced | difference | MI-LVF: ratio |",

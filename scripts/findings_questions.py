@@ -287,7 +287,7 @@ def quantizers(measured: Measurements, pictures: Path, verdicts: Sequence[Verdic
                 place = f"{SHORT[compared.score]} in {compared.scope} of the {name} network"
                 gaps = mean[1:][directions[1]]
                 if high_first:
-                    sizes = f"{gaps.min():+.2f} to {gaps.max():+.2f} points"
+                    sizes = f"by {-gaps.max():.2f} to {-gaps.min():.2f} points"
                     finer.append(f"{high_first} of {len(rest)} for {place} ({sizes}), and ")
                 if compared.verdict == "no direction":
                     contrary.append(f"{place}, {-effect.mean:+.2f} [{-effect.high:+.2f}, {-effect.low:+.2f}]")
@@ -316,8 +316,9 @@ def quantizers(measured: Measurements, pictures: Path, verdicts: Sequence[Verdic
         "| --- " * 9 + "|",
     ]
     return Section(
-        f"Under {sweep.sizes['quantizer'] - 1} other quantizers (2 to 32 codes), the direction that costs less, low or "
-        f"high values first, is, in {len(rows)} cases: {summary}. {last_layer}",
+        f"Under {sweep.sizes['quantizer'] - 1} other quantizers (2 to 32 codes), the direction that costs less, low "
+        f"or high values first, is, in {len(rows)} cases (a score in a layer or the network): {summary}. *Kept* "
+        f"needs all other quantizers, *reversed* one. {last_layer}",
         "\n\n".join([text, *figures, "\n".join([*head, *rows])]),
     )
 
@@ -371,28 +372,28 @@ def pairs(measured: Measurements, pictures: Path) -> Section:
         return f"{interval(given[0])} to {interval(given[-1])}"
 
     text = (
-        "The paper infers redundancy from curves. Here shared information is measured for pairs: redundancy is the "
-        "smaller of the two neurons' MI with the class, synergy what only both codes together have about the class, "
-        "and co-information is redundancy minus synergy. The "
-        "damage of a pair is super-additive by the rise of the loss without both, minus the two single rises "
+        "The paper infers redundancy from curves. Here information is measured for pairs: redundancy is the smaller "
+        "of the two neurons' MI with the class, synergy what both codes together have beyond the larger one, and "
+        "co-information redundancy minus synergy, which grows with what the two share. The damage of a pair is "
+        "super-additive by the rise of the loss without both, minus the two single rises "
         f"({test.attrs['num_test_examples']:,} test images, {num_networks} networks of each kind). Super-additive "
         "damage is no evidence of replacement: in the last hidden layer the changes of the logits add up, and the "
         "damage of a pair exceeds the sum because the loss is curved. The control is this curvature, E[d_i^T (diag p "
         "- p p^T) d_j] with d the change of the logits and p the intact prediction. The table shows Spearman's "
-        "correlations with super-additivity over the pairs of a layer, as mean and 95% interval over networks: of the "
-        "curvature, of co-information, and of co-information, redundancy and synergy given the curvature. *All* "
-        "compares all neurons, *changing* those whose code is not the same for all validation images.\n\n"
-        "In the last hidden layer what the curvature leaves is of third order in the change of the logits, and cannot "
-        "show replacement, present or absent. So the last layer is a negative control; its correlations given the "
-        f"curvature are {listed('last', 'all')}. In earlier layers they also hold how the later layers combine the two "
-        f"changes. Layer 2 of the 3-layer network has {listed('layer2', 'all')}. Layer 1 has "
-        f"{listed('layer1', 'all')}. But {constant_pairs(measured, num_networks)} of its pairs contain a neuron whose "
-        "code never changes. Such a pair has co-information 0, so the correlation may come from these neurons. "
-        f"Without them it is {listed('layer1', 'changing')}.\n\n"
-        f"In layer 1, without them, redundancy has {listed('layer1', 'changing', 'redundancy')}, and synergy "
-        f"{listed('layer1', 'changing', 'synergy')}. Redundancy depends on the two neurons' own MI "
-        "alone, so it does not tell sharing from much information, and sharing lowers synergy. So neither shows "
-        "that shared information predicts the damage."
+        "correlations with super-additivity over the pairs of a layer, as mean and 95% interval over networks: of "
+        "the curvature, of co-information, and of co-information, redundancy and synergy given the curvature. *All* "
+        "compares all neurons, *changing* those whose code is not the same for all validation images.\n\nIn the last "
+        "hidden layer what the curvature leaves is of third order in the change of the logits, and cannot show "
+        "replacement, present or absent. So the last layer is a negative control; its correlations given the "
+        f"curvature are {listed('last', 'all')}. In earlier layers they also hold how the later layers combine the "
+        f"two changes. Layer 2 of the 3-layer network has {listed('layer2', 'all')}. Layer 1 has "
+        f"{listed('layer1', 'all')}. But {constant_pairs(measured, num_networks)} of its pairs contain a neuron "
+        "whose code never changes. Such a pair has co-information 0, so the correlation may come from these neurons. "
+        f"Without them it is {listed('layer1', 'changing')}.\n\nIn layer 1, without them, redundancy has "
+        f"{listed('layer1', 'changing', 'redundancy')}, and synergy {listed('layer1', 'changing', 'synergy')}. "
+        "Redundancy depends on the two neurons' own MI alone, so it does not tell sharing from much information, and "
+        "sharing lowers synergy at a given MI of the two. So neither shows that shared information predicts the "
+        "damage."
     )
     head = [
         "| network | layer | fill | neurons | curvature | co-information | given curvature: co-information | "
@@ -405,6 +406,6 @@ def pairs(measured: Measurements, pictures: Path) -> Section:
         "neurons about the class) has a rank correlation with the super-additive part of their damage, given the "
         f"curvature of the loss, of {extremes('co_information')}. Redundancy has {extremes('redundancy')} and synergy "
         f"{extremes('synergy')}, but redundancy depends on the neurons' own MI alone, and sharing lowers "
-        f"synergy ({num_networks} networks of each kind, two fills; neurons whose code changes).",
+        f"synergy at a given MI ({num_networks} networks of each kind, two fills; neurons whose code changes).",
         "\n\n".join([text, "\n".join([*head, *rows]), *figures]),
     )

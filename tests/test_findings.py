@@ -222,15 +222,22 @@ def test_the_variances_of_orders_and_of_networks_are_those_of_the_samples():
     assert (of_orders[0], of_networks[0]) == pytest.approx((0, 4 * networks.var(ddof=1)))
 
 
-def test_the_interval_of_a_variance_covers_it():
+def test_the_jackknife_covers_a_difference_of_variances():
     generator = np.random.default_rng(0)
-    covered = []
-    for _ in range(300):
-        networks, orders = generator.normal(size=(20, 1, 1)), generator.normal(size=(20, 10, 1))
-        more, fewer = findings_claims.variances(2 * networks + orders), findings_claims.variances(networks + orders)
-        _, low, high = findings_claims.bounds((more - fewer)[1])
-        covered.append(low < 3 < high)
-    assert 0.8 < np.mean(covered) < 0.97  # percentiles of a bootstrap over 20 networks cover a variance too rarely
+    covered, above = [], []
+    for _ in range(400):
+        networks, zeros, balanced = (generator.normal(size=(20, k, 1)) for k in (1, 10, 10))
+        parts = [findings_claims.variances(networks + scale * orders) for scale, orders in ((3, zeros), (1, balanced))]
+        mean, low, high = findings_claims.jackknife((parts[0] - parts[1])[1])
+        assert low < mean < high
+        covered.append(low < 0 < high)
+        above.append(low > 0)
+        total = [sum(part) for part in parts]
+        ratio, low, high = findings_claims.of_ratio(total[1] / total[0])
+        assert ratio == pytest.approx((total[1][0] / total[0][0]) ** 0.5)
+        covered.append(low < (2 / 10) ** 0.5 < high)
+    assert 0.92 < np.mean(covered) < 0.98
+    assert np.mean(above) < 0.05
 
 
 def test_a_setting_that_is_not_there_is_named(tmp_path):
