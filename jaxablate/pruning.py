@@ -30,7 +30,7 @@ from jaxablate.fills import LinearFill
 from jaxablate.linear_compensation import check_linear_fill, predictors
 from jaxablate.models import AnyModel, Model, SiteSpec, from_function, from_module
 from jaxablate.models._analysis import describe_values, location, result_axes
-from jaxablate.models._graph import evaluate, needed, operation_name, read, shape_of
+from jaxablate.models._graph import evaluate, needed, operation_name, read, shape_of, variables
 from jaxablate.models._mlp import is_mlp, pop_tensors, to_tensors, zeros_for
 from jaxablate.models._model import TRACED, ModelSpec, ModuleCall, require_held, start_forward, trace_model
 from jaxablate.models._sites import Prediction
@@ -143,15 +143,24 @@ def count_parameters(model: AnyModel) -> int:
         model: an NNX module, or a `ja.models.Model`.
 
     Returns:
-        The total size of all `nnx.Param`; for a `ja.models.Model` of all its parameters.
+        The total size of all `nnx.Param`. For a model of a function: of all floating parameters that it reads, without
+        the running statistics of Linen (`batch_stats`).
 
     Example:
         >>> ja.pruning.count_parameters(ja.MLP(4, (3,), 2, rngs=nnx.Rngs(0)))
         23
     """
     require_type("model", model, AnyModel, "a network")
-    leaves = jax.tree.leaves(nnx.state(model, nnx.Param)) if isinstance(model, nnx.Module) else model.state
-    return sum(leaf.size for leaf in leaves)
+    module = model.params if isinstance(model, Model) and isinstance(model.function, ModuleCall) else model
+    if isinstance(module, nnx.Module):
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+    graph = module.spec.graph(2)
+    used = set(variables(graph.outputs)).union(*(variables(eqn.invars) for eqn in graph.equations))
+    return sum(
+        leaf.size
+        for name, leaf, var in zip(module.names, module.state, graph.inputs, strict=False)
+        if var in used and "batch_stats" not in name.split("/") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    )
 
 
 def count_flops(model: AnyModel, images: Images) -> int:

@@ -135,6 +135,21 @@ def test_commands_work_in_foreign_environments(name, tmp_path, undisturbed):
 
 
 @pytest.mark.slow
+def test_a_locale_that_is_not_installed(tmp_path):
+    """matplotlib asks for it when it is imported, so only commands that draw need it."""
+    write_files(tmp_path)
+    (tmp_path / "matplotlibrc").write_text("axes.formatter.use_locale: True")
+    commands = [COMPUTING[2][:-2], [*COMPUTING[2][:-4], "--out", "more.nc", "--report", "page.html"]]
+    variables = {"LC_ALL": "xx_XX.UTF-8", "MATPLOTLIBRC": "{folder}/matplotlibrc"}
+    codes, errors = run_commands(tmp_path, commands, variables)
+    assert codes == [0, 1]
+    assert "error: locale: matplotlib gets 'unsupported locale setting' from the system; set LC_ALL=C.UTF-8" in errors
+    assert "Traceback" not in errors
+    assert (tmp_path / "curves.nc").exists()
+    assert not (tmp_path / "more.nc").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "nonsense"])
 def test_a_device_that_is_not_there(platform, tmp_path):
     write_files(tmp_path)

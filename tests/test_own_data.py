@@ -96,7 +96,7 @@ def test_a_single_pair_is_split(tmp_path, names):
     same = ja.Dataset.from_arrays(IMAGES, LABELS)
     assert [len(data.train), len(data.validation), len(data.test)] == [40, 8, 12]
     np.testing.assert_array_equal(data.test.images, same.test.images)
-    assert data.source.origin.endswith(f"(images {names[0]} and labels {names[1]}, split into three splits)")
+    assert data.source.origin.endswith(f"(images {names[0]} and labels {names[1]}, split at random into three splits)")
 
 
 PAIR = {"X": IMAGES, "y": LABELS}
@@ -130,7 +130,7 @@ def test_a_command_prints_what_was_assumed(tmp_path, model):
     options = [str(network), "--dataset", str(data), "--score", "mean_activation", "--out", str(tmp_path / "out.csv")]
     result = CliRunner().invoke(jaxablate.cli.app, ["score", *options])
     assert result.exit_code == 0, result.output
-    assert "(images X and labels y, split into three splits)" in " ".join(result.output.split())
+    assert "(images X and labels y, split at random into three splits)" in " ".join(result.output.split())
     assert result.output.count("no split has an example of class 0; number the classes from 0") == 1
 
 

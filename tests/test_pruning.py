@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
@@ -403,6 +404,33 @@ def test_what_cannot_be_pruned(small_model, images):
         whole = function_of(lambda w, x: jnp.tanh(x @ w[0]) @ w[1], images, *TWO, sites="input")
         ja.prune(whole, np.arange(784) > 3, images=images)
     assert ja.pruning.count_parameters(model) == 784 * 6 + 60
+
+
+def test_parameters_of_a_function_are_those_that_it_reads():
+    """Running statistics, and the state of an optimizer in a `TrainState`, are no parameters."""
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            hidden = nn.BatchNorm(use_running_average=True)(nn.Dense(16)(images))
+            return nn.Dense(3)(nn.relu(hidden))
+
+    images, network = np.ones((2, 7), np.float32), Network()
+    variables = network.init(jax.random.key(0), images)
+    trainable = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert trainable == 7 * 16 + 16 + 2 * 16 + 16 * 3 + 3
+    moments = optax.adam(1e-3).init(variables["params"])
+    state = {**variables, "opt_state": moments, "step": jnp.zeros((), jnp.int32)}
+
+    def apply(state, images):
+        return network.apply({name: state[name] for name in ("params", "batch_stats")}, images)
+
+    for function, params in ((network.apply, variables), (apply, state)):
+        assert ja.pruning.count_parameters(ja.from_function(function, params, images)) == trainable
+    module = nnx.Sequential(nnx.Linear(7, 16, rngs=nnx.Rngs(0)), nnx.BatchNorm(16, rngs=nnx.Rngs(0)), nnx.relu,
+                            nnx.Linear(16, 3, rngs=nnx.Rngs(0)))  # fmt: skip
+    for model in (module, ja.from_module(module, images)):
+        assert ja.pruning.count_parameters(model) == trainable
 
 
 @pytest.mark.slow

@@ -306,6 +306,36 @@ def test_colour_images_on_the_command_line(colours):
     assert "expected an .npz file with the arrays inputs and outputs" in " ".join(run.output.split())
 
 
+def test_layers_leave_out_entries_that_are_no_layers(torch, tmp_path):
+    nn = torch.nn
+    net = nn.Sequential(nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 5))
+    with torch.no_grad():
+        expected = net(torch.tensor(INPUTS)).numpy()
+    torch.save({**net.state_dict(), "log_std": torch.zeros(5), "steps": torch.tensor(3)}, tmp_path / "net.pt")
+    model = load_pytorch(tmp_path / "net.pt", activation="tanh", layers=("0", "2"))
+    np.testing.assert_allclose(model(INPUTS), expected, atol=1e-5)
+    with raises_input_error("expected names that end in weight, bias, .*, got 'log_std'"):
+        load_pytorch({**net.state_dict(), "log_std": torch.zeros(5)}, activation="tanh")
+    with raises_input_error("net.pth.tar: expected .safetensors, .pt, .pth or .ckpt, got '.tar'; rename it to .pt"):
+        (tmp_path / "net.pth.tar").write_bytes(b"")
+        load_pytorch(tmp_path / "net.pth.tar", activation="tanh")
+    (tmp_path / "net.pt").rename(tmp_path / "net.PTH")
+    assert load_pytorch(tmp_path / "net.PTH", activation="tanh", layers=("0", "2")).hidden == (9,)
+
+
+def test_a_reference_after_a_softmax_is_named(torch):
+    nn = torch.nn
+    net = nn.Sequential(nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 5))
+    with torch.no_grad():
+        logits = net(torch.tensor(INPUTS))
+    for name in ("log_softmax", "softmax"):
+        outputs = getattr(torch, name)(logits, 1).numpy()
+        with raises_input_error(f"reference: its outputs are the {name} of those of the PyTorch state dict; give the"):
+            load_pytorch(net.state_dict(), activation="tanh", reference=(INPUTS, outputs))
+    with raises_input_error("gives other outputs, by up to .*; check activation, layers"):
+        load_pytorch(net.state_dict(), activation="tanh", reference=(INPUTS, logits.numpy()[::-1]))
+
+
 def test_the_two_forms_of_gelu_are_told_apart(torch):
     """They differ by less than what a reference allows for rounding, and change a few predictions."""
     nn = torch.nn
@@ -351,7 +381,7 @@ def test_examples_of_two_axes_keep_their_order(torch, tmp_path):
     arguments = ["score", f"{tmp_path}/net.pt", "--activation", "relu", "--dataset", f"{tmp_path}/data.npz"]
     run = CliRunner().invoke(app, [*arguments, "--out", f"{tmp_path}/scores.csv", "--score", "mean_activation"])
     assert run.exit_code == 0, run.output
-    assert "assumed that net.pt flattens examples of shape (16, 9) with their axes" in " ".join(run.output.split())
+    assert "and flattens examples of shape (16, 9) with their axes in this order" in " ".join(run.output.split())
     np.savez(tmp_path / "reference.npz", inputs=windows, outputs=outputs)
     run = CliRunner().invoke(app, [*arguments, "--out", "x.csv", "--reference", f"{tmp_path}/reference.npz"])
     assert run.exit_code != 0
@@ -468,7 +498,7 @@ def test_the_facts_of_a_file_have_the_entry_that_was_read(torch, tmp_path):
     assert run.exit_code == 0, run.output
     note = "read the network from 'model', not from 'ema'"
     assert note in " ".join(run.stderr.split())
-    assert note in json.loads(run.stdout)["file"]["read"]
+    assert note in json.loads(run.stdout)["file"]["notes"]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, bool])

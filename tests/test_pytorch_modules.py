@@ -811,6 +811,32 @@ def test_chains_and_flat_examples_keep_their_layout(torch, data, tmp_path):
             ja.single_ablation(network, images, labels)
 
 
+def test_layers_that_share_parameters_are_named(torch):
+    nn = torch.nn
+
+    class Repeated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.inner, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = torch.relu(self.first(x))
+            for _ in range(2):
+                x = torch.relu(self.inner(x))
+            return self.last(x)
+
+    images = np.random.default_rng(0).random((5, 6), np.float32)
+    net = Repeated()
+    with pytest.warns(ja.models.AssumptionWarning, match="the layers inner, inner share parameters; in the converted"):
+        model = ja.from_pytorch(net, images)
+    np.testing.assert_allclose(model(images), net(torch.tensor(images)).detach().numpy(), atol=1e-5)
+    tied = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.BatchNorm1d(6, affine=False)).eval()
+    ja.from_pytorch(tied, images)  # nothing is shared
+    tied[2].weight = tied[0].weight
+    with pytest.warns(ja.models.AssumptionWarning, match="the layers 0, 2 share parameters"):
+        ja.from_pytorch(tied, images)
+
+
 def test_an_averaged_module_is_named(torch):
     averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Sequential(torch.nn.Linear(4, 2)))
     with raises_input_error("AveragedModel wraps another module; pass its attribute 'module'"):

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import json
+import locale
 import os
 import re
 import time
@@ -193,9 +194,11 @@ def one_sentence_errors(debug: bool = False) -> Iterator[None]:
         # the program and keep their traceback.
         except BrokenPipeError:  # the reader has closed its pipe; Typer exits quietly
             raise
-        except (ValueError, OSError, MemoryError, RuntimeError, AssertionError) as error:
+        except (ValueError, OSError, MemoryError, RuntimeError, AssertionError, locale.Error) as error:
             text = one_line(str(error))
-            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:  # JAX raises a RuntimeError
+            if isinstance(error, locale.Error):
+                text = f"locale: matplotlib gets '{text}' from the system; set LC_ALL=C.UTF-8 or an installed locale"
+            elif isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:  # JAX raises a RuntimeError
                 text = (
                     f"memory: no room for the data and the networks ('{text}'); end other programs, raise the limit "
                     "(ulimit -v) or take a larger machine"

@@ -190,13 +190,14 @@ def ablate(
     from jaxablate import StudyConfig, from_module, load_dataset, run_study
     from jaxablate.devices import is_primary
     from jaxablate.metrics import METRICS
-    from jaxablate.report import check_report_path, write_report
     from jaxablate.results import check_table_path, save_results, save_table
 
     devices = initialize_distributed(coordinator, num_processes, process_id, devices)
     if is_primary():
         check_table_path(out)
     if report is not None and is_primary():
+        from jaxablate.report import check_report_path
+
         check_report_path(report)
     model, _, file = _read_network(network, activation, layers, state_key, reference, dataset, data_dir)
     name = _name_in_results(network)
@@ -234,6 +235,8 @@ def ablate(
     print_dataset(results, asked=dataset)
     show(f"Curves: {out}")
     if report is not None:
+        from jaxablate.report import write_report
+
         data = load_dataset(dataset, seed=config.split_seed, data_dir=data_dir)
         write_report(results, report, networks={name: model}, data=data)
         show(f"Report: {report}")
@@ -386,7 +389,7 @@ def _read_network(
 
     require_file("network file", path)
     pair = None if reference is None else _read_reference(reference)
-    names, layout, notes = None, None, []
+    names, assumed, notes = None, "", []
     # The header of a file that jaxablate wrote names its format and its activation function. A state dict of PyTorch
     # has weights only.
     if is_saved_model(path):
@@ -404,40 +407,41 @@ def _read_network(
                 f"{' or '.join(TORCH_ACTIVATIONS)}"
             )
         stated = activation
-        shape = load_dataset(dataset, data_dir=data_dir).test.images.shape
+        images = load_dataset(dataset, data_dir=data_dir).test.images
+        shape, low, high = images.shape, float(images.min()), float(images.max())
         is_reordered = len(shape) == 4 and shape[-1] > 1
-        with warnings.catch_warnings(record=True) as notes:
+        with warnings.catch_warnings(record=True) as warned:
             model, names = read_state_dict(
                 path, None, activation=activation, shape=shape if is_reordered else None,
                 layers=None if layers is None else [name.strip() for name in layers.split(",")], state_key=state_key,
                 is_checked=pair is not None,
             )  # fmt: skip
-        for note in notes:
+        for note in warned:
             warnings.warn(note.message, note.category, stacklevel=2)
+            notes.append(str(note.message))
         show(f"Layers: {', '.join(names)}, with {activation} between them. --reference checks it.")
         sizes = [size for size in shape[1:] if size > 1]
+        assumed = f"takes examples as the dataset has them, with numbers from {low:g} to {high:g}"
         if is_reordered:
-            layout = (
-                "flattens images channel by channel, as PyTorch does; its first weights were reordered for images "
-                "with the channels last"
+            assumed += (
+                ", and flattens images channel by channel, as PyTorch does; its first weights were reordered for "
+                "images with the channels last"
             )
         elif len(sizes) > 2 or len(set(sizes)) > 1:
-            layout = f"flattens examples of shape {shape[1:]} with their axes in this order"
-        if layout is not None:
-            show(f"Inputs: assumed that {path.name} {layout}. --reference checks it.")
+            assumed += f", and flattens examples of shape {shape[1:]} with their axes in this order"
+        show(f"Inputs: assumed that {path.name} {assumed}. --reference checks it.")
     if pair is not None:
         require_reference(f"network file {path}", model, *pair)
         images = load_dataset(dataset, data_dir=data_dir).test.images
         if difference := difference_of_scales({"the reference": pair[0], "the dataset": images}):
-            warnings.warn(
+            notes.append(
                 f"--reference: expected inputs scaled as the images of the dataset, {difference}; the reference does "
-                "not show that the dataset is scaled as the network takes it",
-                JaxablateWarning,
-                stacklevel=2,
+                "not show that the dataset is scaled as the network takes it"
             )
+            warnings.warn(notes[-1], JaxablateWarning, stacklevel=2)
     facts = file_facts(
         path, activation=stated, is_pytorch=names is not None, layers=layers, state_key=state_key,
-        layout=layout, notes=[str(note.message) for note in notes], reference=reference,
+        assumed=assumed, notes=notes, reference=reference,
     )  # fmt: skip
     return model, names, facts
 

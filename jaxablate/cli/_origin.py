@@ -46,7 +46,7 @@ def file_facts(
     is_pytorch: bool,
     layers: str | None,
     state_key: str | None,
-    layout: str | None,
+    assumed: str,
     notes: Sequence[str],
     reference: Path | None,
 ) -> dict[str, Any]:
@@ -58,8 +58,8 @@ def file_facts(
         is_pytorch: True for a state dict of PyTorch, False for a file that jaxablate wrote.
         layers: value of --layers.
         state_key: value of --state-key.
-        layout: what was assumed of the layout of the images, such as "flattens images channel by channel"; or None.
-        notes: what was assumed of the entries of the file.
+        assumed: what was assumed of its inputs, such as "flattens images channel by channel"; "" for nothing.
+        notes: warnings about the file and the reference.
         reference: value of --reference, whose outputs the network has reproduced.
     """
     from jaxablate._files import as_utf8
@@ -80,10 +80,10 @@ def file_facts(
             "activation": f"{activation}, named in the file",
             "layers": "named in the file",
         }
-    if layout is not None:
-        facts["images"] = f"assumed that the network {layout}"
+    if assumed:
+        facts["images"] = f"assumed that the network {assumed}"
     if notes:
-        facts["read"] = "; ".join(notes)
+        facts["notes"] = "; ".join(notes)
     facts["reference"] = (
         "not checked, since --reference was not given"
         if reference is None

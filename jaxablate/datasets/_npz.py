@@ -70,7 +70,9 @@ def _read_arrays(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, np.nda
     chosen = {key: entries[present.index(name)] for key, name in names.items()}
     assumed = [f"{name} as {key.replace('_', ' ')}" for key, name in names.items() if name != key]
     if "test_images" not in names:
-        assumed = [f"images {names['train_images']} and labels {names['train_labels']}, split into three splits"]
+        assumed = [
+            f"images {names['train_images']} and labels {names['train_labels']}, split at random into three splits"
+        ]
     elif "validation_images" not in names:
         assumed.append("validation split taken from train")
     unused = [name for name in present if name not in names.values()]

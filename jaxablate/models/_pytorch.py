@@ -192,6 +192,8 @@ def read_state_dict(
         )
         state = find_state_dict(what, source, state_key)
         tensors = {name: to_numpy(require_plain(what, name, tensor)) for name, tensor in state.items()}
+    if isinstance(layers, list | tuple) and all(_entries_of(name, tensors) for name in layers):
+        tensors = {entry: tensors[entry] for name in layers for entry in _entries_of(name, tensors)} or tensors
     modules = group_modules(what, tensors, is_checked=is_checked)
     if model is None:
         network, names = _mlp(what, modules, activation, shape, layers)
@@ -201,6 +203,11 @@ def read_state_dict(
         network, names = set_weights(what, modules, nnx.clone(model), shape, layers)
         network.eval()
     return network, {name: list(modules[name]) for name in names}
+
+
+def _entries_of(module: Any, tensors: Iterable[str]) -> list[str]:
+    """Return the names of the tensors of a module."""
+    return [name for name in tensors if name.startswith(f"{module}.") or (module == "" and "." not in name)]
 
 
 def _require_activations_between(what: str, names: Sequence[str]) -> None:
@@ -227,9 +234,10 @@ def _warn_of_assumptions(
     """Warn of what a state dict does not say, unless the shapes of the layers of a given model settle it."""
     check = "check it by reference=(inputs, outputs), or convert the module by ja.from_pytorch"
     if isinstance(network, MLP):
-        order = "; images flattened with their channels last (images= reorders them)" if shape is None else ""
-        if shape is not None and len(shape) != 4 and len(shape) > 2:
-            order = f"; examples of shape {shape[1:]} flattened with their axes in this order"
+        order = "; images flattened with their channels last (images= reorders them)"
+        if shape is not None:
+            how = "channel by channel" if len(shape) == 4 else "with their axes in this order"
+            order = f"; examples of shape {shape[1:]} flattened {how}" if len(shape) > 2 else ""
         warnings.warn(
             f"{what}: assumed {', '.join(names)} in this order with {network.activation} between them, and nothing "
             f"else{order}; {check}",
@@ -286,6 +294,13 @@ def require_reference(what: str, network: Any, inputs: Any, outputs: Any) -> Non
         spread > 0,
         "reference: expected outputs that differ between examples, got constant ones; give other inputs",
     )
+    if not _are_close(ours, outputs, spread):
+        for function in (jax.nn.log_softmax, jax.nn.softmax):
+            name = function.__name__
+            require(
+                not _are_close(np.asarray(function(jnp.asarray(ours))), outputs, spread),
+                f"reference: its outputs are the {name} of those of the {what}; give the outputs before the {name}",
+            )
     require_close(
         f"reference: the {what}", ours, outputs, spread, "check activation, layers and the layout of the images"
     )
@@ -323,9 +338,15 @@ def require_close(subject: str, outputs: np.ndarray, expected: np.ndarray, sprea
     """
     difference, size = np.abs(outputs - expected).max(initial=0), np.abs(expected).max(initial=0)
     require(
-        bool(difference <= TOLERANCE * spread + ROUNDING * size),
+        _are_close(outputs, expected, spread),
         f"{subject} gives other outputs, by up to {difference:.3g} with the largest output at {size:.3g}; {remedy}",
     )
+
+
+def _are_close(outputs: np.ndarray, expected: np.ndarray, spread: float) -> bool:
+    """Return True if outputs equal the expected ones, as in `require_close`."""
+    difference, size = np.abs(outputs - expected).max(initial=0), np.abs(expected).max(initial=0)
+    return bool(difference <= TOLERANCE * spread + ROUNDING * size)
 
 
 def _numbered(name: str) -> tuple[str, tuple[tuple[int, str], ...]]:
@@ -474,7 +495,7 @@ def group_modules(what: str, tensors: Tensors, *, is_checked: bool = True) -> di
         require(
             part in PARTS,
             f"{what}: expected names that end in {', '.join(PARTS)}, got {name!r}; only linear maps, "
-            "convolutions and batch norms can be read",
+            "convolutions and batch norms can be read, and layers (--layers) leaves the rest out",
         )
         modules.setdefault(module, {})[part] = tensor
     for module, parts in modules.items():
@@ -483,7 +504,8 @@ def group_modules(what: str, tensors: Tensors, *, is_checked: bool = True) -> di
             f"{what}: expected a weight [out, in] or [out, in, height, width], or a batch norm with its "
             "running_mean and running_var, got "
             + ", ".join(f"{part} {tensor.shape}" for part, tensor in parts.items())
-            + f" for module {module!r}; leave it out if it is no layer, else write the network in JAX with its weights",
+            + f" for module {module!r}; leave it out by layers (--layers) if it is no layer, else write the network in "
+            "JAX with its weights",
         )
     return modules
 

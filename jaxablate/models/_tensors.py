@@ -43,13 +43,14 @@ def read_tensors(path: Path, state_key: str | None = None) -> Tensors:
             f"PyTorch file {path}: its name says that it is part {part[1]} of {part[2]}; join the tensors of all parts "
             "in one state dict, and pass it or save it as one file"
         )
-    if path.suffix == ".safetensors":
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
         require(state_key is None, f"state_key: {path} has tensors alone, and no keys above them; leave it out")
         return _read_safetensors(path)
     require(
-        path.suffix in (".pt", ".pth", ".ckpt"),
-        f"PyTorch file {path}: expected .safetensors, .pt, .pth or .ckpt, got {path.suffix!r}; other pickles are not "
-        "read, save model.state_dict() by torch.save as .pt or by safetensors.torch.save_file",
+        suffix in (".pt", ".pth", ".ckpt"),
+        f"PyTorch file {path}: expected .safetensors, .pt, .pth or .ckpt, got {path.suffix!r}; rename it to .pt if "
+        "torch.save wrote it, other pickles are not read",
     )
     return _read_pt(path, state_key)
 

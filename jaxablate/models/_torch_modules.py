@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from jaxablate.models._pytorch import (
     require_close,
     set_weights,
 )
-from jaxablate.models._tensors import detached, to_numpy
+from jaxablate.models._tensors import AssumptionWarning, detached, to_numpy
 
 WITH_WEIGHTS = ("linear", "conv", "batch_norm")
 RESHAPES = {"flatten", "view", "reshape", "contiguous", "unsqueeze", "squeeze"}  # methods and functions
@@ -57,7 +58,7 @@ def from_pytorch(module: Any, images: Images) -> MLP | nnx.Sequential:
 
     The layers may be linear maps, 2-D convolutions, batch norms, dropout, pooling, flattening and the activation
     functions in `ja.models.ACTIVATIONS`, as modules or as functions in `forward`. Parametrized weights, such as weight
-    norms and pruning masks, are computed.
+    norms and pruning masks, are computed. A layer that is applied twice becomes two layers.
 
     Args:
         module: a `torch.nn.Module` that takes images; it is not changed.
@@ -69,6 +70,9 @@ def from_pytorch(module: Any, images: Images) -> MLP | nnx.Sequential:
         function, without batch norm; otherwise an `nnx.Sequential`. Its outputs for the images, and for random images,
         equal the module's, up to 1e-4 of their range. What only training uses is not kept: there is no dropout, and the
         running statistics of a batch norm that averages over all batches (`momentum=None`) get the momentum 0.1.
+
+    Warns:
+        AssumptionWarning: if layers share parameters.
 
     Raises:
         InputError: for an object that is no module, images that it does not take, layers that are no chain or are not
@@ -390,7 +394,7 @@ def _read_chain(torch: Any, what: str, module: Any, inputs: Any) -> tuple[list[L
             f"{what}: torch.fx cannot trace it ({_reason(error)}); write the network as an nnx.Sequential and read its "
             "weights by load_pytorch"
         ) from error
-    value, description, tensors = None, [], {}
+    value, description, tensors, users = None, [], {}, {}
     for node in graph.graph.nodes:
         shape = _shape(node)
         if node.op == "output":
@@ -411,8 +415,16 @@ def _read_chain(torch: Any, what: str, module: Any, inputs: Any) -> tuple[list[L
             if described and described[0]["type"] in WITH_WEIGHTS:
                 parts = {part: getattr(layer, part, None) for part in PARTS}
                 tensors |= {f"{len(description)}.{p}": to_numpy(each) for p, each in parts.items() if each is not None}
+                for parameter in layer.parameters():
+                    users.setdefault(id(parameter), []).append(str(name))
             description += described
             value = node
+    for names in sorted({tuple(names) for names in users.values() if len(names) > 1}):
+        warnings.warn(
+            f"{what}: the layers {', '.join(names)} share parameters; in the converted network each has its own copy",
+            AssumptionWarning,
+            stacklevel=3,
+        )
     return description, tensors
 
 
