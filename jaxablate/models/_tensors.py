@@ -50,7 +50,7 @@ def read_tensors(path: Path, state_key: str | None = None) -> Tensors:
     require(
         suffix in (".pt", ".pth", ".ckpt"),
         f"PyTorch file {path}: expected .safetensors, .pt, .pth or .ckpt, got {path.suffix!r}; rename it to .pt if "
-        "torch.save wrote it, other pickles are not read",
+        "torch.save wrote it, else save model.state_dict() by torch.save or by safetensors.torch.save_file",
     )
     return _read_pt(path, state_key)
 
