@@ -270,7 +270,7 @@ def test_what_is_no_state_dict_is_refused(torch, tmp_path):
     ):
         load_pytorch(tmp_path / "module.pt")
     torch.save(net.state_dict(), tmp_path / "net.pkl")
-    with raises_input_error("expected .safetensors, .pt, .pth or .ckpt, got '.pkl'; rename it to .pt if torch.save wrote it, else save"):
+    with raises_input_error("expected .safetensors, .pt, .pth or .ckpt, got '.pkl'; rename it to .pt if"):
         load_pytorch(tmp_path / "net.pkl")
     torch.save({"loss": {"train": 0.1}, "epoch": 3}, tmp_path / "checkpoint.pt")
     with raises_input_error(
