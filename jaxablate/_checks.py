@@ -405,7 +405,10 @@ ONE_OUTPUT = (
     "; one output is one class: make two logits of the output z, jnp.concatenate([0 * z, z], axis=1), or pass "
     "outcomes={'name': function}"
 )
-NUMBER_CLASSES = "np.unique(all_labels, return_inverse=True)[1]"
+NUMBER_CLASSES = (
+    "np.unique(all_labels, return_inverse=True)[1] numbers the classes, for all splits together (for a trained "
+    "network, number them in the order of its outputs)"
+)
 UNKNOWN_CLASS = "; drop the examples without a class"
 
 
@@ -415,10 +418,10 @@ def _label_remedy(labels: np.ndarray) -> str:
     if labels.ndim == 2 and labels.shape[1] == 1:
         return "; np.ravel(labels) drops the second axis"
     if kind in "OUSTMm":
-        is_integer = all(isinstance(label, int) for label in labels.ravel().tolist())
-        if kind in "SU" and labels.size and np.char.isdigit(labels).all():
+        values = labels.ravel().tolist()
+        if values and all(isinstance(label, str | bytes) and label.isdigit() for label in values):
             return "; labels.astype(int) reads the numbers"
-        return to_integers if is_integer else f"; {NUMBER_CLASSES} numbers the classes, for all splits together"
+        return to_integers if all(isinstance(label, int) for label in values) else f"; {NUMBER_CLASSES}"
     if kind in "biuf" and labels.ndim == 2 and labels.size:
         one_hot = ((labels != 0).sum(axis=1) == 1).all() and (labels.max(axis=1) == 1).all()
         return " (one-hot labels); np.argmax(labels, axis=1) converts them" if one_hot else ""

@@ -208,6 +208,15 @@ def test_the_expression_in_the_message_mends_the_labels(what):
     np.testing.assert_array_equal(mended, LABELS > 1 if what == "booleans" else LABELS)
 
 
+def test_texts_of_digits_are_read_as_numbers():
+    texts = (LABELS + 9).astype(str)  # "10" comes before "9" in an alphabet
+    for labels in (texts, texts.astype(object), texts.astype(bytes)):
+        with raises_input_error(r"; labels.astype\(int\) reads the numbers"):
+            ja.Dataset.from_arrays(IMAGES, labels)
+    with raises_input_error("for a trained network, number them in the order of its outputs"):
+        ja.Dataset.from_arrays(IMAGES, np.array(["cat", "dog", "bird"])[LABELS])
+
+
 def test_labels_from_1(model):
     for name, call in TAKES_LABELS.items():
         if name not in ("dataset", "shards"):

@@ -323,13 +323,45 @@ def test_layers_leave_out_entries_that_are_no_layers(torch, tmp_path):
     assert load_pytorch(tmp_path / "net.PTH", activation="tanh", layers=("0", "2")).hidden == (9,)
 
 
+def test_entries_that_layers_leave_out_are_named(tmp_path):
+    """A mask among them would not be applied."""
+    weights = state(network(("fc1", "fc2"), (12, 9, 5)))
+    masks = {"mask_fc1": np.ones((9, 12), np.float32), "critic.weight": np.ones((9, 12), np.float32)}
+    left_out = "layers leaves out mask_fc1, critic.weight; a mask among them is not applied"
+    with pytest.warns(ja.models.AssumptionWarning, match=left_out):
+        load_pytorch({**weights, **masks}, activation="relu", layers=("fc1", "fc2"))
+    reference = INPUTS, forward(network(("fc1", "fc2"), (12, 9, 5)), INPUTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_pytorch({**weights, **masks}, activation="relu", layers=("fc1", "fc2"), reference=reference)
+
+
+def test_the_parameters_of_an_activation_are_named():
+    weights = state(network(("fc1", "fc2"), (12, 9, 5)))
+    for name, words in {
+        "hardtanh": r"hardtanh \(from -1 to 1\)", "leaky_relu": r"leaky_relu \(slope 0.01\)", "elu": r"elu \(alpha 1\)",
+        "softplus": r"softplus \(beta 1\)", "gelu": r"gelu \(exact form\)", "leaky_relu:0.2": "leaky_relu:0.2",
+        "gelu_tanh": r"gelu_tanh \(approximation by tanh\)", "relu": "relu",
+    }.items():  # fmt: skip
+        with pytest.warns(ja.models.AssumptionWarning, match=f"with {words} between them"):
+            load_pytorch(weights, activation=name)
+
+
+def test_a_reference_of_lower_precision(torch):
+    net = torch.nn.Sequential(torch.nn.Linear(12, 64), torch.nn.ReLU(), torch.nn.Linear(64, 5))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = net(torch.tensor(INPUTS)).float().numpy()
+    with raises_input_error("gives other outputs, .*, or compute the reference in float32, without TF32 and autocast"):
+        load_pytorch(net.state_dict(), activation="relu", reference=(INPUTS, outputs))
+
+
 def test_a_reference_after_a_softmax_is_named(torch):
     nn = torch.nn
     net = nn.Sequential(nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 5))
     with torch.no_grad():
         logits = net(torch.tensor(INPUTS))
-    for name in ("log_softmax", "softmax"):
-        outputs = getattr(torch, name)(logits, 1).numpy()
+    for name in ("log_softmax", "softmax", "sigmoid"):
+        outputs = getattr(torch, name)(logits, *([1] * (name != "sigmoid"))).numpy()
         with raises_input_error(f"reference: its outputs are the {name} of those of the PyTorch state dict; give the"):
             load_pytorch(net.state_dict(), activation="tanh", reference=(INPUTS, outputs))
     with raises_input_error("gives other outputs, by up to .*; check activation, layers"):

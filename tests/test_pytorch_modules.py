@@ -728,7 +728,8 @@ def test_a_pruned_state_dict_names_gelu_as_pytorch_does(data, tmp_path):
     for name in ("gelu", "gelu_tanh"):
         command = ("prune", tmp_path / "net.safetensors", "--activation", name, "--dataset", path)
         output = run(*command, "--keep-fraction", 0.5, "--out", tmp_path / f"{name}.safetensors")
-        assert f"; {name} between its layers)" in output.replace("\n", " ")
+        form = {"gelu": "gelu (exact form)", "gelu_tanh": "gelu_tanh (approximation by tanh)"}[name]
+        assert f"; {form} between its layers)" in output.replace("\n", " ")
 
 
 @pytest.mark.filterwarnings("ignore:mutual information")  # random labels tell nothing

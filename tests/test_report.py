@@ -898,6 +898,19 @@ def test_layout_in_a_browser(browser, path, five_scores, width, kind):
     page.close()
 
 
+def test_accuracies_that_do_not_follow_from_the_counts_are_refused(small_results, tmp_path):
+    name = next(iter(small_results.children))
+    for variable, factor in (("accuracy", 100), ("correct", 2)):
+        changed = small_results.copy(deep=True)
+        changed[name][variable] = changed[name][variable] * factor
+        with raises_input_error(f"results: the accuracy of {name} is not the fraction of correct predictions"):
+            write_report(changed, tmp_path / "page.html")
+        ja.results.save_results(changed, tmp_path / "changed.nc")
+        with raises_input_error(f"changed.nc: the accuracy of {name} .*is not the fraction of correct predictions"):
+            ja.results.load_results(tmp_path / "changed.nc")
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_two_runs_are_compared_on_a_page(small_results, tmp_path):
     """Its numbers equal `ja.compare`; it names the settings that differ, and both origins."""
     second = small_results.copy(deep=True)
@@ -905,7 +918,8 @@ def test_two_runs_are_compared_on_a_page(small_results, tmp_path):
     second.attrs["config"] = json.dumps({**config, "l2": 0.25})
     for node in second.subtree:
         if "accuracy" in node.data_vars:
-            node["accuracy"] = node["accuracy"] * 0.9
+            node["correct"] = node["correct"] * 9 // 10  # -1 marks what was not evaluated, and stays
+            node["accuracy"] = node["correct"].where(node["correct"] >= 0) / node.attrs["num_test_examples"]
     page = Page(write_comparison(small_results, second, tmp_path / "page.html", names=("<mine>", "other")))
     rows = [row.replace(" ", "") for row in page.rows()]
     assert f"l2{config['l2']}0.25" in rows

@@ -298,7 +298,7 @@ def prune(
     from jaxablate._checks import require
     from jaxablate._files import require_writable
     from jaxablate.models._mlp import is_mlp
-    from jaxablate.models._pytorch import IN_PYTORCH
+    from jaxablate.models._pytorch import in_words
     from jaxablate.models._torch_modules import import_torch, save_state_dict
     from jaxablate.study import prune_by_score
 
@@ -342,9 +342,7 @@ def prune(
         axes = ("channel", "height", "width") if len(shape) == 3 else shape
         facts = {"format": "PyTorch state dict", "inputs": f"inputs [example, {', '.join(map(str, axes))}]"}
         if is_mlp(comparison.model):
-            names = {ours: theirs for theirs, ours in IN_PYTORCH.items()}
-            activation = names.get(comparison.model.activation, comparison.model.activation)
-            facts["activation"] = f"{activation} between its layers"
+            facts["activation"] = f"{in_words(comparison.model.activation)} between its layers"
     listed = f" ({'; '.join(facts.values())})" if facts else ""
     show(f"Network: {out}{listed}")
     return {
@@ -385,7 +383,7 @@ def _read_network(
     from jaxablate._files import require_file
     from jaxablate.datasets._types import difference_of_scales
     from jaxablate.models._files import is_saved_model
-    from jaxablate.models._pytorch import TORCH_ACTIVATIONS, read_state_dict, require_reference
+    from jaxablate.models._pytorch import IN_PYTORCH, TORCH_ACTIVATIONS, in_words, read_state_dict, require_reference
 
     require_file("network file", path)
     pair = None if reference is None else _read_reference(reference)
@@ -406,7 +404,7 @@ def _read_network(
                 f"network file {path}: a PyTorch state dict does not name its activation function; give --activation "
                 f"{' or '.join(TORCH_ACTIVATIONS)}"
             )
-        stated = activation
+        stated = in_words(IN_PYTORCH.get(activation, activation))
         images = load_dataset(dataset, data_dir=data_dir).test.images
         shape, low, high = images.shape, float(images.min()), float(images.max())
         is_reordered = len(shape) == 4 and shape[-1] > 1
@@ -419,7 +417,7 @@ def _read_network(
         for note in warned:
             warnings.warn(note.message, note.category, stacklevel=2)
             notes.append(str(note.message))
-        show(f"Layers: {', '.join(names)}, with {activation} between them. --reference checks it.")
+        show(f"Layers: {', '.join(names)}, with {stated} between them. --reference checks it.")
         sizes = [size for size in shape[1:] if size > 1]
         assumed = f"takes examples as the dataset has them, with numbers from {low:g} to {high:g}"
         if is_reordered:

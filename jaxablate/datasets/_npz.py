@@ -147,8 +147,8 @@ def _read_array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) ->
     shape, _, dtype = HEADER_READERS[version](head)
     require(
         dtype.kind in "biuf",
-        f"{what}: expected an array of plain numbers, got dtype {dtype}; save numbers, and classes as "
-        f"{NUMBER_CLASSES}, for all splits together",
+        f"{what}: expected an array of plain numbers, got dtype {dtype}; save numbers: labels.astype(int) "
+        f"reads digits, and {NUMBER_CLASSES}",
     )
     declared = math.prod(shape) * dtype.itemsize
     require(

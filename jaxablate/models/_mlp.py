@@ -50,6 +50,11 @@ ACTIVATIONS = {
 """Activation functions by name."""
 WITH_NUMBER = ("leaky_relu", "elu")
 """Activation functions that take a number: the slope below 0 (0.01), or alpha (1)."""
+DEFAULTS = {
+    "gelu": "approximation by tanh", "gelu_exact": "exact form", "leaky_relu": "slope 0.01", "elu": "alpha 1",
+    "softplus": "beta 1", "hardtanh": "from -1 to 1",
+}  # fmt: skip
+"""What a name leaves open, in words."""
 Module = TypeVar("Module", bound=nnx.Module)
 BATCH_NORM = ("scale", "bias", "mean", "var")
 """Names of the arrays [out] of a batch norm: two parameters, then two running statistics."""

@@ -23,6 +23,7 @@ from jaxablate.results._labels import (
     HISTORY,
     OPTIONAL,
     VARIABLES,
+    has_true_accuracy,
     protocols_of,
     require_results,
     select_protocol,
@@ -268,6 +269,10 @@ def _require_whole(path: Path, name: str, network: xr.Dataset) -> None:
         and isinstance(network.attrs.get("num_parameters", 0), int | np.integer)
         and ("model_sha256" not in network or _are_texts(network["model_sha256"], "seed")),
         f"results file {path}: {name} lacks labels that jaxablate writes; the file is damaged",
+    )
+    require(
+        has_true_accuracy(network),
+        f"results file {path}: the accuracy of {name} is not the fraction of correct predictions; the file was changed",
     )
 
 

@@ -525,6 +525,22 @@ def require_results(results: object, argument: str = "results", *, whole: bool =
         not whole or "config" in results.attrs,
         f"{argument}: expected results from ja.run_study or ja.results.load_results, got a tree without settings",
     )
+    if whole:
+        for node in results.subtree:
+            require(
+                has_true_accuracy(node.to_dataset()),
+                f"{argument}: the accuracy of {node.name} is not the fraction of correct predictions; take the results "
+                "that run_study or load_results returned, and change a copy",
+            )
+
+
+def has_true_accuracy(network: xr.Dataset) -> bool:
+    """Return True if the accuracies of a network follow from its numbers of correct predictions, or it has none."""
+    if not {"accuracy", "correct"} <= set(network.data_vars):
+        return True
+    fractions = network["correct"].where(network["correct"] != NOT_EVALUATED) / network.attrs["num_test_examples"]
+    accuracy = network["accuracy"].transpose(*fractions.dims)
+    return np.allclose(accuracy, fractions, atol=1e-6, equal_nan=True)
 
 
 def require_network_results(network: object) -> None:
