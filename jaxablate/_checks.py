@@ -318,7 +318,7 @@ def require_same_features(argument: str, table: Any, train: Any) -> None:
     columns: list[Any] = [_column_names(each) for each in (train, table)]
     require(
         any(names is None for names in columns) or columns[0] == columns[1],
-        f"{argument}: their columns are not those of the training images in their order; choose them by "
+        f"{argument}: their columns differ from the columns of the training images, or have another order; choose them by "
         "frame[train.columns], or pass frame.to_numpy()",
     )
     dims: list[Any] = [_dimensions(each) for each in (train, table)]
@@ -326,8 +326,8 @@ def require_same_features(argument: str, table: Any, train: Any) -> None:
         return
     require(
         dims[0][1:] == dims[1][1:],
-        f"{argument}: their dimensions {dims[1][1:]} are not those of the training images, {dims[0][1:]}; transpose "
-        "them, or pass images.to_numpy()",
+        f"{argument}: their dimensions {dims[1][1:]} differ from {dims[0][1:]} of the training images; transpose them, "
+        "or pass images.to_numpy()",
     )
     for name in dims[0][1:]:
         first, second = (each.indexes.get(name) for each in (train, table))

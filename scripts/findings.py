@@ -75,9 +75,9 @@ value, it decides without a test. A claim holds if all its comparisons hold, whi
 counts of single comparisons that hold are therefore uncorrected. A claim does not hold if one comparison
 does not. It shows *no difference* if all its comparisons show none; otherwise it *holds in part* if each
 holds or shows no difference. Only comparisons of C2 and C9 can be *reversed*: all of their group (C2: both
-sides of random, for one score and layer; C9: all) are significantly negative. A claim of which none fails
-is *reversed* if all are reversed, and *reversed in part* if some are; counts add both to those that do not
-hold. Nothing is corrected across claims.
+sides of random, for one score and layer; C9: all) are significantly negative. A claim without a failing
+comparison is *reversed* if all are reversed, and *reversed in part* if some are; counts add both to those
+that do not hold. Nothing is corrected across claims.
 
 The paper gives no numbers for falling strongly, staying flat, costing little and correlating strongly. Here
 they mean more than 3, less than 1 and less than 2 points on average over the steps, and a rank correlation

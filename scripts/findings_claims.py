@@ -326,10 +326,10 @@ def without_mi(measured: Measurements) -> str:
             scores = missing & ~constant_neurons(measured.network(name))
         layer = network["layer"].values
         counts = [f"{scores[:, layer == i].sum(axis=1).mean():.0f}" for i in np.unique(layer)]
-        left = (~missing)[:, layer == 1].sum(axis=1)
+        with_mi = (~missing)[:, layer == 1].sum(axis=1)
         parts.append(
             f"in the {name} network this is so for {', '.join(counts)} more neurons of layers 1 to {layer.max()} "
-            f"(means over networks), {left.min()} to {left.max()} of layer 1 have an MI, and the neurons without one "
+            f"(means over networks), {with_mi.min()} to {with_mi.max()} of layer 1 have an MI, and the neurons without one "
             f"are {chosen[0]} of the first {first.shape[1]} of MI-HVF in layer 1 ({chosen[1]} in the control)"
         )
     return (

@@ -820,7 +820,7 @@ def test_outputs_that_are_probabilities():
         "hard": jax.nn.hard_sigmoid,
     }
     cases = [*((each, "are probabilities, which sum to 1; pass outputs=") for each in sums_to_1.values())]
-    cases += [(each, "always lie between 0 and 1, as those of a sigmoid; return logits") for each in sigmoids.values()]
+    cases += [(each, "always lie between 0 and 1, as after a sigmoid; return logits") for each in sigmoids.values()]
     for function, reason in cases:
         model = small(lambda w, x, f=function: f(logits(w, x)), *shapes)
         assert ja.evaluate_masks(model, masks, x, y).shape == (4,)  # the largest output needs no logits

@@ -662,7 +662,9 @@ def test_xarray_in_another_order_is_refused():
     labels = np.arange(30) % 3
     with raises_input_error("test images: their coordinate 'lat' is not that of the training images in its order"):
         ja.Dataset.from_arrays(train, labels, test=(train.sortby("lat"), labels))
-    with raises_input_error(r"test images: their dimensions \('lon', 'lat'\) are not those of the training images"):
+    with raises_input_error(
+        r"test images: their dimensions \('lon', 'lat'\) differ from \('lat', 'lon'\) of the training"
+    ):
         ja.Dataset.from_arrays(train, labels, test=(train.transpose("t", "lon", "lat"), labels))
     for test in (train, train.to_numpy(), train.drop_vars("lat")):
         assert len(ja.Dataset.from_arrays(train, labels, test=(test, labels)).test) == 30
@@ -695,7 +697,7 @@ def test_rows_of_pandas_that_do_not_belong_together():
     data = ja.Dataset.from_arrays(shuffled, labels.loc[shuffled.index])
     assert data.num_classes == 3
     assert ja.Dataset.from_arrays(shuffled, labels.to_numpy()).num_classes == 3, "an array has no index"
-    with raises_input_error("test images: their columns are not those of the training images in their order"):
+    with raises_input_error("test images: their columns differ from the columns of the training images"):
         ja.Dataset.from_arrays(images, labels, test=(images[[3, 2, 1, 0]], labels))
     assert len(ja.Dataset.from_arrays(images, labels, test=(images, labels)).test) == 60
     model = ja.MLP(4, (5,), 3, rngs=nnx.Rngs(0))

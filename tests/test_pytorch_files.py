@@ -362,7 +362,9 @@ def test_a_reference_after_a_softmax_is_named(torch):
         logits = net(torch.tensor(INPUTS))
     for name in ("log_softmax", "softmax", "sigmoid"):
         outputs = getattr(torch, name)(logits, *([1] * (name != "sigmoid"))).numpy()
-        with raises_input_error(f"reference: its outputs are the {name} of those of the PyTorch state dict; give the"):
+        with raises_input_error(
+            f"reference: its outputs are the {name} of what the PyTorch state dict gives; give the"
+        ):
             load_pytorch(net.state_dict(), activation="tanh", reference=(INPUTS, outputs))
     with raises_input_error("gives other outputs, by up to .*; check activation, layers"):
         load_pytorch(net.state_dict(), activation="tanh", reference=(INPUTS, logits.numpy()[::-1]))

@@ -231,7 +231,7 @@ def require_computable(outcomes: Named, network: ModelSpec, targets: Any) -> Non
         # numbers of several classes that do not sum to 1 are no probabilities of one class among them
         require(
             not network.in_unit_interval,
-            f"outcomes: {name!r} takes logits, but the outputs always lie between 0 and 1, as those of a sigmoid; "
+            f"outcomes: {name!r} takes logits, but the outputs always lie between 0 and 1, as after a sigmoid; "
             "return logits",
         )
     two = _two_examples(targets)

@@ -207,9 +207,9 @@ def read_state_dict(
         network.eval()
     left_out = [entry for entry in tensors if not any(entry in _entries_of(name, [entry]) for name in names)]
     if left_out and not is_checked:
-        shown = ", ".join(left_out[:8]) + f" and {len(left_out) - 8} more" * (len(left_out) > 8)
+        listed = ", ".join(left_out[:8]) + f" and {len(left_out) - 8} more" * (len(left_out) > 8)
         warnings.warn(
-            f"{what}: layers leaves out {shown}; a mask among them is not applied, and a reference would notice",
+            f"{what}: layers leaves out {listed}; a mask among them is not applied, and a reference would notice",
             AssumptionWarning,
             stacklevel=3,
         )
@@ -316,7 +316,7 @@ def require_reference(what: str, network: Any, inputs: Any, outputs: Any) -> Non
             name = function.__name__
             require(
                 not _are_close(np.asarray(function(jnp.asarray(ours))), outputs, spread),
-                f"reference: its outputs are the {name} of those of the {what}; give the outputs before the {name}",
+                f"reference: its outputs are the {name} of what the {what} gives; give the outputs before the {name}",
             )
     remedy = "check activation, layers and the layout of the images"
     if np.abs(ours - outputs).max() < NOT_FLOAT32 * np.abs(outputs).max():
@@ -326,8 +326,8 @@ def require_reference(what: str, network: Any, inputs: Any, outputs: Any) -> Non
     swapped = [_other_gelu(layer) for layer in layers]
     if swapped != layers:  # the two forms of GELU differ by less than what is tolerated
         with jax.default_matmul_precision("highest"):
-            others = functools.reduce(lambda values, layer: layer(values), swapped, jnp.asarray(inputs))
-        difference, other = (float(np.abs(each - outputs).max()) for each in (ours, np.asarray(others)))
+            swapped_outputs = functools.reduce(lambda values, layer: layer(values), swapped, jnp.asarray(inputs))
+        difference, other = (float(np.abs(each - outputs).max()) for each in (ours, np.asarray(swapped_outputs)))
         require(
             10 * other >= difference,
             f"reference: the {what} gives other outputs, by up to {difference:.2g}, and by {other:.2g} with the other "

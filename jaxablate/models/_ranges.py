@@ -1,6 +1,6 @@
 """Bound the numbers that a graph computes, whatever its images and parameters are.
 
-Input: a graph. Output: True if all of its outputs lie between 0 and 1, as those of a sigmoid do.
+Input: a graph. Output: True if all of its outputs lie between 0 and 1, as after a sigmoid.
 """
 
 import itertools
