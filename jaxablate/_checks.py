@@ -318,8 +318,8 @@ def require_same_features(argument: str, table: Any, train: Any) -> None:
     columns: list[Any] = [_column_names(each) for each in (train, table)]
     require(
         any(names is None for names in columns) or columns[0] == columns[1],
-        f"{argument}: their columns differ from the columns of the training images, or have another order; choose them by "
-        "frame[train.columns], or pass frame.to_numpy()",
+        f"{argument}: their columns differ from the columns of the training images, or have another order; choose "
+        "them by frame[train.columns], or pass frame.to_numpy()",
     )
     dims: list[Any] = [_dimensions(each) for each in (train, table)]
     if not all(dims):

@@ -329,8 +329,9 @@ def without_mi(measured: Measurements) -> str:
         with_mi = (~missing)[:, layer == 1].sum(axis=1)
         parts.append(
             f"in the {name} network this is so for {', '.join(counts)} more neurons of layers 1 to {layer.max()} "
-            f"(means over networks), {with_mi.min()} to {with_mi.max()} of layer 1 have an MI, and the neurons without one "
-            f"are {chosen[0]} of the first {first.shape[1]} of MI-HVF in layer 1 ({chosen[1]} in the control)"
+            f"(means over networks), {with_mi.min()} to {with_mi.max()} of layer 1 have an MI, and the neurons "
+            f"without one are {chosen[0]} of the first {first.shape[1]} of MI-HVF in layer 1 ({chosen[1]} in the "
+            "control)"
         )
     return (
         "Under the published protocol MI is NaN also where a code never changes within one class: "

@@ -170,3 +170,11 @@ def reproduced(once):
 def small_model(mnist5k):
     """Return a trained network of three hidden layers with different widths."""
     return ja.train(mnist5k, (10, 8, 9), epochs=8)[0]
+
+
+@pytest.fixture
+def torch():
+    """Return PyTorch; its networks have the same random weights in every run of a test."""
+    module = pytest.importorskip("torch", reason="needs PyTorch (the extra bench)")
+    module.manual_seed(0)
+    return module

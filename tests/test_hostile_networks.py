@@ -131,11 +131,6 @@ def test_a_damaged_network_is_trained_anew(tmp_path, mnist5k):
         np.testing.assert_array_equal(*(np.asarray(network.stages[0].linear.kernel[...]) for network in (model, again)))
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch")
-
-
 NO_ARCHIVE = "expected a zip archive, as torch.save writes it since PyTorch 1.6, got another file; save it again by "
 
 

@@ -21,11 +21,6 @@ SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
 @pytest.fixture
-def torch():
-    return pytest.importorskip("torch")
-
-
-@pytest.fixture
 def images():
     return np.random.default_rng(0).normal(size=(4, *SHAPE)).astype(np.float32)
 

@@ -24,11 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::jaxablate.models.AssumptionWarn
 WORDS = ("layer_one", "layer_two", "layer_three", "output")
 
 
-@pytest.fixture(scope="module")
-def torch():
-    return pytest.importorskip("torch", reason="needs PyTorch (the extra bench)")
-
-
 def state(weights):
     """The state dict of linear maps [out, in] by name, with biases."""
     tensors = {f"{name}.weight": weight for name, weight in weights.items()}

@@ -28,13 +28,6 @@ COLOURS = RANDOM.normal(size=(9, 12, 14, 3)).astype(np.float32)
 UNSEEN = {3: RANDOM.random((30, 12, 14), dtype=np.float32), 4: RANDOM.normal(size=(30, 12, 14, 3)).astype(np.float32)}
 
 
-@pytest.fixture(scope="module")
-def torch():
-    torch = pytest.importorskip("torch", reason="needs PyTorch (the extra bench)")
-    torch.manual_seed(0)
-    return torch
-
-
 def logits(torch, net, images):
     """The outputs of a module of PyTorch for images with their channels last."""
     with torch.no_grad():
