@@ -132,7 +132,7 @@ def test_arrays_in_memory_are_those_of_a_file(tmp_path):
     assert (data.num_classes, data.source.name, data.source.origin) == (
         CLASSES,
         "mine",
-        "in memory, uint8 images divided by 255",
+        "in memory, validation split taken from train by seed 3, uint8 images divided by 255",
     )
     given = ja.Dataset.from_arrays(*pairs[0], test=pairs[1], validation=pairs[1])
     assert given.source.sha256["validation_images"] != data.source.sha256["validation_images"]

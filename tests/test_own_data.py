@@ -67,7 +67,7 @@ def split(first: str, second: str, *splits: str) -> dict[str, np.ndarray]:
 
 
 NAMES = [
-    ("train_images", split("{}_images", "{}_labels"), "validation split taken from train"),
+    ("train_images", split("{}_images", "{}_labels"), "validation split taken from train by seed 2045"),
     ("val_images", split("{}_images", "{}_labels", "val"), "val_images as validation images; val_labels as validat"),
     ("valid_images", split("{}_images", "{}_labels", "valid"), "valid_images as validation images"),
     ("Keras", split("x_{}", "y_{}"), "x_train as train images; y_train as train labels; x_test as .*; validation"),
@@ -96,7 +96,9 @@ def test_a_single_pair_is_split(tmp_path, names):
     same = ja.Dataset.from_arrays(IMAGES, LABELS)
     assert [len(data.train), len(data.validation), len(data.test)] == [40, 8, 12]
     np.testing.assert_array_equal(data.test.images, same.test.images)
-    assert data.source.origin.endswith(f"(images {names[0]} and labels {names[1]}, split at random into three splits)")
+    assert data.source.origin.endswith(
+        f"(images {names[0]} and labels {names[1]}, split at random into three splits by seed 2045)"
+    )
 
 
 PAIR = {"X": IMAGES, "y": LABELS}
@@ -130,7 +132,7 @@ def test_a_command_prints_what_was_assumed(tmp_path, model):
     options = [str(network), "--dataset", str(data), "--score", "mean_activation", "--out", str(tmp_path / "out.csv")]
     result = CliRunner().invoke(jaxablate.cli.app, ["score", *options])
     assert result.exit_code == 0, result.output
-    assert "(images X and labels y, split at random into three splits)" in " ".join(result.output.split())
+    assert "(images X and labels y, split at random into three splits by seed 2045)" in " ".join(result.output.split())
     assert result.output.count("no split has an example of class 0; number the classes from 0") == 1
 
 
@@ -587,8 +589,11 @@ def test_images_of_several_kinds_or_scales_are_refused():
     ):
         with raises_input_error(message):
             ja.Dataset.from_arrays(train, LABELS, test=(test, LABELS))
-    assert ja.Dataset.from_arrays(numbers, LABELS).source.origin == "in memory, uint8 images divided by 255"
-    assert ja.Dataset.from_arrays(floats, LABELS).source.origin == "in memory"
+    assert (
+        ja.Dataset.from_arrays(numbers, LABELS).source.origin
+        == "in memory, split at random by seed 2045, uint8 images divided by 255"
+    )
+    assert ja.Dataset.from_arrays(floats, LABELS).source.origin == "in memory, split at random by seed 2045"
 
 
 def test_whole_numbers_in_tables_stay_as_they_are():

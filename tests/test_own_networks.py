@@ -326,7 +326,7 @@ def test_the_file_and_what_was_assumed_are_stated(files, small_model, mnist5k, t
         torch
     ) | {
         "format": "PyTorch state dict", "activation": "sigmoid, from --activation; the file does not name it",
-        "layers": "the only order that names and shapes allow",
+        "layers": "0, 2, 4, 6, by shapes and the numbers in the names",
         "images": "assumed that the network takes examples as the dataset has them, with numbers from 0 to 1",
         "reference": f"reproduced, from outputs.npz (SHA-256 {facts_of(outputs)['sha256']})",
     }  # fmt: skip
@@ -347,7 +347,7 @@ def test_the_order_of_colours_is_stated(tmp_path):
     line = ["score", tmp_path / "net.safetensors", "--dataset", tmp_path / "data.npz", *options, "--json"]
     facts = json.loads(run(*line))["file"]
     assert "and flattens images channel by channel, as PyTorch does" in facts["images"]
-    assert facts["layers"] == "a,b, from --layers"
+    assert facts["layers"] == "a, b, from --layers"
 
 
 @pytest.mark.slow

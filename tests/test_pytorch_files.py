@@ -283,7 +283,7 @@ def test_colour_images_on_the_command_line(colours):
     run = CliRunner().invoke(app, settled)
     assert run.exit_code == 0, run.output
     assert "flattens images channel by channel" in " ".join(run.output.split())
-    assert "reference does not show" not in run.output
+    assert "no examples of the dataset" not in run.output
     for scaled in (255 * images, images - 0.5):
         outputs_of_scaled = forward(
             network(("one", "two", "three", "four"), (48, 9, 9, 9, 3)), scaled.transpose(0, 3, 1, 2).reshape(60, -1)
@@ -291,7 +291,7 @@ def test_colour_images_on_the_command_line(colours):
         np.savez(folder / "reference.npz", inputs=scaled, outputs=outputs_of_scaled)
         run = CliRunner().invoke(app, settled)
         assert run.exit_code == 0, run.output
-        assert "reference does not show that the dataset is scaled" in " ".join(run.output.split())
+        assert "--reference: its inputs are no examples of the dataset" in " ".join(run.output.split())
     np.savez(folder / "reference.npz", inputs=images, outputs=outputs + 0.5)
     run = CliRunner().invoke(app, settled)
     assert run.exit_code != 0
@@ -329,6 +329,16 @@ def test_entries_that_layers_leave_out_are_named(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_pytorch({**weights, **masks}, activation="relu", layers=("fc1", "fc2"), reference=reference)
+
+
+def test_numbers_against_the_order_of_definition_leave_the_order_open():
+    """As in a decoder whose layers are numbered upwards and applied downwards."""
+    weights = state(network(("stem", "dec3", "dec2", "dec1", "head"), (12, 9, 9, 9, 9, 5)))
+    with raises_input_error("leave their order open, for example stem, dec1, .*, head or stem, dec3, dec2, dec1, head"):
+        load_pytorch(weights, activation="relu")
+    named = sorted(weights)  # as many tools save them; then the numbers alone say something
+    with pytest.warns(ja.models.AssumptionWarning, match="assumed stem, dec1, dec2, dec3, head in this order"):
+        load_pytorch({name: weights[name] for name in named}, activation="relu")
 
 
 def test_the_parameters_of_an_activation_are_named():

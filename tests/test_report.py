@@ -567,6 +567,20 @@ def test_a_page_names_files_whose_names_are_no_utf8(small_results, tmp_path):
     assert r"donn\udce9es.npz" in html.unescape(page)
 
 
+def test_the_page_says_how_passed_data_were_split(mnist5k, tmp_path):
+    """The split seed of the settings does not count then."""
+    np.savez(tmp_path / "pair.npz", X=np.asarray(mnist5k.test.images[:600]), y=np.asarray(mnist5k.test.labels[:600]))
+    data = ja.load_dataset(tmp_path / "pair.npz", seed=7)
+    config = ja.StudyConfig(scores=("entropy",), num_random_orders=1, steps=1)
+    results = ja.run_study(config, {"mine": ja.MLP(784, (5,), 10, rngs=nnx.Rngs(0))}, data=data)
+    ja.results.save_results(results, tmp_path / "results.nc")
+    loaded = ja.results.load_results(tmp_path / "results.nc")
+    text = write_report(loaded, tmp_path / "page.html").read_text()
+    assert "images X and labels y, split at random into three splits by seed 7" in text
+    assert "split_seed" not in text
+    assert "data = ...  # placeholder: your dataset" in html.unescape(text)
+
+
 def test_networks_and_scores_of_the_page_are_the_users(mnist5k, tmp_path, monkeypatch):
     monkeypatch.setitem(ja.scores.SCORES, "range", lambda evidence: np.ptp(evidence.activations, axis=0))
     images, labels = mnist5k.test.images[:300], mnist5k.test.labels[:300]
@@ -611,7 +625,7 @@ def test_the_command_on_the_page_gives_the_same_results(small_data, tmp_path, mo
     rows = facts(page)
     for fact in (
         "my net; $(x) 'y'.safetensors", f"{len(content):,} bytes", hashlib.sha256(content).hexdigest(),
-        "PyTorch state dict", "tanh, from --activation; the file does not name it", "b,a, from --layers",
+        "PyTorch state dict", "tanh, from --activation; the file does not name it", "b, a, from --layers",
         "not checked, since --reference was not given", "3, of random orders",
     ):  # fmt: skip
         assert fact in rows

@@ -381,7 +381,6 @@ def _read_network(
     from jaxablate import MLP, InputError, load_dataset, load_model
     from jaxablate._checks import JaxablateWarning
     from jaxablate._files import require_file
-    from jaxablate.datasets._types import difference_of_scales
     from jaxablate.models._files import is_saved_model
     from jaxablate.models._pytorch import IN_PYTORCH, TORCH_ACTIVATIONS, in_words, read_state_dict, require_reference
 
@@ -417,7 +416,9 @@ def _read_network(
         for note in warned:
             warnings.warn(note.message, note.category, stacklevel=2)
             notes.append(str(note.message))
-        show(f"Layers: {', '.join(names)}, with {stated} between them. --reference checks it.")
+        check = "--reference checks it." if pair is None else "The reference shows it for its own inputs."
+        order = "in this order, " if layers is None else ""
+        show(f"Layers: assumed {', '.join(names)}, {order}with {stated} between them. {check}")
         sizes = [size for size in shape[1:] if size > 1]
         assumed = f"takes examples as the dataset has them, with numbers from {low:g} to {high:g}"
         if is_reordered:
@@ -427,21 +428,31 @@ def _read_network(
             )
         elif len(sizes) > 2 or len(set(sizes)) > 1:
             assumed += f", and flattens examples of shape {shape[1:]} with their axes in this order"
-        show(f"Inputs: assumed that {path.name} {assumed}. --reference checks it.")
+        show(f"Inputs: assumed that {path.name} {assumed}. {check}")
     if pair is not None:
         require_reference(f"network file {path}", model, *pair)
-        images = load_dataset(dataset, data_dir=data_dir).test.images
-        if difference := difference_of_scales({"the reference": pair[0], "the dataset": images}):
+        data = load_dataset(dataset, data_dir=data_dir)
+        if not any(_has_example(split.images, pair[0]) for split in (data.test, data.train, data.validation)):
             notes.append(
-                f"--reference: expected inputs scaled as the images of the dataset, {difference}; the reference does "
-                "not show that the dataset is scaled as the network takes it"
+                "--reference: its inputs are no examples of the dataset, so it does not show the layout and scale in "
+                "which the network takes these; compute it for some of them"
             )
             warnings.warn(notes[-1], JaxablateWarning, stacklevel=2)
     facts = file_facts(
-        path, activation=stated, is_pytorch=names is not None, layers=layers, state_key=state_key,
+        path, activation=stated, is_pytorch=names is not None, layers=layers, names=names or (), state_key=state_key,
         assumed=assumed, notes=notes, reference=reference,
     )  # fmt: skip
     return model, names, facts
+
+
+def _has_example(images: Any, inputs: Any) -> bool:
+    """Return True if the first of the inputs is among the images, in the same shape but for axes of size 1."""
+    import numpy as np
+
+    first = np.asarray(inputs[0], np.float32)
+    sizes, expected = ([size for size in array.shape if size > 1] for array in (first, images[0]))
+    differences = np.abs(images.reshape(len(images), -1) - first.ravel()) if sizes == expected else np.ones((1, 1))
+    return bool((differences.max(axis=1) < 1e-6).any())
 
 
 def _read_reference(path: Path) -> tuple[Any, Any]:

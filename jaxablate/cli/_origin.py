@@ -1,7 +1,7 @@
 """Describe where the network of a command comes from: its file, what was assumed, and the command itself."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def file_facts(
     activation: str,
     is_pytorch: bool,
     layers: str | None,
+    names: Iterable[str],
     state_key: str | None,
     assumed: str,
     notes: Sequence[str],
@@ -57,6 +58,7 @@ def file_facts(
         activation: activation function of the network.
         is_pytorch: True for a state dict of PyTorch, False for a file that jaxablate wrote.
         layers: value of --layers.
+        names: the modules of the state dict in the order in which they are applied.
         state_key: value of --state-key.
         assumed: what was assumed of its inputs, such as "flattens images channel by channel"; "" for nothing.
         notes: warnings about the file and the reference.
@@ -70,7 +72,8 @@ def file_facts(
         facts |= {
             "format": "PyTorch state dict",
             "activation": f"{activation}, from --activation; the file does not name it",
-            "layers": "the only order that names and shapes allow" if layers is None else f"{layers}, from --layers",
+            "layers": f"{', '.join(names)}, "
+            + ("by shapes and the numbers in the names" if layers is None else "from --layers"),
         }
         if state_key is not None:
             facts["state dict"] = f"{state_key}, from --state-key"

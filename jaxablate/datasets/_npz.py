@@ -43,7 +43,7 @@ def load_npz(path: Path, seed: int) -> Dataset:
     require_file("NumPy archive", path)
     try:
         with zipfile.ZipFile(path) as archive:
-            arrays, assumed = _read_arrays(path, archive)
+            arrays, assumed = _read_arrays(path, archive, seed)
     except InputError:
         raise
     except Exception as error:  # a hostile file makes zipfile and NumPy raise anything
@@ -53,7 +53,7 @@ def load_npz(path: Path, seed: int) -> Dataset:
     return dataset_of_arrays(path.name, arrays, source, seed)
 
 
-def _read_arrays(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, np.ndarray], list[str]]:
+def _read_arrays(path: Path, archive: zipfile.ZipFile, seed: int) -> tuple[dict[str, np.ndarray], list[str]]:
     """Read the arrays of the splits that the archive has, by the names that `dataset_of_arrays` takes.
 
     Returns:
@@ -70,11 +70,10 @@ def _read_arrays(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, np.nda
     chosen = {key: entries[present.index(name)] for key, name in names.items()}
     assumed = [f"{name} as {key.replace('_', ' ')}" for key, name in names.items() if name != key]
     if "test_images" not in names:
-        assumed = [
-            f"images {names['train_images']} and labels {names['train_labels']}, split at random into three splits"
-        ]
+        pair = f"images {names['train_images']} and labels {names['train_labels']}"
+        assumed = [f"{pair}, split at random into three splits by seed {seed}"]
     elif "validation_images" not in names:
-        assumed.append("validation split taken from train")
+        assumed.append(f"validation split taken from train by seed {seed}")
     unused = [name for name in present if name not in names.values()]
     if unused:
         assumed.append(f"not read: {_join(unused)}")

@@ -136,7 +136,12 @@ class Dataset:
             require_same_features(f"{name} {split} images", arrays.get(f"{split}_images"), images)
         # A copy: a later change of the user's array must not change data whose checksum is known.
         copies = {key: host_array(f"{name} {key.replace('_', ' ')}", array).copy() for key, array in arrays.items()}
-        data = dataset_of_arrays(name, copies, Source(name, "in memory", {}), seed)
+        origin = "in memory"
+        if test is None:
+            origin += f", split at random by seed {seed}"
+        elif validation is None:
+            origin += f", validation split taken from train by seed {seed}"
+        data = dataset_of_arrays(name, copies, Source(name, origin, {}), seed)
         warn_of_content(data)
         return _with_checksums(data)
 

@@ -426,6 +426,13 @@ def _settle_order(
         extend([], {name: [name] for name in modules})
     if not orders and steps <= MAX_STEPS:
         return modules  # no order fits; the caller says why
+    # A state dict has the order of definition, unless something has sorted it. Against the numbers, it leaves the order
+    # open.
+    in_file = list(modules)
+    if in_file not in (sorted(in_file), *orders) and all(
+        fits(i, modules[in_file[i - 1]] if i else None, modules[name]) for i, name in enumerate(in_file)
+    ):
+        orders.append(in_file)
     require(
         len(orders) == 1 and steps <= MAX_STEPS,
         f"{what}: the names and shapes of its modules leave their order open"

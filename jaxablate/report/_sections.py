@@ -69,8 +69,9 @@ FILE_FACTS = {
     "format": "format",
     "activation": "activation function",
     "layers": "order of the layers",
-    "images": "order of the inputs",
+    "images": "inputs",
     "reference": "reference outputs",
+    "notes": "notes",
 }
 """Names of the facts about a file, from `jaxablate ablate`, in the table of the origin."""
 
@@ -289,7 +290,8 @@ def provenance_of(results: xr.DataTree) -> dict:
     if is_grid:  # a grid has the checksums of each dataset by its name
         prefixes = {dataset: f"{dataset}, " if len(files) > 1 else "" for dataset in files}
         files = {prefixes[dataset] + name: value for dataset in files for name, value in files[dataset].items()}
-    in_memory = isinstance(files, dict) and "train_images" in files  # the names of files end with their kind
+    data_passed = "data_passed" in results.attrs
+    in_memory = data_passed or "train_images" in files  # the names of files end with their kind
     # networks that were passed to a grid are the same in every condition
     study = next(iter(studies_of(results).values()))
     nodes = select_protocol(study, protocols_of(study)[0]).children
@@ -299,6 +301,11 @@ def provenance_of(results: xr.DataTree) -> dict:
     config = json.loads(results.attrs["config"])
     of_passed = stated_settings(config, is_trained=False)
     config = stated_settings(config, is_trained=bool(trained))
+    if data_passed:
+        of_passed, config = (
+            {name: value for name, value in settings.items() if name not in ("dataset", "data_dir", "split_seed")}
+            for settings in (of_passed, config)
+        )
     rows = {name.replace("_", " "): results.attrs[name] for name in names} | {"device": _device(results)}
     if passed:
         rows |= _passed_rows(results, passed)

@@ -125,8 +125,12 @@ def run_study(
     folders = {"run_dir": run_dir, "network_dir": network_dir, "force": force}
     with progress_reporter(on_progress) as report:
         if config.vary:
-            return run_conditions(config, models, data, run_condition, **folders, report=report, mesh=mesh)
-        return run_condition(config, models, data, **folders, report=report, mesh=mesh)
+            results = run_conditions(config, models, data, run_condition, **folders, report=report, mesh=mesh)
+        else:
+            results = run_condition(config, models, data, **folders, report=report, mesh=mesh)
+    if data is not None:  # then `dataset`, `data_dir` and `split_seed` of the config say nothing about them
+        results.attrs["data_passed"] = 1
+    return results
 
 
 def run_condition(
