@@ -96,7 +96,7 @@ def load_dataset(name: str | Path, *, seed: int = 2045, data_dir: str | Path | N
     path = Path(name)
     is_folder = os.path.isdir(path)  # Path.is_dir raises for a name that is too long
     require(
-        is_folder or (path.suffix == ".npz" and os.path.exists(path)),
+        is_folder or (path.suffix.lower() == ".npz" and os.path.exists(path)),
         f"dataset: unknown {str(name)[:200]!r}; choose {AUTO}, {', '.join(KNOWN)}, an existing folder of IDX files, "
         "or an existing .npz file",
     )
