@@ -386,9 +386,9 @@ def check_labels(
     # The message names the conversion.
     remedy = _label_remedy(array)
     if array.ndim != 1 or num_examples not in (None, len(array)):
-        expected = "any" if num_examples is None else num_examples
+        expected = "one axis [example]" if num_examples is None else f"shape ({num_examples}) = [example]"
         ending = remedy if array.ndim == 2 else ""
-        raise InputError(f"{argument}: expected shape ({expected}) = [example], got {array.shape}{ending}")
+        raise InputError(f"{argument}: expected {expected}, got {array.shape}{ending}")
     is_integer = jnp.issubdtype(array.dtype, np.integer)
     require(is_integer, f"{argument}: expected integers, got dtype {array.dtype}{remedy}")
     if num_classes is not None and array.size:
@@ -424,7 +424,9 @@ def _label_remedy(labels: np.ndarray) -> str:
         return to_integers if all(isinstance(label, int) for label in values) else f"; {NUMBER_CLASSES}"
     if kind in "biuf" and labels.ndim == 2 and labels.size:
         one_hot = ((labels != 0).sum(axis=1) == 1).all() and (labels.max(axis=1) == 1).all()
-        return " (one-hot labels); np.argmax(labels, axis=1) converts them" if one_hot else ""
+        if one_hot:
+            return " (one-hot labels); np.argmax(labels, axis=1) converts them"
+        return "; for several classes per example pass outcomes={'name': function}, for one of them its column"
     if kind == "f" and not np.isfinite(labels).all():
         return f" with {int((~np.isfinite(labels)).sum())} NaN or infinite{UNKNOWN_CLASS}"
     if kind == "f" and (labels != np.floor(labels)).any():

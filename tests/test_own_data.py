@@ -143,7 +143,10 @@ UNIQUE = r"; np.unique\(all_labels, return_inverse=True\)\[1\] numbers the class
 BAD_LABELS = {
     "one-hot": (np.eye(3)[LABELS], r"\(one-hot labels\); np.argmax\(labels, axis=1\) converts them"),
     "one-hot integers": (np.eye(3, dtype=int)[LABELS], r"\(one-hot labels\); np.argmax\(labels, axis=1\)"),
-    "several labels": (np.ones((60, 3), int), r"= \[example\], got \(60, 3\)$"),
+    "several labels": (
+        np.ones((60, 3), int),
+        r"\[example\], got \(60, 3\); for several classes per example pass outcomes",
+    ),
     "[N, 1]": (LABELS[:, None], r"got \(60, 1\); np.ravel\(labels\) drops the second axis"),
     "table": (pd.DataFrame({"y": LABELS}), r"got \(60, 1\); np.ravel\(labels\)"),
     "texts": (np.array(["a", "b", "c"])[LABELS], "expected integers, got dtype <U1" + UNIQUE),
@@ -166,7 +169,7 @@ BAD_LABELS = {
     "ragged": ([[1], [1, 2]], "expected an array, got list .*inhomogeneous"),
     "nothing": (None, "expected an array, got NoneType$"),
     "mapping": ({"a": 1}, "expected an array, got dict$"),
-    "text": ("labels", r"= \[example\], got \(\)$"),
+    "text": ("labels", r"\[example\], got \(\)$"),
 }
 if torch is not None:
     BAD_LABELS["gradient"] = torch.tensor(LABELS * 1.0, requires_grad=True), r"got Tensor \(.*tensor.detach\(\).numpy"

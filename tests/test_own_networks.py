@@ -139,7 +139,7 @@ def files(small_model, mnist5k, tmp_path_factory):
 def run(*arguments) -> str:
     result = CliRunner().invoke(jaxablate.cli.app, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout if "--json" in arguments else result.output
 
 
 def rows_of(path) -> list[dict[str, str]]:

@@ -383,6 +383,7 @@ def _read_network(
     from jaxablate._files import require_file
     from jaxablate.models._files import is_saved_model
     from jaxablate.models._pytorch import IN_PYTORCH, TORCH_ACTIVATIONS, in_words, read_state_dict, require_reference
+    from jaxablate.models._tensors import AssumptionWarning
 
     require_file("network file", path)
     pair = None if reference is None else _read_reference(reference)
@@ -416,9 +417,6 @@ def _read_network(
         for note in warned:
             warnings.warn(note.message, note.category, stacklevel=2)
             notes.append(str(note.message))
-        check = "--reference checks it." if pair is None else "The reference shows it for its own inputs."
-        order = "in this order, " if layers is None else ""
-        show(f"Layers: assumed {', '.join(names)}, {order}with {stated} between them. {check}")
         sizes = [size for size in shape[1:] if size > 1]
         assumed = f"takes examples as the dataset has them, with numbers from {low:g} to {high:g}"
         if is_reordered:
@@ -428,7 +426,6 @@ def _read_network(
             )
         elif len(sizes) > 2 or len(set(sizes)) > 1:
             assumed += f", and flattens examples of shape {shape[1:]} with their axes in this order"
-        show(f"Inputs: assumed that {path.name} {assumed}. {check}")
     if pair is not None:
         require_reference(f"network file {path}", model, *pair)
         data = load_dataset(dataset, data_dir=data_dir)
@@ -438,6 +435,16 @@ def _read_network(
                 "which the network takes these; compute it for some of them"
             )
             warnings.warn(notes[-1], JaxablateWarning, stacklevel=2)
+    if names is not None:
+        order = "in this order, " if layers is None else ""
+        for text in (
+            f"Layers: assumed {', '.join(names)}, {order}with {stated} between them",
+            f"Inputs: assumed that {path.name} {assumed}",
+        ):
+            if pair is None:  # a note, which --quiet prints too
+                warnings.warn(f"{text}; --reference checks it", AssumptionWarning, stacklevel=2)
+            else:
+                show(f"{text}. The reference shows it for its own inputs.")
     facts = file_facts(
         path, activation=stated, is_pytorch=names is not None, layers=layers, names=names or (), state_key=state_key,
         assumed=assumed, notes=notes, reference=reference,

@@ -357,8 +357,9 @@ def _warn_of_absent_classes(data: Dataset) -> None:
         if more := [label for label in classes if label not in everywhere]:
             parts.append(f"{name} has no example of {_name_classes(more)}")
     if parts:
-        # Few examples may lack a class by chance; a class that is never trained comes from the numbers of the labels.
-        remedy = "; number the classes from 0 without gaps" if absent["train"] else ""
+        # Few examples may lack a class by chance; a class that no split has comes from the numbers of the labels.
+        remedy = "; shuffle the examples before you split them, or give more" if absent["train"] else ""
+        remedy = "; number the classes from 0 without gaps" if everywhere else remedy
         warnings.warn(
             f"{data.source.name}: of the {data.num_classes} classes, {', '.join(parts)}{remedy}",
             JaxablateWarning,

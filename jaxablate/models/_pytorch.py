@@ -318,7 +318,9 @@ def require_reference(what: str, network: Any, inputs: Any, outputs: Any) -> Non
                 not _are_close(np.asarray(function(jnp.asarray(ours))), outputs, spread),
                 f"reference: its outputs are the {name} of what the {what} gives; give the outputs before the {name}",
             )
-    remedy = "check activation, layers and the layout of the images"
+    remedy = (
+        "check activation, layers, the layout of the images, and that inputs and outputs have one order of examples"
+    )
     if np.abs(ours - outputs).max() < NOT_FLOAT32 * np.abs(outputs).max():
         remedy += ", or compute the reference in float32, without TF32 and autocast"
     require_close(f"reference: the {what}", ours, outputs, spread, remedy)
