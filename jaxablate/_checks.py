@@ -318,8 +318,8 @@ def require_same_features(argument: str, table: Any, train: Any) -> None:
     columns: list[Any] = [_column_names(each) for each in (train, table)]
     require(
         any(names is None for names in columns) or columns[0] == columns[1],
-        f"{argument}: their columns differ from the columns of the training images, or have another order; choose "
-        "them by frame[train.columns], or pass frame.to_numpy()",
+        f"{argument}: their columns differ from the columns of the training images in name or order; reorder them by "
+        "frame[train.columns], or pass frame.to_numpy() if only the names differ",
     )
     dims: list[Any] = [_dimensions(each) for each in (train, table)]
     if not all(dims):
@@ -327,14 +327,14 @@ def require_same_features(argument: str, table: Any, train: Any) -> None:
     require(
         dims[0][1:] == dims[1][1:],
         f"{argument}: their dimensions {dims[1][1:]} differ from {dims[0][1:]} of the training images; transpose them, "
-        "or pass images.to_numpy()",
+        "or pass images.to_numpy() if only the names differ",
     )
     for name in dims[0][1:]:
         first, second = (each.indexes.get(name) for each in (train, table))
         require(
             first is None or second is None or first.equals(second),
-            f"{argument}: their coordinate {name!r} is not that of the training images in its order; choose "
-            "images.sel(...), or pass images.to_numpy()",
+            f"{argument}: their coordinate {name!r} has other values, or another order, than in the training images; "
+            f"reorder them by images.sel({name}=train.{name}), or pass images.to_numpy() if only the labels differ",
         )
 
 
@@ -426,7 +426,7 @@ def _label_remedy(labels: np.ndarray) -> str:
         one_hot = ((labels != 0).sum(axis=1) == 1).all() and (labels.max(axis=1) == 1).all()
         if one_hot:
             return " (one-hot labels); np.argmax(labels, axis=1) converts them"
-        return "; for several classes per example pass outcomes={'name': function}, for one of them its column"
+        return "; if an example can have several classes, pass outcomes={'name': function}, or one class, labels[:, k]"
     if kind == "f" and not np.isfinite(labels).all():
         return f" with {int((~np.isfinite(labels)).sum())} NaN or infinite{UNKNOWN_CLASS}"
     if kind == "f" and (labels != np.floor(labels)).any():

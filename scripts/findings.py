@@ -185,16 +185,16 @@ def abstract(
             '*Using information theoretic metrics to study the importance of individual neurons in DNNs* ("the paper") '
             "ranks the hidden neurons of trained MLPs by information, ablates them one after another, and reads "
             f"importance and redundancy off the accuracy. Here {len(CLAIMS)} claims are tested on "
-            f"{len(config['seeds'])} networks of each of its two kinds (2 and 3 layers of "
-            f"{config['networks'][0][0]} {config['activation']} units), by its formulas and by what its "
-            "code computes instead. The last two columns count the kinds of networks of all settings below, by the "
-            "formulas, with all neurons and without those whose code never changes. Brackets: of the kinds before "
-            "them, those in which the claim holds in part. Open: no difference, or undecided. A claim that is "
-            "reversed, all or in part, does not hold. The columns share networks or data and are not independent.",
+            f"{len(config['seeds'])} networks of each of its two kinds (2 and 3 layers of {config['networks'][0][0]} "
+            f"{config['activation']} units), by its formulas and by what its code computes instead. The last two "
+            "columns count the kinds of networks of all settings below, by the formulas, with all neurons and "
+            "without those whose code never changes. Brackets: of the kinds before them, those in which the claim "
+            "holds in part. Open: no difference, or undecided. The counts add *reversed*, all or in part, to *does "
+            "not hold*. The columns share networks or data and are not independent.",
             "Four claims go beyond the paper's words. It says that random pruning is moderate, and C2 adds the "
             f"direction (in either direction C2: {either}). It says that entropy and MI fall strongly, and C7 adds "
             "that KL does not. It says that bias balancing reduces the variation between training results, and C11 "
-            f"takes random orders of one network; between networks, {spread_summary(spreads)}. It calls MI and KL "
+            f"takes random orders of one network. {spread_summary(spreads)}. It calls MI and KL "
             "strongly correlated with the results of classification, without a measure, and C12 takes the rank "
             "correlation with the damage of a single neuron, above 0.5 in every layer and in the network.",
             claims_table(measured, verdicts, [kind for kind in kinds if kind.has_learned]),

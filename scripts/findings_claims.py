@@ -147,13 +147,14 @@ def spread_summary(spreads: Sequence[Spread]) -> str:
     ratios, changes = [spread.ratio for spread in spreads], [spread.change for spread in spreads]
     determined, least = [spread.determined for spread in spreads], min(spread.orders for spread in spreads)
     return (
-        f"with one random order each, the standard deviation of the accuracy at a step falls to {min(ratios)[0]:.2f} "
-        f"to {max(ratios)[0]:.2f} of that with zeros ({sum(high < 1 for _, _, high in ratios)} of {len(spreads)} 95% "
-        f"intervals lie below 1), but with zeros {100 * least:.0f}% or more of this variance is between orders. The "
-        "rest, between networks, is estimated as smaller with bias balancing in "
-        f"{sum(mean < 0 for mean, _, _ in changes)} and as larger in {sum(mean > 0 for mean, _, _ in changes)} of "
-        f"{len(spreads)} cases ({sum(high < 0 or low > 0 for _, low, high in changes) or 'no'} intervals exclude 0). "
-        "For MI-LVF, which is one order for each network, the standard deviation falls in "
+        "With one random order for each network, the standard deviation of the accuracy at a step falls to "
+        f"{min(ratios)[0]:.2f} to {max(ratios)[0]:.2f} of that with zeros ({sum(high < 1 for _, _, high in ratios)} of "
+        f"{len(spreads)} 95% intervals lie below 1). But with zeros {100 * least:.0f}% or more of this variance comes "
+        "from the choice of the order. The rest, which comes from the network, is estimated as smaller with bias "
+        f"balancing in {sum(mean < 0 for mean, _, _ in changes)} and as larger in "
+        f"{sum(mean > 0 for mean, _, _ in changes)} of {len(spreads)} cases "
+        f"({sum(high < 0 or low > 0 for _, low, high in changes) or 'no'} intervals exclude 0). For MI-LVF, which is "
+        "one order for each network, the standard deviation falls in "
         f"{sum(high < 1 for _, _, high in determined)} of {len(spreads)} cases and rises in "
         f"{sum(low > 1 for _, low, _ in determined)} (95%)"
     )
@@ -167,14 +168,13 @@ def between_networks(spreads: Sequence[Spread]) -> str:
 
     return "\n".join(
         [
-            f"Between networks, {spread_summary(spreads)}. In the table, *orders* is the fraction of the variance with "
-            "zeros that lies between the random orders of a network, and *between networks* is the rest of the "
-            "variance, with zeros, balanced, and the difference, in squared points; an estimate near 0 may be "
-            "negative, and the fraction then exceeds 100%. Variances are means over the steps, and intervals are "
-            "t-intervals by the jackknife over networks.",
+            f"{spread_summary(spreads)}. In the table, *orders* is the fraction of the variance with zeros that "
+            "comes from the choice of the order. *Networks* is the rest of the variance, with zeros, balanced, and "
+            "the difference, in squared points; an estimate near 0 may be negative, and the fraction then exceeds "
+            "100%. Variances are means over the steps, and intervals are t-intervals by the jackknife over networks.",
             "",
             "| network | layer | protocol | random order: zeros | balanced, points | ratio | orders | "
-            "between networks: zeros | balanced | difference | MI-LVF: ratio |",
+            "networks: zeros | balanced | difference | MI-LVF: ratio |",
             "| --- " * 11 + "|",
             *(
                 f"| {each.place} | {each.deviations[0]:.2f} | {each.deviations[1]:.2f} | {cell(each.ratio)} | "
@@ -315,28 +315,29 @@ def constant_code_control(measured: Measurements, verdicts: Sequence[Verdict]) -
 
 def without_mi(measured: Measurements) -> str:
     """Say which neurons have no MI under the published protocol, and what its orders do with them."""
-    parts = []
+    rows = []
     for name in measured.names:
-        scores, chosen = [], []
+        constant, fractions = constant_neurons(measured.network(name)), []
         for protocol in (PUBLISHED, f"{PUBLISHED}+constant_last"):
             network = measured.network(name, protocol)
             missing = np.isnan(network["scores"].sel(score="mutual_information").transpose("seed", "neuron").values)
             first = network["ablated"].sel(scope="layer1", ordering="mutual_information_high").values
-            chosen.append(f"{100 * np.take_along_axis(missing, first, axis=1).mean():.0f}%")
-            scores = missing & ~constant_neurons(measured.network(name))
+            fractions.append(f"{100 * np.take_along_axis(missing, first, axis=1).mean():.0f}%")
         layer = network["layer"].values
-        counts = [f"{scores[:, layer == i].sum(axis=1).mean():.0f}" for i in np.unique(layer)]
+        counts = [f"{(missing & ~constant)[:, layer == i].sum(axis=1).mean():.0f}" for i in np.unique(layer)]
         with_mi = (~missing)[:, layer == 1].sum(axis=1)
-        parts.append(
-            f"in the {name} network this is so for {', '.join(counts)} more neurons of layers 1 to {layer.max()} "
-            f"(means over networks), {with_mi.min()} to {with_mi.max()} of layer 1 have an MI, and the neurons "
-            f"without one are {chosen[0]} of the first {first.shape[1]} of MI-HVF in layer 1 ({chosen[1]} in the "
-            "control)"
-        )
-    return (
-        "Under the published protocol MI is NaN also where a code never changes within one class: "
-        f"{'; '.join(parts)}. NaN is ranked by index, so MI-HVF in layer 1 says nothing of neurons with much MI, and "
-        "correlations with MI rest on the neurons that have one."
+        rows.append(f"| {name} | {'; '.join(counts)} | {with_mi.min()} to {with_mi.max()} | {' | '.join(fractions)} |")
+    return "\n".join(
+        [
+            "Under the published protocol MI is NaN also where a code never changes within one class. NaN ranks by "
+            "index, so MI-HVF in layer 1 says nothing of neurons with much MI, and correlations with MI rest on the "
+            "neurons that have one:",
+            "",
+            "| network | more neurons without an MI (mean), by layer | neurons of layer 1 with an MI | first 80 of "
+            "MI-HVF in layer 1: without an MI | the same, without constant codes |",
+            "| --- " * 5 + "|",
+            *rows,
+        ]
     )
 
 

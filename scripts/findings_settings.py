@@ -570,7 +570,7 @@ def settings_abstract(measured: Sequence[Kind], effects: Effects, twenty: Effect
             f"{len(kinds)}. A kind counts if the 95% interval of a comparison excludes 0. In brackets: how many of "
             "them remain after Holm's correction over all kinds of the comparison. The kinds share data, seeds and "
             "orders, so no count is a test. The table counts the kinds in which an order costs more or less accuracy "
-            "than random ones, without the neurons whose code never changes:",
+            "than random orders, without the neurons whose code never changes:",
             "",
             "| ablated | most MI first: more / less | least MI first, sigmoid: less / more | least MI first, others: "
             "less / more | score without labels, lowest first: less / more |",

@@ -145,7 +145,7 @@ BAD_LABELS = {
     "one-hot integers": (np.eye(3, dtype=int)[LABELS], r"\(one-hot labels\); np.argmax\(labels, axis=1\)"),
     "several labels": (
         np.ones((60, 3), int),
-        r"\[example\], got \(60, 3\); for several classes per example pass outcomes",
+        r"\[example\], got \(60, 3\); if an example can have several classes, pass outcomes",
     ),
     "[N, 1]": (LABELS[:, None], r"got \(60, 1\); np.ravel\(labels\) drops the second axis"),
     "table": (pd.DataFrame({"y": LABELS}), r"got \(60, 1\); np.ravel\(labels\)"),
@@ -668,7 +668,9 @@ def test_xarray_in_another_order_is_refused():
     random = np.random.default_rng(0)
     train = xr.DataArray(random.random((30, 4, 4), np.float32), dims=("t", "lat", "lon"), coords={"lat": [3, 2, 1, 0]})
     labels = np.arange(30) % 3
-    with raises_input_error("test images: their coordinate 'lat' is not that of the training images in its order"):
+    with raises_input_error(
+        "test images: their coordinate 'lat' has other values, or another order, than in the training"
+    ):
         ja.Dataset.from_arrays(train, labels, test=(train.sortby("lat"), labels))
     with raises_input_error(
         r"test images: their dimensions \('lon', 'lat'\) differ from \('lat', 'lon'\) of the training"

@@ -283,7 +283,7 @@ def test_colour_images_on_the_command_line(colours):
     run = CliRunner().invoke(app, settled)
     assert run.exit_code == 0, run.output
     assert "flattens images channel by channel" in " ".join(run.output.split())
-    assert "no examples of the dataset" not in run.output
+    assert "no example of the dataset" not in run.output
     for scaled in (255 * images, images - 0.5):
         outputs_of_scaled = forward(
             network(("one", "two", "three", "four"), (48, 9, 9, 9, 3)), scaled.transpose(0, 3, 1, 2).reshape(60, -1)
@@ -291,7 +291,7 @@ def test_colour_images_on_the_command_line(colours):
         np.savez(folder / "reference.npz", inputs=scaled, outputs=outputs_of_scaled)
         run = CliRunner().invoke(app, settled)
         assert run.exit_code == 0, run.output
-        assert "--reference: its inputs are no examples of the dataset" in " ".join(run.output.split())
+        assert "--reference: its first input is no example of the dataset" in " ".join(run.output.split())
     np.savez(folder / "reference.npz", inputs=images, outputs=outputs + 0.5)
     run = CliRunner().invoke(app, settled)
     assert run.exit_code != 0
@@ -322,7 +322,7 @@ def test_entries_that_layers_leave_out_are_named(tmp_path):
     """A mask among them would not be applied."""
     weights = state(network(("fc1", "fc2"), (12, 9, 5)))
     masks = {"mask_fc1": np.ones((9, 12), np.float32), "critic.weight": np.ones((9, 12), np.float32)}
-    left_out = "layers leaves out mask_fc1, critic.weight; a mask among them is not applied"
+    left_out = "layers leaves out mask_fc1, critic.weight; multiply a mask among them into its weights"
     with pytest.warns(ja.models.AssumptionWarning, match=left_out):
         load_pytorch({**weights, **masks}, activation="relu", layers=("fc1", "fc2"))
     reference = INPUTS, forward(network(("fc1", "fc2"), (12, 9, 5)), INPUTS)
@@ -385,7 +385,7 @@ def test_the_two_forms_of_gelu_are_told_apart(torch):
             reference = 50 * INPUTS, net(torch.tensor(50 * INPUTS)).numpy()
         model = load_pytorch(net.state_dict(), activation=right, reference=reference)
         np.testing.assert_allclose(model(reference[0]), reference[1], atol=1e-4)
-        with raises_input_error("with the other form of GELU; take that one: 'gelu' is PyTorch's nn.GELU"):
+        with raises_input_error("with the other form of GELU, so use the other one of 'gelu'"):
             load_pytorch(net.state_dict(), activation=wrong, reference=reference)
         function = jax.nn.gelu if right == "gelu" else functools.partial(jax.nn.gelu, approximate=False)
         sizes, rngs = [(12, 64), (64, 64), (64, 5)], nnx.Rngs(0)

@@ -82,7 +82,7 @@ def load_run(run: Path):
     file = run / "results.nc"
     require(
         file.is_file() and not (run / OWNER_FILE).exists(),
-        f"run {run}: it is not finished, or a program keeps it by run_dir; repeat its command `jaxablate reproduce ... "
-        f"--out {run}`, or compare the results of the program by ja.compare",
+        f"run {run}: it is not finished; repeat its command `jaxablate reproduce ... --out {run}`; if a Python program "
+        "made it (run_study with run_dir), compare its results by ja.compare",
     )
     return load_results(file)

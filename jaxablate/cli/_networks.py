@@ -431,20 +431,19 @@ def _read_network(
         data = load_dataset(dataset, data_dir=data_dir)
         if not any(_has_example(split.images, pair[0]) for split in (data.test, data.train, data.validation)):
             notes.append(
-                "--reference: its inputs are no examples of the dataset, so it does not show the layout and scale in "
-                "which the network takes these; compute it for some of them"
+                "--reference: its first input is no example of the dataset, so it does not check the layout and scale "
+                "of the dataset; compute the reference for examples of the dataset"
             )
             warnings.warn(notes[-1], JaxablateWarning, stacklevel=2)
     if names is not None:
-        order = "in this order, " if layers is None else ""
         for text in (
-            f"Layers: assumed {', '.join(names)}, {order}with {stated} between them",
-            f"Inputs: assumed that {path.name} {assumed}",
+            f"Layers: assumed {', '.join(names)} in this order, with {stated} between them",
+            f"Inputs: assumed that the network of {path.name} {assumed}",
         ):
             if pair is None:  # a note, which --quiet prints too
-                warnings.warn(f"{text}; --reference checks it", AssumptionWarning, stacklevel=2)
+                warnings.warn(f"{text}; --reference checks this", AssumptionWarning, stacklevel=2)
             else:
-                show(f"{text}. The reference shows it for its own inputs.")
+                show(f"{text}; checked by the reference, for its own inputs")
     facts = file_facts(
         path, activation=stated, is_pytorch=names is not None, layers=layers, names=names or (), state_key=state_key,
         assumed=assumed, notes=notes, reference=reference,

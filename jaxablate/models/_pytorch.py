@@ -209,7 +209,8 @@ def read_state_dict(
     if left_out and not is_checked:
         listed = ", ".join(left_out[:8]) + f" and {len(left_out) - 8} more" * (len(left_out) > 8)
         warnings.warn(
-            f"{what}: layers leaves out {listed}; a mask among them is not applied, and a reference would notice",
+            f"{what}: layers leaves out {listed}; multiply a mask among them into its weights before you save them; "
+            "reference=(inputs, outputs) checks the result",
             AssumptionWarning,
             stacklevel=3,
         )
@@ -332,8 +333,9 @@ def require_reference(what: str, network: Any, inputs: Any, outputs: Any) -> Non
         difference, other = (float(np.abs(each - outputs).max()) for each in (ours, np.asarray(swapped_outputs)))
         require(
             10 * other >= difference,
-            f"reference: the {what} gives other outputs, by up to {difference:.2g}, and by {other:.2g} with the other "
-            "form of GELU; take that one: 'gelu' is PyTorch's nn.GELU(), 'gelu_tanh' is nn.GELU(approximate='tanh')",
+            f"reference: the outputs of the {what} differ by up to {difference:.2g}, and by {other:.2g} with the other "
+            "form of GELU, so use the other one of 'gelu', which is nn.GELU(), and 'gelu_tanh', which is "
+            "nn.GELU(approximate='tanh')",
         )
     if isinstance(network, MLP) and network.image_shape is None:
         set_image_shape(network, inputs.shape, flat=True)

@@ -272,7 +272,8 @@ def _require_whole(path: Path, name: str, network: xr.Dataset) -> None:
     )
     require(
         has_true_accuracy(network),
-        f"results file {path}: the accuracy of {name} is not the fraction of correct predictions; the file was changed",
+        f"results file {path}: the accuracy of {name} is not the fraction of correct predictions; the file was "
+        "changed, take the original",
     )
 
 
