@@ -136,9 +136,9 @@ def jackknife(estimates: np.ndarray) -> Bounds:
     return float(estimates[0]), float(estimates[0] - half), float(estimates[0] + half)
 
 
-def of_ratio(variances_: np.ndarray) -> Bounds:
+def of_ratio(ratios: np.ndarray) -> Bounds:
     """Return the root of a ratio of variances, with the interval of its logarithm."""
-    low, mean, high = np.exp(sorted(jackknife(np.log(variances_) / 2)))
+    mean, low, high = np.exp(jackknife(np.log(ratios) / 2))
     return float(mean), float(low), float(high)
 
 

@@ -382,12 +382,13 @@ def _read_network(
     from jaxablate._checks import JaxablateWarning
     from jaxablate._files import require_file
     from jaxablate.models._files import is_saved_model
-    from jaxablate.models._pytorch import IN_PYTORCH, TORCH_ACTIVATIONS, in_words, read_state_dict, require_reference
+    from jaxablate.models._mlp import without_ones
+    from jaxablate.models._pytorch import TORCH_ACTIVATIONS, in_words, read_state_dict, require_reference
     from jaxablate.models._tensors import AssumptionWarning
 
     require_file("network file", path)
     pair = None if reference is None else _read_reference(reference)
-    names, assumed, notes = None, "", []
+    names, data, assumed, notes = None, None, "", []
     # The header of a file that jaxablate wrote names its format and its activation function. A state dict of PyTorch
     # has weights only.
     if is_saved_model(path):
@@ -404,8 +405,8 @@ def _read_network(
                 f"network file {path}: a PyTorch state dict does not name its activation function; give --activation "
                 f"{' or '.join(TORCH_ACTIVATIONS)}"
             )
-        stated = in_words(IN_PYTORCH.get(activation, activation))
-        images = load_dataset(dataset, data_dir=data_dir).test.images
+        data = load_dataset(dataset, data_dir=data_dir)
+        images = data.test.images
         shape, low, high = images.shape, float(images.min()), float(images.max())
         is_reordered = len(shape) == 4 and shape[-1] > 1
         with warnings.catch_warnings(record=True) as warned:
@@ -417,7 +418,8 @@ def _read_network(
         for note in warned:
             warnings.warn(note.message, note.category, stacklevel=2)
             notes.append(str(note.message))
-        sizes = [size for size in shape[1:] if size > 1]
+        assert isinstance(model, MLP)
+        stated, sizes = in_words(model.activation), without_ones(shape)
         assumed = f"takes examples as the dataset has them, with numbers from {low:g} to {high:g}"
         if is_reordered:
             assumed += (
@@ -428,7 +430,7 @@ def _read_network(
             assumed += f", and flattens examples of shape {shape[1:]} with their axes in this order"
     if pair is not None:
         require_reference(f"network file {path}", model, *pair)
-        data = load_dataset(dataset, data_dir=data_dir)
+        data = load_dataset(dataset, data_dir=data_dir) if data is None else data
         if not any(_has_example(split.images, pair[0]) for split in (data.test, data.train, data.validation)):
             notes.append(
                 "--reference: its first input is no example of the dataset, so it does not check the layout and scale "
@@ -455,9 +457,11 @@ def _has_example(images: Any, inputs: Any) -> bool:
     """Return True if the first of the inputs is among the images, in the same shape but for axes of size 1."""
     import numpy as np
 
-    first = np.asarray(inputs[0], np.float32)
-    sizes, expected = ([size for size in array.shape if size > 1] for array in (first, images[0]))
-    differences = np.abs(images.reshape(len(images), -1) - first.ravel()) if sizes == expected else np.ones((1, 1))
+    from jaxablate.models._mlp import without_ones
+
+    if without_ones(inputs.shape) != without_ones(images.shape):
+        return False
+    differences = np.abs(images.reshape(len(images), -1) - np.asarray(inputs[0], np.float32).ravel())
     return bool((differences.max(axis=1) < 1e-6).any())
 
 

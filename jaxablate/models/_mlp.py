@@ -292,7 +292,7 @@ def set_image_shape(model: nnx.Module, shape: tuple[int, ...], *, flat: bool = F
     size 1 do not matter: wherever they are, the pixels are in the same order. `flat` records the number of pixels of
     flat examples too, whose order only the user knows.
     """
-    if len(sizes := _without_ones(shape)) > 1 or (flat and len(sizes) == 1):
+    if len(sizes := without_ones(shape)) > 1 or (flat and len(sizes) == 1):
         model.image_shape = sizes  # pyright: ignore[reportAttributeAccessIssue] (an nnx.Sequential may get it too)
 
 
@@ -302,7 +302,7 @@ def require_image_shape(model: nnx.Module, shape: tuple[int, ...]) -> None:
     Warns:
         AssumptionWarning: for flat examples in place of color images.
     """
-    made_for, sizes = getattr(model, "image_shape", None), _without_ones(shape)
+    made_for, sizes = getattr(model, "image_shape", None), without_ones(shape)
     if made_for is None or (min(len(made_for), len(sizes)) < 2 and max(len(made_for), len(sizes)) < 3):
         return  # grey images are flattened in one way
     axes = ", ".join(map(str, made_for))
@@ -319,7 +319,7 @@ def require_image_shape(model: nnx.Module, shape: tuple[int, ...]) -> None:
         )
 
 
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of an example, without axes of size 1."""
     return tuple(size for size in shape[1:] if size > 1)
 

@@ -205,7 +205,8 @@ def read_state_dict(
     else:
         network, names = set_weights(what, modules, nnx.clone(model), shape, layers)
         network.eval()
-    left_out = [entry for entry in tensors if not any(entry in _entries_of(name, [entry]) for name in names)]
+    used = {entry for name in names for entry in _entries_of(name, tensors)}
+    left_out = [entry for entry in tensors if entry not in used]
     if left_out and not is_checked:
         listed = ", ".join(left_out[:8]) + f" and {len(left_out) - 8} more" * (len(left_out) > 8)
         warnings.warn(

@@ -172,8 +172,7 @@ def network_results(
         have `ablated_in_site` and `ablated_layer`.
     """
     correct = variables["correct"]
-    accuracy = np.where(correct == NOT_EVALUATED, np.nan, correct / num_test_examples)
-    variables = {**variables, "accuracy": accuracy}
+    variables = {**variables, "accuracy": _fractions(correct, num_test_examples)}
     # Networks that were passed to a study have no history, so the dimension `epoch` may be missing.
     sizes, long_names = {}, COORDINATES if passed is None else {**COORDINATES, "seed": PASSED_SEED}
     for name, array in variables.items():
@@ -538,9 +537,14 @@ def has_true_accuracy(network: xr.Dataset) -> bool:
     """Return True if the accuracies of a network follow from its numbers of correct predictions, or it has none."""
     if not {"accuracy", "correct"} <= set(network.data_vars):
         return True
-    fractions = network["correct"].where(network["correct"] != NOT_EVALUATED) / network.attrs["num_test_examples"]
-    accuracy = network["accuracy"].transpose(*fractions.dims)
-    return np.allclose(accuracy, fractions, atol=1e-6, equal_nan=True)
+    correct = network["correct"]
+    fractions = _fractions(correct.values, network.attrs["num_test_examples"])
+    return np.allclose(network["accuracy"].transpose(*correct.dims), fractions, atol=1e-6, equal_nan=True)
+
+
+def _fractions(correct: np.ndarray, num_examples: int | np.integer) -> np.ndarray:
+    """Return counts of correct predictions as fractions, NaN for what was not evaluated."""
+    return np.where(correct == NOT_EVALUATED, np.nan, correct / num_examples)
 
 
 def require_network_results(network: object) -> None:
